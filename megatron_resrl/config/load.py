@@ -1,0 +1,297 @@
+"""YAML and command line -> `Recipe`. jsonargparse checks and converts the values of the settings."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from jsonargparse import ArgumentParser, set_parsing_settings
+
+from megatron_resrl.config.problems import Problem, RecipeError, closest
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.yaml_source import parse_yaml, read_yaml
+
+SECTIONS: dict[str, type] = {
+    name: hint
+    for name, hint in typing.get_type_hints(Recipe).items()
+    if dataclasses.is_dataclass(hint)
+}
+"""Section name -> its dataclass."""
+
+SETTINGS: dict[str, Any] = {
+    name: hint for name, hint in typing.get_type_hints(Recipe).items() if name not in SECTIONS
+} | {
+    f"{section}.{name}": hint
+    for section, cls in SECTIONS.items()
+    for name, hint in typing.get_type_hints(cls).items()
+}
+"""Dotted name of every setting -> its type."""
+
+
+class _Given(NamedTuple):
+    """One setting as the user wrote it."""
+
+    value: Any
+    place: str
+
+
+def load_recipe(path: str | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Reads a recipe and applies command-line overrides.
+
+    Args:
+        path: YAML file; None: every setting starts from its default.
+        overrides: `--section.setting=value` or `--section.setting value`; lists and mappings as
+            YAML or JSON. A dotted name below a pass-through mapping sets one of its keys.
+
+    Returns:
+        The recipe. Relative paths stay relative to the current directory; `~` is expanded.
+
+    Raises:
+        RecipeError: Unknown settings and wrong types, all of them.
+    """
+    recipe, problems = read_recipe(path, overrides)
+    if problems:
+        raise RecipeError(problems)
+    return recipe
+
+
+def read_recipe(path: str | None, overrides: Sequence[str] = ()) -> tuple[Recipe, list[Problem]]:
+    """Like `load_recipe`, but settings with problems keep their defaults and are reported.
+
+    Raises:
+        RecipeError: The file cannot be read at all.
+    """
+    problems: list[Problem] = []
+    given: dict[str, _Given] = {}
+    if path is not None:
+        content, lines = read_yaml(path)
+        places = {name: f"{path}, line {line}" for name, line in lines.items()}
+        _collect(content, "", places, path, given, problems)
+    for name, text in _split(overrides, problems):
+        _apply_override(name, text, given, problems)
+    values = _convert(given, problems)
+    sections = {
+        name: cls(**{key.partition(".")[2]: values[key] for key in values if _in(key, name)})
+        for name, cls in SECTIONS.items()
+    }
+    top = {key: value for key, value in values.items() if "." not in key}
+    return _expand_home(Recipe(**top, **sections)), problems
+
+
+def recipe_yaml(recipe: Recipe) -> str:
+    """The recipe as YAML with every setting written out; `load_recipe` reads it back equal."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    return yaml.safe_dump(plain(dataclasses.asdict(recipe)), sort_keys=False, allow_unicode=True)
+
+
+def settings_parser(prog: str, description: str) -> ArgumentParser:
+    """A parser that knows every setting with its type, default and docstring."""
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog=prog,
+        usage=f"{prog} [RECIPE.yaml] [--section.setting VALUE ...]",
+        description=description,
+        exit_on_error=False,
+    )
+    group = parser.add_argument_group("run")
+    group.add_class_arguments(Recipe, as_group=False, skip=set(SECTIONS))
+    for name, cls in SECTIONS.items():
+        summary = (cls.__doc__ or "").splitlines()[0].rstrip(".")
+        group = parser.add_argument_group(f"{name} - {summary}")
+        group.add_class_arguments(cls, name, as_group=False)
+    return parser
+
+
+def _in(setting: str, section: str) -> bool:
+    return setting.startswith(f"{section}.")
+
+
+def _collect(
+    content: dict[Any, Any],
+    prefix: str,
+    places: dict[str, str],
+    place: str,
+    given: dict[str, _Given],
+    problems: list[Problem],
+) -> None:
+    """Moves nested `content` into `given`, reporting names that do not exist."""
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        here = places.get(name, place)
+        if name in SETTINGS:
+            given[name] = _Given(value, here)
+        elif name not in SECTIONS:
+            problems.append(_unknown(name, value, here))
+        elif isinstance(value, dict):
+            _collect(value, f"{name}.", places, place, given, problems)
+        elif value is not None:
+            fix = f"write its settings below it, e.g. {_members(name)[0]}"
+            problems.append(Problem(name, value, f"this is a section ({here})", fix))
+
+
+def _members(section: str) -> list[str]:
+    """Dotted settings of a section; of the top level for ''."""
+    if section:
+        return [setting for setting in SETTINGS if _in(setting, section)]
+    return [setting for setting in SETTINGS if "." not in setting] + list(SECTIONS)
+
+
+def _unknown(name: str, value: Any, place: str) -> Problem:
+    """Looks for the meant setting in the same section first, then everywhere."""
+    section, _, leaf = name.rpartition(".")
+    members = _members(section) or _members("")
+    by_leaf = {setting.rpartition(".")[2]: setting for setting in SETTINGS}
+    near = closest(leaf, [member.rpartition(".")[2] for member in members])
+    if near is not None:
+        fix = f"did you mean {section}.{near}?" if section in SECTIONS else f"did you mean {near}?"
+    elif leaf in by_leaf:
+        fix = f"did you mean {by_leaf[leaf]}?"
+    elif elsewhere := closest(name, SETTINGS, 0.8) or closest(leaf, by_leaf, 0.8):
+        fix = f"did you mean {by_leaf.get(elsewhere, elsewhere)}?"
+    else:
+        fix = f"{section or 'a recipe'} has {', '.join(m.rpartition('.')[2] for m in members)}"
+    return Problem(name, value, f"there is no such setting ({place})", fix)
+
+
+def _split(overrides: Sequence[str], problems: list[Problem]) -> Iterator[tuple[str, str]]:
+    """Pairs of dotted name and text; an option is `--name=text` or `--name text`."""
+    rest = iter(overrides)
+    for token in rest:
+        name, equals, text = token.removeprefix("--").partition("=")
+        if not token.startswith("--") or not name:
+            fix = "write overrides as --section.setting VALUE"
+            problems.append(Problem("command line", token, "unexpected argument", fix))
+            continue
+        value = text if equals else next(rest, None)
+        if value is None:
+            problems.append(Problem(name, None, "no value follows it", f"write --{name} VALUE"))
+        else:
+            yield name, value
+
+
+def _apply_override(
+    name: str, text: str, given: dict[str, _Given], problems: list[Problem]
+) -> None:
+    place = "command line"
+    try:
+        # Text settings take the words as they are: a regular expression is not YAML.
+        value = text if str in _alternatives(SETTINGS.get(name)) else parse_yaml(text)
+    except yaml.YAMLError as error:
+        said = " ".join(str(error).split())
+        problems.append(Problem(name, text, f"not valid YAML ({said})", "quote or correct it"))
+        return
+    if text == "null":
+        value = None
+    mapping = next((s for s, hint in SETTINGS.items() if _is_mapping(hint) and _in(name, s)), None)
+    if mapping is None:
+        nested: Any = value
+        for part in reversed(name.split(".")[1:]):
+            nested = {part: nested}
+        known = name in SETTINGS or name in SECTIONS
+        if known:
+            _collect({name.partition(".")[0]: nested}, "", {}, place, given, problems)
+        else:
+            problems.append(_unknown(name, value, place))
+        return
+    before = given[mapping].value if mapping in given else None
+    merged = dict(before) if isinstance(before, dict) else {}
+    inner = merged
+    *parents, last = name.removeprefix(f"{mapping}.").split(".")
+    for part in parents:
+        inner[part] = dict(inner[part]) if isinstance(inner.get(part), dict) else {}
+        inner = inner[part]
+    inner[last] = value
+    given[mapping] = _Given(merged, place)
+
+
+def _alternatives(hint: Any) -> tuple[Any, ...]:
+    """The members of a union; the type itself otherwise."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return typing.get_args(hint)
+    return (hint,)
+
+
+def _is_mapping(hint: Any) -> bool:
+    return typing.get_origin(hint) is dict
+
+
+def _convert(given: dict[str, _Given], problems: list[Problem]) -> dict[str, Any]:
+    """Values of the right type, by jsonargparse; the others are reported and left out."""
+    parser = settings_parser("recipe", "")
+    values: dict[str, Any] = {}
+    for name, (value, _) in given.items():
+        # An empty mapping is usually written as a key with nothing behind it.
+        values[name] = {} if value is None and _is_mapping(SETTINGS[name]) else value
+    try:
+        return _parse(parser, values)
+    except argparse.ArgumentError:
+        pass  # Ask for each setting alone, so that all wrong ones are named.
+    good: dict[str, Any] = {}
+    for name, value in values.items():
+        try:
+            good |= _parse(parser, {name: value})
+        except argparse.ArgumentError:
+            problem = f"wrong type ({given[name].place})"
+            problems.append(Problem(name, value, problem, f"give {_words(SETTINGS[name])}"))
+    return good
+
+
+def _parse(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
+    nested: dict[str, Any] = {}
+    for name, value in values.items():
+        section, _, leaf = name.rpartition(".")
+        (nested.setdefault(section, {}) if section else nested)[leaf] = value
+        if value is None and type(None) not in _alternatives(SETTINGS[name]):
+            raise argparse.ArgumentError(None, f"{name} is null")  # jsonargparse lets it pass.
+    parsed = parser.parse_object(nested)
+    return {name: parsed[name] for name in values}
+
+
+def _words(hint: Any) -> str:
+    """The type in words, for messages."""
+    simple = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
+    arguments = typing.get_args(hint)
+    if hint in simple:
+        return simple[hint]
+    if len(_alternatives(hint)) > 1:
+        known = [_words(item) for item in arguments if item is not type(None)]
+        return " or ".join([*known, "null"])
+    origin = typing.get_origin(hint)
+    if origin is typing.Literal:
+        return f"one of {', '.join(map(str, arguments))}"
+    if origin is tuple:
+        example = "[a, b]" if arguments[0] is str else "[1, 2]"
+        number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} items, each "
+        return f"a list like {example} ({number}{_words(arguments[0])})"
+    return "a mapping like {name: value}"
+
+
+def _expand_home(recipe: Recipe) -> Recipe:
+    def expand(path: str) -> str:
+        return str(Path(path).expanduser()) if path.startswith("~") else path
+
+    model, data, evaluation = recipe.model, recipe.data, recipe.evaluation
+    tokenizer_path = model.tokenizer_path
+    return dataclasses.replace(
+        recipe,
+        output_dir=expand(recipe.output_dir),
+        model=dataclasses.replace(
+            model,
+            path=expand(model.path),
+            tokenizer_path=None if tokenizer_path is None else expand(tokenizer_path),
+        ),
+        data=dataclasses.replace(data, train_files=tuple(map(expand, data.train_files))),
+        evaluation=dataclasses.replace(evaluation, files=tuple(map(expand, evaluation.files))),
+        reward=dataclasses.replace(recipe.reward, function=expand(recipe.reward.function)),
+    )

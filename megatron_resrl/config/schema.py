@@ -1,0 +1,271 @@
+"""Every setting of a run: one frozen dataclass per section, a docstring under each field.
+
+Names are Megatron's and the papers'. Fields of megatron-core's own config classes that are not
+named here pass through the `megatron` and `ddp` dictionaries unchanged.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The policy's weights and what differs from the Hugging Face configuration."""
+
+    path: str = ""
+    """Directory of a Hugging Face model: config.json, *.safetensors and tokenizer files."""
+    tokenizer_path: str | None = None
+    """Directory of the tokenizer; default: `path`."""
+    attention_dropout: float = 0.0
+    """Probability of dropping an attention weight (megatron-core `attention_dropout`)."""
+    hidden_dropout: float = 0.0
+    """Probability of dropping a residual-branch output (megatron-core `hidden_dropout`)."""
+    recompute_granularity: Literal["full", "selective"] | None = None
+    """Activation recomputation: whole layers, or core attention only (Megatron's meaning)."""
+    recompute_method: Literal["uniform", "block"] | None = None
+    """How layers are grouped under full recomputation."""
+    recompute_num_layers: int | None = None
+    """Layers per recomputed group (uniform) or recomputed layers per stage (block)."""
+    megatron: dict[str, Any] = field(default_factory=dict)
+    """Other fields of megatron-core's `TransformerConfig`, passed through unchanged."""
+
+
+@dataclass(frozen=True)
+class ParallelConfig:
+    """How ranks share the model. data_parallel_size = world size / (TP x PP x CP)."""
+
+    tensor_model_parallel_size: int = 1
+    """Ranks over which each layer's matrices are split."""
+    pipeline_model_parallel_size: int = 1
+    """Ranks over which the layers are split into stages."""
+    virtual_pipeline_model_parallel_size: int | None = None
+    """Model chunks per pipeline rank (interleaved 1F1B); None: one chunk."""
+    context_parallel_size: int = 1
+    """Ranks over which each sequence is split."""
+    sequence_parallel: bool = False
+    """Split the tokens between tensor-parallel regions (needs TP > 1)."""
+    use_distributed_optimizer: bool = True
+    """Shard optimizer states over data-parallel ranks."""
+    timeout_minutes: float = 30.0
+    """A collective that takes longer ends the run and names the phase."""
+    ddp: dict[str, Any] = field(default_factory=dict)
+    """Other fields of megatron-core's `DistributedDataParallelConfig`, passed through."""
+
+
+@dataclass(frozen=True)
+class PrecisionConfig:
+    """Number formats."""
+
+    params_dtype: Literal["fp32", "bf16"] = "bf16"
+    """Type of weights and activations; gradients and optimizer states stay fp32."""
+    fp8: Literal["hybrid", "e4m3"] | None = None
+    """FP8 matrix multiplications through Transformer Engine (needs CUDA); None: off."""
+    fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
+    """Scaling recipe of Transformer Engine; mxfp8 needs Blackwell."""
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """Adam with decoupled weight decay, and the learning-rate schedule in optimizer steps."""
+
+    lr: float = 1e-6
+    """Peak learning rate (paper: 1e-6)."""
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
+    """Shape of the decay after the warm-up."""
+    lr_warmup_steps: int = 10
+    """Optimizer steps of linear warm-up (paper: 10)."""
+    lr_decay_steps: int | None = None
+    """Optimizer steps until `min_lr`; default: the whole run."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay (paper: 0.1)."""
+    adam_beta1: float = 0.9
+    """Decay of the first moment."""
+    adam_beta2: float = 0.999
+    """Decay of the second moment."""
+    adam_eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_grad: float = 1.0
+    """Largest global gradient norm; 0: no clipping."""
+    megatron: dict[str, Any] = field(default_factory=dict)
+    """Other fields of megatron-core's `OptimizerConfig`, passed through unchanged."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The training prompts."""
+
+    train_files: tuple[str, ...] = ()
+    """Paths of .jsonl or .parquet files."""
+    prompt_key: str = "prompt"
+    """Column with the question (a string or chat messages)."""
+    answer_key: str | None = None
+    """Column of the ground truth, dotted for nested ones; default: reward_model.ground_truth,
+    then answer, then ground_truth."""
+    answer_pattern: str | None = None
+    """Regular expression with one group that cuts the answer out of that column."""
+    system_prompt: str | None = None
+    """System message put before every prompt that has none."""
+    apply_chat_template: bool = True
+    """Format prompts with the tokenizer's chat template; False: string prompts as they are."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Passed to the chat template, e.g. {"enable_thinking": false}."""
+    max_prompt_length: int = 2048
+    """Longer prompts (tokens) are reported and dropped (paper: 2048)."""
+    shuffle: bool = True
+    """Visit prompts in a random order keyed by (seed, epoch)."""
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """How responses are sampled."""
+
+    engine: Literal["megatron"] = "megatron"
+    """`megatron`: the policy decodes by itself."""
+    prompts_per_step: int = 256
+    """Prompts sampled per step (paper: 256)."""
+    group_size: int = 4
+    """Responses per prompt, at least 2 (paper: 4)."""
+    max_response_length: int = 4096
+    """Largest number of new tokens (paper: 4096)."""
+    temperature: float = 1.0
+    """Sampling temperature; 0: greedy (paper: 1.0)."""
+    top_p: float = 1.0
+    """Keep the smallest set of tokens with this probability mass."""
+    top_k: int = 0
+    """Keep the k most likely tokens; 0: all."""
+    stop_token_ids: tuple[int, ...] | None = None
+    """Tokens that end a response; default: the model's end-of-sequence tokens."""
+    max_running_samples: int = 256
+    """Responses decoded at once by one data-parallel replica; bounds the KV cache."""
+
+
+@dataclass(frozen=True)
+class RewardConfig:
+    """How responses are graded."""
+
+    function: str = "math"
+    """`math` (math-verify), `integer` (exact integer answer), or `path.py:name`."""
+    workers: int = 2
+    """Grader processes per rank."""
+    timeout_s: float = 10.0
+    """Seconds per response; a slower one scores 0 and is counted."""
+    length_scaling: bool = False
+    """Scale down the reward of correct responses that are long (the paper's maths recipe)."""
+    length_full_until: int = 3500
+    """Response tokens up to which a correct response keeps its full reward."""
+    length_floor_at: int = 4096
+    """Response tokens from which on it keeps only `length_floor`."""
+    length_floor: float = 0.7
+    """The smallest factor."""
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    """The policy-gradient objective."""
+
+    name: str = "resrl"
+    """One of the registered algorithms: grpo, nsr, w_reinforce, resrl."""
+    clip_low: float = 0.2
+    """PPO clip: smallest ratio is 1 - clip_low."""
+    clip_high: float = 0.2
+    """PPO clip: largest ratio is 1 + clip_high."""
+    dual_clip: float | None = None
+    """Bound on the ratio of tokens with a negative advantage (> 1); None: off."""
+    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
+    """Mean over a response's tokens, then over responses (paper); or over all tokens."""
+    updates_per_step: int = 1
+    """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it."""
+    micro_batch_size: int = 4
+    """Responses per micro-batch of one data-parallel rank."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Options of the algorithm itself, e.g. {"positive_weight": 0.1}."""
+
+
+@dataclass(frozen=True)
+class ResrlConfig:
+    """The subspace of correct answers and the weights of wrong ones (RESRL, sections 2-6)."""
+
+    rank: int = 64
+    """Dimensions kept of the positives' subspace (k)."""
+    max_positive_tokens: int = 4096
+    """Positive tokens sampled per group (M)."""
+    quantiles: tuple[float, float] = (0.2, 0.8)
+    """Quantiles of the negatives' residuals mapped to the smallest and to full weight."""
+    floor: float = 0.1
+    """The smallest weight (xi)."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Saving and resuming."""
+
+    save_every: int = 0
+    """Steps between checkpoints; 0: only at the end."""
+    keep_last: int = 2
+    """Checkpoints kept; older ones are removed after a new one is complete."""
+    resume: Literal["auto", "never"] = "auto"
+    """`auto`: continue from the newest complete checkpoint of the output directory, if any."""
+    export_hf: bool = True
+    """Write the final policy as a Hugging Face model to `<output_dir>/hf`."""
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out questions."""
+
+    files: tuple[str, ...] = ()
+    """Paths of .jsonl or .parquet files, read like the training files."""
+    every: int = 0
+    """Steps between evaluations; 0: only before the first and after the last step."""
+    samples_per_prompt: int = 4
+    """Responses per question (paper: 16)."""
+    temperature: float = 0.6
+    """Sampling temperature (paper: 0.6)."""
+    top_p: float = 0.95
+    """Nucleus mass (paper: 0.95)."""
+    pass_at: tuple[int, ...] = (1,)
+    """The k of the unbiased pass@k; each at most `samples_per_prompt`."""
+    max_prompts: int | None = None
+    """Use only the first questions of each file."""
+
+
+@dataclass(frozen=True)
+class LoggingConfig:
+    """What is written while training."""
+
+    tensorboard: bool = True
+    """Write TensorBoard events to `<output_dir>/tensorboard`."""
+    wandb_project: str | None = None
+    """Weights & Biases project (needs the `wandb` extra); None: off."""
+    sample_responses: int = 2
+    """Responses of each step written with the metrics, to read."""
+    progress_bar: bool = True
+    """Show steps, reward and time left on a terminal."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """All settings of a run."""
+
+    output_dir: str = "outputs/run"
+    """Everything the run writes goes below this directory."""
+    seed: int = 0
+    """Keys every random choice together with step, group and sample."""
+    steps: int = 100
+    """Training steps (each: roll out, grade, update)."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    precision: PrecisionConfig = field(default_factory=PrecisionConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    resrl: ResrlConfig = field(default_factory=ResrlConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)

@@ -1,0 +1,1 @@
+"""The machine: process groups, devices, number formats, and what a CPU needs."""

@@ -1,0 +1,222 @@
+"""Adapts megatron-core 0.16 to a machine without CUDA. Nothing else in the package patches anything.
+
+megatron-core names CUDA devices, streams and random generators literally. Where CUDA is absent
+those names cannot work for anybody, so they are redirected to the CPU's equivalents. On a machine
+with CUDA `adapt_megatron_core` does nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.cuda.nvtx
+from torch.utils._device import _device_constructors
+
+logger = logging.getLogger(__name__)
+
+_FACTORIES = (
+    "zeros ones empty tensor full arange rand randn randint as_tensor linspace "
+    "zeros_like ones_like empty_like full_like rand_like randn_like"
+).split()
+_adapted = False
+
+
+def adapt_megatron_core() -> None:
+    """Redirects CUDA names to the CPU, once, if CUDA is absent; says so once in the log.
+
+    Must run before megatron-core builds a model, because some of its modules look devices up
+    while they are constructed.
+    """
+    global _adapted
+    if _adapted or torch.cuda.is_available():
+        return
+    _adapted = True
+    warnings.filterwarnings("ignore", message=r".*(Apex|Transformer Engine|transformer_engine).*")
+    warnings.filterwarnings("ignore", message=r".*[Ff]alling back to Torch.*")
+    warnings.filterwarnings("ignore", message=r".*absl\.logging is not installed.*")
+    _redirect_device_queries()
+    _redirect_random_state()
+    _redirect_streams()
+    _redirect_factories()
+    _name_tensor_types_as_cuda()
+    _repair_distributed_optimizer_state()
+    logger.info("CUDA is absent: megatron-core is adapted to the CPU (gloo, local layers)")
+
+
+def _redirect_device_queries() -> None:
+    cpu = torch.device("cpu")
+    torch.cuda.current_device = lambda: cpu
+    torch.cuda.synchronize = lambda *args, **kwargs: None
+    torch.cuda.empty_cache = lambda: None
+    torch.Tensor.cuda = lambda self, *args, **kwargs: self
+    torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    torch.cuda.nvtx.range_push = lambda *args, **kwargs: 0
+    torch.cuda.nvtx.range_pop = lambda *args, **kwargs: 0
+
+
+def _redirect_random_state() -> None:
+    """The tensor-parallel random tracker saves and restores the CPU generator instead."""
+    from megatron.core.tensor_parallel import random as tracker
+
+    def get_state(*args: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.get_rng_state()
+
+    def set_state(state: torch.Tensor, *args: Any, **kwargs: Any) -> None:
+        torch.set_rng_state(state)
+
+    torch.cuda.manual_seed = lambda seed: torch.manual_seed(seed)
+    torch.cuda.get_rng_state = get_state
+    torch.cuda.set_rng_state = set_state
+    tracker._get_cuda_rng_state = get_state
+    tracker._set_cuda_rng_state = set_state
+
+
+class _Event:
+    """A moment on the only queue a CPU has: already over when it is asked for."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self, stream: Any = None) -> None:
+        pass
+
+    def wait(self, stream: Any = None) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, other: Any) -> float:
+        return 0.0
+
+
+class _Stream(_Event):
+    """The only queue a CPU has."""
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def record_event(self, event: Any = None) -> Any:
+        return event or _Event()
+
+
+def _redirect_streams() -> None:
+    stream = _Stream()
+    torch.cuda.Stream = _Stream
+    torch.cuda.Event = _Event
+    torch.cuda.current_stream = lambda *args, **kwargs: stream
+    torch.cuda.default_stream = lambda *args, **kwargs: stream
+    torch.cuda.stream = lambda _: contextlib.nullcontext()
+    torch.Tensor.record_stream = lambda self, _: None
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, torch.device):
+        return device.type == "cuda"
+    return isinstance(device, str) and device.startswith("cuda")
+
+
+def _redirect_factories() -> None:
+    """`device="cuda"` and `pin_memory=True` literals mean plain CPU memory."""
+    # `with torch.device(...)` knows the factories by identity from a list it makes at first use;
+    # made now, it holds the originals, which the wrappers below still call.
+    _device_constructors()
+
+    def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(factory)
+        def wrapped(*args: Any, **kwargs: Any) -> Any:
+            if _is_cuda(kwargs.get("device")):
+                kwargs["device"] = "cpu"
+            if kwargs.get("pin_memory"):
+                kwargs["pin_memory"] = False
+            return factory(*args, **kwargs)
+
+        return wrapped
+
+    for name in _FACTORIES:
+        setattr(torch, name, on_cpu(getattr(torch, name)))
+    to = torch.Tensor.to
+
+    @functools.wraps(to)
+    def to_cpu(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = ("cpu", *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = "cpu"
+        return to(self, *args, **kwargs)
+
+    torch.Tensor.to = to_cpu
+
+
+def _name_tensor_types_as_cuda() -> None:
+    """megatron-core's optimizers compare `Tensor.type()` with names such as torch.cuda.FloatTensor."""
+    type_of = torch.Tensor.type
+
+    @functools.wraps(type_of)
+    def named(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if dtype is not None:
+            return type_of(self, dtype, *args, **kwargs)
+        name = type_of(self)
+        return name.replace("torch.", "torch.cuda.", 1) if self.device.type == "cpu" else name
+
+    torch.Tensor.type = named
+
+
+def _repair_distributed_optimizer_state() -> None:
+    """Makes the distributed optimizer's state survive a save and a load with torch's AdamW.
+
+    Upstream assumes Apex's or Transformer Engine's Adam, which keeps the step in the parameter
+    group. torch's AdamW keeps one step tensor per parameter: it is missing before the first step,
+    absent from what is loaded, and afterwards shared by all parameters, which would advance it
+    once per parameter.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    save = DistributedOptimizer.state_dict
+    load = DistributedOptimizer.load_state_dict
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(save)
+    def state_dict(self: Any) -> Any:
+        for group in self.optimizer.param_groups:
+            for parameter in group["params"]:
+                if not self.optimizer.state[parameter]:
+                    self.optimizer.state[parameter].update(
+                        step=torch.tensor(0.0),
+                        exp_avg=torch.zeros_like(parameter),
+                        exp_avg_sq=torch.zeros_like(parameter),
+                    )
+        return save(self)
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, state: Any) -> Any:
+        result = load(self, state)
+        for parameter_state in self.optimizer.state.values():
+            if "step" in parameter_state:
+                parameter_state["step"] = parameter_state["step"].detach().clone()
+        return result
+
+    @functools.wraps(set_states)
+    def set_with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
+        group_index, order = self.model_param_group_index_map[model_param]
+        parameter = self.optimizer.param_groups[group_index]["params"][order]
+        own = self.optimizer.state[parameter]
+        if "step" in own and "step" not in tensors:
+            tensors = {**tensors, "step": own["step"]}
+        return set_states(self, model_param, tensors)
+
+    DistributedOptimizer.state_dict = state_dict
+    DistributedOptimizer.load_state_dict = load_state_dict
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step

@@ -1,0 +1,47 @@
+"""Number formats of weights and activations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from megatron_resrl.config.schema import PrecisionConfig
+
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def params_dtype(precision: PrecisionConfig) -> torch.dtype:
+    """Type of weights and activations."""
+    return _DTYPES[precision.params_dtype]
+
+
+def transformer_precision(precision: PrecisionConfig) -> dict[str, Any]:
+    """megatron-core `TransformerConfig` fields for the chosen formats.
+
+    Args:
+        precision: The recipe's section.
+
+    Returns:
+        Keyword arguments.
+
+    Raises:
+        ValueError: FP8 without Transformer Engine; megatron-core's local layers would ignore the
+            setting without a word and train in the parameters' type.
+    """
+    dtype = params_dtype(precision)
+    fields: dict[str, Any] = {
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype is torch.bfloat16,
+    }
+    if precision.fp8 is not None:
+        from megatron.core.fp8_utils import HAVE_TE
+
+        if not HAVE_TE:
+            raise ValueError(
+                f"precision.fp8 is {precision.fp8!r}, which needs Transformer Engine; "
+                "install the `te` extra on a machine with CUDA, or set precision.fp8 to null"
+            )
+        fields |= {"fp8": precision.fp8, "fp8_recipe": precision.fp8_recipe}
+    return fields

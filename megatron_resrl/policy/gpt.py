@@ -1,0 +1,81 @@
+"""The policy network: megatron-core's GPTModel that stops at the final hidden states."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+from transformers import PretrainedConfig
+
+from megatron_resrl.policy.layer_spec import decoder_spec
+from megatron_resrl.policy.model_config import (
+    padded_vocab_size,
+    rotary_inverse_frequencies,
+    rotary_settings,
+)
+
+
+class PolicyModel(GPTModel):
+    """A GPTModel whose training forward returns hidden states instead of logits.
+
+    The output layer is applied by `log_probs.py`, a chunk of tokens at a time, so that the
+    logits of a batch never exist at once. Cached decoding still returns logits.
+    """
+
+    def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if kwargs.get("inference_context") is not None:
+            return super()._postprocess(hidden_states, *args, **kwargs)
+        return hidden_states
+
+    def output_weight(self) -> torch.Tensor:
+        """This rank's rows of the output matrix, [padded_vocab / TP, hidden]; last stage only."""
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
+
+    def last_layer(self) -> TransformerLayer:
+        """The last transformer layer; its input is the penultimate hidden state. Last stage only."""
+        return self.decoder.layers[-1]
+
+
+def build_model_chunks(
+    hf_config: PretrainedConfig, config: TransformerConfig
+) -> list[PolicyModel]:
+    """Builds this rank's part of the model, weights not yet loaded.
+
+    Args:
+        hf_config: The model's own configuration.
+        config: The megatron-core configuration made from it.
+
+    Returns:
+        One model chunk, or one per virtual pipeline stage.
+    """
+    virtual_stages = config.virtual_pipeline_model_parallel_size
+    stages = range(virtual_stages) if virtual_stages else [None]
+    return [_build_chunk(hf_config, config, vp_stage) for vp_stage in stages]
+
+
+def _build_chunk(
+    hf_config: PretrainedConfig, config: TransformerConfig, vp_stage: int | None
+) -> PolicyModel:
+    placement = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
+    model = PolicyModel(
+        config=config,
+        transformer_layer_spec=decoder_spec(config, vp_stage),
+        vocab_size=padded_vocab_size(hf_config.vocab_size, config.tensor_model_parallel_size),
+        max_sequence_length=hf_config.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(**placement),
+        post_process=parallel_state.is_pipeline_last_stage(**placement),
+        position_embedding_type="rope",
+        rotary_base=rotary_settings(hf_config)["rope_theta"],
+        share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
+        vp_stage=vp_stage,
+    )
+    scaled = rotary_inverse_frequencies(hf_config)
+    if scaled is not None:
+        model.rotary_pos_emb.inv_freq = scaled.to(model.rotary_pos_emb.inv_freq.device)
+    return model

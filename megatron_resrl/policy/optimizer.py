@@ -1,0 +1,107 @@
+"""Gradient buffers, Adam and the learning-rate schedule: megatron-core's, from the recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+
+from megatron_resrl.config.schema import OptimizerConfig, ParallelConfig
+from megatron_resrl.platform.distributed import any_rank
+from megatron_resrl.policy.gpt import PolicyModel
+
+
+def wrap_in_ddp(
+    modules: Sequence[PolicyModel], parallel: ParallelConfig
+) -> list[DistributedDataParallel]:
+    """Gives each chunk fp32 gradient buffers that are summed over data-parallel ranks."""
+    fields: dict[str, Any] = {
+        "grad_reduce_in_fp32": True,
+        "use_distributed_optimizer": parallel.use_distributed_optimizer,
+    }
+    ddp_config = DistributedDataParallelConfig(**(fields | parallel.ddp))
+    return [
+        DistributedDataParallel(config=module.config, ddp_config=ddp_config, module=module)
+        for module in modules
+    ]
+
+
+def make_optimizer(
+    chunks: list[DistributedDataParallel],
+    settings: OptimizerConfig,
+    parallel: ParallelConfig,
+    total_steps: int,
+) -> tuple[MegatronOptimizer, OptimizerParamScheduler]:
+    """Builds the optimizer and its schedule, and tells the model how gradients are finished.
+
+    Args:
+        chunks: This rank's wrapped model chunks.
+        settings: The recipe's section.
+        parallel: The recipe's layout.
+        total_steps: Optimizer steps of the whole run, the default length of the decay.
+    """
+    config = chunks[0].module.config
+    fields: dict[str, Any] = {
+        "optimizer": "adam",
+        "lr": settings.lr,
+        "min_lr": settings.min_lr,
+        "weight_decay": settings.weight_decay,
+        "adam_beta1": settings.adam_beta1,
+        "adam_beta2": settings.adam_beta2,
+        "adam_eps": settings.adam_eps,
+        "clip_grad": settings.clip_grad,
+        "bf16": config.bf16,
+        "params_dtype": config.params_dtype,
+        "use_distributed_optimizer": parallel.use_distributed_optimizer,
+    }
+    optimizer = get_megatron_optimizer(
+        MegatronOptimizerConfig(**(fields | settings.megatron)), chunks
+    )
+
+    def finish_gradients(models: Any, num_tokens: Any = None, **kwargs: Any) -> None:
+        finalize_model_grads(models, None, **kwargs)
+
+    config.finalize_model_grads_func = finish_gradients
+    config.grad_scale_func = optimizer.scale_loss
+    scheduler = OptimizerParamScheduler(
+        optimizer,
+        init_lr=0.0,
+        max_lr=settings.lr,
+        min_lr=settings.min_lr,
+        lr_warmup_steps=settings.lr_warmup_steps,
+        lr_decay_steps=max(
+            settings.lr_decay_steps or total_steps, settings.lr_warmup_steps + 1
+        ),
+        lr_decay_style=settings.lr_decay_style,
+        start_wd=settings.weight_decay,
+        end_wd=settings.weight_decay,
+        wd_incr_steps=0,
+        wd_incr_style="constant",
+    )
+    return optimizer, scheduler
+
+
+def zero_gradients(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:
+    """Clears gradient buffers before a step."""
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    optimizer.zero_grad()
+
+
+def gradients_are_finite(chunks: Sequence[DistributedDataParallel]) -> bool:
+    """Whether no rank holds an infinite or NaN gradient; the same answer on all ranks."""
+    finite = all(
+        bool(torch.isfinite(buffer.grad_data).all())
+        for chunk in chunks
+        for buffer in chunk.buffers + chunk.expert_parallel_buffers
+    )
+    return not any_rank(not finite)

@@ -1,0 +1,69 @@
+"""Runs micro-batches through the pipeline: forward only, 1F1B, or interleaved 1F1B."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_resrl.data.packing import MicroBatch
+
+LastStage = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]
+"""Takes the final hidden states [s, b, h] (or this rank's slice [s / TP, b, h] under sequence
+parallelism) and the micro-batch; returns a scalar whose sum over micro-batches and data-parallel
+ranks is the loss, and whatever the caller collects."""
+
+
+def run_pipeline(
+    model_chunks: Sequence[torch.nn.Module],
+    micro_batches: Sequence[MicroBatch],
+    last_stage: LastStage,
+    *,
+    forward_only: bool,
+) -> list[Any]:
+    """Runs `micro_batches` through megatron-core's schedule for this layout.
+
+    Args:
+        model_chunks: This rank's chunks (one, or one per virtual stage), wrapped or bare.
+        micro_batches: The same on all tensor- and pipeline-parallel ranks of a replica.
+        last_stage: Called on the last pipeline stage only.
+        forward_only: Skip the backward pass; gradients are then off.
+
+    Returns:
+        What `last_stage` collected, in the order of `micro_batches`; empty on other stages.
+    """
+
+    def forward_step(batches: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
+        batch = next(batches)
+        output = model(
+            input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None
+        )
+        return output, functools.partial(collect, batch)
+
+    def collect(batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:
+        loss, collected = last_stage(hidden, batch)
+        # The denominators are in the loss already; megatron-core's token count goes unused.
+        return loss, torch.zeros((), dtype=torch.int, device=loss.device), collected
+
+    rows, length = micro_batches[0].tokens.shape
+    iterators = [iter(micro_batches) for _ in model_chunks]
+    single = len(model_chunks) == 1
+    with torch.set_grad_enabled(not forward_only):
+        return get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=iterators[0] if single else iterators,
+            model=model_chunks[0] if single else list(model_chunks),
+            num_microbatches=len(micro_batches),
+            seq_length=length,
+            micro_batch_size=rows,
+            forward_only=forward_only,
+        )
+
+
+def is_last_stage() -> bool:
+    """Whether this rank holds the last pipeline stage."""
+    return parallel_state.is_pipeline_last_stage(ignore_virtual=True)

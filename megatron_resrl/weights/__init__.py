@@ -1,0 +1,1 @@
+"""Hugging Face weights into and out of the policy's layout."""

@@ -1,0 +1,31 @@
+"""Shared fixtures: the reference data beside the checkout, and markers that need a device."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Folder with reference inputs and outputs; tests that need it are skipped without it."""
+    if not SHARED.is_dir():
+        pytest.skip(f"reference data not found at {SHARED}")
+    return SHARED
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips `gpu` tests without CUDA and `slow` tests unless `-m` asks for them."""
+    asked = config.getoption("-m") or ""
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("slow") and "slow" not in asked:
+            item.add_marker(pytest.mark.skip(reason="slow; run with `pytest -m slow`"))
