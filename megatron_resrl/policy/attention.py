@@ -64,7 +64,7 @@ class SdpaCoreAttention(MegatronModule):
             raise ValueError("SdpaCoreAttention takes padded batches without an attention bias")
         queries, batch = query.shape[:2]
         allowed = None if attention_mask is None else ~attention_mask
-        if allowed is None and queries != key.shape[0]:
+        if allowed is None and 1 < queries < key.shape[0]:
             allowed = torch.ones(queries, key.shape[0], dtype=torch.bool, device=query.device)
             allowed = allowed.tril(key.shape[0] - queries)
         context = scaled_dot_product_attention(
@@ -72,7 +72,7 @@ class SdpaCoreAttention(MegatronModule):
             key.permute(1, 2, 0, 3),
             value.permute(1, 2, 0, 3),
             attn_mask=allowed,
-            is_causal=allowed is None,
+            is_causal=allowed is None and queries > 1,
             dropout_p=self.attention_dropout if self.training else 0.0,
             scale=self.softmax_scale,
             enable_gqa=key.shape[2] != query.shape[2],

@@ -1,0 +1,1 @@
+"""Responses: the engines that sample them, and how they become graded groups."""

@@ -1,0 +1,131 @@
+"""One batch of cached decoding through all pipeline stages of the policy."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.inference.contexts import StaticInferenceContext
+
+from megatron_resrl.policy.gpt import PolicyModel
+
+_SEQUENCE_PARALLEL_FLAGS = (
+    "sequence_parallel",
+    "scatter_to_sequence_parallel",
+    "reduce_scatter_embeddings",
+)
+
+
+class CachedDecoder:
+    """Left-padded prompts and their key-value cache; each call advances the batch.
+
+    Every rank of a replica makes the same calls. Rotary positions count from the padded start;
+    attention sees only differences of positions, so the shift changes nothing.
+    """
+
+    def __init__(
+        self, modules: Sequence[PolicyModel], prompts: Sequence[Sequence[int]], max_new_tokens: int
+    ) -> None:
+        """
+        Args:
+            modules: This rank's model chunks, in evaluation mode.
+            prompts: Token ids of each row.
+            max_new_tokens: Room in the cache after the prompts.
+        """
+        self.modules = modules
+        self.device = next(modules[0].parameters()).device
+        self.length = max(len(prompt) for prompt in prompts)
+        padding = [self.length - len(prompt) for prompt in prompts]
+        self.padding = torch.tensor(padding, device=self.device)
+        self.padded = any(padding)
+        rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
+        self.tokens = torch.tensor(rows, dtype=torch.int64, device=self.device)
+        self.context = StaticInferenceContext(len(prompts), self.length + max_new_tokens)
+
+    def prefill(self) -> torch.Tensor | None:
+        """Reads the prompts. Returns logits [b, V] of the next token; None before the last stage."""
+        logits = self._forward(self.tokens, 0)
+        self.context.enable_decode_mode()
+        return logits
+
+    def advance(self, tokens: torch.Tensor) -> torch.Tensor | None:
+        """Appends one token per row [b]. Returns the next logits [b, V], as `prefill`."""
+        logits = self._forward(tokens[:, None], self.length)
+        self.length += 1
+        return logits
+
+    def select(self, rows: torch.Tensor) -> None:
+        """Keeps (or repeats) rows of the batch, by index, in the cache and the padding."""
+        memory = self.context.key_value_memory_dict
+        for layer, (keys, values) in memory.items():
+            memory[layer] = (keys.index_select(1, rows), values.index_select(1, rows))
+        self.padding = self.padding[rows]
+        self.context.max_batch_size = len(rows)
+
+    def _mask(self, first: int, last: int) -> torch.Tensor | None:
+        """[b, 1, last - first, last], True where attention is forbidden; None: causal."""
+        if not self.padded:
+            return None
+        key = torch.arange(last, device=self.device)
+        query = key[first:, None]
+        forbidden = (key > query) | (key < self.padding[:, None, None, None])
+        # Padding sees itself, so that no row of the softmax is empty.
+        return forbidden & (key != query)
+
+    def _forward(self, tokens: torch.Tensor, first: int) -> torch.Tensor | None:
+        rows, count = tokens.shape
+        positions = torch.arange(first, first + count, device=self.device).expand(rows, -1)
+        mask = self._mask(first, first + count)
+        output = None
+        for index, module in enumerate(self.modules):
+            if not module.pre_process:
+                module.set_input_tensor(self._receive(count, rows))
+            output = module(
+                input_ids=tokens,
+                position_ids=positions,
+                attention_mask=mask,
+                inference_context=self.context,
+                runtime_gather_output=True,
+            )
+            if not module.post_process:
+                self._send(output)
+                output = None
+            elif index != len(self.modules) - 1:
+                raise RuntimeError("the output layer must be in a rank's last model chunk")
+        self.context.sequence_len_offset = first + count
+        return None if output is None else output[:, -1]
+
+    def _receive(self, count: int, rows: int) -> torch.Tensor:
+        config = self.modules[0].config
+        shape = (count, rows, config.hidden_size)
+        hidden = torch.empty(shape, dtype=config.pipeline_dtype, device=self.device)
+        dist.recv(hidden, src=parallel_state.get_pipeline_model_parallel_prev_rank())
+        return hidden
+
+    def _send(self, hidden: torch.Tensor) -> None:
+        destination = parallel_state.get_pipeline_model_parallel_next_rank()
+        dist.send(hidden.contiguous(), dst=destination)
+
+
+@contextlib.contextmanager
+def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
+    """Turns sequence parallelism off inside the block: one new token cannot be split."""
+    changed = []
+    for module in modules:
+        for part in module.modules():
+            for owner in (part, getattr(part, "config", None)):
+                for flag in _SEQUENCE_PARALLEL_FLAGS:
+                    if owner is not None and getattr(owner, flag, False) is True:
+                        changed.append((owner, flag))
+    if not modules[0].config.sequence_parallel:
+        changed = []
+    for owner, flag in changed:
+        setattr(owner, flag, False)
+    try:
+        yield
+    finally:
+        for owner, flag in changed:
+            setattr(owner, flag, True)

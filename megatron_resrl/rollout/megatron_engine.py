@@ -1,0 +1,152 @@
+"""The embedded engine: the policy decodes by itself, batched, with a key-value cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.policy.layer_spec import uses_transformer_engine
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.cached_decoder import CachedDecoder, whole_sequences
+from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.sampling import draw_tokens, uniform_numbers
+
+
+@dataclass
+class _Growing:
+    """A response being decoded."""
+
+    prompt: int
+    uniform: torch.Tensor
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+class MegatronEngine:
+    """Samples with the trainer's own weights: no second copy, no transfer.
+
+    Data-parallel replicas share the prompts out. A prompt is read once for all its samples, and
+    finished rows leave the batch when they are half of it.
+    """
+
+    def __init__(self, policy: Policy, *, max_running_samples: int) -> None:
+        """
+        Args:
+            policy: Decodes with its current weights at each call.
+            max_running_samples: Rows decoded at once by one replica; bounds the cache.
+        """
+        self.policy = policy
+        self.max_running_samples = max_running_samples
+
+    @torch.no_grad()
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, seed: Sequence[int]
+    ) -> list[list[Response]]:
+        """See `RolloutEngine.generate`."""
+        replica = parallel_state.get_data_parallel_rank()
+        replicas = parallel_state.get_data_parallel_world_size()
+        mine = list(range(replica, len(prompts), replicas))
+        self.policy.eval()
+        done: dict[int, list[Response]] = {}
+        with whole_sequences(self.policy.modules):
+            for batch in self._batches(prompts, mine, sampling.n):
+                done |= self._decode(prompts, batch, sampling, seed)
+        for theirs in gather_objects(done, parallel_state.get_data_parallel_group()):
+            done |= theirs
+        return [done[index] for index in range(len(prompts))]
+
+    def _batches(
+        self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
+    ) -> list[list[int]]:
+        """Cuts prompt indices into batches of similar length.
+
+        Transformer Engine's attention would ignore the mask that hides left padding, so with it
+        only prompts of equal length share a batch.
+        """
+        equal_lengths = uses_transformer_engine()
+        room = max(1, self.max_running_samples // n)
+        batches: list[list[int]] = []
+        for index in sorted(mine, key=lambda index: (len(prompts[index]), index)):
+            full = not batches or len(batches[-1]) == room
+            if full or (equal_lengths and len(prompts[batches[-1][0]]) != len(prompts[index])):
+                batches.append([])
+            batches[-1].append(index)
+        return batches
+
+    def _decode(
+        self,
+        prompts: Sequence[Sequence[int]],
+        batch: list[int],
+        sampling: SamplingParams,
+        seed: Sequence[int],
+    ) -> dict[int, list[Response]]:
+        """Decodes `sampling.n` responses for each prompt index of `batch`."""
+        count = sampling.max_new_tokens
+        modules = self.policy.modules
+        decoder = CachedDecoder(modules, [prompts[index] for index in batch], count)
+        samples = [
+            _Growing(index, torch.from_numpy(uniform_numbers(seed, index, sample, count)))
+            for index in batch
+            for sample in range(sampling.n)
+        ]
+        logits = decoder.prefill()
+        first_rows = torch.arange(len(batch), device=decoder.device)
+        rows = first_rows.repeat_interleave(sampling.n)
+        decoder.select(rows)
+        logits = None if logits is None else logits[rows]
+        running = samples
+        for position in range(count):
+            tokens = self._draw(logits, running, position, sampling)
+            unfinished = [row for row, growing in enumerate(running) if not growing.stopped]
+            if not unfinished or position == count - 1:
+                break
+            if len(unfinished) * 2 <= len(running):
+                kept = torch.tensor(unfinished, device=decoder.device)
+                decoder.select(kept)
+                tokens = tokens[kept]
+                running = [running[row] for row in unfinished]
+            logits = decoder.advance(tokens)
+        responses: dict[int, list[Response]] = {index: [] for index in batch}
+        for growing in samples:
+            reason = "stop" if growing.stopped else "length"
+            responses[growing.prompt].append(
+                Response(tuple(growing.token_ids), tuple(growing.log_probs), reason)
+            )
+        return responses
+
+    def _draw(
+        self,
+        logits: torch.Tensor | None,
+        running: list[_Growing],
+        position: int,
+        sampling: SamplingParams,
+    ) -> torch.Tensor:
+        """Draws on the last stage, tells the other stages, and appends to unfinished samples."""
+        drawn = torch.empty(2, len(running), dtype=torch.float64, device=self._device())
+        if logits is not None:
+            uniform = torch.stack([growing.uniform[position] for growing in running])
+            vocabulary = logits[:, : self.policy.hf_config.vocab_size]
+            tokens, log_probs = draw_tokens(vocabulary, uniform.to(logits.device), sampling)
+            # Token ids are far below 2^53, so float64 carries them exactly.
+            drawn = torch.stack([tokens.double(), log_probs])
+        if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+            source = parallel_state.get_pipeline_model_parallel_last_rank()
+            dist.broadcast(drawn, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+        tokens = drawn[0].long()
+        for growing, token, log_prob in zip(
+            running, tokens.tolist(), drawn[1].tolist(), strict=True
+        ):
+            if not growing.stopped:
+                growing.token_ids.append(token)
+                growing.log_probs.append(log_prob)
+                growing.stopped = token in sampling.stop_token_ids
+        return tokens
+
+    def _device(self) -> torch.device:
+        return next(self.policy.modules[0].parameters()).device

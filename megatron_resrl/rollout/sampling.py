@@ -1,0 +1,84 @@
+"""Drawing a token from logits, with random numbers named by sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import GenerationConfig, PretrainedConfig
+
+from megatron_resrl.rollout.engine import SamplingParams
+
+
+def uniform_numbers(seed: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:
+    """[count] float64 in [0, 1): the random numbers of one response, one per token."""
+    sequence = np.random.SeedSequence([*seed, prompt, sample])
+    return np.random.Generator(np.random.Philox(sequence)).random(count)
+
+
+def draw_tokens(
+    logits: torch.Tensor, uniform: torch.Tensor, sampling: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Draws one token per row by inverting the cumulative distribution.
+
+    Args:
+        logits: [b, V] over the real vocabulary.
+        uniform: [b] float64 in [0, 1).
+        sampling: Temperature and truncation, in the order of Hugging Face's `generate`:
+            temperature, top-k, top-p.
+
+    Returns:
+        tokens [b] int64 and their log-probabilities [b] float64 under the truncated distribution
+        (under the untruncated one for temperature 0).
+    """
+    logits = logits.double()
+    if sampling.temperature == 0:
+        tokens = logits.argmax(-1)
+        return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    log_probs = truncate(logits / sampling.temperature, sampling).log_softmax(-1)
+    cumulative = log_probs.exp().cumsum(-1)
+    # Scaled by the last entry, so that rounding of the sum can never leave a number above it.
+    threshold = uniform[:, None] * cumulative[:, -1:]
+    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    tokens = tokens.clamp_max(logits.shape[1] - 1)
+    return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
+
+
+def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
+    """Sets the logits outside the top-k and the top-p nucleus to -inf. [b, V] -> [b, V]."""
+    if 0 < sampling.top_k < logits.shape[1]:
+        smallest_kept = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
+    if sampling.top_p < 1.0:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        mass = ordered.softmax(-1).cumsum(-1)
+        # A token stays if the mass before it has not reached top_p; the first always does.
+        outside = mass - ordered.softmax(-1) >= sampling.top_p
+        ordered = ordered.masked_fill(outside, float("-inf"))
+        logits = torch.empty_like(logits).scatter_(1, order, ordered)
+    return logits
+
+
+def default_stop_tokens(
+    model_path: str, hf_config: PretrainedConfig, tokenizer: Any
+) -> tuple[int, ...]:
+    """End-of-sequence ids of the generation config, the model config and the tokenizer together.
+
+    Raises:
+        ValueError: None of them names one.
+    """
+    named: list[Any] = [hf_config.eos_token_id, tokenizer.eos_token_id]
+    if (Path(model_path) / "generation_config.json").is_file():
+        named.append(GenerationConfig.from_pretrained(model_path).eos_token_id)
+    ids: set[int] = set()
+    for value in named:
+        ids |= set(value) if isinstance(value, (list, tuple)) else {value} - {None}
+    if not ids:
+        raise ValueError(
+            f"model.path {model_path!r} names no end-of-sequence token; "
+            "set rollout.stop_token_ids"
+        )
+    return tuple(sorted(ids))
