@@ -1,8 +1,9 @@
-"""YAML and command line -> `Recipe`. jsonargparse checks and converts the values of the settings."""
+"""YAML and command line -> `Recipe`; jsonargparse checks and converts the values."""
 
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import types
 import typing
@@ -150,17 +151,17 @@ def _members(section: str) -> list[str]:
 def _unknown(name: str, value: Any, place: str) -> Problem:
     """Looks for the meant setting in the same section first, then everywhere."""
     section, _, leaf = name.rpartition(".")
-    members = _members(section) or _members("")
-    by_leaf = {setting.rpartition(".")[2]: setting for setting in SETTINGS}
-    near = closest(leaf, [member.rpartition(".")[2] for member in members])
-    if near is not None:
+    members = [member.rpartition(".")[2] for member in _members(section) or _members("")]
+    same_leaf = [setting for setting in SETTINGS if setting.rpartition(".")[2] == leaf]
+    leaves = {setting.rpartition(".")[2]: setting for setting in SETTINGS}
+    if near := closest(leaf, members):
         fix = f"did you mean {section}.{near}?" if section in SECTIONS else f"did you mean {near}?"
-    elif leaf in by_leaf:
-        fix = f"did you mean {by_leaf[leaf]}?"
-    elif elsewhere := closest(name, SETTINGS, 0.8) or closest(leaf, by_leaf, 0.8):
-        fix = f"did you mean {by_leaf.get(elsewhere, elsewhere)}?"
+    elif same_leaf:
+        fix = f"did you mean {closest(name, same_leaf, 0)}?"
+    elif near := closest(leaf, leaves, 0.8):
+        fix = f"did you mean {leaves[near]}?"
     else:
-        fix = f"{section or 'a recipe'} has {', '.join(m.rpartition('.')[2] for m in members)}"
+        fix = f"{section or 'a recipe'} has {', '.join(members)}"
     return Problem(name, value, f"there is no such setting ({place})", fix)
 
 
@@ -170,7 +171,7 @@ def _split(overrides: Sequence[str], problems: list[Problem]) -> Iterator[tuple[
     for token in rest:
         name, equals, text = token.removeprefix("--").partition("=")
         if not token.startswith("--") or not name:
-            fix = "write overrides as --section.setting VALUE"
+            fix = "write COMMAND RECIPE.yaml --section.setting VALUE"
             problems.append(Problem("command line", token, "unexpected argument", fix))
             continue
         value = text if equals else next(rest, None)
@@ -194,25 +195,26 @@ def _apply_override(
     if text == "null":
         value = None
     mapping = next((s for s, hint in SETTINGS.items() if _is_mapping(hint) and _in(name, s)), None)
-    if mapping is None:
-        nested: Any = value
-        for part in reversed(name.split(".")[1:]):
-            nested = {part: nested}
-        known = name in SETTINGS or name in SECTIONS
-        if known:
-            _collect({name.partition(".")[0]: nested}, "", {}, place, given, problems)
-        else:
-            problems.append(_unknown(name, value, place))
-        return
-    before = given[mapping].value if mapping in given else None
-    merged = dict(before) if isinstance(before, dict) else {}
+    if name in SETTINGS:
+        given[name] = _Given(value, place)
+    elif name in SECTIONS:
+        _collect({name: value}, "", {}, place, given, problems)
+    elif mapping is not None:
+        given[mapping] = _Given(_with_key(given.get(mapping), name, mapping, value), place)
+    else:
+        problems.append(_unknown(name, value, place))
+
+
+def _with_key(before: _Given | None, name: str, mapping: str, value: Any) -> dict[str, Any]:
+    """The mapping given so far, plus the key that `name` spells below it; nested keys too."""
+    merged = dict(before.value) if before and isinstance(before.value, dict) else {}
     inner = merged
     *parents, last = name.removeprefix(f"{mapping}.").split(".")
     for part in parents:
         inner[part] = dict(inner[part]) if isinstance(inner.get(part), dict) else {}
         inner = inner[part]
     inner[last] = value
-    given[mapping] = _Given(merged, place)
+    return merged
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -254,8 +256,22 @@ def _parse(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
         (nested.setdefault(section, {}) if section else nested)[leaf] = value
         if value is None and type(None) not in _alternatives(SETTINGS[name]):
             raise argparse.ArgumentError(None, f"{name} is null")  # jsonargparse lets it pass.
-    parsed = parser.parse_object(nested)
-    return {name: parsed[name] for name in values}
+    parsed = parser.parse_object(copy.deepcopy(nested))  # It changes what it is given.
+    return {
+        name: value if _is_text(SETTINGS[name], value) else parsed[name]
+        for name, value in values.items()
+    }
+
+
+def _is_text(hint: Any, value: Any) -> bool:
+    """Whether the value is right as it was read.
+
+    jsonargparse reads text once more as YAML where the type is optional or holds `Any`, and so
+    turns the pattern "#### (.*)" into a comment and "null" into None.
+    """
+    if _is_mapping(hint):
+        return isinstance(value, dict)
+    return isinstance(value, str) and str in _alternatives(hint)
 
 
 def _words(hint: Any) -> str:
@@ -272,8 +288,8 @@ def _words(hint: Any) -> str:
         return f"one of {', '.join(map(str, arguments))}"
     if origin is tuple:
         example = "[a, b]" if arguments[0] is str else "[1, 2]"
-        number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} items, each "
-        return f"a list like {example} ({number}{_words(arguments[0])})"
+        number = "" if arguments[-1] is Ellipsis else f"{len(arguments)} items, "
+        return f"a list like {example}: {number}each {_words(arguments[0])}"
     return "a mapping like {name: value}"
 
 

@@ -55,3 +55,7 @@ class RolloutEngine(Protocol):
             For each prompt its responses; the same on all ranks.
         """
         ...
+
+    def update_weights(self) -> None:
+        """Makes the next `generate` use the policy's weights as they are now. Collective."""
+        ...

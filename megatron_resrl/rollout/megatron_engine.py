@@ -61,6 +61,9 @@ class MegatronEngine:
             done |= theirs
         return [done[index] for index in range(len(prompts))]
 
+    def update_weights(self) -> None:
+        """Nothing to move: the policy's own parameters decode."""
+
     def _batches(
         self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
     ) -> list[list[int]]:

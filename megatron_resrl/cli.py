@@ -1,0 +1,142 @@
+"""The commands: train, eval and check. What they do lives in the rooms below."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from megatron_resrl import __version__
+from megatron_resrl.config.checks import check_recipe, require_valid
+from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
+from megatron_resrl.config.problems import Problem, RecipeError
+
+_USAGE = """\
+usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
+
+Reinforcement learning with verifiable rewards on megatron-core.
+
+commands:
+  train    roll out, grade and update for the recipe's number of steps
+  eval     avg@k and pass@k of the model on the evaluation files
+  check    print the resolved recipe and everything that is wrong with it; starts nothing
+           (--world_size N: the number of ranks to check for)
+
+Settings come from the recipe and from the command line, which wins:
+  megatron-resrl train recipe.yaml --optimizer.lr 1e-5 --data.train_files '[a.jsonl, b.jsonl]'
+  torchrun --nproc-per-node 2 -m megatron_resrl train recipe.yaml \\
+      --parallel.tensor_model_parallel_size 2
+
+`megatron-resrl COMMAND --help` lists all settings; `megatron-resrl --version` the version.
+"""
+
+UNUSABLE = 2
+"""Exit status of a run that could not start or that ended with an error that explains itself."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        arguments: Command line without the program's name; default: this process's.
+
+    Returns:
+        Exit status: 0 done, 1 `check` found problems, 2 the run could not start.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_USAGE, end="")
+        return 0 if given else UNUSABLE
+    if given[0] == "--version":
+        print(f"megatron-resrl {__version__}")
+        return 0
+    command, rest = given[0], given[1:]
+    if command not in COMMANDS:
+        print(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
+        return UNUSABLE
+    if "-h" in rest or "--help" in rest:
+        summary = (COMMANDS[command].__doc__ or "").splitlines()[0]
+        settings_parser(f"megatron-resrl {command}", summary).print_help()
+        return 0
+    recipe = rest.pop(0) if rest and not rest[0].startswith("--") else None
+    try:
+        return COMMANDS[command](recipe, rest)
+    except RecipeError as error:
+        # Every rank finds the same problems; a file missing on one node is only seen there.
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"{_rank_name()}{error}", file=sys.stderr)
+        return UNUSABLE
+
+
+def train(path: str | None, overrides: list[str]) -> int:
+    """Trains the policy of a recipe."""
+    _start_log()
+    recipe = load_recipe(path, overrides)
+    require_valid(recipe, _world_size(), "train")
+    from megatron_resrl.training.rl_loop import train as run_training
+
+    run_training(recipe)
+    return 0
+
+
+def evaluate(path: str | None, overrides: list[str]) -> int:
+    """Evaluates the model of a recipe on its evaluation files."""
+    _start_log()
+    recipe = load_recipe(path, overrides)
+    require_valid(recipe, _world_size(), "eval")
+    from megatron_resrl.evaluation.run import evaluate as run_evaluation
+
+    run_evaluation(recipe)
+    return 0
+
+
+def check(path: str | None, overrides: list[str]) -> int:
+    """Prints the resolved recipe and everything that is wrong with it; starts nothing."""
+    world_size, overrides = _take_world_size(overrides)
+    recipe, problems = read_recipe(path, overrides)
+    named = {problem.setting for problem in problems}
+    problems += [p for p in check_recipe(recipe, world_size) if p.setting not in named]
+    print(recipe_yaml(recipe), end="", flush=True)
+    if problems:
+        print(RecipeError(problems), file=sys.stderr)
+        return 1
+    print(f"# no problems found for {world_size} rank{'s' if world_size > 1 else ''}")
+    return 0
+
+
+COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
+    "train": train,
+    "eval": evaluate,
+    "check": check,
+}
+
+
+def _take_world_size(overrides: list[str]) -> tuple[int, list[str]]:
+    """Separates `--world_size N` from the overrides; default: as the launcher says, or 1."""
+    rest, text = [], os.environ.get("WORLD_SIZE", "1")
+    tokens = iter(overrides)
+    for token in tokens:
+        name, equals, value = token.partition("=")
+        if name in ("--world_size", "--world-size"):
+            text = value if equals else next(tokens, "")
+        else:
+            rest.append(token)
+    if not text.isdecimal() or int(text) < 1:
+        raise RecipeError([Problem("--world_size", text, "not a number of ranks", "e.g. 8")])
+    return int(text), rest
+
+
+def _world_size() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _rank_name() -> str:
+    rank = os.environ.get("RANK", "0")
+    return "" if rank == "0" else f"rank {rank}: "
+
+
+def _start_log() -> None:
+    """Messages of rank 0; of the others only warnings, with their rank."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")

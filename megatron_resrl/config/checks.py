@@ -1,0 +1,68 @@
+"""Checks of a whole recipe before any process group exists; all problems are found at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Literal
+
+from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
+from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
+from megatron_resrl.config.checks_model import MODEL_CHECKS
+from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
+from megatron_resrl.config.checks_precision import PRECISION_CHECKS
+from megatron_resrl.config.checks_values import check_ranges
+from megatron_resrl.config.facts import Facts, gather_facts
+from megatron_resrl.config.passthrough import check_passthrough
+from megatron_resrl.config.problems import Problem, RecipeError
+from megatron_resrl.config.schema import Recipe
+
+Check = Callable[[Facts], Iterator[Problem]]
+
+SHARED_CHECKS: tuple[Check, ...] = (
+    check_ranges,
+    *MODEL_CHECKS,
+    *PARALLEL_CHECKS,
+    *PRECISION_CHECKS,
+    *RUN_CHECKS,
+    check_passthrough,
+)
+"""What training and evaluation both need."""
+
+TRAINING_CHECKS: tuple[Check, ...] = (*ALGORITHM_CHECKS, *DATA_CHECKS)
+"""What only training needs."""
+
+
+def check_recipe(
+    recipe: Recipe, world_size: int, command: Literal["train", "eval"] = "train"
+) -> list[Problem]:
+    """Finds every problem of a recipe.
+
+    Args:
+        recipe: The settings.
+        world_size: Ranks of the run.
+        command: What the recipe is wanted for; evaluation needs no training data.
+
+    Returns:
+        The problems; empty if the recipe can be run.
+    """
+    facts, problems = gather_facts(recipe, world_size)
+    checks = SHARED_CHECKS + (TRAINING_CHECKS if command == "train" else ())
+    for check in checks:
+        problems.extend(check(facts))
+    if command == "eval" and not recipe.evaluation.files:
+        fix = "give .jsonl or .parquet files with questions"
+        problems.append(Problem("evaluation.files", (), "there is nothing to evaluate", fix))
+    return problems
+
+
+def require_valid(
+    recipe: Recipe, world_size: int, command: Literal["train", "eval"] = "train"
+) -> None:
+    """Refuses a recipe that cannot be run.
+
+    Raises:
+        RecipeError: With every problem found by `check_recipe`.
+    """
+    problems = check_recipe(recipe, world_size, command)
+    if problems:
+        raise RecipeError(problems)

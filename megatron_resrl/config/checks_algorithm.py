@@ -1,0 +1,64 @@
+"""The objective, its sampling distribution and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.config.checks_parallel import TRAINING_BATCH_CHECKS
+from megatron_resrl.config.facts import Facts
+from megatron_resrl.config.problems import Problem, closest
+
+
+def _check_name(facts: Facts) -> Iterator[Problem]:
+    # Here, because algorithms lie above the settings; only this check asks them.
+    from megatron_resrl.algorithms.registry import algorithm_names
+
+    name, known = facts.recipe.algorithm.name, sorted(algorithm_names())
+    if name not in known:
+        near = closest(name, known)
+        hint = f"did you mean {near}? " if near else ""
+        fix = f"{hint}registered are {', '.join(known)}"
+        yield Problem("algorithm.name", name, "there is no such algorithm", fix)
+
+
+def _check_sampling(facts: Facts) -> Iterator[Problem]:
+    """The loss's log-probabilities are those of the whole, untruncated distribution."""
+    rollout = facts.recipe.rollout
+    reason = (
+        "training samples must come from the distribution whose log-probabilities the loss uses, "
+        "and no correction for another one exists yet"
+    )
+    if 0 < rollout.top_p < 1:
+        yield Problem("rollout.top_p", rollout.top_p, reason, "set it to 1.0")
+    if rollout.top_k > 0:
+        yield Problem("rollout.top_k", rollout.top_k, reason, "set it to 0")
+    if rollout.temperature == 0:
+        problem = "greedy responses of a group are all the same and teach nothing"
+        yield Problem("rollout.temperature", 0.0, problem, "set it above 0, e.g. 1.0")
+
+
+def _check_quantiles(facts: Facts) -> Iterator[Problem]:
+    low, high = facts.recipe.resrl.quantiles
+    if not 0 <= low < high <= 1:
+        problem = "not two increasing quantiles between 0 and 1"
+        yield Problem("resrl.quantiles", [low, high], problem, "use e.g. [0.2, 0.8]")
+
+
+def _check_schedule(facts: Facts) -> Iterator[Problem]:
+    optimizer = facts.recipe.optimizer
+    if optimizer.min_lr > optimizer.lr:
+        problem = f"larger than optimizer.lr, which is {optimizer.lr}"
+        yield Problem("optimizer.min_lr", optimizer.min_lr, problem, "use a smaller one")
+    decay = optimizer.lr_decay_steps
+    if decay is not None and decay <= optimizer.lr_warmup_steps:
+        problem = f"not after the warm-up: optimizer.lr_warmup_steps is {optimizer.lr_warmup_steps}"
+        yield Problem("optimizer.lr_decay_steps", decay, problem, "use more steps or null")
+
+
+ALGORITHM_CHECKS = (
+    _check_name,
+    _check_sampling,
+    _check_quantiles,
+    _check_schedule,
+    *TRAINING_BATCH_CHECKS,
+)

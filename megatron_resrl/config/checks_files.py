@@ -1,0 +1,156 @@
+"""Files that a run reads or writes: questions, tokenizer, reward function, output directory."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.config.facts import Facts, read_json
+from megatron_resrl.config.problems import Problem
+
+DATA_SUFFIXES = (".jsonl", ".parquet")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def _check_questions(setting: str, files: tuple[str, ...]) -> Iterator[Problem]:
+    for file in files:
+        path = Path(file)
+        if path.suffix not in DATA_SUFFIXES:
+            fix = f"give a file that ends in {' or '.join(DATA_SUFFIXES)}"
+            yield Problem(setting, file, f"unknown kind of file {path.suffix!r}", fix)
+        elif not path.is_file():
+            fix = f"correct the path; relative ones start from {Path.cwd()}"
+            yield Problem(setting, file, "there is no such file", fix)
+        elif path.stat().st_size == 0:
+            yield Problem(setting, file, "the file is empty", "give a file with questions")
+
+
+def _check_training_files(facts: Facts) -> Iterator[Problem]:
+    files = facts.recipe.data.train_files
+    if not files:
+        fix = "give .jsonl or .parquet files with questions"
+        yield Problem("data.train_files", files, "there is nothing to train on", fix)
+    yield from _check_questions("data.train_files", files)
+
+
+def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
+    yield from _check_questions("evaluation.files", facts.recipe.evaluation.files)
+
+
+def _check_pass_at(facts: Facts) -> Iterator[Problem]:
+    evaluation = facts.recipe.evaluation
+    samples = evaluation.samples_per_prompt
+    if any(not 1 <= k <= samples for k in evaluation.pass_at):
+        problem = f"pass@k needs k samples, and evaluation.samples_per_prompt is {samples}"
+        fix = f"use k from 1 to {samples} or take more samples"
+        yield Problem("evaluation.pass_at", evaluation.pass_at, problem, fix)
+
+
+def _check_answer_pattern(facts: Facts) -> Iterator[Problem]:
+    pattern = facts.recipe.data.answer_pattern
+    if pattern is None:
+        return
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        problem = f"not a valid regular expression ({error})"
+        yield Problem("data.answer_pattern", pattern, problem, "correct it")
+        return
+    if groups != 1:
+        fix = r"put parentheses around the answer, e.g. '#### (-?\d+)'"
+        yield Problem("data.answer_pattern", pattern, f"it has {groups} groups, not one", fix)
+
+
+def _check_tokenizer(facts: Facts) -> Iterator[Problem]:
+    model, data = facts.recipe.model, facts.recipe.data
+    setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
+    value = model.path if model.tokenizer_path is None else model.tokenizer_path
+    directory = Path(value)
+    if setting == "model.path" and not facts.hf_config:
+        return  # Reported as a wrong model directory.
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        fix = "give a directory with the tokenizer of a Hugging Face model"
+        yield Problem(setting, value, f"none of {', '.join(_TOKENIZER_FILES)} is there", fix)
+        return
+    try:
+        settings = read_json(directory / "tokenizer_config.json") or {}
+        tokenizer = read_json(directory / "tokenizer.json") or {}
+    except ValueError as error:
+        problem = f"a tokenizer file is not valid JSON ({error})"
+        yield Problem(setting, value, problem, "fetch the tokenizer again")
+        return
+    if data.apply_chat_template and not _has_chat_template(directory, settings):
+        fix = "use the tokenizer of an instruct model, or set data.apply_chat_template to false"
+        yield Problem(setting, value, "the tokenizer has no chat template", fix)
+    yield from _check_pad_token(facts, setting, value, settings, tokenizer)
+
+
+def _has_chat_template(directory: Path, settings: dict[str, Any]) -> bool:
+    files = ("chat_template.jinja", "chat_template.json")
+    return bool(settings.get("chat_template")) or any((directory / f).is_file() for f in files)
+
+
+def _check_pad_token(
+    facts: Facts, setting: str, value: str, settings: dict[str, Any], tokenizer: dict[str, Any]
+) -> Iterator[Problem]:
+    """A pad token that was added to the tokenizer, but not to the model."""
+    size = facts.hf_config.get("vocab_size")
+    pad = settings.get("pad_token")
+    content = pad.get("content") if isinstance(pad, dict) else pad
+    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
+    if size is not None and added.get(content, 0) >= size:
+        problem = f"out-of-vocabulary pad token: {content!r} has id {added[content]}"
+        fix = "use another pad token or a model that has been resized"
+        yield Problem(setting, value, f"{problem}, the model's vocab_size is {size}", fix)
+
+
+def _check_reward(facts: Facts) -> Iterator[Problem]:
+    # Here, because rewards lie above the settings; only this check asks them.
+    from megatron_resrl.rewards.registry import get_reward
+
+    function = facts.recipe.reward.function
+    try:
+        get_reward(function)
+    except Exception as error:  # A user's file may raise anything while it is imported.
+        fix = "give math, integer, or path.py:name"
+        problem = f"cannot be used ({type(error).__name__}: {error})"
+        yield Problem("reward.function", function, problem, fix)
+
+
+def _check_length_scaling(facts: Facts) -> Iterator[Problem]:
+    reward = facts.recipe.reward
+    if reward.length_scaling and reward.length_floor_at <= reward.length_full_until:
+        problem = f"reward.length_full_until is {reward.length_full_until}"
+        fix = "the floor must be reached at a larger length"
+        yield Problem("reward.length_floor_at", reward.length_floor_at, problem, fix)
+
+
+def _check_output(facts: Facts) -> Iterator[Problem]:
+    output = facts.recipe.output_dir
+    if Path(output).exists() and not Path(output).is_dir():
+        yield Problem("output_dir", output, "it is a file", "give a directory")
+
+
+def _check_logging(facts: Facts) -> Iterator[Problem]:
+    project = facts.recipe.logging.wandb_project
+    if project is not None and find_spec("wandb") is None:
+        fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
+        yield Problem("logging.wandb_project", project, "wandb is not installed", fix)
+
+
+RUN_CHECKS = (
+    _check_evaluation_files,
+    _check_pass_at,
+    _check_answer_pattern,
+    _check_tokenizer,
+    _check_reward,
+    _check_output,
+    _check_logging,
+)
+"""For training and evaluation."""
+
+DATA_CHECKS = (_check_training_files, _check_length_scaling)
+"""For training only."""

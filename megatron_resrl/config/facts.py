@@ -1,0 +1,83 @@
+"""What the checks look at: the recipe, the number of ranks, and the model's config.json."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import Recipe
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Read once, so that every check stays a small function."""
+
+    recipe: Recipe
+    world_size: int
+    """Ranks of the run."""
+    hf_config: dict[str, Any]
+    """config.json of `model.path`; empty if it could not be read."""
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        parallel = self.recipe.parallel
+        return (
+            parallel.tensor_model_parallel_size
+            * parallel.pipeline_model_parallel_size
+            * parallel.context_parallel_size
+        )
+
+    @property
+    def data_parallel_size(self) -> int | None:
+        """Copies of the model; None if the ranks cannot be divided into copies."""
+        size = self.model_parallel_size
+        return None if size < 1 or self.world_size % size else self.world_size // size
+
+
+def gather_facts(recipe: Recipe, world_size: int) -> tuple[Facts, list[Problem]]:
+    """Reads config.json.
+
+    Args:
+        recipe: The settings.
+        world_size: Ranks of the run.
+
+    Returns:
+        The facts, and what is wrong with the model's directory.
+    """
+    hf_config, problems = _read_hf_config(recipe.model.path)
+    return Facts(recipe, world_size, hf_config), problems
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None if there is no such file.
+
+    Raises:
+        ValueError: Not valid JSON; the message holds the position.
+    """
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
+    def wrong(problem: str, fix: str) -> tuple[dict[str, Any], list[Problem]]:
+        return {}, [Problem("model.path", path, problem, fix)]
+
+    fix = "give the directory of a Hugging Face model (config.json, *.safetensors, tokenizer)"
+    if not path:
+        return wrong("no model is given", fix)
+    if not Path(path).is_dir():
+        return wrong("there is no such directory", fix)
+    try:
+        content = read_json(Path(path) / "config.json")
+    except ValueError as error:
+        return wrong(f"its config.json is not valid JSON ({error})", "fetch the model again")
+    if content is None:
+        return wrong("it has no config.json", fix)
+    if not isinstance(content, dict):
+        return wrong("its config.json is not an object", "fetch the model again")
+    return content, []

@@ -1,0 +1,88 @@
+"""Everything that samples and grades: the policy, its engine, graders and tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_resrl.config.schema import DataConfig, Recipe
+from megatron_resrl.data.prompts import Prompt, load_prompts, tokenize_prompts
+from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rewards.grader import Grader
+from megatron_resrl.rollout.engine import RolloutEngine
+from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.sampling import default_stop_tokens
+
+
+@dataclass(frozen=True)
+class Actor:
+    """A policy that can answer prompts, and graders that can judge the answers."""
+
+    policy: Policy
+    engine: RolloutEngine
+    grader: Grader
+    tokenizer: Any
+    stop_token_ids: tuple[int, ...]
+
+
+@contextlib.contextmanager
+def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
+    """Starts process groups, model, engine and grader processes; ends them with the block."""
+    initialize(recipe.parallel, recipe.seed)
+    try:
+        tokenizer = load_tokenizer(recipe.model)
+        with Grader(
+            recipe.reward.function,
+            workers=recipe.reward.workers,
+            timeout_s=recipe.reward.timeout_s,
+        ) as grader:
+            policy = Policy.from_recipe(recipe, trainable=trainable)
+            engine = MegatronEngine(
+                policy, max_running_samples=recipe.rollout.max_running_samples
+            )
+            stop = recipe.rollout.stop_token_ids or default_stop_tokens(
+                recipe.model.path, policy.hf_config, tokenizer
+            )
+            yield Actor(policy, engine, grader, tokenizer, stop)
+    finally:
+        shutdown()
+
+
+def read_prompts(
+    files: Sequence[str], data: DataConfig, tokenizer: Any, limit: int | None = None
+) -> tuple[list[Prompt], list[int]]:
+    """Reads prompt files into token ids.
+
+    Args:
+        files: .jsonl or .parquet.
+        data: Columns, chat template and length limit.
+        tokenizer: The model's.
+        limit: Use only the first records of each file.
+
+    Returns:
+        Prompts in file order, and how many of each file were dropped as too long.
+    """
+    prompts: list[Prompt] = []
+    dropped: list[int] = []
+    for file in files:
+        records = load_prompts(
+            file,
+            prompt_key=data.prompt_key,
+            answer_key=data.answer_key,
+            answer_pattern=data.answer_pattern,
+            system_prompt=data.system_prompt,
+        )
+        tokenized = tokenize_prompts(
+            records[:limit],
+            tokenizer,
+            max_prompt_length=data.max_prompt_length,
+            apply_chat_template=data.apply_chat_template,
+            chat_template_kwargs=data.chat_template_kwargs,
+        )
+        prompts += tokenized.prompts
+        dropped.append(len(tokenized.dropped))
+    return prompts, dropped

@@ -1,0 +1,119 @@
+"""Responses -> graded samples, whole groups on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_resrl.config.schema import RewardConfig
+from megatron_resrl.data.packing import TokenSequence
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.rewards.grader import Grade, Grader, GradingTask, RewardError
+from megatron_resrl.rewards.shaping import length_scaled
+from megatron_resrl.rollout.engine import Response
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One graded response of a group."""
+
+    group: int
+    """Index of the prompt in the step."""
+    prompt: Prompt
+    response: Response
+    text: str
+    """The decoded response, for graders and people; the loss uses the token ids."""
+    score: float
+    """The verifier's."""
+    reward: float
+    """The score after length scaling; what advantages are made of."""
+    timed_out: bool
+    """The grader did not finish, and the score is 0 for that."""
+
+    @property
+    def tokens(self) -> TokenSequence:
+        """Prompt and response ids as the policy is trained on them."""
+        return TokenSequence(self.prompt.token_ids, self.response.token_ids)
+
+
+def grade_responses(
+    prompts: Sequence[Prompt],
+    responses: Sequence[Sequence[Response]],
+    grader: Grader,
+    tokenizer: Any,
+    reward: RewardConfig,
+) -> list[Sample]:
+    """Grades all responses, shared out over the ranks. Collective.
+
+    Args:
+        prompts: Of the step, the same on all ranks.
+        responses: For each prompt its responses, the same on all ranks.
+        grader: This rank's grader processes.
+        tokenizer: Decodes responses.
+        reward: Length scaling.
+
+    Returns:
+        All samples, group by group, the same on all ranks.
+
+    Raises:
+        RewardError: On every rank, if a reward function failed on any of them.
+    """
+    pairs = [
+        (group, response) for group, several in enumerate(responses) for response in several
+    ]
+    texts = [
+        tokenizer.decode(response.token_ids, skip_special_tokens=True) for _, response in pairs
+    ]
+    tasks = [
+        GradingTask(
+            response=text,
+            ground_truth=prompts[group].record.ground_truth,
+            prompt=prompts[group].record.messages[-1]["content"],
+            data_source=prompts[group].record.data_source,
+            extra=prompts[group].record.extra,
+            sample=f"prompt {prompts[group].record.index}",
+        )
+        for (group, _), text in zip(pairs, texts, strict=True)
+    ]
+    grades = _grade_over_ranks(tasks, grader)
+    return [
+        Sample(
+            group=group,
+            prompt=prompts[group],
+            response=response,
+            text=text,
+            score=grade.score,
+            reward=_shaped(grade.score, response, reward),
+            timed_out=grade.timed_out,
+        )
+        for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
+    ]
+
+
+def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grade]:
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    try:
+        mine: list[Grade] | RewardError = grader.grade(tasks[rank::ranks])
+    except RewardError as error:
+        mine = error
+    theirs = gather_objects(mine)
+    for grades in theirs:
+        if isinstance(grades, RewardError):
+            raise grades
+    return [theirs[index % ranks][index // ranks] for index in range(len(tasks))]
+
+
+def _shaped(score: float, response: Response, reward: RewardConfig) -> float:
+    if not reward.length_scaling:
+        return score
+    return length_scaled(
+        score,
+        len(response.token_ids),
+        full_until=reward.length_full_until,
+        floor_at=reward.length_floor_at,
+        floor=reward.length_floor,
+    )

@@ -1,0 +1,1 @@
+"""Training loops: how rollouts, rewards, weights and updates make a step."""

@@ -1,0 +1,43 @@
+"""Samples written down: a few of each step to read, and a whole batch when a step went wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.rollout.collect import Sample
+
+
+def readable(sample: Sample) -> dict[str, Any]:
+    """What a person wants to see of a sample."""
+    return {
+        "prompt": sample.prompt.record.messages[-1]["content"],
+        "response": sample.text,
+        "ground_truth": str(sample.prompt.record.ground_truth),
+        "score": sample.score,
+        "reward": sample.reward,
+        "tokens": len(sample.response.token_ids),
+        "finish_reason": sample.response.finish_reason,
+    }
+
+
+def dump_batch(directory: Path, step: int, samples: Sequence[Sample]) -> Path:
+    """Writes every sample of a step, token ids included, so that it can be looked into.
+
+    Returns:
+        The file, `<directory>/not_finite/step_<step>.jsonl`.
+    """
+    path = directory / "not_finite" / f"step_{step:06d}.jsonl"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w", encoding="utf-8") as file:
+        for sample in samples:
+            record = readable(sample) | {
+                "group": sample.group,
+                "prompt_ids": list(sample.prompt.token_ids),
+                "response_ids": list(sample.response.token_ids),
+                "log_probs": list(sample.response.log_probs),
+            }
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+    return path

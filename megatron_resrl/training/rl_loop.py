@@ -1,0 +1,139 @@
+"""Reinforcement learning with verifiable rewards, from the first rollout to the last checkpoint.
+
+One step: sample G responses per prompt, grade them, score their tokens and weigh those of the
+wrong ones by how far they lie outside the subspace of the right ones, update the policy.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_resrl.algorithms import get_algorithm
+from megatron_resrl.checkpoint import (
+    TrainerState,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from megatron_resrl.config.load import recipe_yaml
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.data.sampler import PromptSampler
+from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
+from megatron_resrl.rollout.collect import grade_responses
+from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.training.journal import Journal
+from megatron_resrl.training.phases import PHASES, phase
+from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.seeds import ROLLOUT
+from megatron_resrl.weights.hugging_face import save_hf_model
+
+logger = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe) -> None:
+    """Trains the policy of a checked recipe; continues where an earlier run of it stopped.
+
+    Writes below `recipe.output_dir`: recipe.yaml, metrics.jsonl, samples.jsonl, tensorboard/,
+    checkpoints/ and, at the end, the policy as a Hugging Face model in hf/.
+    """
+    with open_actor(recipe, trainable=True) as actor:
+        output_dir = Path(recipe.output_dir)
+        algorithm = get_algorithm(recipe.algorithm.name, **recipe.algorithm.options)
+        prompts = _load_training_prompts(recipe, actor)
+        evaluation_sets = load_evaluation_sets(recipe, actor.tokenizer)
+        sampler = PromptSampler(
+            len(prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
+        )
+        first = _resume(recipe, actor, sampler) + 1
+        sampling = SamplingParams(
+            max_new_tokens=recipe.rollout.max_response_length,
+            stop_token_ids=actor.stop_token_ids,
+            n=recipe.rollout.group_size,
+            temperature=recipe.rollout.temperature,
+            top_p=recipe.rollout.top_p,
+            top_k=recipe.rollout.top_k,
+        )
+        synchronize = torch.cuda.synchronize if torch.cuda.is_available() else None
+        timers = PhaseTimers(synchronize)
+        with Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal:
+            if first == 1:
+                journal.write_recipe(recipe_yaml(recipe))
+                journal.log(0, evaluate_sets(evaluation_sets, actor, recipe))
+            timers.collect()
+            for step in range(first, recipe.steps + 1):
+                batch = [prompts[index] for index in sampler.next_batch()]
+                with phase(timers, "rollout"):
+                    responses = actor.engine.generate(
+                        [prompt.token_ids for prompt in batch],
+                        sampling,
+                        seed=(recipe.seed, ROLLOUT, step),
+                    )
+                with phase(timers, "reward"):
+                    samples = grade_responses(
+                        batch, responses, actor.grader, actor.tokenizer, recipe.reward
+                    )
+                outcome = rl_step(actor.policy, algorithm, samples, recipe, step, timers)
+                with phase(timers, "sync"):
+                    actor.engine.update_weights()
+
+                metrics = outcome.metrics | _times(timers)
+                if not outcome.finite:
+                    journal.dump(step, samples)
+                if _due(step, recipe.evaluation.every, recipe.steps):
+                    metrics |= evaluate_sets(evaluation_sets, actor, recipe)
+                journal.log(step, metrics, samples)
+                if _due(step, recipe.checkpoint.save_every, recipe.steps):
+                    state = TrainerState(step=step, sampler=sampler.state_dict())
+                    save_checkpoint(
+                        output_dir, actor.policy, state, keep_last=recipe.checkpoint.keep_last
+                    )
+                timers.collect()
+        if recipe.checkpoint.export_hf:
+            save_hf_model(
+                actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
+            )
+
+
+def _load_training_prompts(recipe: Recipe, actor: Actor) -> list[Prompt]:
+    prompts, dropped = read_prompts(recipe.data.train_files, recipe.data, actor.tokenizer)
+    logger.info(
+        "%d training prompts; %d dropped, longer than data.max_prompt_length=%d tokens",
+        len(prompts),
+        sum(dropped),
+        recipe.data.max_prompt_length,
+    )
+    return prompts
+
+
+def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> int:
+    """Loads the newest checkpoint if there is one. Returns the number of steps already done."""
+    if recipe.checkpoint.resume == "never":
+        return 0
+    found = latest_checkpoint(Path(recipe.output_dir)) if dist.get_rank() == 0 else None
+    checkpoint = broadcast_object(found)
+    if checkpoint is None:
+        return 0
+    state = load_checkpoint(checkpoint, actor.policy)
+    sampler.load_state_dict(state.sampler)
+    logger.info("resumed after step %d from %s", state.step, checkpoint)
+    return state.step
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return step == last or (every > 0 and step % every == 0)
+
+
+def _times(timers: PhaseTimers) -> dict[str, float]:
+    """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum."""
+    seconds = dict.fromkeys(PHASES, 0.0) | timers.collect()
+    return {f"time/{name}": value for name, value in seconds.items()} | {
+        "time/step": sum(seconds.values())
+    }

@@ -1,0 +1,128 @@
+"""Numbers of one step, from what replicas and samples know."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_resrl.policy.policy import UpdateResult
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.subspace import GroupReport, summarise
+from megatron_resrl.training.scoring import Scored
+
+
+@dataclass(frozen=True)
+class ReplicaReport:
+    """What one data-parallel replica's last stage adds to the metrics."""
+
+    sums: list[dict[str, float]]
+    """Token sums of each optimizer step."""
+    entropy: float
+    """Sum over response tokens."""
+    mismatch: Mismatch
+    groups: list[GroupReport]
+
+
+@dataclass(frozen=True)
+class Mismatch:
+    """Sums of differences between the engine's and the trainer's view of sampled tokens."""
+
+    tokens: int
+    log_prob: float
+    """Sum of |log p_engine - log p_trainer|."""
+    log_prob_max: float
+    probability: float
+    """Sum of |p_engine - p_trainer|."""
+    kl: float
+    """Sum of the k3 estimator of KL(engine || trainer)."""
+
+
+def measure_mismatch(samples: Sequence[Sample], log_probs: torch.Tensor) -> Mismatch:
+    """Compares the engine's log-probabilities with the trainer's, [B, T]."""
+    engine = torch.tensor([value for sample in samples for value in sample.response.log_probs])
+    lengths = [len(sample.response.token_ids) for sample in samples]
+    rows = log_probs.cpu()
+    trainer = torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+    log_ratio = trainer.double() - engine.double()
+    difference = log_ratio.abs()
+    return Mismatch(
+        tokens=len(engine),
+        log_prob=float(difference.sum()),
+        log_prob_max=float(difference.max()),
+        probability=float((trainer.double().exp() - engine.double().exp()).abs().sum()),
+        kl=float((log_ratio.exp() - 1 - log_ratio).sum()),
+    )
+
+
+def report_replica(
+    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
+) -> ReplicaReport:
+    """Packs one replica's numbers; called on its last stage."""
+    lengths = torch.tensor([len(sample.response.token_ids) for sample in samples])
+    inside = torch.arange(scored.entropy.shape[1]) < lengths[:, None]
+    return ReplicaReport(
+        sums=sums,
+        entropy=float(scored.entropy.cpu()[inside].sum()),
+        mismatch=measure_mismatch(samples, scored.log_probs),
+        groups=scored.reports,
+    )
+
+
+def of_samples(samples: Sequence[Sample], advantages: torch.Tensor) -> dict[str, float]:
+    """Rewards, lengths and how many groups can teach something."""
+    count = len(samples)
+    lengths = [len(sample.response.token_ids) for sample in samples]
+    group = torch.tensor([sample.group for sample in samples])
+    taught = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
+    taught[group[advantages != 0]] = True
+    return {
+        "reward/mean": sum(sample.reward for sample in samples) / count,
+        "reward/score_mean": sum(sample.score for sample in samples) / count,
+        "reward/timeouts": float(sum(sample.timed_out for sample in samples)),
+        "reward/groups_with_signal": float(taught.double().mean()),
+        "response/length_mean": sum(lengths) / count,
+        "response/length_max": float(max(lengths)),
+        "response/truncated": sum(s.response.finish_reason == "length" for s in samples) / count,
+    }
+
+
+def of_replicas(reports: Sequence[ReplicaReport]) -> dict[str, float]:
+    """Token averages over all replicas."""
+    metrics: dict[str, float] = {}
+    sums: dict[str, float] = {}
+    for report in reports:
+        for update in report.sums:
+            for name, value in update.items():
+                sums[name] = sums.get(name, 0.0) + value
+    updates = max(len(report.sums) for report in reports)
+    if updates:
+        tokens = sums["tokens"]
+        metrics["loss"] = sums["loss"] / updates
+        metrics["clip/low"] = sums["clipped_low"] / tokens
+        metrics["clip/high"] = sums["clipped_high"] / tokens
+        metrics["clip/dual"] = sums["dual_clipped"] / tokens
+        metrics["approx_kl"] = sums["approx_kl"] / tokens
+    tokens = sum(report.mismatch.tokens for report in reports)
+    metrics["entropy"] = sum(report.entropy for report in reports) / tokens
+    mismatches = [report.mismatch for report in reports]
+    metrics["mismatch/log_prob_mean"] = sum(each.log_prob for each in mismatches) / tokens
+    metrics["mismatch/log_prob_max"] = max(each.log_prob_max for each in mismatches)
+    metrics["mismatch/probability_mean"] = sum(each.probability for each in mismatches) / tokens
+    metrics["mismatch/kl"] = sum(each.kl for each in mismatches) / tokens
+    groups = [group for report in reports for group in report.groups]
+    return metrics | (summarise(groups) if groups else {})
+
+
+def of_updates(updates: Sequence[UpdateResult], planned: int) -> dict[str, float]:
+    """Optimizer steps: how many, how large."""
+    metrics = {
+        "update/applied": float(sum(update.applied for update in updates)),
+        "update/not_finite": float(sum(not update.applied for update in updates)),
+        "update/without_signal": float(planned - len(updates)),
+    }
+    if updates:
+        metrics["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)
+        metrics["learning_rate"] = updates[-1].learning_rate
+    return metrics

@@ -1,0 +1,87 @@
+"""Pass 2 of a step: one optimizer step on the policy loss of a mini-batch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from megatron_resrl.algorithms import Algorithm, ppo_clip
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.packing import MicroBatch
+from megatron_resrl.platform.distributed import device
+from megatron_resrl.policy.policy import Policy, UpdateResult
+from megatron_resrl.rollout.collect import Sample
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What the loss of this replica's B sequences is made of."""
+
+    advantages: torch.Tensor
+    """[B] float64, one per response."""
+    positive: torch.Tensor
+    """[B] bool."""
+    coefficients: torch.Tensor
+    """[B] float64: what each token of a response counts; global denominators are inside."""
+    old_log_probs: torch.Tensor
+    """[B, T] fp32."""
+    token_weights: torch.Tensor
+    """[B, T] fp32."""
+
+
+def update_policy(
+    policy: Policy,
+    algorithm: Algorithm,
+    samples: Sequence[Sample],
+    targets: Targets,
+    recipe: Recipe,
+) -> tuple[UpdateResult, dict[str, float]]:
+    """One optimizer step. Collective.
+
+    Returns:
+        The outcome, and this replica's token sums for the metrics (empty but on the last stage).
+    """
+    settings = recipe.algorithm
+    on_device = {name: value.to(device()) for name, value in vars(targets).items()}
+    placed = Targets(**on_device)
+
+    def loss_function(
+        log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch
+    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        sequence, position = batch.sequence_index, batch.response_position
+        advantages = algorithm.token_advantages(
+            placed.advantages[sequence],
+            placed.positive[sequence],
+            placed.token_weights[sequence, position],
+        )
+        loss = ppo_clip(
+            log_probs,
+            placed.old_log_probs[sequence, position],
+            advantages.to(log_probs.dtype),
+            clip_low=settings.clip_low,
+            clip_high=settings.clip_high,
+            dual_clip=settings.dual_clip,
+        )
+        total = (placed.coefficients[sequence].to(log_probs.dtype) * loss.per_token).sum()
+        return total, {
+            "loss": total.detach(),
+            "tokens": torch.tensor(float(len(sequence))),
+            "clipped_low": loss.clipped_low.sum(),
+            "clipped_high": loss.clipped_high.sum(),
+            "dual_clipped": loss.dual_clipped.sum(),
+            "approx_kl": loss.approx_kl.sum(),
+        }
+
+    micro_batches = policy.micro_batches(
+        [sample.tokens for sample in samples], settings.micro_batch_size
+    )
+    result = policy.update(
+        micro_batches, loss_function, temperature=recipe.rollout.temperature
+    )
+    sums: dict[str, float] = {}
+    for collected in result.collected:
+        for name, value in collected.items():
+            sums[name] = sums.get(name, 0.0) + float(value)
+    return result, sums

@@ -1,0 +1,74 @@
+"""A tiny Hugging Face model with tokenizer and questions on disk, and a recipe that uses them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+
+
+def write_model(directory: Path) -> Path:
+    """Saves a random two-layer Llama with 64 tokens and 128 positions, and its tokenizer."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=128,
+        tie_word_embeddings=True,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    words = {"<s>": 0, "</s>": 1, "<pad>": 2, **{str(n): n for n in range(3, 64)}}
+    model = Tokenizer(WordLevel(words, unk_token="<pad>"))
+    model.pre_tokenizer = Whitespace()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=model, bos_token="<s>", eos_token="</s>", pad_token="<pad>"
+    )
+    tokenizer.chat_template = CHAT_TEMPLATE
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Sets keys of a JSON file; None removes a key."""
+    content = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def write_recipe(directory: Path, model: Path) -> Path:
+    """Writes questions and a recipe for one rank that has no problems."""
+    questions = directory / "train.jsonl"
+    questions.write_text('{"prompt": "3", "answer": "4"}\n{"prompt": "5", "answer": "6"}\n')
+    recipe = directory / "recipe.yaml"
+    recipe.write_text(
+        f"""\
+output_dir: {directory / "run"}
+steps: 2
+model:
+  path: {model}
+data:
+  train_files: [{questions}]
+  max_prompt_length: 16
+rollout:
+  prompts_per_step: 4
+  group_size: 2
+  max_response_length: 16
+optimizer:
+  lr: 1e-5
+"""
+    )
+    return recipe

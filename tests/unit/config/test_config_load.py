@@ -1,0 +1,264 @@
+"""Recipes from YAML and the command line."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+
+import pytest
+
+from megatron_resrl.config.load import (
+    SETTINGS,
+    load_recipe,
+    read_recipe,
+    recipe_yaml,
+    settings_parser,
+)
+from megatron_resrl.config.problems import RecipeError
+from megatron_resrl.config.schema import Recipe
+
+
+def write(tmp_path: Path, text: str) -> str:
+    path = tmp_path / "recipe.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+def messages(path: str | None, *overrides: str) -> list[str]:
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path, overrides)
+    return [str(problem) for problem in error.value.problems]
+
+
+def test_without_file_and_overrides_every_setting_has_its_default() -> None:
+    assert load_recipe(None) == Recipe()
+
+
+def test_yaml_values_reach_the_frozen_dataclasses(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "steps: 7\noptimizer: {lr: 1e-5}\ndata:\n  train_files: [a.jsonl, b.jsonl]\n"
+        "resrl:\n  quantiles: [0, 0.9]\nmodel:\n  megatron:\n    init_method_std: 2e-2\nrollout:\n",
+    )
+    recipe = load_recipe(path)
+    assert (recipe.steps, recipe.optimizer.lr) == (7, 1e-5)
+    assert recipe.data.train_files == ("a.jsonl", "b.jsonl")
+    assert recipe.resrl.quantiles == (0.0, 0.9)
+    assert recipe.model.megatron == {"init_method_std": 0.02}
+    assert recipe.rollout == Recipe().rollout
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        recipe.steps = 8  # type: ignore[misc]
+
+
+def test_command_line_wins_over_yaml_in_both_spellings(tmp_path: Path) -> None:
+    path = write(tmp_path, "steps: 7\noptimizer: {lr: 1e-5, weight_decay: 0.5}\n")
+    recipe = load_recipe(path, ["--optimizer.lr=2e-5", "--steps", "9"])
+    assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.steps) == (2e-5, 0.5, 9)
+
+
+def test_lists_and_mappings_are_given_as_yaml_or_json() -> None:
+    recipe = load_recipe(
+        None,
+        [
+            "--data.train_files",
+            "[a.jsonl, b.jsonl]",
+            "--rollout.stop_token_ids=[1, 2]",
+            "--data.chat_template_kwargs",
+            '{"enable_thinking": false}',
+            "--optimizer",
+            "{lr: 3e-5, clip_grad: 0}",
+        ],
+    )
+    assert recipe.data.train_files == ("a.jsonl", "b.jsonl")
+    assert recipe.rollout.stop_token_ids == (1, 2)
+    assert recipe.data.chat_template_kwargs == {"enable_thinking": False}
+    assert (recipe.optimizer.lr, recipe.optimizer.clip_grad) == (3e-5, 0.0)
+
+
+def test_a_dotted_name_sets_one_key_of_a_pass_through_mapping(tmp_path: Path) -> None:
+    path = write(tmp_path, "model:\n  megatron: {init_method_std: 0.1}\n")
+    recipe = load_recipe(path, ["--model.megatron.window_size", "[4, 0]"])
+    assert recipe.model.megatron == {"init_method_std": 0.1, "window_size": [4, 0]}
+    nested = load_recipe(None, ["--algorithm.options.a.b=1", "--algorithm.options.a.c=x"])
+    assert nested.algorithm.options == {"a": {"b": 1, "c": "x"}}
+
+
+def test_text_settings_take_the_words_as_they_are() -> None:
+    recipe = load_recipe(
+        None,
+        ["--data.answer_pattern", r"#### ([0-9]+): *$", "--data.system_prompt=true"],
+    )
+    assert recipe.data.answer_pattern == r"#### ([0-9]+): *$"
+    assert recipe.data.system_prompt == "true"
+    assert load_recipe(None, ["--data.system_prompt", "null"]).data.system_prompt is None
+
+
+def test_quoted_yaml_text_stays_text_everywhere(tmp_path: Path) -> None:
+    path = write(
+        tmp_path,
+        "data:\n  system_prompt: 'null'\n  answer_pattern: '#(.*)'\n  train_files: ['1', 'null']\n"
+        "algorithm:\n  options: {a: '#x', b: '2', '#c': 'true'}\n",
+    )
+    recipe = load_recipe(path)
+    assert recipe.data.system_prompt == "null"
+    assert recipe.data.answer_pattern == "#(.*)"
+    assert recipe.data.train_files == ("1", "null")
+    assert recipe.algorithm.options == {"a": "#x", "b": "2", "#c": "true"}
+
+
+def test_home_is_expanded_and_relative_paths_stay_relative() -> None:
+    home = os.path.expanduser("~")
+    recipe = load_recipe(
+        None,
+        [
+            "--model.path=~/m",
+            "--model.tokenizer_path=~/t",
+            "--data.train_files=[~/a.jsonl, b.jsonl]",
+            "--evaluation.files=[~/c.jsonl]",
+            "--reward.function=~/r.py:score",
+            "--output_dir=~/out",
+        ],
+    )
+    assert recipe.model.path == f"{home}/m"
+    assert recipe.model.tokenizer_path == f"{home}/t"
+    assert recipe.data.train_files == (f"{home}/a.jsonl", "b.jsonl")
+    assert recipe.evaluation.files == (f"{home}/c.jsonl",)
+    assert recipe.reward.function == f"{home}/r.py:score"
+    assert recipe.output_dir == f"{home}/out"
+
+
+def test_the_resolved_recipe_reads_back_equal(tmp_path: Path) -> None:
+    recipe = load_recipe(
+        None,
+        [
+            "--optimizer.lr=1e-5",
+            "--data.train_files=[ä.jsonl]",
+            "--model.megatron={window_size: [4, 0]}",
+            "--data.system_prompt=yes: 'quoted' #",
+            "--rollout.stop_token_ids=[5]",
+        ],
+    )
+    assert load_recipe(write(tmp_path, recipe_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "meant", "line"),
+    [
+        ("optimizer:\n  lrr: 1\n", "optimizer.lrr", "optimizer.lr", 2),
+        ("steps: 1\noptimzer:\n  lr: 1\n", "optimzer", "optimizer", 2),
+        ("group_size: 8\n", "group_size", "rollout.group_size", 1),
+        ("model:\n  sequence_parallel: true\n", "model.sequence_parallel", "parallel.", 2),
+        ("rollout: {temprature: 1}\n", "rollout.temprature", "rollout.temperature", 1),
+    ],
+)
+def test_unknown_yaml_keys_are_refused_with_line_and_nearest_match(
+    tmp_path: Path, text: str, name: str, meant: str, line: int
+) -> None:
+    path = write(tmp_path, text)
+    (message,) = messages(path)
+    assert message.startswith(f"{name} = ")
+    assert f"{path}, line {line}" in message
+    assert f"did you mean {meant}" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "name", "meant"),
+    [
+        ("--optimizer.lrr=1", "optimizer.lrr", "optimizer.lr"),
+        ("--optimizer={lrr: 1}", "optimizer.lrr", "optimizer.lr"),
+        ("--rolout.temperature=1", "rolout.temperature", "rollout.temperature"),
+        ("--tensor_model_parallel_size=2", "tensor_model", "parallel.tensor_model_parallel_size"),
+    ],
+)
+def test_unknown_overrides_are_refused_with_nearest_match(
+    override: str, name: str, meant: str
+) -> None:
+    (message,) = messages(None, override)
+    assert name in message
+    assert "command line" in message
+    assert f"did you mean {meant}?" in message
+
+
+def test_an_unknown_name_like_no_other_gets_the_list_of_the_section() -> None:
+    (message,) = messages(None, "--checkpoint.zzz=1")
+    assert "checkpoint has save_every, keep_last, resume, export_hf" in message
+
+
+@pytest.mark.parametrize(
+    ("override", "value", "expected"),
+    [
+        ("--steps=2.5", "2.5", "an integer"),
+        ("--steps=true", "True", "an integer"),
+        ("--steps=null", "None", "an integer"),
+        ("--optimizer.lr=fast", "'fast'", "a number"),
+        ("--data.shuffle=3", "3", "true or false"),
+        ("--precision.fp8=e5m2", "'e5m2'", "one of hybrid, e4m3 or null"),
+        ("--data.train_files=a.jsonl", "'a.jsonl'", "a list like [a, b]"),
+        ("--resrl.quantiles=[0.1]", "[0.1]", "2 items, each a number"),
+        ("--rollout.stop_token_ids=[x]", "['x']", "each an integer or null"),
+        ("--model.megatron=[1]", "[1]", "a mapping"),
+        ("--optimizer=3", "3", "write its settings below it"),
+    ],
+)
+def test_wrong_types_name_setting_value_and_expected_type(
+    override: str, value: str, expected: str
+) -> None:
+    (message,) = messages(None, override)
+    setting = override.removeprefix("--").partition("=")[0]
+    assert message.startswith(f"{setting} = {value}: ")
+    assert expected in message
+
+
+def test_a_wrong_type_in_yaml_names_its_line(tmp_path: Path) -> None:
+    path = write(tmp_path, "steps: 3\noptimizer:\n  clip_grad: much\n")
+    (message,) = messages(path)
+    assert f"optimizer.clip_grad = 'much': wrong type ({path}, line 3); give a number" == message
+
+
+def test_all_problems_are_reported_at_once_and_the_rest_is_kept(tmp_path: Path) -> None:
+    path = write(tmp_path, "steps: x\nseed: 5\nfoo: 1\n")
+    recipe, problems = read_recipe(path, ["--optimizer.lr=y", "stray", "--resrl.rank"])
+    assert {p.setting for p in problems} == {
+        "steps",
+        "foo",
+        "optimizer.lr",
+        "command line",
+        "resrl.rank",
+    }
+    assert recipe == dataclasses.replace(Recipe(), seed=5)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("steps: [1\n", "not valid YAML"),
+        ("steps: 1\nsteps: 2\n", "given twice"),
+        ("- steps\n", "it holds a list, not settings"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
+    path = write(tmp_path, text)
+    (message,) = messages(path)
+    assert path in message
+    assert said in message
+
+
+def test_a_missing_recipe_file_is_named(tmp_path: Path) -> None:
+    (message,) = messages(str(tmp_path / "none.yaml"))
+    assert "none.yaml" in message
+    assert "there is no such file" in message
+
+
+def test_invalid_yaml_in_an_override_names_the_setting() -> None:
+    (message,) = messages(None, "--data.train_files=[a")
+    assert message.startswith("data.train_files = '[a'")
+    assert "not valid YAML" in message
+
+
+def test_help_lists_every_setting_with_its_docstring() -> None:
+    text = " ".join(settings_parser("megatron-resrl train", "").format_help().split())
+    for setting in SETTINGS:
+        assert f"--{setting} " in text
+    assert "Ranks over which each layer's matrices are split." in text
+    assert "(type: float, default: 1e-06)" in text

@@ -1,0 +1,121 @@
+"""Metrics on disk."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from megatron_resrl.observe.metrics import MetricsLogger
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def logger(directory: Path, **options: object) -> MetricsLogger:
+    return MetricsLogger(directory, **{"tensorboard": False, "wandb_project": None} | options)
+
+
+def run(directory: Path, first: int, last: int, **options: object) -> None:
+    with logger(directory, **options) as metrics:
+        for step in range(first, last + 1):
+            metrics.log(step, {"reward": step / 10})
+            metrics.log_samples(step, [{"response": f"é{step}"}, {"response": "b"}])
+
+
+def test_each_step_is_one_json_line_with_step_time_and_values(tmp_path: Path) -> None:
+    run(tmp_path / "new", 1, 2)
+    records = lines(tmp_path / "new" / "metrics.jsonl")
+    assert [(r["step"], r["reward"]) for r in records] == [(1, 0.1), (2, 0.2)]
+    assert records[0]["time"] > 1.6e9
+    samples = lines(tmp_path / "new" / "samples.jsonl")
+    assert samples[2] == {"step": 2, "response": "é2"}
+
+
+def test_lines_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
+    metrics = logger(tmp_path)
+    metrics.log(1, {"reward": 0.5})
+    assert len(lines(tmp_path / "metrics.jsonl")) == 1
+    metrics.close()
+
+
+def test_values_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
+    with logger(tmp_path) as metrics:
+        metrics.log(1, {"grad_norm": float("nan"), "loss": float("inf"), "reward": 1})
+    text = (tmp_path / "metrics.jsonl").read_text()
+    assert "NaN" not in text
+    assert "Infinity" not in text
+    assert json.loads(text) | {"time": 0} == {
+        "step": 1,
+        "time": 0,
+        "grad_norm": None,
+        "loss": None,
+        "reward": 1.0,
+    }
+
+
+def test_a_step_logged_twice_is_refused(tmp_path: Path) -> None:
+    with logger(tmp_path) as metrics:
+        metrics.log(3, {"reward": 0.5})
+        with pytest.raises(ValueError, match="step 3 come after those of step 3"):
+            metrics.log(3, {"accuracy": 0.5})
+
+
+def test_a_resumed_run_has_one_line_per_step(tmp_path: Path) -> None:
+    run(tmp_path, 1, 4)
+    run(tmp_path, 3, 5, resume_step=2)
+    assert [r["step"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+    assert [r["step"] for r in lines(tmp_path / "samples.jsonl")] == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+    assert not list(tmp_path.glob("*.new"))
+
+
+def test_after_a_resume_steps_already_kept_cannot_be_logged_again(tmp_path: Path) -> None:
+    run(tmp_path, 1, 4)
+    with logger(tmp_path, resume_step=2) as metrics, pytest.raises(ValueError, match="step 2"):
+        metrics.log(2, {"reward": 0.5})
+
+
+def test_a_line_torn_by_a_crash_is_dropped_on_resume(tmp_path: Path) -> None:
+    run(tmp_path, 1, 2)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 3, "rew')
+    run(tmp_path, 3, 3, resume_step=2)
+    assert [r["step"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+
+
+def test_a_foreign_line_is_an_error_that_names_file_and_line(tmp_path: Path) -> None:
+    run(tmp_path, 1, 1)
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write("hello\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a JSON object"):
+        logger(tmp_path, resume_step=2)
+
+
+def test_a_new_run_sets_files_of_an_earlier_one_aside(tmp_path: Path) -> None:
+    run(tmp_path, 1, 2)
+    run(tmp_path, 1, 1)
+    run(tmp_path, 1, 3)
+    assert [r["step"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+    assert [r["step"] for r in lines(tmp_path / "metrics.1.jsonl")] == [1, 2]
+    assert [r["step"] for r in lines(tmp_path / "metrics.2.jsonl")] == [1]
+
+
+def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None:
+    run(tmp_path, 1, 4, tensorboard=True)
+    run(tmp_path, 3, 5, tensorboard=True, resume_step=2)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    scalars = [(event.step, event.value) for event in events.Scalars("reward")]
+    # TensorBoard stores float32: 1e-6 is above its rounding of values below one.
+    assert scalars == [(s, pytest.approx(s / 10, abs=1e-6)) for s in range(1, 6)]
+
+
+def test_without_wandb_the_message_names_the_extra(tmp_path: Path) -> None:
+    if importlib.util.find_spec("wandb") is not None:
+        pytest.skip("wandb is installed")
+    with pytest.raises(ImportError, match=r"'quickrun'.*pip install megatron-resrl\[wandb\]"):
+        logger(tmp_path, wandb_project="quickrun")

@@ -1,0 +1,66 @@
+"""The progress display, on a real pseudo-terminal and in a file."""
+
+from __future__ import annotations
+
+import fcntl
+import io
+import os
+import pty
+import re
+import struct
+import termios
+
+from megatron_resrl.observe.progress import Progress
+
+
+def test_without_a_terminal_each_step_is_one_plain_line() -> None:
+    stream = io.StringIO()
+    progress = Progress(4, start=1, stream=stream)
+    progress.update(2, 0.25)
+    progress.message("evaluated")
+    progress.update(3, 0.5)
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert re.fullmatch(r"step 2/4  reward 0\.250  \d+\.\d s/step  \d\d:\d\d left", lines[0])
+    assert lines[1] == "evaluated"
+    assert lines[2].startswith("step 3/4  reward 0.500")
+    assert len(lines) == 3
+    assert "\r" not in stream.getvalue()
+    assert "\x1b" not in stream.getvalue()
+
+
+def test_a_disabled_display_writes_nothing() -> None:
+    stream = io.StringIO()
+    progress = Progress(4, enabled=False, stream=stream)
+    progress.update(1, 0.5)
+    progress.message("unheard")
+    progress.close()
+    assert stream.getvalue() == ""
+
+
+def test_a_terminal_gets_a_bar_with_steps_and_reward() -> None:
+    reader, writer = pty.openpty()
+    fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
+    with os.fdopen(writer, "w") as terminal:
+        progress = Progress(4, start=1, stream=terminal)
+        progress.update(2, 0.25)
+        progress.message("a line above the bar")
+        progress.update(4, 0.75)
+        progress.close()
+        terminal.flush()
+        drawn = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert "\r" in drawn
+    assert "4/4" in drawn
+    assert "reward 0.750" in drawn
+    assert "a line above the bar" in drawn
+
+
+def test_a_terminal_without_a_size_gets_plain_lines() -> None:
+    reader, writer = pty.openpty()
+    with os.fdopen(writer, "w") as terminal:
+        progress = Progress(4, stream=terminal)
+        progress.update(1, 0.25)
+        drawn = os.read(reader, 65536).decode()
+    os.close(reader)
+    assert drawn.startswith("step 1/4  reward 0.250")

@@ -1,0 +1,92 @@
+"""Phase timers."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from megatron_resrl.observe.timers import PhaseTimers
+
+
+class Clock:
+    """A clock that moves only when told, so that sums can be compared exactly."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(time, "perf_counter", lambda: self.now)
+
+    def pass_seconds(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_inner_phases_are_not_counted_in_outer_ones_and_all_add_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    timers = PhaseTimers()
+    clock.pass_seconds(1)
+    with timers.phase("rollout"):
+        clock.pass_seconds(2)
+        with timers.phase("sync"):
+            clock.pass_seconds(4)
+        clock.pass_seconds(8)
+    with timers.phase("rollout"):
+        clock.pass_seconds(16)
+    clock.pass_seconds(32)
+    assert (
+        timers.collect()
+        == {"sync": 4.0, "rollout": 26.0, "other": 33.0}
+        == {
+            "rollout": 26.0,
+            "sync": 4.0,
+            "other": 33.0,
+        }
+    )
+
+
+def test_collect_starts_the_next_step_even_inside_a_phase(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clock = Clock(monkeypatch)
+    timers = PhaseTimers()
+    with timers.phase("update"):
+        clock.pass_seconds(3)
+        assert timers.collect() == {"update": 3.0, "other": 0.0}
+        clock.pass_seconds(5)
+    assert timers.collect() == {"update": 5.0, "other": 0.0}
+    assert timers.collect() == {"other": 0.0}
+
+
+def test_the_current_phase_is_the_innermost_and_survives_errors() -> None:
+    timers = PhaseTimers()
+    assert timers.current_phase() == "other"
+    with timers.phase("reward"):
+        with timers.phase("pool"):
+            assert timers.current_phase() == "pool"
+        assert timers.current_phase() == "reward"
+    with pytest.raises(KeyError), timers.phase("update"):
+        {}["lost"]
+    assert timers.current_phase() == "other"
+    assert set(timers.collect()) == {"pool", "reward", "update", "other"}
+
+
+def test_real_sleep_is_counted_for_its_phase() -> None:
+    timers = PhaseTimers()
+    began = time.perf_counter()
+    with timers.phase("rollout"):
+        time.sleep(0.05)
+    seconds = timers.collect()
+    whole = time.perf_counter() - began
+    assert seconds["rollout"] >= 0.05
+    # The sum misses only the moments before creation and after collecting.
+    assert sum(seconds.values()) <= whole + 0.01
+
+
+def test_the_device_is_waited_for_at_every_border() -> None:
+    calls: list[None] = []
+    timers = PhaseTimers(synchronize=lambda: calls.append(None))
+    with timers.phase("a"):
+        pass
+    timers.collect()
+    assert len(calls) == 3
