@@ -55,7 +55,7 @@ class MetricsLogger:
         if tensorboard:
             self._sinks.append(_TensorBoard(directory / "tensorboard", resume_step))
         if wandb_project is not None:
-            self._sinks.append(_WeightsAndBiases(wandb_project, directory))
+            self._sinks.append(_WeightsAndBiases(wandb_project, directory, resume_step))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one step's metrics.
@@ -187,7 +187,9 @@ class _TensorBoard:
 
 
 class _WeightsAndBiases:
-    def __init__(self, project: str, directory: Path) -> None:
+    """One run of the service per output directory, continued when training is."""
+
+    def __init__(self, project: str, directory: Path, resume_step: int | None) -> None:
         try:
             import wandb
         except ImportError as error:
@@ -195,7 +197,15 @@ class _WeightsAndBiases:
                 f"logging.wandb_project is {project!r}, and wandb is not installed; install the "
                 "`wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
             ) from error
-        self._run = wandb.init(project=project, dir=str(directory), resume="allow")
+        identity = directory / "wandb_run_id.txt"
+        known = resume_step is not None and identity.exists()
+        self._run = wandb.init(
+            project=project,
+            dir=str(directory),
+            id=identity.read_text().strip() if known else None,
+            resume="allow",
+        )
+        identity.write_text(f"{self._run.id}\n")
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         self._run.log(dict(metrics), step=step)

@@ -19,6 +19,7 @@ class HiddenStateTap:
 
     def __init__(self) -> None:
         self._hidden: torch.Tensor | None = None
+        self._armed = False
 
     def take(self) -> torch.Tensor:
         """Returns the detached state of the forward pass just made and forgets it.
@@ -31,19 +32,28 @@ class HiddenStateTap:
         hidden, self._hidden = self._hidden, None
         return hidden
 
-    def _keep(self, module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        # Full recomputation runs the layer again in the backward pass; the first run counts.
-        if self._hidden is None:
+    def _arm(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
+        self._armed = True
+
+    def _keep(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        # Full recomputation runs the layer, not the model, again in the backward pass: only the
+        # layer's first run after the model was entered is a forward pass.
+        if self._armed:
             hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
             self._hidden = hidden.detach()
+            self._armed = False
 
 
 @contextlib.contextmanager
 def tap_last_layer(model: PolicyModel) -> Iterator[HiddenStateTap]:
     """Installs the tap on `model`, the chunk with the last layer, while the block runs."""
     tap = HiddenStateTap()
-    handle = model.last_layer().register_forward_pre_hook(tap._keep, with_kwargs=True)
+    handles = [
+        model.register_forward_pre_hook(tap._arm),
+        model.last_layer().register_forward_pre_hook(tap._keep, with_kwargs=True),
+    ]
     try:
         yield tap
     finally:
-        handle.remove()
+        for handle in handles:
+            handle.remove()

@@ -1,18 +1,17 @@
 """The leading directions of a group's positive tokens: a deterministic truncated SVD.
 
-Shapes: N tokens, H hidden size, K directions kept, M columns of the search space.
+Shapes: N tokens, H hidden size, S = min(N, H), K directions kept, M columns of the search space.
 
-Three forms of the same problem, all ending in float64:
+Two forms of the same problem:
 
-* `exact`: full eigen-decomposition of the smaller Gram matrix (N x N or H x H) in float64; for
-  small groups, and the last resort for spectra so flat that iterating does not pay.
-* `rows`: block Krylov iteration with X^T (X Q) on the centred rows in their own precision, when
-  one rank holds all of them. At N = 4096, H = 2560 a float64 Gram matrix alone would cost more.
-* `scatter`: the same iteration on the H x H scatter in float64, when the rows are spread over
-  ranks or were never kept.
+* `gram`: eigenvectors of a Gram matrix in float64, either the H x H scatter (tokens spread over
+  ranks, or never kept) or the smaller of X X^T and X^T X; by full eigen-decomposition when small.
+* `rows`: products X^T (X Q) with the centred float32 rows, closed by a float64 problem. For large
+  groups on one rank, where a float64 Gram matrix costs more than all products together.
 
-The iteration grows its space until the residuals of the wanted eigenpairs are small, then by two
-more blocks. Its start comes from its own generator, so a repeated call gives the same bits.
+Large problems grow a block Krylov space until the residuals of the wanted eigenpairs are small,
+then by two more blocks. Its start comes from its own generator, so a repeated call gives the same
+bits. Spectra so flat that the space would become half of everything are decomposed in full.
 """
 
 from __future__ import annotations
@@ -36,8 +35,8 @@ TOLERANCE = 1e-5
 NOISE_SHARE = 1e-13
 # Ritz vectors beyond the wanted ones that take part in the closing float64 problem.
 REFINE_EXTRA = 16
-# Ratio of the largest to the smallest wanted eigenvalue up to which float32 rows are enough (a ratio
-# of 30 of the singular values). At 34,000 they moved single token weights by 4e-5, float64 by none.
+# Ratio of the largest to the smallest wanted eigenvalue up to which float32 rows are enough; 30
+# between singular values. At 34,000 they move single token weights by 4e-5.
 FLOAT32_CONDITION = 1000.0
 START_SEED = 20260500
 
@@ -74,8 +73,8 @@ def basis_from_rows(x_NH: Tensor, rank: int) -> Basis:
     """Leading directions of tokens that are all on this rank.
 
     Args:
-        x_NH: [N, H] layer-normed tokens, float32 or float64, N >= 1. Large inputs are centred in
-            place (a second copy would double the memory of the pass): do not use it afterwards.
+        x_NH: [N, H] layer-normed tokens, float32 or float64, N >= 1. Centred in place, because a
+            second copy would double the memory of the pass: do not use it afterwards.
         rank: Directions wanted; capped by min(N - 1, H) and by the numerical rank.
 
     Returns:
@@ -83,18 +82,16 @@ def basis_from_rows(x_NH: Tensor, rank: int) -> Basis:
     """
     tokens, hidden_size = x_NH.shape
     wanted = min(rank, tokens - 1, hidden_size)
-    exact = _exact_is_cheaper(tokens, hidden_size, wanted)
-    if exact:
+    by_rows = x_NH.dtype == torch.float32 and _rows_are_cheaper(tokens, hidden_size, wanted)
+    if not by_rows:
         x_NH = x_NH.double()
     mean_H = _centre(x_NH)
     trace = torch.linalg.vector_norm(x_NH, dim=1).double().square().sum()
     noise = NOISE_SHARE * (trace + tokens * mean_H.square().sum())
-    pairs = None if exact else _from_products(x_NH, wanted, noise)
-    if pairs is None and not exact:
-        x_NH = x_NH.double()
-        pairs = _from_products(x_NH, wanted, noise)
-    values_K, vectors_HK = _exact(x_NH, wanted) if pairs is None else pairs
-    return _without_noise(mean_H, values_K, vectors_HK, trace, noise)
+    pairs = _from_rows(x_NH, wanted, noise) if by_rows else None
+    if pairs is None:
+        pairs = _from_smaller_gram(x_NH.double(), wanted, noise)
+    return _without_noise(mean_H, *pairs, trace, noise)
 
 
 def basis_from_statistics(statistics: Statistics, rank: int) -> Basis:
@@ -108,18 +105,12 @@ def basis_from_statistics(statistics: Statistics, rank: int) -> Basis:
         The basis; agrees with `basis_from_rows` of the same tokens.
     """
     scatter_HH = statistics.symmetric_scatter()
-    hidden_size, tokens = len(scatter_HH), statistics.count
-    wanted = min(rank, tokens - 1, hidden_size)
+    tokens = statistics.count
+    wanted = min(rank, tokens - 1, len(scatter_HH))
     trace = scatter_HH.diagonal().sum()
     noise = NOISE_SHARE * (trace + tokens * statistics.mean_H.square().sum())
-    space = None
-    if not _exact_is_cheaper(hidden_size, hidden_size, wanted):
-        limit = hidden_size // 2
-        space = _krylov(scatter_HH.matmul, scatter_HH, wanted, tokens - 1, limit, noise)
-    values_K, vectors_HK = (
-        _leading(*torch.linalg.eigh(scatter_HH), wanted) if space is None else space.ritz(wanted)
-    )
-    return _without_noise(statistics.mean_H, values_K, vectors_HK, trace, noise)
+    pairs = _from_gram(scatter_HH, wanted, tokens - 1, noise)
+    return _without_noise(statistics.mean_H, *pairs, trace, noise)
 
 
 def _centre(x_NH: Tensor) -> Tensor:
@@ -129,34 +120,74 @@ def _centre(x_NH: Tensor) -> Tensor:
     return mean_H.double() + x_NH.mean(0).double()
 
 
-def _exact_is_cheaper(tokens: int, hidden_size: int, wanted: int) -> bool:
-    """Compares flops (float64 counted twice); `eigh` of n x n takes the time of about 25 n^3."""
+def _without_noise(
+    mean_H: Tensor, values_K: Tensor, vectors_HK: Tensor, trace: Tensor, noise: Tensor
+) -> Basis:
+    kept = int((values_K > noise).sum())
+    return Basis(mean_H, vectors_HK[:, :kept].contiguous(), values_K[:kept], trace)
+
+
+def _krylov_flops(size: int, columns: int) -> int:
+    """Orthogonalisation and the small problems of a space, without the operator's products."""
+    return 4 * size * columns**2 + 2 * _eigh_flops(columns)
+
+
+def _eigh_flops(size: int) -> int:
+    """A full float64 eigen-decomposition takes the time of about this many float32 flops."""
+    return 25 * size**3
+
+
+def _rows_are_cheaper(tokens: int, hidden_size: int, wanted: int) -> bool:
+    """Compares the forms in flops, float64 counted twice."""
     small = min(tokens, hidden_size)
-    columns = _first_size(wanted, small) + 2 * BLOCK
-    exact = 2 * tokens * hidden_size * small + 25 * small**3
-    krylov = 4 * tokens * hidden_size * columns + 4 * hidden_size * columns**2 + 50 * columns**3
-    return exact <= krylov
+    columns = _first_size(wanted, tokens - 1) + 2 * BLOCK
+    rows = 4 * tokens * hidden_size * columns + _krylov_flops(hidden_size, columns)
+    solve = min(_eigh_flops(small), 4 * small**2 * columns + 2 * _krylov_flops(small, columns))
+    return rows < 4 * tokens * hidden_size * small + solve
 
 
-def _exact(x_NH: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+def _from_smaller_gram(x_NH: Tensor, wanted: int, noise: Tensor) -> tuple[Tensor, Tensor]:
+    rank_bound = len(x_NH) - 1
     if x_NH.shape[0] > x_NH.shape[1]:
-        return _leading(*torch.linalg.eigh(x_NH.T @ x_NH), wanted)
-    values_K, left_NK = _leading(*torch.linalg.eigh(x_NH @ x_NH.T), wanted)
+        return _from_gram(x_NH.T @ x_NH, wanted, rank_bound, noise)
+    values_K, left_NK = _from_gram(x_NH @ x_NH.T, wanted, rank_bound, noise)
     # Columns of null directions are dropped by the caller; the clamp keeps them finite.
     return values_K, x_NH.T @ (left_NK * values_K.clamp_min(1e-300).rsqrt())
+
+
+def _from_gram(
+    gram_SS: Tensor, wanted: int, rank_bound: int, noise: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Leading eigenpairs [K], [S, K] of a positive matrix in float64."""
+    size = len(gram_SS)
+    columns = _first_size(wanted, rank_bound) + 2 * BLOCK
+    if _eigh_flops(size) > 4 * size**2 * columns + 2 * _krylov_flops(size, columns):
+        space = _krylov(gram_SS.matmul, gram_SS, wanted, rank_bound, size // 2, noise)
+        if space is not None:
+            return space.ritz(wanted)
+    return _leading(*torch.linalg.eigh(gram_SS), wanted)
+
+
+def _from_rows(x_NH: Tensor, wanted: int, noise: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Leading eigenpairs of X^T X from products with float32 rows; None where the spectrum is too
+    flat for the iteration or too steep for float32."""
+
+    def gram(q_HM: Tensor) -> Tensor:
+        return x_NH.T @ (x_NH @ q_HM)
+
+    space = _krylov(gram, x_NH, wanted, len(x_NH) - 1, min(x_NH.shape) // 2, noise)
+    if space is None:
+        return None
+    values_K, vectors_HK = _refined(space, x_NH, wanted)
+    smallest = values_K[values_K > noise][-1:]
+    too_steep = bool((values_K[0] > FLOAT32_CONDITION * smallest).any())
+    return None if too_steep else (values_K, vectors_HK)
 
 
 def _leading(values_N: Tensor, vectors_NN: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
     """The `wanted` largest of ascending eigenpairs, largest first."""
     first = len(values_N) - wanted
     return values_N[first:].flip(0), vectors_NN[:, first:].flip(1)
-
-
-def _without_noise(
-    mean_H: Tensor, values_K: Tensor, vectors_HK: Tensor, trace: Tensor, noise: Tensor
-) -> Basis:
-    kept = int((values_K > noise).sum())
-    return Basis(mean_H, vectors_HK[:, :kept].contiguous(), values_K[:kept], trace)
 
 
 class _Space:
@@ -166,11 +197,15 @@ class _Space:
         self.operator = operator
         self.basis_HM = torch.linalg.qr(start_HB).Q
         self.image_HM = operator(self.basis_HM)
+        # As large as rounding: gives an exhausted space (fewer distinct tokens than columns)
+        # somewhere to grow, where QR of exact zeros would repeat columns it already has.
+        size = torch.linalg.vector_norm(self.image_HM, dim=0).max()
+        self.jitter_HB = torch.finfo(start_HB.dtype).eps * size * self.basis_HM
 
     def grow(self, size: int) -> None:
         """Adds blocks until the space has at least `size` columns."""
-        while self.basis_HM.shape[1] < size:
-            block = self.image_HM[:, -BLOCK:]
+        while (width := self.basis_HM.shape[1]) < size:
+            block = self.image_HM[:, -BLOCK:] + self.jitter_HB.roll(width, 0)
             # Twice: the first pass leaves rounding errors as large as a nearly exhausted block.
             for _ in range(2):
                 block = block - self.basis_HM @ (self.basis_HM.T @ block)
@@ -233,23 +268,6 @@ def _first_size(wanted: int, rank_bound: int) -> int:
 
 def _whole_blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
-
-
-def _from_products(x_NH: Tensor, wanted: int, noise: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Leading eigenpairs of X^T X from products with X; None where the iteration does not pay or
-    the spectrum falls too steeply for the precision of the rows."""
-
-    def gram(q_HM: Tensor) -> Tensor:
-        return x_NH.T @ (x_NH @ q_HM)
-
-    space = _krylov(gram, x_NH, wanted, len(x_NH) - 1, min(x_NH.shape) // 2, noise)
-    if space is None:
-        return None
-    values_K, vectors_HK = _refined(space, x_NH, wanted)
-    steep = values_K[0] > FLOAT32_CONDITION * values_K[values_K > noise][-1:]
-    if x_NH.dtype == torch.float32 and steep.any():
-        return None
-    return values_K, vectors_HK
 
 
 def _refined(space: _Space, x_NH: Tensor, wanted: int) -> tuple[Tensor, Tensor]:

@@ -119,3 +119,15 @@ def test_without_wandb_the_message_names_the_extra(tmp_path: Path) -> None:
         pytest.skip("wandb is installed")
     with pytest.raises(ImportError, match=r"'quickrun'.*pip install megatron-resrl\[wandb\]"):
         logger(tmp_path, wandb_project="quickrun")
+
+
+def test_wandb_continues_the_same_run_after_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("wandb", reason="needs the `wandb` extra")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    run(tmp_path, 1, 3, wandb_project="p")
+    first = (tmp_path / "wandb_run_id.txt").read_text()
+    run(tmp_path, 3, 4, wandb_project="p", resume_step=2)
+    assert (tmp_path / "wandb_run_id.txt").read_text() == first
+    assert len(list((tmp_path / "wandb").glob(f"offline-run-*{first.strip()}*"))) == 2

@@ -1,0 +1,243 @@
+"""Measures the policy against the reference in every layout of this world size.
+
+Arguments: folder of the models, file of the references. Rank 0 prints one line of JSON per
+layout and family: what differs, and by how much at most on any rank.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import tiny_families as tiny
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+
+from megatron_resrl.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+)
+from megatron_resrl.data.packing import MicroBatch, TokenSequence
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.hidden_states import tap_last_layer
+from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
+from megatron_resrl.weights.hugging_face import export_weights
+
+FULL = {"recompute_granularity": "full", "recompute_num_layers": 1}
+UNIFORM, BLOCK = FULL | {"recompute_method": "uniform"}, FULL | {"recompute_method": "block"}
+SELECTIVE = {"recompute_granularity": "selective"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes and options that must not change any number."""
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int | None = None
+    sp: bool = False
+    distributed_optimizer: bool = True
+    ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    families: tuple[str, ...] = ("llama", "llama_tied", "qwen2", "qwen3")
+
+    def recipe(self, path: Path) -> Recipe:
+        parallel = ParallelConfig(
+            tensor_model_parallel_size=self.tp,
+            pipeline_model_parallel_size=self.pp,
+            virtual_pipeline_model_parallel_size=self.vpp,
+            sequence_parallel=self.sp,
+            use_distributed_optimizer=self.distributed_optimizer,
+            timeout_minutes=1.0,
+            ddp=self.ddp,
+        )
+        optimizer = OptimizerConfig(
+            lr=tiny.LEARNING_RATE,
+            lr_warmup_steps=0,
+            weight_decay=tiny.WEIGHT_DECAY,
+            adam_eps=tiny.ADAM_EPS,
+            clip_grad=tiny.CLIP_GRAD,
+        )
+        return Recipe(
+            model=ModelConfig(path=str(path), **self.model),
+            parallel=parallel,
+            precision=PrecisionConfig(params_dtype="fp32"),
+            optimizer=optimizer,
+        )
+
+
+ONE = ("qwen3",)
+LAYOUTS: dict[int, dict[str, Layout]] = {
+    1: {
+        "tp1": Layout(),
+        "tp1_plain_optimizer": Layout(distributed_optimizer=False),
+        "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
+        "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
+        "tp1_recompute_selective": Layout(model=SELECTIVE, families=ONE),
+    },
+    2: {
+        "tp2": Layout(tp=2),
+        "tp2_sp": Layout(tp=2, sp=True),
+        "pp2": Layout(pp=2),
+        "pp2_vpp2": Layout(pp=2, vpp=2),
+        "dp2": Layout(),
+        "dp2_plain_optimizer": Layout(distributed_optimizer=False, families=ONE),
+        "tp2_sp_recompute_uniform": Layout(tp=2, sp=True, model=UNIFORM, families=ONE),
+        "pp2_recompute_block": Layout(pp=2, model=BLOCK, families=ONE),
+        "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),
+    },
+    4: {
+        "tp2_pp2": Layout(tp=2, pp=2),
+        "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True),
+        "tp2_pp2_vpp2_sp": Layout(tp=2, pp=2, vpp=2, sp=True, families=("qwen2", "qwen3")),
+        "tp2_dp2_sp": Layout(tp=2, sp=True, families=("qwen2", "qwen3")),
+        "pp2_dp2": Layout(pp=2, families=("llama_tied", "qwen3")),
+        "pp4": Layout(pp=4, families=("llama", "qwen2")),
+        "tp4_sp": Layout(tp=4, sp=True, families=("llama", "qwen2")),
+    },
+}
+
+
+def own_share() -> list[int]:
+    """Indices of the sequences of this data-parallel replica: halves of unequal token counts."""
+    count = len(tiny.ragged_token_ids())
+    per_replica = count // parallel_state.get_data_parallel_world_size()
+    first = parallel_state.get_data_parallel_rank() * per_replica
+    return list(range(first, first + per_replica))
+
+
+def largest(*differences: torch.Tensor) -> float:
+    return max((d.abs().max().item() for d in differences if d.numel()), default=0.0)
+
+
+def score_differences(policy: Policy, batches: list[MicroBatch], want: dict[str, Any]) -> dict:
+    """Log-probs, entropy and tapped states of every response token."""
+    found = {"log_probs": 0.0, "entropy": 0.0, "hidden": 0.0}
+
+    def check_states(states: TappedStates, batch: MicroBatch) -> None:
+        difference = hidden_difference(policy, states, rows(batch, want["hidden"]))
+        found["hidden"] = max(found["hidden"], difference)
+
+    scores = policy.score(batches, temperature=tiny.TEMPERATURE, on_hidden_states=check_states)
+    for batch, score in zip(batches if scores else [], scores, strict=True):
+        for name in ("log_probs", "entropy"):
+            difference = getattr(score, name) - rows(batch, want[name])
+            found[name] = max(found[name], largest(difference))
+    return found
+
+
+def hidden_difference(policy: Policy, states: TappedStates, want: torch.Tensor) -> float:
+    """Puts the tensor-parallel ranks' slices together; every token must be in exactly one."""
+    slices = platform.gather_objects(states, policy.tensor_parallel_group)
+    if not policy.config.sequence_parallel:
+        slices = slices[:1]
+    token = torch.cat([part.token for part in slices])
+    assert sorted(token.tolist()) == list(range(len(want))), token
+    return largest(torch.cat([part.hidden for part in slices])[token.argsort()] - want)
+
+
+def rows(batch: MicroBatch, per_sequence: list[torch.Tensor]) -> torch.Tensor:
+    """Reference values of a micro-batch's response tokens."""
+    pairs = zip(batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True)
+    picked = [per_sequence[sequence][position] for sequence, position in pairs]
+    return torch.stack(picked) if picked else per_sequence[0][:0]
+
+
+def logit_difference(policy: Policy, batches: list[MicroBatch], want: list[torch.Tensor]) -> float:
+    """Full logits, put together from all tensor-parallel ranks, at every real input position."""
+    differences = []
+
+    def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, None]:
+        if policy.config.sequence_parallel:
+            hidden = gather_from_sequence_parallel_region(hidden)
+        shard = policy.modules[-1].output_weight().detach()
+        shards = platform.gather_objects(shard, policy.tensor_parallel_group)
+        logits = (hidden @ torch.cat(shards).T)[..., : tiny.VOCABULARY]
+        for row, sequence in enumerate(batch.sequence_index.unique().tolist()):
+            differences.append(logits[: len(want[sequence]), row] - want[sequence])
+        return hidden.sum(), None
+
+    policy.eval()
+    run_pipeline(policy.modules, batches, last_stage, forward_only=True)
+    return largest(*differences)
+
+
+def update(policy: Policy, batches: list[MicroBatch], mine: list[int], want: Any) -> dict:
+    """One step, with the tap on: recomputation runs layers again and must not disturb it."""
+    coefficients = tiny.loss_coefficients()[mine]
+    hidden_want = [want.hidden[index] for index in mine]
+    found, attention_runs = {"hidden_in_update": 0.0}, []
+
+    def loss_function(log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Any:
+        states = policy._response_states(tap.take(), batch)
+        difference = hidden_difference(policy, states, rows(batch, hidden_want))
+        found["hidden_in_update"] = max(found["hidden_in_update"], difference)
+        factors = coefficients[batch.sequence_index, batch.response_position]
+        loss = -(factors * log_probs).sum()
+        return loss, loss.item()
+
+    attention = policy.modules[-1].last_layer().self_attention.core_attention
+    counter = attention.register_forward_hook(lambda *_: attention_runs.append(1))
+    with tap_last_layer(policy.modules[-1]) if is_last_stage() else nullcontext() as tap:
+        result = policy.update(batches, loss_function, temperature=tiny.TEMPERATURE)
+    counter.remove()
+    assert result.applied
+    share = sum(result.collected) if parallel_state.get_tensor_model_parallel_rank() == 0 else 0
+    loss = sum(platform.gather_objects(share))
+    return found | {
+        "loss": abs(loss / want.loss - 1),
+        "grad_norm": abs(result.grad_norm / want.grad_norm - 1),
+        "attention_runs": len(attention_runs) / len(batches),
+    }
+
+
+def export_difference(policy: Policy, want: dict[str, torch.Tensor]) -> float:
+    exported = dict(export_weights(policy.modules, policy.hf_config))
+    assert exported.keys() == want.keys(), exported.keys() ^ want.keys()
+    assert all(exported[name].shape == want[name].shape for name in want)
+    return largest(*(exported[name] - want[name] for name in want))
+
+
+def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float]:
+    policy = Policy.from_recipe(layout.recipe(path))
+    mine = own_share()
+    pairs = tiny.ragged_token_ids()
+    batches = policy.micro_batches([TokenSequence(*pairs[index]) for index in mine], 2)
+    own = {
+        name: [getattr(want, name)[index] for index in mine]
+        for name in ("log_probs", "entropy", "hidden", "logits", "updated_log_probs")
+    }
+    found = score_differences(policy, batches, own)
+    found["logits"] = logit_difference(policy, batches, own["logits"])
+    found["exported"] = export_difference(policy, want.weights)
+    found |= update(policy, batches, mine, want)
+    found["updated_weights"] = export_difference(policy, want.updated)
+    after = score_differences(policy, batches, own | {"log_probs": own["updated_log_probs"]})
+    found["updated_log_probs"] = after["log_probs"]
+    gathered = platform.gather_objects(found)
+    return {name: max(one[name] for one in gathered) for name in found}
+
+
+def main() -> None:
+    models, references = Path(sys.argv[1]), torch.load(sys.argv[2], weights_only=False)
+    for name, layout in LAYOUTS[platform.world_size()].items():
+        platform.initialize(layout.recipe(models).parallel, seed=0)
+        for family in layout.families:
+            found = measure(layout, models / family, references[family])
+            if dist.get_rank() == 0:
+                print(json.dumps({"layout": name, "family": family, "found": found}))
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()

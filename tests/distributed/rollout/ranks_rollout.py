@@ -1,0 +1,104 @@
+"""Every rank: decode with each layout of this world size; rank 0 compares and prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM
+
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
+from megatron_resrl.data.packing import TokenSequence
+from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.megatron_engine import MegatronEngine
+
+LAYOUTS = {
+    1: {"TP1": {}},
+    2: {
+        "TP2": {"tensor_model_parallel_size": 2},
+        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "PP2": {"pipeline_model_parallel_size": 2},
+        "PP2xVPP2": {
+            "pipeline_model_parallel_size": 2,
+            "virtual_pipeline_model_parallel_size": 2,
+        },
+        "DP2": {},
+    },
+    4: {"TP2xPP2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}},
+}
+PROMPTS = [[3, 4, 5, 6, 7, 8], [9, 10], list(range(20, 41)), [5] * 4, [50, 51]]
+NEW_TOKENS = 14
+STOP = (1, 2, 3, 4, 5, 6, 7, 8)
+
+
+def greedy_reference(path: Path) -> list[list[int]]:
+    """What transformers' `generate` answers, one prompt at a time."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    answers = []
+    for prompt in PROMPTS:
+        output = model.generate(
+            torch.tensor([prompt]),
+            max_new_tokens=NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=list(STOP),
+            pad_token_id=0,
+        )
+        answers.append(output[0, len(prompt) :].tolist())
+    return answers
+
+
+def decode(path: Path, layout: dict) -> dict:
+    """Greedy and sampled responses, and how far the trainer's log-probs are from the engine's."""
+    recipe = Recipe(
+        model=ModelConfig(path=str(path)),
+        precision=PrecisionConfig("fp32"),
+        parallel=ParallelConfig(**layout),
+    )
+    initialize(recipe.parallel, 0)
+    policy = Policy.from_recipe(recipe, trainable=False)
+    engine = MegatronEngine(policy, max_running_samples=6)
+    greedy = SamplingParams(NEW_TOKENS, STOP, n=2, temperature=0)
+    sampled = replace(greedy, n=3, temperature=1.0)
+    answers = engine.generate(PROMPTS, greedy, seed=(0,))
+    responses = engine.generate(PROMPTS, sampled, seed=(0, 5))
+    sequences = [
+        TokenSequence(tuple(prompt), response.token_ids)
+        for prompt, several in zip(PROMPTS, responses, strict=True)
+        for response in several
+    ]
+    flat = [response for several in responses for response in several]
+    scores = policy.score(policy.micro_batches(sequences, 4))
+    trainer = torch.cat([score.log_probs for score in scores]) if scores else None
+    engines = torch.tensor([value for response in flat for value in response.log_probs])
+    difference = float((trainer - engines).abs().max()) if scores else 0.0
+    worst = torch.tensor(difference)
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return {
+        "greedy": [[list(response.token_ids) for response in several] for several in answers],
+        "sampled": [list(response.token_ids) for response in flat],
+        "reasons": [response.finish_reason for response in flat],
+        "difference": worst.item(),
+    }
+
+
+def main(models: list[str]) -> None:
+    world = int(os.environ["WORLD_SIZE"])
+    found = {}
+    for path in map(Path, models):
+        for name, layout in LAYOUTS[world].items():
+            found[f"{path.name} {name}"] = decode(path, layout)
+        if dist.get_rank() == 0:
+            found[f"{path.name} reference"] = greedy_reference(path)
+    if dist.get_rank() == 0:
+        print("RESULT " + json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

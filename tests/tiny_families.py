@@ -1,0 +1,191 @@
+"""Tiny random Hugging Face models of every supported family, a ragged batch, and their reference.
+
+All norm weights and biases are random, so that a parameter mapped to the wrong place shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
+
+VOCABULARY = 131
+"""Not a multiple of 2 or 4: the matrices of tensor-parallel ranks are padded."""
+TEMPERATURE = 0.8
+LEARNING_RATE = 1e-2
+ADAM_EPS = 1e-3
+"""Large, because Adam divides fp32 noise in tiny gradients by the root of their square."""
+WEIGHT_DECAY = 0.1
+CLIP_GRAD = 1.0
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 64,
+}
+_LLAMA3_ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
+
+
+def family_configs() -> dict[str, PretrainedConfig]:
+    """One configuration per family: grouped queries, four layers, head sizes that differ."""
+    return {
+        "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
+        "llama_tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True, rms_norm_eps=1e-5),
+        "qwen2": Qwen2Config(**_SHAPE, tie_word_embeddings=True),
+        "qwen3": Qwen3Config(**_SHAPE, tie_word_embeddings=False, head_dim=16),
+    }
+
+
+def write_families(directory: Path) -> dict[str, Path]:
+    """Saves every family's random model and a tokenizer. Returns the directories by name."""
+    paths = {}
+    for number, (name, config) in enumerate(family_configs().items()):
+        torch.manual_seed(number)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        randomise(model)
+        paths[name] = directory / name
+        model.save_pretrained(paths[name])
+        tokenizer().save_pretrained(paths[name])
+    return paths
+
+
+@torch.no_grad()
+def randomise(model: PreTrainedModel) -> None:
+    """Gives every parameter values that matter: norms around 1, biases and matrices around 0."""
+    for name, parameter in model.named_parameters():
+        if name.endswith("norm.weight"):
+            parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+        else:
+            parameter.copy_(0.12 * torch.randn_like(parameter))
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer with the models' vocabulary size."""
+    words = {f"w{number}": number for number in range(VOCABULARY)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(words, unk_token="w0")))
+
+
+def ragged_token_ids() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Six (prompt, response) pairs of different lengths, a one-token prompt and response too."""
+    generator = torch.Generator().manual_seed(5)
+
+    def draw(count: int) -> tuple[int, ...]:
+        return tuple(torch.randint(0, VOCABULARY, (count,), generator=generator).tolist())
+
+    lengths = [(3, 4), (7, 1), (1, 6), (5, 11), (12, 2), (4, 5)]
+    return [(draw(prompt), draw(response)) for prompt, response in lengths]
+
+
+def loss_coefficients() -> torch.Tensor:
+    """[sequences, longest response]: factor of each response token's -log p in the loss.
+
+    Of both signs, as advantages are; the denominator is the number of tokens of the whole batch.
+    """
+    pairs = ragged_token_ids()
+    total = sum(len(response) for _, response in pairs)
+    longest = max(len(response) for _, response in pairs)
+    generator = torch.Generator().manual_seed(6)
+    return (0.5 + torch.randn(len(pairs), longest, generator=generator)) / total
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What `transformers` and torch compute for one family; lists are over the sequences."""
+
+    logits: list[torch.Tensor]
+    """[tokens - 1, V] at every input position."""
+    log_probs: list[torch.Tensor]
+    """[response] at `TEMPERATURE`."""
+    entropy: list[torch.Tensor]
+    """[response] at `TEMPERATURE`."""
+    hidden: list[torch.Tensor]
+    """[response, H] the states of `hidden_states[-2]` that predict the response."""
+    loss: float
+    grad_norm: float
+    weights: dict[str, torch.Tensor]
+    """Before the update, without a tied output matrix."""
+    updated: dict[str, torch.Tensor]
+    """After one clipped AdamW step."""
+    updated_log_probs: list[torch.Tensor]
+
+
+def reference(path: Path) -> Reference:
+    """Runs every sequence alone through the model, then takes one step on their loss."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    before = _named(model)
+    runs = [_run(model, prompt, response) for prompt, response in ragged_token_ids()]
+    loss = torch.zeros(())
+    for row, run in zip(loss_coefficients(), runs, strict=True):
+        loss = loss - (row[: len(run["log_probs"])] * run["log_probs"]).sum()
+    loss.backward()
+    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
+    _adamw(model).step()
+    after = [_run(model, prompt, response)["log_probs"] for prompt, response in ragged_token_ids()]
+    fields = {
+        name: [run[name].detach() for run in runs]
+        for name in ("logits", "log_probs", "entropy", "hidden")
+    }
+    return Reference(
+        **fields,
+        loss=loss.item(),
+        grad_norm=grad_norm.item(),
+        weights=before,
+        updated=_named(model),
+        updated_log_probs=[log_probs.detach() for log_probs in after],
+    )
+
+
+def _named(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    # named_parameters gives a tied matrix once, under the embedding's name.
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def _run(
+    model: PreTrainedModel, prompt: tuple[int, ...], response: tuple[int, ...]
+) -> dict[str, torch.Tensor]:
+    ids = torch.tensor([prompt + response])
+    output = model(ids[:, :-1], output_hidden_states=True)
+    predicting = slice(len(prompt) - 1, None)
+    distribution = (output.logits[0, predicting] / TEMPERATURE).log_softmax(-1)
+    targets = torch.tensor(response)
+    return {
+        "logits": output.logits[0],
+        "log_probs": distribution.gather(1, targets[:, None])[:, 0],
+        "entropy": -(distribution.exp() * distribution).sum(-1),
+        "hidden": output.hidden_states[-2][0, predicting],
+    }
+
+
+def _adamw(model: PreTrainedModel) -> torch.optim.AdamW:
+    """Megatron's rule: vectors (norms, biases) do not decay."""
+    vectors = [parameter for parameter in model.parameters() if parameter.dim() == 1]
+    matrices = [parameter for parameter in model.parameters() if parameter.dim() > 1]
+    groups = [
+        {"params": matrices, "weight_decay": WEIGHT_DECAY},
+        {"params": vectors, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=LEARNING_RATE, betas=(0.9, 0.999), eps=ADAM_EPS)

@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from megatron_resrl.subspace import GroupReport, summarise
+
+
+def test_metrics_weigh_groups_by_negative_tokens_and_count_every_skip():
+    reports = [
+        GroupReport(None, 50, 10, 40, 0.5, 0.1, 0.3, 0.8),
+        GroupReport(None, 50, 30, 20, 0.7, 0.3, 0.3, 0.6, degenerate=True),
+        GroupReport("no_positive", 0, 30),
+        GroupReport("few_positive_tokens", 3, 30),
+    ]
+    metrics = summarise(reports)
+    assert metrics == pytest.approx(
+        {
+            "resrl/groups": 4,
+            "resrl/skipped_fraction": 0.5,
+            "resrl/skipped_no_positive": 0.25,
+            "resrl/skipped_no_negative": 0,
+            "resrl/skipped_few_positive_tokens": 0.25,
+            "resrl/degenerate_fraction": 0.25,
+            "resrl/mean_weight": 0.65,
+            "resrl/residual_q_low": 0.2,
+            "resrl/residual_q_high": 0.3,
+            "resrl/energy": 0.7,
+            "resrl/rank": 30,
+        }
+    )
+
+
+def test_metrics_of_a_step_without_a_weighted_group_are_plain_numbers():
+    for reports in ([], [GroupReport("no_negative", 9, 0)]):
+        metrics = summarise(reports)
+        assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics
+        assert "resrl/mean_weight" not in metrics
