@@ -9,16 +9,22 @@ from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem, closest
 
 
-def _check_name(facts: Facts) -> Iterator[Problem]:
+def _check_algorithm(facts: Facts) -> Iterator[Problem]:
     # Here, because algorithms lie above the settings; only this check asks them.
-    from megatron_resrl.algorithms.registry import algorithm_names
+    from megatron_resrl.algorithms.registry import algorithm_names, get_algorithm
 
-    name, known = facts.recipe.algorithm.name, sorted(algorithm_names())
-    if name not in known:
-        near = closest(name, known)
+    algorithm, known = facts.recipe.algorithm, algorithm_names()
+    if algorithm.name not in known:
+        near = closest(algorithm.name, known)
         hint = f"did you mean {near}? " if near else ""
         fix = f"{hint}registered are {', '.join(known)}"
-        yield Problem("algorithm.name", name, "there is no such algorithm", fix)
+        yield Problem("algorithm.name", algorithm.name, "there is no such algorithm", fix)
+        return
+    try:
+        get_algorithm(algorithm.name, **algorithm.options)
+    except (ValueError, TypeError) as error:  # Names must be strings, values what they say.
+        fix = "correct the option or leave it out"
+        yield Problem("algorithm.options", algorithm.options, str(error), fix)
 
 
 def _check_sampling(facts: Facts) -> Iterator[Problem]:
@@ -56,7 +62,7 @@ def _check_schedule(facts: Facts) -> Iterator[Problem]:
 
 
 ALGORITHM_CHECKS = (
-    _check_name,
+    _check_algorithm,
     _check_sampling,
     _check_quantiles,
     _check_schedule,

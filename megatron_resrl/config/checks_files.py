@@ -37,7 +37,12 @@ def _check_training_files(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
-    yield from _check_questions("evaluation.files", facts.recipe.evaluation.files)
+    files = facts.recipe.evaluation.files
+    yield from _check_questions("evaluation.files", files)
+    stems = [Path(file).stem for file in files]
+    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+        problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
+        yield Problem("evaluation.files", files, problem, "rename one of them")
 
 
 def _check_pass_at(facts: Facts) -> Iterator[Problem]:

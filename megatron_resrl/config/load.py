@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -230,33 +231,37 @@ def _is_mapping(hint: Any) -> bool:
 
 def _convert(given: dict[str, _Given], problems: list[Problem]) -> dict[str, Any]:
     """Values of the right type, by jsonargparse; the others are reported and left out."""
-    parser = settings_parser("recipe", "")
     values: dict[str, Any] = {}
     for name, (value, _) in given.items():
         # An empty mapping is usually written as a key with nothing behind it.
         values[name] = {} if value is None and _is_mapping(SETTINGS[name]) else value
     try:
-        return _parse(parser, values)
+        return _parse(values)
     except argparse.ArgumentError:
         pass  # Ask for each setting alone, so that all wrong ones are named.
     good: dict[str, Any] = {}
     for name, value in values.items():
         try:
-            good |= _parse(parser, {name: value})
+            good |= _parse({name: value})
         except argparse.ArgumentError:
             problem = f"wrong type ({given[name].place})"
             problems.append(Problem(name, value, problem, f"give {_words(SETTINGS[name])}"))
     return good
 
 
-def _parse(parser: ArgumentParser, values: dict[str, Any]) -> dict[str, Any]:
+@functools.cache
+def _value_parser() -> ArgumentParser:
+    return settings_parser("recipe", "")
+
+
+def _parse(values: dict[str, Any]) -> dict[str, Any]:
     nested: dict[str, Any] = {}
     for name, value in values.items():
         section, _, leaf = name.rpartition(".")
         (nested.setdefault(section, {}) if section else nested)[leaf] = value
         if value is None and type(None) not in _alternatives(SETTINGS[name]):
             raise argparse.ArgumentError(None, f"{name} is null")  # jsonargparse lets it pass.
-    parsed = parser.parse_object(copy.deepcopy(nested))  # It changes what it is given.
+    parsed = _value_parser().parse_object(copy.deepcopy(nested))  # It changes what it is given.
     return {
         name: value if _is_text(SETTINGS[name], value) else parsed[name]
         for name, value in values.items()

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem, closest
 
-_PRECISION = dict.fromkeys(("params_dtype", "bf16", "fp16", "pipeline_dtype"), "params_dtype")
+_DTYPE = dict.fromkeys(("params_dtype", "bf16", "fp16"), "precision.params_dtype")
 _PARALLEL = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
@@ -32,11 +32,12 @@ OWN_SETTINGS: dict[str, dict[str, str]] = {
     "model.megatron": {name: f"parallel.{name}" for name in _PARALLEL}
     | {name: f"model.{name}" for name in _MODEL}
     | {name: f"precision.{name}" for name in ("fp8", "fp8_recipe")}
-    | {name: f"precision.{ours}" for name, ours in _PRECISION.items()},
+    | {"pipeline_dtype": "precision.params_dtype"}
+    | _DTYPE,
     "optimizer.megatron": {name: f"optimizer.{name}" for name in _ADAM}
     | {"use_distributed_optimizer": "parallel.use_distributed_optimizer"}
-    | {name: f"precision.{ours}" for name, ours in _PRECISION.items()}
-    | {"fp8_recipe": "precision.fp8_recipe"},
+    | {"fp8_recipe": "precision.fp8_recipe"}
+    | _DTYPE,
     "parallel.ddp": {"use_distributed_optimizer": "parallel.use_distributed_optimizer"},
 }
 """Pass-through mapping -> fields that have a setting of their own, and that setting."""

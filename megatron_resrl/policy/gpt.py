@@ -7,6 +7,12 @@ from typing import Any
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformers import PretrainedConfig
@@ -78,4 +84,23 @@ def _build_chunk(
     scaled = rotary_inverse_frequencies(hf_config)
     if scaled is not None:
         model.rotary_pos_emb.inv_freq = scaled.to(model.rotary_pos_emb.inv_freq.device)
+    _mark_split_weights(model)
     return model
+
+
+def _mark_split_weights(model: PolicyModel) -> None:
+    """Says of each matrix that tensor-parallel ranks hold different parts, and of which dimension.
+
+    megatron-core says so while it initialises weights, which `perform_initialization=False` skips.
+    Unmarked, a matrix counts only on the first rank in the gradient norm, and is not put together
+    when it is exported.
+    """
+    for module in model.modules():
+        if isinstance(module, (VocabParallelEmbedding, ColumnParallelLinear)):
+            dimension = 0
+        elif isinstance(module, RowParallelLinear):
+            dimension = 1
+        else:
+            continue
+        if module.weight is not None and not hasattr(module.weight, "tensor_model_parallel"):
+            set_tensor_model_parallel_attributes(module.weight, True, dimension, 1)

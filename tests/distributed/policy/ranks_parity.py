@@ -33,8 +33,10 @@ from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
 from megatron_resrl.weights.hugging_face import export_weights
 
-FULL = {"recompute_granularity": "full", "recompute_num_layers": 1}
-UNIFORM, BLOCK = FULL | {"recompute_method": "uniform"}, FULL | {"recompute_method": "block"}
+FULL = {"recompute_granularity": "full"}
+UNIFORM = FULL | {"recompute_num_layers": 1, "recompute_method": "uniform"}
+BLOCK = {**UNIFORM, "recompute_num_layers": 2, "recompute_method": "block"}
+OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 SELECTIVE = {"recompute_granularity": "selective"}
 
 
@@ -92,6 +94,8 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_vpp2": Layout(pp=2, vpp=2),
         "dp2": Layout(),
         "dp2_plain_optimizer": Layout(distributed_optimizer=False, families=ONE),
+        "dp2_overlapped": Layout(ddp=OVERLAPPED),
+        "pp2_vpp2_overlapped": Layout(pp=2, vpp=2, ddp=OVERLAPPED, families=ONE),
         "tp2_sp_recompute_uniform": Layout(tp=2, sp=True, model=UNIFORM, families=ONE),
         "pp2_recompute_block": Layout(pp=2, model=BLOCK, families=ONE),
         "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),

@@ -152,7 +152,7 @@ def test_sample_holds_exactly_the_budget_and_equals_a_group_of_the_sampled_token
 def test_sampling_keys_are_stable_and_distinct():
     keys = {sampling_key(s, t, g) for s in range(3) for t in range(5) for g in range(7)}
     assert len(keys) == 105
-    assert sampling_key(0, 0, 0) == 4_105_421_137_213_104_963
+    assert sampling_key(0, 0, 0) == 759_540_517_790_923_586
 
 
 @pytest.mark.parametrize(
@@ -180,7 +180,7 @@ def test_skipped_groups_keep_weight_one_and_say_why(positives, negatives, reason
 
 def test_close_quantiles_give_all_negatives_the_mid_weight():
     hidden, index, positive = mixed_group(60, 32)
-    hidden[~positive] = hidden[~positive][0]
+    hidden[~positive] = hidden[~positive][0].clone()
     weights, report = group_token_weights(hidden, index, positive, floor=0.3)
     assert report.degenerate
     assert torch.equal(weights[~positive], torch.full_like(weights[~positive], 0.65))
@@ -189,7 +189,7 @@ def test_close_quantiles_give_all_negatives_the_mid_weight():
 
 def test_constant_positives_span_nothing_and_negatives_are_ranked_by_distance():
     hidden, index, positive = mixed_group(60, 32)
-    hidden[positive] = hidden[0]
+    hidden[positive] = hidden[0].clone()
     weights, report = group_token_weights(hidden, index, positive)
     assert (report.rank, report.energy) == (0, 1.0)
     exact = reference_weights(hidden.numpy(), positive.numpy(), rank=0)
@@ -287,7 +287,7 @@ def test_settings_out_of_range_are_refused_by_name(changed, message):
 
 def test_shapes_that_do_not_fit_are_refused():
     hidden, index, positive = mixed_group(30, 16)
-    with pytest.raises(ValueError, match="positive is torch.int64"):
+    with pytest.raises(ValueError, match=r"positive is torch\.int64"):
         group_token_weights(hidden, index, positive.long())
     with pytest.raises(ValueError, match="token_index"):
         group_token_weights(hidden, index[:-1], positive)

@@ -1,0 +1,117 @@
+"""Advantages of whole responses, in float64 on the CPU.
+
+Shapes: B responses, K prompt groups.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def group_normalised(
+    rewards: Tensor, group: Tensor, *, eps: float = 1e-6, scale_by_std: bool = True
+) -> Tensor:
+    """Rewards relative to the other responses to the same prompt.
+
+    (r - mean) / (std + eps) with the unbiased standard deviation, as in GRPO (arXiv 2402.03300;
+    eps as in ResRL, arXiv 2605.00380); r - mean without scaling, as in Dr.GRPO
+    (arXiv 2503.20783).
+
+    Args:
+        rewards: [B] finite, any real dtype and device.
+        group: [B] int64: responses with the same number answer the same prompt.
+        eps: Added to the standard deviation, at least 0.
+        scale_by_std: False centres only.
+
+    Returns:
+        [B] float64 on the CPU. Exactly 0 in groups of one response and where all rewards of a
+        group are equal.
+
+    Raises:
+        ValueError: Lengths differ, a reward is not finite, `group` is not integer, eps < 0.
+    """
+    if not eps >= 0:
+        raise ValueError(f"eps is {eps}; it is added to a standard deviation and must be >= 0")
+    rewards_B = finite_vector("rewards", rewards)
+    member_B, size_K = _members(group, len(rewards_B))
+    sum_K = torch.zeros(len(size_K), dtype=torch.float64).index_add(0, member_B, rewards_B)
+    centred_B = rewards_B - (sum_K / size_K)[member_B]
+    # By comparison, not by a variance of 0: the mean of equal numbers may differ from them by
+    # rounding, which the division by eps would blow up.
+    lowest_K = torch.full_like(sum_K, torch.inf).scatter_reduce(0, member_B, rewards_B, "amin")
+    highest_K = torch.full_like(sum_K, -torch.inf).scatter_reduce(0, member_B, rewards_B, "amax")
+    flat_B = (lowest_K == highest_K)[member_B]
+    if scale_by_std:
+        squares_K = torch.zeros_like(sum_K).index_add(0, member_B, centred_B.square())
+        std_K = (squares_K / (size_K - 1).clamp(min=1)).sqrt()
+        centred_B = centred_B / (std_K[member_B] + eps)
+    return centred_B.masked_fill(flat_B, 0.0)
+
+
+def outcome_advantages(scores: Tensor, *, correct: float, incorrect: float) -> Tensor:
+    """One advantage for every correct response and one for every other; no baseline.
+
+    Args:
+        scores: [B] finite: the verifier's raw scores.
+        correct: Advantage where the score is above 0.
+        incorrect: Advantage elsewhere.
+
+    Returns:
+        [B] float64 on the CPU.
+
+    Raises:
+        ValueError: A score is not finite.
+    """
+    values = torch.tensor([incorrect, correct], dtype=torch.float64)
+    return values[is_correct(scores).long()]
+
+
+def is_correct(scores: Tensor) -> Tensor:
+    """Whether the verifier accepted a response: a score above 0, whatever its scale.
+
+    Args:
+        scores: [B] finite.
+
+    Returns:
+        [B] bool on the CPU.
+
+    Raises:
+        ValueError: A score is not finite; taken as wrong it would be punished.
+    """
+    return finite_vector("scores", scores) > 0
+
+
+def finite_vector(name: str, values: Tensor) -> Tensor:
+    """Checks one number per response and moves them.
+
+    Returns:
+        [B] float64 on the CPU.
+
+    Raises:
+        ValueError: Not one-dimensional, or a value that is not finite.
+    """
+    if values.dim() != 1:
+        raise ValueError(f"{name} has shape {list(values.shape)}; one number per response is right")
+    values_B = values.detach().to("cpu", torch.float64)
+    unusable = (~values_B.isfinite()).nonzero().flatten()
+    if len(unusable):
+        first = int(unusable[0])
+        raise ValueError(
+            f"{name}[{first}] is {float(values_B[first])} ({len(unusable)} of {len(values_B)} "
+            "values like it); every value must be finite"
+        )
+    return values_B
+
+
+def _members(group: Tensor, responses: int) -> tuple[Tensor, Tensor]:
+    """The group's position [B] among the groups present, and the sizes of these [K]."""
+    if group.shape != (responses,):
+        raise ValueError(
+            f"rewards of {responses} responses but groups of {group.numel()} "
+            f"(shape {list(group.shape)}); one group number per response is right"
+        )
+    if group.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"group has dtype {group.dtype}; int64 is right")
+    _, member_B, size_K = torch.unique(group.cpu(), return_inverse=True, return_counts=True)
+    return member_B, size_K

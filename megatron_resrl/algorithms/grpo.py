@@ -1,0 +1,31 @@
+"""GRPO: rewards normalised within the prompt's group (arXiv 2402.03300)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from megatron_resrl.algorithms.advantages import group_normalised
+from megatron_resrl.algorithms.algorithm import Algorithm
+from megatron_resrl.algorithms.options import require_bool, require_not_negative
+
+
+@dataclass(frozen=True)
+class GRPO(Algorithm):
+    """A = (r - mean) / (std + eps), the same for all tokens of a response."""
+
+    name: ClassVar[str] = "grpo"
+
+    eps: float = 1e-6
+    """Added to the group's standard deviation; verl's value (TRL and Megatron-RL: 1e-4)."""
+    scale_by_std: bool = True
+    """False: A = r - mean, as in Dr.GRPO (arXiv 2503.20783)."""
+
+    def __post_init__(self) -> None:
+        require_not_negative("eps", self.eps)
+        require_bool("scale_by_std", self.scale_by_std)
+
+    def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
+        return group_normalised(rewards, group, eps=self.eps, scale_by_std=self.scale_by_std)

@@ -1,0 +1,97 @@
+"""The clipped policy objective, one value per token."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """What `ppo_clip` returns; every tensor has the shape of the log-probabilities."""
+
+    per_token: Tensor
+    """Loss to be minimised, differentiable, not reduced."""
+    ratio: Tensor
+    """pi / pi_old, detached, not clipped."""
+    clipped_low: Tensor
+    """bool: A < 0 and the ratio is below 1 - clip_low, so the token has no gradient."""
+    clipped_high: Tensor
+    """bool: A > 0 and the ratio is above 1 + clip_high, so the token has no gradient."""
+    dual_clipped: Tensor
+    """bool: A < 0 and the ratio is above dual_clip, so the token has no gradient."""
+    approx_kl: Tensor
+    """k3 estimator of KL(old || new), >= 0, detached: its mean over tokens sampled from the old
+    policy has the KL as expectation (J. Schulman, "Approximating KL divergence", 2020)."""
+
+
+def ppo_clip(
+    log_probs: Tensor,
+    old_log_probs: Tensor,
+    advantages: Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    dual_clip: float | None = None,
+) -> PolicyLoss:
+    """-min(ratio A, clip(ratio, 1 - clip_low, 1 + clip_high) A), for A < 0 at most -dual_clip A.
+
+    Sources: PPO, arXiv 1707.06347, equation 7; bounds of their own on both sides: DAPO,
+    arXiv 2503.14476; dual clip: arXiv 1912.09729, equation 5.
+
+    Args:
+        log_probs: Any shape, float: log-probabilities of the sampled tokens under the policy.
+        old_log_probs: Same shape: those of the policy that is the ratio's denominator. Constants.
+        advantages: Same shape, cast to the dtype of the log-probabilities. Constants.
+        clip_low: Between 0 and 1.
+        clip_high: Above 0.
+        dual_clip: Bound on the ratio of tokens with a negative advantage, above 1; None: off.
+
+    Returns:
+        The loss of each token and detached diagnostics.
+
+    Raises:
+        ValueError: Shapes differ (they would broadcast), or a clip is out of range.
+    """
+    _check_clips(clip_low, clip_high, dual_clip)
+    if not log_probs.shape == old_log_probs.shape == advantages.shape:
+        raise ValueError(
+            f"log_probs {list(log_probs.shape)}, old_log_probs {list(old_log_probs.shape)} and "
+            f"advantages {list(advantages.shape)} must have the same shape"
+        )
+    log_ratio = log_probs - old_log_probs.detach()
+    seen = log_ratio.detach()
+    advantages = advantages.detach().to(log_ratio.dtype)
+    low_limit, high_limit = math.log1p(-clip_low), math.log1p(clip_high)
+    dual_limit = math.inf if dual_clip is None else math.log(dual_clip)
+    punished = advantages < 0
+    too_low = punished & (seen < low_limit)
+    # A token without advantage is held too: if its ratio overflows, 0 * inf would be NaN.
+    too_high = ~punished & (seen > high_limit)
+    too_far = punished & (seen > dual_limit)
+    # Held in log space, before exp, so that a ratio that overflows has gradient 0 and not NaN.
+    held = (
+        log_ratio.masked_fill(too_low, low_limit)
+        .masked_fill(too_high, high_limit)
+        .masked_fill(too_far, dual_limit)
+    )
+    return PolicyLoss(
+        per_token=-advantages * held.exp(),
+        ratio=seen.exp(),
+        clipped_low=too_low,
+        clipped_high=too_high & (advantages > 0),
+        dual_clipped=too_far,
+        approx_kl=torch.expm1(seen) - seen,
+    )
+
+
+def _check_clips(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
+    if not 0 < clip_low < 1:
+        raise ValueError(f"clip_low is {clip_low}; a number between 0 and 1 is right, e.g. 0.2")
+    if not clip_high > 0:
+        raise ValueError(f"clip_high is {clip_high}; a number above 0 is right, e.g. 0.2")
+    if dual_clip is not None and not dual_clip > 1:
+        raise ValueError(f"dual_clip is {dual_clip}; a number above 1 is right, e.g. 3.0, or None")

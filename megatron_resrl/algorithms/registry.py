@@ -1,0 +1,60 @@
+"""The algorithms by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import importlib
+from collections.abc import Sequence
+from typing import Any
+
+from megatron_resrl.algorithms.algorithm import Algorithm
+
+_ALGORITHMS = {
+    "grpo": "megatron_resrl.algorithms.grpo:GRPO",
+    "nsr": "megatron_resrl.algorithms.nsr:NSR",
+    "w_reinforce": "megatron_resrl.algorithms.w_reinforce:WReinforce",
+    "resrl": "megatron_resrl.algorithms.resrl:ResRL",
+}
+"""Name -> module and class. A new algorithm adds one line here."""
+
+
+def algorithm_names() -> tuple[str, ...]:
+    """All registered names."""
+    return tuple(_ALGORITHMS)
+
+
+def get_algorithm(name: str, /, **options: Any) -> Algorithm:
+    """Builds an algorithm.
+
+    Args:
+        name: One of `algorithm_names()`.
+        options: The fields of the algorithm's dataclass to set.
+
+    Returns:
+        The algorithm, immutable.
+
+    Raises:
+        ValueError: Unknown name or option, with the nearest match and everything there is; or an
+            option's value that cannot be used.
+    """
+    if name not in _ALGORITHMS:
+        raise ValueError(
+            f"there is no algorithm {name!r}{_nearest(name, algorithm_names())}; "
+            f"registered are: {', '.join(algorithm_names())}"
+        )
+    module, class_name = _ALGORITHMS[name].split(":")
+    algorithm_class = getattr(importlib.import_module(module), class_name)
+    known = [field.name for field in dataclasses.fields(algorithm_class)]
+    for option in options:
+        if option not in known:
+            raise ValueError(
+                f"algorithm.options has {option!r}{_nearest(option, known)}; "
+                f"{name} takes: {', '.join(known) or 'no options'}"
+            )
+    return algorithm_class(**options)
+
+
+def _nearest(wrong: str, right: Sequence[str]) -> str:
+    found = difflib.get_close_matches(str(wrong), right, n=1)
+    return f", did you mean {found[0]!r}?" if found else ""

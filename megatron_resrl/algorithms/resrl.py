@@ -1,0 +1,52 @@
+"""ResRL: GRPO whose wrong tokens count by their distance to the right answers' subspace.
+
+Source: arXiv 2605.00380. The distances become weights in `megatron_resrl.subspace`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from megatron_resrl.algorithms.advantages import finite_vector
+from megatron_resrl.algorithms.grpo import GRPO
+from megatron_resrl.algorithms.options import require_choice, require_not_negative
+
+Positives = Literal["score", "advantage"]
+
+
+@dataclass(frozen=True)
+class ResRL(GRPO):
+    """Positives: A <- positive_weight A. Negatives: A <- w_t A, token by token."""
+
+    name: ClassVar[str] = "resrl"
+    needs_hidden_states: ClassVar[bool] = True
+
+    positive_weight: float = 0.1
+    """Factor on the advantages of positive responses."""
+    positives: Positives = "score"
+    """`score`: correct by the verifier (the released code); `advantage`: A > 0 (the paper). They
+    differ where shaping pushes a correct response below its group's mean."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_not_negative("positive_weight", self.positive_weight)
+        require_choice("positives", self.positives, get_args(Positives))
+
+    def positive(self, scores: Tensor, advantages: Tensor) -> Tensor:
+        correct = super().positive(scores, advantages)
+        return correct if self.positives == "score" else finite_vector("advantages", advantages) > 0
+
+    def token_advantages(
+        self, advantages: Tensor, positive: Tensor, token_weights: Tensor
+    ) -> Tensor:
+        if not advantages.shape == positive.shape == token_weights.shape:
+            raise ValueError(
+                f"advantages {list(advantages.shape)}, positive {list(positive.shape)} and "
+                f"token_weights {list(token_weights.shape)} must have the same shape"
+            )
+        weights = token_weights.to(advantages.dtype)
+        return advantages * torch.where(positive, self.positive_weight, weights)

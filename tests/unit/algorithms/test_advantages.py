@@ -1,0 +1,141 @@
+"""Advantages of whole responses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_resrl.algorithms import group_normalised
+from megatron_resrl.algorithms.advantages import is_correct, outcome_advantages
+
+ROUNDING = 1e-12
+"""float64: sums of at most 30 numbers of size 2, divided by deviations of at least 0.1."""
+
+quarter_rewards = st.integers(-8, 8).map(lambda quarters: quarters / 4)
+labelled_rewards = st.lists(st.tuples(quarter_rewards, st.integers(-3, 3)), min_size=1, max_size=30)
+quickly = settings(max_examples=50, deadline=None)
+
+
+def by_loop(
+    rewards: np.ndarray, group: np.ndarray, eps: float = 1e-6, scale_by_std: bool = True
+) -> np.ndarray:
+    """RESRL, step 7, one response after the other."""
+    advantages = np.zeros(len(rewards))
+    for index, label in enumerate(group):
+        mates = rewards[group == label]
+        if len(mates) < 2 or np.all(mates == mates[0]):
+            continue
+        centred = rewards[index] - mates.mean()
+        advantages[index] = centred / (mates.std(ddof=1) + eps) if scale_by_std else centred
+    return advantages
+
+
+def tensors(labelled: list[tuple[float, int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    rewards, group = zip(*labelled, strict=True)
+    return torch.tensor(rewards, dtype=torch.float64), torch.tensor(group)
+
+
+@quickly
+@given(labelled_rewards, st.sampled_from([1e-6, 1e-4, 0.5]), st.booleans())
+def test_vectorised_groups_equal_a_loop_over_responses(labelled, eps, scale_by_std) -> None:
+    rewards, group = tensors(labelled)
+    ours = group_normalised(rewards, group, eps=eps, scale_by_std=scale_by_std)
+    theirs = by_loop(rewards.numpy(), group.numpy(), eps, scale_by_std)
+    np.testing.assert_allclose(ours.numpy(), theirs, rtol=ROUNDING, atol=ROUNDING)
+
+
+@quickly
+@given(labelled_rewards, st.randoms(use_true_random=False))
+def test_the_order_of_responses_does_not_matter(labelled, random) -> None:
+    rewards, group = tensors(labelled)
+    order = list(range(len(labelled)))
+    random.shuffle(order)
+    # Sums in another order: equal up to rounding only.
+    torch.testing.assert_close(
+        group_normalised(rewards[order], group[order]),
+        group_normalised(rewards, group)[order],
+        rtol=ROUNDING,
+        atol=ROUNDING,
+    )
+
+
+@quickly
+@given(labelled_rewards)
+def test_group_numbers_are_only_labels(labelled) -> None:
+    rewards, group = tensors(labelled)
+    assert torch.equal(
+        group_normalised(rewards, group), group_normalised(rewards, 1000 + 7 * group)
+    )
+
+
+def test_a_response_without_mates_has_exactly_no_advantage() -> None:
+    advantages = group_normalised(torch.tensor([0.3, 1.0, 0.0]), torch.tensor([5, 2, 2]))
+    assert advantages[0] == 0
+    assert advantages[1] > 0 > advantages[2]
+
+
+@pytest.mark.parametrize("scale_by_std", [True, False])
+@pytest.mark.parametrize("eps", [0.0, 1e-6])
+def test_equal_rewards_give_exact_zeros_although_their_mean_rounds(eps, scale_by_std) -> None:
+    rewards = torch.full((3,), 0.1, dtype=torch.float64)
+    assert rewards.sum() / 3 != 0.1  # what a subtraction alone would leave behind
+    advantages = group_normalised(
+        rewards, torch.zeros(3, dtype=torch.int64), eps=eps, scale_by_std=scale_by_std
+    )
+    assert torch.equal(advantages, torch.zeros(3, dtype=torch.float64))
+
+
+def test_two_of_four_correct_by_hand() -> None:
+    # mean 1/2, unbiased variance 1/3
+    advantages = group_normalised(torch.tensor([1, 0, 0, 1]), torch.tensor([0, 0, 0, 0]))
+    size = 0.5 / (3**-0.5 + 1e-6)
+    expected = torch.tensor([size, -size, -size, size], dtype=torch.float64)
+    torch.testing.assert_close(advantages, expected, rtol=1e-15, atol=0)
+
+
+def test_low_precision_rewards_are_normalised_in_float64() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.7], dtype=torch.bfloat16)
+    group = torch.zeros(3, dtype=torch.int64)
+    assert torch.equal(group_normalised(rewards, group), group_normalised(rewards.double(), group))
+    assert group_normalised(rewards, group).dtype == torch.float64
+
+
+def test_a_batch_of_no_responses_has_no_advantages() -> None:
+    empty = group_normalised(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
+    assert empty.shape == (0,)
+
+
+@pytest.mark.parametrize(
+    ("rewards", "group", "message"),
+    [
+        ([1.0, 0.0], [0], r"rewards of 2 responses but groups of 1"),
+        ([[1.0, 0.0]], [[0, 0]], r"rewards has shape \[1, 2\].*one number per response"),
+        ([1.0, float("nan")], [0, 0], r"rewards\[1\] is nan.*finite"),
+        ([1.0, float("-inf")], [0, 0], r"rewards\[1\] is -inf.*finite"),
+        ([1.0, 0.0], [0.0, 0.0], r"group has dtype torch.float32.*int64"),
+    ],
+)
+def test_unusable_rewards_are_named(rewards, group, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        group_normalised(torch.tensor(rewards), torch.tensor(group))
+
+
+def test_a_negative_eps_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"eps is -1e-06"):
+        group_normalised(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), eps=-1e-6)
+
+
+def test_correct_means_a_score_above_zero_whatever_the_scale() -> None:
+    scores = torch.tensor([0.7, 0.0, -1.0, 1e-9, 3.0])
+    assert is_correct(scores).tolist() == [True, False, False, True, True]
+    advantages = outcome_advantages(scores, correct=0.1, incorrect=-1.0)
+    assert advantages.tolist() == [0.1, -1.0, -1.0, 0.1, 0.1]
+    assert advantages.dtype == torch.float64
+
+
+def test_a_score_that_is_not_a_number_is_no_wrong_answer() -> None:
+    with pytest.raises(ValueError, match=r"scores\[0\] is nan"):
+        is_correct(torch.tensor([float("nan"), 1.0]))

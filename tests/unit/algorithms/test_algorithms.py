@@ -1,0 +1,185 @@
+"""The algorithms and how they are looked up."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from megatron_resrl.algorithms import (
+    Algorithm,
+    algorithm_names,
+    get_algorithm,
+    group_normalised,
+)
+
+REWARDS = torch.tensor([1.0, 0.7, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
+SCORES = torch.tensor([1.0, 1.0, 0.0, -0.5, 1.0, 1.0], dtype=torch.float64)
+GROUP = torch.tensor([3, 3, 3, 3, 8, 8])
+EXACT = {"rtol": 0, "atol": 0}
+
+
+def token_advantages(algorithm: Algorithm, weights: torch.Tensor) -> torch.Tensor:
+    """One token per response of the batch above."""
+    advantages = algorithm.sample_advantages(REWARDS, SCORES, GROUP)
+    positive = algorithm.positive(SCORES, advantages)
+    return algorithm.token_advantages(advantages, positive, weights)
+
+
+def test_every_registered_name_is_its_algorithms_name() -> None:
+    assert algorithm_names() == ("grpo", "nsr", "w_reinforce", "resrl")
+    for name in algorithm_names():
+        assert get_algorithm(name).name == name
+
+
+def test_only_resrl_asks_for_hidden_states() -> None:
+    needy = [name for name in algorithm_names() if get_algorithm(name).needs_hidden_states]
+    assert needy == ["resrl"]
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_algorithms_are_frozen_and_return_one_float64_per_response(name) -> None:
+    algorithm = get_algorithm(name)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        algorithm.name = "other"  # type: ignore[misc]
+    advantages = algorithm.sample_advantages(REWARDS.float(), SCORES.float(), GROUP)
+    assert (advantages.dtype, advantages.shape) == (torch.float64, (6,))
+    positive = algorithm.positive(SCORES, advantages)
+    assert positive.tolist() == [True, True, False, False, True, True]
+
+
+@pytest.mark.parametrize("name", ["grpo", "nsr", "w_reinforce"])
+def test_algorithms_without_hidden_states_ignore_token_weights(name) -> None:
+    algorithm = get_algorithm(name)
+    expected = algorithm.sample_advantages(REWARDS, SCORES, GROUP)
+    torch.testing.assert_close(token_advantages(algorithm, torch.zeros(6)), expected, **EXACT)
+
+
+def test_grpo_normalises_shaped_rewards_in_their_groups() -> None:
+    advantages = get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP)
+    assert torch.equal(advantages, group_normalised(REWARDS, GROUP, eps=1e-6))
+    assert advantages[4:].tolist() == [0, 0]
+
+
+def test_grpo_without_scaling_is_the_centring_of_dr_grpo() -> None:
+    algorithm = get_algorithm("grpo", scale_by_std=False)
+    # mean of the first group: 0.425
+    torch.testing.assert_close(
+        algorithm.sample_advantages(REWARDS, SCORES, GROUP),
+        torch.tensor([0.575, 0.275, -0.425, -0.425, 0, 0], dtype=torch.float64),
+        rtol=1e-15,  # one rounding of the mean
+        atol=0,
+    )
+
+
+def test_nsr_punishes_wrong_answers_by_one_and_leaves_right_ones_alone() -> None:
+    advantages = get_algorithm("nsr").sample_advantages(REWARDS, SCORES, GROUP)
+    assert advantages.tolist() == [0, 0, -1, -1, 0, 0]
+
+
+@pytest.mark.parametrize(("options", "gain"), [({}, 0.1), ({"positive_weight": 0.25}, 0.25)])
+def test_w_reinforce_rewards_right_answers_by_lambda(options, gain) -> None:
+    advantages = get_algorithm("w_reinforce", **options).sample_advantages(REWARDS, SCORES, GROUP)
+    assert advantages.tolist() == [gain, gain, -1, -1, gain, gain]
+
+
+def test_w_reinforce_with_lambda_zero_is_nsr() -> None:
+    algorithms = get_algorithm("w_reinforce", positive_weight=0), get_algorithm("nsr")
+    first, second = (each.sample_advantages(REWARDS, SCORES, GROUP) for each in algorithms)
+    assert torch.equal(first, second)
+
+
+def test_resrl_scales_positives_by_a_tenth_and_negatives_by_their_token_weight() -> None:
+    weights = torch.tensor([0.5, 0.6, 0.1, 1.0, 0.7, 0.8])
+    grpo = get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP)
+    factors = torch.tensor([0.1, 0.1, 0.1, 1.0, 0.1, 0.1], dtype=torch.float64)
+    factors[2] = weights[2].double()
+    torch.testing.assert_close(
+        token_advantages(get_algorithm("resrl"), weights), grpo * factors, **EXACT
+    )
+
+
+def test_resrl_with_weight_one_punishes_like_grpo() -> None:
+    ours = token_advantages(get_algorithm("resrl"), torch.ones(6))
+    grpo = get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP)
+    assert torch.equal(ours[2:4], grpo[2:4])
+    assert (ours[2:4] < 0).all()
+
+
+def test_resrl_with_both_factors_one_is_grpo() -> None:
+    ours = token_advantages(get_algorithm("resrl", positive_weight=1.0), torch.ones(6))
+    assert torch.equal(ours, get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP))
+
+
+def test_resrls_two_readings_of_positive_differ_for_a_right_answer_below_the_mean() -> None:
+    # Length scaling pushed the second right answer below the mean of 0.925.
+    rewards = torch.tensor([1.0, 0.7, 1.0, 1.0])
+    scores, group = torch.ones(4), torch.zeros(4, dtype=torch.int64)
+    by_score, by_advantage = (
+        get_algorithm("resrl", positives=how) for how in ("score", "advantage")
+    )
+    advantages = by_score.sample_advantages(rewards, scores, group)
+    assert advantages[1] < 0
+    assert by_score.positive(scores, advantages).tolist() == [True] * 4
+    assert by_advantage.positive(scores, advantages).tolist() == [True, False, True, True]
+
+
+def test_resrl_works_on_flat_tokens_and_keeps_their_precision() -> None:
+    algorithm = get_algorithm("resrl")
+    advantages = torch.tensor([1.0, 1.0, -2.0, -2.0, -2.0])
+    positive = torch.tensor([True, True, False, False, False])
+    weights = torch.tensor([1.0, 1.0, 0.1, 0.55, 1.0], dtype=torch.float64)
+    result = algorithm.token_advantages(advantages, positive, weights)
+    assert result.dtype == torch.float32
+    expected = torch.tensor([0.1, 0.1, -0.2, -1.1, -2.0])
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=0)  # fp32
+    empty = torch.zeros(0)
+    assert algorithm.token_advantages(empty, empty.bool(), empty).shape == (0,)
+
+
+def test_resrl_refuses_tokens_that_do_not_match() -> None:
+    with pytest.raises(ValueError, match=r"advantages \[3\].*positive \[3\].*token_weights \[2\]"):
+        get_algorithm("resrl").token_advantages(
+            torch.ones(3), torch.ones(3, dtype=torch.bool), torch.ones(2)
+        )
+
+
+@pytest.mark.parametrize("name", algorithm_names())
+def test_scores_that_are_not_numbers_are_refused_where_they_decide(name) -> None:
+    with pytest.raises(ValueError, match=r"scores\[1\] is nan"):
+        get_algorithm(name).positive(torch.tensor([1.0, float("nan")]), torch.zeros(2))
+
+
+def test_an_unknown_name_is_answered_with_the_nearest_and_all_names() -> None:
+    with pytest.raises(ValueError, match=r"'resrll'.*did you mean 'resrl'.*grpo, nsr, w_reinforce"):
+        get_algorithm("resrll")
+    with pytest.raises(ValueError, match=r"'zzz'; registered are: grpo, nsr, w_reinforce, resrl"):
+        get_algorithm("zzz")
+
+
+def test_an_unknown_option_is_answered_with_the_nearest_and_all_options() -> None:
+    pattern = (
+        r"'positive_wieght'.*did you mean 'positive_weight'.*"
+        r"resrl takes: eps, scale_by_std, positive_weight, positives"
+    )
+    with pytest.raises(ValueError, match=pattern):
+        get_algorithm("resrl", positive_wieght=0.2)
+    with pytest.raises(ValueError, match=r"'name'.*nsr takes: no options"):
+        get_algorithm("nsr", **{"name": "grpo"})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("grpo", {"eps": -1.0}, r"eps = -1.0: .*at least 0"),
+        ("grpo", {"eps": "1e-6"}, r"eps = '1e-6': not a number"),
+        ("grpo", {"scale_by_std": 1}, r"scale_by_std = 1: .*true or false"),
+        ("w_reinforce", {"positive_weight": float("nan")}, r"positive_weight = nan"),
+        ("resrl", {"positive_weight": True}, r"positive_weight = True: not a number"),
+        ("resrl", {"positives": "reward"}, r"positives = 'reward': .*score, advantage"),
+    ],
+)
+def test_option_values_out_of_range_are_named(name, options, message) -> None:
+    with pytest.raises(ValueError, match=rf"algorithm\.options\.{message}"):
+        get_algorithm(name, **options)

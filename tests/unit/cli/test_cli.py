@@ -1,0 +1,132 @@
+"""The commands, as a user starts them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_recipe import write_model, write_recipe
+
+from megatron_resrl import __version__
+from megatron_resrl.config.load import SETTINGS, load_recipe
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("cli")
+    return write_recipe(directory, write_model(directory / "model"))
+
+
+def start(
+    *arguments: object, environment: dict[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_resrl", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=dict(os.environ, OMP_NUM_THREADS="1", **(environment or {})),
+        cwd=Path(__file__).resolve().parents[3],
+    )
+
+
+def test_check_prints_the_resolved_recipe_of_a_good_one(recipe: Path, tmp_path: Path) -> None:
+    result = start("check", recipe, "--optimizer.lr=3e-5")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    assert result.stdout.endswith("# no problems found for 1 rank\n")
+    written = tmp_path / "resolved.yaml"
+    written.write_text(result.stdout)
+    assert load_recipe(str(written)) == load_recipe(str(recipe), ["--optimizer.lr=3e-5"])
+
+
+def test_check_reports_all_problems_at_once_and_still_prints_the_recipe(recipe: Path) -> None:
+    result = start(
+        "check",
+        recipe,
+        "--world_size",
+        "4",
+        "--parallel.tensor_model_parallel_size=3",
+        "--rollout.group_size",
+        "1",
+        "--optimizer.lrr=1",
+        "--steps=many",
+        "--data.train_files=[none.jsonl]",
+        "--model.megatron.init_method_sdt=1",
+    )
+    assert result.returncode == 1
+    assert "steps: 100\n" in result.stdout
+    lines = result.stderr.splitlines()
+    assert lines[0] == f"{len(lines) - 1} problems in the recipe:"
+    for words in (
+        "world size = 4: not divisible by 3",
+        "rollout.group_size = 1: out of range; it must be at least 2",
+        "did you mean optimizer.lr?",
+        "steps = 'many': wrong type",
+        "none.jsonl",
+        "did you mean init_method_std?",
+    ):
+        assert words in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Warning" not in result.stderr
+
+
+def test_check_asks_the_launcher_for_the_number_of_ranks(recipe: Path) -> None:
+    result = start("check", recipe, environment={"WORLD_SIZE": "3"})
+    assert result.returncode == 1
+    assert "3 data-parallel copies" in result.stderr
+    result = start("check", recipe, "--world_size=two")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--world_size = 'two'" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_a_recipe_with_problems_ends_a_run_without_traceback(recipe: Path, command: str) -> None:
+    result = start(command, recipe, "--model.path=nowhere", "--evaluation.files=[x.jsonl]")
+    assert result.returncode == 2
+    assert "model.path = 'nowhere': there is no such directory" in result.stderr
+    assert "evaluation.files = 'x.jsonl': there is no such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    result = start("train", tmp_path / "none.yaml")
+    assert result.returncode == 2
+    assert "there is no such file" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_of_the_ranks_of_a_node_only_the_first_speaks(recipe: Path) -> None:
+    bad = ("train", recipe, "--steps=0")
+    second = start(*bad, environment={"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"})
+    assert (second.returncode, second.stderr) == (2, "")
+    other_node = start(*bad, environment={"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"})
+    assert other_node.returncode == 2
+    assert other_node.stderr.startswith("rank 2: 1 problem in the recipe:")
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "check"])
+def test_help_of_a_command_lists_every_setting(command: str) -> None:
+    result = start(command, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"usage: megatron-resrl {command} [RECIPE.yaml]")
+    for setting in SETTINGS:
+        assert f"--{setting} " in result.stdout
+    assert "Responses per prompt, at least 2 (paper: 4)." in " ".join(result.stdout.split())
+
+
+def test_help_and_version_of_the_program() -> None:
+    shown = start("--help")
+    assert shown.returncode == 0
+    for command in ("train", "eval", "check"):
+        assert f"\n  {command} " in shown.stdout
+    assert start("--version").stdout == f"megatron-resrl {__version__}\n"
+
+
+def test_unknown_commands_are_refused() -> None:
+    result = start("trian")
+    assert result.returncode == 2
+    assert "unknown command 'trian'; commands are train, eval, check" in result.stderr
