@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from typing import Literal
 
 from megatron_resrl import __version__
 from megatron_resrl.config.checks import check_recipe, require_valid
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
-from megatron_resrl.config.problems import Problem, RecipeError
+from megatron_resrl.config.problems import InputError, Problem, RecipeError
+from megatron_resrl.config.schema import Recipe
 
 _USAGE = """\
 usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
@@ -63,32 +65,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return COMMANDS[command](recipe, rest)
     except RecipeError as error:
-        # Every rank finds the same problems; a file missing on one node is only seen there.
+        # The ranks of a node find the same problems; a file may be missing on one node only.
         if os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"{_rank_name()}{error}", file=sys.stderr)
+        return UNUSABLE
+    except InputError as error:
+        print(f"{_rank_name()}{error}", file=sys.stderr)
         return UNUSABLE
 
 
 def train(path: str | None, overrides: list[str]) -> int:
     """Trains the policy of a recipe."""
-    _start_log()
-    recipe = load_recipe(path, overrides)
-    require_valid(recipe, _world_size(), "train")
+    recipe = _start(path, overrides, "train")
     from megatron_resrl.training.rl_loop import train as run_training
 
-    run_training(recipe)
-    return 0
+    return _run(run_training, recipe)
 
 
 def evaluate(path: str | None, overrides: list[str]) -> int:
     """Evaluates the model of a recipe on its evaluation files."""
-    _start_log()
-    recipe = load_recipe(path, overrides)
-    require_valid(recipe, _world_size(), "eval")
+    recipe = _start(path, overrides, "eval")
     from megatron_resrl.evaluation.run import evaluate as run_evaluation
 
-    run_evaluation(recipe)
-    return 0
+    return _run(run_evaluation, recipe)
 
 
 def check(path: str | None, overrides: list[str]) -> int:
@@ -127,16 +126,26 @@ def _take_world_size(overrides: list[str]) -> tuple[int, list[str]]:
     return int(text), rest
 
 
-def _world_size() -> int:
-    return int(os.environ.get("WORLD_SIZE", "1"))
+def _start(path: str | None, overrides: list[str], command: Literal["train", "eval"]) -> Recipe:
+    """Begins the log and returns a recipe that can be run. Rank 0 logs; others only warn."""
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")
+    recipe = load_recipe(path, overrides)
+    require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
+    return recipe
+
+
+def _run(job: Callable[[Recipe], object], recipe: Recipe) -> int:
+    from megatron_resrl.platform.distributed import CollectiveTimeout
+
+    try:
+        job(recipe)
+    except CollectiveTimeout as error:
+        print(f"{_rank_name()}{error}", file=sys.stderr)
+        return UNUSABLE
+    return 0
 
 
 def _rank_name() -> str:
     rank = os.environ.get("RANK", "0")
     return "" if rank == "0" else f"rank {rank}: "
-
-
-def _start_log() -> None:
-    """Messages of rank 0; of the others only warnings, with their rank."""
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
-    logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")

@@ -30,6 +30,7 @@ ADAM_EPS = 1e-3
 """Large, because Adam divides fp32 noise in tiny gradients by the root of their square."""
 WEIGHT_DECAY = 0.1
 CLIP_GRAD = 1.0
+STEPS = 2
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -124,39 +125,33 @@ class Reference:
     """[response] at `TEMPERATURE`."""
     hidden: list[torch.Tensor]
     """[response, H] the states of `hidden_states[-2]` that predict the response."""
-    loss: float
-    grad_norm: float
-    weights: dict[str, torch.Tensor]
-    """Before the update, without a tied output matrix."""
-    updated: dict[str, torch.Tensor]
-    """After one clipped AdamW step."""
-    updated_log_probs: list[torch.Tensor]
+    losses: list[float]
+    """Of each step."""
+    grad_norms: list[float]
+    """Of each step, before clipping; tied matrices count once."""
+    weights: list[dict[str, torch.Tensor]]
+    """Before the first step and after each; a tied output matrix is left out."""
 
 
 def reference(path: Path) -> Reference:
-    """Runs every sequence alone through the model, then takes one step on their loss."""
+    """Runs every sequence alone through the model; then takes `STEPS` steps on their loss."""
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    before = _named(model)
-    runs = [_run(model, prompt, response) for prompt, response in ragged_token_ids()]
-    loss = torch.zeros(())
-    for row, run in zip(loss_coefficients(), runs, strict=True):
-        loss = loss - (row[: len(run["log_probs"])] * run["log_probs"]).sum()
-    loss.backward()
-    grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
-    _adamw(model).step()
-    after = [_run(model, prompt, response)["log_probs"] for prompt, response in ragged_token_ids()]
-    fields = {
-        name: [run[name].detach() for run in runs]
-        for name in ("logits", "log_probs", "entropy", "hidden")
-    }
-    return Reference(
-        **fields,
-        loss=loss.item(),
-        grad_norm=grad_norm.item(),
-        weights=before,
-        updated=_named(model),
-        updated_log_probs=[log_probs.detach() for log_probs in after],
-    )
+    optimizer = _adamw(model)
+    weights, losses, grad_norms, runs = [_named(model)], [], [], []
+    for _ in range(STEPS):
+        runs.append([_run(model, *pair) for pair in ragged_token_ids()])
+        log_probs = [run["log_probs"] for run in runs[-1]]
+        factors = loss_coefficients()
+        loss = -sum((row[: len(lp)] * lp).sum() for row, lp in zip(factors, log_probs, strict=True))
+        optimizer.zero_grad()
+        loss.backward()
+        grad_norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP_GRAD)
+        optimizer.step()
+        losses.append(loss.item())
+        grad_norms.append(grad_norm.item())
+        weights.append(_named(model))
+    fields = {name: [run[name].detach() for run in runs[0]] for name in runs[0][0]}
+    return Reference(**fields, losses=losses, grad_norms=grad_norms, weights=weights)
 
 
 def _named(model: PreTrainedModel) -> dict[str, torch.Tensor]:

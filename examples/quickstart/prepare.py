@@ -156,9 +156,8 @@ def _read_gguf(path: Path) -> tuple[PreTrainedTokenizerBase, LlamaForCausalLM]:
         dtype=torch.float32,
         quantization_config=GgufConfig(dequantize=True),
     )
-    # It holds plain weights now; with these left, saving refuses.
+    # The weights are plain numbers now; with a quantizer left, saving refuses.
     model.hf_quantizer = None
-    del model.config.quantization_config
     tokenizer.model_max_length = model.config.max_position_embeddings
     model.config.eos_token_id = model.generation_config.eos_token_id = tokenizer.eos_token_id
     return tokenizer, model

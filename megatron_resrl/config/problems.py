@@ -25,7 +25,14 @@ class Problem:
         return f"{self.setting} = {self.value!r}: {self.problem}; {self.fix}"
 
 
-class RecipeError(ValueError):
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message explains it without a traceback.
+
+    It names the setting or file, the value found and what would be right.
+    """
+
+
+class RecipeError(InputError):
     """A recipe that cannot be run; the message lists every problem found.
 
     Args:

@@ -71,6 +71,10 @@ def make_optimizer(
         finalize_model_grads(models, None, **kwargs)
 
     config.finalize_model_grads_func = finish_gradients
+    if chunks[0].ddp_config.overlap_grad_reduce:
+        # Only the last micro-batch of a step may start the reduction.
+        no_sync = [chunk.no_sync for chunk in chunks]
+        config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
     config.grad_scale_func = optimizer.scale_loss
     scheduler = OptimizerParamScheduler(
         optimizer,
@@ -95,6 +99,17 @@ def zero_gradients(chunks: Sequence[DistributedDataParallel], optimizer: Megatro
     for chunk in chunks:
         chunk.zero_grad_buffer()
     optimizer.zero_grad()
+
+
+def finish_parameter_gather(chunks: Sequence[DistributedDataParallel]) -> None:
+    """Makes parameters whole after a step where `parallel.ddp.overlap_param_gather` is set.
+
+    megatron-core gathers them lazily in hooks of the next forward pass; the output matrix, export
+    and checkpoints are read outside those hooks.
+    """
+    for chunk in chunks:
+        if chunk.ddp_config.overlap_param_gather:
+            chunk.start_param_sync(force_sync=True)
 
 
 def gradients_are_finite(chunks: Sequence[DistributedDataParallel]) -> bool:

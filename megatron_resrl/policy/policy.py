@@ -26,6 +26,7 @@ from megatron_resrl.policy.hidden_states import tap_last_layer
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
 from megatron_resrl.policy.optimizer import (
+    finish_parameter_gather,
     gradients_are_finite,
     make_optimizer,
     wrap_in_ddp,
@@ -202,6 +203,7 @@ class Policy:
         if not gradients_are_finite(self.chunks):
             return UpdateResult(False, float("nan"), learning_rate, collected)
         applied, grad_norm, _ = self.optimizer.step()
+        finish_parameter_gather(self.chunks)
         return UpdateResult(bool(applied), float(grad_norm), learning_rate, collected)
 
     def train(self) -> None:

@@ -127,12 +127,15 @@ def largest(*differences: torch.Tensor) -> float:
 def score_differences(policy: Policy, batches: list[MicroBatch], want: dict[str, Any]) -> dict:
     """Log-probs, entropy and tapped states of every response token."""
     found = {"log_probs": 0.0, "entropy": 0.0, "hidden": 0.0}
+    tapped = []
 
     def check_states(states: TappedStates, batch: MicroBatch) -> None:
+        tapped.append(len(states.token))
         difference = hidden_difference(policy, states, rows(batch, want["hidden"]))
         found["hidden"] = max(found["hidden"], difference)
 
     scores = policy.score(batches, temperature=tiny.TEMPERATURE, on_hidden_states=check_states)
+    assert len(scores) == len(tapped) == (len(batches) if is_last_stage() else 0)
     for batch, score in zip(batches if scores else [], scores, strict=True):
         for name in ("log_probs", "entropy"):
             difference = getattr(score, name) - rows(batch, want[name])
@@ -176,7 +179,9 @@ def logit_difference(policy: Policy, batches: list[MicroBatch], want: list[torch
     return largest(*differences)
 
 
-def update(policy: Policy, batches: list[MicroBatch], mine: list[int], want: Any) -> dict:
+def update_differences(
+    policy: Policy, batches: list[MicroBatch], mine: list[int], want: tiny.Reference, step: int
+) -> dict:
     """One step, with the tap on: recomputation runs layers again and must not disturb it."""
     coefficients = tiny.loss_coefficients()[mine]
     hidden_want = [want.hidden[index] for index in mine]
@@ -184,8 +189,9 @@ def update(policy: Policy, batches: list[MicroBatch], mine: list[int], want: Any
 
     def loss_function(log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Any:
         states = policy._response_states(tap.take(), batch)
-        difference = hidden_difference(policy, states, rows(batch, hidden_want))
-        found["hidden_in_update"] = max(found["hidden_in_update"], difference)
+        if step == 0:
+            difference = hidden_difference(policy, states, rows(batch, hidden_want))
+            found["hidden_in_update"] = max(found["hidden_in_update"], difference)
         factors = coefficients[batch.sequence_index, batch.response_position]
         loss = -(factors * log_probs).sum()
         return loss, loss.item()
@@ -196,19 +202,22 @@ def update(policy: Policy, batches: list[MicroBatch], mine: list[int], want: Any
         result = policy.update(batches, loss_function, temperature=tiny.TEMPERATURE)
     counter.remove()
     assert result.applied
+    assert len(result.collected) == (len(batches) if is_last_stage() else 0)
     share = sum(result.collected) if parallel_state.get_tensor_model_parallel_rank() == 0 else 0
     loss = sum(platform.gather_objects(share))
     return found | {
-        "loss": abs(loss / want.loss - 1),
-        "grad_norm": abs(result.grad_norm / want.grad_norm - 1),
+        "loss": abs(loss / want.losses[step] - 1),
+        "grad_norm": abs(result.grad_norm / want.grad_norms[step] - 1),
         "attention_runs": len(attention_runs) / len(batches),
     }
 
 
 def export_difference(policy: Policy, want: dict[str, torch.Tensor]) -> float:
+    """Exported tensors on every rank; infinite where a name or a shape is wrong."""
     exported = dict(export_weights(policy.modules, policy.hf_config))
-    assert exported.keys() == want.keys(), exported.keys() ^ want.keys()
-    assert all(exported[name].shape == want[name].shape for name in want)
+    shapes = {name: tensor.shape for name, tensor in exported.items()}
+    if shapes != {name: tensor.shape for name, tensor in want.items()}:
+        return float("inf")
     return largest(*(exported[name] - want[name] for name in want))
 
 
@@ -216,18 +225,20 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
     policy = Policy.from_recipe(layout.recipe(path))
     mine = own_share()
     pairs = tiny.ragged_token_ids()
-    batches = policy.micro_batches([TokenSequence(*pairs[index]) for index in mine], 2)
+    sequences = [TokenSequence(*pairs[index]) for index in mine]
+    batches = policy.micro_batches(sequences, 2)
     own = {
         name: [getattr(want, name)[index] for index in mine]
-        for name in ("log_probs", "entropy", "hidden", "logits", "updated_log_probs")
+        for name in ("log_probs", "entropy", "hidden", "logits")
     }
     found = score_differences(policy, batches, own)
     found["logits"] = logit_difference(policy, batches, own["logits"])
-    found["exported"] = export_difference(policy, want.weights)
-    found |= update(policy, batches, mine, want)
-    found["updated_weights"] = export_difference(policy, want.updated)
-    after = score_differences(policy, batches, own | {"log_probs": own["updated_log_probs"]})
-    found["updated_log_probs"] = after["log_probs"]
+    found["exported"] = export_difference(policy, want.weights[0])
+    for step, micro_batch_size in enumerate((2, 1)):
+        batches = policy.micro_batches(sequences, micro_batch_size)
+        differences = update_differences(policy, batches, mine, want, step)
+        differences["weights"] = export_difference(policy, want.weights[step + 1])
+        found |= {f"step_{step}_{name}": value for name, value in differences.items()}
     gathered = platform.gather_objects(found)
     return {name: max(one[name] for one in gathered) for name in found}
 

@@ -1,0 +1,11 @@
+#!/usr/bin/env bash
+# Sets up an environment and runs the tests: bash tests/run.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+venv=${VENV:-.venv}
+VENV=$venv tools/install.sh dev,quickstart
+"$venv/bin/ruff" check .
+"$venv/bin/ruff" format --check .
+# The distributed tests start their own ranks; more threads than cores would only slow them down.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$venv/bin/python" -m pytest "$@"
