@@ -2,14 +2,14 @@
 
     python benchmarks/subspace_weights.py [--output benchmarks/results/subspace_weights.md]
 
-One prompt group of N positive and N negative tokens with hidden size H, from hidden states to token
-weights. `published` is the method's description written down with `torch.pca_lowrank(q=64,
-niter=4)`, vectorised over tokens. Both get the same tensors, threads and process. Reported per size:
+One prompt group of N positive and N negative tokens with hidden size H, from hidden states to
+token weights. `published` is the method's description written down with `torch.pca_lowrank(q=64,
+niter=4)`, vectorised over tokens. Both get the same tensors, threads and process. Reported:
 
-* time: median over interleaved runs (ours, published, ours, ...), so that a noisy machine hits both;
-  `svd_time_ratio` is that of the truncated SVD alone, without layer norm and scoring;
+* time: median over interleaved runs (ours, published, ours, ...): a noisy machine hits both.
+  `svd_time_ratio` is that of the truncated SVD alone, without layer norm and scoring.
 * memory: peak resident memory of a fresh process during one pass, minus what it held before
-  (VmHWM after writing 5 to /proc/self/clear_refs, Linux only). A small pass first loads libraries;
+  (VmHWM after writing 5 to /proc/self/clear_refs, Linux only). A small pass first loads libraries.
 * error: of residuals (relative) and weights (absolute) against a full float64 SVD.
 
 The tokens have a slowly decaying spectrum and a few outlier dimensions, as language models have.
@@ -252,8 +252,8 @@ def report(repeats: int) -> str:
         f"`python benchmarks/subspace_weights.py`, {where}; medians of {repeats} interleaved runs.",
         "Errors are against a full float64 SVD of the same float32 hidden states.",
         "",
-        "| N, H | threads | method | ms | peak MiB | residual error, mean | max | weight error, mean "
-        "| max |",
+        "| N, H | threads | method | ms | peak MiB | residual error, mean | max "
+        "| weight error, mean | max |",
         "|---|---|---|---|---|---|---|---|---|",
         *table,
         "",

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,13 @@ from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_resrl.checkpoint import random_state
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.checkpoint.optimizer_state import load_optimizer, sharded_optimizer_state
 from megatron_resrl.checkpoint.writer import InProcessSaveStrategy
 from megatron_resrl.policy.policy import Policy
-
-logger = logging.getLogger(__name__)
 
 _MODEL_FIELDS = (
     "model_type",
@@ -73,12 +75,16 @@ def save(policy: Policy, folder: Path) -> None:
     Args:
         policy: With an optimizer.
         folder: Exists on all hosts.
+
+    Raises:
+        CheckpointError: A rank could not write its shards.
     """
     state = _sharded_state(policy, is_loading=False, with_optimizer=True)
     state["scheduler"] = policy.scheduler.state_dict()
     state["random"] = _random_shard(random_state.capture())
     strategy = FullyParallelSaveStrategyWrapper(InProcessSaveStrategy(), _replicas())
-    dist_checkpointing.save(state, str(folder), sharded_strategy=strategy)
+    with _named_failures(f"checkpoint {folder} could not be written"):
+        dist_checkpointing.save(state, str(folder), sharded_strategy=strategy)
 
 
 def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
@@ -99,16 +105,29 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
     if trainable and same_layout:
         state["random"] = _random_shard(None)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
-    try:
+    with _named_failures(f"checkpoint {path} could not be read into the policy"):
         loaded = dist_checkpointing.load(state, str(path), sharded_strategy=strategy)
-    except (CheckpointingException, KeyError) as error:
-        raise CheckpointError(f"checkpoint {path} does not fit the policy: {error}") from error
     for name, module in _named_chunks(policy):
         module.load_state_dict(loaded[name])
     if trainable:
-        _load_optimizer(policy, loaded["optimizer"], loaded["scheduler"])
+        load_optimizer(policy, loaded["optimizer"], loaded["scheduler"])
         if same_layout:
             random_state.restore(loaded["random"])
+
+
+@contextlib.contextmanager
+def _named_failures(what: str) -> Iterator[None]:
+    """Turns what the two checkpoint libraries raise into a `CheckpointError`.
+
+    torch's own class gathers the errors of all ranks and is not an `Exception`, so that it would
+    slip past every handler. megatron-core's calls of deprecated torch functions are not ours.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    except (CheckpointException, CheckpointingException) as error:
+        raise CheckpointError(f"{what}: {error}") from error
 
 
 def _sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
@@ -122,32 +141,8 @@ def _sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) ->
         name: module.sharded_state_dict(metadata=metadata) for name, module in _named_chunks(policy)
     }
     if with_optimizer:
-        state["optimizer"] = policy.optimizer.sharded_state_dict(
-            state, is_loading=is_loading, metadata=metadata
-        )
+        state["optimizer"] = sharded_optimizer_state(policy, state, metadata, is_loading=is_loading)
     return state
-
-
-def _load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, Any]) -> None:
-    """Moments and step counts come from the checkpoint, settings from the recipe."""
-    settings = [
-        {name: value for name, value in group.items() if name not in ("params", "step")}
-        for group in policy.optimizer.param_groups
-    ]
-    policy.optimizer.load_state_dict(state)
-    for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
-        group.update(own)
-    own = policy.scheduler.state_dict()
-    changed = [name for name in own if name != "num_steps" and own[name] != schedule[name]]
-    for name in changed:
-        logger.warning(
-            "the optimizer schedule's %s is %s in the checkpoint and %s in the recipe, which counts",
-            name,
-            schedule[name],
-            own[name],
-        )
-    policy.scheduler.num_steps = schedule["num_steps"]
-    policy.scheduler.step(increment=0)
 
 
 def _named_chunks(policy: Policy) -> list[tuple[str, Any]]:

@@ -120,7 +120,7 @@ def _check_reward(facts: Facts) -> Iterator[Problem]:
     try:
         get_reward(function)
     except Exception as error:  # A user's file may raise anything while it is imported.
-        fix = "give math, integer, or path.py:name"
+        fix = "give math, integer, or path.py:name of a function that can"
         problem = f"cannot be used ({type(error).__name__}: {error})"
         yield Problem("reward.function", function, problem, fix)
 

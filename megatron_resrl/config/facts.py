@@ -67,7 +67,7 @@ def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
     def wrong(problem: str, fix: str) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [Problem("model.path", path, problem, fix)]
 
-    fix = "give the directory of a Hugging Face model (config.json, *.safetensors, tokenizer)"
+    fix = "give the local directory of a Hugging Face model (config.json, *.safetensors, tokenizer)"
     if not path:
         return wrong("no model is given", fix)
     if not Path(path).is_dir():

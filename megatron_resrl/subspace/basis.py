@@ -9,9 +9,9 @@ Two forms of the same problem:
 * `rows`: products X^T (X Q) with the centred float32 rows, closed by a float64 problem. For large
   groups on one rank, where a float64 Gram matrix costs more than all products together.
 
-Large problems grow a block Krylov space until the residuals of the wanted eigenpairs are small,
-then by two more blocks. Its start comes from its own generator, so a repeated call gives the same
-bits. Spectra so flat that the space would become half of everything are decomposed in full.
+Large problems grow a block Krylov space until the wanted directions no longer need its last two
+blocks. Its start comes from its own generator, so a repeated call gives the same bits. Spectra so
+flat that the space would become two thirds of everything are decomposed in full.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from megatron_resrl.subspace.statistics import Statistics
 # Columns added to the search space at a time. Narrow blocks reach a higher polynomial degree for
 # the same space: 16 converges with 288 columns where 32 needs 384, in the same time.
 BLOCK = 16
-# Residual of an eigenpair, relative to its eigenvalue, at which two more blocks (a factor of 10 to
-# 1000 each) finish the job. The relative error of a token's residual stays below it.
+# Part of a wanted direction that may lie in the last two blocks of the space. What is missing then
+# is smaller by what two blocks gain, a factor of 10 to 1000.
 TOLERANCE = 1e-5
 # Directions whose share of sum |x|^2 is below this are rounding noise of the float32 layer norm
 # (about 1e-16; duplicated tokens, tokens on a plane) and are dropped.
@@ -129,7 +129,7 @@ def _without_noise(
 
 def _krylov_flops(size: int, columns: int) -> int:
     """Orthogonalisation and the small problems of a space, without the operator's products."""
-    return 4 * size * columns**2 + 2 * _eigh_flops(columns)
+    return 4 * size * columns**2 + _eigh_flops(columns)
 
 
 def _eigh_flops(size: int) -> int:
@@ -140,7 +140,7 @@ def _eigh_flops(size: int) -> int:
 def _rows_are_cheaper(tokens: int, hidden_size: int, wanted: int) -> bool:
     """Compares the forms in flops, float64 counted twice."""
     small = min(tokens, hidden_size)
-    columns = _first_size(wanted, tokens - 1) + 2 * BLOCK
+    columns = _first_size(wanted, tokens - 1)
     rows = 4 * tokens * hidden_size * columns + _krylov_flops(hidden_size, columns)
     solve = min(_eigh_flops(small), 4 * small**2 * columns + 2 * _krylov_flops(small, columns))
     return rows < 4 * tokens * hidden_size * small + solve
@@ -160,11 +160,11 @@ def _from_gram(
 ) -> tuple[Tensor, Tensor]:
     """Leading eigenpairs [K], [S, K] of a positive matrix in float64."""
     size = len(gram_SS)
-    columns = _first_size(wanted, rank_bound) + 2 * BLOCK
+    columns = _first_size(wanted, rank_bound)
     if _eigh_flops(size) > 4 * size**2 * columns + 2 * _krylov_flops(size, columns):
-        space = _krylov(gram_SS.matmul, gram_SS, wanted, rank_bound, size // 2, noise)
-        if space is not None:
-            return space.ritz(wanted)
+        ritz = _krylov(gram_SS.matmul, gram_SS, wanted, rank_bound, size, noise)
+        if ritz is not None:
+            return ritz.values_K[:wanted], ritz.vectors()[:, :wanted]
     return _leading(*torch.linalg.eigh(gram_SS), wanted)
 
 
@@ -175,10 +175,10 @@ def _from_rows(x_NH: Tensor, wanted: int, noise: Tensor) -> tuple[Tensor, Tensor
     def gram(q_HM: Tensor) -> Tensor:
         return x_NH.T @ (x_NH @ q_HM)
 
-    space = _krylov(gram, x_NH, wanted, len(x_NH) - 1, min(x_NH.shape) // 2, noise)
-    if space is None:
+    ritz = _krylov(gram, x_NH, wanted, len(x_NH) - 1, min(x_NH.shape), noise)
+    if ritz is None:
         return None
-    values_K, vectors_HK = _refined(space, x_NH, wanted)
+    values_K, vectors_HK = _refined(ritz, x_NH, wanted)
     smallest = values_K[values_K > noise][-1:]
     too_steep = bool((values_K[0] > FLOAT32_CONDITION * smallest).any())
     return None if too_steep else (values_K, vectors_HK)
@@ -203,82 +203,96 @@ class _Space:
         self.jitter_HB = torch.finfo(start_HB.dtype).eps * size * self.basis_HM
 
     def grow(self, size: int) -> None:
-        """Adds blocks until the space has at least `size` columns."""
-        while (width := self.basis_HM.shape[1]) < size:
-            block = self.image_HM[:, -BLOCK:] + self.jitter_HB.roll(width, 0)
+        """Adds blocks up to `size` columns, a multiple of the block."""
+        first = self.basis_HM.shape[1]
+        basis_HM, image_HM = (
+            torch.cat((old, old.new_empty(len(old), size - first)), 1)
+            for old in (self.basis_HM, self.image_HM)
+        )
+        for width in range(first, size, BLOCK):
+            block = image_HM[:, width - BLOCK : width] + self.jitter_HB.roll(width, 0)
+            known_HM = basis_HM[:, :width]
             # Twice: the first pass leaves rounding errors as large as a nearly exhausted block.
             for _ in range(2):
-                block = block - self.basis_HM @ (self.basis_HM.T @ block)
-                block = torch.linalg.qr(block).Q
-            self.basis_HM = torch.cat((self.basis_HM, block), 1)
-            self.image_HM = torch.cat((self.image_HM, self.operator(block)), 1)
+                block = torch.linalg.qr(block - known_HM @ (known_HM.T @ block)).Q
+            basis_HM[:, width : width + BLOCK] = block
+            image_HM[:, width : width + BLOCK] = self.operator(block)
+        self.basis_HM, self.image_HM = basis_HM, image_HM
 
-    def _solve(self, wanted: int) -> tuple[Tensor, Tensor]:
+    def ritz(self, wanted: int) -> _Ritz:
+        """The leading Ritz pairs, solved in float64."""
         small_MM = (self.basis_HM.T @ self.image_HM).double()
-        return _leading(*torch.linalg.eigh((small_MM + small_MM.T) / 2), wanted)
+        values_K, weights_MK = _leading(*torch.linalg.eigh((small_MM + small_MM.T) / 2), wanted)
+        return _Ritz(values_K, weights_MK, self.basis_HM)
 
-    def ritz(self, wanted: int) -> tuple[Tensor, Tensor]:
-        """Leading Ritz values [K] and vectors [H, K] in float64."""
-        values_K, weights_MK = self._solve(wanted)
-        return values_K, self.basis_HM.double() @ weights_MK
+
+@dataclass(frozen=True)
+class _Ritz:
+    """Approximate eigenpairs, the vectors as combinations of a basis."""
+
+    values_K: Tensor
+    weights_MK: Tensor
+    basis_HM: Tensor
+
+    def vectors(self) -> Tensor:
+        """[H, K] float64."""
+        return self.basis_HM.double() @ self.weights_MK
 
     def converged(self, wanted: int, noise: Tensor) -> bool:
-        """Whether the residuals of all wanted eigenpairs above the noise are small enough."""
-        values_K, weights_MK = self._solve(wanted)
-        # In float64, or rounding would hide how far the smallest pairs have come.
-        errors_HK = self.image_HM.double() @ weights_MK
-        errors_HK -= self.basis_HM.double() @ (weights_MK * values_K)
-        errors_K = torch.linalg.vector_norm(errors_HK, dim=0)
+        """Whether the last two blocks no longer mattered to the wanted pairs above the noise."""
+        values_K, weights_MK = self.values_K[:wanted], self.weights_MK[:, :wanted]
+        news_K = torch.linalg.vector_norm(weights_MK[-2 * BLOCK :], dim=0) * values_K
         rounding = torch.finfo(self.basis_HM.dtype).eps / 2 * values_K[0]
-        return bool(((errors_K <= TOLERANCE * values_K + rounding) | (values_K <= noise)).all())
+        return bool(((news_K <= TOLERANCE * values_K + rounding) | (values_K <= noise)).all())
 
 
 def _krylov(
-    operator: Operator, like: Tensor, wanted: int, rank_bound: int, limit: int, noise: Tensor
-) -> _Space | None:
+    operator: Operator, like: Tensor, wanted: int, rank_bound: int, full_size: int, noise: Tensor
+) -> _Ritz | None:
     """Grows a Krylov space until it holds the wanted eigenvectors.
 
     Args:
         operator: Symmetric positive H x H operator on [H, *] blocks.
         like: Tensor with the operator's dtype, device and last dimension H.
-        wanted: Eigenpairs wanted.
+        wanted: Eigenpairs that have to converge.
         rank_bound: The operator's rank is at most this.
-        limit: Columns beyond which a full eigen-decomposition is the better choice.
+        full_size: Size of the smaller Gram matrix. A space of two thirds of it is given up: a full
+            eigen-decomposition is the better choice then.
         noise: Eigenvalues up to this are no signal and need not converge.
 
     Returns:
-        The space, or None where `limit` came first.
+        At least `wanted` pairs (REFINE_EXTRA more where the space has them), or None where
+        the space became too large.
     """
     generator = torch.Generator().manual_seed(START_SEED)  # on the CPU: the same on every device
     start_HB = torch.randn(like.shape[-1], BLOCK, generator=generator)
     space = _Space(operator, start_HB.to(like))
     size = _first_size(wanted, rank_bound)
-    while size <= limit:
+    while 3 * size <= 2 * full_size:
         space.grow(size)
-        if space.converged(wanted, noise):
-            space.grow(size + 2 * BLOCK)
-            return space
+        ritz = space.ritz(min(wanted + REFINE_EXTRA, size))
+        if ritz.converged(wanted, noise):
+            return ritz
         size = _whole_blocks(size * 9 // 8)
     return None
 
 
 def _first_size(wanted: int, rank_bound: int) -> int:
-    return min(_whole_blocks(max(4 * wanted, 128)), _whole_blocks(rank_bound) + 2 * BLOCK)
+    return min(_whole_blocks(max(4 * wanted, 128)), _whole_blocks(rank_bound)) + 2 * BLOCK
 
 
 def _whole_blocks(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
-def _refined(space: _Space, x_NH: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Solves once more among the leading Ritz vectors, with X W instead of X^T X W.
+def _refined(ritz: _Ritz, x_NH: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
+    """Solves once more among the leading Ritz vectors W, with X W instead of X^T X W.
 
     Rounding of X^T (X Q) is relative to the largest eigenvalue and turns the directions around the
     last wanted one into each other; that of X w_i is relative to the i-th singular value. In
     float32 this takes the error of the token residuals from 1e-6 to 1e-7.
     """
-    _, leading_HM = space.ritz(min(wanted + REFINE_EXTRA, space.basis_HM.shape[1]))
-    leading_HM = torch.linalg.qr(leading_HM).Q
+    leading_HM = torch.linalg.qr(ritz.vectors()).Q
     projected_NM = (x_NH @ leading_HM.to(x_NH.dtype)).double()
     values_K, weights_MK = _leading(*torch.linalg.eigh(projected_NM.T @ projected_NM), wanted)
     return values_K, leading_HM @ weights_MK

@@ -25,9 +25,9 @@ def all_gather(tensor: Tensor, process_group: dist.ProcessGroup | None) -> Tenso
     ranks = group_size(process_group)
     if ranks == 1:
         return tensor.unsqueeze(0)
-    gathered = tensor.new_empty((ranks * tensor.numel(),))
-    dist.all_gather_into_tensor(gathered, tensor.contiguous().view(-1), group=process_group)
-    return gathered.view(ranks, *tensor.shape)
+    gathered = tensor.new_empty((ranks, *tensor.shape))
+    dist.all_gather(list(gathered.unbind(0)), tensor.contiguous(), group=process_group)
+    return gathered
 
 
 def all_gather_ragged(

@@ -7,7 +7,8 @@ for every family.
 
 from __future__ import annotations
 
-import json
+import copy
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,9 @@ from mbridge import AutoBridge
 from mbridge.core.bridge import _MODEL_REGISTRY, Bridge
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
-from safetensors.torch import save_file
-from transformers import PretrainedConfig
+from transformers import AutoModelForCausalLM, PretrainedConfig
+
+from megatron_resrl.weights.files import ShardWriter, stored_shapes
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of one exported safetensors file (Hugging Face's convention)."""
@@ -69,16 +71,44 @@ def _bridge(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
 def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, path: str) -> None:
     """Reads a Hugging Face directory's safetensors into this rank's parameters.
 
-    Collective over the tensor-parallel group: its first rank reads and scatters.
+    Collective over the tensor-parallel group: its first rank reads and scatters. All ranks check
+    the whole directory before that, so that they raise together.
+
+    Args:
+        model_chunks: This rank's bare model chunks.
+        hf_config: The model's own configuration.
+        path: Directory of the model.
 
     Raises:
-        ValueError: A tensor is missing, named with the directory.
+        ValueError: A file or a tensor is missing, unreadable, or of another shape than
+            `hf_config` says; named with the directory.
     """
-    if not any(Path(path).glob("*.safetensors")):
-        raise ValueError(f"model.path is {path!r}, which has no *.safetensors file")
+    check_weights(hf_config, path)
     _bridge(hf_config, model_chunks[0]).load_weights(
         list(model_chunks), path, memory_efficient=False
     )
+
+
+def check_weights(hf_config: PretrainedConfig, path: str) -> None:
+    """Compares a directory's safetensors headers with the tensors that `hf_config` asks for.
+
+    Raises:
+        ValueError: See `load_weights`.
+    """
+    with torch.device("meta"):
+        wanted = AutoModelForCausalLM.from_config(hf_config).named_parameters()
+    shapes = stored_shapes(path)
+    wrong = []
+    for name, parameter in wanted:
+        if name not in shapes:
+            wrong.append(f"{name} is missing")
+        elif shapes[name] != tuple(parameter.shape):
+            wrong.append(f"{name} is {shapes[name]} instead of {tuple(parameter.shape)}")
+    if wrong:
+        listed = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+        raise ValueError(
+            f"model.path is {path!r}, whose weights do not fit its config.json: {listed}"
+        )
 
 
 @torch.no_grad()
@@ -107,38 +137,27 @@ def save_hf_model(
     tokenizer: Any,
     directory: str | Path,
 ) -> None:
-    """Writes the policy as a Hugging Face model directory (sharded safetensors, config, tokenizer).
+    """Writes the policy as a Hugging Face model directory.
 
-    Collective; global rank 0 writes.
+    Sharded safetensors, configuration, tokenizer, and the generation configuration of the model
+    that `hf_config` was read from, if it has one (its end-of-sequence tokens are often there
+    only). Collective; global rank 0 writes.
     """
     directory = Path(directory)
     writes = dist.get_rank() == 0
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    for name, tensor in export_weights(model_chunks, hf_config):
-        if not writes:
-            continue
-        held = sum(value.nbytes for value in shards[-1].values())
-        if shards[-1] and held + tensor.nbytes > SHARD_BYTES:
-            shards.append({})
-        shards[-1][name] = tensor.cpu().contiguous().clone()
     if writes:
         directory.mkdir(parents=True, exist_ok=True)
-        _write_shards(shards, directory)
-        hf_config.dtype = next(iter(shards[0].values())).dtype
-        hf_config.save_pretrained(directory)
+    writer = ShardWriter(directory, SHARD_BYTES)
+    for name, tensor in export_weights(model_chunks, hf_config):
+        if writes:
+            writer.add(name, tensor)
+    if writes:
+        writer.close()
+        config = copy.deepcopy(hf_config)
+        config.dtype = model_chunks[0].config.params_dtype
+        config.save_pretrained(directory)
+        generation = Path(hf_config.name_or_path) / "generation_config.json"
+        if generation.is_file():
+            shutil.copyfile(generation, directory / generation.name)
         tokenizer.save_pretrained(directory)
     dist.barrier()
-
-
-def _write_shards(shards: list[dict[str, torch.Tensor]], directory: Path) -> None:
-    if len(shards) == 1:
-        save_file(shards[0], directory / "model.safetensors", metadata={"format": "pt"})
-        return
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        save_file(shard, directory / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(shard, file)
-    total = sum(tensor.nbytes for shard in shards for tensor in shard.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index, indent=2))

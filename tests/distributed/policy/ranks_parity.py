@@ -1,7 +1,8 @@
 """Measures the policy against the reference in every layout of this world size.
 
-Arguments: folder of the models, file of the references. Rank 0 prints one line of JSON per
-layout and family: what differs, and by how much at most on any rank.
+Argument: folder of the models and their references; one layout also saves to `saved` in it.
+Rank 0 prints one line of JSON per layout and family: what differs, and by how much at most on
+any rank.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.hidden_states import tap_last_layer
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
-from megatron_resrl.weights.hugging_face import export_weights
+from megatron_resrl.weights import hugging_face
 
 FULL = {"recompute_granularity": "full"}
 UNIFORM = FULL | {"recompute_num_layers": 1, "recompute_method": "uniform"}
@@ -51,6 +52,7 @@ class Layout:
     distributed_optimizer: bool = True
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
+    saves: bool = False
     families: tuple[str, ...] = ("llama", "llama_tied", "qwen2", "qwen3")
 
     def recipe(self, path: Path) -> Recipe:
@@ -101,13 +103,13 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),
     },
     4: {
-        "tp2_pp2": Layout(tp=2, pp=2),
+        "tp2_pp2": Layout(tp=2, pp=2, saves=True),
         "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True),
-        "tp2_pp2_vpp2_sp": Layout(tp=2, pp=2, vpp=2, sp=True, families=("qwen2", "qwen3")),
-        "tp2_dp2_sp": Layout(tp=2, sp=True, families=("qwen2", "qwen3")),
-        "pp2_dp2": Layout(pp=2, families=("llama_tied", "qwen3")),
-        "pp4": Layout(pp=4, families=("llama", "qwen2")),
-        "tp4_sp": Layout(tp=4, sp=True, families=("llama", "qwen2")),
+        "tp2_pp2_vpp2_sp": Layout(tp=2, pp=2, vpp=2, sp=True, families=ONE),
+        "tp2_dp2_sp": Layout(tp=2, sp=True, families=("qwen2",)),
+        "pp2_dp2": Layout(pp=2, families=("llama_tied",)),
+        "pp4": Layout(pp=4, families=("llama",)),
+        "tp4_sp": Layout(tp=4, sp=True, families=("qwen2",)),
     },
 }
 
@@ -185,13 +187,13 @@ def update_differences(
     """One step, with the tap on: recomputation runs layers again and must not disturb it."""
     coefficients = tiny.loss_coefficients()[mine]
     hidden_want = [want.hidden[index] for index in mine]
-    found, attention_runs = {"hidden_in_update": 0.0}, []
+    found, attention_runs = {"hidden": 0.0}, []
 
     def loss_function(log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Any:
         states = policy._response_states(tap.take(), batch)
         if step == 0:
             difference = hidden_difference(policy, states, rows(batch, hidden_want))
-            found["hidden_in_update"] = max(found["hidden_in_update"], difference)
+            found["hidden"] = max(found["hidden"], difference)
         factors = coefficients[batch.sequence_index, batch.response_position]
         loss = -(factors * log_probs).sum()
         return loss, loss.item()
@@ -214,11 +216,17 @@ def update_differences(
 
 def export_difference(policy: Policy, want: dict[str, torch.Tensor]) -> float:
     """Exported tensors on every rank; infinite where a name or a shape is wrong."""
-    exported = dict(export_weights(policy.modules, policy.hf_config))
+    exported = dict(hugging_face.export_weights(policy.modules, policy.hf_config))
     shapes = {name: tensor.shape for name, tensor in exported.items()}
     if shapes != {name: tensor.shape for name, tensor in want.items()}:
         return float("inf")
     return largest(*(exported[name] - want[name] for name in want))
+
+
+def save(policy: Policy, directory: Path) -> None:
+    """In several files for one of the families."""
+    hugging_face.SHARD_BYTES = 60_000 if directory.name == "qwen3" else 10**9
+    hugging_face.save_hf_model(policy.modules, policy.hf_config, tiny.tokenizer(), directory)
 
 
 def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float]:
@@ -234,6 +242,8 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
     found = score_differences(policy, batches, own)
     found["logits"] = logit_difference(policy, batches, own["logits"])
     found["exported"] = export_difference(policy, want.weights[0])
+    if layout.saves:
+        save(policy, path.parent / "saved" / path.name)
     for step, micro_batch_size in enumerate((2, 1)):
         batches = policy.micro_batches(sequences, micro_batch_size)
         differences = update_differences(policy, batches, mine, want, step)
@@ -244,7 +254,8 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
 
 
 def main() -> None:
-    models, references = Path(sys.argv[1]), torch.load(sys.argv[2], weights_only=False)
+    models = Path(sys.argv[1])
+    references = torch.load(models / "references.pt", weights_only=False)
     for name, layout in LAYOUTS[platform.world_size()].items():
         platform.initialize(layout.recipe(models).parallel, seed=0)
         for family in layout.families:

@@ -1,0 +1,86 @@
+"""An optimizer's and its schedule's state as sharded tensors in the shape of the weights."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megatron_resrl.policy.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+
+def sharded_optimizer_state(
+    policy: Policy, model_state: dict[str, Any], metadata: dict[str, Any], *, is_loading: bool
+) -> dict[str, Any]:
+    """megatron-core's sharded state dict of the policy's optimizer. Collective.
+
+    Args:
+        policy: With an optimizer.
+        model_state: The sharded state dicts of its model chunks.
+        metadata: megatron-core's switches, see `policy_state`.
+        is_loading: The tensors are to be read into.
+    """
+    with _offsets_without_bucket_padding(policy):
+        return policy.optimizer.sharded_state_dict(
+            model_state, is_loading=is_loading, metadata=metadata
+        )
+
+
+def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, Any]) -> None:
+    """Takes moments and step counts from a checkpoint, settings from the recipe.
+
+    Args:
+        policy: With an optimizer.
+        state: What megatron-core loaded into `sharded_optimizer_state`.
+        schedule: `OptimizerParamScheduler.state_dict()` at the time of saving.
+    """
+    settings = [
+        {name: value for name, value in group.items() if name not in ("params", "step")}
+        for group in policy.optimizer.param_groups
+    ]
+    policy.optimizer.load_state_dict(state)
+    for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
+        group.update(own)
+    for name, own in policy.scheduler.state_dict().items():
+        if name != "num_steps" and own != schedule[name]:
+            logger.warning(
+                "the optimizer's %s is %s in the checkpoint and %s in the recipe, which counts",
+                name,
+                schedule[name],
+                own,
+            )
+    policy.scheduler.num_steps = schedule["num_steps"]
+    policy.scheduler.step(increment=0)
+
+
+@contextlib.contextmanager
+def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
+    """Makes the distributed optimizer find each parameter in its gathered state.
+
+    megatron-core 0.16 gathers a buffer's state without the padding between its buckets, then cuts
+    parameters out at offsets that include it: with several buckets it silently saves the wrong
+    moments (https://github.com/NVIDIA/Megatron-LM/pull/5077).
+    """
+    optimizers = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
+    distributed = [each for each in optimizers if isinstance(each, DistributedOptimizer)]
+    buffers = [buffer for optimizer in distributed for buffer in optimizer.buffers]
+    padded = [buffer.param_index_map for buffer in buffers]
+    for buffer in buffers:
+        shifts, gathered = [], 0
+        for bucket, (start, _) in zip(buffer.buckets, buffer.bucket_indices, strict=True):
+            shifts.append(start - gathered)
+            gathered += bucket.numel_unpadded
+        buffer.param_index_map = {
+            parameter: (start - shifts[bucket], end - shifts[bucket], bucket)
+            for parameter, (start, end, bucket) in buffer.param_index_map.items()
+        }
+    try:
+        yield
+    finally:
+        for buffer, index_map in zip(buffers, padded, strict=True):
+            buffer.param_index_map = index_map

@@ -1,0 +1,200 @@
+"""Grades responses in processes of their own: a reward function that hangs costs one score."""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import numbers
+import signal
+import traceback
+from collections.abc import Sequence
+from concurrent.futures import TimeoutError
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from pebble import ProcessExpired, ProcessPool
+
+from megatron_resrl.config.problems import InputError
+from megatron_resrl.rewards.registry import RewardFunction, absolute_name, get_reward
+
+SHOWN_CHARACTERS = 600
+"""Of each part of a sample in an error message."""
+
+
+@dataclass(frozen=True)
+class GradingTask:
+    """One response to grade: the arguments of a `RewardFunction`, and what to call it."""
+
+    response: str
+    ground_truth: Any
+    prompt: str
+    data_source: str
+    extra: dict[str, Any]
+    sample: str
+    """Names the sample in errors."""
+
+
+@dataclass(frozen=True)
+class Grade:
+    """What a grader said."""
+
+    score: float
+    timed_out: bool
+    """The function did not finish in time, and the score is 0 for that."""
+
+
+class RewardError(InputError):
+    """A reward function failed; the message names the function, the failure and the sample."""
+
+
+class Grader:
+    """A pool of processes that run one reward function. Use it as a context manager.
+
+    The processes start with the block and are reused until its end. Each response is a task of
+    its own (handing one over takes about 0.2 ms), so that only the one that hangs is lost; its
+    process is killed, wherever it hangs, and replaced.
+
+    Args:
+        function_name: See `get_reward`.
+        workers: Number of processes.
+        timeout_s: Seconds that grading one response may take.
+
+    Raises:
+        InputError: The function cannot be used.
+        ValueError: A number is out of range.
+    """
+
+    def __init__(self, function_name: str, *, workers: int, timeout_s: float) -> None:
+        if workers < 1:
+            raise ValueError(f"reward.workers = {workers}: give at least 1")
+        if not timeout_s > 0:
+            raise ValueError(f"reward.timeout_s = {timeout_s}: give seconds above 0")
+        get_reward(function_name)
+        self._function_name = function_name
+        self._timeout_s = timeout_s
+        self._pool = ProcessPool(
+            max_workers=workers,
+            initializer=_start_worker,
+            initargs=(absolute_name(function_name),),
+            # Not forked: the trainer has threads, and may hold a CUDA context.
+            context=multiprocessing.get_context("spawn"),
+        )
+
+    def __enter__(self) -> Grader:
+        # The first task starts the processes, while the caller goes on.
+        self._pool.schedule(_do_nothing)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.stop()
+        self._pool.join()
+
+    def grade(self, tasks: Sequence[GradingTask]) -> list[Grade]:
+        """Grades responses.
+
+        Args:
+            tasks: Any number.
+
+        Returns:
+            Their grades, in order. A function that does not finish in time scores 0. So does one
+            that ends its process with exit status 0, which looks the same from outside.
+
+        Raises:
+            RewardError: A function raised, returned something else than a finite number, or
+                crashed its process. The first such response, in order, is named.
+        """
+        futures = []
+        try:
+            for task in tasks:
+                futures.append(
+                    self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s)
+                )
+            return [
+                self._result(task, future) for task, future in zip(tasks, futures, strict=True)
+            ]
+        except (BrokenProcessPool, RuntimeError) as error:
+            raise RewardError(
+                f"reward.function = {self._function_name!r}: its processes ended and cannot be "
+                f"replaced ({error}); what they printed before says why"
+            ) from error
+        finally:
+            for future in futures:
+                future.cancel()  # After an error; what is done cannot be cancelled.
+
+    def _result(self, task: GradingTask, future: Any) -> Grade:
+        try:
+            outcome = future.result()
+        except TimeoutError:
+            return Grade(score=0.0, timed_out=True)
+        except ProcessExpired as error:
+            problem = f"crashed its process (exit status {error.exitcode})"
+            raise RewardError(_describe(self._function_name, problem, task)) from None
+        if isinstance(outcome, _Failure):
+            text = _describe(self._function_name, outcome.problem, task)
+            raise RewardError(f"{text}\n{outcome.traceback}".rstrip())
+        return Grade(score=outcome, timed_out=False)
+
+
+def _describe(function_name: str, problem: str, task: GradingTask) -> str:
+    lines = [
+        f"reward.function = {function_name!r} {problem}",
+        f"  sample: {task.sample} of {task.data_source}",
+        f"  prompt: {_shortened(task.prompt)}",
+        f"  response: {_shortened(task.response)}",
+        f"  ground truth: {_shortened(task.ground_truth)}",
+    ]
+    return "\n".join(lines)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    if len(text) <= SHOWN_CHARACTERS:
+        return text
+    half = SHOWN_CHARACTERS // 2
+    return f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
+
+
+# What follows runs in the grader processes.
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why there is no score. Text only: not every exception survives pickling."""
+
+    problem: str
+    traceback: str
+
+
+_reward: RewardFunction
+
+
+def _start_worker(function_name: str) -> None:
+    """Loads the function, so that no response's time pays for it."""
+    global _reward
+    # A Python handler, such as the pool's, would wait for the end of a hanging C function.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _reward = get_reward(function_name)
+
+
+def _do_nothing() -> None:
+    pass
+
+
+def _grade(task: GradingTask) -> float | _Failure:
+    try:
+        score = _reward(
+            task.response,
+            task.ground_truth,
+            prompt=task.prompt,
+            data_source=task.data_source,
+            extra=task.extra,
+        )
+    except BaseException as error:  # SystemExit too: nothing a function does may pass for a score.
+        first, cause = error.__traceback__, "".join(traceback.format_exception_only(error))
+        lines = traceback.format_exception(type(error), error, first and first.tb_next)
+        return _Failure(f"raised {cause.strip()}", "".join(lines))
+    if not isinstance(score, numbers.Real) or not math.isfinite(score):
+        problem = f"returned {_shortened(score)} ({type(score).__name__}), not a finite number"
+        return _Failure(problem, "")
+    return float(score)

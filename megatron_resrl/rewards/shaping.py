@@ -1,0 +1,43 @@
+"""Rewards that depend on more than the verifier's score."""
+
+from __future__ import annotations
+
+
+def length_scaled(
+    score: float,
+    response_tokens: int,
+    *,
+    full_until: int = 3500,
+    floor_at: int = 4096,
+    floor: float = 0.7,
+) -> float:
+    """Makes long correct responses worth less.
+
+    A positive score is unchanged up to `full_until` tokens, falls linearly to `floor` times
+    itself at `floor_at` and stays there. Other scores are returned as they are.
+
+    Args:
+        score: The verifier's.
+        response_tokens: Length of the response.
+        full_until: Tokens up to which nothing changes.
+        floor_at: Tokens from which on the factor is `floor`.
+        floor: The smallest factor, in (0, 1]: a correct response never loses its sign.
+
+    Raises:
+        ValueError: A setting is out of its range.
+
+    Source: arXiv 2605.00380, maths recipe.
+    """
+    if not 0 <= full_until < floor_at:
+        raise ValueError(
+            f"reward.length_full_until = {full_until} and reward.length_floor_at = {floor_at}: "
+            "give 0 <= length_full_until < length_floor_at"
+        )
+    if not 0 < floor <= 1:
+        raise ValueError(f"reward.length_floor = {floor}: give a factor above 0 and at most 1")
+    if score <= 0 or response_tokens <= full_until:
+        return score
+    if response_tokens >= floor_at:
+        return score * floor
+    beyond = (response_tokens - full_until) / (floor_at - full_until)
+    return score * (1.0 - (1.0 - floor) * beyond)
