@@ -1,4 +1,4 @@
-"""What the checkpoint tests train: a tiny model with dropout, fixed micro-batches, a signed loss."""
+"""What the checkpoint tests train: a tiny model, fixed micro-batches, a loss of both signs."""
 
 from __future__ import annotations
 

@@ -7,6 +7,8 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import torch
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_resrl.policy.policy import Policy
@@ -25,6 +27,7 @@ def sharded_optimizer_state(
         metadata: megatron-core's switches, see `policy_state`.
         is_loading: The tensors are to be read into.
     """
+    _complete_adamw_state(policy)
     with _offsets_without_bucket_padding(policy):
         return policy.optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=metadata
@@ -44,6 +47,7 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
         for group in policy.optimizer.param_groups
     ]
     policy.optimizer.load_state_dict(state)
+    _complete_adamw_state(policy)
     for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
         group.update(own)
     for name, own in policy.scheduler.state_dict().items():
@@ -58,6 +62,28 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
     policy.scheduler.step(increment=0)
 
 
+def _parts(policy: Policy) -> list[MegatronOptimizer]:
+    return getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
+
+
+def _complete_adamw_state(policy: Policy) -> None:
+    """Gives torch's AdamW what it otherwise makes in its first step.
+
+    megatron-core presumes the moments when it loads, and does not store a step count of 0. The
+    distributed optimizer is provided for elsewhere, see `platform.cpu`.
+    """
+    for part in _parts(policy):
+        inner = part.optimizer
+        if isinstance(part, DistributedOptimizer) or not isinstance(inner, torch.optim.AdamW):
+            continue
+        for parameter in (p for group in inner.param_groups for p in group["params"]):
+            state = inner.state[parameter]
+            for name in ("exp_avg", "exp_avg_sq"):
+                if name not in state:
+                    state[name] = torch.zeros_like(parameter)
+            state.setdefault("step", torch.tensor(0.0))
+
+
 @contextlib.contextmanager
 def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
     """Makes the distributed optimizer find each parameter in its gathered state.
@@ -66,9 +92,8 @@ def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
     parameters out at offsets that include it: with several buckets it silently saves the wrong
     moments (https://github.com/NVIDIA/Megatron-LM/pull/5077).
     """
-    optimizers = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
-    distributed = [each for each in optimizers if isinstance(each, DistributedOptimizer)]
-    buffers = [buffer for optimizer in distributed for buffer in optimizer.buffers]
+    distributed = [part for part in _parts(policy) if isinstance(part, DistributedOptimizer)]
+    buffers = [buffer for part in distributed for buffer in part.buffers]
     padded = [buffer.param_index_map for buffer in buffers]
     for buffer in buffers:
         shifts, gathered = [], 0

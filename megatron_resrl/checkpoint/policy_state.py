@@ -126,7 +126,10 @@ def _named_failures(what: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
             yield
-    except (CheckpointException, CheckpointingException) as error:
+    except CheckpointException as error:
+        reasons = [f"rank {rank}: {reason!r}" for rank, (reason, _) in error.failures.items()]
+        raise CheckpointError(f"{what}: {'; '.join(reasons)}") from error
+    except CheckpointingException as error:
         raise CheckpointError(f"{what}: {error}") from error
 
 

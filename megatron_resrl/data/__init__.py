@@ -1,1 +1,1 @@
-"""Prompts and batches."""
+"""From files of questions to batches of tokens."""

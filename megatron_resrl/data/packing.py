@@ -71,7 +71,16 @@ def make_micro_batches(
 
     Returns:
         Micro-batches on the CPU.
+
+    Raises:
+        ValueError: A sequence has no prompt token, so that no state predicts its first token.
     """
+    for number, sequence in enumerate(sequences):
+        if not sequence.prompt:
+            raise ValueError(
+                f"sequence {number} has no prompt token; the first token of a response is "
+                "predicted from the one before it"
+            )
     slices = [
         list(enumerate(sequences))[start : start + micro_batch_size]
         for start in range(0, len(sequences), micro_batch_size)

@@ -1,39 +1,49 @@
-"""Prompt files -> chat messages and ground truths -> token ids."""
+"""Questions from .jsonl and .parquet files, and their token ids."""
 
 from __future__ import annotations
 
 import json
+import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_ANSWER_KEYS = ("reward_model.ground_truth", "answer", "ground_truth")
-_EXCERPT = 120
+import jinja2
+import pyarrow
+import pyarrow.parquet
 
+from megatron_resrl.config.problems import InputError
 
-class DataError(ValueError):
-    """A prompt file cannot be used; the message names the file and the place in it."""
+logger = logging.getLogger(__name__)
+
+DEFAULT_ANSWER_KEYS = ("reward_model.ground_truth", "answer", "ground_truth")
+"""Tried in this order where `data.answer_key` is not set."""
+
+_SHOWN_CHARACTERS = 60
+"""Of a value in an error message."""
 
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """One row of a prompt file."""
+    """One question as it stands in its file."""
 
     index: int
-    """Row in the file, from 0."""
-    messages: list[dict[str, str]]
-    """Chat messages with `role` and `content`."""
+    """Position in the file, from 0."""
+    messages: list[dict[str, Any]]
+    """Chat messages, each with the texts `role` and `content`."""
     ground_truth: Any
+    """What the reward function compares with."""
     data_source: str
-    extra: dict[str, Any] = field(default_factory=dict)
-    """The row's other columns, for reward functions."""
+    """Name of the dataset."""
+    extra: dict[str, Any]
+    """The other columns."""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """A record as the policy reads it."""
+    """A question as the model reads it."""
 
     record: PromptRecord
     token_ids: tuple[int, ...]
@@ -41,11 +51,11 @@ class Prompt:
 
 @dataclass(frozen=True)
 class TokenizedPrompts:
-    """Prompts within the length limit, and the rows that were not."""
+    """The questions of a file that are short enough, and which are not."""
 
     prompts: list[Prompt]
     dropped: list[int]
-    """Row indices of records that are too long."""
+    """`PromptRecord.index` of the questions that were too long."""
 
 
 def load_prompts(
@@ -55,39 +65,57 @@ def load_prompts(
     answer_key: str | None = None,
     answer_pattern: str | None = None,
     system_prompt: str | None = None,
+    data_source: str | None = None,
 ) -> list[PromptRecord]:
-    """Reads a .jsonl or .parquet file.
+    """Reads a file of questions. Reports and drops those whose answer is empty.
 
-    Nested columns may be structures or JSON strings. `data_source` defaults to the file's name.
+    Keys are column names; `a.b` is field b of column a. Nested columns may be structs or JSON
+    text.
 
     Args:
-        path: The file.
-        prompt_key: Column of the prompt, a string or a list of chat messages.
-        answer_key: Column of the ground truth, dotted for nested ones; default: the first present
-            of reward_model.ground_truth, answer and ground_truth.
-        answer_pattern: Regular expression whose one group is the answer in that column.
-        system_prompt: Put before prompts that have no system message.
+        path: .jsonl (one object per line, blank lines are skipped) or .parquet.
+        prompt_key: A text, which becomes a user message, or a list of chat messages.
+        answer_key: The ground truth; None: the first of `DEFAULT_ANSWER_KEYS` that a row has.
+        answer_pattern: Regular expression with one group: the part of the answer's text that is
+            the ground truth. None: all of it.
+        system_prompt: Put before the messages of every prompt that does not begin with one.
+        data_source: Name of the dataset; None: the row's `data_source`, otherwise the file's name.
+
+    Returns:
+        At least one record, in the file's order.
 
     Raises:
-        DataError: Missing or empty file, malformed line, missing column, wrong type.
+        InputError: The file, a row (its line or, in .parquet, its number from 0 is named) or the
+            answer pattern cannot be used.
     """
     path = Path(path)
-    pattern = re.compile(answer_pattern) if answer_pattern else None
-    records = []
-    for index, (place, row) in enumerate(_rows(path)):
-        where = f"{path}, {place}"
-        answer = _answer(row, answer_key, where)
+    pattern = _compiled(answer_pattern)
+    records: list[PromptRecord] = []
+    unanswered: list[str] = []
+    for index, (where, row) in enumerate(_read_rows(path)):
+        messages = _messages(_prompt(row, prompt_key, where), f"{where}, {prompt_key}")
+        if system_prompt is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": system_prompt}, *messages]
+        key, answer = _answer(row, answer_key, where)
+        if _is_blank(answer):
+            unanswered.append(f"{where}, {key}")
+            continue
+        own_source = row.get("data_source")
         records.append(
             PromptRecord(
                 index=index,
-                messages=_messages(row, prompt_key, system_prompt, where),
-                ground_truth=_cut_out(answer, pattern, where),
-                data_source=str(row.get("data_source") or path.stem),
-                extra={name: value for name, value in row.items() if name != prompt_key},
+                messages=messages,
+                ground_truth=_cut(answer, pattern, f"{where}, {key}"),
+                data_source=data_source or (own_source and str(own_source)) or path.stem,
+                extra={k: v for k, v in row.items() if k not in (prompt_key, "data_source")},
             )
         )
     if not records:
-        raise DataError(f"{path} holds no prompts; a prompt file needs at least one row")
+        problem = f"all answers are empty, from {unanswered[0]} on" if unanswered else "it is empty"
+        raise InputError(f"{path}: {problem}; give a file with at least one answered question")
+    if unanswered:
+        report = "%d questions have an empty answer and are dropped, the first: %s"
+        logger.warning(report, len(unanswered), unanswered[0])
     return records
 
 
@@ -99,152 +127,266 @@ def tokenize_prompts(
     apply_chat_template: bool = True,
     chat_template_kwargs: dict[str, Any] | None = None,
 ) -> TokenizedPrompts:
-    """Formats and tokenizes records, leaving out those that are too long.
+    """Turns questions into what the model reads. Reports and drops those that are too long.
 
     Args:
-        records: From `load_prompts`.
+        records: Of one file.
         tokenizer: A Hugging Face tokenizer.
-        max_prompt_length: In tokens, the chat template's included.
-        apply_chat_template: Use the tokenizer's template; otherwise the text as it is.
+        max_prompt_length: The largest number of tokens.
+        apply_chat_template: Format the messages with the tokenizer's chat template, up to where
+            the assistant begins. False: take each prompt's text as it is, with the special
+            tokens that the tokenizer adds to a text.
         chat_template_kwargs: Passed to the template.
 
+    Returns:
+        The prompts in order, and the indices of those dropped.
+
     Raises:
-        DataError: No chat template, or every record is too long.
+        InputError: The tokenizer has no chat template or it refuses a prompt; a prompt has
+            several messages where no template is to be applied, or no tokens; none is left.
     """
-    if apply_chat_template and not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            f"the tokenizer in {tokenizer.name_or_path!r} has no chat template; give one that "
-            "has (model.tokenizer_path), or set data.apply_chat_template to false"
-        )
+    if apply_chat_template:
+        texts = _render(records, tokenizer, chat_template_kwargs or {})
+    else:
+        texts = [_plain_text(record) for record in records]
+    # A template writes the special tokens itself.
+    encoded = tokenizer(texts, add_special_tokens=not apply_chat_template) if texts else {}
     prompts, dropped, longest = [], [], 0
-    for record in records:
-        if apply_chat_template:
-            text = tokenizer.apply_chat_template(
-                record.messages,
-                tokenize=False,
-                add_generation_prompt=True,
-                **(chat_template_kwargs or {}),
-            )
-            token_ids = tokenizer(text, add_special_tokens=False).input_ids
-        else:
-            token_ids = tokenizer("\n".join(m["content"] for m in record.messages)).input_ids
-        if len(token_ids) > max_prompt_length:
+    for record, ids in zip(records, encoded.get("input_ids", ()), strict=True):
+        if not ids:
+            raise InputError(f"prompt {record.index} of {record.data_source} has no tokens")
+        longest = max(longest, len(ids))
+        if len(ids) > max_prompt_length:
             dropped.append(record.index)
-            longest = max(longest, len(token_ids))
         else:
-            prompts.append(Prompt(record, tuple(token_ids)))
-    if not prompts:
-        raise DataError(
-            f"all {len(records)} prompts are longer than data.max_prompt_length="
-            f"{max_prompt_length} tokens (longest: {longest})"
+            prompts.append(Prompt(record, tuple(ids)))
+    if dropped:
+        report = (
+            f"{len(dropped)} of {len(records)} prompts are longer than "
+            f"data.max_prompt_length = {max_prompt_length} tokens; the longest has {longest}"
         )
+        if not prompts:
+            raise InputError(f"{report}: nothing is left, raise the limit")
+        logger.warning("%s: they are dropped", report)
     return TokenizedPrompts(prompts, dropped)
 
 
-def _rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Place ("line 3", "row 3") and content of every row."""
+def _read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the rows of a file, each with where it stands."""
     if not path.is_file():
-        raise DataError(f"there is no prompt file {path}")
+        raise InputError(f"there is no file {path}; relative paths start from {Path.cwd()}")
     if path.suffix == ".jsonl":
-        yield from _jsonl_rows(path)
+        yield from _read_jsonl(path)
     elif path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        try:
-            rows = pyarrow.parquet.read_table(path).to_pylist()
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            raise DataError(f"{path} is no readable parquet file: {error}") from error
-        yield from ((f"row {number}", row) for number, row in enumerate(rows))
+        yield from _read_parquet(path)
     else:
-        raise DataError(f"{path}: prompt files end in .jsonl or .parquet, not {path.suffix!r}")
+        raise InputError(
+            f"{path}: unknown kind of file {path.suffix!r}; give a .jsonl or .parquet file"
+        )
 
 
-def _jsonl_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as file:
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
-            if not line.strip():
+            where = f"{path}, line {number}"
+            try:
+                text = line.decode("utf-8-sig")
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where}: it is not UTF-8 ({error})") from None
+            if not text.strip():
                 continue
             try:
-                row = json.loads(line)
+                row = json.loads(text)
             except json.JSONDecodeError as error:
-                start = max(0, error.colno - _EXCERPT // 2)
-                around = line[start : start + _EXCERPT].strip()
-                raise DataError(
-                    f"{path}, line {number}, column {error.colno}: {error.msg}, near {around!r}"
-                ) from error
+                near = text[max(0, error.pos - 30) : error.pos + 30].strip()
+                raise InputError(
+                    f"{where}: it is not JSON, {error.msg} at column {error.colno}, near {near!r}"
+                ) from None
             if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: not a JSON object but {line.strip()!r:.80}")
-            yield f"line {number}", row
+                raise InputError(
+                    f"{where}: it is a {_kind(row)}; give one object per line, "
+                    'e.g. {"prompt": "...", "answer": "..."}'
+                )
+            yield where, row
 
 
-def _parsed(value: Any) -> Any:
-    """A nested field that is stored as a JSON string, parsed; anything else as it is."""
-    if isinstance(value, str) and value[:1] in ("{", "["):
-        try:
-            return json.loads(value)
-        except json.JSONDecodeError:
-            return value
-    return value
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches():
+                for row in batch.to_pylist():
+                    yield f"{path}, row {number}", row
+                    number += 1
+    except pyarrow.ArrowException as error:
+        raise InputError(f"{path} is not a readable parquet file: {error}") from error
 
 
-def _lookup(row: dict[str, Any], dotted: str) -> Any:
-    """The value under a dotted name; None if a part is missing."""
+_ABSENT = object()
+
+
+def _find(row: dict[str, Any], key: str) -> Any:
+    """Looks a dotted key up, or returns `_ABSENT`."""
+    if key in row:
+        return row[key]
     value: Any = row
-    for name in dotted.split("."):
+    for name in key.split("."):
         value = _parsed(value)
         if not isinstance(value, dict) or name not in value:
-            return None
+            return _ABSENT
         value = value[name]
     return value
 
 
-def _answer(row: dict[str, Any], answer_key: str | None, where: str) -> Any:
-    keys = (answer_key,) if answer_key else _ANSWER_KEYS
-    for key in keys:
-        found = _lookup(row, key)
-        if found is not None:
-            return found
-    raise DataError(
-        f"{where}: no answer under {' or '.join(keys)}; the columns are {', '.join(row)}; "
-        "name the right one in data.answer_key"
+def _parsed(value: Any) -> Any:
+    """Objects and lists that are JSON text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(value)
+        except json.JSONDecodeError:
+            return value  # It is text that only begins like JSON.
+    return value
+
+
+def _columns(row: dict[str, Any]) -> str:
+    """All keys that `_find` would find."""
+    names = []
+    for name, value in row.items():
+        inner = _parsed(value)
+        names += [f"{name}.{key}" for key in inner] if isinstance(inner, dict) else [name]
+    return ", ".join(names)
+
+
+def _prompt(row: dict[str, Any], key: str, where: str) -> Any:
+    prompt = _find(row, key)
+    if prompt is _ABSENT:
+        raise InputError(
+            f"{where}: there is no column {key!r} (data.prompt_key); it has {_columns(row)}"
+        )
+    return prompt
+
+
+def _messages(prompt: Any, where: str) -> list[dict[str, Any]]:
+    messages = _parsed(prompt)
+    if isinstance(prompt, str) and not _is_chat(messages):
+        messages = [{"role": "user", "content": prompt}]
+    if not _is_chat(messages):
+        raise InputError(
+            f"{where}: it is a {_kind(prompt)}, {_shortened(prompt)}; give a text, or a list of "
+            "messages, each with the texts role and content"
+        )
+    if not any(message["content"].strip() for message in messages):
+        raise InputError(f"{where}: it is empty")
+    # Parquet gives every message every field that any message has.
+    return [{k: v for k, v in message.items() if v is not None} for message in messages]
+
+
+def _is_chat(messages: Any) -> bool:
+    return (
+        isinstance(messages, list)
+        and bool(messages)
+        and all(isinstance(message, dict) for message in messages)
+        and all(
+            isinstance(message.get(field), str)
+            for message in messages
+            for field in ("role", "content")
+        )
     )
 
 
-def _cut_out(answer: Any, pattern: re.Pattern[str] | None, where: str) -> Any:
+def _answer(row: dict[str, Any], answer_key: str | None, where: str) -> tuple[str, Any]:
+    """The first key that has an answer, otherwise the first that there is, and its value."""
+    keys = DEFAULT_ANSWER_KEYS if answer_key is None else (answer_key,)
+    found = {key: value for key in keys if (value := _find(row, key)) is not _ABSENT}
+    for key, answer in found.items():
+        if not _is_blank(answer):
+            return key, answer
+    if found:
+        return next(iter(found.items()))
+    raise InputError(
+        f"{where}: there is no answer column (data.answer_key: {' or '.join(keys)}); "
+        f"it has {_columns(row)}"
+    )
+
+
+def _is_blank(answer: Any) -> bool:
+    return answer is None or (isinstance(answer, str) and not answer.strip())
+
+
+def _compiled(answer_pattern: str | None) -> re.Pattern[str] | None:
+    if answer_pattern is None:
+        return None
+    try:
+        pattern = re.compile(answer_pattern)
+    except re.error as error:
+        raise InputError(
+            f"data.answer_pattern = {answer_pattern!r} is not a regular expression: {error}"
+        ) from None
+    if pattern.groups != 1:
+        raise InputError(
+            f"data.answer_pattern = {answer_pattern!r} has {pattern.groups} groups; give it one "
+            "pair of parentheses, around the answer"
+        )
+    return pattern
+
+
+def _cut(answer: Any, pattern: re.Pattern[str] | None, where: str) -> Any:
     if pattern is None:
         return answer
+    if isinstance(answer, (dict, list)):
+        raise InputError(
+            f"{where}: it is a {_kind(answer)}, and data.answer_pattern needs a text; name the "
+            "field in data.answer_key"
+        )
     found = pattern.search(str(answer))
-    if found is None or pattern.groups != 1:
-        raise DataError(
-            f"{where}: data.answer_pattern {pattern.pattern!r} must have one group and match "
-            f"the answer {str(answer)[-_EXCERPT:]!r}"
+    if found is None or not found[1]:
+        raise InputError(
+            f"{where}: data.answer_pattern = {pattern.pattern!r} finds nothing in "
+            f"{_shortened(answer)}"
         )
-    return found.group(1)
+    return found[1].strip()
 
 
-def _messages(
-    row: dict[str, Any], prompt_key: str, system_prompt: str | None, where: str
-) -> list[dict[str, str]]:
-    value = row.get(prompt_key)
-    if value is None:
-        raise DataError(
-            f"{where}: no prompt under {prompt_key!r}; the columns are {', '.join(row)}; "
-            "name the right one in data.prompt_key"
+def _render(
+    records: Sequence[PromptRecord], tokenizer: Any, chat_template_kwargs: dict[str, Any]
+) -> list[str]:
+    if not tokenizer.chat_template:
+        raise InputError(
+            f"the tokenizer of {tokenizer.name_or_path!r} has no chat template: use the tokenizer "
+            "of an instruct model (model.tokenizer_path), or set data.apply_chat_template to false"
         )
-    chat = value if isinstance(value, list) else _parsed(value)
-    if isinstance(chat, list) and all(
-        isinstance(message, dict) and {"role", "content"} <= message.keys() for message in chat
-    ):
-        messages = [{"role": m["role"], "content": m["content"]} for m in chat]
-    elif isinstance(value, str):
-        messages = [{"role": "user", "content": value}]
-    else:
-        raise DataError(
-            f"{where}: {prompt_key!r} must be a string or a list of messages with role and "
-            f"content, not {value!r:.80}"
+    ours = {"tokenize": False, "add_generation_prompt": True}
+    if taken := ours.keys() & chat_template_kwargs:
+        raise InputError(f"data.chat_template_kwargs: {', '.join(sorted(taken))} cannot be set")
+    texts = []
+    for record in records:
+        try:
+            text = tokenizer.apply_chat_template(record.messages, **ours, **chat_template_kwargs)
+        except jinja2.TemplateError as error:
+            raise InputError(
+                f"the chat template of {tokenizer.name_or_path!r} refuses prompt {record.index} "
+                f"of {record.data_source}, with roles "
+                f"{', '.join(message['role'] for message in record.messages)}: {error}"
+            ) from error
+        texts.append(text)
+    return texts
+
+
+def _plain_text(record: PromptRecord) -> str:
+    if len(record.messages) > 1:
+        raise InputError(
+            f"prompt {record.index} of {record.data_source} has {len(record.messages)} messages, "
+            "which only a chat template can join: set data.apply_chat_template to true, or give "
+            "single texts and no data.system_prompt"
         )
-    if not messages:
-        raise DataError(f"{where}: {prompt_key!r} holds no message")
-    if system_prompt is not None and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": system_prompt}, *messages]
-    return messages
+    return record.messages[0]["content"]
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "JSON object", list: "list", str: "text", bool: "truth value"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

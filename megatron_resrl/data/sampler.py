@@ -1,4 +1,4 @@
-"""Which prompts come next; its position can be saved and resumed."""
+"""Which prompts a step uses."""
 
 from __future__ import annotations
 
@@ -8,77 +8,76 @@ import numpy as np
 
 
 class PromptSampler:
-    """Endless batches of prompt indices, epoch by epoch.
+    """Deals prompts in batches, epoch after epoch, each in an order of its own.
 
-    An epoch's order is keyed by (seed, epoch). A batch may span two epochs, so that every prompt
-    is visited once per epoch.
+    An epoch's order depends on (seed, epoch) alone, so that the position is all that has to be
+    saved. What is left of an epoch when it is too short for a batch begins the next batch, and
+    the next epoch completes it: every prompt is used once per epoch.
+
+    Args:
+        num_prompts: Size of the dataset.
+        batch_size: Prompts per batch.
+        seed: Keys the orders.
+        shuffle: False: in the order of the dataset.
     """
 
-    def __init__(
-        self, num_prompts: int, batch_size: int, seed: int, shuffle: bool = True
-    ) -> None:
-        """
-        Args:
-            num_prompts: Prompts of the data set.
-            batch_size: Prompts per batch.
-            seed: Of the run.
-            shuffle: False: every epoch in file order.
-
-        Raises:
-            ValueError: There is no prompt, or no room in a batch.
-        """
-        if num_prompts < 1 or batch_size < 1:
-            raise ValueError(
-                f"cannot sample {batch_size} of {num_prompts} prompts; both must be positive"
-            )
-        self.num_prompts = num_prompts
-        self.batch_size = batch_size
-        self.seed = seed
-        self.shuffle = shuffle
-        self.consumed = 0
-        self._order_of: tuple[int, list[int]] | None = None
+    def __init__(self, num_prompts: int, batch_size: int, seed: int, shuffle: bool = True) -> None:
+        for name, value, least in (
+            ("num_prompts", num_prompts, 1),
+            ("batch_size", batch_size, 1),
+            ("seed", seed, 0),
+        ):
+            if value < least:
+                raise ValueError(f"{name} = {value}: give at least {least}")
+        self._dataset = {"num_prompts": num_prompts, "seed": seed, "shuffle": shuffle}
+        self._batch_size = batch_size
+        self._consumed = 0
+        self._ordered_epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     @property
     def epoch(self) -> int:
-        """Epochs finished so far."""
-        return self.consumed // self.num_prompts
+        """Number of complete epochs dealt."""
+        return self._consumed // self._dataset["num_prompts"]
 
     def next_batch(self) -> list[int]:
-        """The next `batch_size` prompt indices."""
-        batch = []
-        for _ in range(self.batch_size):
-            batch.append(self._order(self.epoch)[self.consumed % self.num_prompts])
-            self.consumed += 1
+        """Indices of the next `batch_size` prompts.
+
+        At the border of two epochs, and always when it is larger than the dataset, a batch may
+        hold a prompt twice.
+        """
+        num_prompts = self._dataset["num_prompts"]
+        batch: list[int] = []
+        while len(batch) < self._batch_size:
+            offset = self._consumed % num_prompts
+            part = self._order_of(self.epoch)[offset : offset + self._batch_size - len(batch)]
+            batch += part.tolist()
+            self._consumed += len(part)
         return batch
 
-    def _order(self, epoch: int) -> list[int]:
-        if self._order_of is None or self._order_of[0] != epoch:
-            order = np.arange(self.num_prompts)
-            if self.shuffle:
-                np.random.default_rng([self.seed, epoch]).shuffle(order)
-            self._order_of = (epoch, order.tolist())
-        return self._order_of[1]
-
     def state_dict(self) -> dict[str, Any]:
-        """Position and what it depends on."""
-        return {
-            "consumed": self.consumed,
-            "num_prompts": self.num_prompts,
-            "seed": self.seed,
-            "shuffle": self.shuffle,
-        }
+        """The position, and what it is a position in."""
+        return {"consumed": self._consumed, **self._dataset}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continues from a saved position.
+        """Continues where another sampler stopped. The batch size may differ.
 
         Raises:
-            ValueError: The data set, seed or shuffling differ from the saved run's.
+            ValueError: The state is of another dataset, seed or order.
         """
-        for name in ("num_prompts", "seed", "shuffle"):
-            if state[name] != getattr(self, name):
+        for name, ours in self._dataset.items():
+            if state[name] != ours:
                 raise ValueError(
-                    f"cannot resume the prompt order: {name} was {state[name]} when the "
-                    f"checkpoint was saved and is {getattr(self, name)} now; use the same data "
-                    "files and settings, or checkpoint.resume=never"
+                    f"the saved sampler has {name} = {state[name]}, this run {ours}: resume with "
+                    "the same data and seed, or start a new run in another output_dir"
                 )
-        self.consumed = state["consumed"]
+        self._consumed = state["consumed"]
+
+    def _order_of(self, epoch: int) -> np.ndarray:
+        if epoch != self._ordered_epoch:
+            num_prompts, seed = self._dataset["num_prompts"], self._dataset["seed"]
+            if self._dataset["shuffle"]:
+                self._order = np.random.default_rng([seed, epoch]).permutation(num_prompts)
+            else:
+                self._order = np.arange(num_prompts)
+            self._ordered_epoch = epoch
+        return self._order

@@ -1,1 +1,1 @@
-"""How good the policy is on held-out questions."""
+"""How good a policy is on held-out questions."""

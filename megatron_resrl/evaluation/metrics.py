@@ -1,54 +1,74 @@
-"""avg@k and the unbiased pass@k."""
+"""Averages over samples, and the unbiased pass@k."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import prod
+from collections.abc import Iterable, Sequence
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
-    """Probability that at least one of k samples drawn without replacement is correct.
+    """Estimates the probability that at least one of k samples is correct, without bias.
 
-    1 - C(n - c, k) / C(n, k), as a product that does not overflow (Chen et al. 2021,
-    arXiv 2107.03374).
+    1 - C(n - c, k) / C(n, k): the share of all k-subsets of the n samples that hold a correct
+    one. Computed as a product of factors within [0, 1], which neither over- nor underflows.
+
+    Args:
+        num_samples: n.
+        num_correct: c, of those n.
+        k: From 1 to n.
 
     Raises:
-        ValueError: k > n, or counts out of range.
+        ValueError: A number is out of range.
+
+    Source: Chen et al. 2021, arXiv 2107.03374, equation 1.
     """
-    if not 0 <= num_correct <= num_samples or not 1 <= k <= num_samples:
-        raise ValueError(
-            f"pass@{k} of {num_correct} correct among {num_samples} samples is not defined; "
-            "k must lie between 1 and the number of samples"
-        )
-    wrong = num_samples - num_correct
-    if wrong < k:
-        return 1.0
-    return 1.0 - prod(1.0 - k / i for i in range(wrong + 1, num_samples + 1))
+    if not 0 <= num_correct <= num_samples:
+        raise ValueError(f"{num_correct} of {num_samples} samples cannot be correct")
+    if not 1 <= k <= num_samples:
+        raise ValueError(f"pass@{k} of {num_samples} samples: give a k from 1 to {num_samples}")
+    all_wrong = 1.0
+    for drawn in range(k):
+        # The next sample is wrong too, given that those drawn before it were.
+        all_wrong *= max(0, num_samples - num_correct - drawn) / (num_samples - drawn)
+    return 1.0 - all_wrong
+
+
+def avg_at_k(scores: Sequence[Sequence[float]]) -> float:
+    """The mean score over samples, then over prompts.
+
+    Args:
+        scores: [prompts][samples], at least one of each.
+
+    Raises:
+        ValueError: There is nothing to average.
+    """
+    if not scores or not all(scores):
+        raise ValueError("avg@k needs at least one prompt, and at least one sample of each")
+    return sum(sum(samples) / len(samples) for samples in scores) / len(scores)
 
 
 def evaluation_metrics(
-    scores: Sequence[Sequence[float]], pass_at: Sequence[int]
+    scores_per_prompt: Sequence[Sequence[float]], ks: Iterable[int]
 ) -> dict[str, float]:
-    """Averages over questions.
+    """Reduces the scores of an evaluation.
 
     Args:
-        scores: For each question its samples' scores, equally many; above 0 is correct.
-        pass_at: The k of pass@k.
+        scores_per_prompt: [prompts][n samples]; above 0 is correct.
+        ks: Each from 1 to n.
 
     Returns:
-        `avg@<n>`, the mean share of correct samples, and `pass@<k>`.
+        `avg@<n>`, the mean score, and `pass@<k>` for every k, the mean over prompts.
 
     Raises:
-        ValueError: No questions, or unequal numbers of samples.
+        ValueError: Prompts differ in their number of samples, there is none, or a k is out of
+            range.
     """
-    counts = {len(each) for each in scores}
-    if len(counts) != 1 or 0 in counts:
-        raise ValueError(
-            f"every question needs equally many samples, at least one; found {sorted(counts)}"
-        )
-    (samples,) = counts
-    correct = [sum(score > 0 for score in each) for each in scores]
-    metrics = {f"avg@{samples}": sum(correct) / (samples * len(correct))}
-    for k in pass_at:
-        metrics[f"pass@{k}"] = sum(pass_at_k(samples, c, k) for c in correct) / len(correct)
+    sizes = sorted({len(samples) for samples in scores_per_prompt})
+    if len(sizes) > 1:
+        raise ValueError(f"all prompts need equally many samples, found {sizes}")
+    average = avg_at_k(scores_per_prompt)
+    correct = [sum(score > 0 for score in samples) for samples in scores_per_prompt]
+    metrics = {f"avg@{sizes[0]}": average}
+    for k in ks:
+        estimates = [pass_at_k(sizes[0], count, k) for count in correct]
+        metrics[f"pass@{k}"] = sum(estimates) / len(estimates)
     return metrics

@@ -45,9 +45,7 @@ def load_evaluation_sets(recipe: Recipe, tokenizer: Any) -> list[EvaluationSet]:
     return sets
 
 
-def evaluate_sets(
-    sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe
-) -> dict[str, float]:
+def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -> dict[str, float]:
     """Samples and grades every set with the policy's current weights. Collective.
 
     The random numbers are the same at every call, so that two evaluations of one run differ by

@@ -1,4 +1,4 @@
-"""Adapts megatron-core 0.16 to a machine without CUDA. Nothing else in the package patches anything.
+"""Adapts megatron-core 0.16 to a machine without CUDA. Nothing else in the package is patched.
 
 megatron-core names CUDA devices, streams and random generators literally. Where CUDA is absent
 those names cannot work for anybody, so they are redirected to the CPU's equivalents. On a machine
@@ -21,9 +21,10 @@ from torch.utils._device import _device_constructors
 logger = logging.getLogger(__name__)
 
 _FACTORIES = (
-    "zeros ones empty tensor full arange rand randn randint as_tensor linspace "
-    "zeros_like ones_like empty_like full_like rand_like randn_like"
-).split()
+    *("zeros", "ones", "empty", "full", "rand", "randn"),
+    *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
+    *("tensor", "as_tensor", "arange", "linspace", "randint"),
+)
 _adapted = False
 
 
@@ -161,7 +162,7 @@ def _redirect_factories() -> None:
 
 
 def _name_tensor_types_as_cuda() -> None:
-    """megatron-core's optimizers compare `Tensor.type()` with names such as torch.cuda.FloatTensor."""
+    """megatron-core's optimizers compare `Tensor.type()` with torch.cuda.FloatTensor and so on."""
     type_of = torch.Tensor.type
 
     @functools.wraps(type_of)

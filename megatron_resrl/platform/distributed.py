@@ -16,6 +16,12 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.cpu import adapt_megatron_core
 
+_LOST_PEER = (
+    *("Timed out", "timed out", "wait timeout"),
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+)
+"""What gloo, NCCL and the store say when another rank does not answer."""
+
 
 class CollectiveTimeout(RuntimeError):
     """A rank did not arrive at a collective in time; the message names the phase and the rank."""
@@ -53,7 +59,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         launched = "RANK" in os.environ
         store = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
-        dist.init_process_group(backend, timeout=timeout, **store)
+        with named_phase("start of the process group"):
+            dist.init_process_group(backend, timeout=timeout, **store)
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -90,9 +97,8 @@ def named_phase(name: str) -> Iterator[None]:
         raise
     except RuntimeError as error:
         said = str(error)
-        lost = ("Timed out", "timed out", "Connection closed by peer", "Connection reset by peer")
-        if any(words in said for words in lost):
-            rank = dist.get_rank() if dist.is_initialized() else 0
+        if any(words in said for words in _LOST_PEER):
+            rank = os.environ.get("RANK", "0")
             raise CollectiveTimeout(
                 f"phase {name!r}, rank {rank}: another rank did not take part in a collective "
                 f"within parallel.timeout_minutes or has died ({said.splitlines()[0]})"

@@ -44,13 +44,11 @@ class PolicyModel(GPTModel):
         return self.output_layer.weight
 
     def last_layer(self) -> TransformerLayer:
-        """The last transformer layer; its input is the penultimate hidden state. Last stage only."""
+        """The layer whose input is the penultimate hidden state; last stage only."""
         return self.decoder.layers[-1]
 
 
-def build_model_chunks(
-    hf_config: PretrainedConfig, config: TransformerConfig
-) -> list[PolicyModel]:
+def build_model_chunks(hf_config: PretrainedConfig, config: TransformerConfig) -> list[PolicyModel]:
     """Builds this rank's part of the model, weights not yet loaded.
 
     Args:

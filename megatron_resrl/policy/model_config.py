@@ -12,17 +12,16 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.platform.precision import transformer_precision
-
-ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 
 
 def read_hf_config(path: str) -> PretrainedConfig:
     """Reads `config.json` of a Hugging Face model directory.
 
     Raises:
-        ValueError: The architecture is not one of `ARCHITECTURES`, or there is no config.json.
+        ValueError: There is no config.json, or its architecture is not supported.
     """
     if not (Path(path) / "config.json").is_file():
         raise ValueError(
@@ -31,9 +30,10 @@ def read_hf_config(path: str) -> PretrainedConfig:
         )
     hf_config = AutoConfig.from_pretrained(path, local_files_only=True)
     found = (hf_config.architectures or ["none"])[0]
-    if found not in ARCHITECTURES:
+    if found not in SUPPORTED_ARCHITECTURES:
         raise ValueError(
-            f"model.path {path!r} holds a {found}; supported are {', '.join(ARCHITECTURES)}"
+            f"model.path {path!r} holds a {found}; supported are "
+            f"{', '.join(SUPPORTED_ARCHITECTURES)}"
         )
     return hf_config
 

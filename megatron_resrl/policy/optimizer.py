@@ -82,9 +82,7 @@ def make_optimizer(
         max_lr=settings.lr,
         min_lr=settings.min_lr,
         lr_warmup_steps=settings.lr_warmup_steps,
-        lr_decay_steps=max(
-            settings.lr_decay_steps or total_steps, settings.lr_warmup_steps + 1
-        ),
+        lr_decay_steps=max(settings.lr_decay_steps or total_steps, settings.lr_warmup_steps + 1),
         lr_decay_style=settings.lr_decay_style,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,

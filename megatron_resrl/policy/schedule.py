@@ -39,9 +39,7 @@ def run_pipeline(
 
     def forward_step(batches: Any, model: torch.nn.Module) -> tuple[torch.Tensor, Any]:
         batch = next(batches)
-        output = model(
-            input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None
-        )
+        output = model(input_ids=batch.tokens, position_ids=batch.position_ids, attention_mask=None)
         return output, functools.partial(collect, batch)
 
     def collect(batch: MicroBatch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Any]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import multiprocessing
-import numbers
 import signal
+import sys
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, SupportsFloat
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -20,6 +21,9 @@ from megatron_resrl.rewards.registry import RewardFunction, absolute_name, get_r
 
 SHOWN_CHARACTERS = 600
 """Of each part of a sample in an error message."""
+
+PR_SET_PDEATHSIG = 1
+"""From Linux's sys/prctl.h: which signal a process gets when its parent has died."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,8 @@ class Grader:
 
     The processes start with the block and are reused until its end. Each response is a task of
     its own (handing one over takes about 0.2 ms), so that only the one that hangs is lost; its
-    process is killed, wherever it hangs, and replaced.
+    process is killed, wherever it hangs, and replaced. On Linux the processes end with the thread
+    that entered the block.
 
     Args:
         function_name: See `get_reward`.
@@ -107,12 +112,8 @@ class Grader:
         futures = []
         try:
             for task in tasks:
-                futures.append(
-                    self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s)
-                )
-            return [
-                self._result(task, future) for task, future in zip(tasks, futures, strict=True)
-            ]
+                futures.append(self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s))
+            return [self._result(task, future) for task, future in zip(tasks, futures, strict=True)]
         except (BrokenProcessPool, RuntimeError) as error:
             raise RewardError(
                 f"reward.function = {self._function_name!r}: its processes ended and cannot be "
@@ -140,18 +141,17 @@ def _describe(function_name: str, problem: str, task: GradingTask) -> str:
     lines = [
         f"reward.function = {function_name!r} {problem}",
         f"  sample: {task.sample} of {task.data_source}",
-        f"  prompt: {_shortened(task.prompt)}",
-        f"  response: {_shortened(task.response)}",
-        f"  ground truth: {_shortened(task.ground_truth)}",
+        f"  prompt: {_shortened(repr(task.prompt))}",
+        f"  response: {_shortened(repr(task.response))}",
+        f"  ground truth: {_shortened(repr(task.ground_truth))}",
     ]
     return "\n".join(lines)
 
 
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    if len(text) <= SHOWN_CHARACTERS:
+def _shortened(text: str, limit: int = SHOWN_CHARACTERS) -> str:
+    if len(text) <= limit:
         return text
-    half = SHOWN_CHARACTERS // 2
+    half = limit // 2
     return f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
 
 
@@ -174,6 +174,9 @@ def _start_worker(function_name: str) -> None:
     global _reward
     # A Python handler, such as the pool's, would wait for the end of a hanging C function.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if sys.platform == "linux":
+        # Idle processes notice when a killed trainer is gone; one that hangs needs the kernel.
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     _reward = get_reward(function_name)
 
 
@@ -191,10 +194,26 @@ def _grade(task: GradingTask) -> float | _Failure:
             extra=task.extra,
         )
     except BaseException as error:  # SystemExit too: nothing a function does may pass for a score.
-        first, cause = error.__traceback__, "".join(traceback.format_exception_only(error))
-        lines = traceback.format_exception(type(error), error, first and first.tb_next)
-        return _Failure(f"raised {cause.strip()}", "".join(lines))
-    if not isinstance(score, numbers.Real) or not math.isfinite(score):
-        problem = f"returned {_shortened(score)} ({type(score).__name__}), not a finite number"
+        cause = "".join(traceback.format_exception_only(error)).strip()
+        theirs = error.__traceback__ and error.__traceback__.tb_next
+        lines = traceback.format_exception(type(error), error, theirs)
+        return _Failure(
+            f"raised {_shortened(cause)}", _shortened("".join(lines), 10 * SHOWN_CHARACTERS)
+        )
+    number = _finite(score)
+    if number is None:
+        problem = (
+            f"returned {_shortened(repr(score))} ({type(score).__name__}), not a finite number"
+        )
         return _Failure(problem, "")
-    return float(score)
+    return number
+
+
+def _finite(score: Any) -> float | None:
+    if not isinstance(score, SupportsFloat):
+        return None
+    try:
+        number = float(score)
+    except (TypeError, ValueError, OverflowError):  # An array; an integer of 400 digits.
+        return None
+    return number if math.isfinite(number) else None

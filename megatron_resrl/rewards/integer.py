@@ -8,13 +8,13 @@ from typing import Any
 _NUMBER = re.compile(
     r"""
     (?<![0-9A-Za-z_])                       # not inside of a word or number: x2, 1e5
-    (?P<sign>(?<![)\]}.\-−])[-−])?          # after those, a minus is a subtraction or a dash
+    (?P<sign>(?<![)\]}.-])-)?                # after those, a minus is a subtraction or a dash
     (?P<digits>[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+|(?<!\.)(?=\.[0-9]))
     (?P<rest>(?:\.[0-9]+)?(?:[eE][+-]?[0-9]+)?(?:/[0-9]+)*)
     """,
     re.VERBOSE,
 )
-_INTEGER = re.compile(r"(?P<sign>[-+−]?)(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.0*)?")
+_INTEGER = re.compile(r"(?P<sign>[-+]?)(?P<digits>[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.0*)?")
 
 
 def integer_reward(
@@ -38,26 +38,28 @@ def integer_reward(
         ValueError: The ground truth is not an integer.
     """
     right = _whole(ground_truth)
-    last = None
-    for last in _NUMBER.finditer(response):
-        pass
-    if last is None or last["rest"]:
+    numbers = list(_NUMBER.finditer(_plain_minus(response)))
+    if not numbers or numbers[-1]["rest"]:
         return 0.0
-    return float(_canonical(last["sign"], last["digits"]) == right)
+    return float(_canonical(numbers[-1]) == right)
 
 
 def _whole(ground_truth: Any) -> str:
     text = "" if isinstance(ground_truth, bool) else str(ground_truth).strip()
-    match = _INTEGER.fullmatch(text)
+    match = _INTEGER.fullmatch(_plain_minus(text))
     if match is None:
         raise ValueError(
             f"the ground truth is {ground_truth!r}, not an integer: choose its column with "
             "data.answer_key, or cut it out with data.answer_pattern"
         )
-    return _canonical(match["sign"], match["digits"])
+    return _canonical(match)
 
 
-def _canonical(sign: str | None, digits: str) -> str:
+def _plain_minus(text: str) -> str:
+    return text.replace("\N{MINUS SIGN}", "-")
+
+
+def _canonical(match: re.Match[str]) -> str:
     """Text, because Python refuses to convert very long integers."""
-    magnitude = digits.replace(",", "").lstrip("0") or "0"
-    return f"-{magnitude}" if sign in ("-", "−") and magnitude != "0" else magnitude
+    magnitude = match["digits"].replace(",", "").lstrip("0") or "0"
+    return f"-{magnitude}" if match["sign"] == "-" and magnitude != "0" else magnitude

@@ -54,12 +54,13 @@ def get_reward(name: str) -> RewardFunction:
         module, attribute = _BUILT_IN[name]
         return getattr(importlib.import_module(module), attribute)
     file, attribute = _split(name)
-    try:
-        function = getattr(_run_file(file), attribute)
-    except AttributeError as error:
-        if error.name != attribute:  # Raised inside of the file, and no business of ours.
-            raise
-        raise _refusal(name, f"{file} has no function {attribute!r}", _FIX) from None
+    module = _run_file(file)
+    if not hasattr(module, attribute):
+        functions = inspect.getmembers(module, inspect.isfunction)
+        own = [key for key, value in functions if value.__module__ == module.__name__]
+        fix = f"its functions are {', '.join(own)}" if own else "it has no functions at all"
+        raise _refusal(name, f"{file} has no function {attribute!r}", fix)
+    function = getattr(module, attribute)
     _require_callable(name, function)
     return function
 
@@ -97,7 +98,7 @@ def _run_file(file: Path) -> Any:
 def _require_callable(name: str, function: Any) -> None:
     wanted = "f(response, ground_truth, *, prompt, data_source, extra) -> float"
     if not callable(function):
-        problem = f"it is a {type(function).__name__}, not a function"
+        problem = f"it is of type {type(function).__name__}, not a function"
         raise _refusal(name, problem, f"give one like {wanted}")
     try:
         signature = inspect.signature(function)

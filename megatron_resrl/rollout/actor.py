@@ -41,9 +41,7 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
             timeout_s=recipe.reward.timeout_s,
         ) as grader:
             policy = Policy.from_recipe(recipe, trainable=trainable)
-            engine = MegatronEngine(
-                policy, max_running_samples=recipe.rollout.max_running_samples
-            )
+            engine = MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
                 recipe.model.path, policy.hf_config, tokenizer
             )

@@ -62,9 +62,7 @@ def grade_responses(
     Raises:
         RewardError: On every rank, if a reward function failed on any of them.
     """
-    pairs = [
-        (group, response) for group, several in enumerate(responses) for response in several
-    ]
+    pairs = [(group, response) for group, several in enumerate(responses) for response in several]
     texts = [
         tokenizer.decode(response.token_ids, skip_special_tokens=True) for _, response in pairs
     ]

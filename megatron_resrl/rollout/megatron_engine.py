@@ -140,7 +140,9 @@ class MegatronEngine:
             drawn = torch.stack([tokens.double(), log_probs])
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:
             source = parallel_state.get_pipeline_model_parallel_last_rank()
-            dist.broadcast(drawn, src=source, group=parallel_state.get_pipeline_model_parallel_group())
+            dist.broadcast(
+                drawn, src=source, group=parallel_state.get_pipeline_model_parallel_group()
+            )
         tokens = drawn[0].long()
         for growing, token, log_prob in zip(
             running, tokens.tolist(), drawn[1].tolist(), strict=True

@@ -78,7 +78,6 @@ def default_stop_tokens(
         ids |= set(value) if isinstance(value, (list, tuple)) else {value} - {None}
     if not ids:
         raise ValueError(
-            f"model.path {model_path!r} names no end-of-sequence token; "
-            "set rollout.stop_token_ids"
+            f"model.path {model_path!r} names no end-of-sequence token; set rollout.stop_token_ids"
         )
     return tuple(sorted(ids))

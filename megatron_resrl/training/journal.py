@@ -43,9 +43,7 @@ class Journal:
         if self.writes:
             (self.directory / "recipe.yaml").write_text(text, encoding="utf-8")
 
-    def log(
-        self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()
-    ) -> None:
+    def log(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
         """Writes one step's metrics and a few of its samples, and moves the progress bar."""
         if not self.writes:
             return

@@ -77,9 +77,7 @@ def update_policy(
     micro_batches = policy.micro_batches(
         [sample.tokens for sample in samples], settings.micro_batch_size
     )
-    result = policy.update(
-        micro_batches, loss_function, temperature=recipe.rollout.temperature
-    )
+    result = policy.update(micro_batches, loss_function, temperature=recipe.rollout.temperature)
     sums: dict[str, float] = {}
     for collected in result.collected:
         for name, value in collected.items():

@@ -198,7 +198,7 @@ def update_differences(
         loss = -(factors * log_probs).sum()
         return loss, loss.item()
 
-    attention = policy.modules[-1].last_layer().self_attention.core_attention
+    attention = policy.modules[-1].decoder.layers[0].self_attention.core_attention
     counter = attention.register_forward_hook(lambda *_: attention_runs.append(1))
     with tap_last_layer(policy.modules[-1]) if is_last_stage() else nullcontext() as tap:
         result = policy.update(batches, loss_function, temperature=tiny.TEMPERATURE)

@@ -42,7 +42,9 @@ def test_log_probs_are_those_of_hugging_face_warpers(seed, temperature, top_k, t
         logits, uniform, _params(temperature=temperature, top_k=top_k, top_p=top_p)
     )
     # float64 on both sides; a token that the reference excludes would be -inf there.
-    torch.testing.assert_close(log_probs, expected.gather(1, tokens[:, None])[:, 0], atol=1e-9, rtol=0)
+    torch.testing.assert_close(
+        log_probs, expected.gather(1, tokens[:, None])[:, 0], atol=1e-9, rtol=0
+    )
 
 
 def test_draws_follow_the_distribution():

@@ -1,0 +1,157 @@
+"""Checkpoints that cannot be written or do not fit, on two data-parallel ranks.
+
+Arguments: folder of the models, working folder. Rank 0 prints what every rank saw.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import resource
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import tiny_checkpoint as tiny
+import torch
+import torch.distributed as dist
+
+from megatron_resrl.checkpoint import (
+    CheckpointError,
+    TrainerState,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.platform.distributed import gather_objects, initialize
+from megatron_resrl.policy.policy import Policy
+
+PLAIN = {"use_distributed_optimizer": False}
+STATE = TrainerState(2, {})
+
+
+def build(recipe: Recipe, *, trainable: bool = True) -> Policy:
+    initialize(recipe.parallel, 0)
+    return Policy.from_recipe(recipe, trainable=trainable)
+
+
+def refusal(action: Callable[[], Any]) -> str:
+    """What `action` raises, as text."""
+    try:
+        action()
+    except (CheckpointError, ValueError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing"
+
+
+def same_weights(first: Policy, second: Policy) -> bool:
+    pairs = zip(first.modules[0].parameters(), second.modules[0].parameters(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def misfits(recipe: Recipe, models: Path, work: Path) -> dict[str, Any]:
+    """Loads a good checkpoint into policies it does not fit, and into one without optimizer."""
+    policy = build(recipe)
+    tiny.take_step(policy, 1)
+    path = save_checkpoint(work / "good", policy, STATE, keep_last=1)
+    wider = replace(recipe, model=replace(recipe.model, path=str(models / "wider_qwen3")))
+    plain = replace(recipe, parallel=replace(recipe.parallel, **PLAIN))
+    bf16 = replace(recipe, precision=replace(recipe.precision, params_dtype="bf16"))
+    scorer = build(recipe, trainable=False)
+    before = same_weights(policy, scorer)
+    load_checkpoint(path, scorer)
+    return {
+        "weights only": [before, same_weights(policy, scorer)],
+        "saving it": refusal(lambda: save_checkpoint(work / "x", scorer, STATE, keep_last=1)),
+        "other model": refusal(lambda: load_checkpoint(path, build(wider))),
+        "other optimizer": refusal(lambda: load_checkpoint(path, build(plain))),
+        "other precision": refusal(lambda: load_checkpoint(path, build(bf16))),
+        "missing": refusal(lambda: load_checkpoint(path.with_name("step_000077"), policy)),
+        "not JSON": refusal(
+            lambda: save_checkpoint(
+                work / "never", policy, TrainerState(3, {}, {"x": {1, 2}}), keep_last=1
+            )
+        ),
+        "written all the same": (work / "never").exists(),
+    }
+
+
+def full_disk(recipe: Recipe, work: Path) -> dict[str, Any]:
+    """Rank 1 may not write files beyond 20 KB during the second save."""
+    policy = build(recipe)
+    tiny.take_step(policy, 1)
+    first = save_checkpoint(work / "full", policy, STATE, keep_last=1)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    state = TrainerState(3, {})
+    said = refusal(lambda: save_checkpoint(work / "full", policy, state, keep_last=1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    still_latest = latest_checkpoint(work / "full") == first
+    second = save_checkpoint(work / "full", policy, state, keep_last=1)
+    return {
+        "full disk": said,
+        "still latest": still_latest,
+        "then": latest_checkpoint(work / "full") == second,
+    }
+
+
+def changed_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
+    """Resumes with another learning rate and weight decay."""
+    policy = build(recipe)
+    for step in (1, 2):
+        tiny.take_step(policy, step)
+    path = save_checkpoint(work / "settings", policy, STATE, keep_last=1)
+    optimizer = replace(recipe.optimizer, lr=3e-2, weight_decay=0.5)
+    changed = build(replace(recipe, optimizer=optimizer))
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("megatron_resrl").addHandler(handler)
+    load_checkpoint(path, changed)
+    logging.getLogger("megatron_resrl").removeHandler(handler)
+    result = tiny.take_step(changed, 3)
+    decays = {group["weight_decay"] for group in changed.optimizer.param_groups}
+    return {
+        "learning rate": result.learning_rate,
+        "weight decays": sorted(decays),
+        "warnings": messages,
+    }
+
+
+def before_the_first_step(recipe: Recipe, work: Path) -> list[bool]:
+    """Saves an untouched policy; is the first step of a resumed one the same?"""
+    equal = []
+    for number, parallel in enumerate((recipe.parallel, replace(recipe.parallel, **PLAIN))):
+        own = replace(recipe, parallel=parallel)
+        policy = build(own)
+        path = save_checkpoint(work / f"zero{number}", policy, TrainerState(0, {}), keep_last=1)
+        tiny.take_step(policy, 1)
+        fresh = build(own)
+        load_checkpoint(path, fresh)
+        tiny.take_step(fresh, 1)
+        equal.append(same_weights(policy, fresh))
+    return equal
+
+
+def main(models: Path, work: Path) -> None:
+    recipe = tiny.recipe(models / "qwen3", {})
+    found = {
+        **misfits(recipe, models, work),
+        **full_disk(recipe, work),
+        **changed_settings(recipe, work),
+        "before the first step": before_the_first_step(recipe, work),
+    }
+    everyone = gather_objects(found)
+    if dist.get_rank() == 0:
+        print("RESULT " + json.dumps(everyone))
+
+
+if __name__ == "__main__":
+    dist.init_process_group("gloo")
+    main(*map(Path, sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""What goes wrong is named on every rank, and never costs the last good checkpoint."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import tiny_checkpoint as tiny
+from ranks import REPOSITORY, run_ranks
+
+from megatron_resrl.checkpoint import latest_checkpoint
+from megatron_resrl.checkpoint.folders import begin, check_whole
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of the tiny models."""
+    return tiny.write_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="module")
+def seen(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    """What each of two ranks saw."""
+    work = tmp_path_factory.mktemp("failures")
+    out = run_ranks(HERE / "ranks_checkpoint_failures.py", 2, models, work, timeout=300)
+    line = next(line for line in out.splitlines() if line.startswith("RESULT "))
+    return json.loads(line.removeprefix("RESULT "))
+
+
+@pytest.mark.parametrize(
+    ("case", "parts"),
+    [
+        (
+            "other model",
+            ("CheckpointError", "of another model than model.path", "hidden_size is 32 there"),
+        ),
+        (
+            "other optimizer",
+            ("CheckpointError", "parallel.use_distributed_optimizer is True there"),
+        ),
+        ("other precision", ("CheckpointError", "precision.params_dtype is 'float32' there")),
+        ("missing", ("CheckpointError", "step_000077 does not exist")),
+        ("not JSON", ("ValueError", "cannot be written as JSON", "set")),
+        ("saving it", ("ValueError", "trainable=True")),
+        ("full disk", ("CheckpointError", "could not be written", "File too large")),
+    ],
+)
+def test_every_rank_gets_the_error_with_its_reason(seen, case, parts):
+    for rank in seen:
+        for part in parts:
+            assert part in rank[case]
+
+
+def test_a_state_that_is_not_json_is_refused_before_anything_is_written(seen):
+    assert not any(rank["written all the same"] for rank in seen)
+
+
+def test_a_full_disk_costs_no_checkpoint_and_the_next_save_works(seen):
+    assert all(rank["still latest"] and rank["then"] for rank in seen)
+
+
+def test_a_policy_without_optimizer_gets_the_weights(seen):
+    assert all(rank["weights only"] == [False, True] for rank in seen)
+
+
+def test_changed_optimizer_settings_count_and_are_said(seen):
+    for rank in seen:
+        assert rank["learning rate"] == 3e-2
+        assert rank["weight decays"] == [0.0, 0.5]
+        said = " ".join(rank["warnings"])
+        assert "max_lr is 0.01 in the checkpoint and 0.03 in the recipe, which counts" in said
+        assert "start_wd is 0.1 in the checkpoint and 0.5 in the recipe" in said
+
+
+def test_a_checkpoint_from_before_the_first_step_resumes_bitwise(seen):
+    assert all(rank["before the first step"] == [True, True] for rank in seen)
+
+
+def test_a_run_killed_while_it_writes_leaves_the_previous_checkpoint_latest(models, tmp_path):
+    """SIGKILL the moment a shard file of a new checkpoint appears; again if the save was faster."""
+    for attempt in range(5):
+        output_dir = tmp_path / str(attempt)
+        _kill_while_saving(models / "qwen3", output_dir)
+        (half,) = (output_dir / "checkpoints").glob("*.incomplete") or (None,)
+        if half is not None:
+            break
+    else:
+        pytest.fail("every save ended before the kill")
+    assert list(half.glob("*.distcp"))
+    latest = latest_checkpoint(output_dir)
+    check_whole(latest)
+    assert int(latest.name[5:]) == int(half.stem[5:]) - 1
+    begin(output_dir, 99)
+    assert not half.exists()
+
+
+def _kill_while_saving(model: Path, output_dir: Path) -> None:
+    path = os.pathsep.join([str(REPOSITORY), str(REPOSITORY / "tests")])
+    process = subprocess.Popen(
+        [sys.executable, HERE / "endless_saver.py", model, output_dir],
+        env=dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=path),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    first = output_dir / "checkpoints" / "latest"
+    try:
+        while not (first.exists() and list(output_dir.glob("checkpoints/*.incomplete/*.distcp"))):
+            assert process.poll() is None, process.stderr.read()
+            assert time.monotonic() < deadline, "no second save within two minutes"
+            time.sleep(0.002)
+    finally:
+        process.kill()
+        process.communicate()

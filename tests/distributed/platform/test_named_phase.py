@@ -1,0 +1,36 @@
+"""A rank that waits in vain says in which phase, instead of hanging."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, str]]:
+    """Seconds until rank 0 gave up and what it was told, by phase."""
+    script = Path(__file__).with_name("ranks_named_phase.py")
+    output = run_ranks(script, 2, tmp_path_factory.mktemp("ranks"))
+    lines = [line.split("|") for line in output.splitlines() if line.count("|") == 2]
+    return {phase: (float(seconds), message) for phase, seconds, message in lines}
+
+
+def test_a_rank_that_does_not_arrive_is_reported_with_phase_and_rank_after_the_timeout(
+    told: dict[str, tuple[float, str]],
+) -> None:
+    seconds, message = told["rollout"]
+    assert message.startswith("phase 'rollout', rank 0: another rank did not take part")
+    assert "parallel.timeout_minutes" in message
+    # The time-out is 4 s; a busy machine may be late to notice.
+    assert 3.5 < seconds < 20
+
+
+def test_a_rank_that_died_is_reported_with_phase_and_rank_before_the_timeout(
+    told: dict[str, tuple[float, str]],
+) -> None:
+    seconds, message = told["update"]
+    assert message.startswith("phase 'update', rank 0: another rank")
+    assert "onnection" in message
+    assert seconds < 3.5

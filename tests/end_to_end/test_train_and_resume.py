@@ -1,0 +1,104 @@
+"""The `train` command: learns, resumes to the same bits, and explains what goes wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+from tiny_task import read_metrics, write_task
+
+
+def _command(recipe: Path, *arguments: str) -> list[str]:
+    return [sys.executable, "-m", "megatron_resrl", "train", str(recipe), *arguments]
+
+
+def _train(recipe: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        _command(recipe, *arguments), capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of four steps without interruption."""
+    directory = tmp_path_factory.mktemp("straight")
+    done = _train(write_task(directory))
+    assert done.returncode == 0, done.stderr
+    return directory / "run"
+
+
+def test_a_run_writes_metrics_samples_a_checkpoint_and_a_hugging_face_model(straight):
+    metrics = read_metrics(straight)
+    assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
+    assert "eval/heldout/avg@2" in metrics[0]
+    assert "eval/heldout/avg@2" in metrics[-1]
+    for line in metrics[1:]:
+        assert line["mismatch/log_prob_max"] < 1e-4  # the same weights, other kernels
+        assert line["resrl/groups"] == 4
+        assert line["update/applied"] == 1
+    assert metrics[-1]["reward/mean"] > metrics[1]["reward/mean"] + 0.2
+    times = json.loads((straight / "metrics.jsonl").read_text().splitlines()[1])
+    phases = ("rollout", "reward", "scoring", "subspace", "update", "sync", "other")
+    assert sum(times[f"time/{name}"] for name in phases) == pytest.approx(times["time/step"])
+    assert len((straight / "samples.jsonl").read_text().splitlines()) == 4 * 2
+    assert (straight / "hf" / "config.json").is_file()
+    assert (straight / "recipe.yaml").is_file()
+
+
+def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
+    recipe = write_task(tmp_path)
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        _command(recipe), stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    _wait_for_step(run, 3, process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert not (run / "hf").exists()
+
+    done = _train(recipe)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 2" in done.stderr
+    ours, theirs = read_metrics(run), read_metrics(straight)
+    assert ours == theirs
+    resumed = load_file(run / "hf" / "model.safetensors")
+    for name, tensor in load_file(straight / "hf" / "model.safetensors").items():
+        assert (tensor == resumed[name]).all(), name
+
+
+def _wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline and process.poll() is None:
+        metrics = run / "metrics.jsonl"
+        if metrics.exists() and f'"step": {step},' in metrics.read_text():
+            return
+        time.sleep(0.02)
+    raise AssertionError(f"the run did not reach step {step}; exit status {process.poll()}")
+
+
+def test_a_step_whose_groups_all_agree_is_reported_and_changes_nothing(tmp_path):
+    recipe = write_task(tmp_path, steps=1, algorithm__name="grpo")
+    done = _train(recipe, f"--reward.function={tmp_path / 'reward.py'}:always")
+    assert done.returncode == 0, done.stderr
+    assert "nothing to learn" in done.stderr
+    metrics = read_metrics(tmp_path / "run")[-1]
+    assert metrics["update/without_signal"] == 1
+    assert metrics["reward/groups_with_signal"] == 0
+    before = load_file(tmp_path / "model" / "model.safetensors")
+    after = load_file(tmp_path / "run" / "hf" / "model.safetensors")
+    assert all((tensor == after[name]).all() for name, tensor in before.items())
+
+
+def test_a_reward_function_that_raises_ends_the_run_with_its_text_and_the_sample(tmp_path):
+    done = _train(write_task(tmp_path), f"--reward.function={tmp_path / 'reward.py'}:broken")
+    assert done.returncode == 2
+    assert "KeyError: 'no such unit'" in done.stderr
+    assert "response:" in done.stderr
+    assert "ground truth:" in done.stderr

@@ -1,0 +1,238 @@
+"""Which checkpoint counts: markers, retention, damage, and kills at every file operation."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import signal
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed.checkpoint as torch_checkpoint
+
+from megatron_resrl.checkpoint.folders import (
+    CheckpointError,
+    begin,
+    check_whole,
+    latest_checkpoint,
+    publish,
+)
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Real shard files with their index, as every rank's part of a checkpoint."""
+    folder = tmp_path_factory.mktemp("shards")
+    state = {"weight": torch.arange(1000.0), "bias": torch.ones(7)}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        torch_checkpoint.save(state, checkpoint_id=folder, no_dist=True)
+    (folder / "metadata.json").write_text("{}")
+    (folder / "common.pt").write_bytes(b"common")
+    return folder
+
+
+def write(output_dir: Path, step: int, shards: Path, keep_last: int = 2) -> Path:
+    folder = begin(output_dir, step)
+    for file in shards.iterdir():
+        shutil.copy(file, folder)
+    return publish(folder, {"step": step}, keep_last)
+
+
+def names(output_dir: Path) -> list[str]:
+    return sorted(path.name for path in (output_dir / "checkpoints").iterdir())
+
+
+def test_without_checkpoints_there_is_no_latest(tmp_path):
+    assert latest_checkpoint(tmp_path) is None
+    begin(tmp_path, 1)
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_only_the_last_ones_are_kept_and_the_newest_is_latest(tmp_path, shards):
+    for step in (1, 2, 3, 10):
+        path = write(tmp_path, step, shards)
+        assert latest_checkpoint(tmp_path) == path
+    assert names(tmp_path) == ["latest", "step_000003", "step_000010"]
+    assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000010\n"
+
+
+def test_what_a_killed_run_left_is_ignored_and_deleted_by_the_next_save(tmp_path, shards):
+    whole = write(tmp_path, 1, shards)
+    shutil.copytree(whole, whole.with_name("step_000002.incomplete"))
+    shutil.copytree(whole, whole.with_name("step_000000.removed"))
+    assert latest_checkpoint(tmp_path) == whole
+    write(tmp_path, 3, shards)
+    assert names(tmp_path) == ["latest", "step_000001", "step_000003"]
+
+
+def test_folders_of_others_are_left_alone(tmp_path, shards):
+    write(tmp_path, 1, shards)
+    mine = tmp_path / "checkpoints" / "best.incomplete"
+    mine.mkdir()
+    write(tmp_path, 2, shards, keep_last=1)
+    assert mine.is_dir()
+
+
+def test_saving_a_step_again_replaces_it(tmp_path, shards):
+    first = write(tmp_path, 4, shards)
+    (first / "old").touch()
+    second = write(tmp_path, 4, shards)
+    assert first == second == latest_checkpoint(tmp_path)
+    assert not (second / "old").exists()
+    assert names(tmp_path) == ["latest", "step_000004"]
+
+
+def test_a_run_that_starts_again_neither_resumes_nor_deletes_the_later_steps_of_an_earlier_run(
+    tmp_path, shards
+):
+    write(tmp_path, 90, shards)
+    for step in (10, 20, 30):
+        path = write(tmp_path, step, shards, keep_last=1)
+        assert latest_checkpoint(tmp_path) == path
+    assert names(tmp_path) == ["latest", "step_000030", "step_000090"]
+
+
+@pytest.mark.parametrize(
+    ("marker", "said"),
+    [
+        (None, "latest is missing"),
+        (b"", "names 'checkpoints', which is not there"),
+        (b"\xff\x00\xfe", "which is not there"),
+        (b"step_000007", "names 'step_000007', which is not there"),
+        (b"../../elsewhere", "names 'elsewhere', which is not there"),
+        (b"step_000001.incomplete", "names 'step_000001.incomplete', which is not there"),
+    ],
+)
+def test_without_a_usable_marker_the_newest_whole_checkpoint_is_taken_and_it_is_said(
+    tmp_path, shards, caplog, marker, said
+):
+    write(tmp_path, 1, shards)
+    newest = write(tmp_path, 2, shards)
+    file = tmp_path / "checkpoints" / "latest"
+    file.unlink() if marker is None else file.write_bytes(marker)
+    assert latest_checkpoint(tmp_path) == newest
+    assert said in caplog.text
+    assert "newest whole checkpoint" in caplog.text
+
+
+def _truncate_shard(path: Path) -> None:
+    shard = next(path.glob("*.distcp"))
+    os.truncate(shard, shard.stat().st_size // 2)
+
+
+def _remove_shard(path: Path) -> None:
+    next(path.glob("*.distcp")).unlink()
+
+
+def _garble_index(path: Path) -> None:
+    (path / ".metadata").write_bytes(b"\x80\x04 not a pickle")
+
+
+def _remove_trainer_file(path: Path) -> None:
+    (path / "trainer.json").unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_truncate_shard, "distcp has "),
+        (_remove_shard, "distcp is missing"),
+        (_garble_index, ".metadata cannot be read"),
+        (_remove_trainer_file, "lacks trainer.json"),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
+    tmp_path, shards, caplog, damage, said
+):
+    older = write(tmp_path, 1, shards)
+    newest = write(tmp_path, 2, shards)
+    damage(newest)
+    with pytest.raises(CheckpointError, match=said) as raised:
+        check_whole(newest)
+    assert str(newest) in str(raised.value)
+    assert latest_checkpoint(tmp_path) == older
+    assert said in caplog.text
+    damage(older)
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_missing_or_half_written_checkpoint_is_refused_by_name(tmp_path):
+    with pytest.raises(CheckpointError, match="step_000009 does not exist"):
+        check_whole(tmp_path / "step_000009")
+    with pytest.raises(CheckpointError, match="was not written to its end"):
+        check_whole(begin(tmp_path, 9))
+
+
+def test_shards_that_did_not_reach_the_first_rank_are_never_published(tmp_path, shards):
+    folder = begin(tmp_path, 1)
+    shutil.copytree(shards, folder, dirs_exist_ok=True)
+    _remove_shard(folder)
+    with pytest.raises(CheckpointError, match="a file system that all hosts share"):
+        publish(folder, {}, 1)
+    assert latest_checkpoint(tmp_path) is None
+
+
+def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint_and_no_obstacle(
+    tmp_path, shards, caplog
+):
+    """Writes step 4 where 1 and 3 are, replacing an older 4, and is killed before the n-th call."""
+    caplog.set_level(logging.ERROR)
+    for step in (1, 4, 3):
+        write(tmp_path / "before", step, shards)
+    counts = {"1": 0, "3": 0, "4": 0}
+    for kill_at in range(1000):
+        output_dir = shutil.copytree(tmp_path / "before", tmp_path / str(kill_at))
+        killed = _killed_at(kill_at, output_dir, shards)
+        found = latest_checkpoint(output_dir)
+        check_whole(found)
+        counts[found.name[-1]] += 1
+        assert write(output_dir, 5, shards) == latest_checkpoint(output_dir)
+        left = names(output_dir)
+        assert not [name for name in left if "." in name and name != "latest.new"]
+        if not killed:
+            break
+    else:
+        pytest.fail("the child never finished")
+    # Before the rename the marker's checkpoint counts, after the marker's replacement the new one.
+    assert counts["3"] > 3
+    assert counts["4"] > 3
+    assert counts["1"] == 0
+
+
+def _killed_at(number: int, output_dir: Path, shards: Path) -> bool:
+    """Writes step 4 in a child that dies before its `number`-th file operation, if any."""
+    child = os.fork()
+    if child == 0:
+        try:
+            _die_before(number)
+            write(output_dir, 4, shards, keep_last=2)
+            os._exit(0)
+        finally:
+            os._exit(1)
+    _, status = os.waitpid(child, 0)
+    if os.WIFSIGNALED(status):
+        assert os.WTERMSIG(status) == signal.SIGKILL
+        return True
+    assert os.WEXITSTATUS(status) == 0
+    return False
+
+
+def _die_before(number: int) -> None:
+    done = 0
+
+    def mortal(operation):
+        def call(*args, **kwargs):
+            nonlocal done
+            if done == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+            done += 1
+            return operation(*args, **kwargs)
+
+        return call
+
+    for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir"):
+        setattr(os, name, mortal(getattr(os, name)))

@@ -1,0 +1,61 @@
+"""Every real dataset whose layout is covered can be read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_resrl.config.problems import InputError
+from megatron_resrl.data.prompts import load_prompts
+
+GSM8K = {"prompt_key": "question", "answer_pattern": "#### (.+)"}
+PROBLEM = {"prompt_key": "problem"}
+TARGET = {"answer_key": "reward_model.ground_truth.target"}
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "rows", "first", "source"),
+    [
+        ("gsm8k_train", GSM8K, 7473, "72", "gsm8k_train"),
+        ("gsm8k_test", GSM8K, 1319, "18", "gsm8k_test"),
+        ("math_train", TARGET, 7496, "0", "TianHongZXY/MATH"),  # 4 of 7500 have no answer
+        ("dapo_math_17k", {}, 17917, "34", "DAPO-17k"),
+        ("math500", PROBLEM, 500, r"\left( 3, \frac{\pi}{2} \right)", "math500"),
+        ("aime24", PROBLEM, 30, "204", "aime24"),
+        ("aime25", TARGET, 30, "70", "TianHongZXY/AIME2025"),
+        ("amc23", PROBLEM, 40, "27.0", "amc23"),
+        ("countdown_test", {}, 1024, {"numbers": [47, 76, 55, 60], "target": 24}, "countdown"),
+        (
+            "countdown_train_4096",
+            {"answer_key": "reward_model.ground_truth.target"},
+            4096,
+            98,
+            "countdown",
+        ),
+        (
+            "humaneval_plus_mini",
+            {"answer_key": "entry_point"},
+            164,
+            "has_close_elements",
+            "humaneval_plus_mini",
+        ),
+    ],
+)
+def test_a_dataset_is_read_as_a_whole(
+    shared: Path, name: str, keys: dict[str, str], rows: int, first: Any, source: str
+) -> None:
+    records = load_prompts(shared / "data" / f"{name}.parquet", **keys)
+    assert len(records) == rows
+    assert records[0].ground_truth == first
+    assert {record.data_source for record in records} == {source}
+    assert all(record.messages[-1]["role"] == "user" for record in records)
+
+
+def test_conversations_of_several_user_turns_are_not_taken_for_prompts(shared: Path) -> None:
+    path = shared / "data" / "bfcl_v4_multi_turn_base.parquet"
+    (record, *_) = load_prompts(path, prompt_key="question")
+    assert record.messages[0]["content"].startswith("[[{")  # a text, as any other
+    with pytest.raises(InputError, match=r"no column 'prompt' .* it has id, question, "):
+        load_prompts(path)

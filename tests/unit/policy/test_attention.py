@@ -1,0 +1,70 @@
+"""The core attention used without Transformer Engine."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_resrl.policy.attention import SdpaCoreAttention
+
+BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 8
+
+
+def attention(**options: float) -> SdpaCoreAttention:
+    config = TransformerConfig(num_layers=1, hidden_size=HEADS * SIZE, num_attention_heads=HEADS)
+    return SdpaCoreAttention(config, 1, None, "self", attention_dropout=0.0, **options)
+
+
+def tensors(queries: int, keys: int) -> list[torch.Tensor]:
+    """query, key, value as megatron-core passes them: [length, batch, heads, size]."""
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((queries, HEADS), (keys, GROUPS), (keys, GROUPS))
+    return [torch.randn(n, BATCH, h, SIZE, generator=generator) for n, h in shapes]
+
+
+def exact(
+    tensors: list[torch.Tensor], forbidden: torch.Tensor, scale: float = 1 / math.sqrt(SIZE)
+) -> torch.Tensor:
+    """Softmax attention written out in float64; `forbidden` broadcasts to [b, heads, q, k]."""
+    query, key, value = (x.double().permute(1, 2, 0, 3) for x in tensors)
+    key, value = (x.repeat_interleave(HEADS // GROUPS, 1) for x in (key, value))
+    weights = (query @ key.mT * scale).masked_fill(forbidden, -math.inf).softmax(-1)
+    return (weights @ value).permute(2, 0, 1, 3).flatten(2)
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 1), (1, 7), (3, 7)])
+def test_without_a_mask_each_query_sees_the_keys_up_to_its_own_position(
+    queries: int, keys: int
+) -> None:
+    inputs = tensors(queries, keys)
+    position = torch.arange(keys - queries, keys)[:, None]
+    forbidden = torch.arange(keys) > position
+    # fp32 rounding of values of size 1.
+    torch.testing.assert_close(
+        attention()(*inputs, None).double(), exact(inputs, forbidden), atol=1e-6, rtol=0
+    )
+
+
+def test_a_mask_is_true_where_attention_is_forbidden() -> None:
+    inputs = tensors(5, 5)
+    causal = torch.ones(5, 5).triu(1).bool()
+    forbidden = causal.expand(BATCH, 1, 5, 5).clone()
+    forbidden[0, :, 1:, 0] = True
+    torch.testing.assert_close(
+        attention()(*inputs, forbidden).double(), exact(inputs, forbidden), atol=1e-6, rtol=0
+    )
+
+
+def test_the_softmax_scale_is_used() -> None:
+    inputs = tensors(5, 5)
+    causal = torch.ones(5, 5).triu(1).bool()
+    found = attention(softmax_scale=0.1)(*inputs, None)
+    torch.testing.assert_close(found.double(), exact(inputs, causal, 0.1), atol=1e-6, rtol=0)
+
+
+def test_packed_sequences_are_refused_instead_of_attending_across_them() -> None:
+    with pytest.raises(ValueError, match="padded batches"):
+        attention()(*tensors(5, 5), None, packed_seq_params=object())

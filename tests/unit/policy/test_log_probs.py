@@ -1,0 +1,132 @@
+"""Vocab-parallel log-probs on one rank; tests/distributed/policy has the split vocabulary."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
+
+VOCABULARY, PADDED, HIDDEN, TOKENS = 131, 132, 16, 25
+
+
+@pytest.fixture
+def inputs() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """hidden [N, H], weight [V padded, H], targets [N], factors [N]."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, HIDDEN, generator=generator)
+    weight = torch.randn(PADDED, HIDDEN, generator=generator)
+    targets = torch.randint(0, VOCABULARY, (TOKENS,), generator=generator)
+    return hidden, weight, targets, torch.randn(TOKENS, generator=generator)
+
+
+def gradients(inputs: tuple[torch.Tensor, ...], **options: Any) -> list[torch.Tensor]:
+    """log-probs, entropy, and the gradients of sum(factors * log_probs)."""
+    hidden, weight, targets, factors = inputs
+    hidden, weight = hidden.clone().requires_grad_(), weight.clone().requires_grad_()
+    log_probs, entropy = vocab_parallel_log_probs(
+        hidden, weight, targets, vocab_size=VOCABULARY, **options
+    )
+    (factors * log_probs).sum().backward()
+    return [log_probs.detach(), entropy, hidden.grad, weight.grad]
+
+
+def exact(inputs: tuple[torch.Tensor, ...], temperature: float) -> list[torch.Tensor]:
+    """The same from log_softmax and autograd in float64."""
+    hidden, weight, targets, factors = (x.double() if x.is_floating_point() else x for x in inputs)
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    logits = hidden @ weight[:VOCABULARY].T / temperature
+    distribution = logits.log_softmax(-1)
+    log_probs = distribution.gather(1, targets[:, None])[:, 0]
+    (factors * log_probs).sum().backward()
+    entropy = -(distribution.exp() * distribution).sum(-1)
+    return [log_probs.detach(), entropy.detach(), hidden.grad, weight.grad]
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
+@pytest.mark.parametrize("chunk_tokens", [None, 1, 3, TOKENS])
+def test_values_and_gradients_equal_float64_autograd_for_any_chunk_and_temperature(
+    inputs: tuple[torch.Tensor, ...], temperature: float, chunk_tokens: int | None
+) -> None:
+    found = gradients(inputs, temperature=temperature, chunk_tokens=chunk_tokens)
+    for ours, reference in zip(found, exact(inputs, temperature), strict=True):
+        # fp32 rounding of logits up to 20.
+        torch.testing.assert_close(ours.double(), reference, atol=2e-5, rtol=1e-5)
+
+
+def test_padding_rows_of_the_vocabulary_get_no_mass_and_no_gradient(
+    inputs: tuple[torch.Tensor, ...],
+) -> None:
+    hidden, weight, targets, factors = inputs
+    weight = weight.clone()
+    weight[VOCABULARY:] = 1e3
+    found = gradients((hidden, weight, targets, factors))
+    assert torch.equal(found[0], gradients(inputs)[0])
+    assert not found[3][VOCABULARY:].any()
+
+
+def test_entropy_has_no_gradient(inputs: tuple[torch.Tensor, ...]) -> None:
+    hidden, weight, targets, _ = inputs
+    hidden.requires_grad_()
+    _, entropy = vocab_parallel_log_probs(hidden, weight, targets, vocab_size=VOCABULARY)
+    assert not entropy.requires_grad
+
+
+def test_probabilities_that_underflow_leave_everything_finite(
+    inputs: tuple[torch.Tensor, ...],
+) -> None:
+    hidden, *rest = inputs
+    log_probs, entropy, *grads = gradients((hidden * 1e4, *rest))
+    assert all(torch.isfinite(x).all() for x in (log_probs, entropy, *grads))
+    assert (entropy >= 0).all()
+
+
+def test_no_tokens_give_empty_results_and_zero_gradients(inputs: tuple[torch.Tensor, ...]) -> None:
+    hidden, weight, targets, factors = inputs
+    found = gradients((hidden[:0], weight, targets[:0], factors[:0]))
+    assert [x.numel() for x in found[:3]] == [0, 0, 0]
+    assert not found[3].any()
+
+
+def test_bf16_inputs_give_fp32_log_probs_and_bf16_gradients(
+    inputs: tuple[torch.Tensor, ...],
+) -> None:
+    hidden, weight, targets, factors = inputs
+    rounded = (hidden.bfloat16(), weight.bfloat16(), targets, factors)
+    found = gradients(rounded)
+    assert [x.dtype for x in found] == [torch.float32] * 2 + [torch.bfloat16] * 2
+    for ours, reference in zip(found, exact(rounded, 1.0), strict=True):
+        # Logits up to 20 are rounded to 8 bits: 0.06.
+        torch.testing.assert_close(ours.double(), reference, atol=0.1, rtol=0.05)
+
+
+class LargestTensor(TorchDispatchMode):
+    """Records the number of elements of the largest tensor that any operation returns."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.elements = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(value, torch.Tensor):
+                self.elements = max(self.elements, value.numel())
+        return result
+
+
+def test_logits_of_more_than_one_chunk_never_exist_at_once() -> None:
+    tokens, vocabulary, hidden_size, chunk_tokens = 96, 640, 8, 10
+    hidden = torch.randn(tokens, hidden_size, requires_grad=True)
+    weight = torch.randn(vocabulary, hidden_size, requires_grad=True)
+    targets = torch.randint(0, vocabulary, (tokens,))
+    with LargestTensor() as largest:
+        log_probs, _ = vocab_parallel_log_probs(
+            hidden, weight, targets, vocab_size=vocabulary, chunk_tokens=chunk_tokens
+        )
+        log_probs.sum().backward()
+    assert largest.elements == chunk_tokens * vocabulary

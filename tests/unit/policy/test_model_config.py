@@ -1,0 +1,98 @@
+"""Hugging Face configurations become megatron-core's, or are refused with a reason."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_families as tiny
+import torch
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_resrl.policy.model_config import (
+    head_dim,
+    padded_vocab_size,
+    read_hf_config,
+    rotary_inverse_frequencies,
+    rotary_settings,
+    transformer_config,
+)
+
+
+def test_llama3_rope_scaling_gives_the_frequencies_of_transformers() -> None:
+    config = tiny.family_configs()["llama"]
+    theirs = LlamaRotaryEmbedding(config).inv_freq
+    ours = rotary_inverse_frequencies(config)
+    plain = 1 / rotary_settings(config)["rope_theta"] ** (torch.arange(0, 12, 2) / 12)
+    assert torch.equal(ours, theirs)
+    # The tiny model must exercise the scaling: kept, interpolated and divided frequencies.
+    ratio = plain / ours
+    assert ratio[0] == 1
+    assert ratio[-1] == pytest.approx(8)
+    assert ((ratio > 1.01) & (ratio < 7.9)).any()
+
+
+def test_plain_rope_needs_no_frequencies_of_its_own() -> None:
+    config = tiny.family_configs()["qwen2"]
+    assert rotary_inverse_frequencies(config) is None
+    assert rotary_settings(config) == {"rope_theta": 10000.0, "rope_type": "default"}
+
+
+def test_a_rope_type_that_rescales_attention_is_refused_by_name() -> None:
+    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ValueError, match=r"'yarn'.*supported are default, linear and llama3"):
+        rotary_inverse_frequencies(LlamaConfig(rope_parameters=rope))
+
+
+def test_a_rope_theta_beside_the_scaling_is_found(tmp_path: Path) -> None:
+    old = {"rope_theta": 500000.0, "rope_scaling": None, "architectures": ["LlamaForCausalLM"]}
+    (tmp_path / "config.json").write_text(json.dumps(old | {"model_type": "llama"}))
+    assert rotary_settings(read_hf_config(str(tmp_path)))["rope_theta"] == 500000.0
+
+
+def test_a_directory_without_config_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"which has no config\.json"):
+        read_hf_config(str(tmp_path))
+
+
+def test_an_unsupported_architecture_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
+    config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="GPT2LMHeadModel; supported are LlamaForCausalLM"):
+        read_hf_config(str(tmp_path))
+
+
+def test_head_size_is_the_explicit_one_or_the_hidden_size_over_the_heads() -> None:
+    assert head_dim(tiny.family_configs()["qwen3"]) == 16
+    assert head_dim(tiny.family_configs()["qwen2"]) == 12
+
+
+@pytest.mark.parametrize(("ranks", "rows"), [(1, 131), (2, 132), (4, 132), (8, 136)])
+def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_parallel_ranks(
+    ranks: int, rows: int
+) -> None:
+    assert padded_vocab_size(131, ranks) == rows
+
+
+@pytest.mark.parametrize(
+    ("family", "qkv_bias", "qk_norm"),
+    [("llama", False, False), ("qwen2", True, False), ("qwen3", False, True)],
+)
+def test_families_differ_in_qkv_bias_and_qk_norm(
+    family: str, qkv_bias: bool, qk_norm: bool
+) -> None:
+    hf_config = tiny.family_configs()[family]
+    config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("fp32"))
+    assert (config.add_qkv_bias, config.qk_layernorm) == (qkv_bias, qk_norm)
+
+
+def test_fields_of_megatron_pass_through() -> None:
+    model = ModelConfig(megatron={"init_method_std": 0.5})
+    config = transformer_config(
+        tiny.family_configs()["llama"], model, ParallelConfig(), PrecisionConfig("bf16")
+    )
+    assert config.init_method_std == 0.5
+    assert config.params_dtype is torch.bfloat16

@@ -1,0 +1,254 @@
+"""The grader pool with real processes: what hangs, raises or crashes, and what it costs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_resrl.config.problems import InputError
+from megatron_resrl.rewards.grader import Grade, Grader, GradingTask, RewardError
+
+FUNCTIONS = Path(__file__).with_name("reward_functions.py")
+TIMEOUT_S = 1.0
+
+
+def task(response: str, ground_truth: Any = "truth", sample: str = "prompt 7") -> GradingTask:
+    return GradingTask(response, ground_truth, "the prompt", "the source", {"k": None}, sample)
+
+
+@pytest.fixture(scope="module")
+def grader() -> Iterator[Grader]:
+    with Grader(f"{FUNCTIONS}:behave", workers=2, timeout_s=TIMEOUT_S) as grader:
+        yield grader
+
+
+def test_grades_come_in_the_order_of_their_tasks(grader: Grader) -> None:
+    grades = grader.grade([task(f"echo {number}") for number in range(50)])
+    assert grades == [Grade(float(number), timed_out=False) for number in range(50)]
+
+
+def test_nothing_to_grade_gives_no_grades(grader: Grader) -> None:
+    assert grader.grade([]) == []
+
+
+@pytest.mark.parametrize("hang", ["loop", "stubborn", "sleep", "regex", "c"])
+def test_a_hanging_function_costs_its_own_score_only(grader: Grader, hang: str) -> None:
+    tasks = [task(f"echo {number}") for number in range(20)]
+    tasks[5] = task(hang)
+    start = time.perf_counter()
+    grades = grader.grade(tasks)
+    seconds = time.perf_counter() - start
+    assert grades.pop(5) == Grade(0.0, timed_out=True)
+    assert [grade.score for grade in grades] == [n for n in range(20) if n != 5]
+    assert not any(grade.timed_out for grade in grades)
+    # The time-out and a scheduling tick of 0.1 s; the rest is room for a busy machine, and less
+    # than the pool's 3 s of waiting for a process that does not react to being terminated.
+    assert seconds < TIMEOUT_S + 2.5
+
+
+def test_every_response_has_the_whole_time_out(grader: Grader) -> None:
+    # Together 4 s on 2 processes: a time-out per call or per batch would cut some of them off.
+    grades = grader.grade([task(f"nap {0.4 * TIMEOUT_S}")] * 10)
+    assert grades == [Grade(1.0, timed_out=False)] * 10
+
+
+def test_processes_are_reused(grader: Grader) -> None:
+    first = {grade.score for grade in grader.grade([task("pid")] * 20)}
+    second = {grade.score for grade in grader.grade([task("pid")] * 20)}
+    assert len(first | second) <= 2
+
+
+def test_a_thousand_quick_grades_take_less_than_two_seconds(grader: Grader) -> None:
+    tasks = [task(f"echo 1 {' ' * 2000}") for _ in range(1000)]
+    start = time.perf_counter()
+    grades = grader.grade(tasks)
+    assert time.perf_counter() - start < 2  # 0.2 s on an idle machine
+    assert sum(grade.score for grade in grades) == 1000
+
+
+def test_an_exception_ends_the_grading_with_its_text_and_the_sample(grader: Grader) -> None:
+    with pytest.raises(RewardError) as caught:
+        grader.grade([task("echo 1"), task("raise no such key", {"target": 3}), task("sleep")])
+    lines = str(caught.value).splitlines()
+    assert lines[:5] == [
+        f"reward.function = '{FUNCTIONS}:behave' raised KeyError: 'no such key'",
+        "  sample: prompt 7 of the source",
+        "  prompt: 'the prompt'",
+        "  response: 'raise no such key'",
+        "  ground truth: {'target': 3}",
+    ]
+    assert lines[5] == "Traceback (most recent call last):"
+    assert re.search(r"reward_functions.py\", line \d+, in _fail", str(caught.value))
+    assert "grader.py" not in str(caught.value)
+
+
+def test_after_an_error_the_next_call_does_not_wait_for_what_was_left() -> None:
+    with Grader(f"{FUNCTIONS}:behave", workers=1, timeout_s=60) as grader:
+        with pytest.raises(RewardError):
+            grader.grade([task("raise x"), task("sleep"), task("sleep")])
+        start = time.perf_counter()
+        assert grader.grade([task("echo 1")]) == [Grade(1.0, timed_out=False)]
+        assert time.perf_counter() - start < 30  # the hanging ones would take 120 s
+
+
+def test_an_exit_is_an_error_and_no_score(grader: Grader) -> None:
+    with pytest.raises(RewardError, match="raised SystemExit"):
+        grader.grade([task("system_exit")])
+
+
+def test_a_crashed_process_is_an_error_that_names_the_sample(grader: Grader) -> None:
+    with pytest.raises(RewardError, match=r"crashed its process \(exit status 41\)") as caught:
+        grader.grade([task("echo 1"), task("crash", sample="prompt 99")])
+    assert "prompt 99 of the source" in str(caught.value)
+    assert grader.grade([task("echo 1")]) == [Grade(1.0, timed_out=False)]
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("nan", "returned nan (float), not a finite number"),
+        ("inf", "returned inf (float), not a finite number"),
+        ("none", "returned None (NoneType), not a finite number"),
+        ("text", "returned '1.0' (str), not a finite number"),
+        ("complex", "returned 1j (complex), not a finite number"),
+        ("list", "returned [1.0] (list), not a finite number"),
+        ("huge", "(int), not a finite number"),
+    ],
+)
+def test_scores_that_are_no_finite_number_are_errors(grader: Grader, value: str, said: str) -> None:
+    with pytest.raises(RewardError, match=re.escape(said)):
+        grader.grade([task(f"value {value}")])
+
+
+def test_whatever_converts_to_a_finite_number_is_a_score(grader: Grader) -> None:
+    grades = grader.grade([task(f"value {name}") for name in ("true", "int", "decimal")])
+    assert [grade.score for grade in grades] == [1.0, 2.0, 0.5]
+    assert {type(grade.score) for grade in grades} == {float}
+
+
+def test_long_samples_are_shortened_in_errors(grader: Grader) -> None:
+    with pytest.raises(RewardError) as caught:
+        grader.grade([task(f"raise {'x' * 100_000}end")])
+    text = str(caught.value)
+    assert "  response: 'raise xxx" in text
+    assert "xxxend'" in text
+    assert len(text) < 10_000
+
+
+def test_an_error_can_be_sent_to_other_ranks(grader: Grader) -> None:
+    with pytest.raises(RewardError) as caught:
+        grader.grade([task("raise it")])
+    assert isinstance(caught.value, InputError)
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+
+
+def test_a_function_gets_every_argument() -> None:
+    with Grader(f"{FUNCTIONS}:compare_everything", workers=1, timeout_s=30) as grader:
+        (grade,) = grader.grade([task("the response", {"target": [1, "2"]})])
+    assert grade.score == 1.0
+
+
+def test_grader_processes_do_not_import_what_is_slow_to_import() -> None:
+    with Grader(f"{FUNCTIONS}:count_heavy_imports", workers=1, timeout_s=30) as grader:
+        (grade,) = grader.grade([task("")])
+    assert grade.score == 0
+
+
+def test_the_program_that_grader_processes_import_again_is_light() -> None:
+    code = "import sys, megatron_resrl.__main__; print({'torch', 'transformers'} & {*sys.modules})"
+    root = Path(__file__).parents[3]
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert out.stdout.strip() == "set()"
+
+
+def test_answers_that_math_verify_cannot_finish_are_timed_out() -> None:
+    with Grader("math", workers=1, timeout_s=TIMEOUT_S) as grader:
+        grades = grader.grade([task(r"\boxed{100000000!}", "3"), task(r"\boxed{3}", "3")])
+    assert grades == [Grade(0.0, timed_out=True), Grade(1.0, timed_out=False)]
+
+
+def test_a_relative_function_is_found_whatever_the_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mine.py").write_text("def score(response, ground_truth, **context): return 0.5")
+    monkeypatch.chdir(tmp_path)
+    grader = Grader("mine.py:score", workers=1, timeout_s=30)
+    monkeypatch.chdir("/")
+    with grader:
+        assert grader.grade([task("")]) == [Grade(0.5, timed_out=False)]
+
+
+def test_a_function_that_only_fails_in_grader_processes_ends_the_grading(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "import multiprocessing\n"
+        "assert multiprocessing.parent_process() is None\n"
+        "def score(response, ground_truth, **context): return 1.0\n"
+    )
+    with (
+        Grader(f"{file}:score", workers=1, timeout_s=30) as grader,
+        pytest.raises(RewardError, match=r"mine\.py:score': its processes ended"),
+    ):
+        grader.grade([task("")])
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"workers": 0, "timeout_s": 1.0}, r"reward.workers = 0: give at least 1"),
+        ({"workers": 1, "timeout_s": 0.0}, r"reward.timeout_s = 0.0: give seconds above 0"),
+        ({"workers": 1, "timeout_s": float("nan")}, r"reward.timeout_s = nan"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Grader("integer", **settings)
+
+
+def test_an_unknown_function_is_refused_before_any_process_starts() -> None:
+    with pytest.raises(InputError, match=r"reward\.function = 'maths'"):
+        Grader("maths", workers=1, timeout_s=1.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
+def test_no_grader_process_outlives_a_killed_trainer(tmp_path: Path) -> None:
+    script = tmp_path / "trainer.py"
+    script.write_text(
+        "from megatron_resrl.rewards.grader import Grader, GradingTask\n"
+        "def task(response): return GradingTask(response, '', '', '', {}, '')\n"
+        "if __name__ == '__main__':\n"
+        f"    with Grader({f'{FUNCTIONS}:behave'!r}, workers=1, timeout_s=60) as grader:\n"
+        "        print(int(grader.grade([task('pid')])[0].score), flush=True)\n"
+        "        grader.grade([task('c')])\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    trainer = subprocess.Popen([sys.executable, script], stdout=subprocess.PIPE, env=environment)
+    worker = int(trainer.stdout.readline())
+    time.sleep(0.5)  # The worker is now inside of a C function that never returns.
+    assert _runs(worker)
+    trainer.send_signal(signal.SIGKILL)
+    trainer.wait()
+    deadline = time.monotonic() + 5
+    while _runs(worker):
+        assert time.monotonic() < deadline, f"process {worker} is still there"
+        time.sleep(0.05)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return False
+    return state != "Z"

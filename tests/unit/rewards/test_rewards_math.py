@@ -1,0 +1,107 @@
+"""Mathematical equality, judged by the real math-verify."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_resrl.data.prompts import load_prompts
+from megatron_resrl.rewards.math import math_reward
+
+
+@pytest.mark.parametrize(
+    ("response", "ground_truth"),
+    [
+        (r"So the answer is $\boxed{34}$.", "34"),
+        ("The answer is 34.", 34),
+        (r"\boxed{27}", "27.0"),
+        (r"therefore $x = -3$", "-3"),
+        (r"\boxed{-\frac{3}{4}}", "-0.75"),
+        ("We get 0.5", r"\frac{1}{2}"),
+        (r"$\frac{12}{2}$", 6),
+        (r"\boxed{1,000}", "1000"),
+        (r"\boxed{1+x}", "x+1"),
+        (r"\boxed{(3, \pi/2)}", r"\left( 3, \frac{\pi}{2} \right)"),
+        (r"\boxed{\text{Evelyn}}", r"\text{Evelyn}"),
+        (r"\boxed{2\sqrt{3}}", r"\sqrt{12}"),
+        (r"\boxed{3.5}", 3.5),
+        (r"First 12, then 15, so \boxed{18}", r"the answer is $\boxed{18}$"),
+    ],
+)
+def test_equal_answers_are_right_however_they_are_written(response: str, ground_truth: Any) -> None:
+    assert math_reward(response, ground_truth) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("response", "ground_truth"),
+    [
+        (r"\boxed{35}", "34"),
+        (r"\boxed{3}", "-3"),
+        (r"\boxed{\frac{2}{1}}", r"\frac{1}{2}"),
+        ("I think 42, or maybe 43", "42"),
+        (r"34 is what I found first, but \boxed{35}", "34"),
+        ("no number at all", "34"),
+        ("", "34"),
+        (r"\boxed{", "34"),
+        (r"\boxed{}", "0"),
+        (r"\frac{" * 500, "34"),
+        ("9" * 6000, "34"),
+        ("\x00\ud800", "34"),
+    ],
+)
+def test_other_answers_are_wrong_and_garbage_is_no_error(response: str, ground_truth: Any) -> None:
+    assert math_reward(response, ground_truth) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("ground_truth", "said"),
+    [
+        ({"question": "?", "target": "3"}, r"has fields \(question, target\).*data.answer_key"),
+        ("He has 2 * 21 apples.\n#### 42", "#### 42'.*data.answer_pattern"),
+        ("", "holds nothing that math-verify can read"),
+        (None, "is None: give a number or text"),
+        (True, "is True: give a number or text"),
+        ([3], r"is \[3\]: give a number or text"),
+    ],
+)
+def test_ground_truths_that_are_no_answer_are_named(ground_truth: Any, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        math_reward("3", ground_truth)
+
+
+def test_math_verify_does_not_warn_about_its_missing_time_outs(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("parser", "grader"):
+        monkeypatch.setattr(f"math_verify.{module}.TIMEOUT_WARNING_SHOWN", False)
+    with caplog.at_level(logging.WARNING):
+        assert math_reward("5", "5") == 1.0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    ("file", "keys"),
+    [
+        ("math500", {"prompt_key": "problem"}),
+        ("amc23", {"prompt_key": "problem"}),
+        ("aime24", {"prompt_key": "problem"}),
+        ("aime25", {"answer_key": "reward_model.ground_truth.target"}),
+        ("math_train", {"answer_key": "reward_model.ground_truth.target"}),
+        ("dapo_math_17k", {}),
+        ("gsm8k_test", {"prompt_key": "question", "answer_pattern": "#### (.+)"}),
+    ],
+)
+def test_real_ground_truths_are_equal_to_themselves(
+    shared: Path, file: str, keys: dict[str, str]
+) -> None:
+    records = load_prompts(shared / "data" / f"{file}.parquet", **keys)
+    some = records[:: max(1, len(records) // 40)]
+    wrong = [
+        record.ground_truth
+        for record in some
+        if math_reward(rf"so it is $\boxed{{{record.ground_truth}}}$.", record.ground_truth) != 1.0
+    ]
+    assert wrong == []

@@ -1,0 +1,108 @@
+"""Finding reward functions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_resrl.config.problems import InputError
+from megatron_resrl.rewards.integer import integer_reward
+from megatron_resrl.rewards.math import math_reward
+from megatron_resrl.rewards.registry import absolute_name, get_reward
+
+CONTENT = """\
+from __future__ import annotations
+from dataclasses import dataclass
+import functools
+
+@dataclass
+class Scorer:
+    gain: float
+
+    def __call__(self, response, ground_truth, *, prompt, data_source, extra):
+        return self.gain * (response == ground_truth)
+
+double = Scorer(2.0)
+number = 3
+
+def exact(response, ground_truth, **context):
+    return float(response == ground_truth)
+
+def two_arguments(response, ground_truth):
+    return 1.0
+
+def other_names(solution_str, ground_truth, extra_info=None, **context):
+    return 1.0
+
+def needs_more(response, ground_truth, tokenizer, **context):
+    return 1.0
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    file = tmp_path / "mine.py"
+    file.write_text(CONTENT)
+    return file
+
+
+def test_built_in_functions_have_names() -> None:
+    assert get_reward("math") is math_reward
+    assert get_reward("integer") is integer_reward
+
+
+def test_a_function_is_found_by_file_and_name(file: Path) -> None:
+    reward = get_reward(f"{file}:exact")
+    assert reward("4", "4", prompt="", data_source="", extra={}) == 1.0
+    assert reward("5", "4", prompt="", data_source="", extra={}) == 0.0
+
+
+def test_any_callable_object_will_do(file: Path) -> None:
+    assert get_reward(f"{file}:double")("4", "4", prompt="", data_source="", extra={}) == 2.0
+
+
+def test_positional_arguments_may_have_other_names(file: Path) -> None:
+    assert get_reward(f"{file}:other_names")("4", "4", prompt="", data_source="", extra={}) == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("maths", "there is no such reward function (did you mean 'math'?)"),
+        ("", "there is no such reward function; give math, integer, or path.py:name"),
+        ("{file}", "there is no such reward function; give math, integer, or path.py:name"),
+        ("{file}:", "there is no such reward function; give math, integer, or path.py:name"),
+        ("{file}x.py:exact", "there is no file {file}x.py; give math, integer, or path.py:name"),
+        ("{file}:exakt", "{file} has no function 'exakt'; its functions are exact, needs_"),
+        (
+            "{file}:number",
+            "it is of type int, not a function; give one like f(response, ground_truth",
+        ),
+        ("{file}:two_arguments", "unexpected keyword argument 'prompt'); unused arguments can"),
+        ("{file}:needs_more", "missing a required argument: 'tokenizer'"),
+    ],
+)
+def test_what_cannot_be_used_is_named_with_what_would_be_right(
+    file: Path, name: str, said: str
+) -> None:
+    name = name.format(file=file)
+    with pytest.raises(InputError) as caught:
+        get_reward(name)
+    assert str(caught.value).startswith(f"reward.function = {name!r}: ")
+    assert said.format(file=file) in str(caught.value)
+
+
+def test_a_file_that_fails_fails_with_its_own_error(tmp_path: Path) -> None:
+    file = tmp_path / "broken.py"
+    file.write_text("import math\nmath.no_such_function\ndef score(): pass\n")
+    with pytest.raises(AttributeError, match="no_such_function"):
+        get_reward(f"{file}:score")
+
+
+def test_a_name_can_be_made_independent_of_the_directory(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(file.parent)
+    assert absolute_name("mine.py:exact") == f"{file.resolve()}:exact"
+    assert absolute_name("math") == "math"

@@ -1,0 +1,54 @@
+"""Length scaling."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from megatron_resrl.rewards.shaping import length_scaled
+
+lengths = st.integers(0, 10_000)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "reward"),
+    [(0, 1.0), (3500, 1.0), (3798, 0.85), (4096, 0.7), (4097, 0.7), (10**6, 0.7)],
+)
+def test_the_papers_scaling_is_linear_between_3500_and_4096_tokens(
+    tokens: int, reward: float
+) -> None:
+    assert length_scaled(1.0, tokens) == pytest.approx(reward, rel=1e-15)  # one rounding or two
+
+
+@given(st.floats(-10, 0), lengths)
+def test_scores_that_are_not_positive_are_unchanged(score: float, tokens: int) -> None:
+    assert length_scaled(score, tokens) == score
+
+
+@given(st.floats(0.001, 10), lengths, lengths)
+def test_longer_is_never_worth_more_and_never_loses_its_sign(
+    score: float, one: int, other: int
+) -> None:
+    shorter, longer = sorted((one, other))
+    low, high = length_scaled(score, longer), length_scaled(score, shorter)
+    assert 0.7 * score <= low <= high <= score
+
+
+def test_other_settings_are_respected() -> None:
+    settings = {"full_until": 0, "floor_at": 10, "floor": 0.5}
+    assert [length_scaled(2.0, n, **settings) for n in (0, 5, 10, 11)] == [2.0, 1.5, 1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"full_until": 4096}, "reward.length_full_until = 4096 and reward.length_floor_at = 4096"),
+        ({"full_until": -1}, "reward.length_full_until = -1"),
+        ({"floor": 0.0}, "reward.length_floor = 0.0: give a factor above 0 and at most 1"),
+        ({"floor": 1.1}, "reward.length_floor = 1.1"),
+    ],
+)
+def test_settings_out_of_range_are_named(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        length_scaled(1.0, 10, **settings)

@@ -1,0 +1,125 @@
+"""A model directory is checked as a whole before weights are read, and written completely."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny_families as tiny
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig
+
+from megatron_resrl.weights.files import INDEX, ShardWriter, stored_shapes
+from megatron_resrl.weights.hugging_face import check_weights, load_weights
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A directory with a tiny Qwen3 in one safetensors file."""
+    return tiny.write_families(tmp_path)["qwen3"]
+
+
+def check(path: Path) -> None:
+    check_weights(AutoConfig.from_pretrained(path), str(path))
+
+
+def change(path: Path, **tensors: torch.Tensor | None) -> None:
+    """Replaces tensors of the file; None removes one."""
+    file = path / "model.safetensors"
+    changed = load_file(file) | {name.replace("__", "."): t for name, t in tensors.items()}
+    save_file({name: t for name, t in changed.items() if t is not None}, file)
+
+
+def test_complete_directories_of_every_family_pass(tmp_path: Path) -> None:
+    for path in tiny.write_families(tmp_path).values():
+        check(path)
+
+
+def test_missing_tensors_are_named_with_the_directory(model: Path) -> None:
+    change(model, model__norm__weight=None, model__layers__2__mlp__up_proj__weight=None)
+    with pytest.raises(
+        ValueError, match=r"up_proj\.weight is missing; model\.norm\.weight is"
+    ) as e:
+        check(model)
+    assert str(model) in str(e.value)
+    assert "model.layers.2.mlp.up_proj.weight" in str(e.value)
+
+
+def test_a_tensor_of_another_shape_is_named_with_both_shapes(model: Path) -> None:
+    change(model, lm_head__weight=torch.zeros(130, 48))
+    with pytest.raises(ValueError, match=r"lm_head\.weight is \(130, 48\) instead of \(131, 48\)"):
+        check(model)
+
+
+def test_loading_checks_before_it_touches_a_model(model: Path) -> None:
+    change(model, model__norm__weight=None)
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is missing"):
+        load_weights([], AutoConfig.from_pretrained(model), str(model))
+
+
+def test_a_directory_without_safetensors_is_refused_by_name(model: Path) -> None:
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"has no \*\.safetensors file"):
+        check(model)
+
+
+def test_a_file_cut_short_is_named(model: Path) -> None:
+    file = model / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:5000])
+    with pytest.raises(ValueError, match=r"model\.safetensors cannot be read .*fetch the model"):
+        check(model)
+
+
+def test_a_file_that_the_index_names_but_is_not_there_is_named(model: Path) -> None:
+    weight_map = dict.fromkeys(stored_shapes(model), "model-00001-of-00002.safetensors")
+    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(ValueError, match=r"model-00001-of-00002\.safetensors cannot be read"):
+        check(model)
+
+
+def test_a_malformed_index_is_named(model: Path) -> None:
+    (model / INDEX).write_text("{")
+    with pytest.raises(ValueError, match=r"index\.json cannot be read .*fetch the model"):
+        check(model)
+
+
+def test_a_tensor_counts_only_where_the_index_says_it_is(model: Path) -> None:
+    weight_map = dict.fromkeys(stored_shapes(model), "model.safetensors")
+    weight_map["model.norm.weight"] = "other.safetensors"
+    (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    save_file({"something": torch.zeros(1)}, model / "other.safetensors")
+    with pytest.raises(ValueError, match=r"model\.norm\.weight is missing"):
+        check(model)
+
+
+def write(directory: Path, tensors: dict[str, torch.Tensor], shard_bytes: int) -> None:
+    writer = ShardWriter(directory, shard_bytes)
+    for name, tensor in tensors.items():
+        writer.add(name, tensor)
+    writer.close()
+
+
+def test_shards_respect_their_size_and_hold_every_tensor_once(tmp_path: Path) -> None:
+    tensors = {f"t{number}": torch.randn(number, 4) for number in range(1, 8)}
+    write(tmp_path, tensors, shard_bytes=150)
+    files = sorted(tmp_path.glob("*.safetensors"))
+    assert files[0].name == f"model-00001-of-{len(files):05d}.safetensors"
+    weight_map = json.loads((tmp_path / INDEX).read_text())["weight_map"]
+    read = {}
+    for file in files:
+        held = load_file(file)
+        assert len(held) == 1 or sum(tensor.nbytes for tensor in held.values()) <= 150
+        assert all(weight_map[name] == file.name for name in held)
+        read |= held
+    assert read.keys() == tensors.keys()
+    assert all(torch.equal(read[name], tensors[name]) for name in tensors)
+
+
+def test_writing_again_leaves_no_file_of_the_model_before(tmp_path: Path) -> None:
+    tensors = {f"t{number}": torch.randn(10) for number in range(4)}
+    write(tmp_path, tensors, shard_bytes=40)
+    write(tmp_path, {"t": torch.ones(2)}, shard_bytes=1000)
+    assert [file.name for file in tmp_path.iterdir()] == ["model.safetensors"]
+    assert stored_shapes(tmp_path) == {"t": (2,)}
