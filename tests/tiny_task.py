@@ -1,4 +1,4 @@
-"""A task that a tiny random model can learn something from: answer with even numbers."""
+"""A tiny run: a random model, questions, and rewards that about half of its answers earn."""
 
 from __future__ import annotations
 

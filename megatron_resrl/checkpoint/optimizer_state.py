@@ -29,9 +29,14 @@ def sharded_optimizer_state(
     """
     _complete_adamw_state(policy)
     with _offsets_without_bucket_padding(policy):
-        return policy.optimizer.sharded_state_dict(
+        state = policy.optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=metadata
         )
+    plain = state.get("optimizer", state)
+    if "state" in plain:
+        # megatron-core leaves out a count of 0, without which torch's AdamW cannot be loaded.
+        plain["state"].setdefault("common_step", torch.tensor(0.0))
+    return state
 
 
 def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, Any]) -> None:
@@ -47,7 +52,6 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
         for group in policy.optimizer.param_groups
     ]
     policy.optimizer.load_state_dict(state)
-    _complete_adamw_state(policy)
     for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
         group.update(own)
     for name, own in policy.scheduler.state_dict().items():
@@ -69,8 +73,8 @@ def _parts(policy: Policy) -> list[MegatronOptimizer]:
 def _complete_adamw_state(policy: Policy) -> None:
     """Gives torch's AdamW what it otherwise makes in its first step.
 
-    megatron-core presumes the moments when it loads, and does not store a step count of 0. The
-    distributed optimizer is provided for elsewhere, see `platform.cpu`.
+    A run whose gradients were never finite saves it too. The distributed optimizer's is provided
+    for where CUDA is absent, see `platform.cpu`.
     """
     for part in _parts(policy):
         inner = part.optimizer

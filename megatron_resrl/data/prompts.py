@@ -190,15 +190,15 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in enumerate(file, start=1):
             where = f"{path}, line {number}"
             try:
-                text = line.decode("utf-8-sig")
+                text = line.decode("utf-8-sig").rstrip()
             except UnicodeDecodeError as error:
                 raise InputError(f"{where}: it is not UTF-8 ({error})") from None
-            if not text.strip():
+            if not text:
                 continue
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                near = text[max(0, error.pos - 30) : error.pos + 30].strip()
+                near = text[max(0, error.pos - 30) : error.pos + 30]
                 raise InputError(
                     f"{where}: it is not JSON, {error.msg} at column {error.colno}, near {near!r}"
                 ) from None

@@ -25,6 +25,17 @@ _FACTORIES = (
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
     *("tensor", "as_tensor", "arange", "linspace", "randint"),
 )
+_IDLE_WARNINGS = (
+    r".*(Apex|Transformer Engine|transformer_engine).*",
+    r".*[Ff]alling back to Torch.*",
+    r".*absl\.logging is not installed.*",
+    r".*CUDA_DEVICE_MAX_CONNECTIONS.*",
+    r".*full scope is deprecated.*",
+    r".*torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated.*",
+    r"The \.grad attribute of a Tensor that is not a leaf.*",
+)
+"""What megatron-core says of CUDA's absence, or of its own code; nothing a user could change."""
+
 _adapted = False
 
 
@@ -38,9 +49,8 @@ def adapt_megatron_core() -> None:
     if _adapted or torch.cuda.is_available():
         return
     _adapted = True
-    warnings.filterwarnings("ignore", message=r".*(Apex|Transformer Engine|transformer_engine).*")
-    warnings.filterwarnings("ignore", message=r".*[Ff]alling back to Torch.*")
-    warnings.filterwarnings("ignore", message=r".*absl\.logging is not installed.*")
+    for message in _IDLE_WARNINGS:
+        warnings.filterwarnings("ignore", message=message)
     _redirect_device_queries()
     _redirect_random_state()
     _redirect_streams()

@@ -88,7 +88,7 @@ def test_a_run_killed_while_it_writes_leaves_the_previous_checkpoint_latest(mode
     for attempt in range(5):
         output_dir = tmp_path / str(attempt)
         _kill_while_saving(models / "qwen3", output_dir)
-        (half,) = (output_dir / "checkpoints").glob("*.incomplete") or (None,)
+        half = next((output_dir / "checkpoints").glob("*.incomplete"), None)
         if half is not None:
             break
     else:

@@ -117,9 +117,9 @@ def test_a_system_prompt_is_added_where_there_is_none(write: Write) -> None:
 
 def test_fields_that_other_messages_have_are_left_out(write: Write) -> None:
     named = {**USER, "name": "ann"}
-    first, second = load_prompts(write([{"prompt": [named], "answer": 2}] + [
-        {"prompt": [USER], "answer": 2}
-    ]))
+    first, second = load_prompts(
+        write([{"prompt": [named], "answer": 2}, {"prompt": [USER], "answer": 2}])
+    )
     assert (first.messages, second.messages) == ([named], [USER])
 
 
@@ -151,7 +151,7 @@ def test_empty_answers_are_dropped_and_reported(
 
 
 def test_a_file_whose_answers_are_all_empty_is_refused(write: Write) -> None:
-    with pytest.raises(InputError, match="all answers are empty, from .*, answer on"):
+    with pytest.raises(InputError, match=r"all answers are empty, from .*, answer on"):
         load_prompts(write([{"prompt": "?", "answer": ""}] * 2))
 
 
@@ -229,7 +229,7 @@ def test_malformed_json_is_named_with_its_line(tmp_path: Path, line: str, said: 
 def test_only_the_text_around_malformed_json_is_shown(tmp_path: Path) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text('{"prompt": "' + "a" * 5000 + '" oops, "answer": "' + "b" * 5000 + '"}')
-    with pytest.raises(InputError, match="near 'a{28}\" oops, \"answer\"") as caught:
+    with pytest.raises(InputError, match=r'near \'a{28}" oops, "answer"') as caught:
         load_prompts(path)
     assert len(str(caught.value)) < 200 + len(str(path))
 

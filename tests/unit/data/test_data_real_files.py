@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from megatron_resrl.config.problems import InputError
 from megatron_resrl.data.prompts import load_prompts
 
 GSM8K = {"prompt_key": "question", "answer_pattern": "#### (.+)"}
@@ -51,11 +50,3 @@ def test_a_dataset_is_read_as_a_whole(
     assert records[0].ground_truth == first
     assert {record.data_source for record in records} == {source}
     assert all(record.messages[-1]["role"] == "user" for record in records)
-
-
-def test_conversations_of_several_user_turns_are_not_taken_for_prompts(shared: Path) -> None:
-    path = shared / "data" / "bfcl_v4_multi_turn_base.parquet"
-    (record, *_) = load_prompts(path, prompt_key="question")
-    assert record.messages[0]["content"].startswith("[[{")  # a text, as any other
-    with pytest.raises(InputError, match=r"no column 'prompt' .* it has id, question, "):
-        load_prompts(path)
