@@ -1,0 +1,59 @@
+"""Mini-batches, mismatch metrics and records."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+import torch
+
+from megatron_resrl.data.prompts import Prompt, PromptRecord
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.rollout.engine import Response
+from megatron_resrl.training.records import dump_batch
+from megatron_resrl.training.rl_step import split_into_mini_batches
+from megatron_resrl.training.step_metrics import measure_mismatch, of_samples
+
+
+def _sample(group: int, log_probs: tuple[float, ...] = (-1.0,), score: float = 0.0) -> Sample:
+    record = PromptRecord(group, [{"role": "user", "content": "q"}], "4", "test", {})
+    tokens = tuple(range(len(log_probs)))
+    response = Response(tokens, log_probs, "length")
+    return Sample(group, Prompt(record, (1, 2)), response, "text", score, score, False)
+
+
+def test_mini_batches_hold_whole_groups_in_order():
+    samples = [_sample(group) for group in (0, 0, 1, 1, 2, 2, 3, 3)]
+    assert split_into_mini_batches(samples, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_mismatch_compares_engine_and_trainer_token_by_token():
+    samples = [_sample(0, (-1.0, -2.0)), _sample(0, (-0.5,))]
+    trainer = torch.tensor([[-1.0, -2.5], [-0.25, 99.0]])  # the last entry is padding
+    mismatch = measure_mismatch(samples, trainer)
+    assert mismatch.tokens == 3
+    assert mismatch.log_prob == pytest.approx(0.75)
+    assert mismatch.log_prob_max == pytest.approx(0.5)
+    probabilities = abs(math.exp(-2.5) - math.exp(-2)) + abs(math.exp(-0.25) - math.exp(-0.5))
+    assert mismatch.probability == pytest.approx(probabilities)
+    k3 = sum(math.exp(d) - 1 - d for d in (-0.5, 0.25))
+    assert mismatch.kl == pytest.approx(k3)
+
+
+def test_groups_with_signal_are_those_with_an_advantage():
+    samples = [_sample(0, score=1.0), _sample(0), _sample(1), _sample(1)]
+    metrics = of_samples(samples, torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    assert metrics["reward/groups_with_signal"] == 0.5
+    assert metrics["reward/mean"] == 0.25
+    assert metrics["response/truncated"] == 1.0
+
+
+def test_a_dumped_batch_holds_every_sample_with_its_token_ids(tmp_path):
+    samples = [_sample(0, (-1.0, -2.0)), _sample(1)]
+    path = dump_batch(tmp_path, 7, samples)
+    records = [json.loads(line) for line in path.read_text().splitlines()]
+    assert path.name == "step_000007.jsonl"
+    assert [record["response_ids"] for record in records] == [[0, 1], [0]]
+    assert records[0]["prompt_ids"] == [1, 2]
+    assert records[0]["log_probs"] == [-1.0, -2.0]
