@@ -130,8 +130,13 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
     """Begins the log and returns a recipe that can be run. Rank 0 logs; others only warn."""
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")
+    logging.getLogger("megatron").setLevel(logging.WARNING)
     recipe = load_recipe(path, overrides)
     require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
+    from megatron_resrl.platform.cpu import adapt_megatron_core
+
+    # Before anything imports megatron-core, which warns of what a CPU lacks when it is imported.
+    adapt_megatron_core()
     return recipe
 
 

@@ -28,7 +28,7 @@ def sharded_optimizer_state(
         is_loading: The tensors are to be read into.
     """
     _complete_adamw_state(policy)
-    with contextlib.nullcontext():
+    with _offsets_without_bucket_padding(policy):
         state = policy.optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=metadata
         )

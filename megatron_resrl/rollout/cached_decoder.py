@@ -46,13 +46,13 @@ class CachedDecoder:
         self.context = StaticInferenceContext(len(prompts), self.length + max_new_tokens)
 
     def prefill(self) -> torch.Tensor | None:
-        """Reads the prompts. Returns logits [b, V] of the next token; None before the last stage."""
+        """Reads the prompts. Returns the next logits [b, V]; None before the last stage."""
         logits = self._forward(self.tokens, 0)
         self.context.enable_decode_mode()
         return logits
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor | None:
-        """Appends one token per row [b]. Returns the next logits [b, V], as `prefill`."""
+        """Appends one token per row [b]. Returns like `prefill`."""
         logits = self._forward(tokens[:, None], self.length)
         self.length += 1
         return logits
