@@ -17,11 +17,9 @@ from megatron_resrl.evaluation.metrics import evaluation_metrics
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.sampling import EVALUATION_STREAM
 
 logger = logging.getLogger(__name__)
-
-EVALUATION_STREAM = 1
-"""Names evaluation's random numbers, apart from training's."""
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,11 @@ from transformers import GenerationConfig, PretrainedConfig
 
 from megatron_resrl.rollout.engine import SamplingParams
 
+TRAINING_STREAM = 0
+"""Second part of a training rollout's seed: (run seed, stream, step)."""
+EVALUATION_STREAM = 1
+"""Second part of an evaluation's seed: (run seed, stream, number of the file)."""
+
 
 def uniform_numbers(seed: Sequence[int], prompt: int, sample: int, count: int) -> np.ndarray:
     """[count] float64 in [0, 1): the random numbers of one response, one per token."""

@@ -29,10 +29,10 @@ from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.sampling import TRAINING_STREAM
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.phases import PHASES, phase
 from megatron_resrl.training.rl_step import rl_step
-from megatron_resrl.training.seeds import ROLLOUT
 from megatron_resrl.weights.hugging_face import save_hf_model
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def train(recipe: Recipe) -> None:
                     responses = actor.engine.generate(
                         [prompt.token_ids for prompt in batch],
                         sampling,
-                        seed=(recipe.seed, ROLLOUT, step),
+                        seed=(recipe.seed, TRAINING_STREAM, step),
                     )
                 with phase(timers, "reward"):
                     samples = grade_responses(

@@ -13,10 +13,9 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.subspace import GroupReport
+from megatron_resrl.subspace import GroupReport, sampling_key
 from megatron_resrl.training.phases import phase
 from megatron_resrl.training.residual_weights import GroupedTokenWeights
-from megatron_resrl.training.seeds import subspace_seed
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def score_samples(
         positive.to(device()),
         longest,
         recipe.resrl,
-        seed=lambda group: subspace_seed(recipe.seed, step, group),
+        seed=lambda group: sampling_key(recipe.seed, step, group),
         split_over=policy.tensor_parallel_group if policy.config.sequence_parallel else None,
     )
 

@@ -21,9 +21,7 @@ COMPARED = ("loss", "grad_norm", "entropy", "resrl/mean_weight", "resrl/energy",
 
 def _run(directory: Path, ranks: int, *arguments: str) -> list[dict]:
     # Adam would blow fp32 noise in tiny gradients up to whole steps; a large eps keeps it small.
-    recipe = write_task(
-        directory, steps=2, algorithm__updates_per_step=2, optimizer__adam_eps=1e-3
-    )
+    recipe = write_task(directory, steps=2, algorithm__updates_per_step=2, optimizer__adam_eps=1e-3)
     run_ranks("-m megatron_resrl train", ranks, recipe, *arguments, timeout=300)
     return read_metrics(directory / "run")
 
