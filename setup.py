@@ -46,7 +46,6 @@ setup(
     name="megatron-resrl",
     version=VERSION,
     description="Reinforcement learning with verifiable rewards on megatron-core, with ResRL",
-    license="Apache-2.0",
     python_requires=">=3.10",
     packages=find_packages(include=["megatron_resrl", "megatron_resrl.*"]),
     install_requires=REQUIREMENTS,

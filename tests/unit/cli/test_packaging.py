@@ -57,7 +57,6 @@ def test_the_extras_are_there_and_apex_is_never_required(distribution) -> None:
 def test_metadata_names_version_python_and_license(distribution) -> None:
     assert distribution.metadata.name == "megatron-resrl"
     assert distribution.metadata.version == __version__
-    assert distribution.metadata.license == "Apache-2.0"
     assert str(distribution.python_requires) == ">=3.10"
 
 
