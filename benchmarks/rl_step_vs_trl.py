@@ -71,7 +71,6 @@ def write_task(directory: Path, questions: int) -> None:
         head_dim=32,
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        pad_token_id=0,
         bos_token_id=1,
         eos_token_id=VOCABULARY,
     )
@@ -262,7 +261,13 @@ def interleave(directory: Path, steps: int) -> list[tuple]:
         our_end.send(None)
         times, metrics, completions = our_end.recv()
         their_end.send(completions)
-        record = their_end.recv(); records.append(((times, metrics["grad_norm"], metrics["loss"], metrics["entropy"]), (record[0], record[1]["grad_norm"], record[1]["loss"], record[1]["entropy"])))
+        record = their_end.recv()
+        records.append(
+            (
+                (times, metrics["grad_norm"], metrics["loss"], metrics["entropy"]),
+                (record[0], record[1]["grad_norm"], record[1]["loss"], record[1]["entropy"]),
+            )
+        )
     their_end.send([])
     return records
 

@@ -7,6 +7,7 @@ token weights. `published` is the method's description written down with `torch.
 niter=4)`, vectorised over tokens. Both get the same tensors, threads and process. Reported:
 
 * time: median over interleaved runs (ours, published, ours, ...): a noisy machine hits both.
+  `cpu_time_ratio` is of processor time, which other programs disturb least at one thread;
   `svd_time_ratio` is that of the truncated SVD alone, without layer norm and scoring.
 * memory: peak resident memory of a fresh process during one pass, minus what it held before
   (VmHWM after writing 5 to /proc/self/clear_refs, Linux only). A small pass first loads libraries.
@@ -26,6 +27,7 @@ import statistics
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -104,15 +106,26 @@ def exact_residuals(hidden: Tensor, positive: Tensor) -> tuple[Tensor, Tensor]:
     return (y - (y @ basis) @ basis.T).square().sum(1) / x.shape[1], singular
 
 
-def interleaved(first, second, repeats: int) -> tuple[float, float]:
-    """Median seconds of two functions called in turn, after one warm-up of each."""
-    times: tuple[list[float], list[float]] = ([], [])
+@dataclass(frozen=True)
+class Seconds:
+    """Median seconds of one call."""
+
+    wall: float
+    cpu: float
+
+
+def interleaved(first, second, repeats: int) -> dict[str, Seconds]:
+    """Median times of our and the published function called in turn, after a warm-up of each."""
+    times: dict[str, list[tuple[float, float]]] = {"ours": [], "published": []}
     for _ in range(repeats + 1):
-        for function, record in zip((first, second), times, strict=True):
-            start = time.perf_counter()
+        for function, record in zip((first, second), times.values(), strict=True):
+            wall, cpu = time.perf_counter(), time.process_time()
             function()
-            record.append(time.perf_counter() - start)
-    return statistics.median(times[0][1:]), statistics.median(times[1][1:])
+            record.append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {
+        name: Seconds(*(statistics.median(column) for column in zip(*record[1:], strict=True)))
+        for name, record in times.items()
+    }
 
 
 def status_kib(field: str) -> int:
@@ -171,17 +184,16 @@ def accuracy(tensors: tuple[Tensor, Tensor, Tensor]) -> tuple[str, dict[str, tup
 
 def speed(
     tensors: tuple[Tensor, Tensor, Tensor], repeats: int
-) -> tuple[dict[str, float], dict[str, float]]:
-    """Median seconds of the pass and of its truncated SVD, by method."""
+) -> tuple[dict[str, Seconds], dict[str, Seconds]]:
+    """Times of the whole pass and of its truncated SVD alone, by method."""
     hidden, _, positive = tensors
     centred = F.layer_norm(hidden[positive], hidden.shape[-1:])
     centred -= centred.mean(0)
-    whole = interleaved(lambda: ours(*tensors), lambda: published(*tensors), repeats)
-    svd = interleaved(
-        lambda: basis_from_rows(centred, RANK), lambda: published_basis(centred), repeats
-    )
-    return dict(zip(("ours", "published"), whole, strict=True)), dict(
-        zip(("ours", "published"), svd, strict=True)
+    return (
+        interleaved(lambda: ours(*tensors), lambda: published(*tensors), repeats),
+        interleaved(
+            lambda: basis_from_rows(centred, RANK), lambda: published_basis(centred), repeats
+        ),
     )
 
 
@@ -198,7 +210,7 @@ def large_groups(repeats: int, threads: list[int]) -> tuple[list[str], list[str]
             memory = {name: peak_memory(name, *size) for name in error}
             for name in ("published", "ours"):
                 cells = [f"{size[0]}, {size[1]}", str(count), name]
-                cells += [f"{1000 * seconds[name]:.0f}", f"{memory[name]:.0f}"]
+                cells += [f"{1000 * seconds[name].wall:.0f}", f"{memory[name]:.0f}"]
                 table.append("| " + " | ".join(cells + [f"{v:.1e}" for v in error[name]]) + " |")
             (_, residual, _, weight), (_, their_residual, _, their_weight) = (
                 error["ours"],
@@ -206,8 +218,9 @@ def large_groups(repeats: int, threads: list[int]) -> tuple[list[str], list[str]
             )
             ratios.append(
                 f"N={size[0]} H={size[1]} threads={count} "
-                f"time_ratio={seconds['ours'] / seconds['published']:.2f} "
-                f"svd_time_ratio={svd['ours'] / svd['published']:.2f} "
+                f"time_ratio={seconds['ours'].wall / seconds['published'].wall:.2f} "
+                f"cpu_time_ratio={seconds['ours'].cpu / seconds['published'].cpu:.2f} "
+                f"svd_time_ratio={svd['ours'].wall / svd['published'].wall:.2f} "
                 f"memory_ratio={memory['ours'] / memory['published']:.2f} "
                 f"residual_error_ratio={residual / their_residual:.1e} "
                 f"weight_error_ratio={weight / their_weight:.1e}"
@@ -220,16 +233,17 @@ def small_groups(repeats: int, threads: list[int]) -> list[str]:
     lines = []
     for count in threads:
         torch.set_num_threads(count)
-        our_time, their_time = interleaved(
+        seconds = interleaved(
             lambda: [ours(*tensors) for tensors in groups],
             lambda: [published(*tensors) for tensors in groups],
             repeats,
         )
+        mine, theirs = seconds["ours"], seconds["published"]
         lines.append(
             f"{SMALL_GROUPS} groups of {SMALL_TOKENS} tokens, H={SMALL_HIDDEN}, threads={count}: "
-            f"ours_ms={1000 * our_time:.0f} published_ms={1000 * their_time:.0f} "
-            f"ours_ms_per_group={1000 * our_time / SMALL_GROUPS:.2f} "
-            f"time_ratio={our_time / their_time:.2f}"
+            f"ours_ms={1000 * mine.wall:.0f} published_ms={1000 * theirs.wall:.0f} "
+            f"ours_ms_per_group={1000 * mine.wall / SMALL_GROUPS:.2f} "
+            f"time_ratio={mine.wall / theirs.wall:.2f} cpu_time_ratio={mine.cpu / theirs.cpu:.2f}"
         )
     return lines
 
@@ -238,7 +252,8 @@ def machine() -> str:
     model = re.search(r"model name\s+: (.*)", Path("/proc/cpuinfo").read_text())
     return (
         f"{model[1] if model else platform.processor()}, {os.cpu_count()} cores, Python "
-        f"{platform.python_version()}, torch {torch.__version__}"
+        f"{platform.python_version()}, torch {torch.__version__}, load average before "
+        f"{os.getloadavg()[0]:.1f}"
     )
 
 

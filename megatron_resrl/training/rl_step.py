@@ -19,7 +19,7 @@ from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training import step_metrics
 from megatron_resrl.training.phases import phase
-from megatron_resrl.training.scoring import score_samples
+from megatron_resrl.training.scoring import Scored, score_samples
 from megatron_resrl.training.updating import Targets, update_policy
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,8 @@ def rl_step(
 
     updates: list[UpdateResult] = []
     sums: list[dict[str, float]] = []
-    done = 0
-    for mini_batch, share in zip(mini_batches, shares, strict=True):
-        rows = slice(done, done + len(share))
-        done += len(share)
+    places = torch.arange(len(mine)).split([len(share) for share in shares])
+    for mini_batch, share, rows in zip(mini_batches, shares, places, strict=True):
         if not advantages[mini_batch].any():
             logger.warning(
                 "step %d: every group of a mini-batch of %d responses has equal rewards; "
@@ -100,15 +98,9 @@ def rl_step(
         updates.append(update)
         sums.append(token_sums)
 
-    speaks = is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-    report = (
-        step_metrics.report_replica([samples[index] for index in mine], scored, sums)
-        if speaks
-        else None
-    )
-    reports = [replica for replica in gather_objects(report) if replica is not None]
+    replicas = _gather_reports([samples[index] for index in mine], scored, sums)
     metrics = step_metrics.of_samples(samples, advantages)
-    metrics |= step_metrics.of_replicas(reports)
+    metrics |= step_metrics.of_replicas(replicas)
     metrics |= step_metrics.of_updates(updates, len(mini_batches))
     return StepOutcome(metrics, all(update.applied for update in updates))
 
@@ -153,3 +145,12 @@ def _coefficients(
         global_tokens=sum(len(samples[index].response.token_ids) for index in mini_batch),
         global_responses=len(mini_batch),
     )
+
+
+def _gather_reports(
+    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
+) -> list[step_metrics.ReplicaReport]:
+    """What the last stages of all replicas know, on every rank."""
+    speaks = is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+    report = step_metrics.report_replica(samples, scored, sums) if speaks else None
+    return [replica for replica in gather_objects(report) if replica is not None]

@@ -54,7 +54,7 @@ def test_the_extras_are_there_and_apex_is_never_required(distribution) -> None:
     assert not any("apex" in need.lower() for need in needed)
 
 
-def test_metadata_names_version_python_and_license(distribution) -> None:
+def test_metadata_names_version_and_python(distribution) -> None:
     assert distribution.metadata.name == "megatron-resrl"
     assert distribution.metadata.version == __version__
     assert str(distribution.python_requires) == ">=3.10"
