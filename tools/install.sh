@@ -3,33 +3,55 @@
 #
 #   tools/install.sh quickstart        # or: dev, dev,bench, ...
 #
-# VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter
-# it is made with. Running it again only installs what is missing.
+# VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
+# is made with. Running it again installs only after setup.py or constraints.txt have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-extras=${1:?name the extras to install, e.g. tools/install.sh dev}
-venv=${VENV:-.venv}
-python=${PYTHON:-python3}
+EXTRAS=${1:?name the extras to install, e.g. tools/install.sh dev}
+PYTHON=${PYTHON:-python3}
+VENV=${VENV:-.venv}
+export PIP_DISABLE_PIP_VERSION_CHECK=1
 
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-    echo "$python is $("$python" --version 2>&1); Python 3.10 or newer is needed: set PYTHON" >&2
-    exit 2
+fail() {
+    echo "tools/install.sh: $*" >&2
+    exit 1
 }
-[ -x "$venv/bin/python" ] || "$python" -m venv "$venv"
 
-# torch first and by itself: asked for by another package, it would come as the CUDA build.
-if ! "$venv/bin/python" -c 'import torch' 2>/dev/null; then
-    if command -v nvidia-smi >/dev/null; then
-        "$venv/bin/pip" install --quiet -c constraints.txt torch
-    else
-        "$venv/bin/pip" install --quiet torch==2.13.0+cpu ||
-            "$venv/bin/pip" install --quiet torch==2.13.0 \
-                --index-url https://download.pytorch.org/whl/cpu
+pip_install() {
+    # Python compiles at the first import; compiling what is never imported takes 20 s more.
+    "$VENV/bin/python" -m pip install -qq --no-compile "$@"
+}
+
+environment() {
+    command -v "$PYTHON" >/dev/null || fail "no $PYTHON here; name one: PYTHON=/path/to/python3.11"
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
+        fail "$("$PYTHON" --version) is too old for the versions in constraints.txt;" \
+            "name Python 3.11 or newer: PYTHON=/path/to/python3.11"
+    if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
+        "$PYTHON" -m venv "$VENV" ||
+            fail "cannot make a virtual environment in $VENV (on Debian: apt-get install python3-venv)"
     fi
-fi
+}
 
-# The constraints were tested on Python 3.11 and newer; 3.10 needs older transformers and numpy.
-constraints=(-c constraints.txt)
-"$venv/bin/python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || constraints=()
-"$venv/bin/pip" install --quiet "${constraints[@]}" -e ".[$extras]"
+torch_build() {
+    local torch
+    torch=$(grep '^torch==' constraints.txt)
+    if [[ $(uname -s) != Linux ]] || nvidia-smi -L >/dev/null 2>&1; then
+        pip_install "$torch"
+        return
+    fi
+    # Without an NVIDIA GPU the CPU build: PyPI's own build for Linux brings gigabytes of CUDA
+    # libraries. The version with "+cpu" satisfies constraints.txt, so nothing replaces it later.
+    # First from the indexes pip is set up with (a mirror may have it), then from PyTorch's.
+    pip_install "$torch+cpu" 2>/dev/null ||
+        pip_install "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+}
+
+environment
+stamp="$VENV/installed-${EXTRAS//,/-}"
+wanted="$(cksum setup.py constraints.txt) $PWD"
+[[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && exit
+torch_build && pip_install -c constraints.txt -e ".[$EXTRAS]" ||
+    fail "installing failed (pip's message is above); PyPI must be reachable"
+echo "$wanted" >"$stamp"

@@ -61,7 +61,8 @@ def make_micro_batches(
     """Cuts `sequences`, in order, into micro-batches.
 
     Args:
-        sequences: Of this data-parallel rank; neighbours share a micro-batch.
+        sequences: Of this data-parallel rank; neighbours share a micro-batch. None at all give one
+            micro-batch without response tokens.
         micro_batch_size: Sequences per micro-batch; the last may hold fewer.
         pad_token_id: Fills the tail of shorter sequences; any valid id, causal attention keeps it
             from being seen.
@@ -85,6 +86,8 @@ def make_micro_batches(
         list(enumerate(sequences))[start : start + micro_batch_size]
         for start in range(0, len(sequences), micro_batch_size)
     ]
+    # At least one: a replica without sequences still takes part in the others' step.
+    slices = slices or [[]]
     slices += [[] for _ in range(-len(slices) % count_multiple)]
 
     def padded(length: int) -> int:

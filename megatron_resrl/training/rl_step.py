@@ -74,8 +74,8 @@ def rl_step(
 
     updates: list[UpdateResult] = []
     sums: list[dict[str, float]] = []
-    places = torch.arange(len(mine)).split([len(share) for share in shares])
-    for mini_batch, share, rows in zip(mini_batches, shares, places, strict=True):
+    row = {index: place for place, index in enumerate(mine)}
+    for mini_batch, share in zip(mini_batches, shares, strict=True):
         if not advantages[mini_batch].any():
             logger.warning(
                 "step %d: every group of a mini-batch of %d responses has equal rewards; "
@@ -84,16 +84,19 @@ def rl_step(
                 len(mini_batch),
             )
             continue
+        # A response without advantage has no gradient: it counts in the denominators only.
+        taught = [index for index in share if advantages[index] != 0]
+        rows = [row[index] for index in taught]
         targets = Targets(
-            advantages=advantages[share],
-            positive=positive[share],
-            coefficients=_coefficients(samples, mini_batch, share, recipe),
+            advantages=advantages[taught],
+            positive=positive[taught],
+            coefficients=_coefficients(samples, mini_batch, taught, recipe),
             old_log_probs=scored.log_probs[rows],
             token_weights=scored.token_weights[rows],
         )
         with phase(timers, "update"):
             update, token_sums = update_policy(
-                policy, algorithm, [samples[index] for index in share], targets, recipe
+                policy, algorithm, [samples[index] for index in taught], targets, recipe
             )
         updates.append(update)
         sums.append(token_sums)
@@ -136,13 +139,14 @@ def own_share(samples: Sequence[Sample], mini_batch: Sequence[int]) -> list[int]
 
 
 def _coefficients(
-    samples: Sequence[Sample], mini_batch: Sequence[int], share: Sequence[int], recipe: Recipe
+    samples: Sequence[Sample], mini_batch: Sequence[int], taught: Sequence[int], recipe: Recipe
 ) -> torch.Tensor:
     """[B] what a token of each own response counts, with the mini-batch's global denominators."""
+    lengths = {index: len(samples[index].response.token_ids) for index in mini_batch}
     return token_coefficients(
-        torch.tensor([len(samples[index].response.token_ids) for index in share]),
+        torch.tensor([lengths[index] for index in taught], dtype=torch.int64),
         aggregation=recipe.algorithm.aggregation,
-        global_tokens=sum(len(samples[index].response.token_ids) for index in mini_batch),
+        global_tokens=sum(lengths.values()),
         global_responses=len(mini_batch),
     )
 

@@ -40,6 +40,14 @@ def update_policy(
 ) -> tuple[UpdateResult, dict[str, float]]:
     """One optimizer step. Collective.
 
+    Args:
+        policy: Updated in place.
+        algorithm: Turns advantages and weights of responses into those of tokens.
+        samples: The B responses of this replica that have a gradient; none is fine, as long as
+            another replica has one.
+        targets: What their loss is made of.
+        recipe: Clipping, micro-batch size and temperature.
+
     Returns:
         The outcome, and this replica's token sums for the metrics (empty but on the last stage).
     """

@@ -94,3 +94,9 @@ def test_moving_to_a_device_keeps_everything() -> None:
     moved = batch.to(torch.device("cpu"))
     assert isinstance(moved, MicroBatch)
     assert all(torch.equal(vars(moved)[name], value) for name, value in vars(batch).items())
+
+
+def test_no_sequences_give_one_micro_batch_without_response_tokens():
+    (batch,) = make_micro_batches([], 4, length_multiple=2)
+    assert batch.tokens.shape == (1, 2)
+    assert len(batch.targets) == 0
