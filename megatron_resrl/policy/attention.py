@@ -1,11 +1,13 @@
-"""Core attention on torch's scaled_dot_product_attention, used where Transformer Engine is not."""
+"""What differs from megatron-core in a layer's attention: the kernel on CPUs, and the key cache."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import torch
+from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
@@ -78,3 +80,37 @@ class SdpaCoreAttention(MegatronModule):
             enable_gqa=key.shape[2] != query.shape[2],
         )
         return context.permute(2, 0, 1, 3).reshape(queries, batch, -1)
+
+
+class RotatedCacheAttention(SelfAttention):
+    """Self-attention that caches keys with their rotary embedding.
+
+    megatron-core's static cache holds them without it and rotates the whole cache again for each
+    new token, which after a few hundred tokens takes longer than all the rest of the layer.
+    """
+
+    def _adjust_key_value_for_inference(
+        self,
+        inference_context: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        rotary_pos_emb: tuple[torch.Tensor, torch.Tensor] | None,
+        *args: Any,
+        **kwargs: Any,
+    ) -> tuple[Any, ...]:
+        cached = inference_context is not None and rotary_pos_emb is not None
+        if cached:
+            first = inference_context.sequence_len_offset
+            key = apply_rotary_pos_emb(
+                key,
+                rotary_pos_emb[1][first : first + key.shape[0]],
+                config=self.config,
+                cp_group=self.pg_collection.cp,
+            )
+        query, key, value, rotary_pos_emb, *rest = super()._adjust_key_value_for_inference(
+            inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
+        )
+        if cached:
+            rotary_pos_emb = (rotary_pos_emb[0], None)
+        return query, key, value, rotary_pos_emb, *rest

@@ -15,7 +15,7 @@ from megatron.core.transformer.transformer_block import (
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
 
-from megatron_resrl.policy.attention import SdpaCoreAttention
+from megatron_resrl.policy.attention import RotatedCacheAttention, SdpaCoreAttention
 
 
 class RmsNorm(torch.nn.RMSNorm):
@@ -50,7 +50,15 @@ def decoder_spec(config: TransformerConfig, vp_stage: int | None) -> Transformer
         megatron-core's specification of the decoder block.
     """
     if uses_transformer_engine():
-        return get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
+    else:
+        spec = _local_spec(config, vp_stage)
+    for layer in spec.layer_specs:
+        layer.submodules.self_attention.module = RotatedCacheAttention
+    return spec
+
+
+def _local_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
     layer = get_gpt_layer_local_spec(
         qk_layernorm=config.qk_layernorm, normalization=config.normalization
     )

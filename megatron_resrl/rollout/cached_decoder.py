@@ -113,15 +113,21 @@ class CachedDecoder:
 @contextlib.contextmanager
 def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
     """Turns sequence parallelism off inside the block: one new token cannot be split."""
-    changed = []
-    for module in modules:
-        for part in module.modules():
-            for owner in (part, getattr(part, "config", None)):
-                for flag in _SEQUENCE_PARALLEL_FLAGS:
-                    if owner is not None and getattr(owner, flag, False) is True:
-                        changed.append((owner, flag))
     if not modules[0].config.sequence_parallel:
-        changed = []
+        yield
+        return
+    owners = [
+        owner
+        for module in modules
+        for part in module.modules()
+        for owner in (part, getattr(part, "config", None))
+    ]
+    changed = [
+        (owner, flag)
+        for flag in _SEQUENCE_PARALLEL_FLAGS
+        for owner in owners
+        if getattr(owner, flag, False) is True
+    ]
     for owner, flag in changed:
         setattr(owner, flag, False)
     try:

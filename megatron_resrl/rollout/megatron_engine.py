@@ -22,7 +22,7 @@ class _Growing:
     """A response being decoded."""
 
     prompt: int
-    uniform: torch.Tensor
+    uniform: list[float]
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     stopped: bool = False
@@ -94,7 +94,7 @@ class MegatronEngine:
         modules = self.policy.modules
         decoder = CachedDecoder(modules, [prompts[index] for index in batch], count)
         samples = [
-            _Growing(index, torch.from_numpy(uniform_numbers(seed, index, sample, count)))
+            _Growing(index, uniform_numbers(seed, index, sample, count).tolist())
             for index in batch
             for sample in range(sampling.n)
         ]
@@ -133,9 +133,13 @@ class MegatronEngine:
         """Draws on the last stage, tells the other stages, and appends to unfinished samples."""
         drawn = torch.empty(2, len(running), dtype=torch.float64, device=self._device())
         if logits is not None:
-            uniform = torch.stack([growing.uniform[position] for growing in running])
+            uniform = torch.tensor(
+                [growing.uniform[position] for growing in running],
+                dtype=torch.float64,
+                device=logits.device,
+            )
             vocabulary = logits[:, : self.policy.hf_config.vocab_size]
-            tokens, log_probs = draw_tokens(vocabulary, uniform.to(logits.device), sampling)
+            tokens, log_probs = draw_tokens(vocabulary, uniform, sampling)
             # Token ids are far below 2^53, so float64 carries them exactly.
             drawn = torch.stack([tokens.double(), log_probs])
         if parallel_state.get_pipeline_model_parallel_world_size() > 1:

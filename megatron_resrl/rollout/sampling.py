@@ -39,17 +39,20 @@ def draw_tokens(
         tokens [b] int64 and their log-probabilities [b] float64 under the truncated distribution
         (under the untruncated one for temperature 0).
     """
-    logits = logits.double()
     if sampling.temperature == 0:
         tokens = logits.argmax(-1)
-        return tokens, logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
-    log_probs = truncate(logits / sampling.temperature, sampling).log_softmax(-1)
-    cumulative = log_probs.exp().cumsum(-1)
+        log_probs = logits.double().log_softmax(-1)
+        return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    logits = truncate(logits / sampling.temperature, sampling)
+    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    # Summed in float64: over a large vocabulary float32 would lose the unlikely tokens.
+    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    total = cumulative[:, -1:]
     # Scaled by the last entry, so that rounding of the sum can never leave a number above it.
-    threshold = uniform[:, None] * cumulative[:, -1:]
-    tokens = torch.searchsorted(cumulative, threshold, right=True)
+    tokens = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
     tokens = tokens.clamp_max(logits.shape[1] - 1)
-    return tokens[:, 0], log_probs.gather(1, tokens)[:, 0]
+    return tokens[:, 0], (weights.gather(1, tokens) / total).log()[:, 0]
 
 
 def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
