@@ -11,8 +11,9 @@ from typing import Literal
 from megatron_resrl import __version__
 from megatron_resrl.config.checks import check_recipe, require_valid
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
-from megatron_resrl.config.problems import InputError, Problem, RecipeError
+from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import InputError
 
 _USAGE = """\
 usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
@@ -94,6 +95,7 @@ def check(path: str | None, overrides: list[str]) -> int:
     """Prints the resolved recipe and everything that is wrong with it; starts nothing."""
     world_size, overrides = _take_world_size(overrides)
     recipe, problems = read_recipe(path, overrides)
+    _prepare_megatron(recipe)
     named = {problem.setting for problem in problems}
     problems += [p for p in check_recipe(recipe, world_size) if p.setting not in named]
     print(recipe_yaml(recipe), end="", flush=True)
@@ -132,12 +134,23 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
     logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")
     logging.getLogger("megatron").setLevel(logging.WARNING)
     recipe = load_recipe(path, overrides)
+    _prepare_megatron(recipe)
     require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
+    _adapt()
+    return recipe
+
+
+def _prepare_megatron(recipe: Recipe) -> None:
+    """Adapts megatron-core if the checks are going to import it, which takes seconds."""
+    if recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp:
+        _adapt()
+
+
+def _adapt() -> None:
+    """Before anything imports megatron-core, which warns of what a CPU lacks when imported."""
     from megatron_resrl.platform.cpu import adapt_megatron_core
 
-    # Before anything imports megatron-core, which warns of what a CPU lacks when it is imported.
     adapt_megatron_core()
-    return recipe
 
 
 def _run(job: Callable[[Recipe], object], recipe: Recipe) -> int:

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from megatron_resrl.config.checks_parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.facts import Facts
-from megatron_resrl.config.problems import Problem, closest
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import closest
 
 
 def _check_algorithm(facts: Facts) -> Iterator[Problem]:

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from megatron_resrl.config.problems import Problem, RecipeError, closest
+from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.yaml_source import parse_yaml, read_yaml
+from megatron_resrl.errors import closest
 
 SECTIONS: dict[str, type] = {
     name: hint

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_resrl.config.facts import Facts
-from megatron_resrl.config.problems import Problem, closest
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import closest
 
 _DTYPE = dict.fromkeys(("params_dtype", "bf16", "fp16"), "precision.params_dtype")
 _PARALLEL = (
@@ -82,9 +83,6 @@ def check_passthrough(facts: Facts) -> Iterator[Problem]:
 
 
 def _megatron_class(mapping: str) -> type:
-    from megatron_resrl.platform.cpu import adapt_megatron_core
-
-    adapt_megatron_core()  # Before megatron-core is imported, as in a run; also hushes warnings.
     if mapping == "model.megatron":
         from megatron.core.transformer.transformer_config import TransformerConfig
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from megatron_resrl.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -25,13 +26,6 @@ class Problem:
         return f"{self.setting} = {self.value!r}: {self.problem}; {self.fix}"
 
 
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message explains it without a traceback.
-
-    It names the setting or file, the value found and what would be right.
-    """
-
-
 class RecipeError(InputError):
     """A recipe that cannot be run; the message lists every problem found.
 
@@ -43,9 +37,3 @@ class RecipeError(InputError):
         self.problems = tuple(problems)
         count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe:"
         super().__init__("\n".join([count, *(f"  - {problem}" for problem in problems)]))
-
-
-def closest(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str | None:
-    """The candidate that looks most like `name`, or None if none is similar enough."""
-    found = difflib.get_close_matches(name, candidates, n=1, cutoff=cutoff)
-    return found[0] if found else None

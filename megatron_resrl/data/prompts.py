@@ -14,7 +14,7 @@ import jinja2
 import pyarrow
 import pyarrow.parquet
 
-from megatron_resrl.config.problems import InputError
+from megatron_resrl.errors import InputError
 
 logger = logging.getLogger(__name__)
 

@@ -7,19 +7,20 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from megatron_resrl.config.schema import ModelConfig
+from megatron_resrl.errors import InputError
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
     """Reads the tokenizer of `model.tokenizer_path`, or of `model.path`.
 
     Raises:
-        ValueError: The directory holds no tokenizer that transformers can read.
+        InputError: The directory holds no tokenizer that transformers can read.
     """
     setting = "model.tokenizer_path" if model.tokenizer_path else "model.path"
     path = model.tokenizer_path or model.path
     try:
         return AutoTokenizer.from_pretrained(path, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise ValueError(
+        raise InputError(
             f"{setting} is {path!r}, which holds no readable tokenizer: {error}"
         ) from error

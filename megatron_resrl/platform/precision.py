@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from megatron_resrl.config.schema import PrecisionConfig
+from megatron_resrl.errors import InputError
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -26,7 +27,7 @@ def transformer_precision(precision: PrecisionConfig) -> dict[str, Any]:
         Keyword arguments.
 
     Raises:
-        ValueError: FP8 without Transformer Engine; megatron-core's local layers would ignore the
+        InputError: FP8 without Transformer Engine; megatron-core's local layers would ignore the
             setting without a word and train in the parameters' type.
     """
     dtype = params_dtype(precision)
@@ -39,7 +40,7 @@ def transformer_precision(precision: PrecisionConfig) -> dict[str, Any]:
         from megatron.core.fp8_utils import HAVE_TE
 
         if not HAVE_TE:
-            raise ValueError(
+            raise InputError(
                 f"precision.fp8 is {precision.fp8!r}, which needs Transformer Engine; "
                 "install the `te` extra on a machine with CUDA, or set precision.fp8 to null"
             )

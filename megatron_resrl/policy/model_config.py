@@ -14,6 +14,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
 
 
@@ -21,17 +22,17 @@ def read_hf_config(path: str) -> PretrainedConfig:
     """Reads `config.json` of a Hugging Face model directory.
 
     Raises:
-        ValueError: There is no config.json, or its architecture is not supported.
+        InputError: There is no config.json, or its architecture is not supported.
     """
     if not (Path(path) / "config.json").is_file():
-        raise ValueError(
+        raise InputError(
             f"model.path is {path!r}, which has no config.json; give the directory of a "
             "Hugging Face model"
         )
     hf_config = AutoConfig.from_pretrained(path, local_files_only=True)
     found = (hf_config.architectures or ["none"])[0]
     if found not in SUPPORTED_ARCHITECTURES:
-        raise ValueError(
+        raise InputError(
             f"model.path {path!r} holds a {found}; supported are "
             f"{', '.join(SUPPORTED_ARCHITECTURES)}"
         )
@@ -64,13 +65,13 @@ def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | No
         [head_dim / 2] float32.
 
     Raises:
-        ValueError: A scaling that also rescales attention, which megatron-core's RoPE cannot.
+        InputError: A scaling that also rescales attention, which megatron-core's RoPE cannot.
     """
     rope_type = rotary_settings(hf_config)["rope_type"]
     if rope_type == "default":
         return None
     if rope_type not in ("llama3", "linear"):
-        raise ValueError(
+        raise InputError(
             f"rope type {rope_type!r} in the model's config.json is not supported; "
             "supported are default, linear and llama3"
         )

@@ -16,7 +16,7 @@ from typing import Any, SupportsFloat
 
 from pebble import ProcessExpired, ProcessPool
 
-from megatron_resrl.config.problems import InputError
+from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.registry import RewardFunction, absolute_name, get_reward
 
 SHOWN_CHARACTERS = 600

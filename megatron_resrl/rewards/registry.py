@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_resrl.config.problems import InputError, closest
+from megatron_resrl.errors import InputError, closest
 
 _BUILT_IN = {
     "math": ("megatron_resrl.rewards.math", "math_reward"),

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from transformers import GenerationConfig, PretrainedConfig
 
+from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.engine import SamplingParams
 
 TRAINING_STREAM = 0
@@ -76,7 +77,7 @@ def default_stop_tokens(
     """End-of-sequence ids of the generation config, the model config and the tokenizer together.
 
     Raises:
-        ValueError: None of them names one.
+        InputError: None of them names one.
     """
     named: list[Any] = [hf_config.eos_token_id, tokenizer.eos_token_id]
     if (Path(model_path) / "generation_config.json").is_file():
@@ -85,7 +86,7 @@ def default_stop_tokens(
     for value in named:
         ids |= set(value) if isinstance(value, (list, tuple)) else {value} - {None}
     if not ids:
-        raise ValueError(
+        raise InputError(
             f"model.path {model_path!r} names no end-of-sequence token; set rollout.stop_token_ids"
         )
     return tuple(sorted(ids))

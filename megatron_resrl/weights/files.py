@@ -9,6 +9,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from megatron_resrl.errors import InputError
+
 INDEX = "model.safetensors.index.json"
 
 
@@ -20,7 +22,7 @@ def stored_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
             which tensor.
 
     Raises:
-        ValueError: There is no file, or one cannot be read, the index included.
+        InputError: There is no file, or one cannot be read, the index included.
     """
     directory = Path(directory)
     file_of: dict[str, str] | None = None
@@ -30,7 +32,7 @@ def stored_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
     else:
         files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise ValueError(f"model.path is {str(directory)!r}, which has no *.safetensors file")
+        raise InputError(f"model.path is {str(directory)!r}, which has no *.safetensors file")
     shapes = {}
     for file in files:
         for name, shape in _shapes(file).items():
@@ -43,7 +45,7 @@ def _read_index(path: Path) -> dict[str, str]:
     try:
         return dict(json.loads(path.read_text())["weight_map"])
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); fetch the model again"
         ) from error
 
@@ -54,7 +56,7 @@ def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
             names = tensors.offset_keys()
             return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{file} cannot be read ({error}); fetch the model again") from error
+        raise InputError(f"{file} cannot be read ({error}); fetch the model again") from error
 
 
 class ShardWriter:

@@ -21,6 +21,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
+from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import ShardWriter, stored_shapes
 
 SHARD_BYTES = 5 * 10**9
@@ -58,7 +59,7 @@ class _PolicyBridge:
 
 def _bridge(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
     if hf_config.model_type not in _MODEL_REGISTRY:
-        raise ValueError(
+        raise InputError(
             f"model type {hf_config.model_type!r} has no weight mapping; mbridge knows "
             f"{', '.join(AutoBridge.list_supported_models())}"
         )
@@ -80,7 +81,7 @@ def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, 
         path: Directory of the model.
 
     Raises:
-        ValueError: A file or a tensor is missing, unreadable, or of another shape than
+        InputError: A file or a tensor is missing, unreadable, or of another shape than
             `hf_config` says; named with the directory.
     """
     check_weights(hf_config, path)
@@ -93,7 +94,7 @@ def check_weights(hf_config: PretrainedConfig, path: str) -> None:
     """Compares a directory's safetensors headers with the tensors that `hf_config` asks for.
 
     Raises:
-        ValueError: See `load_weights`.
+        InputError: See `load_weights`.
     """
     with torch.device("meta"):
         wanted = AutoModelForCausalLM.from_config(hf_config).named_parameters()
@@ -106,7 +107,7 @@ def check_weights(hf_config: PretrainedConfig, path: str) -> None:
             wrong.append(f"{name} is {shapes[name]} instead of {tuple(parameter.shape)}")
     if wrong:
         listed = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
-        raise ValueError(
+        raise InputError(
             f"model.path is {path!r}, whose weights do not fit its config.json: {listed}"
         )
 

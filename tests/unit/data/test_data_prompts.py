@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_resrl.config.problems import InputError
 from megatron_resrl.data.prompts import PromptRecord, load_prompts
+from megatron_resrl.errors import InputError
 
 USER = {"role": "user", "content": "1+1?"}
 SYSTEM = {"role": "system", "content": "be brief"}

@@ -11,8 +11,8 @@ from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from megatron_resrl.config.problems import InputError
 from megatron_resrl.data.prompts import PromptRecord, tokenize_prompts
+from megatron_resrl.errors import InputError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<start>", "<end>")
 CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789+-*=? \n.:"

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from megatron_resrl.config.problems import InputError
+from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.grader import Grade, Grader, GradingTask, RewardError
 
 FUNCTIONS = Path(__file__).with_name("reward_functions.py")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_resrl.config.problems import InputError
+from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.integer import integer_reward
 from megatron_resrl.rewards.math import math_reward
 from megatron_resrl.rewards.registry import absolute_name, get_reward
