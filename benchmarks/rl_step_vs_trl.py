@@ -4,63 +4,80 @@
 
 The same tiny Qwen3 (fp32, the same weights), prompts, completions, reward function, algorithm
 (GRPO, one update per step, no KL, no recomputation), optimizer and threads. Each trainer has a
-process of its own, so that neither sees the other's imports; they step in turn, ours, theirs,
-ours, ..., so that a noisy machine hits both, and medians are compared. Per step:
+process of its own, so that neither pays for the other's imports; they step in turn (ours, theirs,
+ours, ...), so that a noisy machine hits both, and medians are compared. Per step:
 
 1. Ours samples, grades, scores, updates and logs: the body of `training.rl_loop.train`.
 2. TRL samples as many tokens, which is timed; its completions are then exchanged for ours, which
    it grades and trains on.
 
-Thus both train on the same completions and their gradient norms must agree, which is checked
-first. The end-of-sequence token lies outside the model's vocabulary: all completions have the
-same length. TRL skips the pass for old log-probs when a batch is used for one update only; ours
-always makes it ("scoring"), and it is part of the time reported.
+So both train on the same completions, and their gradient norms must agree: that is checked first.
+The end-of-sequence token lies outside the model's vocabulary, so all completions have the same
+length. TRL makes no pass for old log-probabilities when a batch is used for one update only; ours
+always makes it ("scoring"), and its time counts.
+
+Measured twice: with both right and wrong answers in every group, which makes the ratio in the
+last line, and with half the groups all wrong, as hard questions have it.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.metadata
 import json
 import multiprocessing
 import os
-import platform
-import re
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from machine import describe
+
 PROMPTS, GROUP_SIZE, NEW_TOKENS = 8, 8, 16
 VOCABULARY = 64
 LEARNING_RATE, WEIGHT_DECAY, ADVANTAGE_EPS = 1e-3, 0.1, 1e-4
 WARM_UP = 3
-"""Steps that are checked but not timed: allocators and kernels are still cold."""
+"""Steps that are compared but not timed: allocators are still cold."""
 TOLERANCE = 1e-4
-"""Relative difference of the first step's gradient norms: fp32 sums in another order."""
+"""Relative difference of gradient norms in the first step: fp32 sums in another order."""
 PHASES = ("rollout", "reward", "scoring", "update", "other")
+PACKAGES = ("torch", "transformers", "trl", "megatron-core")
 
 REWARD = '''\
 def even(response, ground_truth, **context):
-    """A coin flip that the text decides: half of each group is right, whatever was learned."""
-    return float(sum(map(ord, response)) % 2 == 0)
+    """A coin flip that the text decides, so that groups stay mixed whatever is learned."""
+    return float(ground_truth == "even" and sum(map(ord, response)) % 2 == 0)
 '''
 
 
-def write_task(directory: Path, questions: int) -> None:
-    """Model, tokenizer, prompts of four to six tokens, and the reward function."""
+@dataclass(frozen=True)
+class Step:
+    """What one trainer reports of a step."""
+
+    seconds: dict[str, float]
+    grad_norm: float
+    entropy: float
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def write_task(directory: Path, mixed: int, half_mixed: int) -> None:
+    """Model, tokenizer, reward function, and the prompts of so many steps of either kind."""
     import torch
     from tokenizers import Tokenizer, decoders, models
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(0)
+    # Without a padding token: transformers gives its embedding no gradient, and it can be sampled.
     config = Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=128,
@@ -75,8 +92,7 @@ def write_task(directory: Path, questions: int) -> None:
         eos_token_id=VOCABULARY,
     )
     Qwen3ForCausalLM(config).save_pretrained(directory / "model")
-    characters = "0123456789+-*= ?abcdefghijklmnopqrstuvwxyz:.\n"
-    words = ["<pad>", "<bos>", *characters]
+    words = ["<pad>", "<bos>", *"0123456789+-*= ?abcdefghijklmnopqrstuvwxyz:.\n"]
     words += [f"<{number}>" for number in range(len(words), VOCABULARY)] + ["<eos>"]
     model = Tokenizer(models.BPE({word: number for number, word in enumerate(words)}, []))
     model.decoder = decoders.Fuse()
@@ -84,12 +100,13 @@ def write_task(directory: Path, questions: int) -> None:
         tokenizer_object=model, pad_token="<pad>", bos_token="<bos>", eos_token="<eos>"
     ).save_pretrained(directory / "model")
     (directory / "reward.py").write_text(REWARD)
-    rows = [{"prompt": f"{n % 17}+{n % 13}=", "answer": "0"} for n in range(questions)]
+    answers = ["even"] * (mixed * PROMPTS) + ["even", "never"] * (half_mixed * PROMPTS // 2)
+    rows = [{"prompt": f"{n % 17}+{n % 13}=", "answer": a} for n, a in enumerate(answers)]
     (directory / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
 def ours(pipe: Connection, directory: Path, steps: int) -> None:
-    """Takes one step per message received; answers with its times, numbers and completions."""
+    """Takes one step per message received; answers with the step and its completions."""
     from megatron_resrl.algorithms import get_algorithm
     from megatron_resrl.config import schema
     from megatron_resrl.observe.timers import PhaseTimers
@@ -100,7 +117,6 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     from megatron_resrl.training.phases import phase
     from megatron_resrl.training.rl_step import rl_step
 
-    samples_per_step = PROMPTS * GROUP_SIZE
     recipe = schema.Recipe(
         output_dir=str(directory / "run"),
         steps=steps,
@@ -110,11 +126,8 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
             lr=LEARNING_RATE, lr_warmup_steps=0, weight_decay=WEIGHT_DECAY
         ),
         data=schema.DataConfig((str(directory / "train.jsonl"),), apply_chat_template=False),
-        rollout=schema.RolloutConfig(
-            prompts_per_step=PROMPTS, group_size=GROUP_SIZE, max_response_length=NEW_TOKENS
-        ),
         reward=schema.RewardConfig(f"{directory / 'reward.py'}:even", workers=1),
-        algorithm=schema.AlgorithmConfig("grpo", micro_batch_size=samples_per_step),
+        algorithm=schema.AlgorithmConfig("grpo", micro_batch_size=PROMPTS * GROUP_SIZE),
         logging=schema.LoggingConfig(tensorboard=False, progress_bar=False),
     )
     algorithm = get_algorithm("grpo", eps=ADVANTAGE_EPS)
@@ -133,24 +146,19 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
                 samples = grade_responses(
                     batch, responses, actor.grader, actor.tokenizer, recipe.reward
                 )
-            outcome = rl_step(actor.policy, algorithm, samples, recipe, step, timers)
+            metrics = rl_step(actor.policy, algorithm, samples, recipe, step, timers).metrics
             actor.engine.update_weights()
-            journal.log(step, outcome.metrics, samples)
+            journal.log(step, metrics, samples)
             completions = [list(sample.response.token_ids) for sample in samples]
-            pipe.send((timers.collect(), outcome.metrics, completions))
+            taken = Step(timers.collect(), metrics["grad_norm"], metrics["entropy"])
+            pipe.send((taken, completions))
 
 
 def theirs(pipe: Connection, directory: Path, steps: int) -> None:
     """Takes one step per message received, which holds the completions to train on."""
     import torch
     from datasets import load_dataset
-    from transformers import (
-        AutoModelForCausalLM,
-        AutoTokenizer,
-        PreTrainedTokenizerBase,
-        PrinterCallback,
-        TrainerCallback,
-    )
+    from transformers import AutoModelForCausalLM, AutoTokenizer, PrinterCallback, TrainerCallback
     from trl import GRPOConfig, GRPOTrainer
 
     from megatron_resrl.observe.timers import PhaseTimers
@@ -164,14 +172,16 @@ def theirs(pipe: Connection, directory: Path, steps: int) -> None:
         return [grade(text, truth) for text, truth in zip(completions, answer, strict=True)]
 
     class Timed(GRPOTrainer):
+        """Times what TRL does, and exchanges the completions once they are sampled."""
+
         def _generate(self, prompts: list[str]) -> Any:
             with timers.phase("rollout"):
                 return super()._generate(prompts)
 
         def _generate_single_turn(self, *args: Any) -> Any:
             sampled, log_probs = super()._generate_single_turn(*args)
-            if any(len(token_ids) != NEW_TOKENS for token_ids in sampled):
-                raise RuntimeError("a completion ended early")
+            if {len(token_ids) for token_ids in sampled} != {NEW_TOKENS}:
+                raise RuntimeError(f"TRL sampled completions of other than {NEW_TOKENS} tokens")
             return self.completions, log_probs
 
         def _calculate_rewards(self, *args: Any) -> torch.Tensor:
@@ -182,94 +192,147 @@ def theirs(pipe: Connection, directory: Path, steps: int) -> None:
             update.enter_context(timers.phase("update"))
             return super()._compute_loss(*args)
 
-    class Steps(TrainerCallback):
+    class Turns(TrainerCallback):
+        """Ends the phase and the step, and waits for the next turn."""
+
         def on_step_end(self, *_: Any, **__: Any) -> None:
             update.close()
 
         def on_log(self, *_: Any, logs: dict[str, float], **__: Any) -> None:
             if "grad_norm" in logs:
-                pipe.send((timers.collect(), logs))
+                pipe.send(Step(timers.collect(), logs["grad_norm"], logs["entropy"]))
                 self.wait()
 
         def wait(self) -> None:
             trainer.completions = pipe.recv()
             timers.collect()
 
-    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory / "model")
-    arguments = GRPOConfig(
-        output_dir=str(directory / "trl"),
-        max_steps=steps,
-        per_device_train_batch_size=PROMPTS * GROUP_SIZE,
-        num_generations=GROUP_SIZE,
-        max_completion_length=NEW_TOKENS,
-        shuffle_dataset=False,
-        learning_rate=LEARNING_RATE,
-        weight_decay=WEIGHT_DECAY,
-        lr_scheduler_type="constant",
-        loss_type="grpo",
-        beta=0.0,
-        bf16=False,
-        use_cpu=True,
-        # TRL's default recomputes activations; ours does not.
-        gradient_checkpointing=False,
-        dataloader_pin_memory=False,
-        logging_steps=1,
-        disable_tqdm=True,
-        report_to=[],
-        save_strategy="no",
-    )
-    callback = Steps()
+    turns = Turns()
     trainer = Timed(
         model=AutoModelForCausalLM.from_pretrained(directory / "model", dtype=torch.float32),
         reward_funcs=even,
-        args=arguments,
+        args=GRPOConfig(
+            output_dir=str(directory / "trl"),
+            max_steps=steps,
+            per_device_train_batch_size=PROMPTS * GROUP_SIZE,
+            num_generations=GROUP_SIZE,
+            max_completion_length=NEW_TOKENS,
+            shuffle_dataset=False,
+            learning_rate=LEARNING_RATE,
+            weight_decay=WEIGHT_DECAY,
+            lr_scheduler_type="constant",
+            loss_type="grpo",
+            beta=0.0,
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,  # TRL's default is to recompute activations.
+            logging_steps=1,
+            disable_tqdm=True,
+            report_to=[],
+            save_strategy="no",
+        ),
         train_dataset=load_dataset("json", data_files=str(directory / "train.jsonl"))["train"],
-        processing_class=tokenizer,
-        callbacks=[callback],
+        processing_class=AutoTokenizer.from_pretrained(directory / "model"),
+        callbacks=[turns],
     )
     trainer.remove_callback(PrinterCallback)
-    callback.wait()
+    turns.wait()
     trainer.train()
+
+
+def step_in_turn(directory: Path, steps: int) -> list[tuple[Step, Step]]:
+    """Both trainers' steps, ours first."""
+    context = multiprocessing.get_context("spawn")
+    ends, processes = [], []
+    for trainer in (ours, theirs):
+        end, far_end = context.Pipe()
+        process = context.Process(target=trainer, args=(far_end, directory, steps))
+        process.start()
+        far_end.close()  # So that waiting for a trainer that died raises EOFError.
+        ends.append(end)
+        processes.append(process)
+    records = []
+    for _ in range(steps):
+        ends[0].send(None)
+        mine, completions = ends[0].recv()
+        ends[1].send(completions)
+        records.append((mine, ends[1].recv()))
+    ends[1].send(None)
+    for process in processes:
+        process.join()
+    return records
+
+
+def check(records: Sequence[tuple[Step, Step]]) -> str:
+    """Compares what both trainers computed; ends the program if it is not the same."""
+    differences = [abs(mine.grad_norm / other.grad_norm - 1) for mine, other in records]
+    mine, other = records[0]
+    said = (
+        f"Gradient norm of the first step: {mine.grad_norm:.7f} (ours), {other.grad_norm:.7f} "
+        f"(TRL), relative difference {differences[0]:.1e}, allowed {TOLERANCE:.0e}; entropy "
+        f"{mine.entropy:.6f} and {other.entropy:.6f}. Largest relative difference of the gradient "
+        f"norms in all {len(records)} steps, each trainer on its own weights: "
+        f"{max(differences):.1e}."
+    )
+    if differences[0] > TOLERANCE:
+        raise SystemExit(f"the trainers do not compute the same. {said}")
+    return said
+
+
+def table(records: Sequence[tuple[Step, Step]]) -> tuple[list[str], float]:
+    """Median milliseconds per phase, and the ratio of the median steps."""
+    lines = ["| ms | ours | TRL |", "|---|---|---|"]
+    for name in PHASES:
+        medians = [
+            1000 * statistics.median(step.seconds.get(name, 0.0) for step in steps)
+            for steps in zip(*records, strict=True)
+        ]
+        lines.append(f"| {name} | {medians[0]:.1f} | {medians[1]:.1f} |")
+    mine, other = (
+        statistics.median(step.total for step in steps) for steps in zip(*records, strict=True)
+    )
+    lines.append(f"| **step** | **{1000 * mine:.1f}** | **{1000 * other:.1f}** |")
+    return lines, mine / other
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--steps", type=int, default=30, help="timed steps of each trainer")
+    parser.add_argument("--steps", type=int, default=30, help="timed steps of each kind")
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     settings = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    where = describe(PACKAGES, threads=1)
+    mixed = WARM_UP + settings.steps
     with tempfile.TemporaryDirectory() as directory:
-        records = interleave(Path(directory), settings.steps + WARM_UP)
-    for mine, other in records:
-        print(mine, other)
-
-
-def interleave(directory: Path, steps: int) -> list[tuple]:
-    write_task(directory, steps * PROMPTS)
-    context = multiprocessing.get_context("spawn")
-    (our_end, our_pipe), (their_end, their_pipe) = context.Pipe(), context.Pipe()
-    processes = [
-        context.Process(target=ours, args=(our_pipe, directory, steps)),
-        context.Process(target=theirs, args=(their_pipe, directory, steps)),
-    ]
-    for process in processes:
-        process.start()
-    our_pipe.close()
-    their_pipe.close()
-    records = []
-    for _ in range(steps):
-        our_end.send(None)
-        times, metrics, completions = our_end.recv()
-        their_end.send(completions)
-        record = their_end.recv()
-        records.append(
-            (
-                (times, metrics["grad_norm"], metrics["loss"], metrics["entropy"]),
-                (record[0], record[1]["grad_norm"], record[1]["loss"], record[1]["entropy"]),
-            )
-        )
-    their_end.send([])
-    return records
+        write_task(Path(directory), mixed, settings.steps)
+        records = step_in_turn(Path(directory), mixed + settings.steps)
+    agreement = check(records)
+    main_table, ratio = table(records[WARM_UP:mixed])
+    half_table, half_ratio = table(records[mixed:])
+    text = "\n".join(
+        [
+            "# One RL step against TRL's GRPOTrainer",
+            "",
+            f"`python benchmarks/rl_step_vs_trl.py --steps {settings.steps}`, {where}. Medians of "
+            f"{settings.steps} steps in turn; {PROMPTS} prompts x {GROUP_SIZE} completions x "
+            f"{NEW_TOKENS} tokens, Qwen3 with 0.6 M parameters, fp32.",
+            "",
+            agreement,
+            "",
+            "Right and wrong answers in every group:",
+            "",
+            *main_table,
+            "",
+            f"Half of the groups all wrong (step ratio {half_ratio:.2f}):",
+            "",
+            *half_table,
+            "",
+            f"step_ratio={ratio:.2f}",
+        ]
+    )
+    print(text)
+    if settings.output:
+        settings.output.write_text(text + "\n")
 
 
 if __name__ == "__main__":

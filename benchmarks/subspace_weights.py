@@ -133,11 +133,14 @@ def status_kib(field: str) -> int:
 
 
 def peak_memory(method: str, positives: int, hidden_size: int) -> float:
-    """MiB that one pass adds to the resident memory of a fresh process."""
+    """MiB that one pass adds to the resident memory of a fresh process; median of three."""
     command = [sys.executable, __file__, "--measure-memory", method]
     command += ["--positives", str(positives), "--hidden", str(hidden_size)]
     command += ["--threads", str(torch.get_num_threads())]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return statistics.median(
+        float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        for _ in range(3)
+    )
 
 
 def measure_memory(method: str, positives: int, hidden_size: int) -> None:

@@ -133,7 +133,7 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes.grid(axis="y", color="#e5e7eb")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="upper left", fontsize=9)
+    axes.legend(frameon=False, loc="lower right", fontsize=9)
     figure.savefig(path)
     plt.close(figure)
 
