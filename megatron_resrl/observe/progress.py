@@ -48,6 +48,13 @@ class Progress:
                 miniters=1,
             )
 
+    def begin(self) -> None:
+        """Starts the clock: what came before the first step does not count for the time left."""
+        self._began = time.monotonic()
+        if self._bar is not None:
+            self._bar.reset()
+            self._bar.n = self._bar.last_print_n = self._start
+
     def update(self, step: int, reward: float) -> None:
         """Reports that `step` (from 1) is done.
 

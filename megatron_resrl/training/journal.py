@@ -43,6 +43,11 @@ class Journal:
         if self.writes:
             (self.directory / "recipe.yaml").write_text(text, encoding="utf-8")
 
+    def begin_steps(self) -> None:
+        """Starts the clock of the progress bar."""
+        if self.writes:
+            self.progress.begin()
+
     def log(self, step: int, metrics: Mapping[str, float], samples: Sequence[Sample] = ()) -> None:
         """Writes one step's metrics and a few of its samples, and moves the progress bar."""
         if not self.writes:

@@ -68,6 +68,7 @@ def train(recipe: Recipe) -> None:
                 journal.write_recipe(recipe_yaml(recipe))
                 journal.log(0, evaluate_sets(evaluation_sets, actor, recipe))
             timers.collect()
+            journal.begin_steps()
             for step in range(first, recipe.steps + 1):
                 batch = [prompts[index] for index in sampler.next_batch()]
                 with phase(timers, "rollout"):

@@ -64,3 +64,15 @@ def test_a_terminal_without_a_size_gets_plain_lines() -> None:
         drawn = os.read(reader, 65536).decode()
     os.close(reader)
     assert drawn.startswith("step 1/4  reward 0.250")
+
+
+def test_time_before_the_first_step_does_not_count_for_the_time_left(monkeypatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr("megatron_resrl.observe.progress.time.monotonic", lambda: now[0])
+    stream = io.StringIO()
+    progress = Progress(3, stream=stream)
+    now[0] += 500  # an evaluation
+    progress.begin()
+    now[0] += 10
+    progress.update(1, 0.5)
+    assert "10.0 s/step  00:20 left" in stream.getvalue()
