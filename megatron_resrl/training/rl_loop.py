@@ -53,20 +53,17 @@ def train(recipe: Recipe) -> None:
             len(prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
         )
         first = _resume(recipe, actor, sampler) + 1
-        sampling = SamplingParams(
-            max_new_tokens=recipe.rollout.max_response_length,
-            stop_token_ids=actor.stop_token_ids,
-            n=recipe.rollout.group_size,
-            temperature=recipe.rollout.temperature,
-            top_p=recipe.rollout.top_p,
-            top_k=recipe.rollout.top_k,
-        )
-        synchronize = torch.cuda.synchronize if torch.cuda.is_available() else None
-        timers = PhaseTimers(synchronize)
+        sampling = _sampling(recipe, actor)
+        timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+
+        def evaluate() -> dict[str, float]:
+            with phase(timers, "evaluation"):
+                return evaluate_sets(evaluation_sets, actor, recipe)
+
         with Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal:
             if first == 1:
                 journal.write_recipe(recipe_yaml(recipe))
-                journal.log(0, evaluate_sets(evaluation_sets, actor, recipe))
+                journal.log(0, evaluate())
             timers.collect()
             journal.begin_steps()
             for step in range(first, recipe.steps + 1):
@@ -89,7 +86,7 @@ def train(recipe: Recipe) -> None:
                 if not outcome.finite:
                     journal.dump(step, samples)
                 if _due(step, recipe.evaluation.every, recipe.steps):
-                    metrics |= evaluate_sets(evaluation_sets, actor, recipe)
+                    metrics |= evaluate()
                 journal.log(step, metrics, samples)
                 if _due(step, recipe.checkpoint.save_every, recipe.steps):
                     state = TrainerState(step=step, sampler=sampler.state_dict())
@@ -101,6 +98,17 @@ def train(recipe: Recipe) -> None:
             save_hf_model(
                 actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
             )
+
+
+def _sampling(recipe: Recipe, actor: Actor) -> SamplingParams:
+    return SamplingParams(
+        max_new_tokens=recipe.rollout.max_response_length,
+        stop_token_ids=actor.stop_token_ids,
+        n=recipe.rollout.group_size,
+        temperature=recipe.rollout.temperature,
+        top_p=recipe.rollout.top_p,
+        top_k=recipe.rollout.top_k,
+    )
 
 
 def _load_training_prompts(recipe: Recipe, actor: Actor) -> list[Prompt]:
