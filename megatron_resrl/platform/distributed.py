@@ -34,11 +34,6 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def world_size() -> int:
-    """Ranks of this run as the launcher set them, before any process group exists."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def initialize(parallel: ParallelConfig, seed: int) -> None:
     """Starts the process groups and seeds every generator.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from contextlib import nullcontext
 from pathlib import Path
@@ -256,7 +257,7 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
 def main() -> None:
     models = Path(sys.argv[1])
     references = torch.load(models / "references.pt", weights_only=False)
-    for name, layout in LAYOUTS[platform.world_size()].items():
+    for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
         platform.initialize(layout.recipe(models).parallel, seed=0)
         for family in layout.families:
             found = measure(layout, models / family, references[family])
