@@ -34,7 +34,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How ranks share the model. data_parallel_size = world size / (TP x PP x CP)."""
+    """How ranks share the model. data_parallel_size = world size / (TP x PP x CP); experts are split
+    over ranks of one pipeline stage that exist anyway."""
 
     tensor_model_parallel_size: int = 1
     """Ranks over which each layer's matrices are split."""
@@ -44,6 +45,11 @@ class ParallelConfig:
     """Model chunks per pipeline rank (interleaved 1F1B); None: one chunk."""
     context_parallel_size: int = 1
     """Ranks over which each sequence is split."""
+    expert_model_parallel_size: int = 1
+    """Ranks over which the experts of a mixture-of-experts model are split."""
+    expert_tensor_parallel_size: int | None = None
+    """Ranks over which each expert's matrices are split; default: megatron-core's, which is
+    `tensor_model_parallel_size`."""
     sequence_parallel: bool = False
     """Split the tokens between tensor-parallel regions (needs TP > 1)."""
     use_distributed_optimizer: bool = True
@@ -181,13 +187,15 @@ class AlgorithmConfig:
     """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it."""
     micro_batch_size: int = 4
     """Responses per micro-batch of one data-parallel rank."""
+    sequence_packing: bool = False
+    """Put the responses of a micro-batch behind each other instead of padding them to one length."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the algorithm itself, e.g. {"positive_weight": 0.1}."""
 
 
 @dataclass(frozen=True)
 class ResrlConfig:
-    """The subspace of correct answers and the weights of wrong ones (RESRL, sections 2-6)."""
+    """The subspace of correct answers and the weights of wrong ones (arXiv 2605.00380)."""
 
     rank: int = 64
     """Dimensions kept of the positives' subspace (k)."""
@@ -197,6 +205,38 @@ class ResrlConfig:
     """Quantiles of the negatives' residuals mapped to the smallest and to full weight."""
     floor: float = 0.1
     """The smallest weight (xi)."""
+    positive_weight: float = 0.1
+    """Factor on the advantages of positive responses."""
+    positives: Literal["score", "advantage"] = "score"
+    """`score`: correct by the verifier (the released code); `advantage`: A > 0 (the paper). They
+    differ where shaping pushes a correct response below its group's mean."""
+    layer: int = -2
+    """Whose hidden states: an index into Hugging Face's `hidden_states`. -2: the input of the last
+    layer; -1: after the final norm; 0: the embeddings."""
+    weights: Literal["residual", "constant", "random"] = "residual"
+    """`residual`: the method. Controls with the same mean per group: `constant`, the group's mean
+    weight on all its negative tokens; `random`, the group's weights dealt to the wrong tokens."""
+    refresh: Literal["rollout", "minibatch"] = "rollout"
+    """`rollout`: weights of pass 1 serve all updates of a step; `minibatch`: made anew with the
+    current policy before each update (the released code)."""
+    mask_think: bool = False
+    """Keep tokens between the think markers out of the subspace and the quantiles, and do not punish
+    those of wrong responses (weight 0)."""
+    think_markers: tuple[str, str] = ("<think>", "</think>")
+    """Texts that open and close a span of thinking."""
+    subspace_method: Literal["gram", "rows", "auto"] = "auto"
+    """Where ranks hold different tokens of a group they exchange `gram`: Gram matrices, or `rows`: the
+    sampled hidden states, sent to the group's owner; `auto`: the cheaper one for this model."""
+    split_groups: bool = False
+    """Deal the responses of each group over the data-parallel ranks, for very large groups."""
+    diagnose_every: int = 0
+    """Steps between measurements of displaced likelihood, gradient interference and spectrum; 0:
+    never. One more forward pass over the positive responses each time."""
+    interference_tokens: int = 64
+    """Positive and negative tokens drawn per group for the interference of their gradients."""
+    logit_factor: bool = False
+    """Also measure the logit factor of the interference, which needs the drawn tokens' full
+    distributions."""
 
 
 @dataclass(frozen=True)
