@@ -34,8 +34,8 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class ParallelConfig:
-    """How ranks share the model. data_parallel_size = world size / (TP x PP x CP); experts are split
-    over ranks of one pipeline stage that exist anyway."""
+    """How ranks share the model. data_parallel_size = world size / (TP x PP x CP); experts are
+    split over ranks of one pipeline stage that exist anyway."""
 
     tensor_model_parallel_size: int = 1
     """Ranks over which each layer's matrices are split."""
@@ -188,7 +188,7 @@ class AlgorithmConfig:
     micro_batch_size: int = 4
     """Responses per micro-batch of one data-parallel rank."""
     sequence_packing: bool = False
-    """Put the responses of a micro-batch behind each other instead of padding them to one length."""
+    """Put the responses of a micro-batch behind each other instead of padding them."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the algorithm itself, e.g. {"positive_weight": 0.1}."""
 
@@ -220,13 +220,13 @@ class ResrlConfig:
     """`rollout`: weights of pass 1 serve all updates of a step; `minibatch`: made anew with the
     current policy before each update (the released code)."""
     mask_think: bool = False
-    """Keep tokens between the think markers out of the subspace and the quantiles, and do not punish
-    those of wrong responses (weight 0)."""
+    """Keep tokens between the think markers out of the subspace and the quantiles, and do not
+    punish those of wrong responses (weight 0)."""
     think_markers: tuple[str, str] = ("<think>", "</think>")
     """Texts that open and close a span of thinking."""
     subspace_method: Literal["gram", "rows", "auto"] = "auto"
-    """Where ranks hold different tokens of a group they exchange `gram`: Gram matrices, or `rows`: the
-    sampled hidden states, sent to the group's owner; `auto`: the cheaper one for this model."""
+    """What is kept of a group's positives and exchanged between ranks. `gram`: Gram matrices;
+    `rows`: the sampled hidden states, sent to the group's owner; `auto`: the cheaper one."""
     split_groups: bool = False
     """Deal the responses of each group over the data-parallel ranks, for very large groups."""
     diagnose_every: int = 0
