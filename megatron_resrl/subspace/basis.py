@@ -1,135 +1,175 @@
-"""The leading directions of a group's positive tokens: a deterministic truncated SVD.
+"""The leading directions of groups' positive tokens: a deterministic truncated SVD.
 
-Shapes: N tokens, H hidden size, S = min(N, H), K directions kept, M columns of the search space.
+Shapes: G groups, N tokens of a group (padded), H hidden size, S = min(N, H), K directions.
 
-Two forms of the same problem:
+The statistics of tokens that were never kept, or are spread over ranks, are decomposed as they are,
+in float64. For rows there are three forms of the same problem, chosen by size:
 
-* `gram`: eigenvectors of a Gram matrix in float64, either the H x H scatter (tokens spread over
-  ranks, or never kept) or the smaller of X X^T and X^T X; by full eigen-decomposition when small.
-* `rows`: products X^T (X Q) with the centred float32 rows, closed by a float64 problem. For large
-  groups on one rank, where a float64 Gram matrix costs more than all products together.
+* few tokens or a narrow model: full decomposition of the smaller of X X^T and X^T X in float64;
+* middle sizes: a block Krylov space of that matrix in float32, whose leading vectors are then
+  combined anew by a float64 problem of their products with the rows themselves, which takes the
+  matrix's rounding out again;
+* large: a block Krylov space of products X (X^T Q), where any Gram matrix costs more than all of
+  them together.
 
-Large problems grow a block Krylov space until the wanted directions no longer need its last two
-blocks. Its start comes from its own generator, so a repeated call gives the same bits. Spectra so
-flat that the space would become two thirds of everything are decomposed in full.
+All groups of a call go through the same batched operations. The host waits for the device once
+per call, and once more for each time a search space has to grow. Spectra so flat that the space
+would become two thirds of everything, or so steep that float32 loses the last direction, are
+decomposed in full.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from megatron_resrl.subspace.statistics import Statistics
+from megatron_resrl.subspace.krylov import (
+    BLOCK,
+    GAIN,
+    MatrixSpace,
+    RitzPairs,
+    RowSpace,
+    leading_pairs,
+    orthonormal,
+)
+from megatron_resrl.subspace.rows import ROWS
+from megatron_resrl.subspace.statistics import PANEL, Statistics
 
-# Columns added to the search space at a time. Narrow blocks reach a higher polynomial degree for
-# the same space: 16 converges with 288 columns where 32 needs 384, in the same time.
-BLOCK = 16
-# Part of a wanted direction that may lie in the last two blocks of the space. What is missing then
-# is smaller by what two blocks gain, a factor of 10 to 1000.
-TOLERANCE = 1e-5
 # Directions whose share of sum |x|^2 is below this are rounding noise of the float32 layer norm
 # (about 1e-16; duplicated tokens, tokens on a plane) and are dropped.
 NOISE_SHARE = 1e-13
-# Ritz vectors beyond the wanted ones that take part in the closing float64 problem.
-REFINE_EXTRA = 16
 # Ratio of the largest to the smallest wanted eigenvalue up to which float32 rows are enough; 30
 # between singular values. At 34,000 they move single token weights by 4e-5.
 FLOAT32_CONDITION = 1000.0
-START_SEED = 20260500
-
-Operator = Callable[[Tensor], Tensor]
+# Leading vectors of a float32 Gram matrix, beyond the wanted ones, that are combined anew.
+REFINE_EXTRA = 32
+# Products with few columns take this much longer per flop than those of large matrices.
+NARROW = 2
 
 
 @dataclass(frozen=True)
 class Basis:
-    """Mean and leading directions of a group's positive tokens."""
+    """Mean and leading directions of each group's positive tokens."""
 
-    mean_H: Tensor
-    """[H] float64 mean of the layer-normed positives."""
-    vectors_HK: Tensor
-    """[H, K] float64 orthonormal directions, largest variance first."""
-    eigenvalues_K: Tensor
-    """[K] float64 eigenvalues of the scatter: squared singular values of the centred tokens."""
-    trace: Tensor
-    """[] float64 trace of the scatter: total squared distance from the mean."""
-
-    @property
-    def rank(self) -> int:
-        """Number of directions K."""
-        return self.vectors_HK.shape[1]
+    mean_GH: Tensor
+    """[G, H] float64 mean of the layer-normed positives."""
+    vectors_GHK: Tensor
+    """[G, H, K] float64 orthonormal directions, largest variance first; a group with fewer
+    directions than K has zeros in their place."""
+    eigenvalues_GK: Tensor
+    """[G, K] float64 eigenvalues of the scatter: squared singular values of the centred tokens;
+    zero where there is no direction."""
+    trace_G: Tensor
+    """[G] float64 trace of the scatter: total squared distance from the mean."""
 
     @property
-    def energy(self) -> Tensor:
-        """[] float64 share of the variance the directions capture; 1 where there is none."""
-        if self.rank == 0:
-            return torch.ones_like(self.trace)
-        return self.eigenvalues_K.sum() / self.trace
+    def rank_G(self) -> Tensor:
+        """[G] int64 number of directions."""
+        return (self.eigenvalues_GK > 0).sum(1)
+
+    @property
+    def energy_G(self) -> Tensor:
+        """[G] float64 share of the variance the directions capture; 1 where there is none."""
+        captured_G = self.eigenvalues_GK.sum(1)
+        return torch.where(self.rank_G > 0, captured_G / self.trace_G, 1.0)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory this takes."""
+        return self.mean_GH.nbytes + self.vectors_GHK.nbytes + self.eigenvalues_GK.nbytes
 
 
-def basis_from_rows(x_NH: Tensor, rank: int) -> Basis:
+def basis_from_rows(x_GNH: Tensor, valid_GN: Tensor, rank: int) -> Basis:
     """Leading directions of tokens that are all on this rank.
 
     Args:
-        x_NH: [N, H] layer-normed tokens, float32 or float64, N >= 1. Centred in place, because a
+        x_GNH: [G, N, H] layer-normed tokens, float32 or float64. Centred in place, because a
             second copy would double the memory of the pass: do not use it afterwards.
-        rank: Directions wanted; capped by min(N - 1, H) and by the numerical rank.
+        valid_GN: [G, N] bool: the places that hold a token; the others are zero.
+        rank: Directions wanted; capped by min(tokens - 1, H) and by the numerical rank.
 
     Returns:
-        The basis, equal to the leading right singular vectors of the centred tokens.
+        The basis, equal to the leading right singular vectors of the centred tokens, K = rank.
     """
-    tokens, hidden_size = x_NH.shape
-    wanted = min(rank, tokens - 1, hidden_size)
-    by_rows = x_NH.dtype == torch.float32 and _rows_are_cheaper(tokens, hidden_size, wanted)
-    if not by_rows:
-        x_NH = x_NH.double()
-    mean_H = _centre(x_NH)
-    trace = torch.linalg.vector_norm(x_NH, dim=1).double().square().sum()
-    noise = NOISE_SHARE * (trace + tokens * mean_H.square().sum())
-    pairs = _from_rows(x_NH, wanted, noise) if by_rows else None
+    _, tokens, hidden_size = x_GNH.shape
+    wanted = max(min(rank, tokens - 1, hidden_size), 0)
+    mean_GH = _centre(x_GNH, valid_GN)
+    trace_G = _squares(x_GNH)
+    noise_G = NOISE_SHARE * (trace_G + valid_GN.sum(1) * mean_GH.square().sum(1))
+    pairs = None
+    if x_GNH.dtype == torch.float32:
+        solve = _cheapest(tokens, hidden_size, wanted)
+        pairs = solve(x_GNH, wanted, noise_G) if solve else None
     if pairs is None:
-        pairs = _from_smaller_gram(x_NH.double(), wanted, noise)
-    return _without_noise(mean_H, *pairs, trace, noise)
+        pairs = _in_full(x_GNH, wanted, noise_G)
+    return _basis(mean_GH, *pairs, trace_G, noise_G, rank)
 
 
 def basis_from_statistics(statistics: Statistics, rank: int) -> Basis:
     """Leading directions of tokens known by their statistics only.
 
     Args:
-        statistics: Of all tokens of the group (see `gather_statistics`), count >= 1.
+        statistics: Of all tokens of the groups (see `gather_statistics`).
         rank: Directions wanted; capped by min(count - 1, H) and by the numerical rank.
 
     Returns:
         The basis; agrees with `basis_from_rows` of the same tokens.
     """
-    scatter_HH = statistics.symmetric_scatter()
-    tokens = statistics.count
-    wanted = min(rank, tokens - 1, len(scatter_HH))
-    trace = scatter_HH.diagonal().sum()
-    noise = NOISE_SHARE * (trace + tokens * statistics.mean_H.square().sum())
-    pairs = _from_gram(scatter_HH, wanted, tokens - 1, noise)
-    return _without_noise(statistics.mean_H, *pairs, trace, noise)
+    scatter_GHH = statistics.symmetric_scatter()
+    wanted = min(rank, scatter_GHH.shape[1])
+    trace_G = scatter_GHH.diagonal(dim1=1, dim2=2).sum(1)
+    noise_G = trace_G + statistics.count_G * statistics.mean_GH.square().sum(1)
+    noise_G = NOISE_SHARE * noise_G
+    pairs = _from_gram(scatter_GHH, wanted, noise_G)
+    return _basis(statistics.mean_GH, *pairs, trace_G, noise_G, rank)
 
 
-def _centre(x_NH: Tensor) -> Tensor:
-    mean_H = x_NH.mean(0)
-    x_NH -= mean_H
+def _centre(x_GNH: Tensor, valid_GN: Tensor) -> Tensor:
+    count_G1 = valid_GN.sum(1, keepdim=True).clamp_min(1)
+    mean_GH = x_GNH.sum(1) / count_G1
+    for part, valid in zip(x_GNH.split(ROWS, 1), valid_GN.split(ROWS, 1), strict=True):
+        part -= mean_GH.unsqueeze(1) * valid.unsqueeze(2)
     # What rounding left of the mean; without it outlier dimensions carry a float32 error.
-    return mean_H.double() + x_NH.mean(0).double()
+    return mean_GH.double() + x_GNH.sum(1).double() / count_G1
 
 
-def _without_noise(
-    mean_H: Tensor, values_K: Tensor, vectors_HK: Tensor, trace: Tensor, noise: Tensor
+def _squares(x_GNH: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x_GNH, dim=2).double().square().sum(1)
+
+
+def _basis(
+    mean_GH: Tensor,
+    values_GK: Tensor,
+    vectors_GHK: Tensor,
+    trace_G: Tensor,
+    noise_G: Tensor,
+    rank: int,
 ) -> Basis:
-    kept = int((values_K > noise).sum())
-    return Basis(mean_H, vectors_HK[:, :kept].contiguous(), values_K[:kept], trace)
+    """Drops directions that are noise, and fills up to `rank` columns."""
+    kept_GK = values_GK > noise_G.unsqueeze(1)
+    missing = rank - values_GK.shape[1]
+    values_GK = torch.nn.functional.pad(values_GK * kept_GK, (0, missing))
+    vectors_GHK = torch.where(kept_GK.unsqueeze(1), vectors_GHK, 0.0)
+    vectors_GHK = torch.nn.functional.pad(_orthonormal_columns(vectors_GHK), (0, missing))
+    return Basis(mean_GH, vectors_GHK, values_GK, trace_G)
 
 
-def _krylov_flops(size: int, columns: int) -> int:
-    """Orthogonalisation and the small problems of a space, without the operator's products."""
-    return 4 * size * columns**2 + _eigh_flops(columns)
+def _orthonormal_columns(vectors_GHK: Tensor) -> Tensor:
+    """Takes rounding out of nearly orthonormal columns; columns of zeros stay."""
+    gram_GKK = vectors_GHK.mT @ vectors_GHK
+    empty_GK = gram_GKK.diagonal(dim1=1, dim2=2) == 0
+    gram_GKK = gram_GKK + torch.diag_embed(empty_GK.double())
+    lower_GKK = torch.linalg.cholesky_ex(gram_GKK).L
+    return torch.linalg.solve_triangular(lower_GKK.mT, vectors_GHK, upper=True, left=False)
+
+
+def first_columns(wanted: int) -> int:
+    """Columns of a search space at the first look: enough for spectra without a gap."""
+    return -(-max(4 * wanted, 96) // BLOCK) * BLOCK + 3 * BLOCK
 
 
 def _eigh_flops(size: int) -> int:
@@ -137,162 +177,135 @@ def _eigh_flops(size: int) -> int:
     return 25 * size**3
 
 
-def _rows_are_cheaper(tokens: int, hidden_size: int, wanted: int) -> bool:
-    """Compares the forms in flops, float64 counted twice."""
-    small = min(tokens, hidden_size)
-    columns = _first_size(wanted, tokens - 1)
-    rows = 4 * tokens * hidden_size * columns + _krylov_flops(hidden_size, columns)
-    solve = min(_eigh_flops(small), 4 * small**2 * columns + 2 * _krylov_flops(small, columns))
-    return rows < 4 * tokens * hidden_size * small + solve
+def _space_flops(size: int, columns: int) -> int:
+    """Orthogonalisation and the small problem of a space, without the operator's products."""
+    return NARROW * 8 * size * columns**2 + _eigh_flops(columns)
 
 
-def _from_smaller_gram(x_NH: Tensor, wanted: int, noise: Tensor) -> tuple[Tensor, Tensor]:
-    rank_bound = len(x_NH) - 1
-    if x_NH.shape[0] > x_NH.shape[1]:
-        return _from_gram(x_NH.T @ x_NH, wanted, rank_bound, noise)
-    values_K, left_NK = _from_gram(x_NH @ x_NH.T, wanted, rank_bound, noise)
-    # Columns of null directions are dropped by the caller; the clamp keeps them finite.
-    return values_K, x_NH.T @ (left_NK * values_K.clamp_min(1e-300).rsqrt())
+Pairs = tuple[Tensor, Tensor]
+"""Leading eigenvalues [G, K] and directions [G, H, K], both float64."""
+Solver = Callable[[Tensor, int, Tensor], Pairs | None]
 
 
-def _from_gram(
-    gram_SS: Tensor, wanted: int, rank_bound: int, noise: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Leading eigenpairs [K], [S, K] of a positive matrix in float64."""
-    size = len(gram_SS)
-    columns = _first_size(wanted, rank_bound)
-    if _eigh_flops(size) > 4 * size**2 * columns + 2 * _krylov_flops(size, columns):
-        ritz = _krylov(gram_SS.matmul, gram_SS, wanted, rank_bound, size, noise)
-        if ritz is not None:
-            return ritz.values_K[:wanted], ritz.vectors()[:, :wanted]
-    return _leading(*torch.linalg.eigh(gram_SS), wanted)
-
-
-def _from_rows(x_NH: Tensor, wanted: int, noise: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Leading eigenpairs of X^T X from products with float32 rows; None where the spectrum is too
-    flat for the iteration or too steep for float32."""
-
-    def gram(q_HM: Tensor) -> Tensor:
-        return x_NH.T @ (x_NH @ q_HM)
-
-    ritz = _krylov(gram, x_NH, wanted, len(x_NH) - 1, min(x_NH.shape), noise)
-    if ritz is None:
+def _cheapest(tokens: int, hidden_size: int, wanted: int) -> Solver | None:
+    """The float32 form for these sizes; None where a full decomposition is cheaper."""
+    small, columns = min(tokens, hidden_size), first_columns(wanted)
+    if 3 * columns > 2 * small:
         return None
-    values_K, vectors_HK = _refined(ritz, x_NH, wanted)
-    smallest = values_K[values_K > noise][-1:]
-    too_steep = bool((values_K[0] > FLOAT32_CONDITION * smallest).any())
-    return None if too_steep else (values_K, vectors_HK)
+    area = tokens * hidden_size
+    space = _space_flops(small, columns)
+    flops = {
+        None: 4 * area * small + _eigh_flops(small),
+        _by_gram: area * small + 2 * NARROW * small**2 * columns + space + 6 * area * wanted,
+        _by_rows: 4 * NARROW * area * columns + space,
+    }
+    return min(flops, key=flops.__getitem__)
 
 
-def _leading(values_N: Tensor, vectors_NN: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """The `wanted` largest of ascending eigenpairs, largest first."""
-    first = len(values_N) - wanted
-    return values_N[first:].flip(0), vectors_NN[:, first:].flip(1)
+def _in_full(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
+    """By float64 Gram matrices, a few groups at a time: the float64 copy stays as small as that
+    of half of the rows."""
+    groups = max(1, len(x_GNH) // 4)
+    parts = [
+        _from_smaller_gram(x.double(), wanted, noise)
+        for x, noise in zip(x_GNH.split(groups), noise_G.split(groups), strict=True)
+    ]
+    values, vectors = zip(*parts, strict=True)
+    return torch.cat(values), torch.cat(vectors)
 
 
-class _Space:
-    """Orthonormal basis of a block Krylov space, and its image under a symmetric operator."""
-
-    def __init__(self, operator: Operator, start_HB: Tensor) -> None:
-        self.operator = operator
-        self.basis_HM = torch.linalg.qr(start_HB).Q
-        self.image_HM = operator(self.basis_HM)
-        # As large as rounding: gives an exhausted space (fewer distinct tokens than columns)
-        # somewhere to grow, where QR of exact zeros would repeat columns it already has.
-        size = torch.linalg.vector_norm(self.image_HM, dim=0).max()
-        self.jitter_HB = torch.finfo(start_HB.dtype).eps * size * self.basis_HM
-
-    def grow(self, size: int) -> None:
-        """Adds blocks up to `size` columns, a multiple of the block."""
-        first = self.basis_HM.shape[1]
-        basis_HM, image_HM = (
-            torch.cat((old, old.new_empty(len(old), size - first)), 1)
-            for old in (self.basis_HM, self.image_HM)
-        )
-        for width in range(first, size, BLOCK):
-            block = image_HM[:, width - BLOCK : width] + self.jitter_HB.roll(width, 0)
-            known_HM = basis_HM[:, :width]
-            # Twice: the first pass leaves rounding errors as large as a nearly exhausted block.
-            for _ in range(2):
-                block = torch.linalg.qr(block - known_HM @ (known_HM.T @ block)).Q
-            basis_HM[:, width : width + BLOCK] = block
-            image_HM[:, width : width + BLOCK] = self.operator(block)
-        self.basis_HM, self.image_HM = basis_HM, image_HM
-
-    def ritz(self, wanted: int) -> _Ritz:
-        """The leading Ritz pairs, solved in float64."""
-        small_MM = (self.basis_HM.T @ self.image_HM).double()
-        values_K, weights_MK = _leading(*torch.linalg.eigh((small_MM + small_MM.T) / 2), wanted)
-        return _Ritz(values_K, weights_MK, self.basis_HM)
+def _from_smaller_gram(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
+    if x_GNH.shape[1] > x_GNH.shape[2]:
+        return _from_gram(x_GNH.mT @ x_GNH, wanted, noise_G)
+    values_GK, left_GNK = _from_gram(x_GNH @ x_GNH.mT, wanted, noise_G)
+    return values_GK, x_GNH.mT @ (left_GNK * _inverse_root(values_GK))
 
 
-@dataclass(frozen=True)
-class _Ritz:
-    """Approximate eigenpairs, the vectors as combinations of a basis."""
-
-    values_K: Tensor
-    weights_MK: Tensor
-    basis_HM: Tensor
-
-    def vectors(self) -> Tensor:
-        """[H, K] float64."""
-        return self.basis_HM.double() @ self.weights_MK
-
-    def converged(self, wanted: int, noise: Tensor) -> bool:
-        """Whether the last two blocks no longer mattered to the wanted pairs above the noise."""
-        values_K, weights_MK = self.values_K[:wanted], self.weights_MK[:, :wanted]
-        news_K = torch.linalg.vector_norm(weights_MK[-2 * BLOCK :], dim=0) * values_K
-        rounding = torch.finfo(self.basis_HM.dtype).eps / 2 * values_K[0]
-        return bool(((news_K <= TOLERANCE * values_K + rounding) | (values_K <= noise)).all())
+def _inverse_root(values_GK: Tensor) -> Tensor:
+    # Null directions are dropped later; the clamp keeps them finite.
+    return values_GK.clamp_min(1e-300).rsqrt().unsqueeze(1)
 
 
-def _krylov(
-    operator: Operator, like: Tensor, wanted: int, rank_bound: int, full_size: int, noise: Tensor
-) -> _Ritz | None:
-    """Grows a Krylov space until it holds the wanted eigenvectors.
+def _from_gram(gram_GSS: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
+    """Leading eigenpairs [G, K], [G, S, K] of positive matrices in float64."""
+    size, columns = gram_GSS.shape[1], first_columns(wanted)
+    products = 2 * NARROW * size**2 * columns
+    if _eigh_flops(size) > 2 * (products + _space_flops(size, columns)):
+        space = MatrixSpace(gram_GSS)
+        pairs = _grown(space, wanted, wanted, size, noise_G)
+        if pairs is not None:
+            return pairs.values_GK, space.vectors(pairs)
+    pairs = leading_pairs(gram_GSS, wanted)
+    return pairs.values_GK, pairs.weights_GMK
+
+
+def _by_rows(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs | None:
+    """From products with float32 rows; None where a spectrum is too flat or too steep."""
+    space = RowSpace(x_GNH)
+    pairs = _grown(space, wanted, wanted, min(x_GNH.shape[1:]), noise_G)
+    if pairs is None or _too_steep(pairs.values_GK, noise_G):
+        return None
+    return pairs.values_GK, space.vectors(pairs)
+
+
+def _by_gram(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs | None:
+    """From the smaller float32 Gram matrix; None where a spectrum is too flat or too steep."""
+    tall = x_GNH.shape[1] > x_GNH.shape[2]
+    rows_GSL = x_GNH.mT if tall else x_GNH
+    space = MatrixSpace(_half_made_gram(rows_GSL))
+    found = min(wanted + REFINE_EXTRA, rows_GSL.shape[1])
+    pairs = _grown(space, wanted, found, rows_GSL.shape[1], noise_G)
+    if pairs is None:
+        return None
+    leading_GSK = orthonormal(space.vectors(pairs))
+    image_GLK = (rows_GSL.mT @ leading_GSK.to(x_GNH.dtype)).double()
+    pairs = leading_pairs(image_GLK.mT @ image_GLK, wanted)
+    if _too_steep(pairs.values_GK, noise_G):
+        return None
+    if tall:
+        return pairs.values_GK, leading_GSK @ pairs.weights_GMK
+    return pairs.values_GK, image_GLK @ (pairs.weights_GMK * _inverse_root(pairs.values_GK))
+
+
+def _half_made_gram(rows_GSL: Tensor) -> Tensor:
+    """[G, S, S] products of all pairs of rows, one triangle computed and mirrored."""
+    size = rows_GSL.shape[1]
+    gram_GSS = rows_GSL.new_empty(len(rows_GSL), size, size)
+    for start in range(0, size, PANEL):
+        panel_GPS = rows_GSL[:, start : start + PANEL] @ rows_GSL[:, start:].mT
+        gram_GSS[:, start : start + PANEL, start:] = panel_GPS
+        gram_GSS[:, start:, start : start + PANEL] = panel_GPS.mT
+    return gram_GSS
+
+
+def _too_steep(values_GK: Tensor, noise_G: Tensor) -> bool:
+    """Whether float32 is not enough for the smallest direction above the noise of any group."""
+    steep_GK = values_GK[:, :1] > FLOAT32_CONDITION * values_GK
+    return bool((steep_GK & (values_GK > noise_G.unsqueeze(1))).any())
+
+
+def _grown(
+    space: RowSpace | MatrixSpace, wanted: int, found: int, full_size: int, noise_G: Tensor
+) -> RitzPairs | None:
+    """Grows a Krylov space until it holds the wanted eigenvectors of all groups.
 
     Args:
-        operator: Symmetric positive H x H operator on [H, *] blocks.
-        like: Tensor with the operator's dtype, device and last dimension H.
+        space: Holds its first block.
         wanted: Eigenpairs that have to converge.
-        rank_bound: The operator's rank is at most this.
+        found: Eigenpairs returned, at least `wanted`.
         full_size: Size of the smaller Gram matrix. A space of two thirds of it is given up: a full
             eigen-decomposition is the better choice then.
-        noise: Eigenvalues up to this are no signal and need not converge.
+        noise_G: Eigenvalues up to this are no signal and need not converge.
 
     Returns:
-        At least `wanted` pairs (REFINE_EXTRA more where the space has them), or None where
-        the space became too large.
+        The pairs, or None where the space became too large.
     """
-    generator = torch.Generator().manual_seed(START_SEED)  # on the CPU: the same on every device
-    start_HB = torch.randn(like.shape[-1], BLOCK, generator=generator)
-    space = _Space(operator, start_HB.to(like))
-    size = _first_size(wanted, rank_bound)
+    size = first_columns(wanted)
     while 3 * size <= 2 * full_size:
         space.grow(size)
-        ritz = space.ritz(min(wanted + REFINE_EXTRA, size))
-        if ritz.converged(wanted, noise):
-            return ritz
-        size = _whole_blocks(size * 9 // 8)
+        pairs = space.ritz(found)
+        excess = float(pairs.excess(wanted, noise_G, space.rounding))
+        if excess <= 1:
+            return pairs
+        size += BLOCK * math.ceil(math.log(min(excess, GAIN**4), GAIN))
     return None
-
-
-def _first_size(wanted: int, rank_bound: int) -> int:
-    return min(_whole_blocks(max(4 * wanted, 128)), _whole_blocks(rank_bound)) + 2 * BLOCK
-
-
-def _whole_blocks(size: int) -> int:
-    return -(-size // BLOCK) * BLOCK
-
-
-def _refined(ritz: _Ritz, x_NH: Tensor, wanted: int) -> tuple[Tensor, Tensor]:
-    """Solves once more among the leading Ritz vectors W, with X W instead of X^T X W.
-
-    Rounding of X^T (X Q) is relative to the largest eigenvalue and turns the directions around the
-    last wanted one into each other; that of X w_i is relative to the i-th singular value. In
-    float32 this takes the error of the token residuals from 1e-6 to 1e-7.
-    """
-    leading_HM = torch.linalg.qr(ritz.vectors()).Q
-    projected_NM = (x_NH @ leading_HM.to(x_NH.dtype)).double()
-    values_K, weights_MK = _leading(*torch.linalg.eigh(projected_NM.T @ projected_NM), wanted)
-    return values_K, leading_HM @ weights_MK

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
+from megatron_resrl.subspace.plan import GroupPlan
+from megatron_resrl.subspace.weighting import MIN_QUANTILE_SPREAD
+
 SKIP_REASONS = ("no_positive", "no_negative", "few_positive_tokens")
+_NAN = float("nan")
 
 
 @dataclass(frozen=True)
@@ -15,34 +21,86 @@ class GroupReport:
     skipped: str | None
     """Why all weights stayed 1 (one of SKIP_REASONS), or None where the group was weighted."""
     positive_tokens: int
-    """Valid response tokens of positive responses, before sampling."""
+    """Counted tokens of positive responses, before sampling."""
     negative_tokens: int
-    """Valid response tokens of negative responses."""
-    rank: int = 0
-    """Directions used; 0 where skipped."""
+    """Counted tokens of negative responses."""
     mean_weight: float = 1.0
     """Mean weight over the negative tokens."""
-    q_low: float = float("nan")
-    """Lower residual quantile, per hidden dimension; NaN where skipped."""
-    q_high: float = float("nan")
-    """Upper residual quantile, per hidden dimension; NaN where skipped."""
-    energy: float = float("nan")
-    """Share of the positives' variance inside the subspace; NaN where skipped."""
+    q_low: float = _NAN
+    """Lower residual quantile, per hidden dimension; NaN where skipped, as all that follow."""
+    q_high: float = _NAN
+    """Upper residual quantile, per hidden dimension."""
+    energy: float = _NAN
+    """Share of the positives' variance inside the subspace."""
+    rank: int = 0
+    """Directions used; 0 where skipped."""
+    top_energy: float = _NAN
+    """Share of the variance along the first direction."""
+    condition: float = _NAN
+    """Largest over smallest singular value of the directions used."""
+    effective_rank: float = _NAN
+    """exp(entropy) of the captured spectrum: how many directions share the variance."""
     degenerate: bool = False
     """Whether the quantiles were too close and all negatives got the mid weight."""
 
 
-def summarise(reports: Iterable[GroupReport]) -> dict[str, float]:
+def reports_of(plan: GroupPlan, weighted: Sequence[tuple[Tensor, Tensor]]) -> list[GroupReport]:
+    """Reports of all groups of a plan.
+
+    Args:
+        plan: The plan.
+        weighted: For each window the indices of its weighted groups [G], and [G, 8] their numbers
+            in the order of the fields of `GroupReport`, from `mean_weight` on.
+
+    Returns:
+        One report per group, in the plan's order.
+    """
+    found: dict[int, list[float]] = {}
+    for groups, numbers in weighted:
+        found |= dict(zip(groups.tolist(), numbers.tolist(), strict=True))
+    reports = []
+    for group, (skipped, positives, negatives) in enumerate(
+        zip(plan.skipped, plan.positive_tokens, plan.negative_tokens, strict=True)
+    ):
+        report = GroupReport(skipped, positives, negatives)
+        if skipped is None:
+            mean, low, high, energy, rank, *spectrum = found[group]
+            degenerate = high - low < MIN_QUANTILE_SPREAD
+            report = GroupReport(
+                skipped, positives, negatives, mean, low, high, energy, int(rank), *spectrum,
+                degenerate,
+            )  # fmt: skip
+        reports.append(report)
+    return reports
+
+
+_PER_GROUP = {
+    "residual_q_low": "q_low",
+    "residual_q_high": "q_high",
+    "energy": "energy",
+    "rank": "rank",
+}
+_SPECTRUM = {
+    "spectrum_top_energy": "top_energy",
+    "spectrum_condition": "condition",
+    "spectrum_effective_rank": "effective_rank",
+}
+
+
+def summarise(reports: Iterable[GroupReport], *, spectrum: bool = False) -> dict[str, float]:
     """Flat metrics of the groups of a step.
 
     Args:
         reports: One report per prompt group. Over data-parallel ranks: gather the reports first.
+        spectrum: Also what the eigenvalues look like.
 
     Returns:
         `resrl/groups`; fractions of all groups `resrl/skipped_fraction`, `resrl/skipped_<reason>`
         for every reason and `resrl/degenerate_fraction`; and over the groups that were weighted
         (left out when there are none): `resrl/mean_weight` (per negative token) and, per group,
-        `resrl/residual_q_low`, `resrl/residual_q_high`, `resrl/energy`, `resrl/rank`.
+        `resrl/residual_q_low`, `resrl/residual_q_high`, `resrl/energy`, `resrl/rank`, and where
+        asked for `resrl/spectrum_top_energy`, `resrl/spectrum_condition`,
+        `resrl/spectrum_effective_rank`.
     """
     reports = list(reports)
     count = max(len(reports), 1)
@@ -56,11 +114,6 @@ def summarise(reports: Iterable[GroupReport]) -> dict[str, float]:
         return metrics
     tokens = sum(r.negative_tokens for r in weighted)
     metrics["resrl/mean_weight"] = sum(r.mean_weight * r.negative_tokens for r in weighted) / tokens
-    for name, field in (
-        ("residual_q_low", "q_low"),
-        ("residual_q_high", "q_high"),
-        ("energy", "energy"),
-        ("rank", "rank"),
-    ):
+    for name, field in (_PER_GROUP | (_SPECTRUM if spectrum else {})).items():
         metrics[f"resrl/{name}"] = sum(getattr(r, field) for r in weighted) / len(weighted)
     return metrics

@@ -1,4 +1,4 @@
-"""How much of a token lies outside the positive subspace."""
+"""How much of a token lies outside the positive subspace of its group."""
 
 from __future__ import annotations
 
@@ -6,33 +6,46 @@ import torch
 from torch import Tensor
 
 from megatron_resrl.subspace.basis import Basis
-from megatron_resrl.subspace.statistics import layer_norm
+from megatron_resrl.subspace.rows import Padding, layer_norm
 
 # Rows scored at a time: few enough for a CPU's cache in float64, and all the memory this takes.
-ROWS = 256
+SCORED_ROWS = 256
 
 
-def residuals(hidden_NH: Tensor, rows_M: Tensor, basis: Basis) -> Tensor:
-    """Residual e(x) = |(I - V V^T)(x - mu)|^2 / H of chosen tokens (arXiv 2605.00380).
+def residuals(hidden_nH: Tensor, group_n: Tensor, basis: Basis) -> Tensor:
+    """Residual e(x) = |(I - V V^T)(x - mu)|^2 / H (arXiv 2605.00380).
 
     In float64, where |y|^2 - |V^T y|^2 loses nothing that matters; float32 moves single weights by
     up to 5e-5 when most of the variance is captured.
 
     Args:
-        hidden_NH: [N, H] hidden states, before layer norm, of any float dtype.
-        rows_M: [M] int64 row numbers of the tokens.
-        basis: Mean and directions of the group's positives.
+        hidden_nH: [n, H] hidden states, before layer norm, of any float dtype.
+        group_n: [n] int64 on the CPU: which group of `basis` each belongs to.
+        basis: Mean and directions of the groups' positives.
 
     Returns:
-        [M] float64, in the order of `rows_M`.
+        [n] float64.
     """
-    parts = [_residual(hidden_NH[rows], basis) for rows in rows_M.split(ROWS) if len(rows)]
-    if not parts:
-        return hidden_NH.new_zeros(0, dtype=torch.float64)
-    return torch.cat(parts)
+    order = group_n.argsort(stable=True)
+    if not torch.equal(order, torch.arange(len(order))):
+        sorted_n = residuals(hidden_nH[order.to(hidden_nH.device)], group_n[order], basis)
+        return torch.empty_like(sorted_n).index_copy_(0, order.to(sorted_n.device), sorted_n)
+    parts = [
+        _residuals(hidden, group, basis)
+        for hidden, group in zip(
+            hidden_nH.split(SCORED_ROWS), group_n.split(SCORED_ROWS), strict=True
+        )
+        if len(group)
+    ]
+    return torch.cat(parts) if parts else hidden_nH.new_zeros(0, dtype=torch.float64)
 
 
-def _residual(hidden_MH: Tensor, basis: Basis) -> Tensor:
-    y_MH = layer_norm(hidden_MH).double() - basis.mean_H
-    inside_M = (y_MH @ basis.vectors_HK).square().sum(1)
-    return (y_MH.square().sum(1) - inside_M).clamp_min(0) / y_MH.shape[1]
+def _residuals(hidden_nH: Tensor, group_n: Tensor, basis: Basis) -> Tensor:
+    first, last = int(group_n[0]), int(group_n[-1])
+    chosen = slice(first, last + 1)
+    padding = Padding.of(group_n - first, last + 1 - first, hidden_nH.device)
+    x_GWH = padding.pad(layer_norm(hidden_nH)).double()
+    y_GWH = x_GWH - basis.mean_GH[chosen].unsqueeze(1)
+    inside_GW = (y_GWH @ basis.vectors_GHK[chosen]).square().sum(2)
+    outside_GW = (y_GWH.square().sum(2) - inside_GW).clamp_min(0)
+    return padding.take(outside_GW) / hidden_nH.shape[1]

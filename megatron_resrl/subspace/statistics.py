@@ -1,6 +1,6 @@
-"""Layer norm of hidden states, and the additive statistics of a group's positive tokens.
+"""The additive statistics of groups' positive tokens, for all groups of a window at once.
 
-Shapes: N tokens, H hidden size.
+Shapes: G groups, W rows of a group (padded), H hidden size, R ranks.
 
 A part of a group (one micro-batch, one rank) is described by its number of tokens, their mean and
 their scatter `sum (x - mean)(x - mean)^T`. Two parts are joined exactly by the pairwise update of
@@ -18,133 +18,136 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor
 
-from megatron_resrl.subspace.gather import all_gather, group_size
-
-LAYER_NORM_EPS = 1e-5
+from megatron_resrl.subspace.ranks import TokenRanks
 
 # Width of the column panels in which the upper triangle of a scatter is made and sent: about half
 # the work and half the bytes of the full matrix, and a bounded receive buffer.
 PANEL = 256
-# Rows turned into float64 at a time.
-ROWS = 512
-
-
-def layer_norm(hidden_NH: Tensor) -> Tensor:
-    """Parameter-free layer norm over the hidden size, eps 1e-5 (arXiv 2605.00380).
-
-    Args:
-        hidden_NH: [N, H] hidden states of any float dtype.
-
-    Returns:
-        [N, H] float32, or float64 for float64 input.
-    """
-    wide = hidden_NH if hidden_NH.dtype == torch.float64 else hidden_NH.float()
-    return F.layer_norm(wide, wide.shape[-1:], eps=LAYER_NORM_EPS)
-
-
-def normalised_rows(hidden_NH: Tensor, rows_M: Tensor) -> Tensor:
-    """Layer norm of chosen rows, made in slices so that only the result is large.
-
-    Args:
-        hidden_NH: [N, H] hidden states of any float dtype.
-        rows_M: [M] int64 row numbers.
-
-    Returns:
-        [M, H] float32, or float64 for float64 input.
-    """
-    dtype = torch.float64 if hidden_NH.dtype == torch.float64 else torch.float32
-    x_MH = hidden_NH.new_empty((len(rows_M), hidden_NH.shape[1]), dtype=dtype)
-    for start in range(0, len(rows_M), ROWS):
-        x_MH[start : start + ROWS] = layer_norm(hidden_NH[rows_M[start : start + ROWS]])
-    return x_MH
 
 
 @dataclass
 class Statistics:
-    """Count, mean and scatter of the tokens seen so far."""
+    """Count, mean and scatter of the tokens seen so far, per group."""
 
-    count: int
-    """Number of tokens."""
-    mean_H: Tensor
-    """[H] float64 mean; zeros while there are no tokens."""
-    scatter_HH: Tensor
-    """[H, H] float64 sum of (x - mean)(x - mean)^T; only the upper triangle is meant."""
+    count_G: Tensor
+    """[G] float64 number of tokens."""
+    mean_GH: Tensor
+    """[G, H] float64 mean; zeros while there are no tokens."""
+    scatter_GHH: Tensor
+    """[G, H, H] float64 sum of (x - mean)(x - mean)^T; only the upper triangle is meant."""
 
     @classmethod
-    def empty(cls, hidden_size: int, device: torch.device | str = "cpu") -> Statistics:
+    def empty(cls, groups: int, hidden_size: int, device: torch.device | str = "cpu") -> Statistics:
         """Statistics of no tokens."""
-        mean_H = torch.zeros(hidden_size, dtype=torch.float64, device=device)
-        return cls(0, mean_H, mean_H.new_zeros(hidden_size, hidden_size))
+        mean_GH = torch.zeros(groups, hidden_size, dtype=torch.float64, device=device)
+        scatter_GHH = mean_GH.new_zeros(groups, hidden_size, hidden_size)
+        return cls(mean_GH.new_zeros(groups), mean_GH, scatter_GHH)
 
-    def add(self, x_NH: Tensor) -> None:
+    @property
+    def nbytes(self) -> int:
+        """Memory this takes."""
+        return self.count_G.nbytes + self.mean_GH.nbytes + self.scatter_GHH.nbytes
+
+    def add(self, x_GWH: Tensor, valid_GW: Tensor) -> None:
         """Joins further tokens, in place.
 
         Args:
-            x_NH: [N, H] layer-normed tokens.
+            x_GWH: [G, W, H] layer-normed tokens.
+            valid_GW: [G, W] bool; other places are not read.
         """
-        for part_NH in x_NH.split(ROWS):
-            if len(part_NH):
-                self._add_part(part_NH.double())
+        if not valid_GW.shape[1]:
+            return
+        valid_GW1 = valid_GW.unsqueeze(2)
+        x_GWH = x_GWH.double().masked_fill(~valid_GW1, 0.0)
+        count_G = valid_GW.sum(1).double()
+        total_G = self.count_G + count_G
+        mean_GH = x_GWH.sum(1) / count_G.clamp_min(1).unsqueeze(1)
+        step_GH = (mean_GH - self.mean_GH) * (count_G > 0).unsqueeze(1)
+        x_GWH = (x_GWH - mean_GH.unsqueeze(1)).masked_fill_(~valid_GW1, 0.0)
+        # The rank-one term of the two means, as one more row of the same product.
+        weight_G = (self.count_G * count_G / total_G.clamp_min(1)).sqrt()
+        join_G1H = (weight_G.unsqueeze(1) * step_GH).unsqueeze(1)
+        self._add_outer(torch.cat((x_GWH, join_G1H), 1))
+        self.mean_GH = self.mean_GH + step_GH * (count_G / total_G.clamp_min(1)).unsqueeze(1)
+        self.count_G = total_G
 
-    def _add_part(self, x_NH: Tensor) -> None:
-        total = self.count + len(x_NH)
-        mean_H = x_NH.mean(0)
-        step_H = mean_H - self.mean_H
-        rows_NH = x_NH - mean_H
-        if self.count:
-            # The rank-one term of the two means, as one more row of the same product.
-            weight = (self.count * len(x_NH) / total) ** 0.5
-            rows_NH = torch.cat((rows_NH, weight * step_H.unsqueeze(0)))
-        self._add_outer(rows_NH)
-        self.mean_H = self.mean_H + step_H * (len(x_NH) / total)
-        self.count = total
-
-    def _add_outer(self, rows_NH: Tensor) -> None:
-        for start in range(0, rows_NH.shape[1], PANEL):
-            panel = self.scatter_HH[start : start + PANEL, start:]
-            panel.addmm_(rows_NH[:, start : start + PANEL].T, rows_NH[:, start:])
+    def _add_outer(self, rows_GWH: Tensor) -> None:
+        for start in range(0, rows_GWH.shape[2], PANEL):
+            panel = self.scatter_GHH[:, start : start + PANEL, start:]
+            panel += rows_GWH[:, :, start : start + PANEL].mT @ rows_GWH[:, :, start:]
 
     def symmetric_scatter(self) -> Tensor:
-        """[H, H] float64 scatter with both triangles filled."""
-        upper_HH = self.scatter_HH.triu()
-        return upper_HH + upper_HH.triu(1).T
+        """[G, H, H] float64 scatter with both triangles filled."""
+        upper_GHH = self.scatter_GHH.triu()
+        return upper_GHH + upper_GHH.triu(1).mT
 
 
-def gather_statistics(local: Statistics, process_group: dist.ProcessGroup | None) -> Statistics:
-    """Joins the statistics of ranks that hold different tokens of one group.
+def gather_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
+    """Joins all ranks' statistics of the same groups, on every rank.
 
     Every rank's part is all-gathered and summed in rank order, so a repeated run gives the same
     bits. Hidden states never leave their rank.
 
     Args:
-        local: This rank's part; its count may be 0.
-        process_group: Ranks that hold different tokens. Ranks that hold copies of the same tokens
-            must not be in it, or these count twice.
+        local: This rank's part; its counts may be 0.
+        ranks: They hold different tokens.
 
     Returns:
         Statistics of all tokens, the same on all ranks.
     """
-    if group_size(process_group) == 1:
+    if ranks.size == 1:
         return local
-    count = local.mean_H.new_tensor([float(local.count)])
-    gathered = all_gather(torch.cat((count, local.mean_H)), process_group)
-    counts_R, means_RH = gathered[:, :1], gathered[:, 1:]
-    total = int(counts_R.sum().item())
-    mean_H = _sum_in_order(counts_R * means_RH) / max(total, 1)
-
-    joined = Statistics.empty(len(mean_H), mean_H.device)
-    joined.count, joined.mean_H = total, mean_H
-    for start in range(0, len(mean_H), PANEL):
-        panel = local.scatter_HH[start : start + PANEL, start:].contiguous()
-        joined.scatter_HH[start : start + PANEL, start:] = _sum_in_order(
-            all_gather(panel, process_group)
+    joined, parts = _joined_means(local, ranks, slice(None))
+    for start in range(0, joined.mean_GH.shape[1], PANEL):
+        panel = local.scatter_GHH[:, start : start + PANEL, start:].contiguous()
+        joined.scatter_GHH[:, start : start + PANEL, start:] = _sum_in_order(
+            ranks.all_gather(panel)
         )
-    joined._add_outer(counts_R.sqrt() * (means_RH - mean_H))
+    joined._add_outer(parts)
     return joined
+
+
+def scatter_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
+    """Joins all ranks' statistics, each group on its owner only (`TokenRanks.owned`).
+
+    The reduce-scatter over groups by which ranks share the eigen-problems. Parts are sent to the
+    owner and summed there in rank order.
+
+    Args:
+        local: This rank's part of all G groups.
+        ranks: They hold different tokens.
+
+    Returns:
+        Statistics of this rank's own groups, in the order of `TokenRanks.owned`.
+    """
+    groups, hidden_size = local.mean_GH.shape
+    mine = ranks.owned(groups)
+    joined, parts = _joined_means(local, ranks, mine)
+    for start in range(0, hidden_size, PANEL):
+        panel = local.scatter_GHH[:, start : start + PANEL, start:]
+        parcels = [panel[ranks.owned(groups, rank)].flatten() for rank in range(ranks.size)]
+        expected = len(range(groups)[mine]) * panel[0].numel()
+        received = ranks.all_to_all(torch.cat(parcels), [len(p) for p in parcels],
+                                    [expected] * ranks.size)  # fmt: skip
+        joined.scatter_GHH[:, start : start + PANEL, start:] = _sum_in_order(
+            received.view(ranks.size, *joined.scatter_GHH[:, start : start + PANEL, start:].shape)
+        )
+    joined._add_outer(parts)
+    return joined
+
+
+def _joined_means(local: Statistics, ranks: TokenRanks, groups: slice) -> tuple[Statistics, Tensor]:
+    """Counts and means of chosen groups, and [G, R, H] rows that join the ranks' scatters."""
+    packed = torch.cat((local.count_G.unsqueeze(1), local.mean_GH), 1)
+    gathered = ranks.all_gather(packed)[:, groups]
+    count_RG1, mean_RGH = gathered[:, :, :1], gathered[:, :, 1:]
+    total_G1 = count_RG1.sum(0)
+    mean_GH = _sum_in_order(count_RG1 * mean_RGH) / total_G1.clamp_min(1)
+    joined = Statistics.empty(len(mean_GH), mean_GH.shape[1], mean_GH.device)
+    joined.count_G, joined.mean_GH = total_G1.squeeze(1), mean_GH
+    return joined, (count_RG1.sqrt() * (mean_RGH - mean_GH)).transpose(0, 1)
 
 
 def _sum_in_order(parts: Tensor) -> Tensor:

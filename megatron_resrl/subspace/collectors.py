@@ -1,0 +1,177 @@
+"""The two ways to the bases of a window, behind one interface.
+
+Both take the positives of a window micro-batch by micro-batch on every rank, and give every rank
+the basis of every group:
+
+* `rows`: the sampled hidden states in the model's own number format, sent to the group's owner,
+  which puts them in the order of their token numbers. The same tokens give the same bits,
+  whatever ranks they came from.
+* `gram`: Gram matrices, all-gathered and summed in rank order, or with several groups in a window
+  reduce-scattered over the groups so that the ranks share the eigen-problems. Any number of
+  tokens, and no hidden state is kept.
+
+Shapes: G groups of the window, N the most positive tokens of a group, H hidden size, n rows.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from megatron_resrl.subspace.basis import Basis, basis_from_rows, basis_from_statistics
+from megatron_resrl.subspace.ranks import TokenRanks
+from megatron_resrl.subspace.rows import ROWS, Padding, layer_norm, normalised_dtype
+from megatron_resrl.subspace.statistics import (
+    Statistics,
+    gather_statistics,
+    scatter_statistics,
+)
+
+
+class Collector(Protocol):
+    """Positives of one window in, bases out."""
+
+    def add(self, hidden_nH: Tensor, group_n: Tensor, column_n: Tensor) -> None:
+        """Takes tokens of this rank.
+
+        Args:
+            hidden_nH: [n, H] hidden states.
+            group_n: [n] int64 on the CPU, group within the window.
+            column_n: [n] int64 on the CPU, number of the token within its group.
+        """
+
+    def bases(self) -> Basis:
+        """The bases of the window's groups, the same on all ranks. Collective."""
+
+    @property
+    def nbytes(self) -> int:
+        """Most memory held so far for hidden states or statistics."""
+
+
+class RowsCollector:
+    """Sends hidden states to the group's owner."""
+
+    def __init__(
+        self, counts_G: Tensor, hidden_size: int, rank: int, ranks: TokenRanks, like: Tensor
+    ) -> None:
+        """
+        Args:
+            counts_G: [G] int64 on the CPU, tokens of each group on all ranks together.
+            hidden_size: H.
+            rank: Directions wanted.
+            ranks: They hold different tokens.
+            like: A tensor with the hidden states' dtype and device.
+        """
+        self.rank = rank
+        self.ranks = ranks
+        self.counts_G = counts_G
+        self.own = ranks.owned(len(counts_G))
+        self.hidden_size = hidden_size
+        self.width = int(counts_G.max())
+        self.device, self.dtype = like.device, like.dtype
+        self._normalised = normalised_dtype(like)
+        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._rows: Tensor | None = self._empty() if ranks.size == 1 else None
+        self.nbytes = 0 if self._rows is None else self._rows.nbytes
+
+    def _empty(self) -> Tensor:
+        groups = len(self.counts_G[self.own])
+        return torch.zeros(
+            groups * self.width, self.hidden_size, dtype=self._normalised, device=self.device
+        )
+
+    def add(self, hidden_nH: Tensor, group_n: Tensor, column_n: Tensor) -> None:
+        if self._rows is not None:
+            self._write(hidden_nH, (group_n * self.width + column_n).to(self.device))
+        else:
+            self._held.append((hidden_nH, group_n, column_n))
+            self.nbytes += hidden_nH.nbytes
+
+    def bases(self) -> Basis:
+        if self.ranks.size > 1:
+            self._exchange()
+        groups = len(self.counts_G[self.own])
+        valid = torch.arange(self.width) < self.counts_G[self.own].unsqueeze(1)
+        rows = self._rows.view(groups, self.width, self.hidden_size)
+        own = basis_from_rows(rows, valid.to(self.device), self.rank) if groups else None
+        self._rows = None
+        return _shared(own, len(self.counts_G), self.hidden_size, self.rank, self.ranks, rows)
+
+    def _write(self, hidden_nH: Tensor, place_n: Tensor) -> None:
+        for rows, places in zip(hidden_nH.split(ROWS), place_n.split(ROWS), strict=True):
+            self._rows.index_copy_(0, places, layer_norm(rows))
+
+    def _exchange(self) -> None:
+        """Sends held rows to their owners, and with them the place of each."""
+        group_n = torch.cat([held[1] for held in self._held] or [self.counts_G[:0]])
+        column_n = torch.cat([held[2] for held in self._held] or [self.counts_G[:0]])
+        owner_n = group_n % self.ranks.size
+        place_n = group_n // self.ranks.size * self.width + column_n
+        order = owner_n.argsort(stable=True)
+        send = torch.bincount(owner_n, minlength=self.ranks.size)
+        receive = self.ranks.all_gather(send.to(self.device))[:, self.ranks.rank].tolist()
+        empty = torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
+        rows_nH = torch.cat([held[0] for held in self._held] or [empty])
+        self._held = []
+        rows_nH = rows_nH[order.to(self.device)]
+        rows_nH = self.ranks.all_to_all(rows_nH, send.tolist(), receive)
+        places = self.ranks.all_to_all(place_n[order].to(self.device), send.tolist(), receive)
+        self._rows = self._empty()
+        self._write(rows_nH, places)
+        self.nbytes = max(self.nbytes + rows_nH.nbytes, rows_nH.nbytes + self._rows.nbytes)
+
+
+class GramCollector:
+    """Accumulates Gram matrices; hidden states are not kept."""
+
+    def __init__(
+        self, counts_G: Tensor, hidden_size: int, rank: int, ranks: TokenRanks, like: Tensor
+    ) -> None:
+        """Arguments as for `RowsCollector`."""
+        self.rank = rank
+        self.ranks = ranks
+        self.groups = len(counts_G)
+        self.like = like
+        self._statistics = Statistics.empty(self.groups, hidden_size, like.device)
+        self.nbytes = self._statistics.nbytes
+
+    def add(self, hidden_nH: Tensor, group_n: Tensor, column_n: Tensor) -> None:
+        padding = Padding.of(group_n, self.groups, hidden_nH.device)
+        places = padding.pad(torch.arange(len(group_n), device=hidden_nH.device))
+        for start in range(0, places.shape[1], ROWS):
+            part, valid = (t[:, start : start + ROWS] for t in (places, padding.valid_GW))
+            self._statistics.add(layer_norm(hidden_nH[part]), valid)
+
+    def bases(self) -> Basis:
+        statistics, self._statistics = self._statistics, None
+        if self.ranks.size == 1 or self.groups == 1:
+            return basis_from_statistics(gather_statistics(statistics, self.ranks), self.rank)
+        hidden_size = statistics.mean_GH.shape[1]
+        own = scatter_statistics(statistics, self.ranks)
+        self.nbytes = max(self.nbytes, statistics.nbytes + own.nbytes)
+        basis = basis_from_statistics(own, self.rank) if len(own.mean_GH) else None
+        return _shared(basis, self.groups, hidden_size, self.rank, self.ranks, own.mean_GH)
+
+
+COLLECTORS = {"rows": RowsCollector, "gram": GramCollector}
+
+
+def _shared(
+    own: Basis | None, groups: int, hidden_size: int, rank: int, ranks: TokenRanks, like: Tensor
+) -> Basis:
+    """Gives every rank the bases of all groups, from the owners."""
+    if ranks.size == 1:
+        return own
+    most = -(-groups // ranks.size)
+    # Mean, directions, eigenvalues and trace of a group, one behind the other.
+    width = hidden_size * (rank + 1) + rank + 1
+    packed = torch.zeros(most, width, dtype=torch.float64, device=like.device)
+    if own is not None:
+        parts = (own.mean_GH, own.vectors_GHK, own.eigenvalues_GK, own.trace_G.unsqueeze(1))
+        packed[: len(own.mean_GH)] = torch.cat([part.flatten(1) for part in parts], 1)
+    # Group g is the (g // ranks)-th of rank g % ranks.
+    gathered = ranks.all_gather(packed).transpose(0, 1).flatten(0, 1)[:groups]
+    mean, vectors, values, trace = gathered.split((hidden_size, hidden_size * rank, rank, 1), dim=1)
+    return Basis(mean, vectors.view(groups, hidden_size, rank), values, trace.squeeze(1))

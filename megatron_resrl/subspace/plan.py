@@ -1,0 +1,237 @@
+"""What happens to every token of a scoring pass, decided on the host before any is seen.
+
+Shapes: B responses of the pool, T longest response, G groups.
+
+A pool is what one set of ranks shares: the responses of a data-parallel replica, or of all of them
+where groups are split. Every rank makes the same plan from lengths and verdicts alone, so nothing
+has to be exchanged to agree, and no choice depends on the layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+MIN_POSITIVE_TOKENS = 4
+
+
+@dataclass(frozen=True)
+class SubspaceSettings:
+    """The numbers of the method (arXiv 2605.00380)."""
+
+    rank: int = 64
+    """Directions of the positive subspace, k."""
+    max_positive_tokens: int = 4096
+    """Positives of a group beyond this many are sampled uniformly, M."""
+    quantiles: tuple[float, float] = (0.2, 0.8)
+    """Residual quantiles that map to weight `floor` and 1."""
+    floor: float = 0.1
+    """Smallest weight, xi."""
+    weights: Literal["residual", "constant", "random"] = "residual"
+    """The method's weights, or a control of the same mean."""
+
+    def __post_init__(self) -> None:
+        low, high = self.quantiles
+        if self.rank < 1:
+            raise ValueError(f"rank is {self.rank}, expected at least 1")
+        if self.max_positive_tokens < MIN_POSITIVE_TOKENS:
+            raise ValueError(
+                f"max_positive_tokens is {self.max_positive_tokens}, "
+                f"expected at least {MIN_POSITIVE_TOKENS}"
+            )
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"quantiles are ({low}, {high}), expected 0 <= low < high <= 1")
+        if not 0 <= self.floor <= 1:
+            raise ValueError(f"floor is {self.floor}, expected a number from 0 to 1")
+        if self.weights not in ("residual", "constant", "random"):
+            raise ValueError(f"weights is {self.weights!r}, expected residual, constant or random")
+
+
+def sampling_key(seed: int, step: int, group: int) -> int:
+    """Mixes run seed, step and prompt group into the key of a group's random choices.
+
+    Returns:
+        Integer in [0, 2^63), the same on every machine and Python version.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+@dataclass(frozen=True)
+class Window:
+    """Groups whose positives are collected together before any of their negatives is scored."""
+
+    groups: tuple[int, ...]
+    """Indices into the plan's groups."""
+    positives: tuple[int, ...]
+    """Responses that arrive first: those of skipped groups, and positives."""
+    negatives: tuple[int, ...]
+    """Responses that arrive after all positives."""
+
+
+@dataclass(frozen=True)
+class GroupPlan:
+    """The part of every token, and the order of the responses. All on the CPU."""
+
+    numbers: tuple[int, ...]
+    """[G] the caller's number of each group, ascending."""
+    group_B: Tensor
+    """[B] int64 index of each response's group."""
+    spans_BT: Tensor
+    """[B, T] bool: positive tokens that enter the statistics."""
+    weighed_BT: Tensor
+    """[B, T] bool: negative tokens that get a weight from their residual."""
+    column_BT: Tensor
+    """[B, T] int64: number of a token among its group's spanning or weighed tokens."""
+    spanning_G: Tensor
+    """[G] int64 positive tokens that enter the statistics; 0 where skipped."""
+    weighed_G: Tensor
+    """[G] int64 negative tokens that get a weight; 0 where skipped."""
+    positive_tokens: tuple[int, ...]
+    """[G] counted tokens of positive responses, before sampling."""
+    negative_tokens: tuple[int, ...]
+    """[G] counted tokens of negative responses."""
+    skipped: tuple[str | None, ...]
+    """[G] why a group keeps weight 1, or None."""
+    windows: tuple[Window, ...]
+    """In the order of the pass."""
+    keys: tuple[int, ...]
+    """[G] keys of random choices."""
+
+    @property
+    def order(self) -> list[int]:
+        """The pool's responses in the order in which they have to arrive."""
+        return [row for window in self.windows for row in window.positives + window.negatives]
+
+
+def make_plan(
+    counted_BT: Tensor,
+    positive_B: Tensor,
+    group_B: Tensor,
+    settings: SubspaceSettings,
+    *,
+    key: Callable[[int], int],
+    window_rows: int,
+    window_groups: int | None = None,
+) -> GroupPlan:
+    """Plans a pass.
+
+    Args:
+        counted_BT: [B, T] bool: tokens that take part (response tokens that are not masked).
+        positive_B: [B] bool: spans the subspace (correct) rather than being weighed (wrong).
+        group_B: [B] int64 number of each response's prompt.
+        settings: Sample size and minimum.
+        key: Group number -> key of its random choices.
+        window_rows: Rows of positives (padded to the largest group) that a window may collect.
+            A group larger than that gets a window of its own.
+        window_groups: Largest number of groups in a window; None: any.
+
+    Returns:
+        The plan, the same for the same arguments.
+    """
+    numbers, group_B = group_B.unique(return_inverse=True)
+    positive_BT = counted_BT & positive_B.unsqueeze(1)
+    negative_BT = counted_BT & ~positive_B.unsqueeze(1)
+    positives_G = _per_group(positive_BT, group_B, len(numbers))
+    negatives_G = _per_group(negative_BT, group_B, len(numbers))
+    skipped = [
+        _skip_reason(*counts)
+        for counts in zip(positives_G.tolist(), negatives_G.tolist(), strict=True)
+    ]
+    used_B = torch.tensor([reason is None for reason in skipped])[group_B].unsqueeze(1)
+    keys = [key(number) for number in numbers.tolist()]
+    spans_BT = positive_BT & used_B
+    for index, number_of_tokens in enumerate(positives_G.tolist()):
+        if skipped[index] is None and number_of_tokens > settings.max_positive_tokens:
+            _keep_sample(spans_BT, group_B == index, settings.max_positive_tokens, keys[index])
+    weighed_BT = negative_BT & used_B
+    spanning_G = _per_group(spans_BT, group_B, len(numbers))
+    return GroupPlan(
+        numbers=tuple(numbers.tolist()),
+        group_B=group_B,
+        spans_BT=spans_BT,
+        weighed_BT=weighed_BT,
+        column_BT=torch.where(
+            weighed_BT, _columns(weighed_BT, group_B), _columns(spans_BT, group_B)
+        ),
+        spanning_G=spanning_G,
+        weighed_G=_per_group(weighed_BT, group_B, len(numbers)),
+        positive_tokens=tuple(positives_G.tolist()),
+        negative_tokens=tuple(negatives_G.tolist()),
+        skipped=tuple(skipped),
+        windows=_windows(
+            spanning_G.tolist(), group_B, positive_B, settings.rank, window_rows, window_groups
+        ),
+        keys=tuple(keys),
+    )
+
+
+def _skip_reason(positive_tokens: int, negative_tokens: int) -> str | None:
+    if positive_tokens == 0:
+        return "no_positive"
+    if negative_tokens == 0:
+        return "no_negative"
+    return "few_positive_tokens" if positive_tokens < MIN_POSITIVE_TOKENS else None
+
+
+def _per_group(mask_BT: Tensor, group_B: Tensor, groups: int) -> Tensor:
+    return torch.zeros(groups, dtype=torch.int64).index_add_(0, group_B, mask_BT.sum(1))
+
+
+def _keep_sample(spans_BT: Tensor, inside_B: Tensor, size: int, key: int) -> None:
+    """Leaves a uniform sample of a group's tokens, drawn over response and position alone."""
+    rows, positions = (spans_BT & inside_B.unsqueeze(1)).nonzero(as_tuple=True)
+    generator = torch.Generator().manual_seed(key)
+    dropped = torch.randperm(len(rows), generator=generator)[size:]
+    spans_BT[rows[dropped], positions[dropped]] = False
+
+
+def _columns(mask_BT: Tensor, group_B: Tensor) -> Tensor:
+    """[B, T] number of each marked token within its group, responses in order."""
+    order = group_B.argsort(stable=True)
+    running = mask_BT[order].flatten().cumsum(0).view(mask_BT.shape) - 1
+    sizes = mask_BT.sum(1)[order]
+    before = sizes.cumsum(0) - sizes
+    lines = group_B[order]
+    first_of_group = torch.searchsorted(lines, lines)
+    columns = torch.empty_like(running)
+    columns[order] = running - before[first_of_group].unsqueeze(1)
+    return columns
+
+
+def _windows(
+    spanning: Sequence[int],
+    group_B: Tensor,
+    positive_B: Tensor,
+    rank: int,
+    window_rows: int,
+    window_groups: int | None,
+) -> tuple[Window, ...]:
+    """Largest groups first, so that groups of a window are about as large as each other."""
+    order = sorted(range(len(spanning)), key=lambda group: (-spanning[group], group))
+    members: list[list[int]] = []
+    for group in order:
+        # A basis of `rank` directions stays until the window is done; it counts as many rows.
+        widest = max(spanning[members[-1][0]], rank) if members else 0
+        fits = bool(members) and (len(members[-1]) + 1) * widest <= window_rows
+        if not fits or len(members[-1]) == window_groups:
+            members.append([])
+        members[-1].append(group)
+    rows: list[tuple[list[int], list[int]]] = [([], []) for _ in spanning]
+    for row, (group, positive) in enumerate(
+        zip(group_B.tolist(), positive_B.tolist(), strict=True)
+    ):
+        rows[group][0 if positive or not spanning[group] else 1].append(row)
+    return tuple(
+        Window(
+            tuple(groups),
+            tuple(row for group in groups for row in rows[group][0]),
+            tuple(row for group in groups for row in rows[group][1]),
+        )
+        for groups in members
+    )

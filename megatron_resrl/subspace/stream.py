@@ -1,0 +1,275 @@
+"""A scoring pass's hidden states, micro-batch by micro-batch, become token weights.
+
+Per window of groups: the positives arrive first and are collected, the bases are made, then each
+micro-batch of negatives is scored on the fly and let go. What stays of a negative token is one
+number. Nothing but the collector and the bases of one window is alive at a time.
+
+Shapes: B responses of the pool, T longest response, G groups of a window, n tokens, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from megatron_resrl.subspace.basis import Basis
+from megatron_resrl.subspace.collectors import COLLECTORS, Collector
+from megatron_resrl.subspace.plan import GroupPlan, SubspaceSettings, Window
+from megatron_resrl.subspace.ranks import TokenRanks
+from megatron_resrl.subspace.report import GroupReport, reports_of
+from megatron_resrl.subspace.residual import residuals
+from megatron_resrl.subspace.weighting import Weighted, weigh
+
+_NO_TOKEN = torch.iinfo(torch.int64).max
+
+
+class TokenWeightStream:
+    """Collects, fits, scores and weighs, window by window.
+
+    Every rank of `ranks` makes the same plan and adds its own tokens of the same micro-batches.
+    The host waits for the device a few times per window, never per group.
+
+    Attributes:
+        weights: [B, T] float32 on the device, 1 where nothing applies; complete after `finish`.
+        peak_bytes: Most memory held for hidden states, statistics and bases.
+    """
+
+    def __init__(
+        self,
+        plan: GroupPlan,
+        settings: SubspaceSettings,
+        *,
+        method: str,
+        device: torch.device | str = "cpu",
+        order: Sequence[int] | None = None,
+        ranks: TokenRanks | None = None,
+        name: Callable[[int], str] = "response {}".format,
+    ) -> None:
+        """
+        Args:
+            plan: Of the pool.
+            settings: The method's numbers; those the plan was made with.
+            method: `rows` or `gram`.
+            device: Of the hidden states.
+            order: The responses of the pool that this rank will see, in the order of the plan;
+                default: all.
+            ranks: Who else holds tokens of the pool; default: nobody.
+            name: Names a response, for errors.
+        """
+        self.plan = plan
+        self.settings = settings
+        self.ranks = ranks or TokenRanks()
+        self.weights = torch.ones(plan.spans_BT.shape, device=device)
+        self.peak_bytes = 0
+        self._collector_class = COLLECTORS[method]
+        self._name = name
+        self._residual_BT = torch.zeros_like(self.weights, dtype=torch.float64)
+        self._next_rows = list(plan.order if order is None else order)
+        self._window = 0
+        self._slot_G = torch.zeros(len(plan.numbers), dtype=torch.int64)
+        self._collector: Collector | None = None
+        self._basis: Basis | None = None
+        self._bad: list[tuple[Tensor, Tensor]] = []
+        self._spanning = 0
+        self._weighed = 0
+        self._numbers: list[tuple[Window, Tensor]] = []
+
+    @torch.no_grad()
+    def add(
+        self, hidden_nH: Tensor, row_n: Tensor, position_n: Tensor, arrived: Sequence[int]
+    ) -> None:
+        """Takes one micro-batch; closes the windows that it completes.
+
+        Args:
+            hidden_nH: [n, H] any float dtype: the states that predict this rank's tokens.
+            row_n: [n] int64 on the CPU: the response of the pool that each belongs to.
+            position_n: [n] int64 on the CPU: the token's index in its response.
+            arrived: The responses of the micro-batch, tokens here or not.
+
+        Raises:
+            ValueError: Responses out of the plan's order, or tokens of a window that are missing
+                or held by two ranks; on all ranks together.
+            FloatingPointError: Hidden states that are not finite; on all ranks together.
+        """
+        if list(arrived) != self._next_rows[: len(arrived)]:
+            raise ValueError(
+                f"responses {list(arrived)} arrived where the plan has "
+                f"{self._next_rows[: len(arrived)]}"
+            )
+        del self._next_rows[: len(arrived)]
+        # Ranks with copies divide them; `copies` is 1 where every rank has tokens of its own.
+        token_n = row_n * self.weights.shape[1] + position_n
+        mine_n = token_n % self.ranks.copies == self.ranks.copy
+        spans_n = self.plan.spans_BT[row_n, position_n] & mine_n
+        weighed_n = self.plan.weighed_BT[row_n, position_n] & mine_n
+        # Mixed precision of the surrounding model must not reach these products.
+        with torch.autocast(hidden_nH.device.type, enabled=False):
+            while self._window < len(self.plan.windows):
+                window = self.plan.windows[self._window]
+                inside_n = torch.isin(self.plan.group_B[row_n], torch.tensor(window.groups))
+                self._collect(hidden_nH, row_n, position_n, spans_n & inside_n)
+                if not self._due(window.positives):
+                    return
+                negatives_here = not set(arrived).isdisjoint(window.negatives)
+                if not (negatives_here or self._due(window.negatives)):
+                    return
+                self._fit(hidden_nH)
+                self._score(hidden_nH, row_n, position_n, weighed_n & inside_n)
+                if not self._due(window.negatives):
+                    return
+                self._close(window)
+
+    def finish(self) -> list[GroupReport]:
+        """The reports of all groups, in ascending order of their numbers.
+
+        Raises:
+            ValueError: Responses of the plan have not arrived.
+        """
+        if self._next_rows:
+            raise ValueError(f"responses {self._next_rows} of the plan have not arrived")
+        return reports_of(self.plan, self._numbers)
+
+    def _due(self, rows: Sequence[int]) -> bool:
+        """Whether none of these responses is still to come to this rank."""
+        return not set(rows) & set(self._next_rows)
+
+    def _pick(
+        self, hidden_nH: Tensor, row_n: Tensor, position_n: Tensor, chosen_n: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Hidden states of chosen tokens, and which tokens those are."""
+        index = chosen_n.nonzero().flatten()
+        row, position = row_n[index], position_n[index]
+        picked = hidden_nH
+        if len(index) < len(hidden_nH):
+            picked = hidden_nH.index_select(0, index.to(hidden_nH.device))
+        # A square too large for float32 is not finite either.
+        wide = torch.float64 if picked.dtype == torch.float64 else torch.float32
+        finite = torch.linalg.vector_norm(picked, dim=1, dtype=wide).isfinite()
+        token = row * self.weights.shape[1] + position
+        self._bad.append((finite, token.to(finite.device)))
+        return picked, row, position
+
+    def _collect(
+        self, hidden_nH: Tensor, row_n: Tensor, position_n: Tensor, chosen_n: Tensor
+    ) -> None:
+        if self._basis is not None or not bool(chosen_n.any()):
+            return
+        picked, row, position = self._pick(hidden_nH, row_n, position_n, chosen_n)
+        self._spanning += len(row)
+        self._start_collector(hidden_nH)
+        slot = self._slot_G[self.plan.group_B[row]]
+        self._collector.add(picked, slot, self.plan.column_BT[row, position])
+
+    def _start_collector(self, like: Tensor) -> None:
+        """Makes the collector of the window; groups without weights take no place in it."""
+        if self._collector is not None:
+            return
+        groups = self._weighted_groups(self.plan.windows[self._window])
+        self._slot_G[groups] = torch.arange(len(groups))
+        self._collector = self._collector_class(
+            self.plan.spanning_G[groups], like.shape[1], self.settings.rank, self.ranks, like
+        )
+
+    def _weighted_groups(self, window: Window) -> Tensor:
+        groups = torch.tensor(window.groups, dtype=torch.int64)
+        return groups[self.plan.spanning_G[groups] > 0]
+
+    def _fit(self, like: Tensor) -> None:
+        groups = self._weighted_groups(self.plan.windows[self._window])
+        if self._basis is not None or not len(groups):
+            return
+        self._check(self._spanning, int(self.plan.spanning_G[groups].sum()))
+        self._start_collector(like)
+        self._basis = self._collector.bases()
+        held = self._collector.nbytes + self._basis.nbytes
+        self.peak_bytes = max(self.peak_bytes, held)
+        self._collector = None
+
+    def _score(
+        self, hidden_nH: Tensor, row_n: Tensor, position_n: Tensor, chosen_n: Tensor
+    ) -> None:
+        if self._basis is None or not bool(chosen_n.any()):
+            return
+        picked, row, position = self._pick(hidden_nH, row_n, position_n, chosen_n)
+        self._weighed += len(row)
+        residual_n = residuals(picked, self._slot_G[self.plan.group_B[row]], self._basis)
+        place = (row.to(residual_n.device), position.to(residual_n.device))
+        self._residual_BT[place] = residual_n
+
+    def _close(self, window: Window) -> None:
+        groups = self._weighted_groups(window)
+        if len(groups):
+            self._check(self._weighed, int(self.plan.weighed_G[groups].sum()))
+            self._weigh(window, groups)
+        self._basis = None
+        self._spanning = self._weighed = 0
+        self._window += 1
+
+    def _weigh(self, window: Window, groups: Tensor) -> None:
+        """Quantiles and weights of all negatives of the window, the same on all ranks."""
+        device = self.weights.device
+        rows = torch.tensor(window.negatives)
+        token_row, position = self.plan.weighed_BT[rows].nonzero(as_tuple=True)
+        row = rows[token_row]
+        here = (row.to(device), position.to(device))
+        residual_n = self.ranks.add_up(self._residual_BT[here])
+        counts_G = self.plan.weighed_G[groups]
+        slot = self._slot_G[self.plan.group_B[row]]
+        place = (slot * int(counts_G.max()) + self.plan.column_BT[row, position]).to(device)
+        residual_GW = residual_n.new_zeros(len(groups) * int(counts_G.max()))
+        residual_GW[place] = residual_n
+        weighted = weigh(
+            residual_GW.view(len(groups), -1),
+            counts_G,
+            self.settings,
+            [self.plan.keys[group] for group in groups.tolist()],
+        )
+        self.weights[here] = weighted.weights_GW.flatten()[place].float()
+        self._numbers.append((groups, _numbers(weighted, self._basis)))
+
+    def _check(self, tokens: int, planned: int) -> None:
+        """Refuses bad states and tokens held twice or not at all, on all ranks together."""
+        device = self.weights.device
+        bad = torch.zeros((), dtype=torch.int64, device=device)
+        first = torch.full((), _NO_TOKEN, device=device)
+        for finite, token in self._bad:
+            bad = bad + (~finite).sum()
+            if len(token):
+                first = torch.minimum(first, token.masked_fill(finite, _NO_TOKEN).min())
+        self._bad = []
+        found = torch.stack((bad, first, torch.tensor(tokens, device=device)))
+        bad_R, first_R, tokens_R = self.ranks.all_gather(found).T.tolist()
+        if sum(bad_R):
+            row, position = divmod(min(first_R), self.weights.shape[1])
+            raise FloatingPointError(
+                f"hidden states of {sum(bad_R)} of {sum(tokens_R)} tokens are not finite (or too "
+                f"large to square in float32); the first is token {position} of {self._name(row)}"
+            )
+        if sum(tokens_R) != planned:
+            raise ValueError(
+                f"{sum(tokens_R)} tokens were added where the plan has {planned}: each must be "
+                "held by exactly one rank, or by `copies` of them"
+            )
+
+
+def _numbers(weighted: Weighted, basis: Basis) -> Tensor:
+    """[G, 8] what the reports need, still on the device."""
+    values_GK = basis.eigenvalues_GK
+    share_GK = values_GK / values_GK.sum(1, keepdim=True).clamp_min(1e-300)
+    entropy_G = -(share_GK * share_GK.clamp_min(1e-300).log()).sum(1)
+    smallest_G = values_GK.masked_fill(values_GK <= 0, float("inf")).amin(1)
+    return torch.stack(
+        (
+            weighted.mean_weight_G,
+            weighted.q_low_G,
+            weighted.q_high_G,
+            basis.energy_G,
+            basis.rank_G.double(),
+            values_GK[:, 0] / basis.trace_G.clamp_min(1e-300),
+            (values_GK[:, 0] / smallest_G).sqrt(),
+            entropy_G.exp(),
+        ),
+        1,
+    )
