@@ -122,8 +122,10 @@ class Cost:
     """Bytes sent to add up the residuals."""
     peak_bytes: int
     """Largest memory of the pass beside the hidden states of the current micro-batch."""
+    eigen_seconds: float
+    """Predicted time of the small eigen-decompositions, one after the other."""
     compute_seconds: float
-    """Predicted time of arithmetic and memory traffic."""
+    """Predicted time of arithmetic and memory traffic, with the eigen-decompositions."""
     communication_seconds: float
     """Predicted time of the collectives."""
 
@@ -192,7 +194,9 @@ def cost_of(method: Method, shape: PassShape, rates: MachineRates) -> Cost:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
     parts = [*(_rows_parts if method == "rows" else _gram_parts)(shape), _scoring(shape)]
     columns, solved = krylov_columns(shape), _solved_in_turn(shape)
-    eigen = max(EIGEN_FLOPS * columns**3 / rates.float32_flops, columns * rates.column_latency)
+    eigen = solved * max(
+        EIGEN_FLOPS * columns**3 / rates.float32_flops, columns * rates.column_latency
+    )
     exchange, collectives = (_rows_exchange if method == "rows" else _gram_exchange)(shape)
     everyone = shape.ranks * shape.copies
     basis = solved * _basis_bytes(shape) * (everyone - 1)
@@ -208,7 +212,8 @@ def cost_of(method: Method, shape: PassShape, rates: MachineRates) -> Cost:
         basis_bytes=basis,
         residual_bytes=residual,
         peak_bytes=_rows_peak(shape) if method == "rows" else _gram_peak(shape),
-        compute_seconds=sum(part.seconds(rates) for part in parts) + solved * eigen,
+        eigen_seconds=eigen,
+        compute_seconds=sum(part.seconds(rates) for part in parts) + eigen,
         communication_seconds=sent / rates.link_bandwidth + collectives * rates.latency,
     )
 
