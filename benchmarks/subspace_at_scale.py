@@ -259,9 +259,9 @@ def report() -> str:
             "# The subspace pass at scale: predicted, never run on a GPU",
             "",
             "`python benchmarks/subspace_at_scale.py`. Rates of an H100, estimated from its data "
-            "sheet: 45 TFLOP/s float32, 50 float64, 2.7 TB/s memory, 350 GB/s between the ranks of a "
-            "node and 40 GB/s between nodes; 34 µs per column of an eigen-decomposition, measured "
-            "on a CPU core.",
+            "sheet: 45 TFLOP/s float32, 50 float64, 2.7 TB/s memory, 350 GB/s between the ranks "
+            "of a node and 40 GB/s between nodes; 34 µs per column of an eigen-decomposition, "
+            "measured on a CPU core.",
             "",
             "Step times derive from two published GRPO runs of 2048 responses on H100 (NeMo-RL, "
             "Megatron): Llama-3.1-8B on 8 GPUs, 795 tokens per response, 112 s; Llama-3.1-70B on "
@@ -275,8 +275,8 @@ def report() -> str:
             "Sizes are those of one replica: groups x N sampled positive + Q negative tokens. "
             "Operations, bytes and memory are of the busiest rank and the whole step, in windows "
             f"of {WINDOW} groups unless noted. Bold: the method that `auto` picks, shares of "
-            f"{LIMIT:.0%} or more, and memory that no H100 has. `eigen` is the time of the small eigen-decompositions, solved "
-            "one after the other.",
+            f"{LIMIT:.0%} or more, and memory that no H100 has. `eigen` is the time of the small "
+            "eigen-decompositions, solved one after the other.",
             "",
             "## Recipes",
             "",
