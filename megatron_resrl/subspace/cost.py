@@ -49,8 +49,9 @@ SCORE_BYTES = 64
 # A float64 eigen-decomposition of n columns takes the time of about 25 n^3 float32 operations on a
 # CPU (see basis.py). On a GPU the dependence of its columns on each other lasts longer.
 EIGEN_FLOPS = 25
-# Float32 values copied to measure the memory: 64 MiB, more than a cache holds.
-COPIED = 1 << 24
+# Columns of the square product, and float32 values copied, to measure a GPU and a CPU.
+MEASURED_CUDA = (4096, 1 << 25)
+MEASURED_CPU = (256, 1 << 22)
 
 
 @dataclass(frozen=True)
@@ -264,8 +265,8 @@ def measure_rates(
         The rates; without other ranks the link is infinitely fast.
     """
     device = torch.device(device)
-    size = 4096 if device.type == "cuda" else 512
-    source = torch.ones(COPIED, dtype=torch.float32, device=device)
+    size, copied = MEASURED_CUDA if device.type == "cuda" else MEASURED_CPU
+    source = torch.ones(copied, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     order = torch.arange(1.0, 129.0, dtype=torch.float64, device=device)
     small = torch.minimum(order, order[:, None])  # No two eigenvalues alike: nothing is skipped.
@@ -273,7 +274,7 @@ def measure_rates(
         _product_rate(size, torch.float32, device),
         _product_rate(size, torch.float64, device),
         2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device),
-        *_link_rates(source[: size * size], process_group),
+        *_link_rates(source[: copied // 4], process_group),
         _best_seconds(lambda: torch.linalg.eigh(small), device) / len(small),
     ]
     return MachineRates(*_rank_mean(local, device, process_group))
