@@ -8,6 +8,7 @@ any rank.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -118,9 +119,7 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_vpp2_packed": Layout(pp=2, vpp=2, packed=True, families=("llama_tied",)),
         "cp2": Layout(cp=2, families=("llama", "qwen3")),
         "cp2_packed": Layout(cp=2, packed=True, families=("llama", "qwen3")),
-        "cp2_packed_recompute_selective": Layout(
-            cp=2, packed=True, model=SELECTIVE, families=ONE
-        ),
+        "cp2_packed_recompute_selective": Layout(cp=2, packed=True, model=SELECTIVE, families=ONE),
     },
     4: {
         "tp2_pp2": Layout(tp=2, pp=2, saves=True),
@@ -184,7 +183,8 @@ def assert_shared_out(
             batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True
         )
     ]
-    places = sorted(sum(platform.gather_objects(own, policy.context_parallel_group), []))
+    per_rank = platform.gather_objects(own, policy.context_parallel_group)
+    places = sorted(itertools.chain.from_iterable(per_rank))
     assert places == [
         (sequence, position)
         for sequence, values in enumerate(per_sequence)

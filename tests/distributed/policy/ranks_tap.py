@@ -6,6 +6,7 @@ of each entry of `hidden_states`, by its index.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import sys
@@ -67,7 +68,8 @@ def tap(policy: Policy, layer: int, want: list[torch.Tensor]) -> float:
     holds = policy.tap_stage(layer) == stage
     assert holds == policy.holds_tap(layer) == bool(order)
     assert order == ([batch.sequences for batch in batches] if holds else [])
-    everything = sum(platform.gather_objects(tapped, policy.tokens_group or own_rank()), [])
+    per_rank = platform.gather_objects(tapped, policy.tokens_group or own_rank())
+    everything = list(itertools.chain.from_iterable(per_rank))
     places = sorted((sequence, position) for sequence, position, _ in everything)
     expected = [(s, p) for s, states in enumerate(want) for p in range(len(states))]
     if holds and places != expected:
