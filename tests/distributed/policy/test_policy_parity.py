@@ -74,7 +74,7 @@ STEP = 1e-5
 def measured(request: pytest.FixtureRequest, folder: Path) -> dict[str, dict[str, float]]:
     """Differences by "layout family", of all layouts of one world size."""
     script = Path(__file__).with_name("ranks_parity.py")
-    output = run_ranks(script, request.param, folder, timeout=300)
+    output = run_ranks(script, request.param, folder, timeout=600)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"layout"')]
     assert {line["layout"] for line in lines} == LAYOUTS[request.param]
     assert {line["family"] for line in lines} == set(FAMILIES)
