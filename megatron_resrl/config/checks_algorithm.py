@@ -51,6 +51,14 @@ def _check_quantiles(facts: Facts) -> Iterator[Problem]:
         yield Problem("resrl.quantiles", [low, high], problem, "use e.g. [0.2, 0.8]")
 
 
+def _check_layer(facts: Facts) -> Iterator[Problem]:
+    layer, layers = facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")
+    if layers is None or -layers - 1 <= layer <= layers:
+        return
+    problem = f"the model has {layers} layers, whose hidden states are {-layers - 1} to {layers}"
+    yield Problem("resrl.layer", layer, problem, "use e.g. -2, the input of the last layer")
+
+
 def _check_schedule(facts: Facts) -> Iterator[Problem]:
     optimizer = facts.recipe.optimizer
     if optimizer.min_lr > optimizer.lr:
@@ -66,6 +74,7 @@ ALGORITHM_CHECKS = (
     _check_algorithm,
     _check_sampling,
     _check_quantiles,
+    _check_layer,
     _check_schedule,
     *TRAINING_BATCH_CHECKS,
 )

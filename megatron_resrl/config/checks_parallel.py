@@ -35,17 +35,6 @@ def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_context_parallel(facts: Facts) -> Iterator[Problem]:
-    size = facts.recipe.parallel.context_parallel_size
-    if size > 1:
-        yield Problem(
-            "parallel.context_parallel_size",
-            size,
-            "not supported by the trainer yet",
-            "set it to 1 and use tensor or sequence parallelism for long responses",
-        )
-
-
 def _check_virtual_pipeline(facts: Facts) -> Iterator[Problem]:
     recipe = facts.recipe
     stages = recipe.parallel.virtual_pipeline_model_parallel_size
@@ -98,7 +87,6 @@ def _check_data_parallel_batch(facts: Facts) -> Iterator[Problem]:
 PARALLEL_CHECKS = (
     _check_world_size,
     _check_sequence_parallel,
-    _check_context_parallel,
     _check_virtual_pipeline,
 )
 TRAINING_BATCH_CHECKS = (_check_updates_per_step, _check_data_parallel_batch)

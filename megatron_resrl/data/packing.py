@@ -1,7 +1,8 @@
-"""Micro-batches: padded token matrices, and where their response tokens are."""
+"""Micro-batches: padded or packed token matrices, and where their response tokens are."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +23,20 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Right-padded model input. The state at position t - 1 predicts the token at position t.
+    """Model input. The state at position t - 1 predicts the token at position t.
 
-    `b` sequences, `s` input positions (the last token of a sequence is predicted, never fed),
-    `n` response tokens of all sequences together, sequence by sequence.
+    Padded, it is a matrix of `b` right-padded sequences; packed, the padded sequences lie behind
+    each other in one row (b = 1). The last token of a sequence is predicted, never fed.
+
+    Under context parallelism it is one rank's share: the positions that `zigzag_positions` gives
+    it of every sequence, and the `n` response tokens whose predicting state is among them, sequence
+    by sequence. `s` counts this rank's positions.
     """
 
     tokens: torch.Tensor
     """[b, s] int64."""
+    position_ids: torch.Tensor
+    """[b, s] int64: positions in the whole sequence."""
     state_index: torch.Tensor
     """[n] int64: index into the flattened [s * b] states of the one that predicts each token."""
     targets: torch.Tensor
@@ -38,15 +45,64 @@ class MicroBatch:
     """[n] int64: which of the caller's sequences each token belongs to."""
     response_position: torch.Tensor
     """[n] int64: index of the token in its response."""
+    sequences: range
+    """The caller's sequences in this micro-batch, the same on all context-parallel ranks, also on
+    those without a response token of some of them."""
+    packed_lengths: tuple[int, ...] | None = None
+    """Padded lengths of the whole packed sequences, in order; they may end with one of nothing but
+    padding. None: not packed."""
+    original: MicroBatch | None = None
+    """The same on the CPU, if this one was moved."""
 
     @property
-    def position_ids(self) -> torch.Tensor:
-        """[b, s] int64."""
-        return torch.arange(self.tokens.shape[1], device=self.tokens.device).expand_as(self.tokens)
+    def host(self) -> MicroBatch:
+        """The same on the CPU, for index computations that must not wait for a device."""
+        return self.original or self
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        return MicroBatch(**{name: value.to(device) for name, value in vars(self).items()})
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, torch.Tensor)
+        }
+        return dataclasses.replace(self, **moved, original=self.host)
+
+
+def length_alignment(
+    *, sequence_parallel_size: int = 1, context_parallel_size: int = 1, fp8: bool = False
+) -> int:
+    """What padded lengths must be a multiple of.
+
+    Args:
+        sequence_parallel_size: Tensor-parallel ranks that share tokens out; 1 without sequence
+            parallelism.
+        context_parallel_size: Ranks that share sequences out, two pieces each.
+        fp8: FP8 matrix multiplications take multiples of 16 tokens.
+    """
+    pieces = 2 if context_parallel_size > 1 else 1
+    tokens = sequence_parallel_size * (16 if fp8 else 1)
+    return context_parallel_size * math.lcm(pieces, tokens)
+
+
+def zigzag_positions(length: int, rank: int, size: int) -> torch.Tensor:
+    """Positions of a sequence that a context-parallel rank holds, ascending.
+
+    Of 2 * size equal pieces rank r holds pieces r and 2 * size - 1 - r, so that all ranks have as
+    much causal attention to compute (Megatron's and Transformer Engine's order).
+
+    Args:
+        length: Of the whole sequence; a multiple of 2 * size if size > 1.
+        rank: This rank.
+        size: Context-parallel ranks.
+
+    Returns:
+        [length / size] int64.
+    """
+    if size == 1:
+        return torch.arange(length)
+    piece = torch.arange(length // (2 * size))
+    return torch.cat([rank * len(piece) + piece, (2 * size - 1 - rank) * len(piece) + piece])
 
 
 def make_micro_batches(
@@ -55,8 +111,11 @@ def make_micro_batches(
     *,
     pad_token_id: int = 0,
     length_multiple: int = 1,
+    packed: bool = False,
     uniform: bool = False,
     count_multiple: int = 1,
+    context_parallel_rank: int = 0,
+    context_parallel_size: int = 1,
 ) -> list[MicroBatch]:
     """Cuts `sequences`, in order, into micro-batches.
 
@@ -66,65 +125,129 @@ def make_micro_batches(
         micro_batch_size: Sequences per micro-batch; the last may hold fewer.
         pad_token_id: Fills the tail of shorter sequences; any valid id, causal attention keeps it
             from being seen.
-        length_multiple: Padded lengths are multiples of it (sequence parallelism, FP8).
+        length_multiple: Padded lengths are multiples of it, see `length_alignment`.
+        packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
+            only, instead of below each other.
         uniform: Give all micro-batches one shape (the interleaved schedule needs it).
         count_multiple: Append micro-batches without response tokens up to a multiple of it.
+        context_parallel_rank: Whose share of each sequence to make.
+        context_parallel_size: Ranks that share each sequence out.
 
     Returns:
-        Micro-batches on the CPU.
+        Micro-batches on the CPU; their number and shapes do not depend on the rank.
 
     Raises:
-        ValueError: A sequence has no prompt token, so that no state predicts its first token.
+        ValueError: A sequence has no prompt token, so that no state predicts its first token; or
+            padded lengths could not be shared out evenly.
     """
+    if context_parallel_size > 1 and length_multiple % (2 * context_parallel_size):
+        raise ValueError(
+            f"length_multiple is {length_multiple}; {context_parallel_size} context-parallel "
+            f"ranks need a multiple of {2 * context_parallel_size}"
+        )
     for number, sequence in enumerate(sequences):
         if not sequence.prompt:
             raise ValueError(
                 f"sequence {number} has no prompt token; the first token of a response is "
                 "predicted from the one before it"
             )
-    slices = [
-        list(enumerate(sequences))[start : start + micro_batch_size]
-        for start in range(0, len(sequences), micro_batch_size)
+    count = len(sequences)
+    parts = [
+        range(start, min(start + micro_batch_size, count))
+        for start in range(0, count, micro_batch_size)
     ]
     # At least one: a replica without sequences still takes part in the others' step.
-    slices = slices or [[]]
-    slices += [[] for _ in range(-len(slices) % count_multiple)]
+    parts = parts or [range(0)]
+    parts += [range(count, count)] * (-len(parts) % count_multiple)
 
-    def padded(length: int) -> int:
-        return math.ceil(max(1, length) / length_multiple) * length_multiple
+    def padded(sequence: TokenSequence) -> int:
+        return math.ceil(max(1, len(sequence) - 1) / length_multiple) * length_multiple
 
-    longest = padded(max((len(sequence) - 1 for sequence in sequences), default=1))
-    micro_batches = []
-    for numbered in slices:
-        rows = micro_batch_size if uniform else max(1, len(numbered))
-        length = padded(max((len(sequence) - 1 for _, sequence in numbered), default=1))
-        shape = (rows, longest if uniform else length)
-        micro_batches.append(_pad(numbered, shape, pad_token_id))
-    return micro_batches
+    lengths = [[padded(sequences[number]) for number in part] for part in parts]
+    combine = sum if packed else max
+    widths = [combine(own) if own else length_multiple for own in lengths]
+    if uniform:
+        widths = [max(widths)] * len(widths)
+    share = _Share(context_parallel_rank, context_parallel_size, pad_token_id)
+    if packed:
+        return [
+            share.packed(sequences, part, own, width)
+            for part, own, width in zip(parts, lengths, widths, strict=True)
+        ]
+    return [
+        share.padded(sequences, part, micro_batch_size if uniform else max(1, len(part)), width)
+        for part, width in zip(parts, widths, strict=True)
+    ]
 
 
-def _pad(
-    numbered: list[tuple[int, TokenSequence]], shape: tuple[int, int], pad_token_id: int
-) -> MicroBatch:
-    tokens = torch.full(shape, pad_token_id, dtype=torch.int64)
-    state_index, targets, sequence_index, response_position = [], [], [], []
-    rows = shape[0]
-    for row, (number, sequence) in enumerate(numbered):
-        fed = (*sequence.prompt, *sequence.response)[:-1]
-        tokens[row, : len(fed)] = torch.tensor(fed, dtype=torch.int64)
-        order = torch.arange(len(sequence.response))
-        state_index.append((order + len(sequence.prompt) - 1) * rows + row)
-        targets.append(torch.tensor(sequence.response, dtype=torch.int64))
-        sequence_index.append(torch.full_like(order, number))
-        response_position.append(order)
+@dataclass(frozen=True)
+class _Share:
+    """Makes one context-parallel rank's share of micro-batches."""
 
-    def joined(parts: list[torch.Tensor]) -> torch.Tensor:
-        return torch.cat(parts) if parts else torch.empty(0, dtype=torch.int64)
+    rank: int
+    size: int
+    pad_token_id: int
 
-    return MicroBatch(
-        tokens=tokens,
-        state_index=joined(state_index),
-        targets=joined(targets),
-        sequence_index=joined(sequence_index),
-        response_position=joined(response_position),
-    )
+    def padded(
+        self, sequences: Sequence[TokenSequence], part: range, rows: int, width: int
+    ) -> MicroBatch:
+        """Sequences `part` below each other, `width` whole positions each."""
+        positions = self._positions(width).repeat(rows, 1)
+        places = [(number, row, 0, width) for row, number in enumerate(part)]
+        return self._fill(sequences, part, positions, places)
+
+    def packed(
+        self, sequences: Sequence[TokenSequence], part: range, lengths: list[int], width: int
+    ) -> MicroBatch:
+        """Sequences `part` behind each other, then padding up to `width` whole positions."""
+        padding = width - sum(lengths)
+        segments = (*lengths, padding) if padding else tuple(lengths)
+        positions = torch.cat([self._positions(length) for length in segments])[None]
+        places, start = [], 0
+        for number, length in zip(part, lengths, strict=True):
+            places.append((number, 0, start, length))
+            start += length // self.size
+        batch = self._fill(sequences, part, positions, places)
+        return dataclasses.replace(batch, packed_lengths=segments)
+
+    def _positions(self, length: int) -> torch.Tensor:
+        return zigzag_positions(length, self.rank, self.size)
+
+    def _fill(
+        self,
+        sequences: Sequence[TokenSequence],
+        part: range,
+        position_ids: torch.Tensor,
+        places: list[tuple[int, int, int, int]],
+    ) -> MicroBatch:
+        """Puts sequences at (number, row, first local position, whole length)."""
+        tokens = torch.full_like(position_ids, self.pad_token_id)
+        rows = len(tokens)
+        columns: list[list[torch.Tensor]] = [[], [], [], []]
+        for number, row, start, length in places:
+            prompt, response = sequences[number].prompt, sequences[number].response
+            whole = torch.tensor((*prompt, *response), dtype=torch.int64)
+            fed = whole[:-1]
+            held = self._positions(length)
+            real = (held < len(fed)).nonzero().flatten()
+            tokens[row, start + real] = fed[held[real]]
+            order = held - (len(prompt) - 1)
+            predicting = ((order >= 0) & (order < len(response))).nonzero().flatten()
+            order = order[predicting]
+            columns[0].append((start + predicting) * rows + row)
+            columns[1].append(whole[len(prompt) + order])
+            columns[2].append(torch.full_like(order, number))
+            columns[3].append(order)
+        empty = torch.empty(0, dtype=torch.int64)
+        state_index, targets, sequence_index, response_position = (
+            torch.cat([empty, *column]) for column in columns
+        )
+        return MicroBatch(
+            tokens=tokens,
+            position_ids=position_ids,
+            state_index=state_index,
+            targets=targets,
+            sequence_index=sequence_index,
+            response_position=response_position,
+            sequences=part,
+        )

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
+
+from megatron_resrl.data.packing import zigzag_positions
 
 
 class SdpaCoreAttention(MegatronModule):
@@ -18,7 +24,11 @@ class SdpaCoreAttention(MegatronModule):
 
     Plugs into `SelfAttentionSubmodules.core_attention`. Grouped-query attention is handled by
     the kernel. Without a mask, queries and keys of equal length are causal; fewer queries than
-    keys (cached decoding) see all earlier keys.
+    keys (cached decoding) see all earlier keys. Packed sequences do not see each other. Under
+    context parallelism each rank gathers the keys and values of all ranks.
+
+    Attributes:
+        cp_group: Ranks that hold shares of the same sequences; None: sequences are whole.
     """
 
     def __init__(
@@ -38,6 +48,7 @@ class SdpaCoreAttention(MegatronModule):
         self.attention_dropout = (
             config.attention_dropout if attention_dropout is None else attention_dropout
         )
+        self.cp_group = None if pg_collection is None else pg_collection.cp
 
     def forward(
         self,
@@ -47,23 +58,48 @@ class SdpaCoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
         attn_mask_type: Any = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: Any = None,
+        packed_seq_params: PackedSeqParams | None = None,
         **_: Any,
     ) -> torch.Tensor:
         """Attends.
 
         Args:
-            query: [q, b, heads, head_dim].
-            key: [k, b, query_groups, head_dim].
-            value: [k, b, query_groups, head_dim].
+            query: [q, b, heads, head_dim], or [q, heads, head_dim] of packed sequences.
+            key: [k, b, query_groups, head_dim], or [k, query_groups, head_dim].
+            value: As `key`.
             attention_mask: [b, 1, q, k], True where attention is forbidden (Megatron's
                 convention), or None.
+            packed_seq_params: Where packed sequences begin and end, padding included; None: every
+                row is one sequence.
 
         Returns:
-            [q, b, heads * head_dim].
+            [q, b, heads * head_dim]; b is 1 for packed sequences.
         """
-        if packed_seq_params is not None or attention_bias is not None:
-            raise ValueError("SdpaCoreAttention takes padded batches without an attention bias")
+        if attention_bias is not None:
+            raise ValueError("SdpaCoreAttention takes no attention bias")
+        split = self.cp_group is not None and self.cp_group.size() > 1
+        if packed_seq_params is None and not split:
+            return self._attend(query, key, value, attention_mask)
+        if attention_mask is not None:
+            raise ValueError("packed or split sequences are causal; they take no attention mask")
+        if packed_seq_params is None:
+            lengths = (query.shape[0] * self.cp_group.size(),)
+        else:
+            query, key, value = (x.unsqueeze(1) for x in (query, key, value))
+            lengths = tuple(packed_seq_params.cu_seqlens_q.diff().tolist())
+        if split:
+            return self._attend_to_all_ranks(query, key, value, lengths)
+        shares = (x.split(lengths) for x in (query, key, value))
+        return torch.cat([self._attend(*share) for share in zip(*shares, strict=True)])
+
+    def _attend(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """One sequence per row; without a mask the queries are the last of the keys' positions."""
         queries, batch = query.shape[:2]
         allowed = None if attention_mask is None else ~attention_mask
         if allowed is None and 1 < queries < key.shape[0]:
@@ -80,6 +116,43 @@ class SdpaCoreAttention(MegatronModule):
             enable_gqa=key.shape[2] != query.shape[2],
         )
         return context.permute(2, 0, 1, 3).reshape(queries, batch, -1)
+
+    def _attend_to_all_ranks(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        lengths: tuple[int, ...],
+    ) -> torch.Tensor:
+        """This rank's two pieces of each sequence of `lengths` attend to all that is before them.
+
+        The gathered keys' gradient is summed over the ranks on its way back.
+        """
+        rank, size = self.cp_group.rank(), self.cp_group.size()
+        gathered = gather_from_sequence_parallel_region(
+            torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=self.cp_group
+        )
+        whole = gathered.index_select(0, _natural_order(lengths, size).to(gathered.device))
+        context = []
+        shares = query.split([length // size for length in lengths])
+        for share, sequence in zip(shares, whole.split(lengths), strict=True):
+            piece = len(share) // 2
+            ends = ((rank + 1) * piece, (2 * size - rank) * piece)
+            for queries, end in zip(share.split(piece), ends, strict=True):
+                context.append(self._attend(queries, *sequence[:end].chunk(2, dim=-1)))
+        return torch.cat(context)
+
+
+@functools.lru_cache(maxsize=8)
+def _natural_order(lengths: tuple[int, ...], size: int) -> torch.Tensor:
+    """Where each position of the whole sequences lies in the ranks' gathered shares, [sum]."""
+    starts = [0, *itertools.accumulate(lengths)]
+    held = [
+        start + zigzag_positions(length, rank, size)
+        for rank in range(size)
+        for start, length in zip(starts, lengths, strict=False)
+    ]
+    return torch.cat(held).argsort()
 
 
 class RotatedCacheAttention(SelfAttention):

@@ -14,7 +14,6 @@ from megatron.core.tensor_parallel.layers import (
     set_tensor_model_parallel_attributes,
 )
 from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 from transformers import PretrainedConfig
 
 from megatron_resrl.policy.layer_spec import decoder_spec
@@ -42,10 +41,6 @@ class PolicyModel(GPTModel):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
-
-    def last_layer(self) -> TransformerLayer:
-        """The layer whose input is the penultimate hidden state; last stage only."""
-        return self.decoder.layers[-1]
 
 
 def build_model_chunks(hf_config: PretrainedConfig, config: TransformerConfig) -> list[PolicyModel]:

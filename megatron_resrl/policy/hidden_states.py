@@ -1,4 +1,4 @@
-"""The tap: the input of the last transformer layer, taken during a forward pass."""
+"""The tap: one entry of Hugging Face's `hidden_states`, taken during a forward pass."""
 
 from __future__ import annotations
 
@@ -7,14 +7,17 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
+from megatron.core.transformer.transformer_layer import TransformerLayer
 
+from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.gpt import PolicyModel
 
 
 class HiddenStateTap:
-    """Holds the most recent input of the last layer, Hugging Face's `hidden_states[-2]`.
+    """Holds the most recent state of one place in the model, and no other.
 
-    Under sequence parallelism it is this rank's contiguous slice of the sequence.
+    Under sequence and context parallelism it is this rank's share of the sequences.
     """
 
     def __init__(self) -> None:
@@ -35,7 +38,9 @@ class HiddenStateTap:
     def _arm(self, model: torch.nn.Module, args: tuple[Any, ...]) -> None:
         self._armed = True
 
-    def _keep(self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _keep_input(
+        self, layer: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         # Full recomputation runs the layer, not the model, again in the backward pass: only the
         # layer's first run after the model was entered is a forward pass.
         if self._armed:
@@ -43,17 +48,84 @@ class HiddenStateTap:
             self._hidden = hidden.detach()
             self._armed = False
 
+    def _keep_output(
+        self, model: torch.nn.Module, args: tuple[Any, ...], output: torch.Tensor
+    ) -> None:
+        self._hidden = output.detach()
 
-@contextlib.contextmanager
-def tap_last_layer(model: PolicyModel) -> Iterator[HiddenStateTap]:
-    """Installs the tap on `model`, the chunk with the last layer, while the block runs."""
-    tap = HiddenStateTap()
-    handles = [
-        model.register_forward_pre_hook(tap._arm),
-        model.last_layer().register_forward_pre_hook(tap._keep, with_kwargs=True),
-    ]
-    try:
-        yield tap
-    finally:
-        for handle in handles:
-            handle.remove()
+
+class TapPlaces:
+    """Which pipeline stage and model chunk hold each entry of Hugging Face's `hidden_states`.
+
+    Entry 0 is the embeddings, the input of the first layer; entry i the input of layer i; the last
+    of the `num_layers + 1` entries is what the final norm makes. Negative indices count from the
+    end, as in Python.
+    """
+
+    def __init__(self, modules: list[PolicyModel], num_layers: int) -> None:
+        """Collective over the pipeline, whose stages may hold any number of layers.
+
+        Args:
+            modules: This rank's model chunks.
+            num_layers: Of the whole model.
+        """
+        self.num_layers = num_layers
+        self._modules = modules
+        held = [layer.layer_number for module in modules for layer in module.decoder.layers]
+        per_stage = gather_objects(held, parallel_state.get_pipeline_model_parallel_group())
+        # megatron-core counts layers from 1.
+        self._stage = {number - 1: rank for rank, held in enumerate(per_stage) for number in held}
+        self._stage[num_layers] = len(per_stage) - 1
+
+    def stage(self, layer: int) -> int:
+        """Pipeline rank that holds the entry.
+
+        Raises:
+            ValueError: The model has no such entry.
+        """
+        return self._stage[self._entry(layer)]
+
+    def chunk(self, layer: int) -> PolicyModel | None:
+        """The model chunk of this rank that holds the entry; None if another stage does."""
+        entry = self._entry(layer)
+        if self._stage[entry] != parallel_state.get_pipeline_model_parallel_rank():
+            return None
+        if entry == self.num_layers:
+            return self._modules[-1]
+        return next(module for module in self._modules if self._reader(module, entry) is not None)
+
+    @contextlib.contextmanager
+    def tap(self, layer: int) -> Iterator[HiddenStateTap]:
+        """Installs a tap on the chunk that holds the entry while the block runs.
+
+        Only on ranks of that stage, see `chunk`.
+        """
+        tap, chunk = HiddenStateTap(), self.chunk(layer)
+        reader = self._reader(chunk, self._entry(layer))
+        if reader is None:
+            handles = [chunk.register_forward_hook(tap._keep_output)]
+        else:
+            handles = [
+                chunk.register_forward_pre_hook(tap._arm),
+                reader.register_forward_pre_hook(tap._keep_input, with_kwargs=True),
+            ]
+        try:
+            yield tap
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _entry(self, layer: int) -> int:
+        count = self.num_layers + 1
+        if not -count <= layer < count:
+            raise ValueError(
+                f"resrl.layer is {layer}; a model of {self.num_layers} layers has hidden states "
+                f"{-count} to {count - 1}"
+            )
+        return layer % count
+
+    @staticmethod
+    def _reader(module: PolicyModel, entry: int) -> TransformerLayer | None:
+        """The layer of `module` whose input is the entry."""
+        layers = module.decoder.layers
+        return next((layer for layer in layers if layer.layer_number == entry + 1), None)

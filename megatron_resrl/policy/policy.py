@@ -1,12 +1,14 @@
-"""The policy: scores tokens, and takes optimizer steps, in any TP x PP x DP layout."""
+"""The policy: scores tokens, and takes optimizer steps, in any TP x PP x CP x DP layout."""
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
@@ -19,10 +21,15 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import PretrainedConfig
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import MicroBatch, TokenSequence, make_micro_batches
+from megatron_resrl.data.packing import (
+    MicroBatch,
+    TokenSequence,
+    length_alignment,
+    make_micro_batches,
+)
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
-from megatron_resrl.policy.hidden_states import tap_last_layer
+from megatron_resrl.policy.hidden_states import TapPlaces
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
 from megatron_resrl.policy.optimizer import (
@@ -32,13 +39,16 @@ from megatron_resrl.policy.optimizer import (
     wrap_in_ddp,
     zero_gradients,
 )
-from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
+from megatron_resrl.policy.schedule import run_pipeline
 from megatron_resrl.weights.hugging_face import load_weights
 
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What the scoring pass knows of one micro-batch's n response tokens; last stage only."""
+    """What the scoring pass knows of one micro-batch's n response tokens; last stage only.
+
+    Under context parallelism, of this rank's n.
+    """
 
     log_probs: torch.Tensor
     """[n] fp32."""
@@ -48,15 +58,15 @@ class TokenScores:
 
 @dataclass(frozen=True)
 class TappedStates:
-    """Penultimate hidden states of the response tokens this rank holds of one micro-batch.
+    """Hidden states of the response tokens whose predicting state this rank holds.
 
-    All n tokens, or under sequence parallelism those of this rank's slice of the sequence.
+    All of the micro-batch's n tokens, or under sequence parallelism those of this rank's slice.
     """
 
     hidden: torch.Tensor
     """[m, H]: the state that predicts each token."""
     token: torch.Tensor
-    """[m] int64: which of the micro-batch's n response tokens."""
+    """[m] int64 on the CPU: which of the micro-batch's n response tokens."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,7 @@ class Policy:
         hf_config: Hugging Face configuration.
         config: megatron-core configuration.
         modules: This rank's bare model chunks.
+        sequence_packing: Micro-batches are packed rather than padded.
     """
 
     def __init__(
@@ -92,10 +103,15 @@ class Policy:
         hf_config: PretrainedConfig,
         config: TransformerConfig,
         modules: list[PolicyModel],
+        *,
+        sequence_packing: bool = False,
     ) -> None:
+        """Collective over the pipeline; see `from_recipe`."""
         self.hf_config = hf_config
         self.config = config
         self.modules = modules
+        self.sequence_packing = sequence_packing
+        self._taps = TapPlaces(modules, config.num_layers)
         self.chunks: list[DistributedDataParallel] = []
         self.optimizer: MegatronOptimizer | None = None
         self.scheduler: OptimizerParamScheduler | None = None
@@ -113,7 +129,8 @@ class Policy:
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
         load_weights(modules, hf_config, recipe.model.path)
-        policy = cls(hf_config, config, modules)
+        packing = recipe.algorithm.sequence_packing
+        policy = cls(hf_config, config, modules, sequence_packing=packing)
         if trainable:
             policy.chunks = wrap_in_ddp(modules, recipe.parallel)
             total = recipe.steps * recipe.algorithm.updates_per_step
@@ -123,23 +140,67 @@ class Policy:
         return policy
 
     @property
-    def tensor_parallel_group(self) -> torch.distributed.ProcessGroup:
+    def tensor_parallel_group(self) -> dist.ProcessGroup:
         """Ranks that share each layer's matrices."""
         return parallel_state.get_tensor_model_parallel_group()
+
+    @property
+    def context_parallel_group(self) -> dist.ProcessGroup:
+        """Ranks that share each sequence: their response tokens add up to the whole."""
+        return parallel_state.get_context_parallel_group()
+
+    @property
+    def tokens_group(self) -> dist.ProcessGroup | None:
+        """Ranks of a stage that tap different tokens of the same sequences.
+
+        None: every rank taps them all, or only copies of this rank's tokens exist.
+        """
+        split = self.config.context_parallel_size > 1
+        if self.config.sequence_parallel:
+            if split:
+                return parallel_state.get_tensor_and_context_parallel_group()
+            return self.tensor_parallel_group
+        return self.context_parallel_group if split else None
+
+    def tap_stage(self, layer: int) -> int:
+        """Pipeline rank that holds `hidden_states[layer]`.
+
+        Args:
+            layer: Index into Hugging Face's `hidden_states`; negative ones count from the end.
+
+        Raises:
+            ValueError: The model has no such entry.
+        """
+        return self._taps.stage(layer)
+
+    def holds_tap(self, layer: int) -> bool:
+        """Whether this rank's stage holds `hidden_states[layer]`; raises like `tap_stage`."""
+        return self._taps.chunk(layer) is not None
 
     def micro_batches(
         self, sequences: Sequence[TokenSequence], micro_batch_size: int
     ) -> list[MicroBatch]:
-        """Cuts this data-parallel rank's sequences into micro-batches that the layout can take."""
-        pipeline = self.config.pipeline_model_parallel_size
-        interleaved = self.config.virtual_pipeline_model_parallel_size is not None
-        parallel = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+        """Cuts this data-parallel rank's sequences into micro-batches that the layout can take.
+
+        Context-parallel ranks pass the same sequences and get their shares of them.
+        """
+        config = self.config
+        interleaved = config.virtual_pipeline_model_parallel_size is not None
         batches = make_micro_batches(
             sequences,
             micro_batch_size,
-            length_multiple=parallel * 16 if self.config.fp8 else parallel,
+            length_multiple=length_alignment(
+                sequence_parallel_size=(
+                    config.tensor_model_parallel_size if config.sequence_parallel else 1
+                ),
+                context_parallel_size=config.context_parallel_size,
+                fp8=bool(config.fp8),
+            ),
+            packed=self.sequence_packing,
             uniform=interleaved,
-            count_multiple=pipeline if interleaved else 1,
+            count_multiple=config.pipeline_model_parallel_size if interleaved else 1,
+            context_parallel_rank=parallel_state.get_context_parallel_rank(),
+            context_parallel_size=config.context_parallel_size,
         )
         return [batch.to(device()) for batch in batches]
 
@@ -149,30 +210,39 @@ class Policy:
         *,
         temperature: float = 1.0,
         on_hidden_states: Callable[[TappedStates, MicroBatch], None] | None = None,
+        layer: int = -2,
     ) -> list[TokenScores]:
         """Forward-only pass: log-probabilities and entropy of every response token.
 
         Args:
             micro_batches: Of this replica.
             temperature: Divides the logits, as when the responses were sampled.
-            on_hidden_states: Called on the last stage after each micro-batch with the penultimate
-                hidden states of its response tokens.
+            on_hidden_states: Called on the ranks of `tap_stage(layer)`, for each micro-batch in
+                order right after its forward there, with the states of its response tokens.
+            layer: Which states: an index into Hugging Face's `hidden_states`. -2: the input of the
+                last layer.
 
         Returns:
             One entry per micro-batch on the last pipeline stage, else nothing.
+
+        Raises:
+            ValueError: The model has no such layer.
         """
 
         def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, TokenScores]:
             scores = TokenScores(*self._log_probs(hidden, batch, temperature))
-            if on_hidden_states is not None:
-                on_hidden_states(self._response_states(tap.take(), batch), batch)
             return scores.log_probs.sum(), scores
 
+        def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
+            if model is tapped:
+                on_hidden_states(self._response_states(tap.take(), batch), batch)
+
         self.eval()
-        if not (is_last_stage() and on_hidden_states is not None):
-            return run_pipeline(self.modules, micro_batches, last_stage, forward_only=True)
-        with tap_last_layer(self.modules[-1]) as tap:
-            return run_pipeline(self.modules, micro_batches, last_stage, forward_only=True)
+        tapped = None if on_hidden_states is None else self._taps.chunk(layer)
+        with self._taps.tap(layer) if tapped is not None else contextlib.nullcontext() as tap:
+            return run_pipeline(
+                self.modules, micro_batches, last_stage, forward_only=True, after_forward=hand_over
+            )
 
     def update(
         self,
@@ -181,11 +251,13 @@ class Policy:
         *,
         temperature: float = 1.0,
     ) -> UpdateResult:
-        """One optimizer step on the sum of `loss_function` over micro-batches and replicas.
+        """One optimizer step on the sum of `loss_function` over micro-batches and data- and
+        context-parallel ranks.
 
         Args:
             micro_batches: Of this replica.
-            loss_function: Called on the last stage; global denominators are its business.
+            loss_function: Called on the last stage, under context parallelism on each rank's own
+                tokens; global denominators are its business.
             temperature: Divides the logits.
 
         Returns:
@@ -239,6 +311,7 @@ class Policy:
         flat = hidden.flatten(0, 1)
         rank = parallel_state.get_tensor_model_parallel_rank()
         first = rank * len(flat) if self.config.sequence_parallel else 0
-        local = batch.state_index - first
+        local = batch.host.state_index - first
         token = torch.nonzero((local >= 0) & (local < len(flat))).flatten()
-        return TappedStates(hidden=flat[local[token]], token=token)
+        chosen = local[token].to(flat.device, non_blocking=True)
+        return TappedStates(hidden=flat.index_select(0, chosen), token=token)

@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 
 from megatron_resrl.policy.gpt import PolicyModel
 
-_SEQUENCE_PARALLEL_FLAGS = (
-    "sequence_parallel",
-    "scatter_to_sequence_parallel",
-    "reduce_scatter_embeddings",
-)
+_WHOLE_SEQUENCES: dict[str, Any] = {
+    "sequence_parallel": False,
+    "scatter_to_sequence_parallel": False,
+    "reduce_scatter_embeddings": False,
+    "context_parallel_size": 1,
+    "cp_group": None,
+}
+"""What modules and configurations say where tokens are not split over ranks."""
 
 
 class CachedDecoder:
@@ -112,26 +117,37 @@ class CachedDecoder:
 
 @contextlib.contextmanager
 def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
-    """Turns sequence parallelism off inside the block: one new token cannot be split."""
-    if not modules[0].config.sequence_parallel:
+    """Turns sequence and context parallelism off inside the block.
+
+    One new token cannot be split, and every context-parallel rank decodes prompts of its own.
+    """
+    config = modules[0].config
+    if not config.sequence_parallel and config.context_parallel_size == 1:
         yield
         return
-    owners = [
-        owner
+    owners = {
+        id(owner): owner
         for module in modules
         for part in module.modules()
         for owner in (part, getattr(part, "config", None))
-    ]
+    }
     changed = [
-        (owner, flag)
-        for flag in _SEQUENCE_PARALLEL_FLAGS
-        for owner in owners
-        if getattr(owner, flag, False) is True
+        (owner, name, getattr(owner, name))
+        for owner in owners.values()
+        for name, whole in _WHOLE_SEQUENCES.items()
+        if getattr(owner, name, whole) != whole
     ]
-    for owner, flag in changed:
-        setattr(owner, flag, False)
+    for owner, name, _ in changed:
+        setattr(owner, name, _WHOLE_SEQUENCES[name])
+    _forget_rotary_embeddings()
     try:
         yield
     finally:
-        for owner, flag in changed:
-            setattr(owner, flag, True)
+        for owner, name, value in changed:
+            setattr(owner, name, value)
+        _forget_rotary_embeddings()
+
+
+def _forget_rotary_embeddings() -> None:
+    """megatron-core caches them by length, not by the context-parallel share they were made for."""
+    RotaryEmbedding.forward.cache_clear()

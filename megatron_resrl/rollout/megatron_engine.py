@@ -31,8 +31,9 @@ class _Growing:
 class MegatronEngine:
     """Samples with the trainer's own weights: no second copy, no transfer.
 
-    Data-parallel replicas share the prompts out. A prompt is read once for all its samples, and
-    finished rows leave the batch when they are half of it.
+    Data-parallel replicas, and the context-parallel ranks of each, which all hold the whole model,
+    share the prompts out. A prompt is read once for all its samples, and finished rows leave the
+    batch when they are half of it.
     """
 
     def __init__(self, policy: Policy, *, max_running_samples: int) -> None:
@@ -49,15 +50,14 @@ class MegatronEngine:
         self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, seed: Sequence[int]
     ) -> list[list[Response]]:
         """See `RolloutEngine.generate`."""
-        replica = parallel_state.get_data_parallel_rank()
-        replicas = parallel_state.get_data_parallel_world_size()
-        mine = list(range(replica, len(prompts), replicas))
+        decoders = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        mine = list(range(decoders.rank(), len(prompts), decoders.size()))
         self.policy.eval()
         done: dict[int, list[Response]] = {}
         with whole_sequences(self.policy.modules):
             for batch in self._batches(prompts, mine, sampling.n):
                 done |= self._decode(prompts, batch, sampling, seed)
-        for theirs in gather_objects(done, parallel_state.get_data_parallel_group()):
+        for theirs in gather_objects(done, decoders):
             done |= theirs
         return [done[index] for index in range(len(prompts))]
 

@@ -33,12 +33,18 @@ LAYOUTS: dict[str, dict] = {
     "TP2": {"tensor_model_parallel_size": 2},
     "PP2": {"pipeline_model_parallel_size": 2},
     "DP2": {},
+    "CP2": {"context_parallel_size": 2},
 }
-SOURCES = {1: [("qwen3", "one")], 2: [("qwen3", "TP2"), ("tied_llama", "PP2"), ("qwen3", "DP2")]}
+SOURCES = {
+    1: [("qwen3", "one")],
+    2: [("qwen3", "TP2"), ("tied_llama", "PP2"), ("qwen3", "DP2"), ("qwen3", "CP2")],
+}
 TARGETS = {
     1: [("qwen3", "TP2", "one"), ("tied_llama", "PP2", "one"), ("qwen3", "DP2", "one")],
     2: [
         ("qwen3", "one", "TP2"),
+        ("qwen3", "one", "CP2"),
+        ("qwen3", "CP2", "TP2"),
         ("qwen3", "one", "DP2"),
         ("qwen3", "TP2", "PP2"),
         ("tied_llama", "PP2", "TP2"),

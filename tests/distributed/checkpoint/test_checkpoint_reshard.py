@@ -16,6 +16,8 @@ CASES = (
     "DP2 to one, qwen3",
     "one to TP2, qwen3",
     "one to DP2, qwen3",
+    "one to CP2, qwen3",
+    "CP2 to TP2, qwen3",
     "TP2 to PP2, qwen3",
     "PP2 to TP2, tied_llama",
 )

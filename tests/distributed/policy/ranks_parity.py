@@ -8,6 +8,7 @@ any rank.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
 from megatron_resrl.config.schema import (
+    AlgorithmConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -30,7 +32,7 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.platform import distributed as platform
-from megatron_resrl.policy.hidden_states import tap_last_layer
+from megatron_resrl.policy.hidden_states import TapPlaces
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
 from megatron_resrl.weights import hugging_face
@@ -40,6 +42,8 @@ UNIFORM = FULL | {"recompute_num_layers": 1, "recompute_method": "uniform"}
 BLOCK = {**UNIFORM, "recompute_num_layers": 2, "recompute_method": "block"}
 OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 SELECTIVE = {"recompute_granularity": "selective"}
+THREE_AND_ONE = {"megatron": {"num_layers_in_first_pipeline_stage": 3}}
+ONE_AND_THREE = {"megatron": {"num_layers_in_first_pipeline_stage": 1}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +53,9 @@ class Layout:
     tp: int = 1
     pp: int = 1
     vpp: int | None = None
+    cp: int = 1
     sp: bool = False
+    packed: bool = False
     distributed_optimizer: bool = True
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,6 +67,7 @@ class Layout:
             tensor_model_parallel_size=self.tp,
             pipeline_model_parallel_size=self.pp,
             virtual_pipeline_model_parallel_size=self.vpp,
+            context_parallel_size=self.cp,
             sequence_parallel=self.sp,
             use_distributed_optimizer=self.distributed_optimizer,
             timeout_minutes=1.0,
@@ -78,6 +85,7 @@ class Layout:
             parallel=parallel,
             precision=PrecisionConfig(params_dtype="fp32"),
             optimizer=optimizer,
+            algorithm=AlgorithmConfig(sequence_packing=self.packed),
         )
 
 
@@ -89,6 +97,8 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
         "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
         "tp1_recompute_selective": Layout(model=SELECTIVE, families=ONE),
+        "tp1_packed": Layout(packed=True, families=("llama", "qwen3")),
+        "tp1_packed_recompute_uniform": Layout(packed=True, model=UNIFORM, families=ONE),
     },
     2: {
         "tp2": Layout(tp=2),
@@ -102,6 +112,14 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp2_sp_recompute_uniform": Layout(tp=2, sp=True, model=UNIFORM, families=ONE),
         "pp2_recompute_block": Layout(pp=2, model=BLOCK, families=ONE),
         "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),
+        "pp2_three_and_one": Layout(pp=2, model=THREE_AND_ONE, families=ONE),
+        "pp2_one_and_three": Layout(pp=2, model=ONE_AND_THREE, families=ONE),
+        "tp2_sp_packed": Layout(tp=2, sp=True, packed=True, families=ONE),
+        "pp2_packed": Layout(pp=2, packed=True, families=ONE),
+        "pp2_vpp2_packed": Layout(pp=2, vpp=2, packed=True, families=("llama_tied",)),
+        "cp2": Layout(cp=2, families=("llama", "qwen3")),
+        "cp2_packed": Layout(cp=2, packed=True, families=("llama", "qwen3")),
+        "cp2_packed_recompute_selective": Layout(cp=2, packed=True, model=SELECTIVE, families=ONE),
     },
     4: {
         "tp2_pp2": Layout(tp=2, pp=2, saves=True),
@@ -111,6 +129,12 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_dp2": Layout(pp=2, families=("llama_tied",)),
         "pp4": Layout(pp=4, families=("llama",)),
         "tp4_sp": Layout(tp=4, sp=True, families=("qwen2",)),
+        "cp2_tp2_sp": Layout(cp=2, tp=2, sp=True, families=ONE),
+        "cp2_tp2_sp_packed": Layout(cp=2, tp=2, sp=True, packed=True, families=ONE),
+        "cp2_pp2": Layout(cp=2, pp=2, families=("llama_tied",)),
+        "cp2_pp2_vpp2_packed": Layout(cp=2, pp=2, vpp=2, packed=True, families=ONE),
+        "cp2_dp2_packed": Layout(cp=2, packed=True, families=ONE),
+        "cp4": Layout(cp=4, families=ONE),
     },
 }
 
@@ -138,12 +162,34 @@ def score_differences(policy: Policy, batches: list[MicroBatch], want: dict[str,
         found["hidden"] = max(found["hidden"], difference)
 
     scores = policy.score(batches, temperature=tiny.TEMPERATURE, on_hidden_states=check_states)
-    assert len(scores) == len(tapped) == (len(batches) if is_last_stage() else 0)
+    assert len(scores) == (len(batches) if is_last_stage() else 0)
+    assert len(tapped) == (len(batches) if policy.holds_tap(-2) else 0)
+    assert_shared_out(policy, batches, want["log_probs"])
     for batch, score in zip(batches if scores else [], scores, strict=True):
         for name in ("log_probs", "entropy"):
             difference = getattr(score, name) - rows(batch, want[name])
             found[name] = max(found[name], largest(difference))
     return found
+
+
+def assert_shared_out(
+    policy: Policy, batches: list[MicroBatch], per_sequence: list[torch.Tensor]
+) -> None:
+    """Every response token must be on exactly one context-parallel rank."""
+    own = [
+        place
+        for batch in batches
+        for place in zip(
+            batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True
+        )
+    ]
+    per_rank = platform.gather_objects(own, policy.context_parallel_group)
+    places = sorted(itertools.chain.from_iterable(per_rank))
+    assert places == [
+        (sequence, position)
+        for sequence, values in enumerate(per_sequence)
+        for position in range(len(values))
+    ]
 
 
 def hidden_difference(policy: Policy, states: TappedStates, want: torch.Tensor) -> float:
@@ -191,8 +237,8 @@ def update_differences(
     found, attention_runs = {"hidden": 0.0}, []
 
     def loss_function(log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Any:
-        states = policy._response_states(tap.take(), batch)
         if step == 0:
+            states = policy._response_states(tap.take(), batch)
             difference = hidden_difference(policy, states, rows(batch, hidden_want))
             found["hidden"] = max(found["hidden"], difference)
         factors = coefficients[batch.sequence_index, batch.response_position]
@@ -201,7 +247,9 @@ def update_differences(
 
     attention = policy.modules[-1].decoder.layers[0].self_attention.core_attention
     counter = attention.register_forward_hook(lambda *_: attention_runs.append(1))
-    with tap_last_layer(policy.modules[-1]) if is_last_stage() else nullcontext() as tap:
+    places = TapPlaces(policy.modules, policy.config.num_layers)
+    # The penultimate state is an input of the last layer, and this loss runs on the last stage.
+    with places.tap(-2) if is_last_stage() else nullcontext() as tap:
         result = policy.update(batches, loss_function, temperature=tiny.TEMPERATURE)
     counter.remove()
     assert result.applied
@@ -241,7 +289,8 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
         for name in ("log_probs", "entropy", "hidden", "logits")
     }
     found = score_differences(policy, batches, own)
-    found["logits"] = logit_difference(policy, batches, own["logits"])
+    if not layout.packed and layout.cp == 1:
+        found["logits"] = logit_difference(policy, batches, own["logits"])
     found["exported"] = export_difference(policy, want.weights[0])
     if layout.saves:
         save(policy, path.parent / "saved" / path.name)

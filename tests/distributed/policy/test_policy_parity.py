@@ -20,6 +20,8 @@ LAYOUTS = {
         "tp1_recompute_uniform",
         "tp1_recompute_block",
         "tp1_recompute_selective",
+        "tp1_packed",
+        "tp1_packed_recompute_uniform",
     },
     2: {
         "tp2",
@@ -33,6 +35,14 @@ LAYOUTS = {
         "tp2_sp_recompute_uniform",
         "pp2_recompute_block",
         "pp2_recompute_selective",
+        "pp2_three_and_one",
+        "pp2_one_and_three",
+        "tp2_sp_packed",
+        "pp2_packed",
+        "pp2_vpp2_packed",
+        "cp2",
+        "cp2_packed",
+        "cp2_packed_recompute_selective",
     },
     4: {
         "tp2_pp2",
@@ -42,6 +52,12 @@ LAYOUTS = {
         "pp2_dp2",
         "pp4",
         "tp4_sp",
+        "cp2_tp2_sp",
+        "cp2_tp2_sp_packed",
+        "cp2_pp2",
+        "cp2_pp2_vpp2_packed",
+        "cp2_dp2_packed",
+        "cp4",
     },
 }
 FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3")
@@ -58,7 +74,7 @@ STEP = 1e-5
 def measured(request: pytest.FixtureRequest, folder: Path) -> dict[str, dict[str, float]]:
     """Differences by "layout family", of all layouts of one world size."""
     script = Path(__file__).with_name("ranks_parity.py")
-    output = run_ranks(script, request.param, folder, timeout=300)
+    output = run_ranks(script, request.param, folder, timeout=600)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"layout"')]
     assert {line["layout"] for line in lines} == LAYOUTS[request.param]
     assert {line["family"] for line in lines} == set(FAMILIES)
@@ -66,7 +82,8 @@ def measured(request: pytest.FixtureRequest, folder: Path) -> dict[str, dict[str
 
 
 def check(measured: dict[str, dict[str, float]], quantity: str, tolerance: float) -> None:
-    values = {case: found[quantity] for case, found in measured.items()}
+    # Logits are measured where every rank holds whole, padded sequences.
+    values = {case: found[quantity] for case, found in measured.items() if quantity in found}
     print(f"{quantity}: at most {max(values.values()):.1e}")
     # `not <=`, so that NaN is wrong.
     wrong = {case: value for case, value in values.items() if not value <= tolerance}

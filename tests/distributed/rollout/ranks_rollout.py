@@ -30,8 +30,16 @@ LAYOUTS = {
             "virtual_pipeline_model_parallel_size": 2,
         },
         "DP2": {},
+        "CP2": {"context_parallel_size": 2},
     },
-    4: {"TP2xPP2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}},
+    4: {
+        "TP2xPP2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2},
+        "CP2xTP2+SP": {
+            "context_parallel_size": 2,
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+        },
+    },
 }
 PROMPTS = [[3, 4, 5, 6, 7, 8], [9, 10], list(range(20, 41)), [5] * 4, [50, 51]]
 NEW_TOKENS = 14
@@ -74,15 +82,21 @@ def decode(path: Path, layout: dict) -> dict:
         for response in several
     ]
     flat = [response for several in responses for response in several]
-    scores = policy.score(policy.micro_batches(sequences, 4))
-    trainer = torch.cat([score.log_probs for score in scores]) if scores else None
-    engines = torch.tensor([value for response in flat for value in response.log_probs])
-    difference = float((trainer - engines).abs().max()) if scores else 0.0
+    batches = policy.micro_batches(sequences, 4)
+    scores = policy.score(batches)
+    difference = 0.0
+    for batch, score in zip(batches if scores else [], scores, strict=True):
+        places = zip(batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True)
+        engines = torch.tensor([flat[number].log_probs[position] for number, position in places])
+        difference = max([difference, *(score.log_probs - engines).abs().tolist()])
+    # Lengths that were scored are decoded again, whatever has been cached for them.
+    again = engine.generate(PROMPTS, sampled, seed=(0, 5))
     worst = torch.tensor(difference)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return {
         "greedy": [[list(response.token_ids) for response in several] for several in answers],
         "sampled": [list(response.token_ids) for response in flat],
+        "repeated": [list(response.token_ids) for several in again for response in several],
         "reasons": [response.finish_reason for response in flat],
         "difference": worst.item(),
     }

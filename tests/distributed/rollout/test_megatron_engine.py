@@ -38,7 +38,7 @@ def _layouts(decoded: dict[str, dict], family: str) -> dict[str, dict]:
 def test_greedy_output_equals_transformers_token_for_token_in_every_layout(decoded, family):
     reference = decoded[f"{family} reference"]
     layouts = _layouts(decoded, family)
-    assert len(layouts) == 7
+    assert len(layouts) == 9
     for name, result in layouts.items():
         assert result["greedy"] == [[answer, answer] for answer in reference], name
 
@@ -50,6 +50,12 @@ def test_sampled_tokens_do_not_depend_on_the_layout(decoded, family):
     assert len({tuple(tokens) for tokens in single["sampled"]}) > 5
     for name, result in layouts.items():
         assert result["sampled"] == single["sampled"], name
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_decoding_after_scoring_gives_the_same_tokens(decoded, family):
+    for name, result in _layouts(decoded, family).items():
+        assert result["repeated"] == result["sampled"], name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

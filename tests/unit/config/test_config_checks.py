@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from collections.abc import Callable
@@ -144,10 +145,11 @@ def test_sequence_parallel_without_tensor_parallel_is_refused(refused: Refused) 
     assert "tensor_model_parallel_size is 1" in problem.problem
 
 
-def test_context_parallelism_is_refused_for_now(refused: Refused) -> None:
-    problem = refused("--parallel.context_parallel_size=2", world_size=2)
-    assert (problem.setting, problem.value) == ("parallel.context_parallel_size", 2)
-    assert "tensor or sequence parallelism" in problem.fix
+def test_context_parallelism_and_packed_sequences_are_accepted(
+    check: Callable[..., list[Problem]],
+) -> None:
+    packed = "--algorithm.sequence_packing=true"
+    assert check("--parallel.context_parallel_size=2", packed, world_size=2) == []
 
 
 def test_virtual_stages_without_pipeline_are_refused(refused: Refused) -> None:
@@ -498,6 +500,18 @@ def test_quantiles_must_increase_between_zero_and_one(refused: Refused, quantile
     problem = refused(f"--resrl.quantiles={quantiles}")
     assert problem.setting == "resrl.quantiles"
     assert "[0.2, 0.8]" in problem.fix
+
+
+@pytest.mark.parametrize("beyond", [1, -1])
+def test_a_layer_that_the_model_does_not_have_is_refused(
+    check: Callable[..., list[Problem]], refused: Refused, model: Path, beyond: int
+) -> None:
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    edge = layers if beyond > 0 else -layers - 1
+    assert check(f"--resrl.layer={edge}") == []
+    problem = refused(f"--resrl.layer={edge + beyond}")
+    assert (problem.setting, problem.value) == ("resrl.layer", edge + beyond)
+    assert f"{-layers - 1} to {layers}" in problem.problem
 
 
 def test_schedules_that_contradict_themselves_are_refused(refused: Refused) -> None:

@@ -1,7 +1,11 @@
-"""Micro-batches hold every response token once, beside the state that predicts it."""
+"""Micro-batches hold every response token once, beside the state that predicts it.
+
+Under context parallelism all ranks' shares together do.
+"""
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -9,7 +13,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_resrl.data.packing import MicroBatch, TokenSequence, make_micro_batches
+from megatron_resrl.data.packing import (
+    MicroBatch,
+    TokenSequence,
+    length_alignment,
+    make_micro_batches,
+    zigzag_positions,
+)
 
 token = st.integers(1, 99)
 sequence = st.builds(
@@ -17,59 +27,145 @@ sequence = st.builds(
     prompt=st.lists(token, min_size=1, max_size=6).map(tuple),
     response=st.lists(token, max_size=6).map(tuple),
 )
-options = st.fixed_dictionaries(
-    {
-        "length_multiple": st.integers(1, 4),
-        "uniform": st.booleans(),
-        "count_multiple": st.integers(1, 3),
+Case = tuple[list[TokenSequence], int, int, dict[str, Any]]
+
+
+@st.composite
+def options(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
+    """Context-parallel ranks, and the options that all of them share."""
+    ranks = draw(st.sampled_from([1, 2, 4]))
+    aligned = length_alignment(
+        sequence_parallel_size=draw(st.integers(1, 4)), context_parallel_size=ranks
+    )
+    return ranks, {
+        "length_multiple": aligned,
+        "packed": draw(st.booleans()),
+        "uniform": draw(st.booleans()),
+        "count_multiple": draw(st.integers(1, 3)),
+        "context_parallel_size": ranks,
     }
+
+
+batches = st.tuples(st.lists(sequence, min_size=1, max_size=7), st.integers(1, 4), options()).map(
+    lambda case: (case[0], case[1], *case[2])
 )
-batches = st.tuples(st.lists(sequence, min_size=1, max_size=7), st.integers(1, 4), options)
+
+
+def shares(case: Case) -> list[list[MicroBatch]]:
+    """[rank][micro-batch]."""
+    sequences, size, ranks, options = case
+    return [
+        make_micro_batches(sequences, size, context_parallel_rank=rank, **options)
+        for rank in range(ranks)
+    ]
+
+
+def tokens_of(batch: MicroBatch) -> list[tuple[int, int, int]]:
+    """(sequence, position in the response, token) of every response token."""
+    columns = (batch.sequence_index, batch.response_position, batch.targets)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 @given(batches)
-def test_every_response_token_is_there_once_and_in_order(
-    case: tuple[list[TokenSequence], int, dict[str, Any]],
-) -> None:
-    sequences, size, options = case
-    seen = []
-    for batch in make_micro_batches(sequences, size, **options):
-        columns = (batch.sequence_index, batch.response_position, batch.targets)
-        seen += zip(*(column.tolist() for column in columns), strict=True)
-    assert seen == [
+def test_every_response_token_is_on_exactly_one_rank_once_and_in_order(case: Case) -> None:
+    per_rank = [[token for batch in made for token in tokens_of(batch)] for made in shares(case)]
+    assert all(tokens == sorted(tokens) for tokens in per_rank)
+    assert sorted(itertools.chain.from_iterable(per_rank)) == [
         (number, position, token)
-        for number, one in enumerate(sequences)
+        for number, one in enumerate(case[0])
         for position, token in enumerate(one.response)
     ]
 
 
 @given(batches)
-def test_state_index_points_at_the_token_before_each_target(
-    case: tuple[list[TokenSequence], int, dict[str, Any]],
-) -> None:
-    sequences, size, options = case
-    for batch in make_micro_batches(sequences, size, **options):
+def test_state_index_points_at_the_token_before_each_target(case: Case) -> None:
+    for batch in [batch for made in shares(case) for batch in made]:
         before = batch.tokens.T.flatten()[batch.state_index].tolist()
-        places = zip(batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True)
-        for token, (number, position) in zip(before, places, strict=True):
-            one = sequences[number]
-            assert token == (one.prompt + one.response)[len(one.prompt) + position - 1]
+        positions = batch.position_ids.T.flatten()[batch.state_index].tolist()
+        places = [(number, position) for number, position, _ in tokens_of(batch)]
+        for token, state, (number, position) in zip(before, positions, places, strict=True):
+            one = case[0][number]
+            assert state == len(one.prompt) + position - 1
+            assert token == (one.prompt + one.response)[state]
 
 
 @given(batches)
-def test_shapes_keep_the_promises_of_the_options(
-    case: tuple[list[TokenSequence], int, dict[str, Any]],
-) -> None:
-    sequences, size, options = case
-    made = make_micro_batches(sequences, size, **options)
-    assert len(made) % options["count_multiple"] == 0
-    assert all(batch.tokens.shape[1] % options["length_multiple"] == 0 for batch in made)
-    assert all(1 <= len(batch.tokens) <= size for batch in made)
+def test_the_ranks_shares_hold_every_fed_token_once_and_else_padding(case: Case) -> None:
+    fed = [token for one in case[0] for token in (one.prompt + one.response)[:-1]]
+    held = [batch.tokens.flatten() for made in shares(case) for batch in made]
+    assert sorted(token for token in torch.cat(held).tolist() if token) == sorted(fed)
+
+
+@given(batches)
+def test_shapes_keep_the_promises_of_the_options(case: Case) -> None:
+    sequences, size, ranks, options = case
+    multiple = options["length_multiple"]
+    made = shares(case)
+    shapes = [[batch.tokens.shape for batch in own] for own in made]
+    numbers = [[batch.sequences for batch in own] for own in made]
+    lengths = [[batch.packed_lengths for batch in own] for own in made]
+    assert all(same == column[0] for column in (shapes, numbers, lengths) for same in column)
+    assert list(itertools.chain.from_iterable(numbers[0])) == list(range(len(sequences)))
+    assert len(made[0]) % options["count_multiple"] == 0
+    assert all(width * ranks % multiple == 0 for _, width in shapes[0])
     if options["uniform"]:
-        assert len({batch.tokens.shape for batch in made}) == 1
+        assert len(set(shapes[0])) == 1
+    if options["packed"]:
+        assert all(rows == 1 for rows, _ in shapes[0])
+        assert [sum(own) for own in lengths[0]] == [ranks * width for _, width in shapes[0]]
+        assert all(length % multiple == 0 for own in lengths[0] for length in own)
     else:
+        assert all(1 <= rows <= size for rows, _ in shapes[0])
         longest = max(len(one) for one in sequences)
-        assert all(batch.tokens.shape[1] < longest + options["length_multiple"] for batch in made)
+        assert all(width * ranks < longest + multiple for _, width in shapes[0])
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.booleans())
+def test_aligned_lengths_can_be_shared_out(
+    count: int, sequence_parallel: int, context_parallel: int, fp8: bool
+) -> None:
+    length = count * length_alignment(
+        sequence_parallel_size=sequence_parallel,
+        context_parallel_size=context_parallel,
+        fp8=fp8,
+    )
+    assert length % (context_parallel * sequence_parallel * (16 if fp8 else 1)) == 0
+    assert context_parallel == 1 or length % (2 * context_parallel) == 0
+    held = [zigzag_positions(length, rank, context_parallel) for rank in range(context_parallel)]
+    assert torch.cat(held).sort().values.tolist() == list(range(length))
+    assert {len(own) for own in held} == {length // context_parallel}
+
+
+def test_context_parallel_shares_are_megatrons_zigzag() -> None:
+    held = [zigzag_positions(8, rank, 2).tolist() for rank in range(2)]
+    assert held == [[0, 1, 6, 7], [2, 3, 4, 5]]
+
+
+def test_without_need_nothing_is_padded() -> None:
+    assert length_alignment() == 1
+    assert length_alignment(sequence_parallel_size=4) == 4
+    assert length_alignment(sequence_parallel_size=2, context_parallel_size=2) == 4
+    assert length_alignment(sequence_parallel_size=2, fp8=True) == 32
+
+
+def test_packed_sequences_lie_behind_each_other_and_count_their_own_positions() -> None:
+    sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
+    (batch,) = make_micro_batches(sequences, 2, packed=True, length_multiple=2)
+    assert batch.tokens.tolist() == [[1, 2, 3, 0, 5, 0]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
+    assert batch.packed_lengths == (4, 2)
+    assert batch.state_index.tolist() == [1, 2, 4]
+
+
+def test_uniform_packed_micro_batches_end_with_a_sequence_of_padding() -> None:
+    sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
+    made = make_micro_batches(sequences, 1, packed=True, uniform=True)
+    assert [batch.packed_lengths for batch in made] == [(3,), (1, 2)]
+
+
+def test_lengths_that_context_parallel_ranks_cannot_share_are_refused() -> None:
+    with pytest.raises(ValueError, match="need a multiple of 4"):
+        make_micro_batches([], 1, length_multiple=2, context_parallel_size=2)
 
 
 def test_the_last_token_of_a_sequence_is_predicted_and_not_fed() -> None:
@@ -89,11 +185,16 @@ def test_a_sequence_without_prompt_is_refused_because_nothing_predicts_its_first
         make_micro_batches([TokenSequence((1,), (2,)), TokenSequence((), (2, 3))], 2)
 
 
-def test_moving_to_a_device_keeps_everything() -> None:
+def test_moving_to_a_device_keeps_everything_and_remembers_the_host() -> None:
     batch = make_micro_batches([TokenSequence((1, 2), (3, 4))], 1)[0]
-    moved = batch.to(torch.device("cpu"))
-    assert isinstance(moved, MicroBatch)
-    assert all(torch.equal(vars(moved)[name], value) for name, value in vars(batch).items())
+    moved = batch.to(torch.device("meta"))
+    tensors = {name: v for name, v in vars(batch).items() if isinstance(v, torch.Tensor)}
+    assert all(vars(moved)[name].device.type == "meta" for name in tensors)
+    assert all(vars(moved)[name].shape == value.shape for name, value in tensors.items())
+    assert moved.sequences == batch.sequences
+    assert moved.host is batch
+    assert moved.to(torch.device("meta")).host is batch
+    assert batch.host is batch
 
 
 def test_no_sequences_give_one_micro_batch_without_response_tokens():

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_resrl.policy.attention import SdpaCoreAttention
@@ -65,6 +66,25 @@ def test_the_softmax_scale_is_used() -> None:
     torch.testing.assert_close(found.double(), exact(inputs, causal, 0.1), atol=1e-6, rtol=0)
 
 
-def test_packed_sequences_are_refused_instead_of_attending_across_them() -> None:
-    with pytest.raises(ValueError, match="padded batches"):
-        attention()(*tensors(5, 5), None, packed_seq_params=object())
+def test_packed_sequences_do_not_see_each_other() -> None:
+    lengths = (3, 1, 5)
+    query, key, value = (x[:, 0] for x in tensors(sum(lengths), sum(lengths)))
+    ends = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    found = attention()(query, key, value, None, packed_seq_params=packed)
+    alone = [
+        attention()(*(x[:, None] for x in share), None)
+        for share in zip(*(x.split(lengths) for x in (query, key, value)), strict=True)
+    ]
+    torch.testing.assert_close(found, torch.cat(alone), atol=1e-6, rtol=0)
+
+
+def test_what_packed_sequences_cannot_have_is_refused() -> None:
+    query, key, value = (x[:, 0] for x in tensors(5, 5))
+    ends = torch.tensor([0, 5], dtype=torch.int32)
+    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    mask = torch.ones(5, 5).triu(1).bool()
+    with pytest.raises(ValueError, match="no attention mask"):
+        attention()(query, key, value, mask, packed_seq_params=packed)
+    with pytest.raises(ValueError, match="no attention bias"):
+        attention()(*tensors(5, 5), None, attention_bias=mask)
