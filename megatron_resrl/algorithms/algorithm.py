@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from megatron_resrl.algorithms.advantages import is_correct
+from megatron_resrl.config.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,15 @@ class Algorithm(ABC):
     """As written in a recipe."""
     needs_hidden_states: ClassVar[bool] = False
     """Whether token weights must be computed from hidden states; else they are all 1."""
+
+    @classmethod
+    def settings_of(cls, recipe: Recipe) -> dict[str, tuple[str, Any]]:
+        """Fields that have a setting of their own outside `algorithm.options`.
+
+        Returns:
+            Field -> the recipe's section, and the value there.
+        """
+        return {}
 
     @abstractmethod
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:

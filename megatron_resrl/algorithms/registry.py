@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from megatron_resrl.algorithms.algorithm import Algorithm
+from megatron_resrl.config.schema import Recipe
 
 _ALGORITHMS = {
     "grpo": "megatron_resrl.algorithms.grpo:GRPO",
@@ -38,13 +39,7 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
         ValueError: Unknown name or option, with the nearest match and everything there is; or an
             option's value that cannot be used.
     """
-    if name not in _ALGORITHMS:
-        raise ValueError(
-            f"there is no algorithm {name!r}{_nearest(name, algorithm_names())}; "
-            f"registered are: {', '.join(algorithm_names())}"
-        )
-    module, class_name = _ALGORITHMS[name].split(":")
-    algorithm_class = getattr(importlib.import_module(module), class_name)
+    algorithm_class = _algorithm_class(name)
     known = [field.name for field in dataclasses.fields(algorithm_class)]
     for option in options:
         if option not in known:
@@ -53,6 +48,30 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
                 f"{name} takes: {', '.join(known) or 'no options'}"
             )
     return algorithm_class(**options)
+
+
+def algorithm_of(recipe: Recipe) -> Algorithm:
+    """Builds the algorithm of a recipe: its options, and the settings it takes from elsewhere.
+
+    Raises:
+        ValueError: As for `get_algorithm`; or an option that is a setting of another section.
+    """
+    name, options = recipe.algorithm.name, recipe.algorithm.options
+    settings = _algorithm_class(name).settings_of(recipe)
+    for option, (section, _) in settings.items():
+        if option in options:
+            raise ValueError(f"algorithm.options has {option!r}; set {section}.{option} instead")
+    return get_algorithm(name, **options, **{key: value for key, (_, value) in settings.items()})
+
+
+def _algorithm_class(name: str) -> type[Algorithm]:
+    if name not in _ALGORITHMS:
+        raise ValueError(
+            f"there is no algorithm {name!r}{_nearest(name, algorithm_names())}; "
+            f"registered are: {', '.join(algorithm_names())}"
+        )
+    module, class_name = _ALGORITHMS[name].split(":")
+    return getattr(importlib.import_module(module), class_name)
 
 
 def _nearest(wrong: str, right: Sequence[str]) -> str:

@@ -6,7 +6,7 @@ Source: arXiv 2605.00380. The distances become weights in `megatron_resrl.subspa
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from megatron_resrl.algorithms.advantages import finite_vector
 from megatron_resrl.algorithms.grpo import GRPO
 from megatron_resrl.algorithms.options import require_choice, require_not_negative
+from megatron_resrl.config.schema import Recipe
 
 Positives = Literal["score", "advantage"]
 
@@ -26,15 +27,19 @@ class ResRL(GRPO):
     needs_hidden_states: ClassVar[bool] = True
 
     positive_weight: float = 0.1
-    """Factor on the advantages of positive responses."""
+    """`resrl.positive_weight`."""
     positives: Positives = "score"
-    """`score`: correct by the verifier (the released code); `advantage`: A > 0 (the paper). They
-    differ where shaping pushes a correct response below its group's mean."""
+    """`resrl.positives`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_not_negative("positive_weight", self.positive_weight)
         require_choice("positives", self.positives, get_args(Positives))
+
+    @classmethod
+    def settings_of(cls, recipe: Recipe) -> dict[str, tuple[str, Any]]:
+        names = ("positive_weight", "positives")
+        return {name: ("resrl", getattr(recipe.resrl, name)) for name in names}
 
     def positive(self, scores: Tensor, advantages: Tensor) -> Tensor:
         correct = super().positive(scores, advantages)

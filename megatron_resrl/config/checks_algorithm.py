@@ -12,7 +12,7 @@ from megatron_resrl.errors import closest
 
 def _check_algorithm(facts: Facts) -> Iterator[Problem]:
     # Here, because algorithms lie above the settings; only this check asks them.
-    from megatron_resrl.algorithms.registry import algorithm_names, get_algorithm
+    from megatron_resrl.algorithms.registry import algorithm_names, algorithm_of
 
     algorithm, known = facts.recipe.algorithm, algorithm_names()
     if algorithm.name not in known:
@@ -22,7 +22,7 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
         yield Problem("algorithm.name", algorithm.name, "there is no such algorithm", fix)
         return
     try:
-        get_algorithm(algorithm.name, **algorithm.options)
+        algorithm_of(facts.recipe)
     except (ValueError, TypeError) as error:  # Names must be strings, values what they say.
         fix = "correct the option or leave it out"
         yield Problem("algorithm.options", algorithm.options, str(error), fix)

@@ -211,6 +211,7 @@ class Policy:
         temperature: float = 1.0,
         on_hidden_states: Callable[[TappedStates, MicroBatch], None] | None = None,
         layer: int = -2,
+        on_final_states: Callable[[torch.Tensor, MicroBatch], None] | None = None,
     ) -> list[TokenScores]:
         """Forward-only pass: log-probabilities and entropy of every response token.
 
@@ -221,6 +222,8 @@ class Policy:
                 order right after its forward there, with the states of its response tokens.
             layer: Which states: an index into Hugging Face's `hidden_states`. -2: the input of the
                 last layer.
+            on_final_states: Called on the last stage for each micro-batch with the states [n, H]
+                that the output layer multiplies, one per response token.
 
         Returns:
             One entry per micro-batch on the last pipeline stage, else nothing.
@@ -230,7 +233,10 @@ class Policy:
         """
 
         def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, TokenScores]:
-            scores = TokenScores(*self._log_probs(hidden, batch, temperature))
+            states = self._token_states(hidden, batch)
+            if on_final_states is not None:
+                on_final_states(states, batch)
+            scores = TokenScores(*self._log_probs(states, batch, temperature))
             return scores.log_probs.sum(), scores
 
         def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
@@ -265,7 +271,8 @@ class Policy:
         """
 
         def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
-            return loss_function(*self._log_probs(hidden, batch, temperature), batch)
+            states = self._token_states(hidden, batch)
+            return loss_function(*self._log_probs(states, batch, temperature), batch)
 
         self.train()
         zero_gradients(self.chunks, self.optimizer)
@@ -288,22 +295,26 @@ class Policy:
         for module in self.modules:
             module.eval()
 
-    def _log_probs(
-        self, hidden: torch.Tensor, batch: MicroBatch, temperature: float
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """log-probs [n] and entropy [n] of the response tokens from the final hidden states."""
+    def _token_states(self, hidden: torch.Tensor, batch: MicroBatch) -> torch.Tensor:
+        """[n, H] final hidden states that predict the response tokens, on all TP ranks."""
         group = self.tensor_parallel_group
         if self.config.sequence_parallel:
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
+        return hidden.flatten(0, 1)[batch.state_index]
+
+    def _log_probs(
+        self, states: torch.Tensor, batch: MicroBatch, temperature: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """log-probs [n] and entropy [n] of the response tokens."""
         return vocab_parallel_log_probs(
-            hidden.flatten(0, 1)[batch.state_index],
+            states,
             self.modules[-1].output_weight(),
             batch.targets,
             vocab_size=self.hf_config.vocab_size,
             temperature=temperature,
-            group=group,
+            group=self.tensor_parallel_group,
         )
 
     def _response_states(self, hidden: torch.Tensor, batch: MicroBatch) -> TappedStates:

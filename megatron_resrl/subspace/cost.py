@@ -73,10 +73,9 @@ class PassShape:
     ranks: int
     """Ranks that hold different tokens of a group (R): TP ranks under sequence parallelism x CP
     ranks, x DP ranks if groups are split."""
-    copies: int
-    """Ranks that hold the same tokens (C): TP ranks without sequence parallelism."""
     window: int
     """Groups kept at once (W)."""
+    copies: int = 1
 
     def __post_init__(self) -> None:
         for field in fields(self):

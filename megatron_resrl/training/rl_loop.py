@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_resrl.algorithms import get_algorithm
+from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.checkpoint import (
     TrainerState,
     latest_checkpoint,
@@ -23,6 +23,7 @@ from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.sampler import PromptSampler
+from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import broadcast_object
@@ -33,6 +34,7 @@ from megatron_resrl.rollout.sampling import TRAINING_STREAM
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.phases import PHASES, phase
 from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
 
 logger = logging.getLogger(__name__)
@@ -46,13 +48,15 @@ def train(recipe: Recipe) -> None:
     """
     with open_actor(recipe, trainable=True) as actor:
         output_dir = Path(recipe.output_dir)
-        algorithm = get_algorithm(recipe.algorithm.name, **recipe.algorithm.options)
+        algorithm = algorithm_of(recipe)
         prompts = _load_training_prompts(recipe, actor)
         evaluation_sets = load_evaluation_sets(recipe, actor.tokenizer)
         sampler = PromptSampler(
             len(prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
         )
-        first = _resume(recipe, actor, sampler) + 1
+        resumed = _resume(recipe, actor, sampler)
+        first = resumed.step + 1 if resumed else 1
+        weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
         sampling = _sampling(recipe, actor)
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
 
@@ -78,7 +82,7 @@ def train(recipe: Recipe) -> None:
                     samples = grade_responses(
                         batch, responses, actor.grader, actor.tokenizer, recipe.reward
                     )
-                outcome = rl_step(actor.policy, algorithm, samples, recipe, step, timers)
+                outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
                 with phase(timers, "sync"):
                     actor.engine.update_weights()
 
@@ -89,7 +93,8 @@ def train(recipe: Recipe) -> None:
                     metrics |= evaluate()
                 journal.log(step, metrics, samples)
                 if _due(step, recipe.checkpoint.save_every, recipe.steps):
-                    state = TrainerState(step=step, sampler=sampler.state_dict())
+                    extra = {"subspace_method": weigher.method} if weigher else {}
+                    state = TrainerState(step, sampler.state_dict(), extra)
                     save_checkpoint(
                         output_dir, actor.policy, state, keep_last=recipe.checkpoint.keep_last
                     )
@@ -122,18 +127,27 @@ def _load_training_prompts(recipe: Recipe, actor: Actor) -> list[Prompt]:
     return prompts
 
 
-def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> int:
-    """Loads the newest checkpoint if there is one. Returns the number of steps already done."""
+def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> TrainerState | None:
+    """Loads the newest checkpoint if there is one. Returns where the trainer was."""
     if recipe.checkpoint.resume == "never":
-        return 0
+        return None
     found = latest_checkpoint(Path(recipe.output_dir)) if dist.get_rank() == 0 else None
     checkpoint = broadcast_object(found)
     if checkpoint is None:
-        return 0
+        return None
     state = load_checkpoint(checkpoint, actor.policy)
     sampler.load_state_dict(state.sampler)
     logger.info("resumed after step %d from %s", state.step, checkpoint)
-    return state.step
+    return state
+
+
+def _weigher(recipe: Recipe, actor: Actor, resumed: TrainerState | None) -> TokenWeigher:
+    """Weighs tokens as the run did before it was resumed."""
+    markers = None
+    if recipe.resrl.mask_think:
+        markers = think_marker_ids(actor.tokenizer, recipe.resrl.think_markers)
+    method = resumed.extra.get("subspace_method") if resumed else None
+    return TokenWeigher(actor.policy, recipe, think_markers=markers, method=method)
 
 
 def _due(step: int, every: int, last: int) -> bool:

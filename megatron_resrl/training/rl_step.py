@@ -7,19 +7,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 
 from megatron_resrl.algorithms import Algorithm, token_coefficients
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.balance import deal_groups
 from megatron_resrl.observe.timers import PhaseTimers
-from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.policy import Policy, UpdateResult
-from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training import step_metrics
+from megatron_resrl.training.diagnosis import InterferenceSample, displaced_likelihood
 from megatron_resrl.training.phases import phase
 from megatron_resrl.training.scoring import Scored, score_samples
+from megatron_resrl.training.sharing import own_share, split_into_mini_batches
+from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.training.updating import Targets, update_policy
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,7 @@ class StepOutcome:
 def rl_step(
     policy: Policy,
     algorithm: Algorithm,
+    weigher: TokenWeigher | None,
     samples: Sequence[Sample],
     recipe: Recipe,
     step: int,
@@ -47,6 +47,7 @@ def rl_step(
     Args:
         policy: Updated in place.
         algorithm: Turns rewards and token weights into advantages.
+        weigher: Weighs tokens by their hidden states; None: all weigh 1.
         samples: All groups of the step, whole, the same on all ranks.
         recipe: Settings.
         step: Number of the step, a key of random choices.
@@ -58,19 +59,26 @@ def rl_step(
     advantages = algorithm.sample_advantages(rewards, scores, group)
     positive = algorithm.positive(scores, advantages)
 
+    split = recipe.resrl.split_groups
     mini_batches = split_into_mini_batches(samples, recipe.algorithm.updates_per_step)
-    shares = [own_share(samples, mini_batch) for mini_batch in mini_batches]
+    shares = [own_share(samples, each, split_groups=split) for each in mini_batches]
     mine = [index for share in shares for index in share]
-    with phase(timers, "scoring"):
-        scored = score_samples(
-            policy,
-            [samples[index] for index in mine],
-            positive[mine],
-            recipe,
-            step,
-            timers,
-            weigh=algorithm.needs_hidden_states,
+    everyones = [index for mini_batch in mini_batches for index in mini_batch]
+    diagnose = recipe.resrl.diagnose_every > 0 and step % recipe.resrl.diagnose_every == 0
+    drawn = None
+    if diagnose:
+        shared = everyones if split else mine
+        drawn = InterferenceSample(policy, samples, shared, positive, recipe, step)
+
+    def score(wanted: list[int], own: list[int], *, draw: bool) -> Scored:
+        weighing = weigher and weigher.begin(samples, wanted, own, positive, step)
+        collect = drawn.collect if drawn and draw else None
+        return score_samples(
+            policy, samples, own, recipe, timers, weighing=weighing, on_final_states=collect
         )
+
+    with phase(timers, "scoring"):
+        scored = score(everyones, mine, draw=True)
 
     updates: list[UpdateResult] = []
     sums: list[dict[str, float]] = []
@@ -84,15 +92,19 @@ def rl_step(
                 len(mini_batch),
             )
             continue
+        token_weights = scored.token_weights[[row[index] for index in share]]
+        if weigher and updates and recipe.resrl.refresh == "minibatch":
+            with phase(timers, "scoring"):
+                token_weights = score(mini_batch, share, draw=False).token_weights
         # A response without advantage has no gradient: it counts in the denominators only.
-        taught = [index for index in share if advantages[index] != 0]
-        rows = [row[index] for index in taught]
+        places = [place for place, index in enumerate(share) if advantages[index] != 0]
+        taught = [share[place] for place in places]
         targets = Targets(
             advantages=advantages[taught],
             positive=positive[taught],
             coefficients=_coefficients(samples, mini_batch, taught, recipe),
-            old_log_probs=scored.log_probs[rows],
-            token_weights=scored.token_weights[rows],
+            old_log_probs=scored.log_probs[[row[index] for index in taught]],
+            token_weights=token_weights[places],
         )
         with phase(timers, "update"):
             update, token_sums = update_policy(
@@ -101,41 +113,15 @@ def rl_step(
         updates.append(update)
         sums.append(token_sums)
 
-    replicas = _gather_reports([samples[index] for index in mine], scored, sums)
     metrics = step_metrics.of_samples(samples, advantages)
-    metrics |= step_metrics.of_replicas(replicas)
+    replicas = step_metrics.gather_reports([samples[i] for i in mine], scored, sums, split=split)
+    metrics |= step_metrics.of_replicas(replicas, spectrum=diagnose)
     metrics |= step_metrics.of_updates(updates, len(mini_batches))
+    if diagnose:
+        with phase(timers, "diagnosis"):
+            metrics |= drawn.metrics(mine, scored.token_weights)
+            metrics |= displaced_likelihood(policy, samples, mine, positive, scored, recipe, timers)
     return StepOutcome(metrics, all(update.applied for update in updates))
-
-
-def split_into_mini_batches(samples: Sequence[Sample], count: int) -> list[list[int]]:
-    """Cuts the step's groups, in order, into `count` mini-batches of whole groups.
-
-    Returns:
-        Sample indices of each mini-batch.
-    """
-    groups = max(sample.group for sample in samples) + 1
-    per_batch = groups // count
-    return [
-        [
-            index
-            for index, sample in enumerate(samples)
-            if batch * per_batch <= sample.group < (batch + 1) * per_batch
-        ]
-        for batch in range(count)
-    ]
-
-
-def own_share(samples: Sequence[Sample], mini_batch: Sequence[int]) -> list[int]:
-    """The sample indices of a mini-batch that this data-parallel replica trains on."""
-    members: dict[int, list[int]] = {}
-    for index in mini_batch:
-        members.setdefault(samples[index].group, []).append(index)
-    groups = list(members.values())
-    tokens = [sum(len(samples[index].tokens) for index in group) for group in groups]
-    hands = deal_groups(tokens, parallel_state.get_data_parallel_world_size())
-    hand = hands[parallel_state.get_data_parallel_rank()]
-    return [index for group in hand for index in groups[group]]
 
 
 def _coefficients(
@@ -149,12 +135,3 @@ def _coefficients(
         global_tokens=sum(lengths.values()),
         global_responses=len(mini_batch),
     )
-
-
-def _gather_reports(
-    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
-) -> list[step_metrics.ReplicaReport]:
-    """What the last stages of all replicas know, on every rank."""
-    speaks = is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
-    report = step_metrics.report_replica(samples, scored, sums) if speaks else None
-    return [replica for replica in gather_objects(report) if replica is not None]

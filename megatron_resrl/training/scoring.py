@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 
 import torch
+import torch.distributed as dist
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.packing import MicroBatch
@@ -13,73 +14,91 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.subspace import GroupReport, sampling_key
+from megatron_resrl.subspace import GroupReport
 from megatron_resrl.training.phases import phase
-from megatron_resrl.training.residual_weights import GroupedTokenWeights
+from megatron_resrl.training.token_weights import WeighingPass
+
+FinalStates = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
+"""(hidden [n, H], sample [n], position [n]): the states that the output layer multiplies, and which
+token of which sample each predicts, as an index into the step's samples; the indices on the CPU."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    """Per-token results for this replica's B sequences; meaningful on the last stage only.
+    """Per-token results for this replica's B samples.
 
-    Matrices are [B, T] fp32, T the longest response; entries past a response's end are unused.
+    Matrices are [B, T] fp32, T the step's longest response; entries past a response's end are
+    unused.
     """
 
     log_probs: torch.Tensor
-    """Under the weights that begin the step, at the sampling temperature."""
+    """At the sampling temperature; meaningful on the last stage."""
     entropy: torch.Tensor
-    """Nats."""
+    """Nats; meaningful on the last stage."""
     token_weights: torch.Tensor
     """1 where nothing applies."""
-    reports: list[GroupReport]
+    reports: list[GroupReport] = field(default_factory=list)
     """One per group, if weights were asked for."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of the weighing."""
 
 
 def score_samples(
     policy: Policy,
     samples: Sequence[Sample],
-    positive: torch.Tensor,
+    mine: Sequence[int],
     recipe: Recipe,
-    step: int,
     timers: PhaseTimers,
     *,
-    weigh: bool,
+    weighing: WeighingPass | None = None,
+    on_final_states: FinalStates | None = None,
 ) -> Scored:
     """Runs the forward-only pass over this replica's samples, streaming groups into weights.
 
     Args:
         policy: Weights are read only.
-        samples: Of this replica, whole groups, neighbours together.
-        positive: [B] bool.
-        recipe: Micro-batch size, temperature and subspace settings.
-        step: A key of random choices.
+        samples: Of the step.
+        mine: Indices of this replica's samples.
+        recipe: Micro-batch size, temperature and tapped layer.
         timers: The subspace's time is taken out of the pass's.
-        weigh: Fit subspaces and weigh tokens.
+        weighing: Weighs the tokens of these samples; None: all weigh 1.
+        on_final_states: Called on the last stage for each micro-batch, under context parallelism
+            with each rank's own tokens.
     """
-    longest = max(len(sample.response.token_ids) for sample in samples)
-    grouped = GroupedTokenWeights(
-        [sample.group for sample in samples],
-        positive.to(device()),
-        longest,
-        recipe.resrl,
-        seed=lambda group: sampling_key(recipe.seed, step, group),
-        split_over=policy.tensor_parallel_group if policy.config.sequence_parallel else None,
-    )
+    order = list(mine) if weighing is None else weighing.order
+    sample_of = torch.tensor(order, dtype=torch.int64)
 
     def on_hidden_states(states: TappedStates, batch: MicroBatch) -> None:
         with phase(timers, "subspace"):
-            grouped.add(states, batch)
+            weighing.on_hidden_states(states, batch)
+
+    def final_states(hidden: torch.Tensor, batch: MicroBatch) -> None:
+        on_final_states(hidden, sample_of[batch.host.sequence_index], batch.host.response_position)
 
     micro_batches = policy.micro_batches(
-        [sample.tokens for sample in samples], recipe.algorithm.micro_batch_size
+        [samples[index].tokens for index in order], recipe.algorithm.micro_batch_size
     )
     scores = policy.score(
         micro_batches,
         temperature=recipe.rollout.temperature,
-        on_hidden_states=on_hidden_states if weigh else None,
+        on_hidden_states=on_hidden_states if weighing else None,
+        layer=recipe.resrl.layer,
+        on_final_states=final_states if on_final_states else None,
     )
-    log_probs, entropy = torch.zeros(2, len(samples), longest, device=device())
+    longest = max(len(sample.response.token_ids) for sample in samples)
+    log_probs, entropy = torch.zeros(2, len(mine), longest, device=device())
+    row_of = {index: row for row, index in enumerate(mine)}
+    rows = torch.tensor([row_of[index] for index in order], dtype=torch.int64, device=device())
     for batch, score in zip(micro_batches, scores, strict=False):
-        log_probs[batch.sequence_index, batch.response_position] = score.log_probs
-        entropy[batch.sequence_index, batch.response_position] = score.entropy
-    return Scored(log_probs, entropy, grouped.weights, grouped.reports)
+        place = rows[batch.sequence_index], batch.response_position
+        log_probs[place] = score.log_probs
+        entropy[place] = score.entropy
+    pieces = policy.context_parallel_group
+    if dist.get_world_size(pieces) > 1:
+        # Each context-parallel rank has the tokens of its pieces; the rest are zeros.
+        dist.all_reduce(log_probs, group=pieces)
+        dist.all_reduce(entropy, group=pieces)
+    if weighing is None:
+        return Scored(log_probs, entropy, torch.ones_like(log_probs))
+    weighed = weighing.finish()
+    return Scored(log_probs, entropy, weighed.weights, weighed.reports, weighed.metrics)

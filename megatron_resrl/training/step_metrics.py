@@ -6,8 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from megatron.core import parallel_state
 
+from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.policy import UpdateResult
+from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import GroupReport, summarise
 from megatron_resrl.training.scoring import Scored
@@ -23,6 +26,8 @@ class ReplicaReport:
     """Sum over response tokens."""
     mismatch: Mismatch
     groups: list[GroupReport]
+    weighing: dict[str, float]
+    """Bytes and memory of the weighing pass."""
 
 
 @dataclass(frozen=True)
@@ -56,17 +61,37 @@ def measure_mismatch(samples: Sequence[Sample], log_probs: torch.Tensor) -> Mism
     )
 
 
-def report_replica(
-    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
+def gather_reports(
+    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]], *, split: bool
+) -> list[ReplicaReport]:
+    """What the last stages of all replicas know, on every rank. Collective.
+
+    Args:
+        samples: Of this replica.
+        scored: Their scores.
+        sums: Token sums of each optimizer step; under context parallelism of this rank's tokens.
+        split: Groups are split over replicas, which all report the same ones.
+    """
+    report = None
+    if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
+        report = ReplicaReport(sums, 0.0, Mismatch(0, 0.0, 0.0, 0.0, 0.0), [], {})
+        if parallel_state.get_context_parallel_rank() == 0:
+            first = parallel_state.get_data_parallel_rank() == 0
+            report = _report(samples, scored, sums, groups=first or not split)
+    return [replica for replica in gather_objects(report) if replica is not None]
+
+
+def _report(
+    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]], *, groups: bool
 ) -> ReplicaReport:
-    """Packs one replica's numbers; called on its last stage."""
     lengths = torch.tensor([len(sample.response.token_ids) for sample in samples])
     inside = torch.arange(scored.entropy.shape[1]) < lengths[:, None]
     return ReplicaReport(
         sums=sums,
         entropy=float(scored.entropy.cpu()[inside].sum()),
         mismatch=measure_mismatch(samples, scored.log_probs),
-        groups=scored.reports,
+        groups=scored.reports if groups else [],
+        weighing=scored.metrics,
     )
 
 
@@ -88,8 +113,8 @@ def of_samples(samples: Sequence[Sample], advantages: torch.Tensor) -> dict[str,
     }
 
 
-def of_replicas(reports: Sequence[ReplicaReport]) -> dict[str, float]:
-    """Token averages over all replicas."""
+def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str, float]:
+    """Token averages over all replicas; of the weighing passes the largest."""
     metrics: dict[str, float] = {}
     sums: dict[str, float] = {}
     for report in reports:
@@ -112,7 +137,12 @@ def of_replicas(reports: Sequence[ReplicaReport]) -> dict[str, float]:
     metrics["mismatch/probability_mean"] = sum(each.probability for each in mismatches) / tokens
     metrics["mismatch/kl"] = sum(each.kl for each in mismatches) / tokens
     groups = [group for report in reports for group in report.groups]
-    return metrics | (summarise(groups) if groups else {})
+    if groups:
+        metrics |= summarise(groups, spectrum=spectrum)
+    for report in reports:
+        for name, value in report.weighing.items():
+            metrics[name] = max(metrics.get(name, 0.0), value)
+    return metrics
 
 
 def of_updates(updates: Sequence[UpdateResult], planned: int) -> dict[str, float]:
