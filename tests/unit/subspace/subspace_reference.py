@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from megatron_resrl.subspace import token_weights_with_reports
+
 
 def reference_residuals(hidden_NH: np.ndarray, positive_N: np.ndarray, rank: int) -> np.ndarray:
     """[negatives] residuals of one group by the definition."""
@@ -47,10 +49,27 @@ def decaying(
 
 
 def mixed_group(tokens: int, hidden_size: int, seed: int = 0, **shape: float):
-    """A group's hidden states, token indices and a third to a half of positive tokens."""
+    """A group's hidden states and a third to a half of positive tokens."""
     hidden = decaying(tokens, hidden_size, seed=seed, **shape)
     generator = torch.Generator().manual_seed(seed + 1)
     positive = torch.rand(tokens, generator=generator) < 0.45
     positive[:4], positive[-2:] = True, False
-    index = torch.randperm(10 * tokens, generator=generator)[:tokens]
-    return hidden, index, positive
+    return hidden, positive
+
+
+def weigh_group(hidden_NH: torch.Tensor, positive_N: torch.Tensor, **settings):
+    """Weights [N] of one group of a right and a wrong response, and its report."""
+    sides = [positive_N.nonzero().flatten(), (~positive_N).nonzero().flatten()]
+    longest = max(len(side) for side in sides)
+    hidden = hidden_NH.new_full((2, longest, hidden_NH.shape[1]), float("nan"))
+    mask = torch.zeros(2, longest, dtype=torch.bool)
+    for row, side in enumerate(sides):
+        hidden[row, : len(side)], mask[row, : len(side)] = hidden_NH[side], True
+    group = torch.zeros(2, dtype=torch.int64)
+    weights, reports = token_weights_with_reports(
+        hidden, mask, torch.tensor([True, False]), group, **settings
+    )
+    weights_N = torch.empty(len(hidden_NH))
+    for row, side in enumerate(sides):
+        weights_N[side] = weights[row, : len(side)]
+    return weights_N, reports[0]

@@ -5,12 +5,14 @@ import torch
 from unit.subspace.subspace_reference import decaying
 
 from megatron_resrl.subspace import (
+    Basis,
     Statistics,
     basis_from_rows,
     basis_from_statistics,
     layer_norm,
     residuals,
 )
+from megatron_resrl.subspace import basis as basis_module
 
 
 def exact_svd(x_NH: torch.Tensor, rank: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -24,10 +26,18 @@ def largest_angle(first_HK: torch.Tensor, second_HK: torch.Tensor) -> float:
     return float(torch.linalg.matrix_norm(outside, ord=2))
 
 
-def from_statistics(x_NH: torch.Tensor, rank: int):
-    statistics = Statistics.empty(x_NH.shape[1])
-    statistics.add(x_NH)
+def from_rows(x_NH: torch.Tensor, rank: int) -> Basis:
+    valid = torch.ones(1, len(x_NH), dtype=torch.bool)
+    return basis_from_rows(x_NH.clone().unsqueeze(0), valid, rank)
+
+
+def from_statistics(x_NH: torch.Tensor, rank: int) -> Basis:
+    statistics = Statistics.empty(1, x_NH.shape[1])
+    statistics.add(x_NH.unsqueeze(0), torch.ones(1, len(x_NH), dtype=torch.bool))
     return basis_from_statistics(statistics, rank)
+
+
+both_ways = pytest.mark.parametrize("solve", [from_rows, from_statistics])
 
 
 def random(*shape: int) -> torch.Tensor:
@@ -38,61 +48,95 @@ def random(*shape: int) -> torch.Tensor:
 SIZES = [(40, 100), (300, 60), (90, 700), (1000, 600)]
 
 
-@pytest.mark.parametrize("solve", [lambda x, k: basis_from_rows(x.clone(), k), from_statistics])
+@both_ways
 @pytest.mark.parametrize(("tokens", "hidden_size"), SIZES)
 def test_basis_spans_the_leading_singular_vectors(solve, tokens, hidden_size):
     x_NH = layer_norm(decaying(tokens, hidden_size))
     rank = min(32, tokens - 1)
-    basis = solve(x_NH, rank)
+    check_against_svd(solve(x_NH, rank), x_NH, rank)
+
+
+def check_against_svd(basis: Basis, x_NH: torch.Tensor, rank: int) -> None:
     eigenvalues, directions = exact_svd(x_NH, rank)
-    torch.testing.assert_close(basis.eigenvalues_K, eigenvalues, rtol=1e-6, atol=0)  # float32 rows
+    # Float32 rows.
+    torch.testing.assert_close(basis.eigenvalues_GK[0], eigenvalues, rtol=1e-6, atol=0)
     # Neighbouring eigenvalues a few percent apart amplify float32 rounding to some 1e-5.
-    assert largest_angle(basis.vectors_HK, directions) < 1e-4
-    unit = basis.vectors_HK.T @ basis.vectors_HK
-    torch.testing.assert_close(unit, torch.eye(rank).double(), atol=1e-7, rtol=0)
+    assert largest_angle(basis.vectors_GHK[0], directions) < 1e-4
+    unit = basis.vectors_GHK[0].T @ basis.vectors_GHK[0]
+    torch.testing.assert_close(unit, torch.eye(rank).double(), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("form", ["_by_rows", "_by_gram"])
+@pytest.mark.parametrize(("tokens", "hidden_size"), [(1000, 600), (600, 1000)])
+def test_every_float32_form_spans_the_leading_singular_vectors(
+    form, tokens, hidden_size, monkeypatch
+):
+    x_NH = layer_norm(decaying(tokens, hidden_size))
+    monkeypatch.setattr(basis_module, "_cheapest", lambda *_: getattr(basis_module, form))
+    monkeypatch.setattr(basis_module, "_in_full", None)  # not fallen back to
+    check_against_svd(from_rows(x_NH, 32), x_NH, 32)
+
+
+@pytest.mark.parametrize(("tokens", "hidden_size"), [(40, 100), (700, 600)])
+def test_groups_of_different_sizes_are_solved_together_as_alone(tokens, hidden_size):
+    sizes = [tokens, tokens - 17, 5, 1]
+    padded = torch.zeros(len(sizes), tokens, hidden_size)
+    groups = [layer_norm(decaying(size, hidden_size, seed=size)) for size in sizes]
+    for line, rows in zip(padded, groups, strict=True):
+        line[: len(rows)] = rows
+    valid = torch.arange(tokens) < torch.tensor(sizes).unsqueeze(1)
+    together = basis_from_rows(padded, valid, 16)
+    for index, rows in enumerate(groups):
+        alone = from_rows(rows, 16)
+        assert together.rank_G[index] == alone.rank_G[0] == min(16, len(rows) - 1)
+        torch.testing.assert_close(
+            together.eigenvalues_GK[index], alone.eigenvalues_GK[0], rtol=1e-6, atol=1e-9
+        )
+        assert largest_angle(together.vectors_GHK[index], alone.vectors_GHK[0]) < 1e-4
+        assert largest_angle(alone.vectors_GHK[0], together.vectors_GHK[index]) < 1e-4
 
 
 @pytest.mark.parametrize("shape", [{}, {"power": 0.1, "outliers": 0}, {"power": 1.4}])
 def test_rows_and_statistics_give_the_same_residuals(shape):
     hidden = decaying(1900, 600, **shape)
     x_NH = layer_norm(hidden[:900])
-    by_statistics = from_statistics(x_NH, 64)
-    by_rows = basis_from_rows(x_NH, 64)
-    rows = torch.arange(900, 1900)
-    first, second = residuals(hidden, rows, by_rows), residuals(hidden, rows, by_statistics)
+    ways = from_rows(x_NH, 64), from_statistics(x_NH, 64)
+    group = torch.zeros(1000, dtype=torch.int64)
+    first, second = (residuals(hidden[900:], group, basis) for basis in ways)
     torch.testing.assert_close(first, second, rtol=2e-6, atol=0)  # float32 against float64 products
-    torch.testing.assert_close(by_rows.energy, by_statistics.energy, rtol=1e-6, atol=0)
+    torch.testing.assert_close(ways[0].energy_G, ways[1].energy_G, rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("solve", [lambda x, k: basis_from_rows(x.clone(), k), from_statistics])
+@both_ways
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(60, 100), (1000, 600)])
 def test_tokens_on_a_plane_give_as_many_directions_as_the_plane_has(solve, tokens, hidden_size):
     x_NH = random(tokens, 12) @ random(12, hidden_size)
     basis = solve(x_NH, 64)
-    assert basis.rank == 12
-    assert float(basis.energy) == pytest.approx(1, abs=1e-6)  # float32 rows
-    assert largest_angle(basis.vectors_HK, exact_svd(x_NH, 12)[1]) < 1e-5
+    assert basis.rank_G.tolist() == [12]
+    assert float(basis.energy_G) == pytest.approx(1, abs=1e-6)  # float32 rows
+    assert largest_angle(basis.vectors_GHK[0], exact_svd(x_NH, 12)[1]) < 1e-5
 
 
-@pytest.mark.parametrize("solve", [lambda x, k: basis_from_rows(x.clone(), k), from_statistics])
+@both_ways
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(60, 100), (1000, 600)])
 def test_equal_tokens_give_no_direction(solve, tokens, hidden_size):
     basis = solve(random(1, hidden_size).expand(tokens, hidden_size).contiguous(), 8)
-    assert basis.rank == 0
-    assert float(basis.energy) == 1
+    assert basis.rank_G.tolist() == [0]
+    assert basis.energy_G.tolist() == [1]
+    assert not basis.vectors_GHK.any()
 
 
-@pytest.mark.parametrize("solve", [lambda x, k: basis_from_rows(x.clone(), k), from_statistics])
+@both_ways
 def test_equal_eigenvalues_give_orthonormal_directions_of_full_energy_share(solve):
     tokens = 800  # one-hot tokens: all 799 eigenvalues are 1, so any 64 directions are right
     basis = solve(torch.eye(tokens), 64)
-    assert basis.rank == 64
-    assert float(basis.energy) == pytest.approx(64 / (tokens - 1), rel=1e-5)  # float32 rows
-    unit = basis.vectors_HK.T @ basis.vectors_HK
-    torch.testing.assert_close(unit, torch.eye(64).double(), atol=1e-6, rtol=0)
+    assert basis.rank_G.tolist() == [64]
+    assert float(basis.energy_G) == pytest.approx(64 / (tokens - 1), rel=1e-5)  # float32 rows
+    unit = basis.vectors_GHK[0].T @ basis.vectors_GHK[0]
+    torch.testing.assert_close(unit, torch.eye(64).double(), atol=1e-12, rtol=0)
 
 
 def test_wanted_directions_are_capped_by_tokens_and_hidden_size():
-    assert basis_from_rows(random(5, 30), 64).rank == 4
-    assert basis_from_rows(random(50, 3), 64).rank == 3
-    assert basis_from_rows(random(1, 3), 64).rank == 0
+    assert from_rows(random(5, 30), 64).rank_G.tolist() == [4]
+    assert from_rows(random(50, 3), 64).rank_G.tolist() == [3]
+    assert from_rows(random(1, 3), 64).rank_G.tolist() == [0]

@@ -9,13 +9,12 @@ from megatron_resrl.subspace import GroupReport, summarise
 
 def test_metrics_weigh_groups_by_negative_tokens_and_count_every_skip():
     reports = [
-        GroupReport(None, 50, 10, 40, 0.5, 0.1, 0.3, 0.8),
-        GroupReport(None, 50, 30, 20, 0.7, 0.3, 0.3, 0.6, degenerate=True),
+        GroupReport(None, 50, 10, 0.5, 0.1, 0.3, 0.8, 40, 0.2, 9.0, 30.0),
+        GroupReport(None, 50, 30, 0.7, 0.3, 0.3, 0.6, 20, 0.4, 3.0, 10.0, degenerate=True),
         GroupReport("no_positive", 0, 30),
         GroupReport("few_positive_tokens", 3, 30),
     ]
-    metrics = summarise(reports)
-    assert metrics == pytest.approx(
+    expected = pytest.approx(
         {
             "resrl/groups": 4,
             "resrl/skipped_fraction": 0.5,
@@ -28,8 +27,13 @@ def test_metrics_weigh_groups_by_negative_tokens_and_count_every_skip():
             "resrl/residual_q_high": 0.3,
             "resrl/energy": 0.7,
             "resrl/rank": 30,
+            "resrl/spectrum_top_energy": 0.3,
+            "resrl/spectrum_condition": 6,
+            "resrl/spectrum_effective_rank": 20,
         }
     )
+    assert summarise(reports, spectrum=True) == expected
+    assert set(summarise(reports)) == {n for n in expected.expected if "spectrum" not in n}
 
 
 def test_metrics_of_a_step_without_a_weighted_group_are_plain_numbers():

@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from megatron_resrl.subspace import GroupPlan, SubspaceSettings, make_plan, sampling_key
+
+
+def plan_of(
+    lengths: list[int],
+    positive: list[bool],
+    group: list[int],
+    *,
+    budget: int = 4096,
+    window_rows: int = 10**6,
+    window_groups: int | None = None,
+    seed: int = 0,
+    rank: int = 2,
+) -> GroupPlan:
+    counted = torch.arange(max(lengths)) < torch.tensor(lengths).unsqueeze(1)
+    return make_plan(
+        counted,
+        torch.tensor(positive),
+        torch.tensor(group),
+        SubspaceSettings(rank=rank, max_positive_tokens=budget),
+        key=lambda number: sampling_key(seed, 1, number),
+        window_rows=window_rows,
+        window_groups=window_groups,
+    )
+
+
+def test_positives_span_negatives_are_weighed_and_skipped_groups_do_neither():
+    plan = plan_of([5, 3, 4, 9, 2, 3], [True, False, False, True, True, False], [7, 7, 2, 2, 4, 4])
+    assert plan.numbers == (2, 4, 7)
+    assert plan.skipped == (None, "few_positive_tokens", None)
+    assert plan.spanning_G.tolist() == [9, 0, 5]
+    assert plan.weighed_G.tolist() == [4, 0, 3]
+    assert plan.spans_BT.sum(1).tolist() == [5, 0, 0, 9, 0, 0]
+    assert plan.weighed_BT.sum(1).tolist() == [0, 3, 4, 0, 0, 0]
+    assert plan.positive_tokens == (9, 2, 5)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    responses=st.lists(
+        st.tuples(st.integers(1, 12), st.booleans(), st.integers(0, 3)), min_size=1, max_size=14
+    ),
+    budget=st.integers(4, 20),
+    window_rows=st.integers(1, 40),
+    window_groups=st.none() | st.integers(1, 3),
+)
+def test_every_response_passes_once_and_negatives_after_the_positives_of_their_window(
+    responses, budget, window_rows, window_groups
+):
+    lengths, positive, group = (list(column) for column in zip(*responses, strict=True))
+    limits = {"window_rows": window_rows, "window_groups": window_groups}
+    plan = plan_of(lengths, positive, group, budget=budget, **limits)
+    assert sorted(plan.order) == list(range(len(lengths)))
+    seen = [index for window in plan.windows for index in window.groups]
+    assert sorted(seen) == list(range(len(plan.numbers)))
+    for window in plan.windows:
+        assert window_groups is None or len(window.groups) <= window_groups
+        sizes = [int(plan.spanning_G[index]) for index in window.groups]
+        assert len(sizes) == 1 or len(sizes) * max(*sizes, 2) <= window_rows
+        late = plan.spans_BT[list(window.negatives)]
+        early = plan.weighed_BT[list(window.positives)]
+        assert not late.any()
+        assert not early.any()
+    for index in range(len(plan.numbers)):
+        inside = (plan.group_B == index).unsqueeze(1)
+        for mask, counts in (
+            (plan.spans_BT, plan.spanning_G),
+            (plan.weighed_BT, plan.weighed_G),
+        ):
+            columns = plan.column_BT[mask & inside].tolist()
+            assert columns == list(range(int(counts[index])))
+        assert int(plan.spanning_G[index]) <= budget
+
+
+def test_a_sample_has_the_budget_and_depends_on_the_key_alone():
+    arguments = [60, 50, 9], [True, True, False], [3, 3, 3]
+    plan = plan_of(*arguments, budget=30, seed=5)
+    assert plan.spanning_G.tolist() == [30]
+    assert plan.positive_tokens == (110,)
+    assert torch.equal(plan_of(*arguments, budget=30, seed=5).spans_BT, plan.spans_BT)
+    assert not torch.equal(plan_of(*arguments, budget=30, seed=6).spans_BT, plan.spans_BT)
+    # Another group in the pool changes nothing.
+    more = plan_of([60, 50, 9, 7, 7], [True, True, False, True, False], [3, 3, 3, 1, 1],
+                   budget=30, seed=5)  # fmt: skip
+    assert torch.equal(more.spans_BT[:3], plan.spans_BT)
+
+
+def test_a_sample_is_uniform_over_the_tokens():
+    hits = torch.zeros(2, 40)
+    for seed in range(300):
+        hits += plan_of([40, 40, 4], [True, True, False], [0, 0, 0], budget=20, seed=seed).spans_BT[
+            :2
+        ]
+    # 75 expected of each token; five standard deviations of a binomial are 38.
+    assert hits.min() > 37
+    assert hits.max() < 113
+
+
+def test_large_groups_come_first_and_with_groups_of_their_size():
+    plan = plan_of(
+        [5, 1, 40, 1, 6, 1, 38, 1], [True, False] * 4, [0, 0, 1, 1, 2, 2, 3, 3], window_rows=80
+    )
+    assert [window.groups for window in plan.windows] == [(1, 3), (2, 0)]
+
+
+def test_sampling_keys_are_stable_and_distinct():
+    keys = {sampling_key(s, t, g) for s in range(3) for t in range(5) for g in range(7)}
+    assert len(keys) == 105
+    assert sampling_key(0, 0, 0) == 759_540_517_790_923_586
+
+
+def test_masked_tokens_take_no_part():
+    counted = torch.ones(2, 6, dtype=torch.bool)
+    counted[:, 2:4] = False
+    plan = make_plan(
+        counted,
+        torch.tensor([True, False]),
+        torch.zeros(2, dtype=torch.int64),
+        SubspaceSettings(),
+        key=lambda number: 0,
+        window_rows=100,
+    )
+    assert not (plan.spans_BT | plan.weighed_BT)[:, 2:4].any()
+    assert (plan.spanning_G.tolist(), plan.weighed_G.tolist()) == ([4], [4])
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_a_group_larger_than_a_window_gets_one_of_its_own(rows):
+    plan = plan_of([50, 1, 50, 1], [True, False] * 2, [0, 0, 1, 1], window_rows=rows)
+    assert [window.groups for window in plan.windows] == [(0,), (1,)]
