@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +21,8 @@ from transformers import PretrainedConfig
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.packing import MicroBatch, TokenSequence, make_micro_batches
-from megatron_resrl.platform.distributed import device
+from megatron_resrl.platform.distributed import device, largest
+from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import tap_last_layer
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
@@ -130,16 +132,24 @@ class Policy:
     def micro_batches(
         self, sequences: Sequence[TokenSequence], micro_batch_size: int
     ) -> list[MicroBatch]:
-        """Cuts this data-parallel rank's sequences into micro-batches that the layout can take."""
+        """Cuts this data-parallel rank's sequences into micro-batches that the layout can take.
+
+        Collective over replicas that share their experts: all get as many micro-batches, some
+        without response tokens.
+        """
         pipeline = self.config.pipeline_model_parallel_size
         interleaved = self.config.virtual_pipeline_model_parallel_size is not None
         parallel = self.config.tensor_model_parallel_size if self.config.sequence_parallel else 1
+        count = max(1, math.ceil(len(sequences) / micro_batch_size))
+        together = lock_step_group()
+        if together is not None:
+            count = largest(count, together)
         batches = make_micro_batches(
             sequences,
             micro_batch_size,
             length_multiple=parallel * 16 if self.config.fp8 else parallel,
             uniform=interleaved,
-            count_multiple=pipeline if interleaved else 1,
+            count_multiple=math.ceil(count / pipeline) * pipeline if interleaved else count,
         )
         return [batch.to(device()) for batch in batches]
 

@@ -49,6 +49,8 @@ class Layout:
     tp: int = 1
     pp: int = 1
     vpp: int | None = None
+    ep: int = 1
+    etp: int | None = None
     sp: bool = False
     distributed_optimizer: bool = True
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -61,6 +63,8 @@ class Layout:
             tensor_model_parallel_size=self.tp,
             pipeline_model_parallel_size=self.pp,
             virtual_pipeline_model_parallel_size=self.vpp,
+            expert_model_parallel_size=self.ep,
+            expert_tensor_parallel_size=self.etp,
             sequence_parallel=self.sp,
             use_distributed_optimizer=self.distributed_optimizer,
             timeout_minutes=1.0,
@@ -82,9 +86,13 @@ class Layout:
 
 
 ONE = ("qwen3",)
+EXPERTS = ("qwen3_moe", "qwen3_moe_mixed")
+MOE = ("qwen3_moe",)
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
         "tp1": Layout(),
+        "tp1_experts": Layout(families=EXPERTS),
+        "tp1_experts_recompute_uniform": Layout(model=UNIFORM, families=MOE),
         "tp1_plain_optimizer": Layout(distributed_optimizer=False),
         "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
         "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
@@ -102,6 +110,12 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp2_sp_recompute_uniform": Layout(tp=2, sp=True, model=UNIFORM, families=ONE),
         "pp2_recompute_block": Layout(pp=2, model=BLOCK, families=ONE),
         "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),
+        "tp2_sp_etp2": Layout(tp=2, sp=True, families=EXPERTS),
+        "tp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=EXPERTS),
+        "dp2_ep1": Layout(families=MOE),
+        "dp2_ep2": Layout(ep=2, families=EXPERTS),
+        "dp2_ep2_plain_optimizer": Layout(ep=2, distributed_optimizer=False, families=MOE),
+        "dp2_ep2_overlapped": Layout(ep=2, ddp=OVERLAPPED, families=MOE),
     },
     4: {
         "tp2_pp2": Layout(tp=2, pp=2, saves=True),
@@ -111,16 +125,23 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_dp2": Layout(pp=2, families=("llama_tied",)),
         "pp4": Layout(pp=4, families=("llama",)),
         "tp4_sp": Layout(tp=4, sp=True, families=("qwen2",)),
+        "tp2_pp2_sp_ep2": Layout(tp=2, pp=2, sp=True, ep=2, etp=1, saves=True, families=EXPERTS),
+        "tp2_dp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=MOE),
+        "tp2_dp2_sp_ep4": Layout(tp=2, sp=True, ep=4, etp=1, families=MOE),
+        "pp2_vpp2_dp2_ep2": Layout(pp=2, vpp=2, ep=2, families=MOE),
     },
 }
 
 
 def own_share() -> list[int]:
-    """Indices of the sequences of this data-parallel replica: halves of unequal token counts."""
-    count = len(tiny.ragged_token_ids())
-    per_replica = count // parallel_state.get_data_parallel_world_size()
-    first = parallel_state.get_data_parallel_rank() * per_replica
-    return list(range(first, first + per_replica))
+    """Indices of the sequences of this data-parallel replica: all, or the first four or last two.
+
+    Replicas with unequal numbers of micro-batches must agree too.
+    """
+    indices = list(range(len(tiny.ragged_token_ids())))
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return indices
+    return indices[:4] if parallel_state.get_data_parallel_rank() == 0 else indices[4:]
 
 
 def largest(*differences: torch.Tensor) -> float:
