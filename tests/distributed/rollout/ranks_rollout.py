@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
+from tiny_families import read_model
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.data.packing import TokenSequence
@@ -33,6 +33,23 @@ LAYOUTS = {
     },
     4: {"TP2xPP2": {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}},
 }
+_TP2_EP = {
+    "tensor_model_parallel_size": 2,
+    "sequence_parallel": True,
+    "expert_tensor_parallel_size": 1,
+}
+EXPERT_LAYOUTS = {
+    1: {"TP1": {}},
+    2: {
+        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "TP2+SPxEP2": {**_TP2_EP, "expert_model_parallel_size": 2},
+        "DP2xEP2": {"expert_model_parallel_size": 2},
+    },
+    4: {
+        "TP2+SPxDP2xEP4": {**_TP2_EP, "expert_model_parallel_size": 4},
+        "PP2xDP2xEP2": {"pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2},
+    },
+}
 PROMPTS = [[3, 4, 5, 6, 7, 8], [9, 10], list(range(20, 41)), [5] * 4, [50, 51]]
 NEW_TOKENS = 14
 STOP = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -40,7 +57,7 @@ STOP = (1, 2, 3, 4, 5, 6, 7, 8)
 
 def greedy_reference(path: Path) -> list[list[int]]:
     """What transformers' `generate` answers, one prompt at a time."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = read_model(path)
     answers = []
     for prompt in PROMPTS:
         output = model.generate(
@@ -92,7 +109,8 @@ def main(models: list[str]) -> None:
     world = int(os.environ["WORLD_SIZE"])
     found = {}
     for path in map(Path, models):
-        for name, layout in LAYOUTS[world].items():
+        layouts = EXPERT_LAYOUTS if path.name == "qwen3_moe" else LAYOUTS
+        for name, layout in layouts[world].items():
             found[f"{path.name} {name}"] = decode(path, layout)
         if dist.get_rank() == 0:
             found[f"{path.name} reference"] = greedy_reference(path)
