@@ -51,7 +51,7 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
         {name: value for name, value in group.items() if name not in ("params", "step")}
         for group in policy.optimizer.param_groups
     ]
-    policy.optimizer.load_state_dict(state)
+    policy.optimizer.load_state_dict(_for_own_parts(policy, state))
     for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
         group.update(own)
     for name, own in policy.scheduler.state_dict().items():
@@ -68,6 +68,39 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
 
 def _parts(policy: Policy) -> list[MegatronOptimizer]:
     return getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
+
+
+def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
+    """Gives each part of the policy's optimizer the step count of the one that was saved.
+
+    Where experts are split over ranks, megatron-core has a second optimizer for them. It stores
+    moments under the names of weights, but counts and settings under the number of the optimizer,
+    or without one if there is one only; so they are not found under the other kind of layout.
+    """
+    parts = _parts(policy)
+    stored_as_one = "optimizer" in state or "param_groups" in state
+    if stored_as_one == (len(parts) == 1):
+        return state
+    saved = state if stored_as_one else state[0]
+    own = [state] if len(parts) == 1 else [state[number] for number in range(len(parts))]
+    fitted = {}
+    for number, (part, tensors) in enumerate(zip(parts, own, strict=True)):
+        plain = part.state_dict()
+        if isinstance(part, DistributedOptimizer):
+            steps = {"step": saved["optimizer"]["param_groups"][0]["step"]}
+            groups = [group | steps for group in plain["optimizer"]["param_groups"]]
+            fitted[number] = {
+                "optimizer": {**plain["optimizer"], "param_groups": groups},
+                "param_state": tensors["param_state"],
+                "param_state_sharding_type": saved["param_state_sharding_type"],
+            }
+        else:
+            steps = {"common_step": saved["state"]["common_step"]}
+            fitted[number] = {
+                "state": tensors["state"] | steps,
+                "param_groups": plain["param_groups"],
+            }
+    return fitted[0] if len(parts) == 1 else fitted
 
 
 def _complete_adamw_state(policy: Policy) -> None:

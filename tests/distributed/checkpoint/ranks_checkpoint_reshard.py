@@ -33,15 +33,39 @@ LAYOUTS: dict[str, dict] = {
     "TP2": {"tensor_model_parallel_size": 2},
     "PP2": {"pipeline_model_parallel_size": 2},
     "DP2": {},
+    "TP2xEP2": {
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "expert_model_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
+    },
+    "DP2xEP2": {"expert_model_parallel_size": 2},
 }
-SOURCES = {1: [("qwen3", "one")], 2: [("qwen3", "TP2"), ("tied_llama", "PP2"), ("qwen3", "DP2")]}
+SOURCES = {
+    1: [("qwen3", "one"), ("qwen3_moe", "one")],
+    2: [
+        ("qwen3", "TP2"),
+        ("tied_llama", "PP2"),
+        ("qwen3", "DP2"),
+        ("qwen3_moe", "TP2xEP2"),
+        ("qwen3_moe", "DP2xEP2"),
+    ],
+}
 TARGETS = {
-    1: [("qwen3", "TP2", "one"), ("tied_llama", "PP2", "one"), ("qwen3", "DP2", "one")],
+    1: [
+        ("qwen3", "TP2", "one"),
+        ("tied_llama", "PP2", "one"),
+        ("qwen3", "DP2", "one"),
+        ("qwen3_moe", "TP2xEP2", "one"),
+    ],
     2: [
         ("qwen3", "one", "TP2"),
         ("qwen3", "one", "DP2"),
         ("qwen3", "TP2", "PP2"),
         ("tied_llama", "PP2", "TP2"),
+        ("qwen3_moe", "TP2xEP2", "DP2xEP2"),
+        ("qwen3_moe", "DP2xEP2", "TP2xEP2"),
+        ("qwen3_moe", "one", "TP2xEP2"),
     ],
 }
 
