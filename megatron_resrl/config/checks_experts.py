@@ -93,8 +93,8 @@ def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             setting,
             tensor,
-            "with parallel.expert_model_parallel_size 1 megatron-core sums the gradients of experts "
-            f"as those of the other matrices, which are split over {whole} ranks",
+            "with parallel.expert_model_parallel_size 1 megatron-core sums gradients of experts as "
+            f"those of the other matrices, which are split over {whole} ranks",
             "set it to null, or split the experts with parallel.expert_model_parallel_size",
         )
     elif model > 1 and tensor > 1 and not cuda_available():

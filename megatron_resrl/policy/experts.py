@@ -28,7 +28,10 @@ def expert_fields(hf_config: PretrainedConfig, parallel: ParallelConfig) -> dict
     if not has_experts(hf_config):
         return {}
     sparse = [
-        int(layer not in hf_config.mlp_only_layers and not (layer + 1) % hf_config.decoder_sparse_step)
+        int(
+            layer not in hf_config.mlp_only_layers
+            and not (layer + 1) % hf_config.decoder_sparse_step
+        )
         for layer in range(hf_config.num_hidden_layers)
     ]
     return {

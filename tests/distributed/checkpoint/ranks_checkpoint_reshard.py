@@ -40,6 +40,8 @@ LAYOUTS: dict[str, dict] = {
         "expert_tensor_parallel_size": 1,
     },
     "DP2xEP2": {"expert_model_parallel_size": 2},
+    "plain one": {"use_distributed_optimizer": False},
+    "plain DP2xEP2": {"use_distributed_optimizer": False, "expert_model_parallel_size": 2},
 }
 SOURCES = {
     1: [("qwen3", "one"), ("qwen3_moe", "one")],
@@ -49,6 +51,7 @@ SOURCES = {
         ("qwen3", "DP2"),
         ("qwen3_moe", "TP2xEP2"),
         ("qwen3_moe", "DP2xEP2"),
+        ("qwen3_moe", "plain DP2xEP2"),
     ],
 }
 TARGETS = {
@@ -57,6 +60,7 @@ TARGETS = {
         ("tied_llama", "PP2", "one"),
         ("qwen3", "DP2", "one"),
         ("qwen3_moe", "TP2xEP2", "one"),
+        ("qwen3_moe", "plain DP2xEP2", "plain one"),
     ],
     2: [
         ("qwen3", "one", "TP2"),

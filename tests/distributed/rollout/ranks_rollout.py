@@ -84,6 +84,8 @@ def decode(path: Path, layout: dict) -> dict:
     greedy = SamplingParams(NEW_TOKENS, STOP, n=2, temperature=0)
     sampled = replace(greedy, n=3, temperature=1.0)
     answers = engine.generate(PROMPTS, greedy, seed=(0,))
+    # Fewer prompts than replicas.
+    alone = engine.generate(PROMPTS[:1], greedy, seed=(0,))
     responses = engine.generate(PROMPTS, sampled, seed=(0, 5))
     sequences = [
         TokenSequence(tuple(prompt), response.token_ids)
@@ -99,6 +101,7 @@ def decode(path: Path, layout: dict) -> dict:
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return {
         "greedy": [[list(response.token_ids) for response in several] for several in answers],
+        "alone": [list(response.token_ids) for response in alone[0]],
         "sampled": [list(response.token_ids) for response in flat],
         "reasons": [response.finish_reason for response in flat],
         "difference": worst.item(),

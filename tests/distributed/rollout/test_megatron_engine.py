@@ -41,6 +41,7 @@ def test_greedy_output_equals_transformers_token_for_token_in_every_layout(decod
     assert len(layouts) == (6 if family == "qwen3_moe" else 7)
     for name, result in layouts.items():
         assert result["greedy"] == [[answer, answer] for answer in reference], name
+        assert result["alone"] == [reference[0]] * 2, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)
