@@ -78,29 +78,28 @@ def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
     or without one if there is one only; so they are not found under the other kind of layout.
     """
     parts = _parts(policy)
-    stored_as_one = "optimizer" in state or "param_groups" in state
-    if stored_as_one == (len(parts) == 1):
+    plain = {name: value for name, value in state.items() if not isinstance(name, int)}
+    if len(parts) == 1:
+        own, saved = [plain], state.get(0)
+    else:
+        own, saved = [state[number] for number in range(len(parts))], plain
+    if not saved:
         return state
-    saved = state if stored_as_one else state[0]
-    own = [state] if len(parts) == 1 else [state[number] for number in range(len(parts))]
-    fitted = {}
-    for number, (part, tensors) in enumerate(zip(parts, own, strict=True)):
-        plain = part.state_dict()
+    for part, fitted in zip(parts, own, strict=True):
+        groups = _inner(part.state_dict())["param_groups"]
         if isinstance(part, DistributedOptimizer):
-            steps = {"step": saved["optimizer"]["param_groups"][0]["step"]}
-            groups = [group | steps for group in plain["optimizer"]["param_groups"]]
-            fitted[number] = {
-                "optimizer": {**plain["optimizer"], "param_groups": groups},
-                "param_state": tensors["param_state"],
-                "param_state_sharding_type": saved["param_state_sharding_type"],
-            }
+            step = saved["optimizer"]["param_groups"][0]["step"]
+            fitted["optimizer"] = {"param_groups": [group | {"step": step} for group in groups]}
+            fitted["param_state_sharding_type"] = saved["param_state_sharding_type"]
         else:
-            steps = {"common_step": saved["state"]["common_step"]}
-            fitted[number] = {
-                "state": tensors["state"] | steps,
-                "param_groups": plain["param_groups"],
-            }
-    return fitted[0] if len(parts) == 1 else fitted
+            _inner(fitted)["param_groups"] = groups
+            _inner(fitted)["state"]["common_step"] = _inner(saved)["state"]["common_step"]
+    return own[0] if len(parts) == 1 else dict(enumerate(own))
+
+
+def _inner(state: dict[str, Any]) -> dict[str, Any]:
+    """What is torch's in the state of one of megatron-core's optimizers."""
+    return state.get("optimizer", state)
 
 
 def _complete_adamw_state(policy: Policy) -> None:
