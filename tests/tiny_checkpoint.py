@@ -6,7 +6,13 @@ from pathlib import Path
 
 import torch
 from megatron.core import parallel_state
-from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 from megatron_resrl.config.schema import (
     ModelConfig,
@@ -32,6 +38,15 @@ _SHAPE = {
 CONFIGS: dict[str, PretrainedConfig] = {
     "qwen3": Qwen3Config(**_SHAPE, head_dim=8, tie_word_embeddings=False),
     "tied_llama": LlamaConfig(**_SHAPE, tie_word_embeddings=True),
+    "qwen3_moe": Qwen3MoeConfig(
+        **_SHAPE,
+        head_dim=8,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=16,
+        norm_topk_prob=True,
+        tie_word_embeddings=False,
+    ),
     "wider_qwen3": Qwen3Config(
         **_SHAPE | {"hidden_size": 48}, head_dim=8, tie_word_embeddings=False
     ),

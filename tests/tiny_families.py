@@ -20,6 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen3Config,
+    Qwen3MoeConfig,
 )
 
 VOCABULARY = 131
@@ -41,6 +42,13 @@ _SHAPE: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
+_EXPERTS: dict[str, Any] = {
+    "head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "tie_word_embeddings": False,
+}
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "rope_theta": 10000.0,
@@ -52,12 +60,18 @@ _LLAMA3_ROPE = {
 
 
 def family_configs() -> dict[str, PretrainedConfig]:
-    """One configuration per family: grouped queries, four layers, head sizes that differ."""
+    """One configuration per family: grouped queries, four layers, head sizes that differ.
+
+    Of the two mixtures of experts, one divides the weights of a token's experts by their sum; the
+    other has a dense layer.
+    """
     return {
         "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
         "llama_tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True, rms_norm_eps=1e-5),
         "qwen2": Qwen2Config(**_SHAPE, tie_word_embeddings=True),
         "qwen3": Qwen3Config(**_SHAPE, tie_word_embeddings=False, head_dim=16),
+        "qwen3_moe": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, norm_topk_prob=True),
+        "qwen3_moe_mixed": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, mlp_only_layers=[1]),
     }
 
 
@@ -72,6 +86,13 @@ def write_families(directory: Path) -> dict[str, Path]:
         model.save_pretrained(paths[name])
         tokenizer().save_pretrained(paths[name])
     return paths
+
+
+def read_model(path: Path) -> PreTrainedModel:
+    """transformers' model in fp32; experts one after the other, not in one grouped product."""
+    return AutoModelForCausalLM.from_pretrained(
+        path, dtype=torch.float32, experts_implementation="eager"
+    )
 
 
 @torch.no_grad()
@@ -135,7 +156,7 @@ class Reference:
 
 def reference(path: Path) -> Reference:
     """Runs every sequence alone through the model; then takes `STEPS` steps on their loss."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = read_model(path)
     optimizer = _adamw(model)
     weights, losses, grad_norms, runs = [_named(model)], [], [], []
     for _ in range(STEPS):
@@ -155,8 +176,23 @@ def reference(path: Path) -> Reference:
 
 
 def _named(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Copies under the names of files, where each expert's gate, up and down stand alone."""
+    named = {}
     # named_parameters gives a tied matrix once, under the embedding's name.
-    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        value = parameter.detach().clone()
+        layer = name.partition("experts.")[0]
+        if name.endswith("experts.gate_up_proj"):
+            half = value.shape[1] // 2
+            for number in range(len(value)):
+                named[f"{layer}experts.{number}.gate_proj.weight"] = value[number, :half]
+                named[f"{layer}experts.{number}.up_proj.weight"] = value[number, half:]
+        elif name.endswith("experts.down_proj"):
+            for number in range(len(value)):
+                named[f"{layer}experts.{number}.down_proj.weight"] = value[number]
+        else:
+            named[name] = value
+    return named
 
 
 def _run(

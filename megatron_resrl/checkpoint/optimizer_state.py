@@ -51,7 +51,7 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
         {name: value for name, value in group.items() if name not in ("params", "step")}
         for group in policy.optimizer.param_groups
     ]
-    policy.optimizer.load_state_dict(state)
+    policy.optimizer.load_state_dict(_for_own_parts(policy, state))
     for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
         group.update(own)
     for name, own in policy.scheduler.state_dict().items():
@@ -68,6 +68,38 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
 
 def _parts(policy: Policy) -> list[MegatronOptimizer]:
     return getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
+
+
+def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
+    """Gives each part of the policy's optimizer the step count of the one that was saved.
+
+    Where experts are split over ranks, megatron-core has a second optimizer for them. It stores
+    moments under the names of weights, but counts and settings under the number of the optimizer,
+    or without one if there is one only; so they are not found under the other kind of layout.
+    """
+    parts = _parts(policy)
+    plain = {name: value for name, value in state.items() if not isinstance(name, int)}
+    if len(parts) == 1:
+        own, saved = [plain], state.get(0)
+    else:
+        own, saved = [state[number] for number in range(len(parts))], plain
+    if not saved:
+        return state
+    for part, fitted in zip(parts, own, strict=True):
+        groups = _inner(part.state_dict())["param_groups"]
+        if isinstance(part, DistributedOptimizer):
+            step = saved["optimizer"]["param_groups"][0]["step"]
+            fitted["optimizer"] = {"param_groups": [group | {"step": step} for group in groups]}
+            fitted["param_state_sharding_type"] = saved["param_state_sharding_type"]
+        else:
+            _inner(fitted)["param_groups"] = groups
+            _inner(fitted)["state"]["common_step"] = _inner(saved)["state"]["common_step"]
+    return own[0] if len(parts) == 1 else dict(enumerate(own))
+
+
+def _inner(state: dict[str, Any]) -> dict[str, Any]:
+    """What is torch's in the state of one of megatron-core's optimizers."""
+    return state.get("optimizer", state)
 
 
 def _complete_adamw_state(policy: Policy) -> None:

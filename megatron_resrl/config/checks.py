@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
+from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.config.checks_model import MODEL_CHECKS
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
@@ -22,6 +23,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     check_ranges,
     *MODEL_CHECKS,
     *PARALLEL_CHECKS,
+    *EXPERT_CHECKS,
     *PRECISION_CHECKS,
     *RUN_CHECKS,
     check_passthrough,

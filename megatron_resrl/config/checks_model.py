@@ -9,7 +9,12 @@ from typing import Any
 from megatron_resrl.config.facts import Facts, read_json
 from megatron_resrl.config.problems import Problem
 
-SUPPORTED_ARCHITECTURES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+SUPPORTED_ARCHITECTURES = (
+    "LlamaForCausalLM",
+    "Qwen2ForCausalLM",
+    "Qwen3ForCausalLM",
+    "Qwen3MoeForCausalLM",
+)
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
 
 _UNEVEN_STAGES = (

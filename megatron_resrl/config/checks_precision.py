@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from importlib.util import find_spec
 
-from megatron_resrl.config.facts import Facts
+from megatron_resrl.config.facts import Facts, cuda_available
 from megatron_resrl.config.problems import Problem
 
 _CAPABILITY = {
@@ -19,12 +19,6 @@ _CAPABILITY = {
 _CUDA_ONLY_OPTIMIZER = ("optimizer_cpu_offload", "use_precision_aware_optimizer")
 
 
-def _cuda_available() -> bool:
-    import torch  # Here, because most recipes need no device to be checked.
-
-    return torch.cuda.is_available()
-
-
 def _check_fp8(facts: Facts) -> Iterator[Problem]:
     precision = facts.recipe.precision
     if precision.fp8 is None:
@@ -33,7 +27,7 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
         # megatron-core would ignore the setting without a word and compute in params_dtype.
         fix = "install the `te` extra or set it to null"
         yield Problem("precision.fp8", precision.fp8, "Transformer Engine is not installed", fix)
-    if not _cuda_available():
+    if not cuda_available():
         yield Problem("precision.fp8", precision.fp8, "CUDA is absent", "set it to null")
         return
     import torch
@@ -65,7 +59,7 @@ def _check_delayed_scaling(facts: Facts) -> Iterator[Problem]:
 
 def _check_optimizer_device(facts: Facts) -> Iterator[Problem]:
     asked = [name for name in _CUDA_ONLY_OPTIMIZER if facts.recipe.optimizer.megatron.get(name)]
-    if asked and not _cuda_available():
+    if asked and not cuda_available():
         for name in asked:
             setting = f"optimizer.megatron.{name}"
             yield Problem(setting, True, "it needs CUDA, which is absent", "leave it out")

@@ -52,6 +52,13 @@ def gather_facts(recipe: Recipe, world_size: int) -> tuple[Facts, list[Problem]]
     return Facts(recipe, world_size, hf_config), problems
 
 
+def cuda_available() -> bool:
+    """Whether this machine has a CUDA device."""
+    import torch  # Here, because most recipes need no device to be checked.
+
+    return torch.cuda.is_available()
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; None if there is no such file.
 

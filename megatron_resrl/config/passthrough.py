@@ -18,6 +18,8 @@ _PARALLEL = (
     "pipeline_model_parallel_size",
     "virtual_pipeline_model_parallel_size",
     "context_parallel_size",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
     "sequence_parallel",
 )
 _MODEL = (
@@ -58,11 +60,28 @@ FROM_THE_MODEL = (
     "add_qkv_bias",
     "qk_layernorm",
     "num_moe_experts",
+    "moe_ffn_hidden_size",
+    "moe_layer_freq",
+    "moe_latent_size",
+    "moe_router_pre_softmax",
+    "moe_router_score_function",
+    "moe_router_topk",
+    "moe_shared_expert_gate",
+    "moe_shared_expert_intermediate_size",
 )
 """`TransformerConfig` fields that describe the weights, so only config.json can say them."""
 
-FROM_THE_TRAINER = ("calculate_per_token_loss", "variable_seq_lengths", "perform_initialization")
-"""`TransformerConfig` fields whose other value would change the loss without a word."""
+FROM_THE_TRAINER = (
+    "calculate_per_token_loss",
+    "variable_seq_lengths",
+    "perform_initialization",
+    *("moe_aux_loss_coeff", "moe_z_loss_coeff", "moe_router_load_balancing_type"),
+    *("moe_expert_capacity_factor", "moe_pad_expert_input_to_capacity", "moe_token_dropping"),
+    *("moe_input_jitter_eps", "moe_router_force_load_balancing"),
+)
+"""`TransformerConfig` fields whose other value would change the loss without a word. Losses that
+balance experts are scaled by a token count that the policy's loss has no use for; experts with a
+capacity drop tokens, depending on padding."""
 
 
 def check_passthrough(facts: Facts) -> Iterator[Problem]:

@@ -57,6 +57,7 @@ def adapt_megatron_core() -> None:
     _redirect_factories()
     _name_tensor_types_as_cuda()
     _repair_distributed_optimizer_state()
+    _repair_experts()
     logger.info("CUDA is absent: megatron-core is adapted to the CPU (gloo, local layers)")
 
 
@@ -231,3 +232,20 @@ def _repair_distributed_optimizer_state() -> None:
     DistributedOptimizer.state_dict = state_dict
     DistributedOptimizer.load_state_dict = load_state_dict
     DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
+
+
+def _repair_experts() -> None:
+    """Lets mixture-of-experts layers run without Transformer Engine and CUDA.
+
+    Upstream asks whether Transformer Engine's matrix product is None without ever having defined
+    it, and takes the numbers of tokens to exchange for a list only if they were on CUDA.
+    """
+    from megatron.core.transformer.moe import moe_utils, token_dispatcher
+
+    def on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
+        return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
+
+    if not hasattr(moe_utils, "te_general_gemm"):
+        moe_utils.te_general_gemm = None
+    moe_utils.maybe_move_tensor_to_cpu = on_host
+    token_dispatcher.maybe_move_tensor_to_cpu = on_host

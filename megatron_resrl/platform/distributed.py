@@ -62,6 +62,8 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
         pipeline_model_parallel_size=parallel.pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=parallel.virtual_pipeline_model_parallel_size,
         context_parallel_size=parallel.context_parallel_size,
+        expert_model_parallel_size=parallel.expert_model_parallel_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         distributed_timeout_minutes=parallel.timeout_minutes,
     )
     random.seed(seed)
@@ -120,3 +122,10 @@ def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
     tensor = torch.tensor(float(flag), device=device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return bool(tensor.item())
+
+
+def largest(value: int, group: dist.ProcessGroup | None = None) -> int:
+    """The largest `value` of all ranks of `group`; the same answer everywhere."""
+    tensor = torch.tensor(value, device=device())
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+    return int(tensor.item())

@@ -5,15 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from megatron.core.models.gpt.gpt_layer_specs import (
-    get_gpt_decoder_block_spec,
-    get_gpt_layer_local_spec,
-)
-from megatron.core.transformer.transformer_block import (
-    TransformerBlockSubmodules,
-    get_num_layers_to_build,
-)
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.moe.moe_layer import MoELayer
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
 from megatron_resrl.policy.attention import RotatedCacheAttention, SdpaCoreAttention
 
@@ -49,25 +45,31 @@ def decoder_spec(config: TransformerConfig, vp_stage: int | None) -> Transformer
     Returns:
         megatron-core's specification of the decoder block.
     """
-    if uses_transformer_engine():
-        spec = get_gpt_decoder_block_spec(config, use_transformer_engine=True, vp_stage=vp_stage)
-    else:
-        spec = _local_spec(config, vp_stage)
+    engine = uses_transformer_engine()
+    spec = get_gpt_decoder_block_spec(
+        config,
+        use_transformer_engine=engine,
+        normalization=config.normalization,
+        vp_stage=vp_stage,
+    )
     for layer in spec.layer_specs:
         layer.submodules.self_attention.module = RotatedCacheAttention
+        if not engine:
+            _replace_local_modules(layer.submodules, config)
+    if not engine:
+        spec.layer_norm = RmsNorm
     return spec
 
 
-def _local_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    layer = get_gpt_layer_local_spec(
-        qk_layernorm=config.qk_layernorm, normalization=config.normalization
-    )
-    attention = layer.submodules.self_attention.submodules
+def _replace_local_modules(layer: TransformerLayerSubmodules, config: TransformerConfig) -> None:
+    """Puts our attention kernel and norm into a layer of megatron-core's own modules."""
+    attention = layer.self_attention.submodules
     attention.core_attention = SdpaCoreAttention
     if config.qk_layernorm:
         attention.q_layernorm = RmsNorm
         attention.k_layernorm = RmsNorm
-    layer.submodules.input_layernorm = RmsNorm
-    layer.submodules.pre_mlp_layernorm = RmsNorm
-    layers = get_num_layers_to_build(config, vp_stage=vp_stage)
-    return TransformerBlockSubmodules(layer_specs=[layer] * layers, layer_norm=RmsNorm)
+    layer.input_layernorm = RmsNorm
+    layer.pre_mlp_layernorm = RmsNorm
+    if layer.mlp.module is MoELayer:
+        # Its norm is not fused in Transformer Engine's layers either; a checkpoint names it alike.
+        layer.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)

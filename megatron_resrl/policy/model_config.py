@@ -16,6 +16,7 @@ from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
+from megatron_resrl.policy.experts import expert_fields
 
 
 def read_hf_config(path: str) -> PretrainedConfig:
@@ -85,7 +86,7 @@ def transformer_config(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
 ) -> TransformerConfig:
-    """The megatron-core configuration of a dense Llama, Qwen2/2.5 or Qwen3 model.
+    """The megatron-core configuration of a Llama, Qwen2/2.5, Qwen3 or Qwen3-MoE model.
 
     Args:
         hf_config: The model's own configuration.
@@ -112,7 +113,7 @@ def transformer_config(
         "gated_linear_unit": True,
         "add_bias_linear": False,
         "add_qkv_bias": hf_config.model_type == "qwen2",
-        "qk_layernorm": hf_config.model_type == "qwen3",
+        "qk_layernorm": hf_config.model_type in ("qwen3", "qwen3_moe"),
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,
         "recompute_granularity": model.recompute_granularity,
@@ -141,4 +142,5 @@ def transformer_config(
         # Weights are overwritten right after construction.
         "perform_initialization": False,
     }
-    return TransformerConfig(**(fields | transformer_precision(precision) | model.megatron))
+    fields |= expert_fields(hf_config, parallel) | transformer_precision(precision)
+    return TransformerConfig(**(fields | model.megatron))

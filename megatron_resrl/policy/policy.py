@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +28,8 @@ from megatron_resrl.data.packing import (
     length_alignment,
     make_micro_batches,
 )
-from megatron_resrl.platform.distributed import device
+from megatron_resrl.platform.distributed import device, largest
+from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import TapPlaces
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
@@ -182,10 +184,17 @@ class Policy:
     ) -> list[MicroBatch]:
         """Cuts this data-parallel rank's sequences into micro-batches that the layout can take.
 
-        Context-parallel ranks pass the same sequences and get their shares of them.
+        Context-parallel ranks pass the same sequences and get their shares of them. Collective over
+        replicas that share their experts: all get as many micro-batches, some without response
+        tokens.
         """
         config = self.config
         interleaved = config.virtual_pipeline_model_parallel_size is not None
+        count = max(1, math.ceil(len(sequences) / micro_batch_size))
+        together = lock_step_group()
+        if together is not None:
+            count = largest(count, together)
+        stages = config.pipeline_model_parallel_size
         batches = make_micro_batches(
             sequences,
             micro_batch_size,
@@ -198,7 +207,7 @@ class Policy:
             ),
             packed=self.sequence_packing,
             uniform=interleaved,
-            count_multiple=config.pipeline_model_parallel_size if interleaved else 1,
+            count_multiple=math.ceil(count / stages) * stages if interleaved else count,
             context_parallel_rank=parallel_state.get_context_parallel_rank(),
             context_parallel_size=config.context_parallel_size,
         )

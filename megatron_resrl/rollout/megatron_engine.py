@@ -9,7 +9,8 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.platform.distributed import any_rank, gather_objects, largest
+from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.cached_decoder import CachedDecoder, whole_sequences
@@ -33,7 +34,8 @@ class MegatronEngine:
 
     Data-parallel replicas, and the context-parallel ranks of each, which all hold the whole model,
     share the prompts out. A prompt is read once for all its samples, and finished rows leave the
-    batch when they are half of it.
+    batch when they are half of it. Replicas that share their experts make the same number of
+    forward passes: one that is done goes on with a row that counts for nothing.
     """
 
     def __init__(self, policy: Policy, *, max_running_samples: int) -> None:
@@ -55,7 +57,7 @@ class MegatronEngine:
         self.policy.eval()
         done: dict[int, list[Response]] = {}
         with whole_sequences(self.policy.modules):
-            for batch in self._batches(prompts, mine, sampling.n):
+            for batch in self._batches_in_step(prompts, mine, sampling.n):
                 done |= self._decode(prompts, batch, sampling, seed)
         for theirs in gather_objects(done, decoders):
             done |= theirs
@@ -63,6 +65,15 @@ class MegatronEngine:
 
     def update_weights(self) -> None:
         """Nothing to move: the policy's own parameters decode."""
+
+    def _batches_in_step(
+        self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
+    ) -> list[list[int]]:
+        """`_batches`, and empty ones up to the count of the replicas that share the experts."""
+        batches = self._batches(prompts, mine, n)
+        group = lock_step_group(decoding=True)
+        count = len(batches) if group is None else largest(len(batches), group)
+        return batches + [[] for _ in range(count - len(batches))]
 
     def _batches(
         self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
@@ -89,31 +100,35 @@ class MegatronEngine:
         sampling: SamplingParams,
         seed: Sequence[int],
     ) -> dict[int, list[Response]]:
-        """Decodes `sampling.n` responses for each prompt index of `batch`."""
+        """Decodes `sampling.n` responses for each prompt index of `batch`, which may be empty."""
         count = sampling.max_new_tokens
         modules = self.policy.modules
-        decoder = CachedDecoder(modules, [prompts[index] for index in batch], count)
+        decoder = CachedDecoder(modules, [prompts[index] for index in batch] or [[0]], count)
         samples = [
             _Growing(index, uniform_numbers(seed, index, sample, count).tolist())
             for index in batch
             for sample in range(sampling.n)
         ]
         logits = decoder.prefill()
-        first_rows = torch.arange(len(batch), device=decoder.device)
-        rows = first_rows.repeat_interleave(sampling.n)
+        running = samples or [_Growing(0, [0.0] * count, stopped=True)]
+        first_rows = torch.arange(max(1, len(batch)), device=decoder.device)
+        rows = first_rows.repeat_interleave(len(running) // len(first_rows))
         decoder.select(rows)
         logits = None if logits is None else logits[rows]
-        running = samples
+        together = lock_step_group(decoding=True)
         for position in range(count):
             tokens = self._draw(logits, running, position, sampling)
             unfinished = [row for row, growing in enumerate(running) if not growing.stopped]
-            if not unfinished or position == count - 1:
+            goes_on = bool(unfinished) and position < count - 1
+            if not (goes_on if together is None else any_rank(goes_on, together)):
                 break
-            if len(unfinished) * 2 <= len(running):
-                kept = torch.tensor(unfinished, device=decoder.device)
+            # Without an unfinished row, one goes on for the sake of the other replicas.
+            needed = unfinished or [0]
+            if len(needed) * 2 <= len(running):
+                kept = torch.tensor(needed, device=decoder.device)
                 decoder.select(kept)
                 tokens = tokens[kept]
-                running = [running[row] for row in unfinished]
+                running = [running[row] for row in needed]
             logits = decoder.advance(tokens)
         responses: dict[int, list[Response]] = {index: [] for index in batch}
         for growing in samples:

@@ -1,15 +1,16 @@
-"""Hugging Face weights <-> megatron-core parameters, in any TP x PP layout.
+"""Hugging Face weights <-> megatron-core parameters, in any TP x EP x PP layout.
 
 Names, the merging of q/k/v and gate/up, and the split over ranks are mbridge's. Added here: the
-names of separate norms (mbridge knows the fused ones of Transformer Engine) and tied embeddings
-for every family.
+names of separate norms and experts (mbridge knows the fused and grouped ones of Transformer
+Engine), experts split otherwise than the other matrices, and tied embeddings for every family.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,8 @@ class _PolicyBridge:
         tied = self.hf_config.tie_word_embeddings
         output = "model.embed_tokens.weight" if tied else "lm_head.weight"
         self._DIRECT_MAPPING = {**type(self)._DIRECT_MAPPING, "output_layer.weight": output}
+        # A mixture of experts may have dense layers too.
+        self._MLP_MAPPING = {**Bridge._MLP_MAPPING, **type(self)._MLP_MAPPING}
 
     def _weight_name_mapping_mcore_to_hf(self, name: str) -> list[str]:
         if name.endswith(".input_layernorm.weight"):
@@ -53,8 +56,43 @@ class _PolicyBridge:
             return [f"model.layers.{name.split('.')[2]}.post_attention_layernorm.weight"]
         return super()._weight_name_mapping_mcore_to_hf(name)
 
+    def _weight_merge_across_tp(
+        self, name: str, parts: list[torch.Tensor], parameter: torch.Tensor
+    ) -> torch.Tensor:
+        if ".mlp.experts.linear_fc1." in name:
+            gates, ups = zip(*(part.chunk(2) for part in parts), strict=True)
+            return torch.cat(gates + ups)
+        if ".mlp.experts.linear_fc2." in name:
+            return torch.cat(parts, dim=1)
+        return super()._weight_merge_across_tp(name, parts, parameter)
+
     def _get_actual_hf_path(self, weight_path: str) -> str:
         return weight_path
+
+
+class _GroupedNames:
+    """A model chunk as mbridge reads it, with Transformer Engine's names of experts.
+
+    `experts.local_experts.3.linear_fc1.weight` is called `experts.linear_fc1.weight3`.
+    """
+
+    _LOCAL = re.compile(r"\.experts\.local_experts\.(\d+)\.(linear_fc\d)\.weight$")
+
+    def __init__(self, model: GPTModel) -> None:
+        self.decoder = model.decoder
+        self._parameters = dict(self._renamed(model.named_parameters()))
+        # mbridge asks once per parameter.
+        self._state = dict(self._renamed(model.state_dict().items()))
+
+    def _renamed(self, named: Iterable[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
+        for name, value in named:
+            yield self._LOCAL.sub(r".experts.\2.weight\1", name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        yield from self._parameters.items()
+
+    def state_dict(self) -> dict[str, Any]:
+        return self._state
 
 
 def _bridge(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
@@ -72,8 +110,8 @@ def _bridge(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
 def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, path: str) -> None:
     """Reads a Hugging Face directory's safetensors into this rank's parameters.
 
-    Collective over the tensor-parallel group: its first rank reads and scatters. All ranks check
-    the whole directory before that, so that they raise together.
+    Collective over the tensor-parallel group and that of experts: their first ranks read and
+    scatter. All ranks check the whole directory before that, so that they raise together.
 
     Args:
         model_chunks: This rank's bare model chunks.
@@ -86,30 +124,55 @@ def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, 
     """
     check_weights(hf_config, path)
     _bridge(hf_config, model_chunks[0]).load_weights(
-        list(model_chunks), path, memory_efficient=False
+        [_GroupedNames(model) for model in model_chunks], path, memory_efficient=False
     )
 
 
 def check_weights(hf_config: PretrainedConfig, path: str) -> None:
     """Compares a directory's safetensors headers with the tensors that `hf_config` asks for.
 
+    transformers stacks the experts of a layer in memory; files hold one by one what it saves and
+    what is published.
+
     Raises:
         InputError: See `load_weights`.
     """
     with torch.device("meta"):
-        wanted = AutoModelForCausalLM.from_config(hf_config).named_parameters()
+        parameters = AutoModelForCausalLM.from_config(hf_config).named_parameters()
     shapes = stored_shapes(path)
     wrong = []
-    for name, parameter in wanted:
-        if name not in shapes:
-            wrong.append(f"{name} is missing")
-        elif shapes[name] != tuple(parameter.shape):
-            wrong.append(f"{name} is {shapes[name]} instead of {tuple(parameter.shape)}")
+    for name, parameter in parameters:
+        for stored, tensor in unstacked_experts(name, parameter):
+            if stored not in shapes:
+                wrong.append(f"{stored} is missing")
+            elif shapes[stored] != tuple(tensor.shape):
+                wrong.append(f"{stored} is {shapes[stored]} instead of {tuple(tensor.shape)}")
     if wrong:
         listed = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
         raise InputError(
             f"model.path is {path!r}, whose weights do not fit its config.json: {listed}"
         )
+
+
+def unstacked_experts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+    """A parameter of a transformers model as the tensors that files hold.
+
+    Args:
+        name: Of the parameter.
+        tensor: Gates and ups of all experts [experts, 2 * inner, hidden], downs of all experts
+            [experts, hidden, inner], or any other parameter.
+
+    Yields:
+        Names and views: one or two per expert, or the parameter itself.
+    """
+    layer, found, kind = name.rpartition(".mlp.experts.")
+    if not found:
+        yield name, tensor
+        return
+    for number, expert in enumerate(tensor):
+        parts = expert.chunk(2) if kind == "gate_up_proj" else (expert,)
+        for part, own in zip(kind.removesuffix("_proj").split("_"), parts, strict=True):
+            yield f"{layer}.mlp.experts.{number}.{part}_proj.weight", own
 
 
 @torch.no_grad()
@@ -118,15 +181,15 @@ def export_weights(
 ) -> Iterator[tuple[str, torch.Tensor]]:
     """Streams the whole model as Hugging Face tensors, one at a time, on every rank.
 
-    Collective over the tensor- and pipeline-parallel groups: all their ranks must iterate to the
-    end. A tied output matrix is not repeated.
+    Collective over the tensor-, pipeline- and expert-parallel groups: all their ranks must iterate
+    to the end. A tied output matrix is not repeated.
 
     Yields:
         Hugging Face name and full tensor in the parameters' dtype.
     """
     seen: set[str] = set()
     bridge = _bridge(hf_config, model_chunks[0])
-    for name, tensor in bridge.export_weights(list(model_chunks)):
+    for name, tensor in bridge.export_weights([_GroupedNames(model) for model in model_chunks]):
         if name not in seen:
             seen.add(name)
             yield name, tensor.detach()

@@ -34,13 +34,36 @@ LAYOUTS: dict[str, dict] = {
     "PP2": {"pipeline_model_parallel_size": 2},
     "DP2": {},
     "CP2": {"context_parallel_size": 2},
+    "TP2xEP2": {
+        "tensor_model_parallel_size": 2,
+        "sequence_parallel": True,
+        "expert_model_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
+    },
+    "DP2xEP2": {"expert_model_parallel_size": 2},
+    "plain one": {"use_distributed_optimizer": False},
+    "plain DP2xEP2": {"use_distributed_optimizer": False, "expert_model_parallel_size": 2},
 }
 SOURCES = {
-    1: [("qwen3", "one")],
-    2: [("qwen3", "TP2"), ("tied_llama", "PP2"), ("qwen3", "DP2"), ("qwen3", "CP2")],
+    1: [("qwen3", "one"), ("qwen3_moe", "one")],
+    2: [
+        ("qwen3", "TP2"),
+        ("tied_llama", "PP2"),
+        ("qwen3", "DP2"),
+        ("qwen3", "CP2"),
+        ("qwen3_moe", "TP2xEP2"),
+        ("qwen3_moe", "DP2xEP2"),
+        ("qwen3_moe", "plain DP2xEP2"),
+    ],
 }
 TARGETS = {
-    1: [("qwen3", "TP2", "one"), ("tied_llama", "PP2", "one"), ("qwen3", "DP2", "one")],
+    1: [
+        ("qwen3", "TP2", "one"),
+        ("tied_llama", "PP2", "one"),
+        ("qwen3", "DP2", "one"),
+        ("qwen3_moe", "TP2xEP2", "one"),
+        ("qwen3_moe", "plain DP2xEP2", "plain one"),
+    ],
     2: [
         ("qwen3", "one", "TP2"),
         ("qwen3", "one", "CP2"),
@@ -48,6 +71,9 @@ TARGETS = {
         ("qwen3", "one", "DP2"),
         ("qwen3", "TP2", "PP2"),
         ("tied_llama", "PP2", "TP2"),
+        ("qwen3_moe", "TP2xEP2", "DP2xEP2"),
+        ("qwen3_moe", "DP2xEP2", "TP2xEP2"),
+        ("qwen3_moe", "one", "TP2xEP2"),
     ],
 }
 

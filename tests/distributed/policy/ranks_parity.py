@@ -54,6 +54,8 @@ class Layout:
     pp: int = 1
     vpp: int | None = None
     cp: int = 1
+    ep: int = 1
+    etp: int | None = None
     sp: bool = False
     packed: bool = False
     distributed_optimizer: bool = True
@@ -68,6 +70,8 @@ class Layout:
             pipeline_model_parallel_size=self.pp,
             virtual_pipeline_model_parallel_size=self.vpp,
             context_parallel_size=self.cp,
+            expert_model_parallel_size=self.ep,
+            expert_tensor_parallel_size=self.etp,
             sequence_parallel=self.sp,
             use_distributed_optimizer=self.distributed_optimizer,
             timeout_minutes=1.0,
@@ -90,9 +94,13 @@ class Layout:
 
 
 ONE = ("qwen3",)
+EXPERTS = ("qwen3_moe", "qwen3_moe_mixed")
+MOE = ("qwen3_moe",)
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
         "tp1": Layout(),
+        "tp1_experts": Layout(families=EXPERTS),
+        "tp1_experts_recompute_uniform": Layout(model=UNIFORM, families=MOE),
         "tp1_plain_optimizer": Layout(distributed_optimizer=False),
         "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
         "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
@@ -120,6 +128,11 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "cp2": Layout(cp=2, families=("llama", "qwen3")),
         "cp2_packed": Layout(cp=2, packed=True, families=("llama", "qwen3")),
         "cp2_packed_recompute_selective": Layout(cp=2, packed=True, model=SELECTIVE, families=ONE),
+        "tp2_sp_etp2": Layout(tp=2, sp=True, families=MOE),
+        "tp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=EXPERTS),
+        "dp2_ep2": Layout(ep=2, families=EXPERTS),
+        "dp2_ep2_plain_optimizer": Layout(ep=2, distributed_optimizer=False, families=MOE),
+        "dp2_ep2_overlapped": Layout(ep=2, ddp=OVERLAPPED, families=MOE),
     },
     4: {
         "tp2_pp2": Layout(tp=2, pp=2, saves=True),
@@ -135,16 +148,23 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "cp2_pp2_vpp2_packed": Layout(cp=2, pp=2, vpp=2, packed=True, families=ONE),
         "cp2_dp2_packed": Layout(cp=2, packed=True, families=ONE),
         "cp4": Layout(cp=4, families=ONE),
+        "tp2_pp2_sp_ep2": Layout(tp=2, pp=2, sp=True, ep=2, etp=1, saves=True, families=EXPERTS),
+        "tp2_dp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=MOE),
+        "tp2_dp2_sp_ep4": Layout(tp=2, sp=True, ep=4, etp=1, families=MOE),
+        "pp2_vpp2_dp2_ep2": Layout(pp=2, vpp=2, ep=2, families=MOE),
     },
 }
 
 
 def own_share() -> list[int]:
-    """Indices of the sequences of this data-parallel replica: halves of unequal token counts."""
-    count = len(tiny.ragged_token_ids())
-    per_replica = count // parallel_state.get_data_parallel_world_size()
-    first = parallel_state.get_data_parallel_rank() * per_replica
-    return list(range(first, first + per_replica))
+    """Indices of the sequences of this data-parallel replica: all, or the first four or last two.
+
+    Replicas with unequal numbers of micro-batches must agree too.
+    """
+    indices = list(range(len(tiny.ragged_token_ids())))
+    if parallel_state.get_data_parallel_world_size() == 1:
+        return indices
+    return indices[:4] if parallel_state.get_data_parallel_rank() == 0 else indices[4:]
 
 
 def largest(*differences: torch.Tensor) -> float:

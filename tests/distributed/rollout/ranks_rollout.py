@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM
+from tiny_families import read_model
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.data.packing import TokenSequence
@@ -41,6 +41,23 @@ LAYOUTS = {
         },
     },
 }
+_TP2_EP = {
+    "tensor_model_parallel_size": 2,
+    "sequence_parallel": True,
+    "expert_tensor_parallel_size": 1,
+}
+EXPERT_LAYOUTS = {
+    1: {"TP1": {}},
+    2: {
+        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "TP2+SPxEP2": {**_TP2_EP, "expert_model_parallel_size": 2},
+        "DP2xEP2": {"expert_model_parallel_size": 2},
+    },
+    4: {
+        "TP2+SPxDP2xEP4": {**_TP2_EP, "expert_model_parallel_size": 4},
+        "PP2xDP2xEP2": {"pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2},
+    },
+}
 PROMPTS = [[3, 4, 5, 6, 7, 8], [9, 10], list(range(20, 41)), [5] * 4, [50, 51]]
 NEW_TOKENS = 14
 STOP = (1, 2, 3, 4, 5, 6, 7, 8)
@@ -48,7 +65,7 @@ STOP = (1, 2, 3, 4, 5, 6, 7, 8)
 
 def greedy_reference(path: Path) -> list[list[int]]:
     """What transformers' `generate` answers, one prompt at a time."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    model = read_model(path)
     answers = []
     for prompt in PROMPTS:
         output = model.generate(
@@ -75,6 +92,8 @@ def decode(path: Path, layout: dict) -> dict:
     greedy = SamplingParams(NEW_TOKENS, STOP, n=2, temperature=0)
     sampled = replace(greedy, n=3, temperature=1.0)
     answers = engine.generate(PROMPTS, greedy, seed=(0,))
+    # Fewer prompts than replicas.
+    alone = engine.generate(PROMPTS[:1], greedy, seed=(0,))
     responses = engine.generate(PROMPTS, sampled, seed=(0, 5))
     sequences = [
         TokenSequence(tuple(prompt), response.token_ids)
@@ -95,6 +114,7 @@ def decode(path: Path, layout: dict) -> dict:
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return {
         "greedy": [[list(response.token_ids) for response in several] for several in answers],
+        "alone": [list(response.token_ids) for response in alone[0]],
         "sampled": [list(response.token_ids) for response in flat],
         "repeated": [list(response.token_ids) for several in again for response in several],
         "reasons": [response.finish_reason for response in flat],
@@ -106,7 +126,8 @@ def main(models: list[str]) -> None:
     world = int(os.environ["WORLD_SIZE"])
     found = {}
     for path in map(Path, models):
-        for name, layout in LAYOUTS[world].items():
+        layouts = EXPERT_LAYOUTS if path.name == "qwen3_moe" else LAYOUTS
+        for name, layout in layouts[world].items():
             found[f"{path.name} {name}"] = decode(path, layout)
         if dist.get_rank() == 0:
             found[f"{path.name} reference"] = greedy_reference(path)

@@ -10,7 +10,7 @@ from ranks import run_ranks
 from tiny_families import write_families
 
 SCRIPT = Path(__file__).with_name("ranks_rollout.py")
-FAMILIES = ("llama", "qwen2", "qwen3")
+FAMILIES = ("llama", "qwen2", "qwen3", "qwen3_moe")
 
 
 @pytest.fixture(scope="module")
@@ -38,9 +38,10 @@ def _layouts(decoded: dict[str, dict], family: str) -> dict[str, dict]:
 def test_greedy_output_equals_transformers_token_for_token_in_every_layout(decoded, family):
     reference = decoded[f"{family} reference"]
     layouts = _layouts(decoded, family)
-    assert len(layouts) == 9
+    assert len(layouts) == (6 if family == "qwen3_moe" else 9)
     for name, result in layouts.items():
         assert result["greedy"] == [[answer, answer] for answer in reference], name
+        assert result["alone"] == [reference[0]] * 2, name
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_families as tiny
 import torch
-from transformers import LlamaConfig
+from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
+from transformers import LlamaConfig, Qwen3MoeConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.policy.model_config import (
@@ -79,7 +82,12 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_parallel_ranks(
 
 @pytest.mark.parametrize(
     ("family", "qkv_bias", "qk_norm"),
-    [("llama", False, False), ("qwen2", True, False), ("qwen3", False, True)],
+    [
+        ("llama", False, False),
+        ("qwen2", True, False),
+        ("qwen3", False, True),
+        ("qwen3_moe", False, True),
+    ],
 )
 def test_families_differ_in_qkv_bias_and_qk_norm(
     family: str, qkv_bias: bool, qk_norm: bool
@@ -87,6 +95,42 @@ def test_families_differ_in_qkv_bias_and_qk_norm(
     hf_config = tiny.family_configs()[family]
     config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("fp32"))
     assert (config.add_qkv_bias, config.qk_layernorm) == (qkv_bias, qk_norm)
+
+
+@pytest.mark.parametrize("divided", [True, False])
+def test_routing_is_that_of_transformers(divided: bool) -> None:
+    hf_config = Qwen3MoeConfig(num_experts=8, num_experts_per_tok=3, norm_topk_prob=divided)
+    config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("bf16"))
+    router = Qwen3MoeTopKRouter(hf_config)
+    torch.nn.init.normal_(router.weight, std=0.02)
+    tokens = torch.randn(20, hf_config.hidden_size)
+    logits, weights, experts = router(tokens)
+    ours, chosen = topk_routing_with_score_function(
+        logits,
+        config.moe_router_topk,
+        use_pre_softmax=config.moe_router_pre_softmax,
+        score_function=config.moe_router_score_function,
+    )
+    assert torch.equal(chosen, torch.zeros_like(chosen).scatter(1, experts, True))
+    torch.testing.assert_close(ours.gather(1, experts), weights)
+    assert config.moe_router_dtype == "fp32"
+    assert not config.moe_aux_loss_coeff
+
+
+@pytest.mark.parametrize(
+    ("settings", "sparse"),
+    [
+        ({}, 1),
+        ({"mlp_only_layers": [0, 3]}, [0, 1, 1, 0]),
+        ({"decoder_sparse_step": 2}, [0, 1, 0, 1]),
+    ],
+)
+def test_dense_layers_of_a_mixture_of_experts_stay_dense(
+    settings: dict[str, Any], sparse: int | list[int]
+) -> None:
+    hf_config = Qwen3MoeConfig(num_hidden_layers=4, num_experts=4, **settings)
+    config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("fp32"))
+    assert config.moe_layer_freq == sparse
 
 
 def test_fields_of_megatron_pass_through() -> None:

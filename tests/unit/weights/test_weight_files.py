@@ -53,6 +53,17 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(model: Path) -> Non
         check(model)
 
 
+def test_each_expert_of_a_mixture_is_looked_for(tmp_path: Path) -> None:
+    path = tiny.write_families(tmp_path)["qwen3_moe"]
+    down = "model__layers__1__mlp__experts__2__down_proj__weight"
+    gate = "model__layers__3__mlp__experts__0__gate_proj__weight"
+    change(path, **{down: None, gate: torch.zeros(31, 48)})
+    with pytest.raises(ValueError, match="do not fit its config") as error:
+        check(path)
+    assert "layers.1.mlp.experts.2.down_proj.weight is missing" in str(error.value)
+    assert "experts.0.gate_proj.weight is (31, 48) instead of (32, 48)" in str(error.value)
+
+
 def test_loading_checks_before_it_touches_a_model(model: Path) -> None:
     change(model, model__norm__weight=None)
     with pytest.raises(ValueError, match=r"model\.norm\.weight is missing"):
