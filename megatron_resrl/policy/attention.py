@@ -132,7 +132,8 @@ class SdpaCoreAttention(MegatronModule):
         gathered = gather_from_sequence_parallel_region(
             torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=self.cp_group
         )
-        whole = gathered.index_select(0, _natural_order(lengths, size).to(gathered.device))
+        order = _natural_order(lengths, size).to(gathered.device, non_blocking=True)
+        whole = gathered.index_select(0, order)
         context = []
         shares = query.split([length // size for length in lengths])
         for share, sequence in zip(shares, whole.split(lengths), strict=True):

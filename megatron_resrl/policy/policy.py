@@ -155,7 +155,7 @@ class Policy:
     def tokens_group(self) -> dist.ProcessGroup | None:
         """Ranks of a stage that tap different tokens of the same sequences.
 
-        None: every rank taps them all, or only copies of this rank's tokens exist.
+        None: a rank of the stage taps them all; other ranks have copies at most.
         """
         split = self.config.context_parallel_size > 1
         if self.config.sequence_parallel:
@@ -333,5 +333,6 @@ class Policy:
         first = rank * len(flat) if self.config.sequence_parallel else 0
         local = batch.host.state_index - first
         token = torch.nonzero((local >= 0) & (local < len(flat))).flatten()
+        # Not blocking: otherwise the copy would wait for all that the device has queued.
         chosen = local[token].to(flat.device, non_blocking=True)
         return TappedStates(hidden=flat.index_select(0, chosen), token=token)

@@ -83,7 +83,7 @@ def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:
     if batch.packed_lengths is None:
         return None
     ends = torch.tensor([0, *itertools.accumulate(batch.packed_lengths)], dtype=torch.int32)
-    ends = ends.to(batch.tokens.device)
+    ends = ends.to(batch.tokens.device, non_blocking=True)
     longest = max(batch.packed_lengths)
     return PackedSeqParams(
         qkv_format="thd",

@@ -108,7 +108,9 @@ def decode(path: Path, layout: dict) -> dict:
         places = zip(batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True)
         engines = torch.tensor([flat[number].log_probs[position] for number, position in places])
         difference = max([difference, *(score.log_probs - engines).abs().tolist()])
-    # Lengths that were scored are decoded again, whatever has been cached for them.
+    # A length that was scored is decoded again, whatever has been cached for it.
+    as_long_as_decoded = TokenSequence(tuple(PROMPTS[0]), (9,) * (NEW_TOKENS + 1))
+    policy.score(policy.micro_batches([as_long_as_decoded], 1))
     again = engine.generate(PROMPTS, sampled, seed=(0, 5))
     worst = torch.tensor(difference)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
