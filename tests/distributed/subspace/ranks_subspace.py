@@ -6,6 +6,8 @@ Arguments: folder of the reference batches, output file (weights of every case, 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,115 +16,175 @@ import torch
 import torch.distributed as dist
 from unit.subspace.subspace_reference import mixed_group
 
-from megatron_resrl.subspace import group_token_weights, sampling_key
+from megatron_resrl.subspace import (
+    GroupReport,
+    SubspaceSettings,
+    TokenRanks,
+    TokenWeightStream,
+    make_plan,
+    sampling_key,
+    token_weights_with_reports,
+)
 
 # Asked for: weights of the same tokens agree within 1e-5 over all layouts.
 TOLERANCE = 1e-5
+METHODS = ("rows", "gram")
 
 
-def golden_groups(folder: Path):
-    """(name, group tensors, settings) of every group of the reference batches."""
+@dataclass(frozen=True)
+class Case:
+    """A padded batch of groups, and settings."""
+
+    hidden: torch.Tensor
+    mask: torch.Tensor
+    positive: torch.Tensor
+    group: torch.Tensor
+    settings: SubspaceSettings
+
+    @property
+    def batch(self) -> tuple[torch.Tensor, ...]:
+        return self.hidden, self.mask, self.positive, self.group
+
+
+def golden(folder: Path) -> Iterator[tuple[str, Case]]:
     for file in sorted(folder.glob("*.npz")):
         data = np.load(file)
-        mask = torch.from_numpy(data["mask"]).bool()
-        hidden, index = torch.from_numpy(data["hidden"])[mask], mask.flatten().nonzero().flatten()
-        positive = torch.from_numpy(data["positive"]).unsqueeze(1).expand_as(mask)[mask]
-        group = torch.from_numpy(data["group"]).unsqueeze(1).expand_as(mask)[mask]
-        for number in group.unique().tolist():
-            rows = group == number
-            tensors = (hidden[rows], index[rows], positive[rows])
-            yield f"{file.stem}/{number}", tensors, {"rank": int(data["rank"])}
+        tensors = [torch.from_numpy(data[key]) for key in ("hidden", "mask", "positive", "group")]
+        tensors[1] = tensors[1].bool()
+        yield file.stem, Case(*tensors, SubspaceSettings(rank=int(data["rank"])))
 
 
-def cases(folder: Path):
-    yield from golden_groups(folder)
-    sample = {"max_positive_tokens": 50, "seed": sampling_key(1, 2, 3)}
-    yield "sampled", mixed_group(300, 64), sample
-    yield "narrow", mixed_group(40, 576), {}
-    yield "bfloat16", mixed_group(300, 96, power=0.7), {}
-    # One rank multiplies float32 rows here, several sum float64 Gram matrices.
-    yield "large", mixed_group(1500, 600), {}
-    yield "steep", mixed_group(1500, 600, power=1.2), {}
-    hidden, index, positive = mixed_group(200, 600)
+def batch_of(*groups: tuple[torch.Tensor, torch.Tensor], **settings: object) -> Case:
+    """Every group's tokens as a right and a wrong response."""
+    longest = max(int(side.sum()) for _, positive in groups for side in (positive, ~positive))
+    hidden_size = groups[0][0].shape[1]
+    hidden = groups[0][0].new_zeros(2 * len(groups), longest, hidden_size)
+    mask = torch.zeros(2 * len(groups), longest, dtype=torch.bool)
+    for index, (states, positive) in enumerate(groups):
+        for row, side in ((2 * index, positive), (2 * index + 1, ~positive)):
+            hidden[row, : int(side.sum())], mask[row, : int(side.sum())] = states[side], True
+    rows = torch.arange(2 * len(groups))
+    return Case(hidden, mask, rows % 2 == 0, rows // 2, SubspaceSettings(**settings))
+
+
+def cases(folder: Path) -> Iterator[tuple[str, Case]]:
+    yield from golden(folder)
+    yield "sampled", batch_of(mixed_group(300, 64), mixed_group(90, 64), max_positive_tokens=50)
+    yield "narrow", batch_of(mixed_group(40, 576))
+    hidden, positive = mixed_group(300, 96, power=0.7)
+    yield "bfloat16", batch_of((hidden.bfloat16(), positive))
+    # Products with rows, or of float64 scatter matrices: the forms differ.
+    yield "large", batch_of(mixed_group(1500, 600), mixed_group(1300, 600, seed=3))
+    yield "steep", batch_of(mixed_group(1500, 600, power=1.2))
+    hidden, positive = mixed_group(200, 600)
     hidden[positive] = hidden[positive][torch.arange(int(positive.sum())) % 30]
-    yield "duplicates", (hidden, index, positive), {}
+    yield "duplicates", batch_of((hidden, positive))
 
 
-def shares(index: torch.Tensor, world: int):
-    """Ways to deal tokens to ranks: owner of every token."""
-    yield torch.arange(len(index)) % world
-    yield torch.arange(len(index)) * world // max(len(index), 1)
-    yield (torch.arange(len(index)) % max(world - 1, 1)) + 1  # rank 0 holds none
-    yield index % 7 % world
+def owners(count: int, world: int) -> Iterator[torch.Tensor]:
+    """Ways to deal a batch's tokens to ranks: owner of every token."""
+    token = torch.arange(count)
+    yield token % world
+    yield token * world // count
+    yield token % max(world - 1, 1) + 1  # rank 0 holds none
+    yield token % 7 % world
 
 
-def spread(tensors, owner, settings):
-    """Weights of all tokens when every rank passes its own ones, and the report."""
-    mine = owner == dist.get_rank()
-    local = [tensor[mine] for tensor in tensors]
-    weights, report = group_token_weights(*local, **settings, process_group=dist.group.WORLD)
-    again, same = group_token_weights(*local, **settings, process_group=dist.group.WORLD)
-    assert torch.equal(weights, again), "a repeated run gave other bits"
-    assert str(same) == str(report)  # as text, because NaN is not equal to itself
-    everywhere = torch.zeros(len(owner))
-    everywhere[mine] = weights
-    dist.all_reduce(everywhere)
-    reports = [None] * dist.get_world_size()
-    dist.all_gather_object(reports, report)
-    assert len({str(other) for other in reports}) == 1, f"reports differ: {reports}"
-    return everywhere, report
+def stream(
+    case: Case, ranks: TokenRanks, method: str, owner: torch.Tensor, *, window_rows: int
+) -> tuple[torch.Tensor, list[GroupReport]]:
+    """Weights when every rank adds its own tokens, response by response."""
+    plan = make_plan(
+        case.mask,
+        case.positive,
+        case.group.long(),
+        case.settings,
+        key=lambda number: sampling_key(0, 0, number),
+        window_rows=window_rows,
+    )
+    pass_ = TokenWeightStream(plan, case.settings, method=method, ranks=ranks)
+    row, position = case.mask.nonzero(as_tuple=True)
+    for response in plan.order:
+        mine = (row == response) & ((owner == ranks.rank) | (ranks.copies > 1))
+        states = case.hidden[row[mine], position[mine]]
+        pass_.add(states, row[mine], position[mine], [response])
+    return pass_.weights, pass_.finish()
 
 
-def compare(name, tensors, settings) -> torch.Tensor:
-    if name == "bfloat16":
-        tensors = (tensors[0].bfloat16(), *tensors[1:])
-    alone, expected = group_token_weights(*tensors, **settings)
+def compare(name: str, case: Case, method: str) -> torch.Tensor:
+    world = dist.get_world_size()
+    alone, expected = token_weights_with_reports(
+        *case.batch,
+        method=method,
+        rank=case.settings.rank,
+        max_positive_tokens=case.settings.max_positive_tokens,
+    )
     worst = 0.0
-    owners = list(shares(tensors[1], dist.get_world_size()))
-    for owner in owners if len(tensors[1]) < 1000 else owners[2:]:
-        weights, report = spread(tensors, owner, settings)
+    for number, owner in enumerate(owners(int(case.mask.sum()), world)):
+        # One group at a time, or several whose problems the ranks share.
+        rows = (1, 10**6)[number % 2]
+        results = [
+            stream(case, TokenRanks(dist.group.WORLD), method, owner, window_rows=rows)
+            for _ in range(2)
+        ]
+        weights, reports = results[0]
+        assert torch.equal(weights, results[1][0]), f"{name}: a repeated run gave other bits"
+        gathered = [None] * world
+        dist.all_gather_object(gathered, (weights, str(reports)))
+        assert all(torch.equal(other, weights) for other, _ in gathered), f"{name}: ranks differ"
+        assert len({text for _, text in gathered}) == 1, f"{name}: reports differ"
         worst = max(worst, (weights - alone).abs().max().item())
-        assert worst <= TOLERANCE, f"{name}: weights differ by {worst}"
-        for field in ("skipped", "positive_tokens", "negative_tokens", "rank", "degenerate"):
-            assert getattr(report, field) == getattr(expected, field), (name, field)
-        for field in ("mean_weight", "q_low", "q_high", "energy"):
-            pair = getattr(report, field), getattr(expected, field)
-            np.testing.assert_allclose(*pair, rtol=1e-5, err_msg=f"{name} {field}")
+        assert worst <= TOLERANCE, f"{name} {method}: weights differ by {worst}"
+        for report, want in zip(reports, expected.values(), strict=True):
+            for field in ("skipped", "positive_tokens", "negative_tokens", "rank", "degenerate"):
+                assert getattr(report, field) == getattr(want, field), (name, field)
+            for field in ("mean_weight", "q_low", "q_high", "energy", "effective_rank"):
+                pair = getattr(report, field), getattr(want, field)
+                np.testing.assert_allclose(*pair, rtol=1e-5, err_msg=f"{name} {field}")
     if dist.get_rank() == 0:
-        print(f"{name}: {worst:.1e}")
+        print(f"{name} {method}: {worst:.1e}")
     return weights
 
 
-def expect(error: type[Exception], text: str, *tensors: torch.Tensor) -> None:
-    with pytest.raises(error, match=text):
-        group_token_weights(*tensors, process_group=dist.group.WORLD)
-
-
-def nothing() -> None:
-    """A group without any token is reported, on all ranks."""
-    empty = torch.zeros(0, 8), torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.bool)
-    weights, report = group_token_weights(*empty, process_group=dist.group.WORLD)
-    assert (len(weights), report.skipped, report.positive_tokens) == (0, "no_positive", 0)
+def copies(folder: Path) -> None:
+    """Ranks that hold the same tokens divide them; nothing counts twice."""
+    world, rank = dist.get_world_size(), dist.get_rank()
+    name, case = next(golden(folder))
+    nobody = torch.full((int(case.mask.sum()),), -1)
+    for method in METHODS:
+        alone, _ = token_weights_with_reports(*case.batch, rank=case.settings.rank, method=method)
+        ranks = TokenRanks(dist.group.WORLD, copies=world, copy=rank)
+        weights, _ = stream(case, ranks, method, nobody, window_rows=1000)
+        assert (weights - alone).abs().max() <= TOLERANCE, (name, method)
+    # As tokens of their own they would count twice: refused, on all ranks.
+    with pytest.raises(ValueError, match="each must be held by exactly one rank"):
+        stream(case, TokenRanks(dist.group.WORLD), "rows", nobody + 1 + rank, window_rows=1000)
 
 
 def refusals() -> None:
-    """Bad tokens on one rank stop all ranks, with one message."""
-    hidden, index, positive = mixed_group(60, 32)
-    rank, world = dist.get_rank(), dist.get_world_size()
-    expect(ValueError, "token_index values occur twice", hidden, index, positive)  # copies
-    mine = torch.arange(60) % world == rank
-    hidden[world - 1] = float("nan")  # held by the last rank only
-    text = f"1 of 60 tokens .* first token_index {index[world - 1]}"
-    expect(FloatingPointError, text, hidden[mine], index[mine], positive[mine])
+    """A state that is not finite on one rank stops all ranks, with one message."""
+    case = batch_of(mixed_group(60, 32))
+    owner = torch.arange(60) % dist.get_world_size()
+    last = int((owner == dist.get_world_size() - 1).nonzero()[0])
+    row, position = (index[last] for index in case.mask.nonzero(as_tuple=True))
+    case.hidden[row, position, 3] = float("nan")
+    text = f"1 of .* tokens are not finite .* token {position} of response {row}"
+    with pytest.raises(FloatingPointError, match=text):
+        stream(case, TokenRanks(dist.group.WORLD), "gram", owner, window_rows=1000)
 
 
 def main() -> None:
     dist.init_process_group("gloo")
-    weights = {name: compare(name, *case) for name, *case in cases(Path(sys.argv[1]))}
-    nothing()
+    folder = Path(sys.argv[1])
+    weights = {
+        f"{name}_{method}": compare(name, case, method)
+        for name, case in cases(folder)
+        for method in METHODS
+    }
+    copies(folder)
     refusals()
     if dist.get_rank() == 0:
-        np.savez(sys.argv[2], **{name.replace("/", "_"): w.numpy() for name, w in weights.items()})
+        np.savez(sys.argv[2], **{name: found.numpy() for name, found in weights.items()})
         print("all cases agree")
     dist.destroy_process_group()
 

@@ -1,0 +1,163 @@
+"""Token weights of the same rollouts in every layout of this world size.
+
+Arguments: folder of the models, output file. Rank 0 writes the weights of every case [samples, T].
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tiny_rollouts import LONGEST, THINK_MARKERS, rollouts
+
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+    ResrlConfig,
+)
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.training.scoring import score_samples
+from megatron_resrl.training.sharing import own_share
+from megatron_resrl.training.token_weights import TokenWeigher
+
+TP2 = {"tensor_model_parallel_size": 2}
+SP2 = TP2 | {"sequence_parallel": True}
+PP2 = {"pipeline_model_parallel_size": 2}
+VPP2 = PP2 | {"virtual_pipeline_model_parallel_size": 2}
+CP2 = {"context_parallel_size": 2}
+EP2 = {"expert_model_parallel_size": 2}
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What must not change any weight."""
+
+    parallel: dict[str, Any] = dataclasses.field(default_factory=dict)
+    megatron: dict[str, Any] = dataclasses.field(default_factory=dict)
+    packed: bool = False
+    split: bool = False
+    family: str = "qwen3"
+    micro_batch_sizes: tuple[int, ...] = (3,)
+    layer: int = -2
+
+
+LAYOUTS: dict[int, dict[str, Layout]] = {
+    1: {
+        "one": Layout(micro_batch_sizes=(1, 2, 4, 9)),
+        "one packed": Layout(packed=True, micro_batch_sizes=(1, 4, 9)),
+        "one layer 1": Layout(layer=1),
+        "one layer -1": Layout(layer=-1),
+        "one moe": Layout(family="qwen3_moe"),
+    },
+    2: {
+        "TP2": Layout(TP2),
+        "TP2+SP": Layout(SP2, micro_batch_sizes=(1, 4, 9)),
+        "TP2+SP packed": Layout(SP2, packed=True),
+        "PP2": Layout(PP2),
+        "PP2 3/1": Layout(PP2, {"num_layers_in_first_pipeline_stage": 3}),
+        "PP2 1/3": Layout(PP2, {"num_layers_in_first_pipeline_stage": 1}),
+        "PP2xVPP2": Layout(VPP2, micro_batch_sizes=(1, 4)),
+        "PP2xVPP2 packed": Layout(VPP2, packed=True),
+        "PP2 layer 1": Layout(PP2, layer=1),
+        "PP2xVPP2 layer 1": Layout(VPP2, layer=1),
+        "TP2+SP layer -1": Layout(SP2, layer=-1),
+        "CP2": Layout(CP2, micro_batch_sizes=(1, 4)),
+        "CP2 packed": Layout(CP2, packed=True, micro_batch_sizes=(3, 9)),
+        "DP2": Layout(),
+        "DP2 split": Layout(split=True, micro_batch_sizes=(1, 3)),
+        "TP2+SPxEP2 moe": Layout(
+            SP2 | EP2 | {"expert_tensor_parallel_size": 1}, family="qwen3_moe"
+        ),
+        "DP2xEP2 moe": Layout(EP2, family="qwen3_moe"),
+    },
+    4: {
+        "CP2xTP2+SP": Layout(CP2 | SP2),
+        "CP2xTP2+SP packed": Layout(CP2 | SP2, packed=True),
+        "CP2xTP2": Layout(CP2 | TP2),
+        "TP2+SPxPP2": Layout(SP2 | PP2),
+        "TP2+SPxPP2xVPP2": Layout(SP2 | VPP2),
+        "TP4+SP": Layout({"tensor_model_parallel_size": 4, "sequence_parallel": True}),
+        "TP2xDP2 split": Layout(TP2, split=True),
+        "CP2xDP2 split packed": Layout(CP2, split=True, packed=True),
+        "TP2+SPxPP2xEP2 moe": Layout(
+            SP2 | PP2 | EP2 | {"expert_tensor_parallel_size": 1}, family="qwen3_moe"
+        ),
+        "PP2xDP2 split": Layout(PP2, split=True),
+    },
+}
+
+
+def recipe(layout: Layout, models: Path, method: str, micro_batch_size: int) -> Recipe:
+    return Recipe(
+        seed=5,
+        model=ModelConfig(path=str(models / layout.family), megatron=layout.megatron),
+        parallel=ParallelConfig(**layout.parallel, timeout_minutes=1.0),
+        precision=PrecisionConfig(params_dtype="fp32"),
+        algorithm=AlgorithmConfig(
+            micro_batch_size=micro_batch_size, sequence_packing=layout.packed
+        ),
+        resrl=ResrlConfig(
+            rank=6,
+            max_positive_tokens=24,  # fewer than the first group has
+            subspace_method=method,
+            split_groups=layout.split,
+            layer=layout.layer,
+        ),
+    )
+
+
+def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str]]:
+    """[samples, T] weights of all replicas put together, and all groups' reports."""
+    samples, positive = rollouts()
+    everyone = list(range(len(samples)))
+    mine = own_share(samples, everyone, split_groups=settings.resrl.split_groups)
+    weigher = TokenWeigher(policy, settings, think_markers=THINK_MARKERS)
+    weighing = weigher.begin(samples, everyone, mine, positive, step=1)
+    scored = score_samples(policy, samples, mine, settings, PhaseTimers(), weighing=weighing)
+    whole = torch.full((len(samples), LONGEST), float("nan"))
+    for found in platform.gather_objects((mine, scored.token_weights)):
+        whole[found[0]] = found[1]
+    reports = [str(report) for report in scored.reports]
+    return whole, [text for texts in platform.gather_objects(reports) for text in texts]
+
+
+def measure(name: str, layout: Layout, models: Path) -> Iterator[tuple[str, torch.Tensor]]:
+    first = recipe(layout, models, "rows", layout.micro_batch_sizes[0])
+    platform.initialize(first.parallel, seed=0)
+    policy = Policy.from_recipe(first, trainable=False)
+    for micro_batch_size in layout.micro_batch_sizes:
+        for method in ("rows", "gram"):
+            settings = recipe(layout, models, method, micro_batch_size)
+            weights, reports = weights_of(policy, settings)
+            again, same = weights_of(policy, settings)
+            assert torch.equal(weights, again), f"{name}: a repeated run gave other bits"
+            assert reports == same
+            yield f"{name}/{method}/{micro_batch_size}", weights
+
+
+def main() -> None:
+    models = Path(sys.argv[1])
+    found = {
+        key: weights.numpy()
+        for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items()
+        for key, weights in measure(name, layout, models)
+    }
+    if dist.get_rank() == 0:
+        np.savez(sys.argv[2], **{key.replace("/", "|"): value for key, value in found.items()})
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()
