@@ -77,6 +77,46 @@ def displaced_likelihood(
     }
 
 
+Token = tuple[int, int]
+"""Index of a sample, and position in its response."""
+
+
+def draw_tokens(
+    samples: Sequence[Sample],
+    shared: Sequence[int],
+    positive: torch.Tensor,
+    recipe: Recipe,
+    step: int,
+) -> list[tuple[list[Token], list[Token]]]:
+    """Draws tokens of correct and of wrong responses from the first groups that have both.
+
+    Args:
+        samples: Of the step.
+        shared: Indices of those to draw from.
+        positive: [samples] bool.
+        recipe: Seed, and `resrl.interference_tokens`, the most of either kind in a group.
+        step: A key of the draw.
+    """
+    groups: list[tuple[list[Token], list[Token]]] = []
+    for number in sorted({samples[index].group for index in shared}):
+        key = sampling_key(recipe.seed, step, number)
+        sides = []
+        for correct in (True, False):
+            tokens = [
+                (index, position)
+                for index in shared
+                if samples[index].group == number and bool(positive[index]) == correct
+                for position in range(len(samples[index].response.token_ids))
+            ]
+            generator = torch.Generator().manual_seed(key)
+            drawn = torch.randperm(len(tokens), generator=generator)
+            limit = recipe.resrl.interference_tokens
+            sides.append([tokens[place] for place in drawn[:limit].tolist()])
+        if all(sides) and len(groups) < GROUPS:
+            groups.append((sides[0], sides[1]))
+    return groups
+
+
 class InterferenceSample:
     """Tokens drawn from some groups, and the states that the output layer multiplies for them.
 
@@ -106,34 +146,11 @@ class InterferenceSample:
         self.samples = samples
         longest = max(len(sample.response.token_ids) for sample in samples)
         self._slot = torch.full((len(samples), longest), -1)
-        self.groups: list[tuple[list[tuple[int, int]], list[tuple[int, int]]]] = []
-        for number in sorted({samples[index].group for index in shared}):
-            members = [index for index in shared if samples[index].group == number]
-            drawn = self._draw(members, positive, sampling_key(recipe.seed, step, number))
-            if all(drawn) and len(self.groups) < GROUPS:
-                self.groups.append(drawn)
+        self.groups = draw_tokens(samples, shared, positive, recipe, step)
         tokens = [token for pair in self.groups for side in pair for token in side]
         for slot, token in enumerate(tokens):
             self._slot[token] = slot
         self._states = torch.zeros(len(tokens), policy.config.hidden_size, device=device())
-
-    def _draw(
-        self, members: Sequence[int], positive: torch.Tensor, key: int
-    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
-        """Some tokens (sample, position) of correct and of wrong responses of a group."""
-        generator = torch.Generator().manual_seed(key)
-        sides = []
-        for correct in (True, False):
-            tokens = [
-                (index, position)
-                for index in members
-                if bool(positive[index]) == correct
-                for position in range(len(self.samples[index].response.token_ids))
-            ]
-            chosen = torch.randperm(len(tokens), generator=generator)
-            limit = self.recipe.resrl.interference_tokens
-            sides.append([tokens[place] for place in chosen[:limit].tolist()])
-        return sides[0], sides[1]
 
     def collect(self, hidden: torch.Tensor, sample: torch.Tensor, position: torch.Tensor) -> None:
         """Keeps the drawn tokens of a micro-batch; see `scoring.FinalStates`."""
@@ -197,8 +214,8 @@ class InterferenceSample:
 
     def _group_metrics(
         self,
-        positive: tuple[torch.Tensor, list[tuple[int, int]]],
-        negative: tuple[torch.Tensor, list[tuple[int, int]]],
+        positive: tuple[torch.Tensor, list[Token]],
+        negative: tuple[torch.Tensor, list[Token]],
         weights: torch.Tensor,
     ) -> dict[str, float]:
         states = positive[0], negative[0]
@@ -222,7 +239,7 @@ class InterferenceSample:
             cosine=representation_cosines(*states),
         )
 
-    def _targets(self, tokens: Sequence[tuple[int, int]]) -> torch.Tensor:
+    def _targets(self, tokens: Sequence[Token]) -> torch.Tensor:
         ids = [self.samples[index].response.token_ids[position] for index, position in tokens]
         return torch.tensor(ids, dtype=torch.int64, device=device())
 

@@ -79,6 +79,10 @@ def rl_step(
 
     with phase(timers, "scoring"):
         scored = score(everyones, mine, draw=True)
+    diagnosed: dict[str, float] = {}
+    if drawn:
+        with phase(timers, "diagnosis"):
+            diagnosed = drawn.metrics(mine, scored.token_weights)
 
     updates: list[UpdateResult] = []
     sums: list[dict[str, float]] = []
@@ -119,8 +123,10 @@ def rl_step(
     metrics |= step_metrics.of_updates(updates, len(mini_batches))
     if diagnose:
         with phase(timers, "diagnosis"):
-            metrics |= drawn.metrics(mine, scored.token_weights)
-            metrics |= displaced_likelihood(policy, samples, mine, positive, scored, recipe, timers)
+            diagnosed |= displaced_likelihood(
+                policy, samples, mine, positive, scored, recipe, timers
+            )
+    metrics |= diagnosed
     return StepOutcome(metrics, all(update.applied for update in updates))
 
 

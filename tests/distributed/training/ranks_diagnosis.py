@@ -1,0 +1,96 @@
+"""Displaced likelihood, interference and refreshed weights of one step in every layout.
+
+Arguments: folder of the models. Rank 0 prints one line of JSON per layout.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from tiny_rollouts import rollouts
+
+from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+    ResrlConfig,
+)
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.token_weights import TokenWeigher
+from megatron_resrl.weights.hugging_face import save_hf_model
+
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"one": {}},
+    2: {
+        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "PP2": {"pipeline_model_parallel_size": 2},
+        "CP2": {"context_parallel_size": 2},
+        "DP2": {},
+        "DP2 split": {},
+    },
+}
+UPDATES = {"rollout": 1, "minibatch": 2}
+"""Optimizer steps by what refreshes the weights."""
+
+
+class _Tokenizer:
+    def save_pretrained(self, directory: Path) -> None:
+        """The model's folder keeps none."""
+
+
+def recipe(model: Path, layout: str, parallel: dict[str, Any], refresh: str) -> Recipe:
+    return Recipe(
+        seed=5,
+        model=ModelConfig(path=str(model)),
+        parallel=ParallelConfig(**parallel, timeout_minutes=1.0),
+        precision=PrecisionConfig(params_dtype="fp32"),
+        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0, adam_eps=1e-3),
+        algorithm=AlgorithmConfig(micro_batch_size=3, updates_per_step=UPDATES[refresh]),
+        resrl=ResrlConfig(
+            rank=6,
+            refresh=refresh,
+            split_groups="split" in layout,
+            subspace_method="rows",
+            diagnose_every=1,
+            interference_tokens=7,
+            logit_factor=True,
+        ),
+    )
+
+
+def measure(models: Path, layout: str, parallel: dict[str, Any], refresh: str) -> dict[str, float]:
+    settings = recipe(models / "qwen3", layout, parallel, refresh)
+    platform.initialize(settings.parallel, seed=0)
+    policy = Policy.from_recipe(settings)
+    samples, _ = rollouts()
+    weigher = TokenWeigher(policy, settings)
+    outcome = rl_step(policy, algorithm_of(settings), weigher, samples, settings, 1, PhaseTimers())
+    if (layout, refresh) == ("one", "rollout"):
+        save_hf_model(policy.modules, policy.hf_config, _Tokenizer(), models / "after")
+    return outcome.metrics
+
+
+def main() -> None:
+    models = Path(sys.argv[1])
+    for name, parallel in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
+        for refresh in UPDATES:
+            metrics = measure(models, name, parallel, refresh)
+            if dist.get_rank() == 0:
+                print(json.dumps({"layout": name, "refresh": refresh, "metrics": metrics}))
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()
