@@ -10,28 +10,40 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3MoeConfig,
+)
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
 
-def write_model(directory: Path) -> Path:
-    """Saves a random two-layer Llama with 64 tokens and 128 positions, and its tokenizer."""
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+    "pad_token_id": 2,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+
+
+def write_model(directory: Path, *, experts: bool = False) -> Path:
+    """Saves a random two-layer model with 64 tokens and 128 positions, and its tokenizer.
+
+    A Llama, or a Qwen3 with four experts.
+    """
     torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-        bos_token_id=0,
-        eos_token_id=1,
-        pad_token_id=2,
-    )
-    LlamaForCausalLM(config).save_pretrained(directory)
+    config = Qwen3MoeConfig(**_SHAPE, **_EXPERTS, head_dim=8) if experts else LlamaConfig(**_SHAPE)
+    AutoModelForCausalLM.from_config(config).save_pretrained(directory)
     words = {"<s>": 0, "</s>": 1, "<pad>": 2, **{str(n): n for n in range(3, 64)}}
     model = Tokenizer(WordLevel(words, unk_token="<pad>"))
     model.pre_tokenizer = Whitespace()

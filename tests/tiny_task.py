@@ -26,17 +26,18 @@ def broken(response, ground_truth, **context):
 '''
 
 
-def write_task(directory: Path, **overrides: object) -> Path:
+def write_task(directory: Path, *, experts: bool = False, **overrides: object) -> Path:
     """Writes model, questions, reward functions and a recipe of four small steps.
 
     Args:
         directory: Gets everything; runs go to `directory / "run"`.
+        experts: The model is a mixture of experts.
         overrides: Dotted settings with "__" for ".", e.g. `rollout__group_size=8`.
 
     Returns:
         The recipe.
     """
-    model = write_model(directory / "model")
+    model = write_model(directory / "model", experts=experts)
     (directory / "reward.py").write_text(REWARD)
     questions = [{"prompt": f"{n} {n + 1}", "answer": str(n)} for n in range(3, 19)]
     lines = "".join(json.dumps(question) + "\n" for question in questions)

@@ -119,8 +119,7 @@ def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
         yield Problem(
             setting,
             tensor,
-            "gloo cannot gather the unequal numbers of tokens of experts that are split both ways, "
-            "and CUDA is absent",
+            "experts that are split both ways do not run over gloo, and CUDA is absent",
             "set it to 1",
         )
 

@@ -14,14 +14,44 @@ LAYOUTS = {
         "--parallel.tensor_model_parallel_size=2",
         "--parallel.sequence_parallel=true",
     ],
-    "PP2": ["--parallel.pipeline_model_parallel_size=2"],
+    "PP2 packed": [
+        "--parallel.pipeline_model_parallel_size=2",
+        "--algorithm.sequence_packing=true",
+    ],
+    "CP2 packed": ["--parallel.context_parallel_size=2", "--algorithm.sequence_packing=true"],
+    "DP2 split": ["--resrl.split_groups=true"],
 }
-COMPARED = ("loss", "grad_norm", "entropy", "resrl/mean_weight", "resrl/energy", "reward/mean")
+EXPERT_LAYOUTS = {
+    "DP2xEP2": ["--parallel.expert_model_parallel_size=2"],
+    "TP2+SPxEP2": [
+        *LAYOUTS["TP2+SP"],
+        "--parallel.expert_model_parallel_size=2",
+        "--parallel.expert_tensor_parallel_size=1",
+    ],
+}
+COMPARED = (
+    "loss",
+    "grad_norm",
+    "entropy",
+    "resrl/mean_weight",
+    "resrl/energy",
+    "reward/mean",
+    "lld/log_likelihood_change",
+    "interference/reduction",
+)
 
 
-def _run(directory: Path, ranks: int, *arguments: str) -> list[dict]:
-    # Adam would blow fp32 noise in tiny gradients up to whole steps; a large eps keeps it small.
-    recipe = write_task(directory, steps=2, algorithm__updates_per_step=2, optimizer__adam_eps=1e-3)
+def _run(directory: Path, ranks: int, *arguments: str, experts: bool = False) -> list[dict]:
+    recipe = write_task(
+        directory,
+        experts=experts,
+        steps=2,
+        algorithm__updates_per_step=2,
+        # Adam would blow fp32 noise in tiny gradients up to whole steps.
+        optimizer__adam_eps=1e-3,
+        resrl__refresh="minibatch",
+        resrl__diagnose_every=1,
+    )
     run_ranks("-m megatron_resrl train", ranks, recipe, *arguments, timeout=300)
     return read_metrics(directory / "run")
 
@@ -33,7 +63,20 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_ranks_train_like_one(layout, single, tmp_path):
-    metrics = _run(tmp_path, 2, *LAYOUTS[layout])
+    _compare(_run(tmp_path, 2, *LAYOUTS[layout]), single)
+
+
+@pytest.fixture(scope="module")
+def single_experts(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
+    return _run(tmp_path_factory.mktemp("experts"), 1, experts=True)
+
+
+@pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
+def test_two_ranks_train_experts_like_one(layout, single_experts, tmp_path):
+    _compare(_run(tmp_path, 2, *EXPERT_LAYOUTS[layout], experts=True), single_experts)
+
+
+def _compare(metrics: list[dict], single: list[dict]) -> None:
     assert len(metrics) == len(single) == 3
     for line, expected in zip(metrics[1:], single[1:], strict=True):
         for name in COMPARED:

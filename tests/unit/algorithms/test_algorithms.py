@@ -10,9 +10,11 @@ import torch
 from megatron_resrl.algorithms import (
     Algorithm,
     algorithm_names,
+    algorithm_of,
     get_algorithm,
     group_normalised,
 )
+from megatron_resrl.config.schema import AlgorithmConfig, Recipe, ResrlConfig
 
 REWARDS = torch.tensor([1.0, 0.7, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
 SCORES = torch.tensor([1.0, 1.0, 0.0, -0.5, 1.0, 1.0], dtype=torch.float64)
@@ -156,6 +158,18 @@ def test_an_unknown_name_is_answered_with_the_nearest_and_all_names() -> None:
         get_algorithm("resrll")
     with pytest.raises(ValueError, match=r"'zzz'; registered are: grpo, nsr, w_reinforce, resrl"):
         get_algorithm("zzz")
+
+
+def test_resrl_takes_its_numbers_from_the_recipes_section() -> None:
+    section = ResrlConfig(positive_weight=0.3, positives="advantage")
+    options = AlgorithmConfig(options={"eps": 1e-4})
+    algorithm = algorithm_of(Recipe(algorithm=options, resrl=section))
+    assert algorithm == get_algorithm("resrl", positive_weight=0.3, positives="advantage", eps=1e-4)
+    twice = AlgorithmConfig(options={"positive_weight": 0.2})
+    with pytest.raises(ValueError, match=r"'positive_weight'; set resrl\.positive_weight instead"):
+        algorithm_of(Recipe(algorithm=twice))
+    grpo = algorithm_of(Recipe(algorithm=AlgorithmConfig(name="grpo"), resrl=section))
+    assert grpo == get_algorithm("grpo")
 
 
 def test_an_unknown_option_is_answered_with_the_nearest_and_all_options() -> None:

@@ -10,7 +10,7 @@ from megatron_resrl.config import checks_experts
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS, experts_of
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import ModelConfig, ParallelConfig, Recipe
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, Recipe, ResrlConfig
 
 QWEN3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -19,11 +19,15 @@ QWEN3_MOE = {
     "norm_topk_prob": True,
     "moe_intermediate_size": 48,
 }
+SETTINGS = ResrlConfig()
 DENSE = {"architectures": ["Qwen3ForCausalLM"]}
 
 
 def problems(
-    world_size: int = 1, model: dict[str, Any] = QWEN3_MOE, **parallel: Any
+    world_size: int = 1,
+    model: dict[str, Any] = QWEN3_MOE,
+    resrl: ResrlConfig = SETTINGS,
+    **parallel: Any,
 ) -> list[Problem]:
     """Of a recipe; keys `tp`, `pp`, `ep` and `etp` stand for the sizes, tp > 1 for SP too."""
     names = {
@@ -34,7 +38,8 @@ def problems(
     }
     parallel = {"sequence_parallel": parallel.get("tp", 1) > 1} | parallel
     settings = ParallelConfig(**{names.get(key, key): value for key, value in parallel.items()})
-    facts = Facts(Recipe(model=ModelConfig("models/tiny"), parallel=settings), world_size, model)
+    recipe = Recipe(model=ModelConfig("models/tiny"), parallel=settings, resrl=resrl)
+    facts = Facts(recipe, world_size, model)
     return [problem for check in EXPERT_CHECKS for problem in check(facts)]
 
 
@@ -105,7 +110,7 @@ def test_experts_split_unlike_the_other_matrices_need_expert_parallelism(
 ) -> None:
     problem = refused(2, **parallel)
     assert problem.setting == "parallel.expert_tensor_parallel_size"
-    assert "sums the gradients" in problem.problem
+    assert "sums gradients of experts" in problem.problem
     assert "parallel.expert_model_parallel_size" in problem.fix
 
 
@@ -130,3 +135,10 @@ def test_a_router_that_cannot_learn_is_refused() -> None:
     assert (problem.setting, problem.value) == ("model.path", "models/tiny")
     assert "num_experts_per_tok" in problem.problem
     assert problems(1, QWEN3_MOE | {"num_experts_per_tok": 1, "norm_topk_prob": False}) == []
+
+
+def test_groups_cannot_be_split_over_replicas_that_share_experts() -> None:
+    split = ResrlConfig(split_groups=True)
+    (problem,) = problems(2, ep=2, resrl=split)
+    assert (problem.setting, problem.value) == ("resrl.split_groups", True)
+    assert problems(4, tp=2, ep=2, etp=1, resrl=split) == []
