@@ -64,6 +64,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "algorithm.micro_batch_size": _at_least(1),
     "resrl.rank": _at_least(1),
     "resrl.max_positive_tokens": _at_least(4),
+    "resrl.window_tokens": _at_least(1),
     "resrl.floor": _PROBABILITY,
     "resrl.positive_weight": _at_least(0),
     "resrl.diagnose_every": _at_least(0),

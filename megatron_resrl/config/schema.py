@@ -227,6 +227,9 @@ class ResrlConfig:
     subspace_method: Literal["gram", "rows", "auto"] = "auto"
     """What is kept of a group's positives and exchanged between ranks. `gram`: Gram matrices;
     `rows`: the sampled hidden states, sent to the group's owner; `auto`: the cheaper one."""
+    window_tokens: int | None = None
+    """Positive tokens that a rank collects before bases are made. More: more groups solved
+    together, for more memory. Default: `max_positive_tokens`, the memory of one group."""
     split_groups: bool = False
     """Deal the responses of each group over the data-parallel ranks, for very large groups."""
     diagnose_every: int = 0

@@ -116,12 +116,19 @@ class TokenWeigher:
             group,
             numbers,
             key=lambda number: sampling_key(self.recipe.seed, step, number),
-            # Rows: as many as one group has at most, on every rank. Gram: a matrix per rank.
-            window_rows=numbers.max_positive_tokens * self.ranks.size,
-            window_groups=self.ranks.size if self.method == "gram" else None,
+            window_rows=self._window_tokens() * self.ranks.size,
+            window_groups=self._window_groups() if self.method == "gram" else None,
         )
         unpunished = thought & ~positive[pool].unsqueeze(1)
         return WeighingPass(self, plan, numbers, samples, pool, mine, unpunished)
+
+    def _window_tokens(self) -> int:
+        """Rows that a rank may hold: those of one group, if not set otherwise."""
+        return self.settings.window_tokens or self.settings.max_positive_tokens
+
+    def _window_groups(self) -> int:
+        """Matrices that a rank may hold: one for itself and for each of its peers to solve."""
+        return self.ranks.size * max(1, self._window_tokens() // self.settings.max_positive_tokens)
 
     def _numbers(self) -> SubspaceSettings:
         return SubspaceSettings(

@@ -63,6 +63,7 @@ def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
     done = _train(recipe)
     assert done.returncode == 0, done.stderr
     assert "resumed after step 2" in done.stderr
+    assert "subspace method" not in done.stderr  # that of the checkpoint, not measured again
     ours, theirs = read_metrics(run), read_metrics(straight)
     assert ours == theirs
     resumed = load_file(run / "hf" / "model.safetensors")

@@ -152,7 +152,12 @@ def test_a_repeated_call_gives_the_same_bits_and_leaves_the_global_generator_alo
 
 @pytest.mark.parametrize(
     ("positives", "negatives", "reason"),
-    [(0, 9, "no_positive"), (9, 0, "no_negative"), (3, 9, "few_positive_tokens")],
+    [
+        (0, 9, "no_positive"),
+        (9, 0, "no_negative"),
+        (2, 9, "few_positive_tokens"),
+        (3, 9, "few_positive_tokens"),
+    ],
 )
 def test_skipped_groups_keep_weight_one_and_say_why(positives, negatives, reason):
     tokens = positives + negatives
