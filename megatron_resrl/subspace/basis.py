@@ -238,6 +238,8 @@ def matrix_work(size: int, wanted: int) -> Work:
 
 Pairs = tuple[Tensor, Tensor]
 """Leading eigenvalues [G, K] and directions [G, H, K], both float64."""
+
+
 def _in_full(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
     """By float64 Gram matrices, a few groups at a time: the float64 copy stays as small as that
     of half of the rows."""
