@@ -40,12 +40,13 @@ class MachineRates:
 # memory_bandwidth: four fifths of the data sheet's 3.35e12.
 # link_bandwidth: what NCCL is known to reach of NVLink's 450e9 in one direction.
 # latency: a small NCCL collective over NVLink.
-# column_latency: 288 columns by LAPACK on one CPU core (9.7 ms measured); a GPU's solver is
-#   assumed to be no slower.
-H100_NODE = MachineRates(45e12, 50e12, 2.7e12, 350e9, 20e-6, 34e-6)
+# column_latency: 352 columns by LAPACK on one CPU core (16.4 ms measured, alone or in a batch); a
+#   GPU's solver is assumed to be no slower. 100 columns at a time took 18e-6 on one
+#   (pytorch/pytorch#174674).
+H100_NODE = MachineRates(45e12, 50e12, 2.7e12, 350e9, 20e-6, 47e-6)
 # The same with ranks on different nodes: a 400 Gbit/s adapter per GPU (50e9) at four fifths, and
 # the latency of a small collective over InfiniBand. Estimated, not run.
-H100_CLUSTER = MachineRates(45e12, 50e12, 2.7e12, 40e9, 40e-6, 34e-6)
+H100_CLUSTER = MachineRates(45e12, 50e12, 2.7e12, 40e9, 40e-6, 47e-6)
 
 
 def measure_rates(
