@@ -18,8 +18,8 @@ Reported:
   of the pass, and of the decomposition of the first window's groups alone (`basis_from_rows`
   against the loop of `pca_lowrank`).
 * memory: what one pass adds to a fresh process. On a CPU peak resident memory minus what it held
-  before (VmHWM after writing 5 to /proc/self/clear_refs, Linux only; a small pass first loads
-  libraries); on CUDA `max_memory_allocated` minus what was allocated before.
+  before (VmHWM after writing 5 to /proc/self/clear_refs, Linux with glibc only; a small pass first
+  loads libraries); on CUDA `max_memory_allocated` minus what was allocated before.
 * error against float64, of the first group: residuals (relative) and weights (absolute).
 * repeatability: largest difference of single weights between two runs of the first group.
 
@@ -35,6 +35,7 @@ mean error of residuals; of several rows each ratio is the worst.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import re
 import statistics
 import subprocess
@@ -293,6 +294,8 @@ def measure_memory(case: Case, side: str) -> float:
         before = torch.cuda.memory_allocated()
         run(batch)
         return (torch.cuda.max_memory_allocated() - before) / 2**20
+    # Memory that is free but still resident would hide what the pass takes of it.
+    ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     before = status_kib("VmRSS")
     run(batch)
