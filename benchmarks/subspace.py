@@ -230,6 +230,7 @@ def pass_seconds(case: Case, repeats: int) -> dict[str, float]:
         works = {name: lambda side=side, on=batch: side(on) for name, side in SIDES.items()}
         for name, seconds in interleaved(works, repeats).items():
             total[name] += seconds
+        del batch, works  # or two parts would be held while the next one is made
     return total
 
 
