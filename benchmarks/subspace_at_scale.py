@@ -24,17 +24,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_resrl.subspace.cost import (
-    H100_CLUSTER,
-    H100_NODE,
-    METHODS,
-    Cost,
-    MachineRates,
-    PassShape,
-    choose_method,
-)
+from megatron_resrl.subspace.cost import METHODS, Cost, PassShape, choose_method
+from megatron_resrl.subspace.rates import H100_CLUSTER, H100_NODE, MachineRates
 
-MAX_POSITIVE_TOKENS, RANK, ITEMSIZE, WINDOW = 4096, 64, 2, 8
+MAX_POSITIVE_TOKENS, RANK, ITEMSIZE = 4096, 64, 2
 LIMIT = 0.01
 H100_BYTES = 80e9
 # B300, L40S and consumer GPUs give up float64: 1.2 to 1.4e12 operations per second by their data
@@ -83,13 +76,16 @@ SMOLLM = Model("SmolLM2-135M", 0.135, 576, LLAMA_8B)
 
 @dataclass(frozen=True)
 class Layout:
-    """Ranks of one model stage, and how many replicas of it share the groups."""
+    """Ranks of one model stage, and how many replicas of it share the groups.
+
+    Tensor-parallel ranks count with sequence parallelism and without: they divide what they hold
+    copies of.
+    """
 
     name: str
     gpus: int
     replicas: int
     ranks: int = 1
-    copies: int = 1
     rates: MachineRates = H100_NODE
 
 
@@ -120,7 +116,7 @@ class Case:
     model: Model
     layout: Layout
     workload: Workload
-    window: int = WINDOW
+    rows_per_rank: int = MAX_POSITIVE_TOKENS
     reason: str = ""
 
     def shape(self) -> PassShape:
@@ -134,8 +130,7 @@ class Case:
             rank=RANK,
             itemsize=ITEMSIZE,
             ranks=self.layout.ranks,
-            copies=self.layout.copies,
-            window=self.window,
+            window_rows=self.rows_per_rank * self.layout.ranks,
         )
 
     def step_seconds(self) -> float:
@@ -194,9 +189,8 @@ def hard_cases() -> Iterator[Case]:
     """Where the pass is dear compared with the rest of the step."""
     yield Case(QWEN_4B, DP8, SHORT, reason="answers of 128 tokens")
     yield Case(SMOLLM, DP8, TINY, reason="small model, 1024 prompts, G = 8, 32 tokens")
-    copies = Layout("TP8, PP2, DP4", 64, 4, copies=8)
-    yield Case(LLAMA, copies, PAPER, reason="no sequence parallelism")
-    yield Case(LLAMA, LARGE_64, PAPER, window=1, reason="one group at a time")
+    one = MAX_POSITIVE_TOKENS // LARGE_64.ranks
+    yield Case(LLAMA, LARGE_64, PAPER, one, reason="one group at a time")
     for replicas in (4, 32):
         split = Layout(
             f"TP8 SP, PP2, DP{replicas}, groups split",
@@ -206,14 +200,9 @@ def hard_cases() -> Iterator[Case]:
             rates=H100_CLUSTER,
         )
         yield Case(LLAMA, split, PAPER, reason="groups split between nodes")
-    yield Case(LLAMA, split, PAPER, window=256, reason="the same, a window of 256 groups")
-    yield Case(QWEN_4B, replace(DP8, rates=WEAK_FLOAT64), PAPER, reason="GPU with weak float64")
-    yield Case(
-        LLAMA,
-        replace(copies, rates=WEAK_FLOAT64),
-        PAPER,
-        reason="weak float64, no sequence parallelism",
-    )
+    for model, layout in ((QWEN_4B, DP8), (LLAMA, LARGE_64)):
+        weak = replace(layout, rates=WEAK_FLOAT64)
+        yield Case(model, weak, PAPER, reason="GPU with weak float64")
 
 
 def _bold_from(limit: float, value: float, text: str) -> str:
@@ -260,8 +249,8 @@ def report() -> str:
             "",
             "`python benchmarks/subspace_at_scale.py`. Rates of an H100, estimated from its data "
             "sheet: 45 TFLOP/s float32, 50 float64, 2.7 TB/s memory, 350 GB/s between the ranks "
-            "of a node and 40 GB/s between nodes; 34 µs per column of an eigen-decomposition, "
-            "measured on a CPU core.",
+            "of a node and 40 GB/s between nodes; 47 µs per column of an eigen-decomposition, "
+            "measured on a CPU core at 352 columns.",
             "",
             "Step times derive from two published GRPO runs of 2048 responses on H100 (NeMo-RL, "
             "Megatron): Llama-3.1-8B on 8 GPUs, 795 tokens per response, 112 s; Llama-3.1-70B on "
@@ -274,9 +263,11 @@ def report() -> str:
             "",
             "Sizes are those of one replica: groups x N sampled positive + Q negative tokens. "
             "Operations, bytes and memory are of the busiest rank and the whole step, in windows "
-            f"of {WINDOW} groups unless noted. Bold: the method that `auto` picks, shares of "
-            f"{LIMIT:.0%} or more, and memory that no H100 has. `eigen` is the time of the small "
-            "eigen-decompositions, solved one after the other.",
+            f"of {MAX_POSITIVE_TOKENS} rows per rank (`gram`: at most one group per rank). Bold: "
+            f"the method that `auto` picks, shares of {LIMIT:.0%} or more, and memory that no "
+            "H100 has. `eigen` is the time of the small eigen-decompositions, one after the other. "
+            "Tensor-parallel ranks without sequence parallelism divide their copies of the tokens, "
+            "so that the same numbers hold.",
             "",
             "## Recipes",
             "",

@@ -21,8 +21,8 @@ decomposed in full.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -49,6 +49,9 @@ FLOAT32_CONDITION = 1000.0
 REFINE_EXTRA = 32
 # Products with few columns take this much longer per flop than those of large matrices.
 NARROW = 2
+# A full float64 eigen-decomposition of n columns takes the time of about this times n^3 float32
+# flops on a CPU.
+EIGEN_FLOPS = 25
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def basis_from_rows(x_GNH: Tensor, valid_GN: Tensor, rank: int) -> Basis:
     noise_G = NOISE_SHARE * (trace_G + valid_GN.sum(1) * mean_GH.square().sum(1))
     pairs = None
     if x_GNH.dtype == torch.float32:
-        solve = _cheapest(tokens, hidden_size, wanted)
+        solve = _FLOAT32_FORMS.get(rows_work(tokens, hidden_size, wanted)[0])
         pairs = solve(x_GNH, wanted, noise_G) if solve else None
     if pairs is None:
         pairs = _in_full(x_GNH, wanted, noise_G)
@@ -172,34 +175,69 @@ def first_columns(wanted: int) -> int:
     return -(-max(4 * wanted, 96) // BLOCK) * BLOCK + 3 * BLOCK
 
 
-def _eigh_flops(size: int) -> int:
-    """A full float64 eigen-decomposition takes the time of about this many float32 flops."""
-    return 25 * size**3
+@dataclass(frozen=True)
+class Work:
+    """Arithmetic of one group's decomposition at the first size of its search space."""
+
+    products: int
+    """Float32 operations of products of large matrices."""
+    narrow: int
+    """Operations of products with few columns, in the number format of the operator."""
+    double: int
+    """Float64 operations beside those."""
+    eigen_size: int
+    """Columns of the float64 problem that is decomposed in full."""
+
+    @property
+    def flops(self) -> int:
+        """Float32 operations that take as long on a CPU."""
+        eigen = EIGEN_FLOPS * self.eigen_size**3
+        return self.products + NARROW * self.narrow + 2 * self.double + eigen
 
 
-def _space_flops(size: int, columns: int) -> int:
-    """Orthogonalisation and the small problem of a space, without the operator's products."""
-    return NARROW * 8 * size * columns**2 + _eigh_flops(columns)
+def _space_work(size: int, columns: int, *, products: int, operator: int) -> Work:
+    """Of a Krylov space: its operator, orthogonalisation, and the small problem."""
+    around = 4 * size * columns**2
+    return Work(products, operator + around, around, columns)
+
+
+Form = Literal["full", "gram", "rows"]
+
+
+def rows_work(tokens: int, hidden_size: int, wanted: int) -> tuple[Form, Work]:
+    """The cheapest form for the float32 rows of a group, and its work.
+
+    Args:
+        tokens: N.
+        hidden_size: H.
+        wanted: Directions, at most min(N, H).
+    """
+    small, columns = min(tokens, hidden_size), first_columns(wanted)
+    area = tokens * hidden_size
+    full = Work(0, 0, 2 * area * small, small)
+    if 3 * columns > 2 * small:
+        return "full", full
+    half_gram, refined = area * small, 6 * area * wanted
+    forms: dict[Form, Work] = {
+        "full": full,
+        "gram": _space_work(
+            small, columns, products=half_gram + refined, operator=2 * small**2 * columns
+        ),
+        "rows": _space_work(small, columns, products=0, operator=4 * area * columns),
+    }
+    return min(forms.items(), key=lambda item: item[1].flops)
+
+
+def matrix_work(size: int, wanted: int) -> Work:
+    """Of a positive float64 matrix: a Krylov space where that is less than half of the work."""
+    columns = first_columns(wanted)
+    space = _space_work(size, columns, products=0, operator=2 * size**2 * columns)
+    full = Work(0, 0, 0, size)
+    return space if full.flops > 2 * space.flops else full
 
 
 Pairs = tuple[Tensor, Tensor]
 """Leading eigenvalues [G, K] and directions [G, H, K], both float64."""
-Solver = Callable[[Tensor, int, Tensor], Pairs | None]
-
-
-def _cheapest(tokens: int, hidden_size: int, wanted: int) -> Solver | None:
-    """The float32 form for these sizes; None where a full decomposition is cheaper."""
-    small, columns = min(tokens, hidden_size), first_columns(wanted)
-    if 3 * columns > 2 * small:
-        return None
-    area = tokens * hidden_size
-    space = _space_flops(small, columns)
-    flops = {
-        None: 4 * area * small + _eigh_flops(small),
-        _by_gram: area * small + 2 * NARROW * small**2 * columns + space + 6 * area * wanted,
-        _by_rows: 4 * NARROW * area * columns + space,
-    }
-    return min(flops, key=flops.__getitem__)
 
 
 def _in_full(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
@@ -228,9 +266,8 @@ def _inverse_root(values_GK: Tensor) -> Tensor:
 
 def _from_gram(gram_GSS: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
     """Leading eigenpairs [G, K], [G, S, K] of positive matrices in float64."""
-    size, columns = gram_GSS.shape[1], first_columns(wanted)
-    products = 2 * NARROW * size**2 * columns
-    if _eigh_flops(size) > 2 * (products + _space_flops(size, columns)):
+    size = gram_GSS.shape[1]
+    if matrix_work(size, wanted).eigen_size < size:
         space = MatrixSpace(gram_GSS)
         pairs = _grown(space, wanted, wanted, size, noise_G)
         if pairs is not None:
@@ -265,6 +302,9 @@ def _by_gram(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs | None:
     if tall:
         return pairs.values_GK, leading_GSK @ pairs.weights_GMK
     return pairs.values_GK, image_GLK @ (pairs.weights_GMK * _inverse_root(pairs.values_GK))
+
+
+_FLOAT32_FORMS = {"gram": _by_gram, "rows": _by_rows}
 
 
 def _half_made_gram(rows_GSL: Tensor) -> Tensor:

@@ -1,65 +1,68 @@
 """What the subspace pass costs, by the form in which a group's positives are kept and exchanged.
 
-A pass takes the prompt groups of one replica of a model stage, `window` groups at a time, in one
-of two forms:
+A pass takes the prompt groups of one pool window by window, in one of two forms:
 
 * `rows`: the sampled hidden states of a group are sent to the rank that owns the group, which
-  forms the basis from products X^T (X Q) in float32;
+  decomposes them as `basis.rows_work` says;
 * `gram`: every rank adds up a float64 scatter matrix per group; the owner sums the ranks' matrices
-  in rank order and forms the basis from products with the sum.
+  in rank order and decomposes the sum as `basis.matrix_work` says. The matrix of a window of one
+  group goes to all ranks, and all decompose it.
 
-Both end alike: bases go back to all ranks, every rank scores its negative tokens in float64, and
-the residuals are added over the ranks that hold different tokens.
+Both end alike: bases go back to all ranks, every rank scores its own negative tokens in float64,
+and the residuals are added over the ranks. Where tensor-parallel ranks hold copies of a token they
+divide the tokens, so that no rank does what another has done.
 
 The numbers are main terms, for the busiest rank and the whole pass. A part takes as long as its
 arithmetic or its memory traffic, whichever is longer; parts do not overlap.
 
-Letters in formulas: G groups, W window, N positive and Q negative tokens per group, H hidden size,
-K rank, M columns of the block Krylov space, R ranks that hold different tokens, C copies of each,
-B blocks of that space (M / 16), D = ceil(W / (R C)) groups of one window solved by the same rank,
-T elements of the upper triangle in panels (about H (H + 256) / 2), b bytes of a hidden value.
+Letters in formulas: G groups, W groups of a window, N positive and Q negative tokens per group, H
+hidden size, K rank, M columns of the block Krylov space, R ranks, D = ceil(W / R) groups of one
+window solved by the same rank, T elements of the upper triangle in panels (about H (H + 256) / 2),
+b bytes of a hidden value.
 """
 
 from __future__ import annotations
 
 import math
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal
 
-import torch
-import torch.distributed as dist
+from megatron_resrl.subspace.basis import (
+    EIGEN_FLOPS,
+    NARROW,
+    REFINE_EXTRA,
+    Form,
+    Work,
+    matrix_work,
+    rows_work,
+)
+from megatron_resrl.subspace.krylov import BLOCK
+from megatron_resrl.subspace.rates import MachineRates
+from megatron_resrl.subspace.rows import ROWS
+from megatron_resrl.subspace.statistics import PANEL
 
 Method = Literal["rows", "gram"]
 METHODS: tuple[Method, ...] = ("rows", "gram")
 
-# Columns of the panels in which the upper triangle of a scatter matrix is made and sent.
-PANEL = 256
-# Rows that are multiplied into a scatter matrix at a time.
-ROWS = 512
-# Columns the Krylov space grows by.
-BLOCK = 16
 # Bytes that pass through memory per element of a positive token beside reading the hidden state:
 # float32 layer norm and centring.
 NORM_BYTES = 16
 # The same per element of a negative token: float32 layer norm, float64 copy, centring, product,
 # squares and their sum.
 SCORE_BYTES = 64
-# A float64 eigen-decomposition of n columns takes the time of about 25 n^3 float32 operations on a
-# CPU (see basis.py). On a GPU the dependence of its columns on each other lasts longer.
-EIGEN_FLOPS = 25
-# Columns of the square product, and float32 values copied, to measure a GPU and a CPU.
-MEASURED_CUDA = (4096, 1 << 25)
-MEASURED_CPU = (256, 1 << 22)
+# Bytes sent with each row: its place with the owner.
+PLACE_BYTES = 8
+# Collectives of a window beside the exchange: two checks, and the sum of the residuals.
+STATUS_COLLECTIVES = 3
 
 
 @dataclass(frozen=True)
 class PassShape:
-    """Sizes of one pass over the groups of one replica; the same numbers on all its ranks."""
+    """Sizes of one pass over the groups of one pool; the same numbers on all its ranks."""
 
     groups: int
-    """Prompt groups with right and wrong answers."""
+    """Prompt groups with right and wrong answers (G)."""
     positive_tokens: int
     """Positive tokens sampled per group (N)."""
     negative_tokens: int
@@ -71,11 +74,10 @@ class PassShape:
     itemsize: int
     """Bytes of one hidden value (b): 2 for bf16, 4 for fp32."""
     ranks: int
-    """Ranks that hold different tokens of a group (R): TP ranks under sequence parallelism x CP
-    ranks, x DP ranks if groups are split."""
-    window: int
-    """Groups kept at once (W)."""
-    copies: int = 1
+    """Ranks of the stage that share a group (R): TP ranks x CP ranks, x DP ranks if groups are
+    split."""
+    window_rows: int
+    """Rows of positives that a window may collect: resrl.max_positive_tokens x ranks."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
@@ -84,24 +86,12 @@ class PassShape:
             if value < least:
                 raise ValueError(f"{field.name} is {value}, expected at least {least}")
 
-
-@dataclass(frozen=True)
-class MachineRates:
-    """What one rank can do, as far as it matters to the pass."""
-
-    float32_flops: float
-    """Float32 matrix product, operations per second."""
-    float64_flops: float
-    """Float64 matrix product, operations per second."""
-    memory_bandwidth: float
-    """Bytes per second read plus written."""
-    link_bandwidth: float
-    """Bytes per second that a rank sends while all ranks do."""
-    latency: float
-    """Seconds of a collective that carries next to nothing."""
-    column_latency: float
-    """Seconds per column of a small float64 eigen-decomposition, whose columns wait for each
-    other."""
+    def window(self, method: str) -> int:
+        """Groups kept at once (W), at least one; `gram` holds a matrix per rank at most."""
+        fitting = self.window_rows // max(self.positive_tokens, self.rank)
+        if method == "gram":
+            fitting = min(fitting, self.ranks)
+        return max(1, min(fitting, self.groups))
 
 
 @dataclass(frozen=True)
@@ -140,44 +130,26 @@ class Cost:
         return self.compute_seconds + self.communication_seconds
 
 
-# One H100 SXM among 8 of a node. Estimated, not run:
-# float32_flops: two thirds of the data sheet's 67e12 without tensor cores.
-# float64_flops: three quarters of the data sheet's 67e12 with tensor cores.
-# memory_bandwidth: four fifths of the data sheet's 3.35e12.
-# link_bandwidth: what NCCL is known to reach of NVLink's 450e9 in one direction.
-# latency: a small NCCL collective over NVLink.
-# column_latency: 288 columns by LAPACK on one CPU core (9.7 ms measured); a GPU's solver is
-#   assumed to be no slower.
-H100_NODE = MachineRates(45e12, 50e12, 2.7e12, 350e9, 20e-6, 34e-6)
-# The same with ranks on different nodes: a 400 Gbit/s adapter per GPU (50e9) at four fifths, and
-# the latency of a small collective over InfiniBand. Estimated, not run.
-H100_CLUSTER = MachineRates(45e12, 50e12, 2.7e12, 40e9, 40e-6, 34e-6)
-
-
-def krylov_columns(shape: PassShape) -> int:
-    """Columns of the search space: max(4 K, 128) + 32, at most min(N, H) (M)."""
-    wanted = -(-max(4 * shape.rank, 128) // BLOCK) * BLOCK + 2 * BLOCK
-    return min(wanted, shape.positive_tokens, shape.hidden_size)
-
-
 def cost_of(method: Method, shape: PassShape, rates: MachineRates) -> Cost:
     """Predicts one pass.
 
-    With S = D summed over the windows (groups solved one after the other):
+    With S = D summed over the windows (groups solved one after the other), and the arithmetic of
+    one basis (`basis.Work`: products of large matrices, and narrow ones, which take twice as long
+    per operation; for N and H of some thousands the form `rows` with 4 N H M narrow operations):
 
-    * rows: float32 S (4 N H M + 4 H M^2); memory traffic S N H (b + 16 + 8 B);
-      exchange G N/R H b (R - 1)/R / C;
-      peak W N/R H b + D N H (b + 4) + 8 D H M.
-    * gram: float64 2 G N/R T + S (2 H^2 M + 4 H M^2);
-      memory traffic 16 T per 512 rows and 8 B H^2 per solved group;
-      exchange 8 G T (R - 1)/R / C, or 8 G T (R - 1) where a window is one group;
-      peak 8 (W + D) H^2 + 8 R D 256 H + 16 D H M.
-    * both: an eigen-decomposition of M columns per solved group; bases 8 S H (K + 1) (R C - 1)
-      bytes sent, 8 W H (K + 1) bytes kept; scoring 2 G Q/R H K float64 and Q/R H (b + 64) bytes of
-      memory traffic per group; residuals 16 G (N + Q) (R - 1)/R bytes sent (a ring all-reduce).
+    * rows: S times `rows_work`; memory traffic S N H (b + 16) and that of the form;
+      exchange (W - floor(W/R)) N/R (H b + 8) per window;
+      peak D N H (b + 4) while rows arrive, 4 D N H and the search space afterwards.
+    * gram: float64 2 G N/R T + S times `matrix_work`;
+      memory traffic 16 T per 512 rows and 8 M/32 H^2 per solved group;
+      exchange (W - floor(W/R)) 8 T per window, or 8 T (R - 1) where it is one group;
+      peak 8 (W + 4 D) H^2 + 8 R D 256 H.
+    * both: an eigen-decomposition per solved group; bases 8 S H (K + 1) (R - 1) bytes sent,
+      8 W H (K + 1) bytes kept; scoring 2 G Q/R H K float64 and Q/R H (b + 64) bytes of memory
+      traffic per group; residuals 16 G Q (R - 1)/R bytes sent (a ring all-reduce).
 
-    Copies share the sending, but each adds up its own matrices and scores its own tokens. N/R and
-    Q/R are rounded up.
+    N/R and Q/R are rounded up. Alone, a rank sends nothing, and with `rows` holds float32 rows
+    only.
 
     Args:
         method: `rows` or `gram`.
@@ -192,18 +164,21 @@ def cost_of(method: Method, shape: PassShape, rates: MachineRates) -> Cost:
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}, expected one of {', '.join(METHODS)}")
-    parts = [*(_rows_parts if method == "rows" else _gram_parts)(shape), _scoring(shape)]
-    columns, solved = krylov_columns(shape), _solved_in_turn(shape)
-    eigen = solved * max(
-        EIGEN_FLOPS * columns**3 / rates.float32_flops, columns * rates.column_latency
-    )
-    exchange, collectives = (_rows_exchange if method == "rows" else _gram_exchange)(shape)
-    everyone = shape.ranks * shape.copies
-    basis = solved * _basis_bytes(shape) * (everyone - 1)
-    tokens = shape.groups * (shape.positive_tokens + shape.negative_tokens)
-    residual = 2 * 8 * tokens * (shape.ranks - 1) // shape.ranks
-    collectives += (_windows(shape) if everyone > 1 else 0) + (1 if shape.ranks > 1 else 0)
+    solved = sum(-(-size // shape.ranks) for size in _windows(method, shape))
+    if method == "rows":
+        work, parts = _rows_parts(shape, solved)
+        exchange, peak = _rows_exchange(shape), _rows_peak(shape)
+    else:
+        work, parts = _gram_parts(shape, solved)
+        exchange, peak = _gram_exchange(shape), _gram_peak(shape)
+    parts.append(_scoring(shape))
+    sizes = [work.eigen_size, *_refined(method, shape)]
+    eigen = solved * sum(_eigen_seconds(size, rates) for size in sizes)
+    basis = _basis_exchange(method, shape)
+    negatives = shape.groups * shape.negative_tokens
+    residual = 2 * 8 * negatives * (shape.ranks - 1) // shape.ranks
     sent = exchange + basis + residual
+    collectives = _collectives(method, shape) if shape.ranks > 1 else 0
     return Cost(
         flops=sum(part.flops for part in parts),
         float64_flops=sum(part.float64_flops for part in parts),
@@ -211,7 +186,7 @@ def cost_of(method: Method, shape: PassShape, rates: MachineRates) -> Cost:
         exchange_bytes=exchange,
         basis_bytes=basis,
         residual_bytes=residual,
-        peak_bytes=_rows_peak(shape) if method == "rows" else _gram_peak(shape),
+        peak_bytes=peak,
         eigen_seconds=eigen,
         compute_seconds=sum(part.seconds(rates) for part in parts) + eigen,
         communication_seconds=sent / rates.link_bandwidth + collectives * rates.latency,
@@ -248,37 +223,6 @@ def describe_choice(method: str, costs: Mapping[str, Cost]) -> str:
     return f"subspace method {method}; predicted per rank and pass: {'; '.join(predictions)}"
 
 
-def measure_rates(
-    device: torch.device | str, process_group: dist.ProcessGroup | None = None
-) -> MachineRates:
-    """Times small products, a copy, an eigen-decomposition and an all-gather on this machine.
-
-    Takes tens of milliseconds after the first use of the device. With a group all its ranks have to
-    call it; each rate is then the mean over the ranks, added in rank order, the same bits on all.
-
-    Args:
-        device: Where the pass runs.
-        process_group: Ranks that exchange rows or matrices; None: one rank, which sends nothing.
-
-    Returns:
-        The rates; without other ranks the link is infinitely fast.
-    """
-    device = torch.device(device)
-    size, copied = MEASURED_CUDA if device.type == "cuda" else MEASURED_CPU
-    source = torch.ones(copied, dtype=torch.float32, device=device)
-    target = torch.empty_like(source)
-    order = torch.arange(1.0, 129.0, dtype=torch.float64, device=device)
-    small = torch.minimum(order, order[:, None])  # No two eigenvalues alike: nothing is skipped.
-    local = [
-        _product_rate(size, torch.float32, device),
-        _product_rate(size, torch.float64, device),
-        2 * source.nbytes / _best_seconds(lambda: target.copy_(source), device),
-        *_link_rates(source[: copied // 4], process_group),
-        _best_seconds(lambda: torch.linalg.eigh(small), device) / len(small),
-    ]
-    return MachineRates(*_rank_mean(local, device, process_group))
-
-
 @dataclass(frozen=True)
 class _Part:
     """Work that takes as long as its arithmetic or its memory traffic."""
@@ -286,26 +230,37 @@ class _Part:
     flops: int
     float64_flops: int
     memory_bytes: int
+    slowdown: int = 1
 
     def seconds(self, rates: MachineRates) -> float:
         arithmetic = self.flops / rates.float32_flops + self.float64_flops / rates.float64_flops
-        return max(arithmetic, self.memory_bytes / rates.memory_bandwidth)
+        return max(self.slowdown * arithmetic, self.memory_bytes / rates.memory_bandwidth)
 
 
-def _windows(shape: PassShape) -> int:
-    return -(-shape.groups // shape.window)
+def _eigen_seconds(size: int, rates: MachineRates) -> float:
+    return max(EIGEN_FLOPS * size**3 / rates.float32_flops, size * rates.column_latency)
 
 
-def _solved_at_once(shape: PassShape) -> int:
-    """D: groups of one full window that the busiest owner solves."""
-    return -(-min(shape.window, shape.groups) // (shape.ranks * shape.copies))
+def _windows(method: str, shape: PassShape) -> list[int]:
+    """Groups of every window."""
+    full, rest = divmod(shape.groups, shape.window(method))
+    return [shape.window(method)] * full + [rest] * (rest > 0)
 
 
-def _solved_in_turn(shape: PassShape) -> int:
-    """S: a window ends with its busiest owner, so these follow each other."""
-    full, rest = divmod(shape.groups, shape.window)
-    owners = shape.ranks * shape.copies
-    return full * -(-shape.window // owners) + -(-rest // owners)
+def _rows_form(shape: PassShape) -> tuple[Form, Work]:
+    wanted = max(min(shape.rank, shape.positive_tokens - 1, shape.hidden_size), 0)
+    return rows_work(shape.positive_tokens, shape.hidden_size, wanted)
+
+
+def _refined(method: str, shape: PassShape) -> list[int]:
+    """Columns of the second problem, which takes the rounding of a float32 Gram matrix out."""
+    if method == "rows" and _rows_form(shape)[0] == "gram":
+        return [shape.rank + REFINE_EXTRA]
+    return []
+
+
+def _matrix_work(shape: PassShape) -> Work:
+    return matrix_work(shape.hidden_size, min(shape.rank, shape.hidden_size))
 
 
 def _share(tokens: int, shape: PassShape) -> int:
@@ -321,34 +276,40 @@ def _triangle(hidden_size: int) -> int:
 
 
 def _basis_bytes(shape: PassShape) -> int:
-    """Float64 directions and mean of one group."""
-    return 8 * shape.hidden_size * (shape.rank + 1)
+    """Float64 directions, mean, eigenvalues and trace of one group."""
+    return 8 * (shape.hidden_size + 1) * (shape.rank + 1)
 
 
-def _blocks(shape: PassShape) -> int:
-    return -(-krylov_columns(shape) // BLOCK)
+def _rows_parts(shape: PassShape, solved: int) -> tuple[Work, list[_Part]]:
+    form, work = _rows_form(shape)
+    elements = shape.positive_tokens * shape.hidden_size
+    small = min(shape.positive_tokens, shape.hidden_size)
+    blocks = -(-work.eigen_size // BLOCK)
+    # Each panel of a Gram matrix reads what is right of it; the refinement reads all twice.
+    gram_reads = 4 * elements * (small // (2 * PANEL) + 3) + 4 * small**2
+    # Every block of a space reads its operator: the rows twice, or the matrix.
+    traffic, narrow = {
+        "full": (2 * 8 * elements, 0),
+        "gram": (gram_reads, blocks * 4 * small**2),
+        "rows": (0, blocks * 2 * 4 * elements),
+    }[form]
+    normed = elements * (shape.itemsize + NORM_BYTES)
+    return work, [
+        _Part(solved * work.products, solved * work.double, solved * (normed + traffic)),
+        _Part(solved * work.narrow, 0, solved * narrow, slowdown=NARROW),
+    ]
 
 
-def _rows_parts(shape: PassShape) -> list[_Part]:
-    columns, elements = krylov_columns(shape), shape.positive_tokens * shape.hidden_size
-    flops = 4 * elements * columns + 4 * shape.hidden_size * columns**2
-    # Every block of the space reads the float32 rows twice.
-    traffic = elements * (shape.itemsize + NORM_BYTES + 2 * 4 * _blocks(shape))
-    solved = _solved_in_turn(shape)
-    return [_Part(solved * flops, 0, solved * traffic)]
-
-
-def _gram_parts(shape: PassShape) -> list[_Part]:
+def _gram_parts(shape: PassShape, solved: int) -> tuple[Work, list[_Part]]:
     rows, hidden_size = _share(shape.positive_tokens, shape), shape.hidden_size
-    columns = krylov_columns(shape)
-    triangle = _triangle(hidden_size)
+    work, triangle = _matrix_work(shape), _triangle(hidden_size)
     normed = rows * hidden_size * (shape.itemsize + NORM_BYTES)
     added = -(-rows // ROWS) * 2 * 8 * triangle
-    product = 2 * hidden_size**2 * columns + 4 * hidden_size * columns**2
-    solved = _solved_in_turn(shape)
-    return [
+    blocks = -(-work.eigen_size // BLOCK) if work.narrow else 1
+    return work, [
         _Part(0, shape.groups * 2 * rows * triangle, shape.groups * (normed + added)),
-        _Part(0, solved * product, solved * _blocks(shape) * 8 * hidden_size**2),
+        _Part(0, solved * work.double, 0),
+        _Part(0, solved * work.narrow, solved * blocks * 8 * hidden_size**2, slowdown=NARROW),
     ]
 
 
@@ -357,43 +318,77 @@ def _scoring(shape: PassShape) -> _Part:
     return _Part(0, 2 * elements * shape.rank, elements * (shape.itemsize + SCORE_BYTES))
 
 
-def _rows_exchange(shape: PassShape) -> tuple[int, int]:
-    """Bytes sent by a rank, and collectives."""
+def _sent_groups(size: int, shape: PassShape) -> int:
+    """Groups of a window that the last rank, which owns the fewest, sends to others."""
+    return size - size // shape.ranks
+
+
+def _rows_exchange(shape: PassShape) -> int:
     if shape.ranks == 1:
-        return 0, 0
-    part = _share(shape.positive_tokens, shape) * shape.hidden_size * shape.itemsize
-    return _to_owners(shape.groups * part, shape), _windows(shape)
+        return 0
+    row = shape.hidden_size * shape.itemsize + PLACE_BYTES
+    sent = sum(_sent_groups(size, shape) for size in _windows("rows", shape))
+    return sent * _share(shape.positive_tokens, shape) * row
 
 
-def _gram_exchange(shape: PassShape) -> tuple[int, int]:
-    if shape.ranks == 1:
-        return 0, 0
-    held = 8 * shape.groups * _triangle(shape.hidden_size)
-    sent = held * (shape.ranks - 1) if shape.window == 1 else _to_owners(held, shape)
-    return sent, _windows(shape) * -(-shape.hidden_size // PANEL)
+def _gram_exchange(shape: PassShape) -> int:
+    matrix, others = 8 * _triangle(shape.hidden_size), shape.ranks - 1
+    sent = 0
+    for size in _windows("gram", shape):
+        sent += matrix * (others if size == 1 else _sent_groups(size, shape)) if others else 0
+        sent += 8 * size * (shape.hidden_size + 1) * others
+    return sent
 
 
-def _to_owners(held: int, shape: PassShape) -> int:
-    """Of what a rank holds, all but its own groups; copies share the sending."""
-    return held * (shape.ranks - 1) // (shape.ranks * shape.copies)
+def _shared_windows(method: str, shape: PassShape) -> list[int]:
+    """Windows whose bases are known to their owners only."""
+    return [size for size in _windows(method, shape) if method == "rows" or size > 1]
+
+
+def _basis_exchange(method: str, shape: PassShape) -> int:
+    """All-gathers padded to the busiest owner."""
+    most = sum(-(-size // shape.ranks) for size in _shared_windows(method, shape))
+    return most * _basis_bytes(shape) * (shape.ranks - 1)
+
+
+def _collectives(method: str, shape: PassShape) -> int:
+    windows = len(_windows(method, shape))
+    # Numbers of rows, rows and places; or means, and panels of the matrices.
+    exchange = 3 if method == "rows" else 1 + -(-shape.hidden_size // PANEL)
+    return windows * (exchange + STATUS_COLLECTIVES) + len(_shared_windows(method, shape))
 
 
 def _rows_peak(shape: PassShape) -> int:
-    window, at_once = min(shape.window, shape.groups), _solved_at_once(shape)
-    row, group = shape.hidden_size * shape.itemsize, shape.positive_tokens * shape.hidden_size
-    received = group * shape.itemsize if shape.ranks > 1 else 0
-    space = 2 * 4 * shape.hidden_size * krylov_columns(shape)
-    held = _share(shape.positive_tokens, shape) * row + _basis_bytes(shape)
-    return window * held + at_once * (received + 4 * group + space)
+    window = shape.window("rows")
+    at_once = -(-window // shape.ranks)
+    form, work = _rows_form(shape)
+    tokens, hidden_size = shape.positive_tokens, shape.hidden_size
+    small, columns = min(tokens, hidden_size), work.eigen_size
+    group = tokens * hidden_size
+    held = received = 0
+    if shape.ranks > 1:
+        held = window * _share(tokens, shape) * hidden_size * shape.itemsize
+        received = at_once * group * shape.itemsize
+    # Space and image in float32, and one of them in float64 for the small problem.
+    workspace = {
+        "full": max(1, at_once // 4) * 8 * (group + 2 * small**2),
+        "gram": at_once * (4 * small**2 + (2 * 4 + 8) * small * columns),
+        "rows": at_once * columns * (4 * tokens + (4 + 8) * hidden_size),
+    }[form]
+    rows = 4 * at_once * group
+    solving = rows + workspace + window * _basis_bytes(shape)
+    return max(2 * held, held + received, received + rows, solving)
 
 
 def _gram_peak(shape: PassShape) -> int:
-    window, at_once = min(shape.window, shape.groups), _solved_at_once(shape)
-    matrix = 8 * shape.hidden_size**2
-    panels = 8 * min(PANEL, shape.hidden_size) * shape.hidden_size * shape.ranks
-    received = panels if shape.ranks > 1 else 0
-    space = 2 * 8 * shape.hidden_size * krylov_columns(shape)
-    return window * (matrix + _basis_bytes(shape)) + at_once * (matrix + received + space)
+    window, hidden_size = shape.window("gram"), shape.hidden_size
+    at_once = -(-window // shape.ranks)
+    matrix = 8 * hidden_size**2
+    # Own sums and the symmetric copy, while its halves are put together.
+    solving = at_once * (4 if shape.ranks > 1 else 3) * matrix
+    solving += at_once * 2 * 8 * hidden_size * _matrix_work(shape).eigen_size
+    panels = 8 * min(PANEL, hidden_size) * hidden_size * shape.ranks * at_once
+    return window * (matrix + _basis_bytes(shape)) + solving + (panels if shape.ranks > 1 else 0)
 
 
 def _scaled(value: float, unit: str) -> str:
@@ -401,57 +396,3 @@ def _scaled(value: float, unit: str) -> str:
         return f"0 {unit}"
     power = min(max(math.floor(math.log10(value) / 3), -2), 5)
     return f"{value / 1000**power:.4g} {('µ', 'm', '', 'k', 'M', 'G', 'T', 'P')[power + 2]}{unit}"
-
-
-def _best_seconds(work: Callable[[], object], device: torch.device) -> float:
-    """Shortest of three runs after one that warms up."""
-    seconds = []
-    for _ in range(4):
-        _wait(device)
-        start = time.perf_counter()
-        work()
-        _wait(device)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def _product_rate(size: int, dtype: torch.dtype, device: torch.device) -> float:
-    matrix = torch.ones(size, size, dtype=dtype, device=device)
-    return 2 * size**3 / _best_seconds(lambda: matrix @ matrix, device)
-
-
-def _link_rates(
-    tensor: torch.Tensor, process_group: dist.ProcessGroup | None
-) -> tuple[float, float]:
-    """Bytes per second sent by a rank, and seconds of a tiny collective."""
-    if process_group is None or dist.get_world_size(process_group) == 1:
-        return math.inf, 0.0
-    others = dist.get_world_size(process_group) - 1
-    latency = _gather_seconds(tensor[:1], process_group)
-    seconds = _gather_seconds(tensor, process_group)
-    return others * tensor.nbytes / max(seconds - latency, 1e-3 * seconds), latency
-
-
-def _gather_seconds(tensor: torch.Tensor, process_group: dist.ProcessGroup) -> float:
-    ranks = dist.get_world_size(process_group)
-    gathered = list(tensor.new_empty((ranks, *tensor.shape)).unbind(0))
-    return _best_seconds(
-        lambda: dist.all_gather(gathered, tensor, group=process_group), tensor.device
-    )
-
-
-def _rank_mean(
-    values: list[float], device: torch.device, process_group: dist.ProcessGroup | None
-) -> list[float]:
-    if process_group is None or dist.get_world_size(process_group) == 1:
-        return values
-    local = torch.tensor(values, dtype=torch.float64, device=device)
-    ranks = dist.get_world_size(process_group)
-    gathered = [torch.empty_like(local) for _ in range(ranks)]
-    dist.all_gather(gathered, local, group=process_group)
-    return (sum(gathered[1:], gathered[0]) / ranks).tolist()

@@ -31,12 +31,8 @@ from megatron_resrl.subspace import (
     make_plan,
     sampling_key,
 )
-from megatron_resrl.subspace.cost import (
-    PassShape,
-    choose_method,
-    describe_choice,
-    measure_rates,
-)
+from megatron_resrl.subspace.cost import PassShape, choose_method, describe_choice
+from megatron_resrl.subspace.rates import measure_rates
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +162,7 @@ class TokenWeigher:
             rank=self.settings.rank,
             itemsize=config.params_dtype.itemsize,
             ranks=self.ranks.size,
-            window=self.ranks.size,
+            window_rows=self.settings.max_positive_tokens * self.ranks.size,
         )
         method, costs = choose_method(shape, rates)
         choice = (method, describe_choice(method, costs)) if self.holds_tap else None
