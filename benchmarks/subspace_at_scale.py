@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from megatron_resrl.subspace.cost import METHODS, Cost, PassShape, choose_method
+from megatron_resrl.subspace.plan import MIN_WINDOW_ROWS
 from megatron_resrl.subspace.rates import H100_CLUSTER, H100_NODE, MachineRates
 
 MAX_POSITIVE_TOKENS, RANK, ITEMSIZE = 4096, 64, 2
@@ -116,21 +117,23 @@ class Case:
     model: Model
     layout: Layout
     workload: Workload
-    rows_per_rank: int = MAX_POSITIVE_TOKENS
+    rows_per_rank: int | None = None
     reason: str = ""
 
     def shape(self) -> PassShape:
         """Sizes of the pass on one replica."""
         tokens = self.workload.group_size * self.workload.response_tokens // 2
+        sampled = min(tokens, MAX_POSITIVE_TOKENS)
+        rows = self.rows_per_rank or max(sampled, MIN_WINDOW_ROWS)
         return PassShape(
             groups=-(-self.workload.prompts // self.layout.replicas),
-            positive_tokens=min(tokens, MAX_POSITIVE_TOKENS),
+            positive_tokens=sampled,
             negative_tokens=tokens,
             hidden_size=self.model.hidden_size,
             rank=RANK,
             itemsize=ITEMSIZE,
             ranks=self.layout.ranks,
-            window_rows=self.rows_per_rank * self.layout.ranks,
+            window_rows=rows * self.layout.ranks,
         )
 
     def step_seconds(self) -> float:
@@ -263,7 +266,7 @@ def report() -> str:
             "",
             "Sizes are those of one replica: groups x N sampled positive + Q negative tokens. "
             "Operations, bytes and memory are of the busiest rank and the whole step, in windows "
-            f"of {MAX_POSITIVE_TOKENS} rows per rank (`gram`: at most one group per rank). Bold: "
+            f"of one group's rows per rank, at least {MIN_WINDOW_ROWS} (`gram`: at most one group per rank). Bold: "
             f"the method that `auto` picks, shares of {LIMIT:.0%} or more, and memory that no "
             "H100 has. `eigen` is the time of the small eigen-decompositions, one after the other. "
             "Tensor-parallel ranks without sequence parallelism divide their copies of the tokens, "

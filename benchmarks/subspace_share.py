@@ -54,6 +54,7 @@ from megatron_resrl.subspace import (
     make_plan,
 )
 from megatron_resrl.subspace.cost import METHODS, PassShape, cost_of
+from megatron_resrl.subspace.plan import MIN_WINDOW_ROWS
 from megatron_resrl.subspace.rates import H100_NODE
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
@@ -157,7 +158,7 @@ def count_bytes(settings: argparse.Namespace) -> dict[str, dict[str, float]]:
         rank=SUBSPACE.rank,
         itemsize=4,
         ranks=2,
-        window_rows=2 * SUBSPACE.max_positive_tokens,
+        window_rows=2 * max(min(tokens, SUBSPACE.max_positive_tokens), MIN_WINDOW_ROWS),
     )
     found = {}
     for method in METHODS:
@@ -181,8 +182,8 @@ def _plan(shape: PassShape, tokens: int, method: str) -> GroupPlan:
         rows // 2,
         SUBSPACE,
         key=lambda number: number,
-        window_rows=shape.window_rows,
-        window_groups=shape.ranks if method == "gram" else None,
+        ranks=shape.ranks,
+        window_groups=1 if method == "gram" else None,
     )
 
 

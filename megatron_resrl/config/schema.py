@@ -229,7 +229,7 @@ class ResrlConfig:
     `rows`: the sampled hidden states, sent to the group's owner; `auto`: the cheaper one."""
     window_tokens: int | None = None
     """Positive tokens that a rank collects before bases are made. More: more groups solved
-    together, for more memory. Default: `max_positive_tokens`, the memory of one group."""
+    together, for more memory. Default: those of the largest group, at least 1024."""
     split_groups: bool = False
     """Deal the responses of each group over the data-parallel ranks, for very large groups."""
     diagnose_every: int = 0

@@ -18,6 +18,9 @@ import torch
 from torch import Tensor
 
 MIN_POSITIVE_TOKENS = 4
+# Rows that a rank collects at least before bases are made, so that small groups are solved
+# together; a few megabytes.
+MIN_WINDOW_ROWS = 1024
 
 
 @dataclass(frozen=True)
@@ -116,7 +119,8 @@ def make_plan(
     settings: SubspaceSettings,
     *,
     key: Callable[[int], int],
-    window_rows: int,
+    ranks: int = 1,
+    window_rows: int | None = None,
     window_groups: int | None = None,
 ) -> GroupPlan:
     """Plans a pass.
@@ -127,9 +131,11 @@ def make_plan(
         group_B: [B] int64 number of each response's prompt.
         settings: Sample size and minimum.
         key: Group number -> key of its random choices.
-        window_rows: Rows of positives (padded to the largest group) that a window may collect.
-            A group larger than that gets a window of its own.
-        window_groups: Largest number of groups in a window; None: any.
+        ranks: How many share the pool.
+        window_rows: Rows of positives (padded to the largest group) that a window may collect for
+            each rank; a group larger than that gets a window of its own. None: those of the
+            largest group, or MIN_WINDOW_ROWS.
+        window_groups: Largest number of groups in a window for each rank; None: any.
 
     Returns:
         The plan, the same for the same arguments.
@@ -151,6 +157,10 @@ def make_plan(
             _keep_sample(spans_BT, group_B == index, settings.max_positive_tokens, keys[index])
     weighed_BT = negative_BT & used_B
     spanning_G = _per_group(spans_BT, group_B, len(numbers))
+    if window_rows is None:
+        window_rows = max(MIN_WINDOW_ROWS, int(spanning_G.max()))
+    if window_groups is not None:
+        window_groups *= ranks
     return GroupPlan(
         numbers=tuple(numbers.tolist()),
         group_B=group_B,
@@ -165,7 +175,12 @@ def make_plan(
         negative_tokens=tuple(negatives_G.tolist()),
         skipped=tuple(skipped),
         windows=_windows(
-            spanning_G.tolist(), group_B, positive_B, settings.rank, window_rows, window_groups
+            spanning_G.tolist(),
+            group_B,
+            positive_B,
+            settings.rank,
+            window_rows * ranks,
+            window_groups,
         ),
         keys=tuple(keys),
     )

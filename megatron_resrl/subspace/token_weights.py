@@ -91,7 +91,6 @@ def token_weights_with_reports(
         group.cpu().long(),
         numbers,
         key=lambda number: sampling_key(seed, 0, number),
-        window_rows=numbers.max_positive_tokens,
     )
     stream = TokenWeightStream(plan, numbers, method=method, device=hidden.device)
     _feed(stream, plan, hidden, response_mask.cpu().bool())

@@ -32,6 +32,7 @@ from megatron_resrl.subspace import (
     sampling_key,
 )
 from megatron_resrl.subspace.cost import PassShape, choose_method, describe_choice
+from megatron_resrl.subspace.plan import MIN_WINDOW_ROWS
 from megatron_resrl.subspace.rates import measure_rates
 
 logger = logging.getLogger(__name__)
@@ -112,19 +113,17 @@ class TokenWeigher:
             group,
             numbers,
             key=lambda number: sampling_key(self.recipe.seed, step, number),
-            window_rows=self._window_tokens() * self.ranks.size,
-            window_groups=self._window_groups() if self.method == "gram" else None,
+            ranks=self.ranks.size,
+            window_rows=self.settings.window_tokens,
+            window_groups=self._matrices() if self.method == "gram" else None,
         )
         unpunished = thought & ~positive[pool].unsqueeze(1)
         return WeighingPass(self, plan, numbers, samples, pool, mine, unpunished)
 
-    def _window_tokens(self) -> int:
-        """Rows that a rank may hold: those of one group, if not set otherwise."""
-        return self.settings.window_tokens or self.settings.max_positive_tokens
-
-    def _window_groups(self) -> int:
-        """Matrices that a rank may hold: one for itself and for each of its peers to solve."""
-        return self.ranks.size * max(1, self._window_tokens() // self.settings.max_positive_tokens)
+    def _matrices(self) -> int:
+        """Gram matrices of a window that a rank solves: one, or more where it may hold more."""
+        tokens = self.settings.window_tokens or 0
+        return max(1, tokens // self.settings.max_positive_tokens)
 
     def _numbers(self) -> SubspaceSettings:
         return SubspaceSettings(
@@ -153,16 +152,18 @@ class TokenWeigher:
         rates = measure_rates(device(), self.ranks.process_group if self.holds_tap else None)
         groups = len(group.unique())
         half = max(1, int(counted.sum()) // (2 * groups))
+        tokens = min(self.settings.max_positive_tokens, half)
+        collected = self.settings.window_tokens or max(MIN_WINDOW_ROWS, tokens)
         config = self.policy.config
         shape = PassShape(
             groups=groups,
-            positive_tokens=min(self.settings.max_positive_tokens, half),
+            positive_tokens=tokens,
             negative_tokens=half,
             hidden_size=config.hidden_size,
             rank=self.settings.rank,
             itemsize=config.params_dtype.itemsize,
             ranks=self.ranks.size,
-            window_rows=self.settings.max_positive_tokens * self.ranks.size,
+            window_rows=collected * self.ranks.size,
         )
         method, costs = choose_method(shape, rates)
         choice = (method, describe_choice(method, costs)) if self.holds_tap else None
