@@ -266,7 +266,8 @@ def report() -> str:
             "",
             "Sizes are those of one replica: groups x N sampled positive + Q negative tokens. "
             "Operations, bytes and memory are of the busiest rank and the whole step, in windows "
-            f"of one group's rows per rank, at least {MIN_WINDOW_ROWS} (`gram`: at most one group per rank). Bold: "
+            f"of one group's rows per rank, at least {MIN_WINDOW_ROWS} (`gram`: at most one group "
+            "per rank). Bold: "
             f"the method that `auto` picks, shares of {LIMIT:.0%} or more, and memory that no "
             "H100 has. `eigen` is the time of the small eigen-decompositions, one after the other. "
             "Tensor-parallel ranks without sequence parallelism divide their copies of the tokens, "
