@@ -121,22 +121,25 @@ class MatrixSpace:
 
 
 def orthonormal(block_GSB: Tensor) -> Tensor:
-    """Orthonormal columns that span the block's, by two Cholesky factorisations in float64.
+    """Orthonormal columns that span the block's, by two Cholesky factorisations.
 
     All groups in a few batched calls, where a QR factorisation is one call per group. Directions
     below the float64 noise of the block's Gram matrix come out shorter than 1, not wrong.
     """
-    for _ in range(2):
-        wide_GSB = block_GSB.double()
-        gram_GBB = wide_GSB.mT @ wide_GSB
-        size_G = gram_GBB.diagonal(dim1=1, dim2=2).amax(1)
-        # Keeps the factor finite where columns depend on each other, or are zero.
-        shift_G = 1e-15 * gram_GBB.shape[1] * size_G + torch.finfo(torch.float64).tiny
-        gram_GBB.diagonal(dim1=1, dim2=2).add_(shift_G.unsqueeze(1))
-        lower_GBB = torch.linalg.cholesky_ex(gram_GBB).L
-        solved = torch.linalg.solve_triangular(lower_GBB.mT, wide_GSB, upper=True, left=False)
-        block_GSB = solved.to(block_GSB.dtype)
-    return block_GSB
+    return _cholesky_columns(_cholesky_columns(block_GSB))
+
+
+def _cholesky_columns(block_GSB: Tensor) -> Tensor:
+    """One factorisation in float64: orthonormal up to rounding times the block's condition."""
+    wide_GSB = block_GSB.double()
+    gram_GBB = wide_GSB.mT @ wide_GSB
+    size_G = gram_GBB.diagonal(dim1=1, dim2=2).amax(1)
+    # Keeps the factor finite where columns depend on each other, or are zero.
+    shift_G = 1e-15 * gram_GBB.shape[1] * size_G + torch.finfo(torch.float64).tiny
+    gram_GBB.diagonal(dim1=1, dim2=2).add_(shift_G.unsqueeze(1))
+    lower_GBB = torch.linalg.cholesky_ex(gram_GBB).L
+    solved = torch.linalg.solve_triangular(lower_GBB.mT, wide_GSB, upper=True, left=False)
+    return solved.to(block_GSB.dtype)
 
 
 def _start(size: int) -> Tensor:
@@ -155,10 +158,11 @@ def _next_block(block_GSB: Tensor, known_GSM: Tensor) -> Tensor:
     """The part of a block outside the known columns, orthonormal.
 
     An exhausted space (fewer distinct tokens than columns) leaves rounding noise, which is not
-    orthogonal to the known columns; repeating takes what it holds of them away.
+    orthogonal to the known columns; repeating takes what it holds of them away. The second round
+    starts from nearly orthonormal columns, so one factorisation each is enough.
     """
     for _ in range(2):
-        block_GSB = orthonormal(block_GSB - known_GSM @ (known_GSM.mT @ block_GSB))
+        block_GSB = _cholesky_columns(block_GSB - known_GSM @ (known_GSM.mT @ block_GSB))
     return block_GSB
 
 

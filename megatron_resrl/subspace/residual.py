@@ -42,10 +42,17 @@ def residuals(hidden_nH: Tensor, group_n: Tensor, basis: Basis) -> Tensor:
 
 def _residuals(hidden_nH: Tensor, group_n: Tensor, basis: Basis) -> Tensor:
     first, last = int(group_n[0]), int(group_n[-1])
+    y_nH = layer_norm(hidden_nH).double()
+    if first == last:
+        return _outside((y_nH - basis.mean_GH[first]).unsqueeze(0), basis.vectors_GHK[first])[0]
     chosen = slice(first, last + 1)
     padding = Padding.of(group_n - first, last + 1 - first, hidden_nH.device)
-    x_GWH = padding.pad(layer_norm(hidden_nH)).double()
-    y_GWH = x_GWH - basis.mean_GH[chosen].unsqueeze(1)
-    inside_GW = (y_GWH @ basis.vectors_GHK[chosen]).square().sum(2)
-    outside_GW = (y_GWH.square().sum(2) - inside_GW).clamp_min(0)
-    return padding.take(outside_GW) / hidden_nH.shape[1]
+    y_GWH = padding.pad(y_nH) - basis.mean_GH[chosen].unsqueeze(1)
+    return padding.take(_outside(y_GWH, basis.vectors_GHK[chosen]))
+
+
+def _outside(y_GWH: Tensor, vectors: Tensor) -> Tensor:
+    """[G, W] mean square of what the directions [G or none, H, K] do not hold."""
+    whole_GW = torch.linalg.vector_norm(y_GWH, dim=2).square()
+    inside_GW = torch.linalg.vector_norm(y_GWH @ vectors, dim=2).square()
+    return (whole_GW - inside_GW).clamp_min(0) / y_GWH.shape[2]

@@ -106,8 +106,15 @@ def _feed(stream: TokenWeightStream, plan: GroupPlan, hidden: Tensor, counted: T
             places = torch.tensor(rows, dtype=torch.int64)
             line, position = counted[places].nonzero(as_tuple=True)
             row = places[line]
-            index = (row * hidden.shape[1] + position).to(hidden.device)
-            stream.add(flat[index], row, position, rows)
+            index = row * hidden.shape[1] + position
+            stream.add(_rows_of(flat, index), row, position, rows)
+
+
+def _rows_of(flat: Tensor, index: Tensor) -> Tensor:
+    """`flat[index]`, without a copy where the rows are neighbours."""
+    if len(index) and bool((index.diff() == 1).all()):
+        return flat[int(index[0]) : int(index[-1]) + 1]
+    return flat[index.to(flat.device)]
 
 
 def _check_shapes(hidden: Tensor, response_mask: Tensor, positive: Tensor, group: Tensor) -> None:
