@@ -49,6 +49,7 @@ def _run(directory: Path, ranks: int, *arguments: str, experts: bool = False) ->
         algorithm__updates_per_step=2,
         # Adam would blow fp32 noise in tiny gradients up to whole steps.
         optimizer__adam_eps=1e-3,
+        evaluation__files=[],
         resrl__refresh="minibatch",
         resrl__diagnose_every=1,
     )

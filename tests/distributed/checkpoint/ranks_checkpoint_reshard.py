@@ -40,7 +40,6 @@ LAYOUTS: dict[str, dict] = {
         "expert_model_parallel_size": 2,
         "expert_tensor_parallel_size": 1,
     },
-    "DP2xEP2": {"expert_model_parallel_size": 2},
     "plain one": {"use_distributed_optimizer": False},
     "plain DP2xEP2": {"use_distributed_optimizer": False, "expert_model_parallel_size": 2},
 }
@@ -50,9 +49,7 @@ SOURCES = {
         ("qwen3", "TP2"),
         ("tied_llama", "PP2"),
         ("qwen3", "DP2"),
-        ("qwen3", "CP2"),
         ("qwen3_moe", "TP2xEP2"),
-        ("qwen3_moe", "DP2xEP2"),
         ("qwen3_moe", "plain DP2xEP2"),
     ],
 }
@@ -67,12 +64,9 @@ TARGETS = {
     2: [
         ("qwen3", "one", "TP2"),
         ("qwen3", "one", "CP2"),
-        ("qwen3", "CP2", "TP2"),
         ("qwen3", "one", "DP2"),
         ("qwen3", "TP2", "PP2"),
         ("tied_llama", "PP2", "TP2"),
-        ("qwen3_moe", "TP2xEP2", "DP2xEP2"),
-        ("qwen3_moe", "DP2xEP2", "TP2xEP2"),
         ("qwen3_moe", "one", "TP2xEP2"),
     ],
 }

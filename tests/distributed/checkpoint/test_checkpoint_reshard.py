@@ -17,13 +17,10 @@ CASES = (
     "one to TP2, qwen3",
     "one to DP2, qwen3",
     "one to CP2, qwen3",
-    "CP2 to TP2, qwen3",
     "TP2 to PP2, qwen3",
     "PP2 to TP2, tied_llama",
     "TP2xEP2 to one, qwen3_moe",
     "plain DP2xEP2 to plain one, qwen3_moe",
-    "TP2xEP2 to DP2xEP2, qwen3_moe",
-    "DP2xEP2 to TP2xEP2, qwen3_moe",
     "one to TP2xEP2, qwen3_moe",
 )
 

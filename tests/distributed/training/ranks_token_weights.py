@@ -141,9 +141,10 @@ def measure(name: str, layout: Layout, models: Path) -> Iterator[tuple[str, torc
         for method in ("rows", "gram"):
             settings = recipe(layout, models, method, micro_batch_size)
             weights, reports = weights_of(policy, settings)
-            again, same = weights_of(policy, settings)
-            assert torch.equal(weights, again), f"{name}: a repeated run gave other bits"
-            assert reports == same
+            if micro_batch_size == layout.micro_batch_sizes[0]:
+                again, same = weights_of(policy, settings)
+                assert torch.equal(weights, again), f"{name}: a repeated run gave other bits"
+                assert reports == same
             yield f"{name}/{method}/{micro_batch_size}", weights
 
 
