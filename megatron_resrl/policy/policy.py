@@ -151,19 +151,6 @@ class Policy:
         """Ranks that share each sequence: their response tokens add up to the whole."""
         return parallel_state.get_context_parallel_group()
 
-    @property
-    def tokens_group(self) -> dist.ProcessGroup | None:
-        """Ranks of a stage that tap different tokens of the same sequences.
-
-        None: a rank of the stage taps them all; other ranks have copies at most.
-        """
-        split = self.config.context_parallel_size > 1
-        if self.config.sequence_parallel:
-            if split:
-                return parallel_state.get_tensor_and_context_parallel_group()
-            return self.tensor_parallel_group
-        return self.context_parallel_group if split else None
-
     def tap_stage(self, layer: int) -> int:
         """Pipeline rank that holds `hidden_states[layer]`.
 

@@ -68,18 +68,15 @@ def tap(policy: Policy, layer: int, want: list[torch.Tensor]) -> float:
     holds = policy.tap_stage(layer) == stage
     assert holds == policy.holds_tap(layer) == bool(order)
     assert order == ([batch.sequences for batch in batches] if holds else [])
-    per_rank = platform.gather_objects(tapped, policy.tokens_group or own_rank())
+    # No layout here has tensor-parallel ranks with copies of tokens.
+    group = parallel_state.get_tensor_and_context_parallel_group()
+    per_rank = platform.gather_objects(tapped, group)
     everything = list(itertools.chain.from_iterable(per_rank))
     places = sorted((sequence, position) for sequence, position, _ in everything)
     expected = [(s, p) for s, states in enumerate(want) for p in range(len(states))]
     if holds and places != expected:
         return float("inf")
     return largest(*(hidden - want[s][p] for s, p, hidden in everything))
-
-
-def own_rank() -> dist.ProcessGroup:
-    """A group of this rank alone: where every rank of a stage holds all tokens."""
-    return parallel_state.get_context_parallel_group()
 
 
 def refusal(policy: Policy) -> str:

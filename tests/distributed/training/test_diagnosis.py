@@ -7,7 +7,6 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny_families as tiny
 import torch
 from ranks import run_ranks
 from tiny_rollouts import rollouts
@@ -31,13 +30,6 @@ COMPARED = (
     "loss",
     "grad_norm",
 )
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny.write_families(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

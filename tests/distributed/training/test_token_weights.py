@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tiny_families as tiny
 import torch
 from ranks import run_ranks
 from tiny_rollouts import LONGEST, THINK_MARKERS, rollouts
@@ -17,13 +16,6 @@ from megatron_resrl.subspace import token_weights
 
 TOLERANCE = 1e-5
 """Asked for, of fp32 weights over layouts."""
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    tiny.write_families(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")
