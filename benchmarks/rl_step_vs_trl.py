@@ -146,7 +146,7 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
                 samples = grade_responses(
                     batch, responses, actor.grader, actor.tokenizer, recipe.reward
                 )
-            metrics = rl_step(actor.policy, algorithm, samples, recipe, step, timers).metrics
+            metrics = rl_step(actor.policy, algorithm, None, samples, recipe, step, timers).metrics
             actor.engine.update_weights()
             journal.log(step, metrics, samples)
             completions = [list(sample.response.token_ids) for sample in samples]
