@@ -22,10 +22,11 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips `gpu` tests without CUDA and `slow` tests unless `-m` asks for them."""
+    """Skips `gpu` tests without CUDA, and `slow` and `faults` tests unless `-m` asks for them."""
     asked = config.getoption("-m") or ""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
-        if item.get_closest_marker("slow") and "slow" not in asked:
-            item.add_marker(pytest.mark.skip(reason="slow; run with `pytest -m slow`"))
+        for marker in ("slow", "faults"):
+            if item.get_closest_marker(marker) and marker not in asked:
+                item.add_marker(pytest.mark.skip(reason=f"run with `pytest -m {marker}`"))
