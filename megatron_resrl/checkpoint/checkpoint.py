@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint import folders, policy_state
+from megatron_resrl.checkpoint.code_version import code_version
+from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import CheckpointError
-from megatron_resrl.platform.distributed import broadcast_object, named_phase
+from megatron_resrl.checkpoint.retention import Retention
+from megatron_resrl.platform.distributed import gather_objects, named_phase
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.weights.model_files import copy_model_files
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
+FORMAT = 2
 """Version of the layout on disk."""
-
-Result = TypeVar("Result")
+MODEL_FILES = "hf"
+"""Sub-folder with the model's configuration and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -34,10 +38,109 @@ class TrainerState:
     """The prompt sampler's position."""
     extra: dict[str, Any] = field(default_factory=dict)
     """Whatever else a trainer wants back."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Of this step; the one that retention asks for decides which checkpoint is best."""
+    recipe: str = ""
+    """The resolved recipe as YAML, for people and tools; not read when a run continues."""
+
+
+class PendingSave:
+    """A checkpoint whose contents are fixed and whose files are still to be written."""
+
+    def __init__(
+        self,
+        folder: Path,
+        write_shards: Callable[[], dict[str, str]],
+        trainer: dict[str, Any],
+        retention: Retention,
+        group: dist.ProcessGroup | None,
+    ) -> None:
+        self.folder = folder
+        self._write_shards = write_shards
+        self._trainer = trainer
+        self._retention = retention
+        self._group = group
+
+    def finish(self) -> Path:
+        """Writes everything and makes it the latest checkpoint. Collective over the group.
+
+        Returns:
+            The checkpoint's folder.
+
+        Raises:
+            CheckpointError: On all ranks; nothing is left of the checkpoint, and the ones before
+                it are untouched.
+        """
+        try:
+            digests = self._write_shards()
+            everyones: dict[str, str] = {}
+            for own in gather_objects(digests, self._group):
+                everyones |= own
+            return on_first_rank(
+                lambda: folders.publish(self.folder, self._trainer, everyones, self._retention),
+                self._group,
+            )
+        except CheckpointError:
+            if dist.get_rank() == 0:
+                folders.abandon(self.folder)
+            raise
+
+
+def begin_save(
+    output_dir: Path,
+    policy: Policy,
+    state: TrainerState,
+    *,
+    retention: Retention,
+    group: dist.ProcessGroup | None = None,
+    copy: bool = False,
+) -> PendingSave:
+    """Fixes the contents of a checkpoint. Collective.
+
+    Args:
+        output_dir: Of the run; on a file system that all hosts share.
+        policy: With an optimizer.
+        state: Of the trainer, the same on all ranks.
+        retention: Which older checkpoints stay.
+        group: Of all ranks, for writing; a thread needs one of its own.
+        copy: The policy goes on changing while files are written.
+
+    Raises:
+        CheckpointError: There is no room for it, or its first file cannot be written.
+        ValueError: Nothing to save, or `state` is not JSON; raised before anything is written.
+    """
+    if policy.optimizer is None:
+        raise ValueError("saving a checkpoint needs a policy built with trainable=True")
+    if retention.keep_last < 1:
+        raise ValueError(f"checkpoint.keep_last is {retention.keep_last}; it must be at least 1")
+    trainer = {"format": FORMAT, **vars(state)}
+    trainer |= {
+        "model": policy_state.model_identity(policy),
+        "optimizer": policy_state.optimizer_identity(policy),
+        "layout": policy_state.layout(policy),
+        "code": code_version(),
+    }
+    try:
+        json.dumps(trainer)
+    except TypeError as error:
+        raise ValueError(f"the trainer's state cannot be written as JSON: {error}") from error
+    with named_phase("checkpoint save"):
+        folder = on_first_rank(lambda: _begin_folder(Path(output_dir), policy, state))
+        try:
+            write_shards = policy_state.capture(policy, folder, group=group, copy=copy)
+        except CheckpointError:
+            if dist.get_rank() == 0:
+                folders.abandon(folder)
+            raise
+    return PendingSave(folder, write_shards, trainer, retention, group)
 
 
 def save_checkpoint(
-    output_dir: Path, policy: Policy, state: TrainerState, *, keep_last: int
+    output_dir: Path,
+    policy: Policy,
+    state: TrainerState,
+    *,
+    keep_last: int = 2,
 ) -> Path:
     """Writes a checkpoint that exists either whole or not at all. Collective.
 
@@ -51,27 +154,12 @@ def save_checkpoint(
         `<output_dir>/checkpoints/step_<step>`.
 
     Raises:
-        CheckpointError: Not all shards arrived.
-        ValueError: Nothing to save, or `state` is not JSON; raised before anything is written.
+        CheckpointError: It could not be written, on any rank.
+        ValueError: See `begin_save`.
     """
-    if policy.optimizer is None:
-        raise ValueError("save_checkpoint needs a policy built with trainable=True")
-    if keep_last < 1:
-        raise ValueError(f"checkpoint.keep_last is {keep_last}; it must be at least 1")
-    trainer = {"format": FORMAT, **vars(state)}
-    trainer |= {
-        "model": policy_state.model_identity(policy),
-        "optimizer": policy_state.optimizer_identity(policy),
-        "layout": policy_state.layout(policy),
-    }
-    try:
-        json.dumps(trainer)
-    except TypeError as error:
-        raise ValueError(f"the trainer's state cannot be written as JSON: {error}") from error
-    with named_phase("checkpoint save"):
-        folder = _on_first_rank(lambda: folders.begin(Path(output_dir), state.step))
-        policy_state.save(policy, folder)
-        return _on_first_rank(lambda: folders.publish(folder, trainer, keep_last))
+    pending = begin_save(output_dir, policy, state, retention=Retention(keep_last))
+    with named_phase("checkpoint write"):
+        return pending.finish()
 
 
 def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
@@ -93,7 +181,7 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
     """
     path = Path(path)
     with named_phase("checkpoint load"):
-        saved = _on_first_rank(lambda: _read_fitting(path, policy))
+        saved = on_first_rank(lambda: _read_fitting(path, policy))
         own = policy_state.layout(policy)
         same_layout = saved["layout"] == own
         policy_state.load(policy, path, same_layout=same_layout)
@@ -104,7 +192,10 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
             saved["layout"],
             own,
         )
-    return TrainerState(saved["step"], saved["sampler"], saved["extra"])
+    if dist.get_rank() == 0:
+        _say_code_changes(path, saved["code"])
+    names = [each.name for each in fields(TrainerState)]
+    return TrainerState(**{name: saved[name] for name in names})
 
 
 def _read_fitting(path: Path, policy: Policy) -> dict[str, Any]:
@@ -131,6 +222,12 @@ def _read_fitting(path: Path, policy: Policy) -> dict[str, Any]:
     return saved
 
 
+def _say_code_changes(path: Path, saved: dict[str, str | None]) -> None:
+    changes = _differences(saved, code_version())
+    if changes:
+        logger.warning("%s was written by other code, numbers may differ: %s", path, changes)
+
+
 def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
     return ", ".join(
         f"{name} is {saved.get(name)!r} there and {value!r} here"
@@ -139,15 +236,10 @@ def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
     )
 
 
-def _on_first_rank(action: Callable[[], Result]) -> Result:
-    """Runs `action` on global rank 0; all ranks get its result, or raise its error."""
-    result, error = None, None
-    if dist.get_rank() == 0:
-        try:
-            result = action()
-        except (CheckpointError, OSError) as problem:
-            error = problem
-    result, error = broadcast_object((result, error))
-    if error is not None:
-        raise error
-    return result
+def _begin_folder(output_dir: Path, policy: Policy, state: TrainerState) -> Path:
+    """A folder for the checkpoint that holds what rank 0 alone knows."""
+    folder = folders.begin(output_dir, state.step)
+    source = Path(policy.hf_config.name_or_path)
+    if source.is_dir():
+        copy_model_files(source, folder / MODEL_FILES)
+    return folder

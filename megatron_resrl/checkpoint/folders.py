@@ -1,6 +1,7 @@
 """Checkpoint folders on disk: which are whole, which is the latest, which are too old.
 
     <output_dir>/checkpoints/latest                    name of the checkpoint written last
+    <output_dir>/checkpoints/best                      name of the best one, if asked for
     <output_dir>/checkpoints/step_000012/              whole: it got this name when it was
     <output_dir>/checkpoints/step_000014.incomplete/   being written, or left by a killed run
     <output_dir>/checkpoints/step_000010.removed/      being deleted, or left by a killed run
@@ -10,6 +11,7 @@ Everything here is plain file handling for one process, global rank 0.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -20,11 +22,15 @@ from typing import Any
 
 from torch.distributed.checkpoint import FileSystemReader
 
+from megatron_resrl.checkpoint.checksums import SUMS_FILE, write_sums
+from megatron_resrl.checkpoint.retention import Retention
+
 logger = logging.getLogger(__name__)
 
 TRAINER_FILE = "trainer.json"
-MARKER = "latest"
-_PARTS = (TRAINER_FILE, "metadata.json", "common.pt", ".metadata")
+LATEST = "latest"
+BEST = "best"
+_PARTS = (TRAINER_FILE, "metadata.json", "common.pt", ".metadata", SUMS_FILE)
 _NAME = re.compile(r"step_(\d{6,})")
 _INCOMPLETE = ".incomplete"
 _REMOVED = ".removed"
@@ -35,30 +41,8 @@ class CheckpointError(RuntimeError):
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:
-    """The whole checkpoint to continue from.
-
-    It is the one that the marker file names. Where the marker is missing or names nothing whole,
-    it is the whole one with the most steps, and the log says so.
-
-    Args:
-        output_dir: Of the run.
-
-    Returns:
-        Its folder, or None if there is no whole checkpoint.
-    """
-    root = Path(output_dir) / "checkpoints"
-    named = _read_marker(root)
-    candidates = sorted(_finished(root), key=_step, reverse=True)
-    if named in candidates:
-        candidates.remove(named)
-        candidates.insert(0, named)
-    elif candidates:
-        logger.warning(
-            "%s %s; looking for the newest whole checkpoint beside it",
-            root / MARKER,
-            "is missing" if named is None else f"names {named.name!r}, which is not there",
-        )
-    for path in candidates:
+    """The first of `candidates` that is whole; None if there is none. Contents are not read."""
+    for path in candidates(output_dir):
         try:
             check_whole(path)
         except CheckpointError as problem:
@@ -66,6 +50,27 @@ def latest_checkpoint(output_dir: Path) -> Path | None:
         else:
             return path
     return None
+
+
+def candidates(output_dir: Path) -> list[Path]:
+    """Checkpoints of a run in the order in which to try to continue from them.
+
+    First the one that the marker file names, then the others, those with the most steps first.
+    Where the marker is missing or names none of them, the log says so.
+    """
+    root = Path(output_dir) / "checkpoints"
+    named = read_marker(root, LATEST)
+    found = sorted(finished(root), key=step_of, reverse=True)
+    if named in found:
+        found.remove(named)
+        found.insert(0, named)
+    elif found:
+        logger.warning(
+            "%s %s; looking for the newest whole checkpoint beside it",
+            root / LATEST,
+            "is missing" if named is None else f"names {named.name!r}, which is not there",
+        )
+    return found
 
 
 def check_whole(path: Path) -> None:
@@ -110,6 +115,9 @@ def begin(output_dir: Path, step: int) -> Path:
 
     Returns:
         The folder to write into; `publish` gives it its final name.
+
+    Raises:
+        CheckpointError: The disk has no room for another checkpoint as large as the latest.
     """
     root = Path(output_dir) / "checkpoints"
     root.mkdir(parents=True, exist_ok=True)
@@ -117,19 +125,23 @@ def begin(output_dir: Path, step: int) -> Path:
         if path.suffix in (_INCOMPLETE, _REMOVED) and _NAME.fullmatch(path.stem):
             logger.info("deleting %s, left by a run that was stopped", path)
             shutil.rmtree(path)
+    _check_room(root)
     folder = root / f"step_{step:06d}{_INCOMPLETE}"
     folder.mkdir()
     return folder
 
 
-def publish(folder: Path, trainer: dict[str, Any], keep_last: int) -> Path:
+def publish(
+    folder: Path, trainer: dict[str, Any], digests: dict[str, str], retention: Retention
+) -> Path:
     """Turns a folder that all ranks have written into the latest checkpoint.
 
     Args:
         folder: From `begin`, with the shards of all ranks.
-        trainer: Contents of trainer.json.
-        keep_last: Older checkpoints are deleted so that this many remain. Those of more steps,
-            left by a run that this one replaces, are neither counted nor touched.
+        trainer: Contents of trainer.json; `step` and `metrics` decide what is kept.
+        digests: SHA-256 of shards by name, where known.
+        retention: Which older checkpoints stay. Those of more steps, left by a run that this one
+            replaces, are neither counted nor touched.
 
     Returns:
         The checkpoint under its final name.
@@ -145,30 +157,71 @@ def publish(folder: Path, trainer: dict[str, Any], keep_last: int) -> Path:
                 f"{file} did not arrive on the host of rank 0; output_dir must be on a file "
                 "system that all hosts share"
             )
-    for file in folder.iterdir():
-        _sync(file)
-    _sync(folder)
+    write_sums(folder, digests)
+    for path in [*folder.rglob("*"), folder]:
+        _sync(path)
     path = folder.with_suffix("")
     if path.exists():
         _discard(path)
     os.rename(folder, path)
     _sync(path.parent)
-    _write_marker(path)
-    older = sorted((p for p in _finished(path.parent) if _step(p) <= _step(path)), key=_step)
-    for old in older[:-keep_last]:
-        _discard(old)
+    _write_marker(path, LATEST)
+    _retain(path, retention)
     return path
 
 
-def _finished(root: Path) -> list[Path]:
+def abandon(folder: Path) -> None:
+    """Deletes a folder from `begin` whose checkpoint could not be written."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def finished(root: Path) -> list[Path]:
     """Folders under a final name."""
     if not root.is_dir():
         return []
     return [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
 
 
-def _step(path: Path) -> int:
+def step_of(path: Path) -> int:
+    """Training steps of a checkpoint, from its name."""
     return int(_NAME.fullmatch(path.name)[1])
+
+
+def read_marker(root: Path, marker: str) -> Path | None:
+    """What `latest` or `best` names; None without such a file."""
+    try:
+        return root / (root / marker).read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return None
+
+
+def _check_room(root: Path) -> None:
+    latest = read_marker(root, LATEST)
+    if latest is None or not latest.is_dir():
+        return
+    needed = sum(path.stat().st_size for path in latest.rglob("*"))
+    free = shutil.disk_usage(root).free
+    if free < needed:
+        raise CheckpointError(
+            f"{root} has {free / 1e9:.3g} GB free, and a checkpoint takes {needed / 1e9:.3g} GB "
+            f"like {latest.name}; make room, or keep fewer (checkpoint.keep_last)"
+        )
+
+
+def _retain(latest: Path, retention: Retention) -> None:
+    """Deletes what is not to be kept, and marks the best."""
+    older = [path for path in finished(latest.parent) if step_of(path) <= step_of(latest)]
+    metrics = {}
+    for path in older if retention.best_metric else ():
+        with contextlib.suppress(CheckpointError):
+            metrics[step_of(path)] = read_trainer_file(path).get("metrics", {})
+    best = retention.best(metrics)
+    if best is not None:
+        _write_marker(next(path for path in older if step_of(path) == best), BEST)
+    kept = retention.kept([step_of(path) for path in older], best)
+    for path in older:
+        if step_of(path) not in kept:
+            _discard(path)
 
 
 def _indexed_sizes(path: Path) -> dict[str, int]:
@@ -185,18 +238,11 @@ def _indexed_sizes(path: Path) -> dict[str, int]:
     return sizes
 
 
-def _read_marker(root: Path) -> Path | None:
-    try:
-        return root / (root / MARKER).read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-
-
-def _write_marker(path: Path) -> None:
-    new = path.parent / f"{MARKER}.new"
+def _write_marker(path: Path, marker: str) -> None:
+    new = path.parent / f"{marker}.new"
     new.write_text(path.name + "\n")
     _sync(new)
-    os.replace(new, path.parent / MARKER)
+    os.replace(new, path.parent / marker)
     _sync(path.parent)
 
 

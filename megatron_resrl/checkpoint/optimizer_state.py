@@ -66,6 +66,16 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
     policy.scheduler.step(increment=0)
 
 
+def live_optimizer_tensors(policy: Policy) -> list[torch.Tensor]:
+    """Masters and moments of this rank."""
+    tensors = []
+    for inner in (part.optimizer for part in _parts(policy)):
+        tensors += [parameter for group in inner.param_groups for parameter in group["params"]]
+        for state in inner.state.values():
+            tensors += [value for value in state.values() if torch.is_tensor(value)]
+    return tensors
+
+
 def _parts(policy: Policy) -> list[MegatronOptimizer]:
     return getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
 

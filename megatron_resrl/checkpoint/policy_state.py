@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.core import (
+    CheckpointingConfig,
+    CheckpointingException,
+    save_config,
+)
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
@@ -21,8 +25,12 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_resrl.checkpoint import random_state
 from megatron_resrl.checkpoint.folders import CheckpointError
-from megatron_resrl.checkpoint.optimizer_state import load_optimizer, sharded_optimizer_state
-from megatron_resrl.checkpoint.writer import InProcessSaveStrategy
+from megatron_resrl.checkpoint.optimizer_state import (
+    live_optimizer_tensors,
+    load_optimizer,
+    sharded_optimizer_state,
+)
+from megatron_resrl.checkpoint.writer import InProcessSaveStrategy, storage_of
 from megatron_resrl.policy.policy import Policy
 
 _MODEL_FIELDS = (
@@ -70,26 +78,48 @@ def layout(policy: Policy) -> dict[str, Any]:
     return sizes | {"world_size": dist.get_world_size()}
 
 
-def save(policy: Policy, folder: Path) -> None:
-    """Writes weights, optimizer, schedule and random states of all ranks. Collective.
+def capture(
+    policy: Policy, folder: Path, *, group: dist.ProcessGroup | None = None, copy: bool = False
+) -> Callable[[], dict[str, str]]:
+    """Fixes weights, optimizer, schedule and random states of all ranks. Collective.
 
     The optimizer's moments are stored in the shape of the weights they belong to, whatever the
     layout. That takes 12 bytes of host memory per parameter of this rank's share of the model
-    while saving: the price of loading them under another layout.
+    until they are written: the price of loading them under another layout.
 
     Args:
         policy: With an optimizer.
-        folder: Exists on all hosts.
+        folder: Exists on all hosts; rank 0 already writes megatron-core's common.pt into it.
+        group: Ranks agree over it while they write.
+        copy: Training goes on while the rest is written, perhaps in a thread: what it changes is
+            copied to host memory first. Else the policy must not change until all is written.
+
+    Returns:
+        Writes this rank's shards and returns the SHA-256 of its files by name. Collective over
+        `group`.
 
     Raises:
-        CheckpointError: A rank could not write its shards.
+        CheckpointError: Also by the function returned; a rank could not write its shards.
     """
     state = _sharded_state(policy, is_loading=False, with_optimizer=True)
     state["scheduler"] = policy.scheduler.state_dict()
     state["random"] = _random_shard(random_state.capture())
-    strategy = FullyParallelSaveStrategyWrapper(InProcessSaveStrategy(), _replicas())
-    with _named_failures(f"checkpoint {folder} could not be written"):
-        dist_checkpointing.save(state, str(folder), sharded_strategy=strategy)
+    live = _live_storages(policy) if copy else None
+    strategy = FullyParallelSaveStrategyWrapper(InProcessSaveStrategy(group, live), _replicas())
+    failure = f"checkpoint {folder} could not be written"
+    with _named_failures(failure):
+        request = dist_checkpointing.save(
+            state, str(folder), sharded_strategy=strategy, async_sharded_save=True
+        )
+
+    def write() -> dict[str, str]:
+        with _named_failures(failure):
+            digests = request.async_fn(*request.async_fn_args)
+            if dist.get_rank() == 0:
+                save_config(CheckpointingConfig(strategy.backend, strategy.version), str(folder))
+            return digests
+
+    return write
 
 
 def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
@@ -120,6 +150,12 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
             random_state.restore(loaded["random"])
 
 
+def _live_storages(policy: Policy) -> frozenset[int]:
+    """Where training keeps what it changes."""
+    tensors = [t for module in policy.modules for t in (*module.parameters(), *module.buffers())]
+    return frozenset(storage_of(tensor) for tensor in tensors + live_optimizer_tensors(policy))
+
+
 @contextlib.contextmanager
 def _named_failures(what: str) -> Iterator[None]:
     """Turns what the two checkpoint libraries raise into a `CheckpointError`.
@@ -134,7 +170,7 @@ def _named_failures(what: str) -> Iterator[None]:
     except CheckpointException as error:
         reasons = [f"rank {rank}: {reason!r}" for rank, (reason, _) in error.failures.items()]
         raise CheckpointError(f"{what}: {'; '.join(reasons)}") from error
-    except CheckpointingException as error:
+    except (CheckpointingException, OSError) as error:
         raise CheckpointError(f"{what}: {error}") from error
 
 

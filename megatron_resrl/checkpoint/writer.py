@@ -5,14 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as torch_checkpoint
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.torch import (
     MCoreSavePlanner,
     TorchDistSaveShardedStrategy,
     _replace_state_dict_keys_with_sharded_keys,
     mcore_to_pyt_state_dict,
 )
-from torch.distributed.checkpoint import FileSystemWriter
+
+from megatron_resrl.checkpoint.checksums import ChecksumWriter
 
 
 class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
@@ -22,16 +27,53 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
     again, which takes seconds however little there is to write.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, live: frozenset[int] | None) -> None:
+        """
+        Args:
+            group: Ranks agree over it while they write; None: over the default group. A thread
+                needs one of its own.
+            live: Storages (`data_ptr`) that training goes on to change; a tensor in one of them,
+                or on a device, is copied to host memory before `async_save` returns. None: nothing
+                is copied, the caller waits.
+        """
         super().__init__("torch_dist", 1)
+        self.group = group
+        self.live = live
 
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
-        """Writes this rank's shards, synced to disk; rank 0 writes the index."""
-        tensors, _, _ = _replace_state_dict_keys_with_sharded_keys(
+    def async_save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> AsyncRequest:
+        """Fixes this rank's part of the state.
+
+        Returns:
+            A request whose `async_fn` writes it, synced to disk, and returns the digests of this
+            rank's files; rank 0 writes the index.
+        """
+        parts, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
+        if self.live is not None:
+            for part in (part for several in parts.values() for part in several):
+                if isinstance(part, ShardedTensor):
+                    part.data = self._fixed(part.data)
+        # Objects are pickled here.
+        state = mcore_to_pyt_state_dict(parts, is_loading=False)
+        return AsyncRequest(self._write, (state, checkpoint_dir), [])
+
+    def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.is_cpu and storage_of(tensor) not in self.live:
+            return tensor
+        return tensor.detach().to("cpu", copy=True)
+
+    def _write(self, state: dict[str, Any], checkpoint_dir: Path) -> dict[str, str]:
+        writer = ChecksumWriter(checkpoint_dir)
         torch_checkpoint.save(
-            mcore_to_pyt_state_dict(tensors, is_loading=False),
-            storage_writer=FileSystemWriter(checkpoint_dir),
+            state,
+            storage_writer=writer,
             planner=MCoreSavePlanner(flatten_state_dict=False),
+            process_group=self.group,
         )
+        return writer.digests
+
+
+def storage_of(tensor: torch.Tensor) -> int:
+    """What `InProcessSaveStrategy` knows a storage by."""
+    return tensor.untyped_storage().data_ptr()

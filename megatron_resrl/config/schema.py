@@ -248,10 +248,25 @@ class CheckpointConfig:
 
     save_every: int = 0
     """Steps between checkpoints; 0: only at the end."""
+    async_save: bool = True
+    """Write in the background while training goes on; holds a copy of the model, its masters and
+    moments in host memory until it is written."""
     keep_last: int = 2
-    """Checkpoints kept; older ones are removed after a new one is complete."""
+    """Newest checkpoints kept; older ones are removed after a new one is complete."""
+    keep_every: int = 0
+    """Also keep checkpoints whose step is a multiple of it; 0: off."""
+    best_metric: str | None = None
+    """Also keep the checkpoint whose step has the best value of this metric, e.g.
+    `eval/heldout/avg@4`; steps without it do not compete. None: off."""
+    best_mode: Literal["max", "min"] = "max"
+    """Whether the largest or the smallest value of `best_metric` is best."""
     resume: Literal["auto", "never"] = "auto"
-    """`auto`: continue from the newest complete checkpoint of the output directory, if any."""
+    """`auto`: continue from the newest undamaged checkpoint of the output directory, if any."""
+    verify_checksums: bool = True
+    """Before resuming, read the whole checkpoint and compare it with its checksums."""
+    keep_rollouts: bool = True
+    """Keep finished rollouts on disk until a checkpoint contains what was learned from them, so
+    that a resumed run does not generate them again."""
     export_hf: bool = True
     """Write the final policy as a Hugging Face model to `<output_dir>/hf`."""
 

@@ -6,18 +6,21 @@ wrong ones by how far they lie outside the subspace of the right ones, update th
 
 from __future__ import annotations
 
+import datetime
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.checkpoint import (
+    CheckpointSaver,
+    Retention,
+    RolloutLog,
     TrainerState,
-    latest_checkpoint,
+    checkpoint_to_resume,
     load_checkpoint,
-    save_checkpoint,
 )
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
@@ -26,10 +29,9 @@ from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
 from megatron_resrl.observe.timers import PhaseTimers
-from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.phases import PHASES, phase
@@ -57,6 +59,9 @@ def train(recipe: Recipe) -> None:
         resumed = _resume(recipe, actor, sampler)
         first = resumed.step + 1 if resumed else 1
         weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
+        rollout_log = RolloutLog(recipe)
+        if recipe.checkpoint.resume == "never":
+            rollout_log.discard()
         sampling = _sampling(recipe, actor)
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
 
@@ -64,7 +69,10 @@ def train(recipe: Recipe) -> None:
             with phase(timers, "evaluation"):
                 return evaluate_sets(evaluation_sets, actor, recipe)
 
-        with Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal:
+        with (
+            Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal,
+            _saver(recipe, actor, rollout_log) as saver,
+        ):
             if first == 1:
                 journal.write_recipe(recipe_yaml(recipe))
                 journal.log(0, evaluate())
@@ -73,11 +81,7 @@ def train(recipe: Recipe) -> None:
             for step in range(first, recipe.steps + 1):
                 batch = [prompts[index] for index in sampler.next_batch()]
                 with phase(timers, "rollout"):
-                    responses = actor.engine.generate(
-                        [prompt.token_ids for prompt in batch],
-                        sampling,
-                        seed=(recipe.seed, TRAINING_STREAM, step),
-                    )
+                    responses = _roll_out(recipe, actor, batch, sampling, step, rollout_log)
                 with phase(timers, "reward"):
                     samples = grade_responses(
                         batch, responses, actor.grader, actor.tokenizer, recipe.reward
@@ -86,7 +90,8 @@ def train(recipe: Recipe) -> None:
                 with phase(timers, "sync"):
                     actor.engine.update_weights()
 
-                metrics = outcome.metrics | _times(timers)
+                saver.poll()
+                metrics = outcome.metrics | _times(timers, saver)
                 if not outcome.finite:
                     journal.dump(step, samples)
                 if _due(step, recipe.evaluation.every, recipe.steps):
@@ -94,10 +99,8 @@ def train(recipe: Recipe) -> None:
                 journal.log(step, metrics, samples)
                 if _due(step, recipe.checkpoint.save_every, recipe.steps):
                     extra = {"subspace_method": weigher.method} if weigher else {}
-                    state = TrainerState(step, sampler.state_dict(), extra)
-                    save_checkpoint(
-                        output_dir, actor.policy, state, keep_last=recipe.checkpoint.keep_last
-                    )
+                    position = sampler.state_dict()
+                    saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
                 timers.collect()
         if recipe.checkpoint.export_hf:
             save_hf_model(
@@ -116,6 +119,46 @@ def _sampling(recipe: Recipe, actor: Actor) -> SamplingParams:
     )
 
 
+def _roll_out(
+    recipe: Recipe,
+    actor: Actor,
+    batch: Sequence[Prompt],
+    sampling: SamplingParams,
+    step: int,
+    log: RolloutLog,
+) -> list[list[Response]]:
+    """Responses to the prompts of a step: those a stopped run has left, or new ones."""
+    if not recipe.checkpoint.keep_rollouts:
+        return _generate(recipe, actor, batch, sampling, step)
+    responses = log.read(step)
+    if responses is None:
+        responses = _generate(recipe, actor, batch, sampling, step)
+        log.write(step, responses)
+    return responses
+
+
+def _generate(
+    recipe: Recipe, actor: Actor, batch: Sequence[Prompt], sampling: SamplingParams, step: int
+) -> list[list[Response]]:
+    seed = (recipe.seed, TRAINING_STREAM, step)
+    return actor.engine.generate([prompt.token_ids for prompt in batch], sampling, seed=seed)
+
+
+def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointSaver:
+    settings = recipe.checkpoint
+    retention = Retention(
+        settings.keep_last, settings.keep_every, settings.best_metric, settings.best_mode
+    )
+    return CheckpointSaver(
+        Path(recipe.output_dir),
+        actor.policy,
+        retention,
+        background=settings.async_save,
+        timeout=datetime.timedelta(minutes=recipe.parallel.timeout_minutes),
+        on_saved=lambda step: rollout_log.discard(until=step),
+    )
+
+
 def _load_training_prompts(recipe: Recipe, actor: Actor) -> list[Prompt]:
     prompts, dropped = read_prompts(recipe.data.train_files, recipe.data, actor.tokenizer)
     logger.info(
@@ -131,8 +174,9 @@ def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> TrainerStat
     """Loads the newest checkpoint if there is one. Returns where the trainer was."""
     if recipe.checkpoint.resume == "never":
         return None
-    found = latest_checkpoint(Path(recipe.output_dir)) if dist.get_rank() == 0 else None
-    checkpoint = broadcast_object(found)
+    checkpoint = checkpoint_to_resume(
+        Path(recipe.output_dir), verify_checksums=recipe.checkpoint.verify_checksums
+    )
     if checkpoint is None:
         return None
     state = load_checkpoint(checkpoint, actor.policy)
@@ -154,9 +198,13 @@ def _due(step: int, every: int, last: int) -> bool:
     return step == last or (every > 0 and step % every == 0)
 
 
-def _times(timers: PhaseTimers) -> dict[str, float]:
-    """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum."""
+def _times(timers: PhaseTimers, saver: CheckpointSaver) -> dict[str, float]:
+    """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum.
+
+    Apart from that, what the checkpoints since the step before it took: `time/checkpoint_stolen`
+    from training, `time/checkpoint_write` beside it.
+    """
     seconds = dict.fromkeys(PHASES, 0.0) | timers.collect()
-    return {f"time/{name}": value for name, value in seconds.items()} | {
-        "time/step": sum(seconds.values())
-    }
+    times = {f"time/{name}": value for name, value in seconds.items()}
+    times["time/step"] = sum(seconds.values())
+    return times | {f"time/checkpoint_{name}": value for name, value in saver.times().items()}

@@ -1,0 +1,49 @@
+"""Which checkpoints of a run stay on disk."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Retention:
+    """The rules; a checkpoint that one of them keeps is kept."""
+
+    keep_last: int = 2
+    """The newest ones; at least 1."""
+    keep_every: int = 0
+    """Those whose step is a multiple of it; 0: none for that reason."""
+    best_metric: str | None = None
+    """The one whose metric of this name is best."""
+    best_mode: Literal["max", "min"] = "max"
+    """Which value is best."""
+
+    def best(self, metrics: Mapping[int, Mapping[str, float | None]]) -> int | None:
+        """The step of the best checkpoint, the earliest of equals.
+
+        Args:
+            metrics: Metrics of each checkpoint by step; one without `best_metric`, or whose value
+                is not finite, does not compete.
+        """
+        sign = 1 if self.best_mode == "max" else -1
+        values = {
+            step: sign * each[self.best_metric]
+            for step, each in metrics.items()
+            if each.get(self.best_metric) is not None and math.isfinite(each[self.best_metric])
+        }
+        return max(sorted(values), key=values.__getitem__, default=None)
+
+    def kept(self, steps: Collection[int], best: int | None) -> set[int]:
+        """The steps whose checkpoints stay.
+
+        Args:
+            steps: Of all checkpoints.
+            best: From `best`.
+        """
+        kept = set(sorted(steps)[-self.keep_last :])
+        if self.keep_every:
+            kept |= {step for step in steps if step % self.keep_every == 0}
+        return kept | ({best} if best is not None else set())

@@ -1,0 +1,167 @@
+"""Saves a run's checkpoints while it trains."""
+
+from __future__ import annotations
+
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+
+import torch.distributed as dist
+
+from megatron_resrl.checkpoint.checkpoint import PendingSave, TrainerState, begin_save
+from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.checkpoint.retention import Retention
+from megatron_resrl.platform.distributed import any_rank, named_phase
+from megatron_resrl.policy.policy import Policy
+
+logger = logging.getLogger(__name__)
+
+_LAST_CHANCE_S = 30.0
+"""How long a run that ends with an error waits for a checkpoint that is being written."""
+
+
+class CheckpointSaver:
+    """Writes checkpoints, one at a time, in a thread of each rank or while the caller waits.
+
+    In the background, a step is held up only while what training changes is copied to host memory
+    (and the optimizer's shards are gathered); planning, writing, checksums, publication and the
+    deletion of old checkpoints happen beside the following steps. The threads agree over a gloo
+    group of their own. Every rank makes the same calls in the same order.
+    """
+
+    def __init__(
+        self,
+        output_dir: Path,
+        policy: Policy,
+        retention: Retention,
+        *,
+        background: bool,
+        timeout: datetime.timedelta,
+        on_saved: Callable[[int], None],
+    ) -> None:
+        """
+        Args:
+            output_dir: Of the run; on a file system that all hosts share.
+            policy: With an optimizer.
+            retention: Which checkpoints stay.
+            background: Write in a thread.
+            timeout: How long the threads of the ranks wait for each other.
+            on_saved: Called with the step of each checkpoint once it is there.
+        """
+        self.output_dir = output_dir
+        self.policy = policy
+        self.retention = retention
+        self.background = background
+        self.group = dist.new_group(backend="gloo", timeout=timeout) if background else None
+        self.saved_step: int | None = None
+        self._on_saved = on_saved
+        self._running: Future[float] | None = None
+        self._times: dict[str, float] = {}
+
+    def save(self, state: TrainerState) -> None:
+        """Saves the policy as it is now; waits first for a save still going on. Collective.
+
+        Raises:
+            CheckpointError: This checkpoint, or in the background the one before it, could not
+                be written.
+        """
+        began = time.perf_counter()
+        self.wait()
+        pending = begin_save(
+            self.output_dir,
+            self.policy,
+            state,
+            retention=self.retention,
+            group=self.group,
+            copy=self.background,
+        )
+        self.saved_step = state.step
+        if self.background:
+            self._running = self._in_thread(pending, state.step)
+        else:
+            with named_phase("checkpoint write"):
+                self._note("write", self._finish(pending, state.step))
+        self._note("stolen", time.perf_counter() - began)
+
+    def poll(self) -> None:
+        """Takes note of a save that has ended on all ranks. Collective.
+
+        Raises:
+            CheckpointError: It failed.
+        """
+        if self._running is not None and not any_rank(not self._running.done()):
+            self._collect()
+
+    def wait(self) -> None:
+        """Waits for the save that is going on, if any.
+
+        Raises:
+            CheckpointError: It failed.
+        """
+        if self._running is not None:
+            with named_phase("checkpoint write"):
+                self._collect()
+
+    def times(self) -> dict[str, float]:
+        """Seconds since the last call: `stolen` from steps, and `write` of the saves that ended."""
+        times, self._times = self._times, {}
+        return times
+
+    def _in_thread(self, pending: PendingSave, step: int) -> Future[float]:
+        """Finishes a save in a thread that does not keep the process alive."""
+        future: Future[float] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._finish(pending, step))
+            # Whatever it is, the caller must not wait for ever; it is raised there.
+            except BaseException as error:
+                future.set_exception(_as_checkpoint_error(pending, error))
+
+        threading.Thread(target=run, name="checkpoint writer", daemon=True).start()
+        return future
+
+    def _finish(self, pending: PendingSave, step: int) -> float:
+        """Writes, and returns the seconds it took."""
+        began = time.perf_counter()
+        path = pending.finish()
+        seconds = time.perf_counter() - began
+        logger.info("%s written in %.2f s", path, seconds)
+        self._on_saved(step)
+        return seconds
+
+    def _collect(self) -> None:
+        running, self._running = self._running, None
+        self._note("write", running.result())
+
+    def _note(self, what: str, seconds: float) -> None:
+        self._times[what] = self._times.get(what, 0.0) + seconds
+
+    def __enter__(self) -> CheckpointSaver:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None:
+            self.wait()
+        elif self._running is not None:
+            # Other ranks may be gone; the error that ends the run matters more.
+            try:
+                self._running.result(_LAST_CHANCE_S)
+            except (CheckpointError, TimeoutError) as lost:
+                logger.warning("the checkpoint being written is lost: %s", lost)
+
+
+def _as_checkpoint_error(pending: PendingSave, error: BaseException) -> CheckpointError:
+    if isinstance(error, CheckpointError):
+        return error
+    return CheckpointError(f"checkpoint {pending.folder} could not be written: {error!r}")
