@@ -20,7 +20,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import FileSystemReader, Metadata
 
 from megatron_resrl.checkpoint.checksums import SUMS_FILE, write_sums
 from megatron_resrl.checkpoint.retention import Retention
@@ -30,7 +30,8 @@ logger = logging.getLogger(__name__)
 TRAINER_FILE = "trainer.json"
 LATEST = "latest"
 BEST = "best"
-_PARTS = (TRAINER_FILE, "metadata.json", "common.pt", ".metadata", SUMS_FILE)
+_MEGATRON_PARTS = ("metadata.json", "common.pt", ".metadata")
+_PARTS = (TRAINER_FILE, *_MEGATRON_PARTS, SUMS_FILE)
 _NAME = re.compile(r"step_(\d{6,})")
 _INCOMPLETE = ".incomplete"
 _REMOVED = ".removed"
@@ -73,8 +74,12 @@ def candidates(output_dir: Path) -> list[Path]:
     return found
 
 
-def check_whole(path: Path) -> None:
+def check_whole(path: Path, *, of_run: bool = True) -> None:
     """Checks that every file of a checkpoint is there and as long as its index says.
+
+    Args:
+        path: Its folder.
+        of_run: It must hold what a run continues from; else megatron-core's files are enough.
 
     Raises:
         CheckpointError: Names the folder, what is wrong and what to do.
@@ -87,7 +92,8 @@ def check_whole(path: Path) -> None:
         raise CheckpointError(f"checkpoint {path} does not exist")
     if path.suffix in (_INCOMPLETE, _REMOVED):
         raise CheckpointError(f"checkpoint {path} was not written to its end; {advice}")
-    missing = [name for name in _PARTS if not (path / name).is_file()]
+    parts = _PARTS if of_run else _MEGATRON_PARTS
+    missing = [name for name in parts if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; {advice}")
     for name, size in _indexed_sizes(path).items():
@@ -108,6 +114,19 @@ def read_trainer_file(path: Path) -> dict[str, Any]:
         return json.loads((path / TRAINER_FILE).read_text())
     except ValueError as error:
         raise CheckpointError(f"{path / TRAINER_FILE} is not JSON: {error}") from error
+
+
+def read_index(path: Path) -> Metadata:
+    """The index that says which tensor lies where.
+
+    Raises:
+        CheckpointError: There is none, or it is damaged.
+    """
+    try:
+        return FileSystemReader(path).read_metadata()
+    # Unpickling damaged bytes may raise anything.
+    except Exception as error:
+        raise CheckpointError(f"{path / '.metadata'} cannot be read: {error!r}") from error
 
 
 def begin(output_dir: Path, step: int) -> Path:
@@ -226,13 +245,8 @@ def _retain(latest: Path, retention: Retention) -> None:
 
 def _indexed_sizes(path: Path) -> dict[str, int]:
     """Bytes that each shard file must have at least, by file name."""
-    try:
-        metadata = FileSystemReader(path).read_metadata()
-    # Unpickling damaged bytes may raise anything.
-    except Exception as error:
-        raise CheckpointError(f"{path / '.metadata'} cannot be read: {error!r}") from error
     sizes: dict[str, int] = {}
-    for item in metadata.storage_data.values():
+    for item in read_index(path).storage_data.values():
         end = item.offset + item.length
         sizes[item.relative_path] = max(end, sizes.get(item.relative_path, 0))
     return sizes

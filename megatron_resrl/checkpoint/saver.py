@@ -88,6 +88,11 @@ class CheckpointSaver:
                 self._note("write", self._finish(pending, state.step))
         self._note("stolen", time.perf_counter() - began)
 
+    @property
+    def saving(self) -> bool:
+        """Whether a save is going on; the same on all ranks, as of the last call of a method."""
+        return self._running is not None
+
     def poll(self) -> None:
         """Takes note of a save that has ended on all ranks. Collective.
 

@@ -71,6 +71,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "resrl.interference_tokens": _at_least(1),
     "checkpoint.save_every": _at_least(0),
     "checkpoint.keep_last": _at_least(1),
+    "checkpoint.keep_every": _at_least(0),
     "evaluation.every": _at_least(0),
     "evaluation.samples_per_prompt": _at_least(1),
     "evaluation.temperature": _at_least(0),

@@ -5,8 +5,10 @@ Arguments: folder of the models, working folder. Rank 0 prints what every rank s
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
+import os
 import resource
 import signal
 import sys
@@ -21,7 +23,10 @@ import torch.distributed as dist
 
 from megatron_resrl.checkpoint import (
     CheckpointError,
+    CheckpointSaver,
+    Retention,
     TrainerState,
+    checkpoint_to_resume,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -101,6 +106,70 @@ def full_disk(recipe: Recipe, work: Path) -> dict[str, Any]:
     }
 
 
+def background(recipe: Recipe, work: Path) -> dict[str, Any]:
+    """The same while training goes on, and how a run then resumes."""
+    policy = build(recipe)
+    saved: list[int] = []
+    saver = CheckpointSaver(
+        work / "background",
+        policy,
+        Retention(3),
+        background=True,
+        timeout=datetime.timedelta(minutes=1),
+        on_saved=saved.append,
+    )
+    saver.save(TrainerState(1, {}))
+    tiny.take_step(policy, 1)
+    saver.wait()
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    saver.save(TrainerState(2, {}))
+    said = refusal(saver.wait)
+    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with saver:
+        saver.save(TrainerState(3, {}))
+        saver.save(TrainerState(4, {}))
+        while saver.saving:
+            saver.poll()
+    return {
+        "full disk in the background": said,
+        "saved": saved,
+        "times": sorted(saver.times()),
+        "resuming": resuming(work / "background"),
+    }
+
+
+def resuming(output_dir: Path) -> list[str]:
+    """What a run resumes from as one checkpoint after the other is damaged."""
+
+    def resumed(*, verify_checksums: bool = True) -> str:
+        return checkpoint_to_resume(output_dir, verify_checksums=verify_checksums).name
+
+    seen = [resumed()]
+    for damage in (flip_bit, truncate, truncate):
+        damage(output_dir / "checkpoints" / seen[-1])
+        if len(seen) == 1:
+            seen.append(resumed(verify_checksums=False))
+        seen.append(refusal(resumed) if len(seen) == 4 else resumed())
+    return seen
+
+
+def flip_bit(checkpoint: Path) -> None:
+    if dist.get_rank() == 0:
+        shard = checkpoint / "__1_0.distcp"
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
+    dist.barrier()
+
+
+def truncate(checkpoint: Path) -> None:
+    if dist.get_rank() == 0:
+        os.truncate(checkpoint / "__0_0.distcp", 1000)
+    dist.barrier()
+
+
 def changed_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
     """Resumes with another learning rate and weight decay."""
     policy = build(recipe)
@@ -144,6 +213,7 @@ def main(models: Path, work: Path) -> None:
     found = {
         **misfits(recipe, models, work),
         **full_disk(recipe, work),
+        **background(recipe, work),
         **changed_settings(recipe, work),
         "before the first step": before_the_first_step(recipe, work),
     }

@@ -1,5 +1,7 @@
 """Every layout of this world size: does a resumed run take the very step the first one took?
 
+The first one takes it between fixing the contents of its checkpoint and writing them.
+
 Argument: folder of the models. Rank 0 prints, per case, what differs on any rank.
 """
 
@@ -18,11 +20,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint import (
+    Retention,
     TrainerState,
     latest_checkpoint,
     load_checkpoint,
-    save_checkpoint,
 )
+from megatron_resrl.checkpoint.checkpoint import begin_save
 from megatron_resrl.platform.distributed import broadcast_object, gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
 
@@ -86,9 +89,10 @@ def resume(models: Path, output_dir: Path, model: str, dtype: str, layout: dict)
     for step in (1, 2):
         tiny.take_step(policy, step)
     state = TrainerState(step=2, sampler={"epoch": 1, "position": 6}, extra={"note": [1.5, None]})
-    save_checkpoint(output_dir, policy, state, keep_last=1)
+    pending = begin_save(output_dir, policy, state, retention=Retention(1), copy=True)
     straight = tiny.take_step(policy, 3)
     expected = everything(policy)
+    pending.finish()
 
     initialize(recipe.parallel, 999)
     fresh = Policy.from_recipe(recipe)

@@ -50,6 +50,10 @@ def seen(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         ("not JSON", ("ValueError", "cannot be written as JSON", "set")),
         ("saving it", ("ValueError", "trainable=True")),
         ("full disk", ("CheckpointError", "could not be written", "File too large")),
+        (
+            "full disk in the background",
+            ("CheckpointError", "step_000002.incomplete could not be written", "File too large"),
+        ),
     ],
 )
 def test_every_rank_gets_the_error_with_its_reason(seen, case, parts):
@@ -64,6 +68,22 @@ def test_a_state_that_is_not_json_is_refused_before_anything_is_written(seen):
 
 def test_a_full_disk_costs_no_checkpoint_and_the_next_save_works(seen):
     assert all(rank["still latest"] and rank["then"] for rank in seen)
+
+
+def test_saves_in_the_background_go_on_after_one_that_failed(seen):
+    for rank in seen:
+        assert rank["saved"] == [1, 3, 4]
+        assert rank["times"] == ["stolen", "write"]
+
+
+def test_a_run_resumes_from_the_newest_undamaged_checkpoint(seen):
+    for rank in seen:
+        newest, without_checksums, second, third, none = rank["resuming"]
+        assert newest == without_checksums == "step_000004"
+        assert [second, third] == ["step_000003", "step_000001"]
+        assert none.startswith("CheckpointError: every checkpoint in ")
+        assert "step_000004 is damaged: __1_0.distcp differs from its checksum" in none
+        assert "step_000001: __0_0.distcp has 1000 of" in none
 
 
 def test_a_policy_without_optimizer_gets_the_weights(seen):

@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import signal
+import subprocess
+import types
 import warnings
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
 
+from megatron_resrl.checkpoint.checksums import read_sums
 from megatron_resrl.checkpoint.folders import (
     CheckpointError,
     begin,
@@ -20,6 +23,7 @@ from megatron_resrl.checkpoint.folders import (
     latest_checkpoint,
     publish,
 )
+from megatron_resrl.checkpoint.retention import Retention
 
 
 @pytest.fixture(scope="module")
@@ -35,11 +39,14 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def write(output_dir: Path, step: int, shards: Path, keep_last: int = 2) -> Path:
+def write(
+    output_dir: Path, step: int, shards: Path, keep_last: int = 2, score: float = 0.0, **rules
+) -> Path:
     folder = begin(output_dir, step)
     for file in shards.iterdir():
         shutil.copy(file, folder)
-    return publish(folder, {"step": step}, keep_last)
+    trainer = {"step": step, "metrics": {"score": score}}
+    return publish(folder, trainer, {}, Retention(keep_last, **rules))
 
 
 def names(output_dir: Path) -> list[str]:
@@ -58,6 +65,40 @@ def test_only_the_last_ones_are_kept_and_the_newest_is_latest(tmp_path, shards):
         assert latest_checkpoint(tmp_path) == path
     assert names(tmp_path) == ["latest", "step_000003", "step_000010"]
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000010\n"
+
+
+def test_every_n_th_and_the_best_are_kept_and_the_best_is_marked(tmp_path, shards):
+    rules = {"keep_every": 4, "best_metric": "score"}
+    for step, score in zip(
+        range(1, 10), (0.1, 0.2, 0.9, 0.3, 0.9, 0.8, 0.1, 0.2, 0.3), strict=True
+    ):
+        write(tmp_path, step, shards, keep_last=1, score=score, **rules)
+    kept = [f"step_{step:06d}" for step in (3, 4, 8, 9)]
+    assert names(tmp_path) == ["best", "latest", *kept]
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step_000003\n"
+    write(tmp_path, 10, shards, keep_last=1, score=0.95, **rules)
+    kept = [f"step_{step:06d}" for step in (4, 8, 10)]
+    assert names(tmp_path) == ["best", "latest", *kept]
+    assert (tmp_path / "checkpoints" / "best").read_text() == "step_000010\n"
+
+
+def test_a_disk_without_room_for_another_checkpoint_is_said_before_writing(
+    tmp_path, shards, monkeypatch
+):
+    latest = write(tmp_path, 1, shards)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
+    with pytest.raises(CheckpointError, match=r"1e-06 GB free.*checkpoint\.keep_last"):
+        begin(tmp_path, 2)
+    assert latest_checkpoint(tmp_path) == latest
+
+
+def test_the_checksums_are_those_of_sha256sum(tmp_path, shards):
+    path = write(tmp_path, 1, shards)
+    check = subprocess.run(
+        ["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=path, capture_output=True, text=True
+    )
+    assert check.returncode == 0, check.stdout + check.stderr
+    assert set(read_sums(path)) == {p.name for p in path.iterdir()} - {"SHA256SUMS"}
 
 
 def test_what_a_killed_run_left_is_ignored_and_deleted_by_the_next_save(tmp_path, shards):
@@ -172,7 +213,7 @@ def test_shards_that_did_not_reach_the_first_rank_are_never_published(tmp_path, 
     shutil.copytree(shards, folder, dirs_exist_ok=True)
     _remove_shard(folder)
     with pytest.raises(CheckpointError, match="a file system that all hosts share"):
-        publish(folder, {}, 1)
+        publish(folder, {}, {}, Retention(1))
     assert latest_checkpoint(tmp_path) is None
 
 

@@ -105,6 +105,7 @@ OUT_OF_RANGE = [
     ("resrl.max_positive_tokens", 3, "at least 4"),
     ("resrl.floor", 1.1, "between 0 and 1"),
     ("checkpoint.keep_last", 0, "at least 1"),
+    ("checkpoint.keep_every", -1, "at least 0"),
     ("evaluation.samples_per_prompt", 0, "at least 1"),
     ("evaluation.top_p", 0.0, "above 0"),
     ("logging.sample_responses", -1, "at least 0"),
