@@ -44,6 +44,8 @@ OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 SELECTIVE = {"recompute_granularity": "selective"}
 THREE_AND_ONE = {"megatron": {"num_layers_in_first_pipeline_stage": 3}}
 ONE_AND_THREE = {"megatron": {"num_layers_in_first_pipeline_stage": 1}}
+DENSE = ("llama", "llama_tied", "qwen2", "qwen3")
+"""Mistral's layers are Llama's: it runs once in each kind of layout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Layout:
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     saves: bool = False
-    families: tuple[str, ...] = ("llama", "llama_tied", "qwen2", "qwen3")
+    families: tuple[str, ...] = DENSE
 
     def recipe(self, path: Path) -> Recipe:
         parallel = ParallelConfig(
@@ -94,11 +96,12 @@ class Layout:
 
 
 ONE = ("qwen3",)
-EXPERTS = ("qwen3_moe", "qwen3_moe_mixed")
+WITH_MISTRAL = (*DENSE, "mistral")
+EXPERTS = ("qwen3_moe", "qwen3_moe_mixed", "mixtral")
 MOE = ("qwen3_moe",)
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
-        "tp1": Layout(),
+        "tp1": Layout(families=WITH_MISTRAL),
         "tp1_experts": Layout(families=EXPERTS),
         "tp1_experts_recompute_uniform": Layout(model=UNIFORM, families=MOE),
         "tp1_plain_optimizer": Layout(distributed_optimizer=False),
@@ -110,8 +113,8 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
     },
     2: {
         "tp2": Layout(tp=2),
-        "tp2_sp": Layout(tp=2, sp=True),
-        "pp2": Layout(pp=2),
+        "tp2_sp": Layout(tp=2, sp=True, families=WITH_MISTRAL),
+        "pp2": Layout(pp=2, families=WITH_MISTRAL),
         "pp2_vpp2": Layout(pp=2, vpp=2),
         "dp2": Layout(),
         "dp2_plain_optimizer": Layout(distributed_optimizer=False, families=ONE),
@@ -125,17 +128,18 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp2_sp_packed": Layout(tp=2, sp=True, packed=True, families=ONE),
         "pp2_packed": Layout(pp=2, packed=True, families=ONE),
         "pp2_vpp2_packed": Layout(pp=2, vpp=2, packed=True, families=("llama_tied",)),
-        "cp2": Layout(cp=2, families=("llama", "qwen3")),
+        "cp2": Layout(cp=2, families=("llama", "qwen3", "mistral", "mixtral")),
         "cp2_packed": Layout(cp=2, packed=True, families=("llama", "qwen3")),
         "cp2_packed_recompute_selective": Layout(cp=2, packed=True, model=SELECTIVE, families=ONE),
-        "tp2_sp_etp2": Layout(tp=2, sp=True, families=MOE),
+        "tp2_sp_etp2": Layout(tp=2, sp=True, families=("qwen3_moe", "mixtral")),
+        "pp2_experts": Layout(pp=2, families=("mixtral",)),
         "tp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=EXPERTS),
         "dp2_ep2": Layout(ep=2, families=EXPERTS),
         "dp2_ep2_plain_optimizer": Layout(ep=2, distributed_optimizer=False, families=MOE),
         "dp2_ep2_overlapped": Layout(ep=2, ddp=OVERLAPPED, families=MOE),
     },
     4: {
-        "tp2_pp2": Layout(tp=2, pp=2, saves=True),
+        "tp2_pp2": Layout(tp=2, pp=2, saves=True, families=WITH_MISTRAL),
         "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True),
         "tp2_pp2_vpp2_sp": Layout(tp=2, pp=2, vpp=2, sp=True, families=ONE),
         "tp2_dp2_sp": Layout(tp=2, sp=True, families=("qwen2",)),

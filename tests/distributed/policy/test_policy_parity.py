@@ -46,6 +46,7 @@ LAYOUTS = {
         "cp2_packed",
         "cp2_packed_recompute_selective",
         "tp2_sp_etp2",
+        "pp2_experts",
         "tp2_sp_ep2",
         "dp2_ep2",
         "dp2_ep2_plain_optimizer",
@@ -71,7 +72,16 @@ LAYOUTS = {
         "pp2_vpp2_dp2_ep2",
     },
 }
-FAMILIES = ("llama", "llama_tied", "qwen2", "qwen3", "qwen3_moe", "qwen3_moe_mixed")
+FAMILIES = (
+    "llama",
+    "llama_tied",
+    "qwen2",
+    "qwen3",
+    "qwen3_moe",
+    "qwen3_moe_mixed",
+    "mistral",
+    "mixtral",
+)
 
 ROUNDING = 2e-5
 """fp32 sums in another order; 3e-6 measured on logits and states of size 1 to 10."""
