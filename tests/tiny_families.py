@@ -5,6 +5,7 @@ All norm weights and biases are random, so that a parameter mapped to the wrong 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,16 @@ def family_configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def write_families(directory: Path) -> dict[str, Path]:
-    """Saves every family's random model and a tokenizer. Returns the directories by name."""
+def write_families(directory: Path, names: Collection[str] | None = None) -> dict[str, Path]:
+    """Saves the families' random models and a tokenizer; `names` says which, None all of them.
+
+    Returns:
+        The directories by name.
+    """
     paths = {}
     for number, (name, config) in enumerate(family_configs().items()):
+        if names is not None and name not in names:
+            continue
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         randomise(model)
