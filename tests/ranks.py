@@ -1,17 +1,31 @@
-"""Runs a script on several real ranks (torchrun, gloo) and returns what it printed."""
+"""Runs a script on several real ranks (gloo) and returns what it printed."""
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
+import tempfile
+import time
+from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import TCPStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+PRELOADED = ("megatron_resrl.rollout.megatron_engine", "megatron_resrl.training.rl_step")
+"""Imported once per test process, which takes longer than most ranks compute."""
 
 
 def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float = 120) -> str:
-    """Runs `script` under torchrun with `world_size` ranks on this machine.
+    """Runs `script` on `world_size` ranks of this machine.
+
+    Each rank is a process of its own with the environment that torchrun gives it, forked from a
+    server that has imported the libraries and done nothing else.
 
     Args:
         script: Path of the Python script every rank runs, or a module as "-m name".
@@ -25,34 +39,99 @@ def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float
     Raises:
         AssertionError: A rank failed or the time ran out; the message holds the output.
     """
-    environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1")
-    environment["PYTHONPATH"] = os.pathsep.join(
-        [str(REPOSITORY), str(REPOSITORY / "tests"), environment.get("PYTHONPATH", "")]
-    )
-    command = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d"]
-    command += ["--rdzv-endpoint", "localhost:0", "--nproc-per-node", str(world_size)]
-    target = str(script).split() if str(script).startswith("-m ") else [str(script)]
-    process = subprocess.Popen(
-        command + target + [str(arg) for arg in args],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-        cwd=REPOSITORY,
-    )
-    try:
-        out, err = process.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        process.terminate()
-        try:
-            out, err = process.communicate(timeout=20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            out, err = process.communicate()
-        raise AssertionError(
-            f"{script} on {world_size} ranks took more than {timeout} s\n{out}\n{err}"
-        ) from None
-    assert process.returncode == 0, (
-        f"{script} on {world_size} ranks exited {process.returncode}\n{out}\n{err}"
-    )
+    # As torchrun does it: the ranks meet at a store that listens before they start.
+    store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }
+    context = _server()
+    with tempfile.TemporaryDirectory() as directory:
+        files = [Path(directory) / name for name in ("out", "err")]
+        ranks = [
+            context.Process(
+                target=_rank,
+                args=(
+                    str(script),
+                    [str(arg) for arg in args],
+                    shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                    [str(file) for file in files],
+                ),
+            )
+            for rank in range(world_size)
+        ]
+        for process in ranks:
+            process.start()
+        in_time = _wait(ranks, timeout)
+        out, err = (file.read_text() if file.exists() else "" for file in files)
+    assert in_time, f"{script} on {world_size} ranks took more than {timeout} s\n{out}\n{err}"
+    codes = [process.exitcode for process in ranks]
+    assert not any(codes), f"{script} on {world_size} ranks exited {codes}\n{out}\n{err}"
     return out
+
+
+def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 300) -> str:
+    """`run_ranks` by way of torchrun, as users start a run: much slower to start.
+
+    Raises:
+        AssertionError: A rank failed; the message holds the output.
+        subprocess.TimeoutExpired: The time ran out.
+    """
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(world_size), *target.split(), *map(str, args)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=REPOSITORY, timeout=timeout, check=False
+    )
+    assert done.returncode == 0, f"{command} exited {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def _server() -> Any:
+    """The server that ranks are forked from; the first process that is asked of it starts it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(list(PRELOADED))
+    return context
+
+
+def _rank(script: str, args: list[str], environment: dict[str, str], files: list[str]) -> None:
+    """What one forked process does: become a rank and run the script."""
+    sys.stdout.flush()
+    for file, descriptor in zip(files, (1, 2), strict=True):
+        # Appended to, because the ranks share the files.
+        opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(opened, descriptor)
+    sys.stdout.reconfigure(line_buffering=True)
+    os.environ.update(environment, OMP_NUM_THREADS="1")
+    torch.set_num_threads(1)
+    os.chdir(REPOSITORY)
+    sys.argv = [script, *args]
+    if script.startswith("-m "):
+        runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
+    else:
+        # As the interpreter does: the script's folder comes first.
+        sys.path.insert(0, str(Path(script).parent))
+        runpy.run_path(script, run_name="__main__")
+
+
+def _wait(ranks: list[BaseProcess], timeout: float) -> bool:
+    """Until all have ended, one has failed, or the time is out; ends those that are left.
+
+    Returns:
+        False if the time ran out.
+    """
+    deadline = time.monotonic() + timeout
+    while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
+        if any(process.exitcode for process in ranks):
+            break
+        time.sleep(0.02)
+    in_time = time.monotonic() < deadline
+    for process in ranks:
+        process.terminate()
+    for process in ranks:
+        process.join(20)
+        process.kill()
+        process.join()
+    return in_time

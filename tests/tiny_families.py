@@ -5,6 +5,7 @@ All norm weights and biases are random, so that a parameter mapped to the wrong 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
     LlamaConfig,
+    MistralConfig,
+    MixtralConfig,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
@@ -32,6 +35,9 @@ ADAM_EPS = 1e-3
 WEIGHT_DECAY = 0.1
 CLIP_GRAD = 1.0
 STEPS = 2
+
+LONGEST = 16
+"""Tokens of the longest of `ragged_token_ids`."""
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -62,8 +68,10 @@ _LLAMA3_ROPE = {
 def family_configs() -> dict[str, PretrainedConfig]:
     """One configuration per family: grouped queries, four layers, head sizes that differ.
 
-    Of the two mixtures of experts, one divides the weights of a token's experts by their sum; the
-    other has a dense layer.
+    Of the two Qwen3 mixtures of experts, one divides the weights of a token's experts by their
+    sum; the other has a dense layer. Mistral's heads are larger than hidden size / heads, and its
+    attention window is just as long as the longest of `ragged_token_ids`. Mixtral's file leaves
+    the head size out.
     """
     return {
         "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
@@ -72,13 +80,21 @@ def family_configs() -> dict[str, PretrainedConfig]:
         "qwen3": Qwen3Config(**_SHAPE, tie_word_embeddings=False, head_dim=16),
         "qwen3_moe": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, norm_topk_prob=True),
         "qwen3_moe_mixed": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, mlp_only_layers=[1]),
+        "mistral": MistralConfig(**_SHAPE, head_dim=16, sliding_window=LONGEST),
+        "mixtral": MixtralConfig(**_SHAPE, num_local_experts=4),
     }
 
 
-def write_families(directory: Path) -> dict[str, Path]:
-    """Saves every family's random model and a tokenizer. Returns the directories by name."""
+def write_families(directory: Path, names: Collection[str] | None = None) -> dict[str, Path]:
+    """Saves the families' random models and a tokenizer; `names` says which, None all of them.
+
+    Returns:
+        The directories by name.
+    """
     paths = {}
     for number, (name, config) in enumerate(family_configs().items()):
+        if names is not None and name not in names:
+            continue
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         randomise(model)
@@ -118,7 +134,7 @@ def ragged_token_ids() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     def draw(count: int) -> tuple[int, ...]:
         return tuple(torch.randint(0, VOCABULARY, (count,), generator=generator).tolist())
 
-    lengths = [(3, 4), (7, 1), (1, 6), (5, 11), (12, 2), (4, 5)]
+    lengths = [(3, 4), (7, 1), (1, 6), (5, LONGEST - 5), (12, 2), (4, 5)]
     return [(draw(prompt), draw(response)) for prompt, response in lengths]
 
 
@@ -192,7 +208,23 @@ def _named(model: PreTrainedModel) -> dict[str, torch.Tensor]:
                 named[f"{layer}experts.{number}.down_proj.weight"] = value[number]
         else:
             named[name] = value
-    return named
+    return _mixtral_names(named) if model.config.model_type == "mixtral" else named
+
+
+def _mixtral_names(named: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Under the names that Mixtral's files give to routers and experts."""
+    spellings = {
+        ".mlp.": ".block_sparse_moe.",
+        ".gate_proj.": ".w1.",
+        ".down_proj.": ".w2.",
+        ".up_proj.": ".w3.",
+    }
+    renamed = {}
+    for name, value in named.items():
+        for ours, theirs in spellings.items():
+            name = name.replace(ours, theirs)
+        renamed[name] = value
+    return renamed
 
 
 def _run(

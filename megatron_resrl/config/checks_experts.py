@@ -8,7 +8,7 @@ from typing import Any
 from megatron_resrl.config.facts import Facts, cuda_available
 from megatron_resrl.config.problems import Problem
 
-EXPERT_ARCHITECTURES = ("Qwen3MoeForCausalLM",)
+EXPERT_ARCHITECTURES = ("Qwen3MoeForCausalLM", "MixtralForCausalLM")
 
 
 def experts_of(hf_config: dict[str, Any]) -> int | None:
@@ -17,6 +17,10 @@ def experts_of(hf_config: dict[str, Any]) -> int | None:
     if architecture not in EXPERT_ARCHITECTURES:
         return None
     return hf_config.get("num_experts") or hf_config.get("num_local_experts")
+
+
+def _is_mixtral(hf_config: dict[str, Any]) -> bool:
+    return hf_config["architectures"][0] == "MixtralForCausalLM"
 
 
 def _sizes(facts: Facts) -> tuple[int, int]:
@@ -94,9 +98,11 @@ def _check_experts(facts: Facts) -> Iterator[Problem]:
     if model >= 1 and experts % model:
         problem, fix = f"the model has {experts} experts", f"choose a size that divides {experts}"
         yield Problem("parallel.expert_model_parallel_size", model, problem, fix)
-    inner = facts.hf_config.get("moe_intermediate_size")
+    # Mixtral's experts have the size that other families give to dense layers.
+    name = "intermediate_size" if _is_mixtral(facts.hf_config) else "moe_intermediate_size"
+    inner = facts.hf_config.get(name)
     if inner is not None and tensor >= 1 and inner % tensor:
-        problem = f"the model has a moe_intermediate_size of {inner}"
+        problem = f"the model's experts have an inner size ({name}) of {inner}"
         fix = f"choose a size that divides {inner}"
         yield Problem("parallel.expert_tensor_parallel_size", tensor, problem, fix)
 
@@ -141,12 +147,14 @@ def _check_routing(facts: Facts) -> Iterator[Problem]:
     config = facts.hf_config
     if experts_of(config) is None:
         return
-    if config.get("num_experts_per_tok") == 1 and config.get("norm_topk_prob"):
+    divides = _is_mixtral(config) or config.get("norm_topk_prob")
+    if config.get("num_experts_per_tok") == 1 and divides:
+        reason = "as in every Mixtral" if _is_mixtral(config) else "norm_topk_prob"
         yield Problem(
             "model.path",
             facts.recipe.model.path,
             "its tokens go to one expert (num_experts_per_tok) whose weight is always 1 "
-            "(norm_topk_prob), so that its router cannot learn",
+            f"({reason}), so that its router cannot learn",
             "use a model without it",
         )
 

@@ -14,8 +14,13 @@ SUPPORTED_ARCHITECTURES = (
     "Qwen2ForCausalLM",
     "Qwen3ForCausalLM",
     "Qwen3MoeForCausalLM",
+    "MistralForCausalLM",
+    "MixtralForCausalLM",
 )
 SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
+
+_DEFAULT_WINDOWS = {"MistralForCausalLM": 4096, "MixtralForCausalLM": None}
+"""Families with a `sliding_window`, and what transformers takes where config.json has none."""
 
 _UNEVEN_STAGES = (
     "num_layers_in_first_pipeline_stage",
@@ -150,6 +155,25 @@ def _check_positions(facts: Facts) -> Iterator[Problem]:
         )
 
 
+def _check_window(facts: Facts) -> Iterator[Problem]:
+    """Within the window, attention without one computes the same numbers."""
+    architecture = (facts.hf_config.get("architectures") or [""])[0]
+    if architecture not in _DEFAULT_WINDOWS:
+        return
+    window = facts.hf_config.get("sliding_window", _DEFAULT_WINDOWS[architecture])
+    prompt = facts.recipe.data.max_prompt_length
+    response = facts.recipe.rollout.max_response_length
+    if window is not None and prompt + response > window:
+        yield Problem(
+            "rollout.max_response_length",
+            response,
+            f"sequences longer than the model's attention window, which is not implemented: with "
+            f"data.max_prompt_length {prompt} it makes {prompt + response} tokens, and "
+            f"sliding_window is {window}",
+            f"let the two add up to at most {window}, within which the window changes nothing",
+        )
+
+
 def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
     size = facts.hf_config.get("vocab_size")
     if size is None:
@@ -193,6 +217,7 @@ MODEL_CHECKS = (
     _check_tensor_parallel,
     _check_pipeline,
     _check_positions,
+    _check_window,
     _check_special_tokens,
     _check_recompute,
 )

@@ -86,7 +86,7 @@ def transformer_config(
     parallel: ParallelConfig,
     precision: PrecisionConfig,
 ) -> TransformerConfig:
-    """The megatron-core configuration of a Llama, Qwen2/2.5, Qwen3 or Qwen3-MoE model.
+    """The megatron-core configuration of a model of a supported family.
 
     Args:
         hf_config: The model's own configuration.

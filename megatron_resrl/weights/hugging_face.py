@@ -2,7 +2,8 @@
 
 Names, the merging of q/k/v and gate/up, and the split over ranks are mbridge's. Added here: the
 names of separate norms and experts (mbridge knows the fused and grouped ones of Transformer
-Engine), experts split otherwise than the other matrices, and tied embeddings for every family.
+Engine), experts split otherwise than the other matrices, tied embeddings for every family, and
+Mistral.
 """
 
 from __future__ import annotations
@@ -28,12 +29,20 @@ from megatron_resrl.weights.files import ShardWriter, stored_shapes
 SHARD_BYTES = 5 * 10**9
 """Largest size of one exported safetensors file (Hugging Face's convention)."""
 
+_SAME_WEIGHTS = {"mistral": "llama"}
+"""Model types that mbridge does not know, and those whose weights have the same names."""
+_MIXTRAL_PARTS = {"gate": "w1", "down": "w2", "up": "w3"}
+"""What Mixtral's files call the matrices of an expert."""
+
 
 class _PolicyBridge:
     """What mbridge's bridges lack for our models; put before one of them in the base classes."""
 
     def __init__(self, hf_config: PretrainedConfig, config: TransformerConfig, rows: int) -> None:
         self._transformer_config = config
+        # mbridge takes a head size of null, as Mixtral's files have it, for a number.
+        hf_config = copy.copy(hf_config)
+        hf_config.head_dim = config.kv_channels
         super().__init__(hf_config, dtype=config.params_dtype, make_vocab_size_divisible_by=1)
         self.vocab_size = hf_config.vocab_size
         self.padded_vocab_size = rows
@@ -96,12 +105,13 @@ class _GroupedNames:
 
 
 def _bridge(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
-    if hf_config.model_type not in _MODEL_REGISTRY:
+    model_type = _SAME_WEIGHTS.get(hf_config.model_type, hf_config.model_type)
+    if model_type not in _MODEL_REGISTRY:
         raise InputError(
             f"model type {hf_config.model_type!r} has no weight mapping; mbridge knows "
             f"{', '.join(AutoBridge.list_supported_models())}"
         )
-    family = _MODEL_REGISTRY[hf_config.model_type]
+    family = _MODEL_REGISTRY[model_type]
     bridge_class = type(f"Policy{family.__name__}", (_PolicyBridge, family), {})
     return bridge_class(hf_config, model.config, model.vocab_size)
 
@@ -142,7 +152,7 @@ def check_weights(hf_config: PretrainedConfig, path: str) -> None:
     shapes = stored_shapes(path)
     wrong = []
     for name, parameter in parameters:
-        for stored, tensor in unstacked_experts(name, parameter):
+        for stored, tensor in unstacked_experts(hf_config.model_type, name, parameter):
             if stored not in shapes:
                 wrong.append(f"{stored} is missing")
             elif shapes[stored] != tuple(tensor.shape):
@@ -154,10 +164,13 @@ def check_weights(hf_config: PretrainedConfig, path: str) -> None:
         )
 
 
-def unstacked_experts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, torch.Tensor]]:
+def unstacked_experts(
+    model_type: str, name: str, tensor: torch.Tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
     """A parameter of a transformers model as the tensors that files hold.
 
     Args:
+        model_type: Of the model's configuration; Mixtral's files have names of their own.
         name: Of the parameter.
         tensor: Gates and ups of all experts [experts, 2 * inner, hidden], downs of all experts
             [experts, hidden, inner], or any other parameter.
@@ -165,14 +178,18 @@ def unstacked_experts(name: str, tensor: torch.Tensor) -> Iterator[tuple[str, to
     Yields:
         Names and views: one or two per expert, or the parameter itself.
     """
-    layer, found, kind = name.rpartition(".mlp.experts.")
+    mixtral = model_type == "mixtral"
+    if mixtral:
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+    layer, found, kind = name.rpartition(".experts.")
     if not found:
         yield name, tensor
         return
     for number, expert in enumerate(tensor):
         parts = expert.chunk(2) if kind == "gate_up_proj" else (expert,)
         for part, own in zip(kind.removesuffix("_proj").split("_"), parts, strict=True):
-            yield f"{layer}.mlp.experts.{number}.{part}_proj.weight", own
+            stored = _MIXTRAL_PARTS[part] if mixtral else f"{part}_proj"
+            yield f"{layer}.experts.{number}.{stored}.weight", own
 
 
 @torch.no_grad()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ranks import run_ranks
+from ranks import run_ranks, run_torchrun
 from tiny_task import read_metrics, write_task
 
+BY_TORCHRUN = "TP2+SP"
+"""The layout that is started as users start a run."""
 LAYOUTS = {
     "DP2": [],
     "TP2+SP": [
@@ -41,7 +44,13 @@ COMPARED = (
 )
 
 
-def _run(directory: Path, ranks: int, *arguments: str, experts: bool = False) -> list[dict]:
+def _run(
+    directory: Path,
+    ranks: int,
+    *arguments: str,
+    experts: bool = False,
+    start: Callable[..., str] = run_ranks,
+) -> list[dict]:
     recipe = write_task(
         directory,
         experts=experts,
@@ -53,7 +62,7 @@ def _run(directory: Path, ranks: int, *arguments: str, experts: bool = False) ->
         resrl__refresh="minibatch",
         resrl__diagnose_every=1,
     )
-    run_ranks("-m megatron_resrl train", ranks, recipe, *arguments, timeout=300)
+    start("-m megatron_resrl", ranks, "train", recipe, *arguments, timeout=300)
     return read_metrics(directory / "run")
 
 
@@ -64,7 +73,8 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_two_ranks_train_like_one(layout, single, tmp_path):
-    _compare(_run(tmp_path, 2, *LAYOUTS[layout]), single)
+    start = run_torchrun if layout == BY_TORCHRUN else run_ranks
+    _compare(_run(tmp_path, 2, *LAYOUTS[layout], start=start), single)
 
 
 @pytest.fixture(scope="module")

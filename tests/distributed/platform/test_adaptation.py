@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
     if torch.cuda.is_available():
         pytest.skip("CUDA is there: nothing is adapted")
-    path = tiny.write_families(tmp_path_factory.mktemp("families"))["qwen3"]
+    path = tiny.write_families(tmp_path_factory.mktemp("families"), ["qwen3"])["qwen3"]
     with torch.no_grad():
         model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
         torch.save(model(torch.arange(20)[None]).logits, path / "logits.pt")

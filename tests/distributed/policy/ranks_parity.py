@@ -1,6 +1,7 @@
 """Measures the policy against the reference in every layout of this world size.
 
-Argument: folder of the models and their references; one layout also saves to `saved` in it.
+Arguments: folder of the models and their references, in which some layouts also save to `saved`;
+`default` or `slow`, the layouts that are measured.
 Rank 0 prints one line of JSON per layout and family: what differs, and by how much at most on
 any rank.
 """
@@ -44,6 +45,8 @@ OVERLAPPED = {"overlap_grad_reduce": True, "overlap_param_gather": True}
 SELECTIVE = {"recompute_granularity": "selective"}
 THREE_AND_ONE = {"megatron": {"num_layers_in_first_pipeline_stage": 3}}
 ONE_AND_THREE = {"megatron": {"num_layers_in_first_pipeline_stage": 1}}
+DENSE = ("llama", "llama_tied", "qwen2", "qwen3")
+"""Mistral's layers are Llama's: it runs once in each kind of layout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +65,7 @@ class Layout:
     ddp: dict[str, Any] = dataclasses.field(default_factory=dict)
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     saves: bool = False
-    families: tuple[str, ...] = ("llama", "llama_tied", "qwen2", "qwen3")
+    families: tuple[str, ...] = DENSE
 
     def recipe(self, path: Path) -> Recipe:
         parallel = ParallelConfig(
@@ -94,14 +97,17 @@ class Layout:
 
 
 ONE = ("qwen3",)
-EXPERTS = ("qwen3_moe", "qwen3_moe_mixed")
+TIED_AND_BIAS = ("llama_tied", "qwen2")
+TIED_AND_NORMED = ("llama_tied", "qwen3")
+WITH_MISTRAL = (*DENSE, "mistral")
+EXPERTS = ("qwen3_moe", "qwen3_moe_mixed", "mixtral")
 MOE = ("qwen3_moe",)
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
-        "tp1": Layout(),
+        "tp1": Layout(families=WITH_MISTRAL),
         "tp1_experts": Layout(families=EXPERTS),
         "tp1_experts_recompute_uniform": Layout(model=UNIFORM, families=MOE),
-        "tp1_plain_optimizer": Layout(distributed_optimizer=False),
+        "tp1_plain_optimizer": Layout(distributed_optimizer=False, families=TIED_AND_BIAS),
         "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
         "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
         "tp1_recompute_selective": Layout(model=SELECTIVE, families=ONE),
@@ -109,48 +115,64 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp1_packed_recompute_uniform": Layout(packed=True, model=UNIFORM, families=ONE),
     },
     2: {
-        "tp2": Layout(tp=2),
-        "tp2_sp": Layout(tp=2, sp=True),
-        "pp2": Layout(pp=2),
-        "pp2_vpp2": Layout(pp=2, vpp=2),
-        "dp2": Layout(),
+        "tp2": Layout(tp=2, families=TIED_AND_BIAS),
+        "tp2_sp": Layout(tp=2, sp=True, families=WITH_MISTRAL),
+        "pp2": Layout(pp=2, saves=True, families=WITH_MISTRAL),
+        "pp2_vpp2": Layout(pp=2, vpp=2, families=TIED_AND_NORMED),
+        "dp2": Layout(families=TIED_AND_NORMED),
         "dp2_plain_optimizer": Layout(distributed_optimizer=False, families=ONE),
-        "dp2_overlapped": Layout(ddp=OVERLAPPED),
-        "pp2_vpp2_overlapped": Layout(pp=2, vpp=2, ddp=OVERLAPPED, families=ONE),
+        "dp2_overlapped": Layout(ddp=OVERLAPPED, families=TIED_AND_NORMED),
         "tp2_sp_recompute_uniform": Layout(tp=2, sp=True, model=UNIFORM, families=ONE),
         "pp2_recompute_block": Layout(pp=2, model=BLOCK, families=ONE),
-        "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),
         "pp2_three_and_one": Layout(pp=2, model=THREE_AND_ONE, families=ONE),
-        "pp2_one_and_three": Layout(pp=2, model=ONE_AND_THREE, families=ONE),
         "tp2_sp_packed": Layout(tp=2, sp=True, packed=True, families=ONE),
         "pp2_packed": Layout(pp=2, packed=True, families=ONE),
-        "pp2_vpp2_packed": Layout(pp=2, vpp=2, packed=True, families=("llama_tied",)),
-        "cp2": Layout(cp=2, families=("llama", "qwen3")),
-        "cp2_packed": Layout(cp=2, packed=True, families=("llama", "qwen3")),
-        "cp2_packed_recompute_selective": Layout(cp=2, packed=True, model=SELECTIVE, families=ONE),
-        "tp2_sp_etp2": Layout(tp=2, sp=True, families=MOE),
-        "tp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=EXPERTS),
+        "cp2": Layout(cp=2, families=("llama", "qwen3", "mistral", "mixtral")),
+        "cp2_packed": Layout(cp=2, packed=True, families=ONE),
+        "tp2_sp_etp2": Layout(tp=2, sp=True, families=("qwen3_moe", "mixtral")),
+        "pp2_experts": Layout(pp=2, families=("mixtral",)),
+        "tp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, saves=True, families=EXPERTS),
         "dp2_ep2": Layout(ep=2, families=EXPERTS),
         "dp2_ep2_plain_optimizer": Layout(ep=2, distributed_optimizer=False, families=MOE),
+    },
+    4: {
+        "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True, families=("llama_tied",)),
+        "tp4_sp": Layout(tp=4, sp=True, families=("qwen2",)),
+        "cp2_tp2_sp_packed": Layout(cp=2, tp=2, sp=True, packed=True, families=ONE),
+        "cp2_pp2_vpp2_packed": Layout(cp=2, pp=2, vpp=2, packed=True, families=ONE),
+        "tp2_pp2_sp_ep2": Layout(
+            tp=2, pp=2, sp=True, ep=2, etp=1, families=("qwen3_moe_mixed", "mixtral")
+        ),
+        "tp2_dp2_sp_ep4": Layout(tp=2, sp=True, ep=4, etp=1, families=MOE),
+    },
+}
+SLOW_LAYOUTS: dict[int, dict[str, Layout]] = {
+    2: {
+        "tp2": Layout(tp=2, families=("llama", "qwen3")),
+        "pp2_vpp2": Layout(pp=2, vpp=2, families=("llama", "qwen2")),
+        "dp2": Layout(families=("llama", "qwen2")),
+        "dp2_overlapped": Layout(ddp=OVERLAPPED, families=("llama", "qwen2")),
+        "pp2_vpp2_overlapped": Layout(pp=2, vpp=2, ddp=OVERLAPPED, families=ONE),
+        "pp2_recompute_selective": Layout(pp=2, model=SELECTIVE, families=ONE),
+        "pp2_one_and_three": Layout(pp=2, model=ONE_AND_THREE, families=ONE),
+        "pp2_vpp2_packed": Layout(pp=2, vpp=2, packed=True, families=("llama_tied",)),
+        "cp2_packed": Layout(cp=2, packed=True, families=("llama",)),
+        "cp2_packed_recompute_selective": Layout(cp=2, packed=True, model=SELECTIVE, families=ONE),
         "dp2_ep2_overlapped": Layout(ep=2, ddp=OVERLAPPED, families=MOE),
     },
     4: {
-        "tp2_pp2": Layout(tp=2, pp=2, saves=True),
-        "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True),
+        "tp2_pp2": Layout(tp=2, pp=2, families=WITH_MISTRAL),
+        "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True, families=("llama", "qwen2", "qwen3")),
         "tp2_pp2_vpp2_sp": Layout(tp=2, pp=2, vpp=2, sp=True, families=ONE),
         "tp2_dp2_sp": Layout(tp=2, sp=True, families=("qwen2",)),
         "pp2_dp2": Layout(pp=2, families=("llama_tied",)),
         "pp4": Layout(pp=4, families=("llama",)),
-        "tp4_sp": Layout(tp=4, sp=True, families=("qwen2",)),
         "cp2_tp2_sp": Layout(cp=2, tp=2, sp=True, families=ONE),
-        "cp2_tp2_sp_packed": Layout(cp=2, tp=2, sp=True, packed=True, families=ONE),
         "cp2_pp2": Layout(cp=2, pp=2, families=("llama_tied",)),
-        "cp2_pp2_vpp2_packed": Layout(cp=2, pp=2, vpp=2, packed=True, families=ONE),
         "cp2_dp2_packed": Layout(cp=2, packed=True, families=ONE),
         "cp4": Layout(cp=4, families=ONE),
-        "tp2_pp2_sp_ep2": Layout(tp=2, pp=2, sp=True, ep=2, etp=1, saves=True, families=EXPERTS),
+        "tp2_pp2_sp_ep2": Layout(tp=2, pp=2, sp=True, ep=2, etp=1, families=MOE),
         "tp2_dp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, families=MOE),
-        "tp2_dp2_sp_ep4": Layout(tp=2, sp=True, ep=4, etp=1, families=MOE),
         "pp2_vpp2_dp2_ep2": Layout(pp=2, vpp=2, ep=2, families=MOE),
     },
 }
@@ -326,7 +348,8 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
 def main() -> None:
     models = Path(sys.argv[1])
     references = torch.load(models / "references.pt", weights_only=False)
-    for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
+    layouts = {"default": LAYOUTS, "slow": SLOW_LAYOUTS}[sys.argv[2]]
+    for name, layout in layouts[int(os.environ["WORLD_SIZE"])].items():
         platform.initialize(layout.recipe(models).parallel, seed=0)
         for family in layout.families:
             found = measure(layout, models / family, references[family])

@@ -1,4 +1,7 @@
-"""Every rank: decode with each layout of this world size; rank 0 compares and prints."""
+"""Every rank: decode with each layout of this world size; rank 0 compares and prints.
+
+Arguments: `default` or `slow`, which layouts; folders of the models.
+"""
 
 from __future__ import annotations
 
@@ -57,6 +60,18 @@ EXPERT_LAYOUTS = {
         "TP2+SPxDP2xEP4": {**_TP2_EP, "expert_model_parallel_size": 4},
         "PP2xDP2xEP2": {"pipeline_model_parallel_size": 2, "expert_model_parallel_size": 2},
     },
+}
+_TWO = {1: LAYOUTS[1], 2: {name: LAYOUTS[2][name] for name in ("TP2", "PP2")}}
+PARTS = {
+    # What decodes is the same for all dense families, and for all mixtures of experts.
+    "default": {
+        "llama": _TWO,
+        "qwen2": _TWO,
+        "qwen3": LAYOUTS,
+        "qwen3_moe": EXPERT_LAYOUTS,
+        "mixtral": {1: LAYOUTS[1], 2: {"TP2+SPxEP2": EXPERT_LAYOUTS[2]["TP2+SPxEP2"]}},
+    },
+    "slow": {"llama": LAYOUTS, "qwen2": LAYOUTS, "mixtral": EXPERT_LAYOUTS},
 }
 PROMPTS = [[3, 4, 5, 6, 7, 8], [9, 10], list(range(20, 41)), [5] * 4, [50, 51]]
 NEW_TOKENS = 14
@@ -124,18 +139,17 @@ def decode(path: Path, layout: dict) -> dict:
     }
 
 
-def main(models: list[str]) -> None:
+def main(part: str, models: list[str]) -> None:
     world = int(os.environ["WORLD_SIZE"])
     found = {}
     for path in map(Path, models):
-        layouts = EXPERT_LAYOUTS if path.name == "qwen3_moe" else LAYOUTS
-        for name, layout in layouts[world].items():
+        for name, layout in PARTS[part][path.name].get(world, {}).items():
             found[f"{path.name} {name}"] = decode(path, layout)
-        if dist.get_rank() == 0:
+        if world == 1:
             found[f"{path.name} reference"] = greedy_reference(path)
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(found))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(sys.argv[1], sys.argv[2:])

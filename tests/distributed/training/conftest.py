@@ -12,5 +12,5 @@ import tiny_families as tiny
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one model directory per family."""
     folder = tmp_path_factory.mktemp("models")
-    tiny.write_families(folder)
+    tiny.write_families(folder, ["qwen3", "qwen3_moe"])
     return folder

@@ -1,6 +1,7 @@
 """Token weights of the same rollouts in every layout of this world size.
 
-Arguments: folder of the models, output file. Rank 0 writes the weights of every case [samples, T].
+Arguments: folder of the models, output file, and `default` or `slow`, the layouts that are run.
+Rank 0 writes the weights of every case [samples, T].
 """
 
 from __future__ import annotations
@@ -55,41 +56,58 @@ class Layout:
 
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
-        "one": Layout(micro_batch_sizes=(1, 2, 4, 9)),
-        "one packed": Layout(packed=True, micro_batch_sizes=(1, 4, 9)),
+        "one": Layout(micro_batch_sizes=(1, 4, 9)),
+        "one packed": Layout(packed=True, micro_batch_sizes=(1, 9)),
         "one layer 1": Layout(layer=1),
         "one layer -1": Layout(layer=-1),
         "one moe": Layout(family="qwen3_moe"),
     },
     2: {
         "TP2": Layout(TP2),
-        "TP2+SP": Layout(SP2, micro_batch_sizes=(1, 4, 9)),
-        "TP2+SP packed": Layout(SP2, packed=True),
+        "TP2+SP": Layout(SP2),
         "PP2": Layout(PP2),
-        "PP2 3/1": Layout(PP2, {"num_layers_in_first_pipeline_stage": 3}),
-        "PP2 1/3": Layout(PP2, {"num_layers_in_first_pipeline_stage": 1}),
-        "PP2xVPP2": Layout(VPP2, micro_batch_sizes=(1, 4)),
-        "PP2xVPP2 packed": Layout(VPP2, packed=True),
-        "PP2 layer 1": Layout(PP2, layer=1),
         "PP2xVPP2 layer 1": Layout(VPP2, layer=1),
         "TP2+SP layer -1": Layout(SP2, layer=-1),
-        "CP2": Layout(CP2, micro_batch_sizes=(1, 4)),
-        "CP2 packed": Layout(CP2, packed=True, micro_batch_sizes=(3, 9)),
+        "CP2": Layout(CP2),
+        "CP2 packed": Layout(CP2, packed=True, micro_batch_sizes=(9,)),
         "DP2": Layout(),
-        "DP2 split": Layout(split=True, micro_batch_sizes=(1, 3)),
+        "DP2 split": Layout(split=True, micro_batch_sizes=(1,)),
         "TP2+SPxEP2 moe": Layout(
             SP2 | EP2 | {"expert_tensor_parallel_size": 1}, family="qwen3_moe"
         ),
         "DP2xEP2 moe": Layout(EP2, family="qwen3_moe"),
     },
     4: {
-        "CP2xTP2+SP": Layout(CP2 | SP2),
         "CP2xTP2+SP packed": Layout(CP2 | SP2, packed=True),
+        "TP2xDP2 split": Layout(TP2, split=True),
+    },
+}
+SLOW_LAYOUTS: dict[int, dict[str, Layout]] = {
+    1: {
+        "one": Layout(micro_batch_sizes=(2, 4)),
+        "one packed": Layout(packed=True, micro_batch_sizes=(4,)),
+        "one layer 1": Layout(layer=1),
+        "one layer -1": Layout(layer=-1),
+        "one moe": Layout(family="qwen3_moe"),
+    },
+    2: {
+        "TP2+SP": Layout(SP2, micro_batch_sizes=(1, 4, 9)),
+        "TP2+SP packed": Layout(SP2, packed=True),
+        "PP2 3/1": Layout(PP2, {"num_layers_in_first_pipeline_stage": 3}),
+        "PP2 1/3": Layout(PP2, {"num_layers_in_first_pipeline_stage": 1}),
+        "PP2xVPP2": Layout(VPP2, micro_batch_sizes=(1, 4)),
+        "PP2xVPP2 packed": Layout(VPP2, packed=True),
+        "PP2 layer 1": Layout(PP2, layer=1),
+        "CP2": Layout(CP2, micro_batch_sizes=(1, 4)),
+        "CP2 packed": Layout(CP2, packed=True),
+        "DP2 split": Layout(split=True),
+    },
+    4: {
+        "CP2xTP2+SP": Layout(CP2 | SP2),
         "CP2xTP2": Layout(CP2 | TP2),
         "TP2+SPxPP2": Layout(SP2 | PP2),
         "TP2+SPxPP2xVPP2": Layout(SP2 | VPP2),
         "TP4+SP": Layout({"tensor_model_parallel_size": 4, "sequence_parallel": True}),
-        "TP2xDP2 split": Layout(TP2, split=True),
         "CP2xDP2 split packed": Layout(CP2, split=True, packed=True),
         "TP2+SPxPP2xEP2 moe": Layout(
             SP2 | PP2 | EP2 | {"expert_tensor_parallel_size": 1}, family="qwen3_moe"
@@ -97,6 +115,7 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "PP2xDP2 split": Layout(PP2, split=True),
     },
 }
+"""Its single ranks are what the others are compared with."""
 
 
 def recipe(layout: Layout, models: Path, method: str, micro_batch_size: int) -> Recipe:
@@ -150,9 +169,10 @@ def measure(name: str, layout: Layout, models: Path) -> Iterator[tuple[str, torc
 
 def main() -> None:
     models = Path(sys.argv[1])
+    layouts = {"default": LAYOUTS, "slow": SLOW_LAYOUTS}[sys.argv[3]]
     found = {
         key: weights.numpy()
-        for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items()
+        for name, layout in layouts[int(os.environ["WORLD_SIZE"])].items()
         for key, weights in measure(name, layout, models)
     }
     if dist.get_rank() == 0:

@@ -18,19 +18,29 @@ TOLERANCE = 1e-5
 """Asked for, of fp32 weights over layouts."""
 
 
+CASES = {"default": 42, "slow": 56}
+"""Layouts, methods and micro-batch sizes of each part."""
+
+
+@pytest.fixture(scope="module", params=["default", pytest.param("slow", marks=pytest.mark.slow)])
+def part(request: pytest.FixtureRequest) -> str:
+    """Which layouts are run."""
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def weights(models: Path) -> dict[str, np.ndarray]:
+def weights(models: Path, part: str) -> dict[str, np.ndarray]:
     """Weights by "layout|method|micro-batch size", of 1, 2 and 4 ranks."""
     found: dict[str, np.ndarray] = {}
     for ranks in (1, 2, 4):
         output = models / f"{ranks}.npz"
         script = Path(__file__).with_name("ranks_token_weights.py")
-        run_ranks(script, ranks, models, output, timeout=600)
+        run_ranks(script, ranks, models, output, part, timeout=600)
         found |= dict(np.load(output))
     return found
 
 
-def test_layouts_methods_and_micro_batches_agree(weights: dict[str, np.ndarray]) -> None:
+def test_layouts_methods_and_micro_batches_agree(weights: dict[str, np.ndarray], part: str) -> None:
     worst = 0.0
     for name, found in weights.items():
         layout = name.split("|")[0]
@@ -40,7 +50,7 @@ def test_layouts_methods_and_micro_batches_agree(weights: dict[str, np.ndarray])
         assert difference <= TOLERANCE, f"{name}: {difference:.1e}"
         worst = max(worst, difference)
     print(f"{len(weights)} cases, largest difference {worst:.1e}")
-    assert len(weights) == 86
+    assert len(weights) == CASES[part]
 
 
 @pytest.mark.parametrize(

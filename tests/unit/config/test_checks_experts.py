@@ -19,6 +19,12 @@ QWEN3_MOE = {
     "norm_topk_prob": True,
     "moe_intermediate_size": 48,
 }
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 8,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 48,
+}
 SETTINGS = ResrlConfig()
 DENSE = {"architectures": ["Qwen3ForCausalLM"]}
 
@@ -60,13 +66,16 @@ def refused(*args: Any, **kwargs: Any) -> Problem:
         (8, {"tp": 4, "ep": 2, "etp": 1}),
     ],
 )
-def test_layouts_that_run_have_no_problem(world_size: int, parallel: dict[str, int]) -> None:
-    assert problems(world_size, **parallel) == []
+@pytest.mark.parametrize("model", [QWEN3_MOE, MIXTRAL], ids=["qwen3_moe", "mixtral"])
+def test_layouts_that_run_have_no_problem(
+    model: dict[str, Any], world_size: int, parallel: dict[str, int]
+) -> None:
+    assert problems(world_size, model, **parallel) == []
 
 
 def test_both_spellings_of_the_number_of_experts_are_read() -> None:
     newer = {"architectures": QWEN3_MOE["architectures"], "num_local_experts": 8}
-    assert experts_of(QWEN3_MOE) == experts_of(newer) == 8
+    assert experts_of(QWEN3_MOE) == experts_of(newer) == experts_of(MIXTRAL) == 8
     assert experts_of(DENSE) is None
 
 
@@ -101,7 +110,14 @@ def test_the_experts_must_divide_over_their_ranks() -> None:
 def test_an_expert_must_divide_over_its_ranks() -> None:
     problem = refused(2, QWEN3_MOE | {"moe_intermediate_size": 45}, tp=2)
     assert (problem.setting, problem.value) == ("parallel.expert_tensor_parallel_size", 2)
-    assert "moe_intermediate_size of 45" in problem.problem
+    assert "(moe_intermediate_size) of 45" in problem.problem
+
+
+def test_an_expert_of_mixtral_must_divide_over_its_ranks() -> None:
+    problem = refused(2, MIXTRAL | {"intermediate_size": 45}, tp=2)
+    assert (problem.setting, problem.value) == ("parallel.expert_tensor_parallel_size", 2)
+    assert "(intermediate_size) of 45" in problem.problem
+    assert "divides 45" in problem.fix
 
 
 @pytest.mark.parametrize("parallel", [{"tp": 2, "etp": 1}, {"etp": 2}])
@@ -135,6 +151,8 @@ def test_a_router_that_cannot_learn_is_refused() -> None:
     assert (problem.setting, problem.value) == ("model.path", "models/tiny")
     assert "num_experts_per_tok" in problem.problem
     assert problems(1, QWEN3_MOE | {"num_experts_per_tok": 1, "norm_topk_prob": False}) == []
+    # Mixtral divides by the sum of the weights without a setting that says so.
+    assert "as in every Mixtral" in refused(1, MIXTRAL | {"num_experts_per_tok": 1}).problem
 
 
 def test_groups_cannot_be_split_over_replicas_that_share_experts() -> None:

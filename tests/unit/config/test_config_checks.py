@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from tiny_recipe import change_json, write_model, write_recipe
+from transformers import MistralConfig, MixtralConfig
 
 from megatron_resrl.config.checks import check_recipe, require_valid
 from megatron_resrl.config.load import load_recipe
@@ -347,6 +348,40 @@ def test_a_response_budget_beyond_the_positions_is_refused(refused: Refused) -> 
     assert "response budget larger than the model's positions" in problem.problem
     assert "136 tokens" in problem.problem
     assert "at most 128" in problem.fix
+
+
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "MixtralForCausalLM"])
+def test_sequences_beyond_the_attention_window_are_refused(
+    refused: Refused, architecture: str
+) -> None:
+    problem = refused(architectures=[architecture], sliding_window=31)
+    assert (problem.setting, problem.value) == ("rollout.max_response_length", 16)
+    for words in ("data.max_prompt_length 16", "32 tokens", "sliding_window is 31"):
+        assert words in problem.problem
+    assert "at most 31" in problem.fix
+
+
+@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "MixtralForCausalLM"])
+@pytest.mark.parametrize("window", [32, None])
+def test_sequences_within_the_attention_window_have_no_problem(
+    check: Callable[..., list[Problem]], model: Path, architecture: str, window: int | None
+) -> None:
+    config = json.loads((model / "config.json").read_text())
+    config |= {"architectures": [architecture], "sliding_window": window}
+    (model / "config.json").write_text(json.dumps(config))
+    budget = f"--rollout.max_response_length={16 if window else 100}"
+    assert check(budget) == []
+
+
+def test_without_a_window_in_the_file_the_one_of_transformers_counts(
+    check: Callable[..., list[Problem]],
+) -> None:
+    budget = f"--rollout.max_response_length={MistralConfig().sliding_window - 15}"
+    positions = {"max_position_embeddings": 8192}
+    (problem,) = check(budget, architectures=["MistralForCausalLM"], **positions)
+    assert "sliding_window is 4096" in problem.problem
+    assert MixtralConfig().sliding_window is None
+    assert check(budget, architectures=["MixtralForCausalLM"], **positions) == []
 
 
 def test_stop_tokens_outside_the_vocabulary_are_refused(refused: Refused) -> None:

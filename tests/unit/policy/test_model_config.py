@@ -10,8 +10,9 @@ import pytest
 import tiny_families as tiny
 import torch
 from megatron.core.transformer.moe.moe_utils import topk_routing_with_score_function
-from transformers import LlamaConfig, Qwen3MoeConfig
+from transformers import LlamaConfig, MixtralConfig, PretrainedConfig, Qwen3MoeConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
@@ -71,6 +72,8 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones(tmp_path
 def test_head_size_is_the_explicit_one_or_the_hidden_size_over_the_heads() -> None:
     assert head_dim(tiny.family_configs()["qwen3"]) == 16
     assert head_dim(tiny.family_configs()["qwen2"]) == 12
+    assert head_dim(tiny.family_configs()["mistral"]) == 16
+    assert head_dim(tiny.family_configs()["mixtral"]) == 12
 
 
 @pytest.mark.parametrize(("ranks", "rows"), [(1, 131), (2, 132), (4, 132), (8, 136)])
@@ -87,6 +90,8 @@ def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_parallel_ranks(
         ("qwen2", True, False),
         ("qwen3", False, True),
         ("qwen3_moe", False, True),
+        ("mistral", False, False),
+        ("mixtral", False, False),
     ],
 )
 def test_families_differ_in_qkv_bias_and_qk_norm(
@@ -97,11 +102,23 @@ def test_families_differ_in_qkv_bias_and_qk_norm(
     assert (config.add_qkv_bias, config.qk_layernorm) == (qkv_bias, qk_norm)
 
 
-@pytest.mark.parametrize("divided", [True, False])
-def test_routing_is_that_of_transformers(divided: bool) -> None:
-    hf_config = Qwen3MoeConfig(num_experts=8, num_experts_per_tok=3, norm_topk_prob=divided)
+ROUTED = {"hidden_size": 64, "num_attention_heads": 4, "num_experts_per_tok": 3}
+
+
+@pytest.mark.parametrize(
+    ("hf_config", "router_class"),
+    [
+        (Qwen3MoeConfig(**ROUTED, num_experts=8, norm_topk_prob=True), Qwen3MoeTopKRouter),
+        (Qwen3MoeConfig(**ROUTED, num_experts=8, norm_topk_prob=False), Qwen3MoeTopKRouter),
+        (MixtralConfig(**ROUTED, num_local_experts=8), MixtralTopKRouter),
+    ],
+    ids=["qwen3_moe_divided", "qwen3_moe", "mixtral"],
+)
+def test_routing_is_that_of_transformers(
+    hf_config: PretrainedConfig, router_class: type[torch.nn.Module]
+) -> None:
     config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("bf16"))
-    router = Qwen3MoeTopKRouter(hf_config)
+    router = router_class(hf_config)
     torch.nn.init.normal_(router.weight, std=0.02)
     tokens = torch.randn(20, hf_config.hidden_size)
     logits, weights, experts = router(tokens)
@@ -131,6 +148,13 @@ def test_dense_layers_of_a_mixture_of_experts_stay_dense(
     hf_config = Qwen3MoeConfig(num_hidden_layers=4, num_experts=4, **settings)
     config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("fp32"))
     assert config.moe_layer_freq == sparse
+
+
+def test_every_layer_of_mixtral_has_experts_as_large_as_a_dense_layer() -> None:
+    hf_config = tiny.family_configs()["mixtral"]
+    config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("fp32"))
+    assert (config.moe_layer_freq, config.num_moe_experts) == (1, 4)
+    assert config.moe_ffn_hidden_size == hf_config.intermediate_size
 
 
 def test_fields_of_megatron_pass_through() -> None:

@@ -18,7 +18,7 @@ from megatron_resrl.weights.hugging_face import check_weights, load_weights
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A directory with a tiny Qwen3 in one safetensors file."""
-    return tiny.write_families(tmp_path)["qwen3"]
+    return tiny.write_families(tmp_path, ["qwen3"])["qwen3"]
 
 
 def check(path: Path) -> None:
@@ -53,8 +53,21 @@ def test_a_tensor_of_another_shape_is_named_with_both_shapes(model: Path) -> Non
         check(model)
 
 
+def test_experts_of_mixtral_are_looked_for_under_the_names_of_its_files(tmp_path: Path) -> None:
+    path = tiny.write_families(tmp_path, ["mixtral"])["mixtral"]
+    down = "model__layers__1__block_sparse_moe__experts__2__w2__weight"
+    up = "model__layers__3__block_sparse_moe__experts__0__w3__weight"
+    router = "model__layers__0__block_sparse_moe__gate__weight"
+    change(path, **{router: None, down: None, up: torch.zeros(79, 48)})
+    with pytest.raises(ValueError, match="do not fit its config") as error:
+        check(path)
+    assert "layers.0.block_sparse_moe.gate.weight is missing" in str(error.value)
+    assert "layers.1.block_sparse_moe.experts.2.w2.weight is missing" in str(error.value)
+    assert "experts.0.w3.weight is (79, 48) instead of (80, 48)" in str(error.value)
+
+
 def test_each_expert_of_a_mixture_is_looked_for(tmp_path: Path) -> None:
-    path = tiny.write_families(tmp_path)["qwen3_moe"]
+    path = tiny.write_families(tmp_path, ["qwen3_moe"])["qwen3_moe"]
     down = "model__layers__1__mlp__experts__2__down_proj__weight"
     gate = "model__layers__3__mlp__experts__0__gate_proj__weight"
     change(path, **{down: None, gate: torch.zeros(31, 48)})
