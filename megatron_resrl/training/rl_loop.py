@@ -27,12 +27,16 @@ from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
+from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
+from megatron_resrl.training.not_finite import NotFiniteSteps
 from megatron_resrl.training.phases import PHASES, phase
+from megatron_resrl.training.records import dump_path
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
@@ -45,9 +49,16 @@ def train(recipe: Recipe) -> None:
 
     Writes below `recipe.output_dir`: recipe.yaml, metrics.jsonl, samples.jsonl, tensorboard/,
     checkpoints/ and, at the end, the policy as a Hugging Face model in hf/.
+
+    Raises:
+        Interrupted: A signal asked the run to end before its last step; it is saved.
+        NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
-    with open_actor(recipe, trainable=True) as actor:
-        output_dir = Path(recipe.output_dir)
+    output_dir = Path(recipe.output_dir)
+    with (
+        Interruption(output_dir, recipe.checkpoint.preemption_exit_code) as interruption,
+        open_actor(recipe, trainable=True) as actor,
+    ):
         algorithm = algorithm_of(recipe)
         prompts = _load_training_prompts(recipe, actor)
         evaluation_sets = load_evaluation_sets(recipe, actor.tokenizer)
@@ -59,6 +70,7 @@ def train(recipe: Recipe) -> None:
         weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
         sampling = _sampling(recipe, actor)
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+        not_finite = NotFiniteSteps(recipe.optimizer)
 
         def evaluate() -> dict[str, float]:
             with phase(timers, "evaluation"):
@@ -71,6 +83,7 @@ def train(recipe: Recipe) -> None:
             timers.collect()
             journal.begin_steps()
             for step in range(first, recipe.steps + 1):
+                begin_step(step)
                 batch = [prompts[index] for index in sampler.next_batch()]
                 with phase(timers, "rollout"):
                     responses = actor.engine.generate(
@@ -92,12 +105,16 @@ def train(recipe: Recipe) -> None:
                 if _due(step, recipe.evaluation.every, recipe.steps):
                     metrics |= evaluate()
                 journal.log(step, metrics, samples)
-                if _due(step, recipe.checkpoint.save_every, recipe.steps):
+                not_finite.count(step, outcome.finite, dump_path(output_dir, step))
+                interrupted = step < recipe.steps and interruption.requested()
+                if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
                     extra = {"subspace_method": weigher.method} if weigher else {}
                     state = TrainerState(step, sampler.state_dict(), extra)
-                    save_checkpoint(
+                    saved = save_checkpoint(
                         output_dir, actor.policy, state, keep_last=recipe.checkpoint.keep_last
                     )
+                    if interrupted:
+                        interruption.end(step, saved)
                 timers.collect()
         if recipe.checkpoint.export_hf:
             save_hf_model(
