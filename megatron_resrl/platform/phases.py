@@ -76,9 +76,9 @@ def named_phase(name: str) -> Iterator[None]:
     """
     outer, _here.phase = _here.phase, name
     try:
-        sys.audit("megatron_resrl.phase", name)
         if _here.board:
             _here.board.write("phase", _now())
+        sys.audit("megatron_resrl.phase", name)
         yield
     except CollectiveTimeout:
         raise

@@ -53,15 +53,16 @@ class Interruption:
     def __init__(self, output_dir: Path, exit_code: int | None) -> None:
         self._file = output_dir / FILE
         self._exit_code = exit_code
-        self._received = 0
+        self._received = 0  # By this rank; a SIGTERM after the others' first is still its first.
+        self._agreed = 0
         self._first_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
     def requested(self) -> bool:
         """Whether any rank was asked to end; the same answer on all. Collective."""
         with named_phase("interruption"):
-            self._received = largest(self._received)
-        return self._received > 0
+            self._agreed = largest(self._received)
+        return self._agreed > 0
 
     def end(self, step: int, checkpoint: Path) -> NoReturn:
         """Writes down that the run stands interrupted, and ends it. Collective.
@@ -73,7 +74,7 @@ class Interruption:
         Raises:
             Interrupted: Always.
         """
-        name = signal.Signals(self._received).name
+        name = signal.Signals(self._agreed).name
         if dist.get_rank() == 0:
             note = {"signal": name, "step": step, "checkpoint": str(checkpoint)}
             _write_whole(self._file, json.dumps(note | {"time": time.time()}) + "\n")
@@ -81,7 +82,7 @@ class Interruption:
             dist.barrier()  # A launcher may end all ranks as soon as one has ended.
         status = self._exit_code
         if status is None:
-            status = 128 + signal.SIGTERM if self._received == signal.SIGTERM else 0
+            status = 128 + signal.SIGTERM if self._agreed == signal.SIGTERM else 0
         raise Interrupted(
             f"{name}: the run ended after step {step}, which is saved in {checkpoint}; the same "
             "command continues it",
