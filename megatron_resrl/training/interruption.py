@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -92,8 +93,9 @@ class Interruption:
     def __enter__(self) -> Interruption:
         if os.environ.get("RANK", "0") == "0":  # Process groups come later.
             self._file.unlink(missing_ok=True)
-        # Also where the signal was ignored, as by the children of a shell with `trap "" USR1`.
-        self._previous = {each: signal.signal(each, self._note) for each in SIGNALS}
+        if threading.current_thread() is threading.main_thread():  # Python's rule for handlers.
+            # Also where the signal was ignored, as by the children of a shell with `trap "" USR1`.
+            self._previous = {each: signal.signal(each, self._note) for each in SIGNALS}
         return self
 
     def __exit__(
