@@ -44,8 +44,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with named_phase("start of the process group"):
             store, rank, world_size = _meet(timeout)
+            own = dist.PrefixStore("default_pg", store)  # As torch does with a store it makes.
             dist.init_process_group(
-                backend, timeout=timeout, store=store, rank=rank, world_size=world_size
+                backend, timeout=timeout, store=own, rank=rank, world_size=world_size
             )
             join_board(store, rank, world_size)
     parallel_state.destroy_model_parallel()
