@@ -50,7 +50,7 @@ setup(
     packages=find_packages(include=["megatron_resrl", "megatron_resrl.*"]),
     install_requires=REQUIREMENTS,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["megatron-resrl = megatron_resrl.cli:main"]},
+    entry_points={"console_scripts": ["megatron-resrl = megatron_resrl.cli:run"]},
     classifiers=[
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",

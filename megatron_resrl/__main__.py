@@ -1,8 +1,6 @@
 """`python -m megatron_resrl`. Spawned worker processes import this file again: hence the guard."""
 
-import sys
-
-from megatron_resrl.cli import main
+from megatron_resrl.cli import run
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

@@ -6,14 +6,15 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Literal, NoReturn
 
 from megatron_resrl import __version__
 from megatron_resrl.config.checks import check_recipe, require_valid
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.errors import InputError
+from megatron_resrl.errors import UNUSABLE, InputError, RunError
+from megatron_resrl.platform.ending import process_ends_with_block
 
 _USAGE = """\
 usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
@@ -34,8 +35,11 @@ Settings come from the recipe and from the command line, which wins:
 `megatron-resrl COMMAND --help` lists all settings; `megatron-resrl --version` the version.
 """
 
-UNUSABLE = 2
-"""Exit status of a run that could not start or that ended with an error that explains itself."""
+
+def run() -> NoReturn:
+    """Runs the command of this process and ends the process with its status."""
+    with process_ends_with_block():
+        sys.exit(main())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -45,7 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; default: this process's.
 
     Returns:
-        Exit status: 0 done, 1 `check` found problems, 2 the run could not start.
+        Exit status: 0 done, 1 `check` found problems, 2 the run could not start or ended with an
+        error that explains itself; that of `Interrupted` if a signal ended it early.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -67,12 +72,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[command](recipe, rest)
     except RecipeError as error:
         # The ranks of a node find the same problems; a file may be missing on one node only.
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            print(f"{_rank_name()}{error}", file=sys.stderr)
+        _say(error, once_per_host=True)
         return UNUSABLE
     except InputError as error:
-        print(f"{_rank_name()}{error}", file=sys.stderr)
+        _say(error)
         return UNUSABLE
+    except RunError as error:
+        _say(error, once_per_host=error.common)
+        return error.status
 
 
 def train(path: str | None, overrides: list[str]) -> int:
@@ -80,7 +87,8 @@ def train(path: str | None, overrides: list[str]) -> int:
     recipe = _start(path, overrides, "train")
     from megatron_resrl.training.rl_loop import train as run_training
 
-    return _run(run_training, recipe)
+    run_training(recipe)
+    return 0
 
 
 def evaluate(path: str | None, overrides: list[str]) -> int:
@@ -88,7 +96,8 @@ def evaluate(path: str | None, overrides: list[str]) -> int:
     recipe = _start(path, overrides, "eval")
     from megatron_resrl.evaluation.run import evaluate as run_evaluation
 
-    return _run(run_evaluation, recipe)
+    run_evaluation(recipe)
+    return 0
 
 
 def check(path: str | None, overrides: list[str]) -> int:
@@ -153,15 +162,9 @@ def _adapt() -> None:
     adapt_megatron_core()
 
 
-def _run(job: Callable[[Recipe], object], recipe: Recipe) -> int:
-    from megatron_resrl.platform.distributed import CollectiveTimeout
-
-    try:
-        job(recipe)
-    except CollectiveTimeout as error:
+def _say(error: Exception, *, once_per_host: bool = False) -> None:
+    if not once_per_host or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{_rank_name()}{error}", file=sys.stderr)
-        return UNUSABLE
-    return 0
 
 
 def _rank_name() -> str:

@@ -1,9 +1,12 @@
-"""The error that explains itself to a user."""
+"""The errors that explain themselves to a user."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+
+UNUSABLE = 2
+"""Exit status of a run that could not start or that ended with an error that explains itself."""
 
 
 class InputError(ValueError):
@@ -11,6 +14,24 @@ class InputError(ValueError):
 
     It names the setting or file, the value found and what would be right.
     """
+
+
+class RunError(RuntimeError):
+    """A run has to end; the message explains it without a traceback."""
+
+    status: int = UNUSABLE
+    """The process's exit status."""
+    common: bool = False
+    """All ranks raise it alike, so that one of each host says it."""
+
+
+def exit_status(error: BaseException) -> int:
+    """The status with which a process ends because of an error."""
+    if isinstance(error, RunError):
+        return error.status
+    if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
+        return error.code or 0
+    return UNUSABLE if isinstance(error, InputError) else 1
 
 
 def closest(name: str, candidates: Collection[str], cutoff: float = 0.6) -> str | None:

@@ -16,7 +16,8 @@ from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.retention import Retention
-from megatron_resrl.platform.distributed import gather_objects, named_phase
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.model_files import copy_model_files
 

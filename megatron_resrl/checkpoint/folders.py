@@ -24,6 +24,7 @@ from torch.distributed.checkpoint import FileSystemReader, Metadata
 
 from megatron_resrl.checkpoint.checksums import SUMS_FILE, write_sums
 from megatron_resrl.checkpoint.retention import Retention
+from megatron_resrl.errors import RunError
 
 logger = logging.getLogger(__name__)
 
@@ -37,8 +38,10 @@ _INCOMPLETE = ".incomplete"
 _REMOVED = ".removed"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(RunError):
     """A checkpoint is missing, damaged, or does not fit the run; the message says what to do."""
+
+    common = True
 
 
 def latest_checkpoint(output_dir: Path) -> Path | None:

@@ -11,7 +11,7 @@ from megatron_resrl.checkpoint import folders
 from megatron_resrl.checkpoint.checksums import damaged_files_by_all
 from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import CheckpointError
-from megatron_resrl.platform.distributed import named_phase
+from megatron_resrl.platform.phases import named_phase
 
 logger = logging.getLogger(__name__)
 

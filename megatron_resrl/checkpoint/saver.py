@@ -16,7 +16,8 @@ import torch.distributed as dist
 from megatron_resrl.checkpoint.checkpoint import PendingSave, TrainerState, begin_save
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.retention import Retention
-from megatron_resrl.platform.distributed import any_rank, named_phase
+from megatron_resrl.platform.distributed import any_rank
+from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
@@ -58,8 +59,8 @@ class CheckpointSaver:
         self.retention = retention
         self.background = background
         self.group = dist.new_group(backend="gloo", timeout=timeout) if background else None
-        self.saved_step: int | None = None
         self._on_saved = on_saved
+        self._written: Path | None = None
         self._running: Future[float] | None = None
         self._times: dict[str, float] = {}
 
@@ -80,7 +81,6 @@ class CheckpointSaver:
             group=self.group,
             copy=self.background,
         )
-        self.saved_step = state.step
         if self.background:
             self._running = self._in_thread(pending, state.step)
         else:
@@ -102,15 +102,19 @@ class CheckpointSaver:
         if self._running is not None and not any_rank(not self._running.done()):
             self._collect()
 
-    def wait(self) -> None:
+    def wait(self) -> Path | None:
         """Waits for the save that is going on, if any.
 
+        Returns:
+            The last checkpoint written.
+
         Raises:
-            CheckpointError: It failed.
+            CheckpointError: The save failed.
         """
         if self._running is not None:
             with named_phase("checkpoint write"):
                 self._collect()
+        return self._written
 
     def times(self) -> dict[str, float]:
         """Seconds since the last call: `stolen` from steps, and `write` of the saves that ended."""
@@ -137,6 +141,7 @@ class CheckpointSaver:
         path = pending.finish()
         seconds = time.perf_counter() - began
         logger.info("%s written in %.2f s", path, seconds)
+        self._written = path
         self._on_saved(step)
         return seconds
 

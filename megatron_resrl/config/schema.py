@@ -96,6 +96,11 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_grad: float = 1.0
     """Largest global gradient norm; 0: no clipping."""
+    non_finite: Literal["skip", "stop"] = "skip"
+    """What a loss or gradient that is not finite leads to, on all ranks: `skip` leaves its update
+    out; `stop` ends the run before the step is saved."""
+    max_non_finite: int = 10
+    """With `skip`: so many steps in a row with such an update end the run like `stop`."""
     megatron: dict[str, Any] = field(default_factory=dict)
     """Other fields of megatron-core's `OptimizerConfig`, passed through unchanged."""
 
@@ -269,6 +274,9 @@ class CheckpointConfig:
     that a resumed run does not generate them again."""
     export_hf: bool = True
     """Write the final policy as a Hugging Face model to `<output_dir>/hf`."""
+    preemption_exit_code: int | None = None
+    """Exit status of a run that a signal made save and end early; default: 143 after SIGTERM, 0
+    after SIGUSR1."""
 
 
 @dataclass(frozen=True)

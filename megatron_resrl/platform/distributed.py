@@ -1,30 +1,20 @@
-"""Ranks and their groups: start, stop, seeds, and collectives that name the phase they hang in."""
+"""Ranks and their groups: start, stop, seeds, and small collectives."""
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import os
 import random
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.cpu import adapt_megatron_core
-
-_LOST_PEER = (
-    *("Timed out", "timed out", "wait timeout"),
-    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
-)
-"""What gloo, NCCL and the store say when another rank does not answer."""
-
-
-class CollectiveTimeout(RuntimeError):
-    """A rank did not arrive at a collective in time; the message names the phase and the rank."""
+from megatron_resrl.platform.phases import join_board, leave_board, named_phase
 
 
 def device() -> torch.device:
@@ -52,10 +42,13 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        launched = "RANK" in os.environ
-        store = {} if launched else {"store": dist.HashStore(), "rank": 0, "world_size": 1}
         with named_phase("start of the process group"):
-            dist.init_process_group(backend, timeout=timeout, **store)
+            store, rank, world_size = _meet(timeout)
+            own = dist.PrefixStore("default_pg", store)  # As torch does with a store it makes.
+            dist.init_process_group(
+                backend, timeout=timeout, store=own, rank=rank, world_size=world_size
+            )
+            join_board(store, rank, world_size)
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -72,35 +65,23 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
     model_parallel_cuda_manual_seed(seed)
 
 
+def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+    """The job's store, this rank and the number of ranks: as the launcher says, or alone."""
+    if "RANK" not in os.environ:
+        return dist.HashStore(), 0, 1
+    store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    store.set_timeout(timeout)
+    return store, rank, world_size
+
+
 def shutdown() -> None:
     """Ends the process groups."""
     from megatron.core import parallel_state
 
+    leave_board()
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def named_phase(name: str) -> Iterator[None]:
-    """Turns a collective's time-out or a lost peer inside the block into an error that names it.
-
-    Raises:
-        CollectiveTimeout: With the phase, this rank, and what the backend said.
-    """
-    try:
-        yield
-    except CollectiveTimeout:
-        raise
-    except RuntimeError as error:
-        said = str(error)
-        if any(words in said for words in _LOST_PEER):
-            rank = os.environ.get("RANK", "0")
-            raise CollectiveTimeout(
-                f"phase {name!r}, rank {rank}: another rank did not take part in a collective "
-                f"within parallel.timeout_minutes or has died ({said.splitlines()[0]})"
-            ) from error
-        raise
 
 
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:

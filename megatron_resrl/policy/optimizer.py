@@ -111,10 +111,11 @@ def finish_parameter_gather(chunks: Sequence[DistributedDataParallel]) -> None:
 
 
 def gradients_are_finite(chunks: Sequence[DistributedDataParallel]) -> bool:
-    """Whether no rank holds an infinite or NaN gradient; the same answer on all ranks."""
+    """Whether no rank holds an infinite or NaN gradient, nor one whose square is infinite and would
+    stay in the second moment for ever; the same answer on all ranks."""
     # Extremes are NaN if any entry is; isfinite() of every entry would make copies of the buffer.
     finite = all(
-        bool(torch.stack(torch.aminmax(buffer.grad_data)).isfinite().all())
+        bool(torch.stack(torch.aminmax(buffer.grad_data)).float().square().isfinite().all())
         for chunk in chunks
         for buffer in chunk.buffers + chunk.expert_parallel_buffers
     )

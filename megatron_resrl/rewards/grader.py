@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import multiprocessing
+import os
 import signal
 import sys
 import traceback
@@ -125,7 +126,7 @@ class Grader:
 
     def _result(self, task: GradingTask, future: Any) -> Grade:
         try:
-            outcome = future.result()
+            outcome = self._outcome(task, future)
         except TimeoutError:
             return Grade(score=0.0, timed_out=True)
         except ProcessExpired as error:
@@ -135,6 +136,16 @@ class Grader:
             text = _describe(self._function_name, outcome.problem, task)
             raise RewardError(f"{text}\n{outcome.traceback}".rstrip())
         return Grade(score=outcome, timed_out=False)
+
+    def _outcome(self, task: GradingTask, future: Any) -> Any:
+        """What a task returned; a second time where a launcher that ends the job took its process,
+        which the run does without to end in order."""
+        try:
+            return future.result()
+        except ProcessExpired as error:
+            if -error.exitcode not in (signal.SIGTERM, signal.SIGUSR1):
+                raise
+        return self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s).result()
 
 
 def _describe(function_name: str, problem: str, task: GradingTask) -> str:
@@ -172,6 +183,9 @@ _reward: RewardFunction
 def _start_worker(function_name: str) -> None:
     """Loads the function, so that no response's time pays for it."""
     global _reward
+    # Signals that end a job are for the trainer, which still needs its graders to end in order.
+    os.setsid()
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A Python handler, such as the pool's, would wait for the end of a hanging C function.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if sys.platform == "linux":

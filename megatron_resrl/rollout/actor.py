@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from megatron_resrl.config.schema import DataConfig, Recipe
 from megatron_resrl.data.prompts import Prompt, load_prompts, tokenize_prompts
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.platform.ending import Deadline
+from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
@@ -31,7 +34,11 @@ class Actor:
 
 @contextlib.contextmanager
 def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
-    """Starts process groups, model, engine and grader processes; ends them with the block."""
+    """Starts process groups, model, engine and grader processes; ends them with the block.
+
+    What hangs in being ended does not keep the process alive, see `Deadline`.
+    """
+    deadline = Deadline()
     initialize(recipe.parallel, recipe.seed)
     try:
         tokenizer = load_tokenizer(recipe.model)
@@ -40,14 +47,20 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
             workers=recipe.reward.workers,
             timeout_s=recipe.reward.timeout_s,
         ) as grader:
-            policy = Policy.from_recipe(recipe, trainable=trainable)
+            with named_phase("start of the model"):
+                policy = Policy.from_recipe(recipe, trainable=trainable)
             engine = MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
                 recipe.model.path, policy.hf_config, tokenizer
             )
-            yield Actor(policy, engine, grader, tokenizer, stop)
+            try:
+                with named_phase("run"):
+                    yield Actor(policy, engine, grader, tokenizer, stop)
+            finally:
+                deadline.start(sys.exc_info()[1])
     finally:
         shutdown()
+        deadline.cancel()
 
 
 def read_prompts(

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from megatron_resrl.observe.timers import PhaseTimers
-from megatron_resrl.platform.distributed import named_phase
+from megatron_resrl.platform.phases import named_phase
 
 PHASES = ("rollout", "reward", "scoring", "subspace", "update", "sync")
 """The parts of a step's time that are always reported; the rest is "other"."""

@@ -23,13 +23,18 @@ def readable(sample: Sample) -> dict[str, Any]:
     }
 
 
+def dump_path(directory: Path, step: int) -> Path:
+    """Where `dump_batch` writes."""
+    return directory / "not_finite" / f"step_{step:06d}.jsonl"
+
+
 def dump_batch(directory: Path, step: int, samples: Sequence[Sample]) -> Path:
     """Writes every sample of a step, token ids included, so that it can be looked into.
 
     Returns:
-        The file, `<directory>/not_finite/step_<step>.jsonl`.
+        The file.
     """
-    path = directory / "not_finite" / f"step_{step:06d}.jsonl"
+    path = dump_path(directory, step)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", encoding="utf-8") as file:
         for sample in samples:

@@ -29,12 +29,16 @@ from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
+from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
+from megatron_resrl.training.not_finite import NotFiniteSteps
 from megatron_resrl.training.phases import PHASES, phase
+from megatron_resrl.training.records import dump_path
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
@@ -47,9 +51,16 @@ def train(recipe: Recipe) -> None:
 
     Writes below `recipe.output_dir`: recipe.yaml, metrics.jsonl, samples.jsonl, tensorboard/,
     checkpoints/ and, at the end, the policy as a Hugging Face model in hf/.
+
+    Raises:
+        Interrupted: A signal asked the run to end before its last step; it is saved.
+        NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
-    with open_actor(recipe, trainable=True) as actor:
-        output_dir = Path(recipe.output_dir)
+    output_dir = Path(recipe.output_dir)
+    with (
+        Interruption(output_dir, recipe.checkpoint.preemption_exit_code) as interruption,
+        open_actor(recipe, trainable=True) as actor,
+    ):
         algorithm = algorithm_of(recipe)
         prompts = _load_training_prompts(recipe, actor)
         evaluation_sets = load_evaluation_sets(recipe, actor.tokenizer)
@@ -64,6 +75,7 @@ def train(recipe: Recipe) -> None:
             rollout_log.discard()
         sampling = _sampling(recipe, actor)
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+        not_finite = NotFiniteSteps(recipe.optimizer)
 
         def evaluate() -> dict[str, float]:
             with phase(timers, "evaluation"):
@@ -79,6 +91,7 @@ def train(recipe: Recipe) -> None:
             timers.collect()
             journal.begin_steps()
             for step in range(first, recipe.steps + 1):
+                begin_step(step)
                 batch = [prompts[index] for index in sampler.next_batch()]
                 with phase(timers, "rollout"):
                     responses = _roll_out(recipe, actor, batch, sampling, step, rollout_log)
@@ -97,10 +110,14 @@ def train(recipe: Recipe) -> None:
                 if _due(step, recipe.evaluation.every, recipe.steps):
                     metrics |= evaluate()
                 journal.log(step, metrics, samples)
-                if _due(step, recipe.checkpoint.save_every, recipe.steps):
+                not_finite.count(step, outcome.finite, dump_path(output_dir, step))
+                interrupted = step < recipe.steps and interruption.requested()
+                if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
                     extra = {"subspace_method": weigher.method} if weigher else {}
                     position = sampler.state_dict()
                     saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
+                if interrupted:
+                    interruption.end(step, saver.wait())
                 timers.collect()
         if recipe.checkpoint.export_hf:
             save_hf_model(

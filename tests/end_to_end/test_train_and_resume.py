@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from faults import Fault, assert_same_run, run_task
 from safetensors.torch import load_file
 from tiny_task import read_metrics, write_task
 
@@ -64,11 +65,24 @@ def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "resumed after step 2" in done.stderr
     assert "subspace method" not in done.stderr  # that of the checkpoint, not measured again
-    ours, theirs = read_metrics(run), read_metrics(straight)
-    assert ours == theirs
-    resumed = load_file(run / "hf" / "model.safetensors")
-    for name, tensor in load_file(straight / "hf" / "model.safetensors").items():
-        assert (tensor == resumed[name]).all(), name
+    assert_same_run(run, straight)
+
+
+def test_a_run_told_to_end_saves_its_step_and_resumes_to_the_same_bits(straight, tmp_path):
+    recipe, run = write_task(tmp_path), tmp_path / "run"
+    ended = run_task(recipe, Fault("term", "phase:rollout", step=3, rank=0), ranks=1)
+    assert ended.code == 143
+    note = json.loads((run / "interrupted.json").read_text())
+    assert note["step"] == 3
+    assert note["checkpoint"] == str(run / "checkpoints" / "step_000003")
+    assert f"SIGTERM: the run ended after step 3, which is saved in {run}" in ended.text
+    assert not (run / "hf").exists()
+
+    done = _train(recipe)
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 3" in done.stderr
+    assert not (run / "interrupted.json").exists()
+    assert_same_run(run, straight)
 
 
 def _wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:

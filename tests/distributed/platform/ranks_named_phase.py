@@ -14,7 +14,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state  # noqa: F401  slow, and must not count as being late
 
 from megatron_resrl.config.schema import ParallelConfig
-from megatron_resrl.platform.distributed import CollectiveTimeout, initialize, named_phase
+from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.phases import CollectiveTimeout, begin_step, named_phase
 
 TIMEOUT_S = 4.0
 
@@ -25,7 +26,8 @@ def told(phase: str, group: dist.ProcessGroup | None = None) -> str:
         with named_phase(phase):
             dist.barrier(group=group)
     except CollectiveTimeout as error:
-        return f"{phase}|{time.monotonic() - started:.1f}|{error}"
+        text = str(error).replace("\n", " ")
+        return f"{phase}|{time.monotonic() - started:.1f}|{text}"
     return f"{phase}|{time.monotonic() - started:.1f}|nothing"
 
 
@@ -47,8 +49,11 @@ def main() -> None:
         (folder / "waited").touch()
         print(told("update", second), flush=True)
     else:
-        wait_for(folder / "waited")
-        time.sleep(0.5)
+        begin_step(3)
+        with named_phase("scoring"):
+            wait_for(folder / "waited")
+        with named_phase("update"):
+            time.sleep(0.5)
     # At once, without closing connections in order, as a killed process.
     os._exit(0)
 

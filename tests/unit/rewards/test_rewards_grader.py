@@ -113,6 +113,17 @@ def test_a_crashed_process_is_an_error_that_names_the_sample(grader: Grader) -> 
     assert grader.grade([task("echo 1")]) == [Grade(1.0, timed_out=False)]
 
 
+def test_a_response_whose_process_a_launcher_ended_is_graded_again(
+    grader: Grader, tmp_path: Path
+) -> None:
+    tasks = [task("echo 2"), task("terminated_once", str(tmp_path / "mark")), task("echo 3")]
+    assert [grade.score for grade in grader.grade(tasks)] == [2.0, 1.0, 3.0]
+
+
+def test_signals_to_the_group_of_the_trainer_do_not_reach_its_graders(grader: Grader) -> None:
+    assert grader.grade([task("own_session")])[0].score == 1.0
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [

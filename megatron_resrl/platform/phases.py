@@ -1,0 +1,228 @@
+"""What every rank is doing, so that one that waits in vain can say for whom and since when.
+
+Each rank writes the phase it enters to the job's store, and a thread of it writes a sign of life
+every second. A rank that is told of a time-out or a lost peer asks the store for the others.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch.distributed as dist
+
+from megatron_resrl.errors import RunError
+
+logger = logging.getLogger(__name__)
+
+_LOST_PEER = (
+    *("Timed out", "timed out", "wait timeout"),
+    *("Connection closed by peer", "Connection reset by peer", "Broken pipe"),
+)
+"""What gloo, NCCL and the store say when another rank does not answer."""
+
+SIGN_OF_LIFE_S = 1.0
+"""Seconds between a rank's signs of life."""
+
+ANSWER_WITHIN_S = 5.0
+"""Seconds that a rank gives the others to report, too, that they wait in vain."""
+
+_NAMED_RANKS = 8
+"""Missing ranks spelled out in a message; of a whole job's, a few say it all."""
+
+
+class CollectiveTimeout(RunError):
+    """A rank did not arrive at a collective in time; the message names the phase and the rank."""
+
+
+@dataclass
+class _Here:
+    """This rank, and what it is doing."""
+
+    phase: str = "start"
+    step: int | None = None
+    board: _Board | None = None
+
+
+_here = _Here()
+
+
+def begin_step(step: int) -> None:
+    """Says which training step the phases from here on belong to.
+
+    Raises the audit event `megatron_resrl.step` with the number.
+    """
+    sys.audit("megatron_resrl.step", step)
+    _here.step = step
+
+
+@contextlib.contextmanager
+def named_phase(name: str) -> Iterator[None]:
+    """Turns a collective's time-out or a lost peer inside the block into an error that names it.
+
+    Raises the audit event `megatron_resrl.phase` with the name on entry, for supervisors and tests
+    (`sys.addaudithook`); it costs nothing without a hook.
+
+    Raises:
+        CollectiveTimeout: With the phase, this rank, what the backend said, and the ranks that
+            did not answer with the phase that each was last seen to enter.
+    """
+    outer, _here.phase = _here.phase, name
+    try:
+        if _here.board:
+            _here.board.write("phase", _now())
+        sys.audit("megatron_resrl.phase", name)
+        yield
+    except CollectiveTimeout:
+        raise
+    except BaseException as error:
+        said = str(error)
+        if isinstance(error, RuntimeError) and any(words in said for words in _LOST_PEER):
+            raise CollectiveTimeout(_lost_peer(said)) from error
+        if _here.board:
+            _here.board.write("failed", _now() | {"cause": f"{type(error).__name__}: {error}"})
+        raise
+    finally:
+        _here.phase = outer
+
+
+def _now() -> dict[str, object]:
+    return {"phase": _here.phase, "step": _here.step, "time": time.time()}
+
+
+def _lost_peer(said: str) -> str:
+    rank = os.environ.get("RANK", "0")
+    where = f"phase {_here.phase!r}, rank {rank}"
+    if _here.step is not None:
+        where += f", step {_here.step}"
+    text = (
+        f"{where}: another rank did not take part in a collective within "
+        f"parallel.timeout_minutes or has died ({said.splitlines()[0]})"
+    )
+    missing = _here.board.missing() if _here.board else []
+    return "\n  ".join([text, *missing])
+
+
+def join_board(store: dist.Store, rank: int, world_size: int) -> None:
+    """Lets the other ranks see from now on what this one is doing, and this one the others.
+
+    Args:
+        store: Of the job, reachable by all ranks.
+        rank: This rank.
+        world_size: Number of ranks.
+    """
+    leave_board()
+    if world_size > 1:
+        # A connection of its own: a rank that waits for a key keeps its connection to itself.
+        own = dist.PrefixStore("megatron_resrl", store.clone())
+        _here.board = _Board(own, rank, world_size)
+
+
+def leave_board() -> None:
+    """Ends this rank's signs of life."""
+    if _here.board:
+        _here.board.close()
+    _here.board = None
+
+
+class _Board:
+    """The ranks' notes in the store. Nothing here raises or waits for longer than said: the store
+    ends with its host, and a job that has lost it must still end by itself."""
+
+    def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
+        self._store = store
+        self._rank = rank
+        self._others = [other for other in range(world_size) if other != rank]
+        self._closed = threading.Event()
+        self._store_lost = False
+        self._life = threading.Thread(target=self._live, name="signs of life", daemon=True)
+        self._life.start()
+
+    def write(self, kind: str, note: dict[str, object]) -> None:
+        """Leaves a note of this rank for the others."""
+        self._set(f"{kind}/{self._rank}", json.dumps(note))
+
+    def missing(self) -> list[str]:
+        """Waits a few seconds for the other ranks to report that they wait, too.
+
+        Returns:
+            A line for each rank that did not, those first that show no sign of life; or one line
+            that says why nothing is known.
+        """
+        lines: list[str] = []
+        # A store whose host is stopped keeps the connection open and never answers.
+        asking = threading.Thread(target=lambda: lines.extend(self._ask()), daemon=True)
+        asking.start()
+        asking.join(2 * ANSWER_WITHIN_S)
+        return list(lines) or ["the job's store does not answer: its host, that of rank 0, is lost"]
+
+    def close(self) -> None:
+        """Ends the signs of life."""
+        self._closed.set()
+        self._life.join(2 * SIGN_OF_LIFE_S)
+
+    def _live(self) -> None:
+        beat = 0
+        while not self._closed.wait(SIGN_OF_LIFE_S):
+            beat += 1
+            self._set(f"alive/{self._rank}", str(beat))
+
+    def _set(self, key: str, value: str) -> None:
+        if self._store_lost:
+            return
+        try:
+            self._store.set(key, value)
+        except RuntimeError as error:
+            self._store_lost = True
+            logger.warning("the job's store is gone (%s)", str(error).splitlines()[0])
+
+    def _ask(self) -> list[str]:
+        try:
+            self.write("waiting", _now())
+            beats = {other: self._read("alive", other) for other in self._others}
+            silent = self._others
+            until = time.monotonic() + ANSWER_WITHIN_S
+            while silent and time.monotonic() < until:
+                time.sleep(0.2)
+                silent = [other for other in silent if not self._heard_of(other)]
+            silent = [other for other in self._others if self._read("waiting", other) is None]
+            if not silent:
+                return ["all ranks are there and wait: the network lost a connection"]
+            alive = {other: self._read("alive", other) != beats[other] for other in silent}
+            silent = sorted(silent, key=lambda other: alive[other])
+            lines = [self._describe(other, alive[other]) for other in silent[:_NAMED_RANKS]]
+        except RuntimeError:
+            return []
+        if len(silent) > _NAMED_RANKS:
+            lines.append(f"and {len(silent) - _NAMED_RANKS} more ranks did not answer")
+        return lines
+
+    def _heard_of(self, rank: int) -> bool:
+        """Whether a rank said that it waits or why it failed."""
+        return any(self._read(kind, rank) is not None for kind in ("waiting", "failed"))
+
+    def _read(self, kind: str, rank: int) -> str | None:
+        key = f"{kind}/{rank}"
+        return self._store.get(key).decode() if self._store.check([key]) else None
+
+    def _describe(self, rank: int, alive: bool) -> str:
+        failed = self._read("failed", rank)
+        if failed is not None:
+            return f"rank {rank} failed {_place(failed)}: {json.loads(failed)['cause']}"
+        said = f"rank {rank} did not answer" + (", though its process runs" if alive else "")
+        seen = self._read("phase", rank)
+        return f"{said}: " + (f"last seen entering {_place(seen)}" if seen else "never seen")
+
+
+def _place(note: str) -> str:
+    """A note's phase, step and age in words."""
+    seen = json.loads(note)
+    of_step = "" if seen["step"] is None else f" of step {seen['step']}"
+    return f"phase {seen['phase']!r}{of_step}, {max(0.0, time.time() - seen['time']):.0f} s ago"

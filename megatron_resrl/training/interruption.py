@@ -1,0 +1,128 @@
+"""A run that is asked to end: it finishes its step, saves, and says so.
+
+SIGTERM and SIGUSR1 to any rank count for all. A handler only takes a note; the ranks look at their
+notes together when a step is done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, NoReturn
+
+import torch.distributed as dist
+
+from megatron_resrl.errors import RunError
+from megatron_resrl.platform.distributed import largest
+from megatron_resrl.platform.phases import named_phase
+
+SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
+"""SIGUSR1: the time limit is near. SIGTERM: end now, as Slurm, Kubernetes and torchrun say it; it
+comes last because it counts where both came."""
+
+FILE = "interrupted.json"
+"""Below the output directory: there while the run stands interrupted, gone once it goes on."""
+
+SAME_REQUEST_S = 5.0
+"""A SIGTERM that comes so soon after the first is the same request: Slurm signals torchrun and its
+ranks, and torchrun tells the ranks again."""
+
+
+class Interrupted(RunError):
+    """The run ended early because it was asked to; its last step is saved."""
+
+    common = True
+
+    def __init__(self, message: str, status: int) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class Interruption:
+    """Takes note of signals while the block runs; every rank opens one.
+
+    Args:
+        output_dir: Of the run.
+        exit_code: Status of an interrupted run's processes; None: 143 (128 + 15) after SIGTERM, and
+            0 after SIGUSR1, so that launchers do not take a planned end for a failure.
+    """
+
+    def __init__(self, output_dir: Path, exit_code: int | None) -> None:
+        self._file = output_dir / FILE
+        self._exit_code = exit_code
+        # Places in SIGNALS, from 1. By this rank: a SIGTERM after the others' first is its first.
+        self._received = 0
+        self._agreed = 0
+        self._first_at = 0.0
+        self._previous: dict[signal.Signals, Any] = {}
+
+    def requested(self) -> bool:
+        """Whether any rank was asked to end; the same answer on all. Collective."""
+        with named_phase("interruption"):
+            self._agreed = largest(self._received)
+        return self._agreed > 0
+
+    def end(self, step: int, checkpoint: Path) -> NoReturn:
+        """Writes down that the run stands interrupted, and ends it. Collective.
+
+        Args:
+            step: Last step done.
+            checkpoint: The folder that it is saved in.
+
+        Raises:
+            Interrupted: Always.
+        """
+        received = SIGNALS[self._agreed - 1]
+        if dist.get_rank() == 0:
+            note = {"signal": received.name, "step": step, "checkpoint": str(checkpoint)}
+            _write_whole(self._file, json.dumps(note | {"time": time.time()}) + "\n")
+        with named_phase("interruption"):
+            dist.barrier()  # A launcher may end all ranks as soon as one has ended.
+        status = self._exit_code
+        if status is None:
+            status = 128 + signal.SIGTERM if received == signal.SIGTERM else 0
+        raise Interrupted(
+            f"{received.name}: the run ended after step {step}, which is saved in {checkpoint}; "
+            "the same command continues it",
+            status,
+        )
+
+    def __enter__(self) -> Interruption:
+        if os.environ.get("RANK", "0") == "0":  # Process groups come later.
+            self._file.unlink(missing_ok=True)
+        if threading.current_thread() is threading.main_thread():  # Python's rule for handlers.
+            # Also where the signal was ignored, as by the children of a shell with `trap "" USR1`.
+            self._previous = {each: signal.signal(each, self._note) for each in SIGNALS}
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for each, handler in self._previous.items():
+            signal.signal(each, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        now = time.monotonic()
+        place = SIGNALS.index(number) + 1
+        if number == signal.SIGTERM and self._received == place:
+            if now - self._first_at > SAME_REQUEST_S:
+                signal.signal(number, signal.SIG_DFL)
+                os.kill(os.getpid(), number)
+            return
+        self._received, self._first_at = max(self._received, place), now
+
+
+def _write_whole(path: Path, text: str) -> None:
+    """Writes a file that is seen either whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f"{path.name}.new")
+    new.write_text(text, encoding="utf-8")
+    os.replace(new, path)

@@ -1,0 +1,85 @@
+"""Signals are noted, looked at when a step is done, and turned into a status."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch.distributed as dist
+
+from megatron_resrl.training.interruption import Interrupted, Interruption
+
+
+@pytest.fixture(scope="module", autouse=True)
+def process_group() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+def interrupted(directory: Path, *signals: signal.Signals, exit_code: int | None = None) -> int:
+    """Status of a run that gets signals in step 7."""
+    with Interruption(directory, exit_code) as interruption:
+        assert not interruption.requested()
+        for each in signals:
+            os.kill(os.getpid(), each)
+        assert interruption.requested()
+        with pytest.raises(Interrupted, match="after step 7, which is saved in somew") as caught:
+            interruption.end(7, Path("somewhere"))
+    return caught.value.status
+
+
+def test_sigterm_ends_with_143_and_sigusr1_with_0_and_a_setting_overrides_both(tmp_path):
+    assert interrupted(tmp_path, signal.SIGTERM) == 143
+    assert interrupted(tmp_path, signal.SIGUSR1) == 0
+    assert interrupted(tmp_path, signal.SIGTERM, exit_code=75) == 75
+    assert interrupted(tmp_path, signal.SIGUSR1, exit_code=75) == 75
+
+
+def test_sigterm_counts_where_both_came(tmp_path):
+    assert interrupted(tmp_path, signal.SIGUSR1, signal.SIGTERM) == 143
+    assert interrupted(tmp_path, signal.SIGTERM, signal.SIGUSR1) == 143
+
+
+def test_the_note_says_where_the_run_stands_until_it_goes_on(tmp_path):
+    interrupted(tmp_path, signal.SIGUSR1)
+    note = json.loads((tmp_path / "interrupted.json").read_text())
+    assert note.pop("time") > 0
+    assert note == {"signal": "SIGUSR1", "step": 7, "checkpoint": "somewhere"}
+    with Interruption(tmp_path, None):
+        assert not list(tmp_path.iterdir())
+
+
+def test_handlers_are_installed_over_ignored_signals_and_restored(tmp_path):
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    try:
+        interrupted(tmp_path, signal.SIGUSR1)
+        assert signal.getsignal(signal.SIGUSR1) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+def test_a_forwarded_sigterm_is_the_same_request_and_a_later_one_ends_at_once(tmp_path):
+    script = f"""
+import os, pathlib, signal
+from megatron_resrl.training import interruption
+
+with interruption.Interruption(pathlib.Path({str(tmp_path)!r}), None):
+    os.kill(os.getpid(), signal.SIGTERM)
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("goes on", flush=True)
+    interruption.SAME_REQUEST_S = -1.0
+    os.kill(os.getpid(), signal.SIGTERM)
+    print("never said", flush=True)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.stdout == "goes on\n"
+    assert done.returncode == -signal.SIGTERM

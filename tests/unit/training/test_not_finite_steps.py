@@ -1,0 +1,28 @@
+"""When gradients that are not finite end a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_resrl.config.schema import OptimizerConfig
+from megatron_resrl.training.not_finite import NotFinite, NotFiniteSteps
+
+DUMP = Path("not_finite/step_000005.jsonl")
+
+
+def test_skip_allows_all_but_the_last_of_a_row():
+    steps = NotFiniteSteps(OptimizerConfig(max_non_finite=3))
+    for step, finite in enumerate((False, False, True, False, False)):
+        steps.count(step, finite, DUMP)
+    with pytest.raises(NotFinite, match=r"step 5: .*max_non_finite = 3 such steps") as caught:
+        steps.count(5, False, DUMP)
+    assert str(DUMP) in str(caught.value)
+
+
+def test_stop_ends_the_run_at_the_first():
+    steps = NotFiniteSteps(OptimizerConfig(non_finite="stop"))
+    steps.count(1, True, DUMP)
+    with pytest.raises(NotFinite, match=r"step 2: .*optimizer\.non_finite = stop"):
+        steps.count(2, False, DUMP)
