@@ -101,7 +101,7 @@ def capture(
     Raises:
         CheckpointError: Also by the function returned; a rank could not write its shards.
     """
-    state = _sharded_state(policy, is_loading=False, with_optimizer=True)
+    state = sharded_state(policy, is_loading=False, with_optimizer=True)
     state["scheduler"] = policy.scheduler.state_dict()
     state["random"] = _random_shard(random_state.capture())
     live = _live_storages(policy) if copy else None
@@ -136,7 +136,7 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
         CheckpointError: A tensor of the policy is not in the checkpoint.
     """
     trainable = policy.optimizer is not None
-    state = _sharded_state(policy, is_loading=True, with_optimizer=trainable)
+    state = sharded_state(policy, is_loading=True, with_optimizer=trainable)
     if trainable and same_layout:
         state["random"] = _random_shard(None)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
@@ -174,7 +174,11 @@ def _named_failures(what: str) -> Iterator[None]:
         raise CheckpointError(f"{what}: {error}") from error
 
 
-def _sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
+def sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
+    """megatron-core's sharded state dict of the weights, and of the optimizer if asked for.
+
+    Collective, and with the optimizer it gathers its shards.
+    """
     metadata = {
         "dp_cp_group": _replicas(),
         "distrib_optim_sharding_type": "fully_reshardable",

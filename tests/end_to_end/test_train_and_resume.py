@@ -53,7 +53,7 @@ def test_a_run_writes_metrics_samples_a_checkpoint_and_a_hugging_face_model(stra
 
 
 def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
-    recipe = write_task(tmp_path)
+    recipe = write_task(tmp_path, checkpoint__async_save=False)
     run = tmp_path / "run"
     process = subprocess.Popen(_command(recipe), stderr=subprocess.DEVNULL, start_new_session=True)
     _wait_for_step(run, 3, process)

@@ -27,7 +27,7 @@ def start(
         [sys.executable, "-m", "megatron_resrl", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=180,
         env=dict(os.environ, OMP_NUM_THREADS="1", **(environment or {})),
         cwd=Path(__file__).resolve().parents[3],
     )
