@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal
 
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
+from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.config.checks_model import MODEL_CHECKS
@@ -30,7 +31,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
 )
 """What training and evaluation both need."""
 
-TRAINING_CHECKS: tuple[Check, ...] = (*ALGORITHM_CHECKS, *DATA_CHECKS)
+TRAINING_CHECKS: tuple[Check, ...] = (*ALGORITHM_CHECKS, *DATA_CHECKS, *CHECKPOINT_CHECKS)
 """What only training needs."""
 
 
