@@ -92,7 +92,8 @@ def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 3
 def _server() -> Any:
     """The server that ranks are forked from; the first process that is asked of it starts it."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(PRELOADED))
+    # Libraries that look for CUDA devices when imported would leave forks unable to use them.
+    context.set_forkserver_preload([] if torch.cuda.is_available() else list(PRELOADED))
     return context
 
 
