@@ -16,10 +16,8 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
 from megatron_resrl.errors import InputError
 
-MARKER = "latest_checkpointed_iteration.txt"
-"""Megatron-LM's file that names the newest checkpoint beside it."""
 RELEASE = "release"
-"""What it says of a model that was not trained here, and the name of its folder."""
+"""What Megatron-LM's marker file says of a model that was not trained here: its folder's name."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DtypeName = Literal["float32", "float16", "bfloat16"]
 

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.conversion import (
     DTYPES,
-    MARKER,
     RELEASE,
     DtypeName,
     chosen_dtype,
@@ -31,7 +30,7 @@ from megatron_resrl.weights.megatron_layout import (
     model_layout,
     padded_rows,
 )
-from megatron_resrl.weights.model_files import copy_model_files
+from megatron_resrl.weights.model_files import MARKER, copy_model_files
 from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
 
 _NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}

@@ -9,9 +9,9 @@ import torch
 from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.conversion import MARKER, RELEASE
 from megatron_resrl.weights.legacy_files import LegacyReader
 from megatron_resrl.weights.megatron_layout import ModelLayout, Parameter
+from megatron_resrl.weights.model_files import MARKER
 from megatron_resrl.weights.torch_dist_source import TorchDistSource
 
 _SAME = {
@@ -64,7 +64,7 @@ def find_checkpoint(path: Path) -> Path:
             f"folders, nor {MARKER}"
         )
     named = marker.read_text().strip()
-    folder = path / (named if named == RELEASE else f"iter_{int(named):07d}")
+    folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
     if not (_is_torch_dist(folder) or _is_legacy(folder)):
         raise InputError(f"{marker} says {named!r}, but {folder} holds no checkpoint")
     return folder

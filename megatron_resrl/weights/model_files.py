@@ -6,11 +6,9 @@ import shutil
 from pathlib import Path
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-_OF_WEIGHTS = (
-    "model.safetensors.index.json",
-    "pytorch_model.bin.index.json",
-    "latest_checkpointed_iteration.txt",
-)
+MARKER = "latest_checkpointed_iteration.txt"
+"""Megatron-LM's file that names the newest checkpoint beside it."""
+_OF_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json", MARKER)
 _TEMPLATES = "additional_chat_templates"
 
 
