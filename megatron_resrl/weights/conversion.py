@@ -21,6 +21,8 @@ RELEASE = "release"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DtypeName = Literal["float32", "float16", "bfloat16"]
 
+_OF_A_LAYER = re.compile(r"(^|\.)layers\..*(weight|bias)\d*$")
+_BUFFER = re.compile(r"(inv_freq|masked_bias|attn\.bias)$")
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -86,7 +88,13 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
         raise InputError(
             f"{path} has a quantization_config; only unquantized weights can be converted"
         )
-    config = read_hf_config(str(directory))
+    try:
+        config = read_hf_config(str(directory))
+    except InputError:
+        raise
+    # transformers checks a configuration with errors of many classes.
+    except Exception as error:
+        raise InputError(f"transformers does not accept {path}: {error}") from error
     _check_tokenizer(directory, config.vocab_size)
     return config, written
 
@@ -144,6 +152,26 @@ def chosen_dtype(
             f"--dtype {only} to keep them as they are, or --dtype {claimed} to convert them"
         )
     return only
+
+
+def check_left_out(unexpected: tuple[str, ...], source: Path) -> None:
+    """Refuses to leave out parameters of layers: without them it would be another model.
+
+    Args:
+        unexpected: Names of stored tensors that config.json does not ask for.
+        source: For messages.
+
+    Raises:
+        InputError: One is a parameter of a layer, and not a buffer that is computed anyway.
+    """
+    parameters = [
+        name for name in unexpected if _OF_A_LAYER.search(name) and not _BUFFER.search(name)
+    ]
+    if parameters:
+        raise InputError(
+            f"{source} holds parameters of layers that a model of its config.json does not have: "
+            f"{some(parameters)}; the two are not of one model, or it is of an unsupported kind"
+        )
 
 
 def parse_bytes(text: str, option: str) -> int:

@@ -14,6 +14,7 @@ from megatron_resrl.weights.conversion import (
     DTYPES,
     RELEASE,
     DtypeName,
+    check_left_out,
     chosen_dtype,
     read_model_config,
     some,
@@ -33,7 +34,14 @@ from megatron_resrl.weights.megatron_layout import (
 from megatron_resrl.weights.model_files import MARKER, copy_model_files
 from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
 
-_NAMES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float64"}
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "I8": "int8",
+}
 """safetensors' names of types -> torch's."""
 
 
@@ -84,6 +92,7 @@ def convert_hf_to_megatron(
     layout = model_layout(hf_config, rows)
     stored = stored_tensors(source)
     unexpected = _check_tensors(layout, stored, source)
+    check_left_out(unexpected, source)
     examples = {
         _NAMES.get(tensor.dtype, tensor.dtype): tensor_name
         for tensor_name, tensor in stored.items()

@@ -12,6 +12,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.weights.conversion import (
     DTYPES,
     DtypeName,
+    check_left_out,
     chosen_dtype,
     parse_bytes,
     read_model_config,
@@ -76,6 +77,8 @@ def convert_megatron_to_hf(
     source = open_checkpoint(folder, tensor_model_parallel_size, pipeline_model_parallel_size)
     check_arguments(source, hf_config, folder)
     layout = model_layout(hf_config, _vocabulary_rows(source, hf_config, folder))
+    unexpected = source.unexpected(layout)
+    check_left_out(unexpected, folder)
     name = chosen_dtype(_check_parameters(layout, source, folder), None, dtype, folder)
     with whole_or_nothing(target, source=path, force=force) as directory:
         tally = _write(layout, source, ShardWriter(directory, shard_bytes), DTYPES[name])
@@ -85,7 +88,7 @@ def convert_megatron_to_hf(
         source=path,
         target=target,
         dtype=name,
-        unexpected=source.unexpected(layout),
+        unexpected=unexpected,
         seconds=time.perf_counter() - started,
     )
 

@@ -21,9 +21,6 @@ from megatron_resrl.weights.megatron_layout import ModelLayout, Parameter
 from megatron_resrl.weights.megatron_names import own_name
 
 FILE = "model_optim_rng.pt"
-KEPT_OPEN = 64 * 10**6
-"""Bytes read before files are opened anew, between two layers: what was read of a mapped file stays
-in memory as long as it is open."""
 
 _FOLDER = re.compile(r"mp_rank_(\d{2,})(?:_(\d{3,}))?(?:_(\d{3,}))?")
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
@@ -81,7 +78,6 @@ class LegacyReader:
         self._files = _rank_files(folder, sizes)
         self._sizes = sizes
         self._opened: dict[_Rank, dict[str, Any]] = {}
-        self._read_bytes = 0
         self._layer: str | None = None
         self._shares = self._index()
 
@@ -116,15 +112,13 @@ class LegacyReader:
         """The whole parameter, put together from the tensor-parallel ranks' shares."""
         layer = _LAYER.match(parameter.name)
         if layer and layer[1] != self._layer:
+            # What was read of a mapped file stays in memory as long as the file is open.
+            self._opened.clear()
             self._layer = layer[1]
-            if self._read_bytes > KEPT_OPEN:
-                self._opened.clear()
-                self._read_bytes = 0
         shares = self._shares[parameter.name]
         if parameter.partition_dim is None:
             shares = shares[:1]
         tensors = [self._tensor(share) for share in shares]
-        self._read_bytes += sum(tensor.nbytes for tensor in tensors)
         if len(tensors) == 1:
             return tensors[0]
         if len(parameter.pieces) == 2:

@@ -45,12 +45,19 @@ class TorchDistSource:
         return stored[0][0] if stored else None
 
     def describe(self, parameter: Parameter) -> tuple[tuple[int, ...], torch.dtype] | None:
-        """Shape of the whole parameter and its dtype; None if it is not there."""
+        """Shape of the whole parameter and its dtype; None if it is not there.
+
+        Where a stored tensor has other numbers of layers or experts, the shape holds those too.
+        """
         keys = self._keys(parameter)
         if not keys:
             return None
-        shape, dtype = self._tensors[keys[0]]
-        shape = shape[len(position(parameter.name, keys[0])) :]
+        stored, dtype = self._tensors[keys[0]]
+        axes = len(position(parameter.name, keys[0]))
+        piece = parameter.pieces[0]
+        if axes == piece.leading and stored[:axes] != piece.global_shape[:axes]:
+            return stored, dtype
+        shape = stored[axes:]
         return (len(keys) * shape[0], *shape[1:]), dtype
 
     def unexpected(self, layout: ModelLayout) -> tuple[str, ...]:

@@ -206,8 +206,26 @@ def test_files_of_another_model(megatron: Path) -> None:
     refused(megatron, "embedding has 132 rows, but the vocab_size .* is 200")
     set_config(megatron, vocab_size=131, tie_word_embeddings=True)
     refused(megatron, "has an output matrix of its own, but config.json ties it")
-    set_config(megatron, tie_word_embeddings=False, num_hidden_layers=5)
-    refused(megatron, r"does not fit config\.json|lacks parameters")
+    for layers in (3, 5):
+        kinds = ["full_attention"] * layers
+        set_config(megatron, tie_word_embeddings=False, num_hidden_layers=layers, layer_types=kinds)
+        refused(megatron, r"input_layernorm\.weight is \(4, 48\) instead of \(48,\)")
+
+
+def test_fewer_layers_than_are_stored(model: Path) -> None:
+    set_config(model, num_hidden_layers=3, layer_types=["full_attention"] * 3)
+    refused(model, r"holds parameters of layers .*: model\.layers\.3\.input_layernorm\.weight")
+
+
+def test_parameters_that_the_family_does_not_have(model: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    file = file_of(model, name)
+    bias = name.replace("weight", "bias")
+    save_file(load_file(file) | {bias: torch.ones(80, dtype=torch.bfloat16)}, file)
+    index = json.loads((model / INDEX).read_text())
+    index["weight_map"][bias] = file.name
+    (model / INDEX).write_text(json.dumps(index))
+    refused(model, r"holds parameters of layers .*: model\.layers\.1\.mlp\.up_proj\.bias;")
 
 
 @pytest.mark.parametrize("size", ["0GB", "5 parsecs", ""])
