@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import subprocess
@@ -21,10 +20,8 @@ LAYER = 2 * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * INNER)
 SHARD = 60 * 10**6
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def write_model(path: Path) -> None:
     """16 layers, 415 MB, in files of at most 60 MB."""
-    path = tmp_path_factory.mktemp("large") / "model"
     config = LlamaConfig(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN,
@@ -37,33 +34,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with torch.device("meta"):
         empty = LlamaForCausalLM(config).to(torch.bfloat16)
     empty.to_empty(device="cpu").save_pretrained(path, max_shard_size=SHARD)
-    return path
 
 
-def measure(direction: str, source: Path, target: Path) -> dict[str, int]:
-    script = Path(__file__).with_name("measure_conversion.py")
-    paths = [str(REPOSITORY), str(REPOSITORY / "tests")]
-    output = subprocess.run(
-        [sys.executable, script, direction, source, target, f"{SHARD // 10**6}MB"],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    return json.loads(output.splitlines()[-1])
-
-
-def assert_bounded(found: dict[str, int]) -> None:
-    assert found["bytes"] > 3.5 * (SHARD + 2 * LAYER)
-    assert found["added"] < SHARD + 2 * LAYER
-
-
-def test_both_directions_hold_less_than_a_file_and_two_layers(model: Path, tmp_path: Path) -> None:
-    assert_bounded(measure("to_megatron", model, tmp_path / "megatron"))
-    assert_bounded(measure("to_hf", tmp_path / "megatron", tmp_path / "back"))
-
-
-def test_legacy_files_are_not_held_either(model: Path, tmp_path: Path) -> None:
+def write_legacy(path: Path, config: bytes) -> None:
+    """A Megatron-LM checkpoint of the same shape, of one rank."""
     layer = {
         "input_layernorm.weight": (HIDDEN,),
         "self_attention.linear_qkv.weight": (3 * HIDDEN, HIDDEN),
@@ -80,9 +54,31 @@ def test_legacy_files_are_not_held_either(model: Path, tmp_path: Path) -> None:
     for number in range(LAYERS):
         shapes |= {f"decoder.layers.{number}.{name}": shape for name, shape in layer.items()}
     state = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
-    folder = tmp_path / "iter_0000001" / "mp_rank_00"
-    folder.mkdir(parents=True)
-    content = {"args": argparse.Namespace(), "checkpoint_version": 3.0, "model": state}
-    torch.save(content, folder / "model_optim_rng.pt")
-    (folder.parent / "config.json").write_bytes((model / "config.json").read_bytes())
-    assert_bounded(measure("to_hf", folder.parent, tmp_path / "back"))
+    (path / "mp_rank_00").mkdir(parents=True)
+    (path / "config.json").write_bytes(config)
+    torch.save(
+        {"checkpoint_version": 3.0, "model": state}, path / "mp_rank_00" / "model_optim_rng.pt"
+    )
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]:
+    folder = tmp_path_factory.mktemp("large")
+    write_model(folder / "model")
+    write_legacy(folder / "legacy", (folder / "model" / "config.json").read_bytes())
+    paths = [str(REPOSITORY), str(REPOSITORY / "tests")]
+    script = Path(__file__).with_name("measure_conversion.py")
+    output = subprocess.run(
+        [sys.executable, script, folder, f"{SHARD // 10**6}MB"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"},
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+@pytest.mark.parametrize("name", ["to Megatron", "to Hugging Face", "legacy to Hugging Face"])
+def test_less_than_a_file_and_two_layers_are_held(found: dict, name: str) -> None:
+    assert found[name]["bytes"] > 3.5 * (SHARD + 2 * LAYER)
+    assert found[name]["added"] < SHARD + 2 * LAYER
