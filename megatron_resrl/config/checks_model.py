@@ -59,9 +59,22 @@ def _check_weights(facts: Facts) -> Iterator[Problem]:
     missing = sorted(shard for shard in shards if not (directory / shard).is_file())
     if missing:
         yield _unsupported(facts, f"it lacks {', '.join(missing)}", "fetch the model again")
-    elif not any(directory.glob("*.safetensors")):
-        fix = "save the model with safe_serialization, or fetch its safetensors files"
+    elif not any(directory.glob("*.safetensors")) and not _holds_megatron_weights(directory):
+        fix = (
+            "save the model with safe_serialization, fetch its safetensors files, or make a "
+            "Megatron checkpoint with tools/convert_hf_to_megatron.py"
+        )
         yield _unsupported(facts, "it has no *.safetensors file", fix)
+
+
+def _holds_megatron_weights(directory: Path) -> bool:
+    """Whether Megatron-LM's marker file names a torch_dist checkpoint."""
+    marker = directory / "latest_checkpointed_iteration.txt"
+    if not marker.is_file():
+        return False
+    named = marker.read_text(encoding="utf-8").strip()
+    folder = f"iter_{int(named):07d}" if named.isdigit() else named
+    return (directory / folder / ".metadata").is_file()
 
 
 def _check_architecture(facts: Facts) -> Iterator[Problem]:

@@ -15,7 +15,8 @@ class ModelConfig:
     """The policy's weights and what differs from the Hugging Face configuration."""
 
     path: str = ""
-    """Directory of a Hugging Face model: config.json, *.safetensors and tokenizer files."""
+    """Directory of a Hugging Face model: config.json, *.safetensors and tokenizer files; or of
+    one that tools/convert_hf_to_megatron.py made."""
     tokenizer_path: str | None = None
     """Directory of the tokenizer; default: `path`."""
     attention_dropout: float = 0.0

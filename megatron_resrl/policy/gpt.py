@@ -58,14 +58,48 @@ def build_model_chunks(hf_config: PretrainedConfig, config: TransformerConfig) -
     return [_build_chunk(hf_config, config, vp_stage) for vp_stage in stages]
 
 
+def build_empty_model(
+    hf_config: PretrainedConfig, config: TransformerConfig, vocabulary_rows: int
+) -> PolicyModel:
+    """Builds the whole model of megatron-core's own layers without memory for its weights.
+
+    Args:
+        hf_config: The model's own configuration.
+        config: Of one rank, with `use_cpu_initialization`.
+        vocabulary_rows: Of the embedding and the output matrix, with padding.
+
+    Returns:
+        The model on the meta device.
+    """
+    with torch.device("meta"):
+        return _unscaled_chunk(hf_config, config, None, vocabulary_rows, engine=False)
+
+
 def _build_chunk(
     hf_config: PretrainedConfig, config: TransformerConfig, vp_stage: int | None
 ) -> PolicyModel:
+    rows = padded_vocab_size(hf_config.vocab_size, config.tensor_model_parallel_size)
+    model = _unscaled_chunk(hf_config, config, vp_stage, rows)
+    scaled = rotary_inverse_frequencies(hf_config)
+    if scaled is not None:
+        model.rotary_pos_emb.inv_freq = scaled.to(model.rotary_pos_emb.inv_freq.device)
+    return model
+
+
+def _unscaled_chunk(
+    hf_config: PretrainedConfig,
+    config: TransformerConfig,
+    vp_stage: int | None,
+    vocabulary_rows: int,
+    *,
+    engine: bool | None = None,
+) -> PolicyModel:
+    """A chunk whose rotary frequencies are those of plain RoPE."""
     placement = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
     model = PolicyModel(
         config=config,
-        transformer_layer_spec=decoder_spec(config, vp_stage),
-        vocab_size=padded_vocab_size(hf_config.vocab_size, config.tensor_model_parallel_size),
+        transformer_layer_spec=decoder_spec(config, vp_stage, engine=engine),
+        vocab_size=vocabulary_rows,
         max_sequence_length=hf_config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**placement),
         post_process=parallel_state.is_pipeline_last_stage(**placement),
@@ -74,9 +108,6 @@ def _build_chunk(
         share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
         vp_stage=vp_stage,
     )
-    scaled = rotary_inverse_frequencies(hf_config)
-    if scaled is not None:
-        model.rotary_pos_emb.inv_freq = scaled.to(model.rotary_pos_emb.inv_freq.device)
     _mark_split_weights(model)
     return model
 

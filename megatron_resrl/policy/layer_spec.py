@@ -35,17 +35,20 @@ def uses_transformer_engine() -> bool:
     return torch.cuda.is_available() and HAVE_TE
 
 
-def decoder_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
+def decoder_spec(
+    config: TransformerConfig, vp_stage: int | None, *, engine: bool | None = None
+) -> TransformerBlockSubmodules:
     """Layers of this pipeline stage and the final norm.
 
     Args:
         config: Of the whole model.
         vp_stage: Index of the model chunk under interleaved pipelining, else None.
+        engine: Of Transformer Engine's layers; None: as `uses_transformer_engine` says.
 
     Returns:
         megatron-core's specification of the decoder block.
     """
-    engine = uses_transformer_engine()
+    engine = uses_transformer_engine() if engine is None else engine
     spec = get_gpt_decoder_block_spec(
         config,
         use_transformer_engine=engine,

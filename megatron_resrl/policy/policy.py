@@ -42,7 +42,7 @@ from megatron_resrl.policy.optimizer import (
     zero_gradients,
 )
 from megatron_resrl.policy.schedule import run_pipeline
-from megatron_resrl.weights.hugging_face import load_weights
+from megatron_resrl.weights.load import load_model_weights
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ class Policy:
         config = transformer_config(hf_config, recipe.model, recipe.parallel, recipe.precision)
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
-        load_weights(modules, hf_config, recipe.model.path)
+        load_model_weights(modules, hf_config, recipe.model.path)
         packing = recipe.algorithm.sequence_packing
         policy = cls(hf_config, config, modules, sequence_packing=packing)
         if trainable:

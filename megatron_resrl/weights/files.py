@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
+import re
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,8 +18,25 @@ from megatron_resrl.errors import InputError
 INDEX = "model.safetensors.index.json"
 
 
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a safetensors file, as the file's header describes it."""
+
+    file: Path
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors' name, e.g. BF16."""
+    size: int
+    """Bytes."""
+
+
 def stored_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
-    """Shape of every tensor in a directory's safetensors files, read from their headers.
+    """Shape of every tensor in a directory's safetensors files; see `stored_tensors`."""
+    return {name: tensor.shape for name, tensor in stored_tensors(directory).items()}
+
+
+def stored_tensors(directory: str | Path) -> dict[str, StoredTensor]:
+    """Every tensor in a directory's safetensors files, read from their headers.
 
     Args:
         directory: Of a Hugging Face model; its index, where there is one, says which file holds
@@ -32,13 +53,13 @@ def stored_shapes(directory: str | Path) -> dict[str, tuple[int, ...]]:
     else:
         files = sorted(directory.glob("*.safetensors"))
     if not files:
-        raise InputError(f"model.path is {str(directory)!r}, which has no *.safetensors file")
-    shapes = {}
+        raise InputError(f"{str(directory)!r} has no *.safetensors file")
+    stored = {}
     for file in files:
-        for name, shape in _shapes(file).items():
+        for name, tensor in _header(file).items():
             if file_of is None or file_of.get(name) == file.name:
-                shapes[name] = shape
-    return shapes
+                stored[name] = tensor
+    return stored
 
 
 def _read_index(path: Path) -> dict[str, str]:
@@ -50,13 +71,19 @@ def _read_index(path: Path) -> dict[str, str]:
         ) from error
 
 
-def _shapes(file: Path) -> dict[str, tuple[int, ...]]:
+def _header(file: Path) -> dict[str, StoredTensor]:
     try:
         with safe_open(file, framework="pt") as tensors:
-            names = tensors.offset_keys()
-            return {name: tuple(tensors.get_slice(name).get_shape()) for name in names}
+            slices = {name: tensors.get_slice(name) for name in tensors.offset_keys()}
+            return {name: _described(file, part) for name, part in slices.items()}
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read ({error}); fetch the model again") from error
+
+
+def _described(file: Path, tensor: Any) -> StoredTensor:
+    shape = tuple(tensor.get_shape())
+    bits = int(re.search(r"\d+", tensor.get_dtype() + "8")[0])
+    return StoredTensor(file, shape, tensor.get_dtype(), math.prod(shape) * bits // 8)
 
 
 class ShardWriter:

@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-_WEIGHT_INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+MARKER = "latest_checkpointed_iteration.txt"
+"""Megatron-LM's file that names the newest checkpoint beside it."""
+_OF_WEIGHTS = ("model.safetensors.index.json", "pytorch_model.bin.index.json", MARKER)
 _TEMPLATES = "additional_chat_templates"
 
 
@@ -27,7 +29,7 @@ def copy_model_files(source: str | Path, target: str | Path) -> list[str]:
     source, target = Path(source), Path(target)
     target.mkdir(parents=True, exist_ok=True)
     names = sorted({path.name for pattern in _PATTERNS for path in source.glob(pattern)})
-    copied = [name for name in names if name not in _WEIGHT_INDEXES]
+    copied = [name for name in names if name not in _OF_WEIGHTS]
     for name in copied:
         shutil.copyfile(source / name, target / name)
     if (source / _TEMPLATES).is_dir():

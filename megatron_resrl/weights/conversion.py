@@ -1,0 +1,214 @@
+"""What both directions of conversion share: directories, the model's own files, dtypes."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PretrainedConfig
+
+from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
+from megatron_resrl.errors import InputError
+
+RELEASE = "release"
+"""What Megatron-LM's marker file says of a model that was not trained here: its folder's name."""
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DtypeName = Literal["float32", "float16", "bfloat16"]
+
+_OF_A_LAYER = re.compile(r"(^|\.)layers\..*(weight|bias)\d*$")
+_BUFFER = re.compile(r"(inv_freq|masked_bias|attn\.bias)$")
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
+
+
+@contextlib.contextmanager
+def whole_or_nothing(output: Path, *, source: Path, force: bool) -> Iterator[Path]:
+    """A directory that gets its name when the block has ended well, and is deleted otherwise.
+
+    Args:
+        output: The name.
+        source: What is read.
+        force: Replace what has the name already.
+
+    Yields:
+        `<output>.incomplete`, empty.
+
+    Raises:
+        InputError: The name is taken, or inside of the source or around it.
+    """
+    output, source = output.resolve(), source.resolve()
+    if output == source or output in source.parents or source in output.parents:
+        raise InputError(f"--output {output} overlaps with --input {source}; choose another place")
+    taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
+    if taken and not force:
+        raise InputError(
+            f"--output {output} is not empty; choose another directory, or give --force to "
+            "replace it"
+        )
+    incomplete = output.with_name(output.name + ".incomplete")
+    shutil.rmtree(incomplete, ignore_errors=True)
+    incomplete.mkdir(parents=True)
+    try:
+        yield incomplete
+        if output.is_dir():
+            shutil.rmtree(output)
+        incomplete.rename(output)
+    except BaseException:
+        shutil.rmtree(incomplete, ignore_errors=True)
+        raise
+
+
+def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
+    """config.json, as transformers understands it and as it is written.
+
+    Raises:
+        InputError: There is none, it is not JSON, or its model cannot be converted.
+    """
+    # Here, because it needs the adapted megatron-core.
+    from megatron_resrl.policy.model_config import read_hf_config
+
+    path = directory / "config.json"
+    if not path.is_file():
+        raise InputError(f"{directory} has no config.json; give the directory of a model")
+    try:
+        written = json.loads(path.read_text(encoding="utf-8"))
+        found = (written.get("architectures") or ["no architecture"])[0]
+    except (ValueError, AttributeError) as error:
+        raise InputError(f"{path} is not a JSON object ({error}); fetch the model again") from error
+    if found not in SUPPORTED_ARCHITECTURES:
+        raise InputError(
+            f"{path} names {found}; supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
+        )
+    if written.get("quantization_config"):
+        raise InputError(
+            f"{path} has a quantization_config; only unquantized weights can be converted"
+        )
+    try:
+        config = read_hf_config(str(directory))
+    except InputError:
+        raise
+    # transformers checks a configuration with errors of many classes.
+    except Exception as error:
+        raise InputError(f"transformers does not accept {path}: {error}") from error
+    _check_tokenizer(directory, config.vocab_size)
+    return config, written
+
+
+def written_dtype(config: dict[str, Any]) -> str | None:
+    """The dtype that a config.json claims, under its newer or older name."""
+    claimed = config.get("dtype") or config.get("torch_dtype")
+    return claimed.removeprefix("torch.") if isinstance(claimed, str) else None
+
+
+def tell_dtype(directory: Path, dtype: str) -> None:
+    """Makes a copied config.json name the dtype of the weights beside it."""
+    path = directory / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if written_dtype(config) == dtype:
+        return
+    name = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    config[name] = dtype
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def chosen_dtype(
+    examples: dict[str, str], claimed: str | None, asked: str | None, source: Path
+) -> str:
+    """The dtype to write.
+
+    Args:
+        examples: A tensor's name by every dtype found.
+        claimed: By config.json, if it has to be right.
+        asked: Explicitly; then tensors of any of the types are converted.
+        source: For messages.
+
+    Raises:
+        InputError: Tensors that are not float32, float16 or bfloat16; several types, or another one
+            than config.json's, without an explicit choice.
+    """
+    wrong = sorted(examples.keys() - DTYPES.keys())
+    if wrong:
+        raise InputError(
+            f"{source}: {examples[wrong[0]]} is {wrong[0]}; only {', '.join(DTYPES)} can be "
+            "converted"
+        )
+    if asked is not None:
+        return asked
+    if len(examples) > 1:
+        listed = ", ".join(f"{name} is {kind}" for kind, name in sorted(examples.items()))
+        raise InputError(
+            f"{source} holds tensors of differing dtype: {listed}; give --dtype to convert all "
+            "of them to one"
+        )
+    (only,) = examples
+    if claimed is not None and claimed != only:
+        raise InputError(
+            f"{source} holds tensors of {only}, but its config.json says {claimed}; give "
+            f"--dtype {only} to keep them as they are, or --dtype {claimed} to convert them"
+        )
+    return only
+
+
+def check_left_out(unexpected: tuple[str, ...], source: Path) -> None:
+    """Refuses to leave out parameters of layers: without them it would be another model.
+
+    Args:
+        unexpected: Names of stored tensors that config.json does not ask for.
+        source: For messages.
+
+    Raises:
+        InputError: One is a parameter of a layer, and not a buffer that is computed anyway.
+    """
+    parameters = [
+        name for name in unexpected if _OF_A_LAYER.search(name) and not _BUFFER.search(name)
+    ]
+    if parameters:
+        raise InputError(
+            f"{source} holds parameters of layers that a model of its config.json does not have: "
+            f"{some(parameters)}; the two are not of one model, or it is of an unsupported kind"
+        )
+
+
+def parse_bytes(text: str, option: str) -> int:
+    """A size such as 5GB (10^9 bytes each).
+
+    Raises:
+        InputError: Not a size.
+    """
+    found = re.fullmatch(r"(\d+)\s*(|KB|MB|GB)", text.strip().upper())
+    if not found or not int(found[1]):
+        raise InputError(f"{option} is {text!r}; give a size such as 500MB or 5GB")
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def some(names: list[str], shown: int = 5) -> str:
+    """The first names, and how many more there are."""
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _check_tokenizer(directory: Path, vocab_size: int) -> None:
+    """Refuses a tokenizer whose ids have no row in the embedding."""
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        return
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        vocabulary = content["model"].get("vocab") or {}
+        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
+        added = [token["id"] for token in content.get("added_tokens") or ()]
+        largest = max([*ids, *added], default=-1)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); fetch the model again"
+        ) from error
+    if largest >= vocab_size:
+        raise InputError(
+            f"{path} has token ids up to {largest}, and the vocab_size in config.json is "
+            f"{vocab_size}; the two are not of one model, or the embedding was not resized"
+        )

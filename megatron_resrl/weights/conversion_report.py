@@ -1,0 +1,134 @@
+"""What a conversion did, as data and as text."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from megatron_resrl.weights.megatron_layout import Parameter
+
+LISTED = 5
+"""Names of a kind that the text shows."""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """What went from one format to the other."""
+
+    source: str
+    target: str
+    tensors: int
+    """Hugging Face tensors."""
+    bytes: int
+    """Of those tensors, in the dtype written."""
+    dtypes: dict[str, int]
+    """Tensors read, by dtype."""
+    written_dtype: str
+    unexpected: tuple[str, ...]
+    """Stored in the source, not part of the model, and left out."""
+    reshaped: dict[str, tuple[str, ...]]
+    """Megatron parameters that are not one Hugging Face tensor as it is, by what was done."""
+    seconds: float
+    peak_memory: int
+    """Largest resident memory of this process so far, bytes."""
+    missing: tuple[str, ...] = ()
+    """Always empty: a source that lacks a tensor is refused."""
+
+    @property
+    def gigabytes_per_second(self) -> float:
+        """10^9 bytes of tensors per second."""
+        return self.bytes / self.seconds / 1e9
+
+    def __str__(self) -> str:
+        dtypes = ", ".join(f"{count} {dtype}" for dtype, count in self.dtypes.items())
+        lines = [
+            f"{self.source} -> {self.target}",
+            f"tensors      {self.tensors}, {self.bytes / 1e9:.3f} GB",
+            f"dtypes       {dtypes} -> {self.written_dtype}",
+            f"missing      {_listed(self.missing)}",
+            f"unexpected   {_listed(self.unexpected)}",
+            *(f"reshaped     {len(names)} {how}" for how, names in self.reshaped.items()),
+            f"time         {self.seconds:.1f} s, {self.gigabytes_per_second:.2f} GB/s",
+            f"peak memory  {self.peak_memory / 1e9:.2f} GB",
+        ]
+        return "\n".join(lines)
+
+
+@dataclass
+class Tally:
+    """Collects a report while tensors pass by."""
+
+    tensors: int = 0
+    bytes: int = 0
+    dtypes: Counter[str] = field(default_factory=Counter)
+    reshaped: dict[str, list[str]] = field(default_factory=dict)
+
+    def note(self, parameter: Parameter, read: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+        """Counts one Megatron parameter.
+
+        Args:
+            parameter: Its description.
+            read: The tensors it was read from.
+            dtype: Written.
+        """
+        self.tensors += len(parameter.hf_shapes)
+        self.bytes += dtype.itemsize * sum(map(math.prod, parameter.hf_shapes.values()))
+        self.dtypes.update(str(tensor.dtype).removeprefix("torch.") for tensor in read)
+        how = _reshaping(parameter)
+        if how is not None:
+            self.reshaped.setdefault(how, []).append(parameter.name)
+
+    def report(
+        self,
+        *,
+        source: Path,
+        target: Path,
+        dtype: str,
+        unexpected: tuple[str, ...],
+        seconds: float,
+    ) -> ConversionReport:
+        """The finished report; see `ConversionReport`."""
+        return ConversionReport(
+            source=str(source),
+            target=str(target),
+            tensors=self.tensors,
+            bytes=self.bytes,
+            dtypes=dict(self.dtypes),
+            written_dtype=dtype,
+            unexpected=unexpected,
+            reshaped={how: tuple(names) for how, names in self.reshaped.items()},
+            seconds=seconds,
+            peak_memory=peak_memory(),
+        )
+
+
+def _reshaping(parameter: Parameter) -> str | None:
+    """How a Megatron parameter differs from its Hugging Face tensors; None: not at all."""
+    if len(parameter.hf_shapes) == 3:
+        return "query, key and value merged"
+    if len(parameter.hf_shapes) == 2:
+        return "gate and up merged"
+    (shape,) = parameter.hf_shapes.values()
+    if parameter.is_vocabulary and parameter.shape != shape:
+        return f"vocabulary of {shape[0]} padded to {parameter.shape[0]}"
+    return None
+
+
+def peak_memory() -> int:
+    """Largest resident memory of this process so far, bytes."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    if not names:
+        return "none"
+    more = f", and {len(names) - LISTED} more" if len(names) > LISTED else ""
+    return f"{len(names)}: {', '.join(names[:LISTED])}{more}"

@@ -1,0 +1,236 @@
+"""Hugging Face safetensors -> megatron-core's torch_dist, by one process, a tensor at a time."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.weights.conversion import (
+    DTYPES,
+    RELEASE,
+    DtypeName,
+    check_left_out,
+    chosen_dtype,
+    read_model_config,
+    some,
+    tell_dtype,
+    whole_or_nothing,
+    written_dtype,
+)
+from megatron_resrl.weights.conversion_report import ConversionReport, Tally
+from megatron_resrl.weights.files import StoredTensor, stored_tensors
+from megatron_resrl.weights.megatron_layout import (
+    ModelLayout,
+    Parameter,
+    check_sizes,
+    model_layout,
+    padded_rows,
+)
+from megatron_resrl.weights.model_files import MARKER, copy_model_files
+from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
+
+_NAMES = {
+    "F64": "float64",
+    "F32": "float32",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F8_E4M3": "float8_e4m3fn",
+    "I8": "int8",
+}
+"""safetensors' names of types -> torch's."""
+
+
+def convert_hf_to_megatron(
+    input: str,
+    output: str,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    make_vocab_size_divisible_by: int = 1,
+    dtype: DtypeName | None = None,
+    force: bool = False,
+) -> ConversionReport:
+    """Writes a Hugging Face model as a Megatron checkpoint.
+
+    The checkpoint can be loaded in any layout; the sizes say which ranks' files the weights lie in
+    and how they are cut, so that ranks of that layout read only what is theirs. Memory: the
+    Hugging Face tensors of one Megatron parameter, and that parameter.
+
+    Args:
+        input: Directory of the model: config.json, *.safetensors, tokenizer.
+        output: Directory to make; it can be used as `model.path`.
+        tensor_model_parallel_size: Ranks over which each layer's matrices are cut.
+        pipeline_model_parallel_size: Ranks over which the layers are shared out.
+        make_vocab_size_divisible_by: Rows of the vocabulary are padded with zeros until each
+            tensor-parallel rank has a multiple of this.
+        dtype: Type to write; default: the one of the files, which config.json must name too.
+        force: Replace `output` if it exists.
+
+    Returns:
+        What was read and written.
+
+    Raises:
+        InputError: Nothing is written if the input is not whole, is of an unknown kind, or does
+            not fit the sizes.
+    """
+    started = time.perf_counter()
+    source, target = Path(input), Path(output)
+    hf_config, config = read_model_config(source)
+    check_sizes(hf_config, tensor_model_parallel_size, pipeline_model_parallel_size)
+    if make_vocab_size_divisible_by < 1:
+        raise InputError(
+            f"--make-vocab-size-divisible-by is {make_vocab_size_divisible_by}; it must be at "
+            "least 1"
+        )
+    rows = padded_rows(
+        hf_config.vocab_size, tensor_model_parallel_size, make_vocab_size_divisible_by
+    )
+    layout = model_layout(hf_config, rows)
+    stored = stored_tensors(source)
+    unexpected = _check_tensors(layout, stored, source)
+    check_left_out(unexpected, source)
+    examples = {
+        _NAMES.get(tensor.dtype, tensor.dtype): tensor_name
+        for tensor_name, tensor in stored.items()
+        if tensor_name not in unexpected
+    }
+    name = chosen_dtype(examples, written_dtype(config), dtype, source)
+    with whole_or_nothing(target, source=source, force=force) as folder:
+        ranks = _Ranks(tensor_model_parallel_size, pipeline_model_parallel_size)
+        tally = _write(layout, stored, folder / RELEASE, ranks, DTYPES[name])
+        (folder / MARKER).write_text(RELEASE)
+        copy_model_files(source, folder)
+        tell_dtype(folder, name)
+    return tally.report(
+        source=source,
+        target=target,
+        dtype=name,
+        unexpected=unexpected,
+        seconds=time.perf_counter() - started,
+    )
+
+
+@dataclass(frozen=True)
+class _Ranks:
+    """The layout whose ranks' files are written."""
+
+    tensor_parallel: int
+    pipeline_parallel: int
+
+    @property
+    def count(self) -> int:
+        return self.tensor_parallel * self.pipeline_parallel
+
+
+def _write(
+    layout: ModelLayout,
+    stored: dict[str, StoredTensor],
+    folder: Path,
+    ranks: _Ranks,
+    dtype: torch.dtype,
+) -> Tally:
+    """Reads, reshapes, cuts and writes one parameter after the other."""
+    folder.mkdir()
+    cuts = {
+        p.name: _cuts(p, layout.stage(p.name, ranks.pipeline_parallel), ranks)
+        for p in layout.parameters
+    }
+    objects = [
+        (layout.stage(name, ranks.pipeline_parallel) * ranks.tensor_parallel, key)
+        for name, key in layout.objects
+    ]
+    blocks = [block for parts in cuts.values() for block, _ in parts]
+    writer = TorchDistWriter(folder, ranks.count, blocks, objects, dtype)
+    tally = Tally()
+    for parameter in layout.parameters:
+        tensors = [_read(stored[name], name) for name in parameter.hf_shapes]
+        tally.note(parameter, tensors, dtype)
+        tensors = [tensor.to(dtype) for tensor in tensors]
+        whole = layout.bridge._weight_to_mcore_format(parameter.bridge_name, tensors)
+        del tensors
+        for block, place in cuts[parameter.name]:
+            writer.write(block, whole[place])
+    writer.close(
+        {
+            "checkpoint_version": 3.0,
+            "iteration": 0,
+            "content_metadata": {"singleton_local_shards": False},
+        }
+    )
+    return tally
+
+
+def _cuts(parameter: Parameter, stage: int, ranks: _Ranks) -> list[tuple[Block, tuple[slice, ...]]]:
+    """Blocks that the ranks of a stage write, and where they are in the whole parameter."""
+    dimension = parameter.partition_dim
+    count = 1 if dimension is None else ranks.tensor_parallel
+    cuts = []
+    for number, piece in enumerate(parameter.pieces):
+        for rank in range(count):
+            shape, start = list(piece.shape), [0] * len(piece.shape)
+            if dimension is not None:
+                shape[dimension] //= count
+                start[dimension] = rank * shape[dimension]
+            offset = list(piece.offset)
+            for axis, first in enumerate(start):
+                offset[piece.leading + axis] += first
+            # Gates come first in the parameter, then ups.
+            start[0] += number * piece.shape[0]
+            block = Block(
+                rank=stage * ranks.tensor_parallel + rank,
+                key=piece.key,
+                global_shape=piece.global_shape,
+                offset=tuple(offset),
+                shape=(1,) * piece.leading + tuple(shape),
+            )
+            place = tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
+            cuts.append((block, place))
+    return cuts
+
+
+def _read(stored: StoredTensor, name: str) -> torch.Tensor:
+    """A tensor that is read from the file when it is used.
+
+    The file is opened anew for each: what has been read of it stays in memory as long as it is
+    open.
+    """
+    with safe_open(stored.file, framework="pt") as tensors:
+        return tensors.get_tensor(name)
+
+
+def _check_tensors(
+    layout: ModelLayout, stored: dict[str, StoredTensor], source: Path
+) -> tuple[str, ...]:
+    """Compares names and shapes with what the model is made of.
+
+    Returns:
+        Names of tensors that are not part of the model.
+
+    Raises:
+        InputError: A tensor is missing or of another shape.
+    """
+    expected = {
+        name: (shape, parameter)
+        for parameter in layout.parameters
+        for name, shape in parameter.hf_shapes.items()
+    }
+    missing = sorted(expected.keys() - stored.keys())
+    if missing:
+        raise InputError(f"{source} lacks tensors that its config.json asks for: {some(missing)}")
+    for name, (shape, parameter) in expected.items():
+        found = stored[name].shape
+        if found == shape:
+            continue
+        if parameter.is_vocabulary and found[1:] == shape[1:]:
+            raise InputError(
+                f"{source}: {name} has {found[0]} rows, but the vocab_size in config.json is "
+                f"{shape[0]}; correct config.json, or resize the embedding and save it again"
+            )
+        raise InputError(
+            f"{source}: {name} is {found} instead of {shape}, which config.json asks for"
+        )
+    return tuple(sorted(stored.keys() - expected.keys()))

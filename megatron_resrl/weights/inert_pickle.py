@@ -1,0 +1,113 @@
+"""A pickle module that runs no code of the file's choosing.
+
+Checkpoints hold, beside tensors, objects of the program that wrote them. Reading those the usual
+way would import that program and call whatever the file names. Here a few harmless names of torch
+and Python are what they are; anything else becomes an object that takes everything and does
+nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_resrl.errors import InputError
+
+_EXACT = {
+    "_codecs": {"encode"},
+    "argparse": {"Namespace"},
+    "builtins": {"bytearray", "bytes", "complex", "dict", "frozenset", "list", "set", "slice"},
+    "collections": {"OrderedDict"},
+    "torch": {"Size", "device"},
+    "torch._utils": {"_rebuild_tensor_v2", "_rebuild_parameter"},
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
+    "torch.distributed.checkpoint.metadata": {
+        *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex"),
+        *("StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
+    },
+    "torch.nn.parameter": {"Parameter"},
+    "torch.serialization": {"_get_layout"},
+    "torch.storage": {"UntypedStorage", "TypedStorage"},
+}
+
+
+class Inert:
+    """Stands in for an object of a class that is not needed."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def __call__(self, *_: Any, **__: Any) -> Inert:
+        return Inert()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """List items of a pickled object."""
+
+    def extend(self, values: Any) -> None:
+        """List items of a pickled object."""
+
+
+class Unpickler(pickle.Unpickler):
+    """Resolves names as the module's docstring says."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """The named object, or `Inert`."""
+        if name in _EXACT.get(module, ()):
+            return getattr(importlib.import_module(module), name)
+        found = getattr(torch, name, None) if module == "torch" else None
+        if isinstance(found, torch.dtype) or (found and name.endswith("Storage")):
+            return found
+        return Inert
+
+
+def load(file: Any, **options: Any) -> Any:
+    """`pickle.load` with `Unpickler`."""
+    return Unpickler(file, **options).load()
+
+
+def read_pickle(path: Path) -> Any:
+    """Reads a whole file of pickled data.
+
+    Raises:
+        InputError: It is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            return load(file)
+    # Damaged bytes may make the unpickler raise anything.
+    except Exception as error:
+        raise InputError(f"{path} cannot be read ({error!r}); copy it again") from error
+
+
+def read_torch_file(path: Path, *, mapped: bool) -> Any:
+    """Reads a file of `torch.save`.
+
+    Args:
+        path: Of the file.
+        mapped: Its tensors are read from the file when they are used.
+
+    Raises:
+        InputError: It is damaged, or in torch's format from before 1.6, which cannot be mapped.
+    """
+    import megatron_resrl.weights.inert_pickle as this_module
+
+    try:
+        return torch.load(
+            path, map_location="cpu", mmap=mapped, weights_only=False, pickle_module=this_module
+        )
+    # See `read_pickle`.
+    except Exception as error:
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); copy it again, or, if torch "
+            "before 1.6 wrote it, load and save it with a newer one"
+        ) from error

@@ -1,0 +1,219 @@
+"""What a Megatron checkpoint of a model holds: parameters, their keys, and how ranks cut them."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from mbridge.core.bridge import Bridge
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    ShardedTensorFactory,
+)
+from transformers import PretrainedConfig
+
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_resrl.errors import InputError
+from megatron_resrl.platform.cpu import adapt_megatron_core
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a parameter that is stored as one block, where nothing is cut."""
+
+    key: str
+    """Of the stored tensor."""
+    global_shape: tuple[int, ...]
+    """Of the stored tensor; a layer axis and an axis of experts may come first."""
+    offset: tuple[int, ...]
+    """Of the block in the stored tensor."""
+    shape: tuple[int, ...]
+    """Of the block, without the axes that come first."""
+
+    @property
+    def leading(self) -> int:
+        """Number of axes that come first; the block has length 1 along them."""
+        return len(self.global_shape) - len(self.shape)
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of the model on one rank."""
+
+    name: str
+    """Of megatron-core's own layers."""
+    bridge_name: str
+    """As mbridge calls it."""
+    shape: tuple[int, ...]
+    partition_dim: int | None
+    """The dimension that tensor-parallel ranks share; None: each holds all of it."""
+    pieces: tuple[Piece, ...]
+    """One; or two, gates and ups, which ranks share separately."""
+    hf_shapes: dict[str, tuple[int, ...]]
+    """Hugging Face tensors that it is made of, in their order."""
+
+    @property
+    def is_vocabulary(self) -> bool:
+        """Whether its rows are the vocabulary's."""
+        return self.name in ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+@dataclass(frozen=True)
+class ModelLayout:
+    """Everything a checkpoint of the model holds."""
+
+    parameters: tuple[Parameter, ...]
+    objects: tuple[tuple[str, str], ...]
+    """Empty extra states that megatron-core's layers ask for: name and key."""
+    num_layers: int
+    bridge: Bridge
+    """mbridge's, for one tensor at a time."""
+
+    def stage(self, name: str, stages: int) -> int:
+        """Pipeline rank, of `stages`, that holds what is called `name`."""
+        layer = re.match(r"decoder\.layers\.(\d+)\.", name)
+        if layer:
+            return int(layer[1]) * stages // self.num_layers
+        return 0 if name.startswith("embedding.") else stages - 1
+
+
+def model_layout(hf_config: PretrainedConfig, vocabulary_rows: int) -> ModelLayout:
+    """Asks an empty model on one rank what it stores. No memory is taken for weights.
+
+    Args:
+        hf_config: The model's own configuration.
+        vocabulary_rows: Of the embedding and the output matrix, with padding.
+
+    Raises:
+        InputError: This process already belongs to process groups.
+    """
+    adapt_megatron_core()
+    # These need the adapted library.
+    from megatron.core import parallel_state
+
+    from megatron_resrl.policy.gpt import build_empty_model
+    from megatron_resrl.policy.model_config import transformer_config
+    from megatron_resrl.weights.hugging_face import _bridge, _GroupedNames
+
+    fields = {"use_cpu_initialization": True, "moe_grouped_gemm": False}
+    with _world_of_one():
+        config = transformer_config(
+            hf_config, ModelConfig("", megatron=fields), ParallelConfig(), PrecisionConfig()
+        )
+        model = build_empty_model(hf_config, config, vocabulary_rows)
+        group = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        state = model.sharded_state_dict(
+            metadata={"dp_cp_group": group, "singleton_local_shards": False}
+        )
+        bridge = _bridge(hf_config, model)
+        # It converts nothing: types are the callers' business.
+        bridge.dtype = None
+        named = zip(model.named_parameters(), _GroupedNames(model).named_parameters(), strict=True)
+        parameters = tuple(
+            _parameter(name, bridge_name, parameter, state[name], bridge)
+            for (name, parameter), (bridge_name, _) in named
+        )
+    objects = tuple(
+        (name, value.unique_key)
+        for name, value in state.items()
+        if isinstance(value, ShardedObject)
+    )
+    return ModelLayout(parameters, objects, config.num_layers, bridge)
+
+
+def padded_rows(vocab_size: int, tensor_parallel: int, divisible_by: int) -> int:
+    """Vocabulary rows so that each rank holds a multiple of `divisible_by`, Megatron's rule."""
+    multiple = tensor_parallel * divisible_by
+    return math.ceil(vocab_size / multiple) * multiple
+
+
+def check_sizes(hf_config: PretrainedConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
+    """Refuses sizes that do not divide the model.
+
+    Raises:
+        InputError: Names the option, its value, and what it would have to divide.
+    """
+    for option, size in (
+        ("tensor-model-parallel-size", tensor_parallel),
+        ("pipeline-model-parallel-size", pipeline_parallel),
+    ):
+        if size < 1:
+            raise InputError(f"--{option} is {size}; it must be at least 1")
+    layers = hf_config.num_hidden_layers
+    if layers % pipeline_parallel:
+        raise InputError(
+            f"--pipeline-model-parallel-size is {pipeline_parallel}, which does not divide the "
+            f"model's {layers} layers; choose a divisor of {layers}"
+        )
+    divided = {
+        "attention heads": hf_config.num_attention_heads,
+        "intermediate_size": hf_config.intermediate_size,
+        "moe_intermediate_size": getattr(hf_config, "moe_intermediate_size", None),
+    }
+    for what, value in divided.items():
+        if value is not None and value % tensor_parallel:
+            raise InputError(
+                f"--tensor-model-parallel-size is {tensor_parallel}, which does not divide the "
+                f"model's {what} of {value}; choose a divisor of {value}"
+            )
+    groups = hf_config.num_key_value_heads
+    if groups % tensor_parallel and tensor_parallel % groups:
+        raise InputError(
+            f"--tensor-model-parallel-size is {tensor_parallel}, and the model has {groups} "
+            "key-value heads; choose a divisor or a multiple of that"
+        )
+
+
+def _parameter(
+    name: str,
+    bridge_name: str,
+    parameter: torch.nn.Parameter,
+    stored: ShardedTensor | ShardedTensorFactory,
+    bridge: Bridge,
+) -> Parameter:
+    blocks = stored.build() if isinstance(stored, ShardedTensorFactory) else [stored]
+    names, tensors = bridge._weight_to_hf_format(bridge_name, parameter.detach())
+    split = getattr(parameter, "tensor_model_parallel", False)
+    return Parameter(
+        name=name,
+        bridge_name=bridge_name,
+        shape=tuple(parameter.shape),
+        partition_dim=parameter.partition_dim if split else None,
+        pieces=tuple(
+            Piece(
+                key=block.key,
+                global_shape=tuple(block.global_shape),
+                offset=tuple(block.global_offset),
+                shape=tuple(block.local_shape),
+            )
+            for block in blocks
+        ),
+        hf_shapes={
+            hf_name: tuple(tensor.shape) for hf_name, tensor in zip(names, tensors, strict=True)
+        },
+    )
+
+
+@contextlib.contextmanager
+def _world_of_one() -> Iterator[None]:
+    """Process groups of this process alone, which megatron-core's modules ask for."""
+    from megatron.core import parallel_state
+
+    if dist.is_initialized():
+        raise InputError(
+            "checkpoints are converted by one process without process groups; call it outside "
+            "of a run"
+        )
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        parallel_state.initialize_model_parallel()
+        yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()

@@ -1,0 +1,138 @@
+"""Which Megatron checkpoint a directory holds, and where the files of its model are."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from transformers import PretrainedConfig
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.weights.legacy_files import LegacyReader
+from megatron_resrl.weights.megatron_layout import ModelLayout, Parameter
+from megatron_resrl.weights.model_files import MARKER
+from megatron_resrl.weights.torch_dist_source import TorchDistSource
+
+_SAME = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_attention_heads": "num_attention_heads",
+    "kv_channels": "head_dim",
+}
+"""Arguments of Megatron-LM -> fields of a Hugging Face configuration."""
+
+
+class MegatronSource(Protocol):
+    """A model's parameters, whole, out of a checkpoint of any format."""
+
+    arguments: dict[str, Any]
+    """Of the Megatron-LM run that wrote it; empty if the checkpoint does not say."""
+
+    @property
+    def has_output_matrix(self) -> bool:
+        """Whether the output matrix is not the embedding's."""
+
+    @property
+    def vocabulary_rows(self) -> int | None:
+        """Rows of the embedding with their padding; None without an embedding."""
+
+    def describe(self, parameter: Parameter) -> tuple[tuple[int, ...], torch.dtype] | None:
+        """Shape of the whole parameter and its dtype; None if it is not there."""
+
+    def unexpected(self, layout: ModelLayout) -> tuple[str, ...]:
+        """What is stored beside the parameters of `layout`."""
+
+    def read(self, parameter: Parameter) -> torch.Tensor:
+        """The whole parameter."""
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder with the weights: `path`, or the one that Megatron-LM's marker file in it names.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no directory {path}")
+    if _is_torch_dist(path) or _is_legacy(path):
+        return path
+    marker = path / MARKER
+    if not marker.is_file():
+        raise InputError(
+            f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor mp_rank_* "
+            f"folders, nor {MARKER}"
+        )
+    named = marker.read_text().strip()
+    folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
+    if not (_is_torch_dist(folder) or _is_legacy(folder)):
+        raise InputError(f"{marker} says {named!r}, but {folder} holds no checkpoint")
+    return folder
+
+
+def open_checkpoint(
+    folder: Path, tensor_parallel: int | None, pipeline_parallel: int | None
+) -> MegatronSource:
+    """Opens what `find_checkpoint` found.
+
+    Args:
+        folder: With the weights.
+        tensor_parallel: Size that the user expects; a torch_dist checkpoint fits any.
+        pipeline_parallel: Likewise.
+
+    Raises:
+        InputError: It is not whole or does not have the sizes.
+    """
+    if _is_torch_dist(folder):
+        return TorchDistSource(folder)
+    return LegacyReader(folder, tensor_parallel, pipeline_parallel)
+
+
+def find_model_files(path: Path, folder: Path, given: str | None) -> Path:
+    """The directory with config.json and the tokenizer.
+
+    Args:
+        path: That was given as input.
+        folder: With the weights.
+        given: Explicitly; goes first.
+
+    Raises:
+        InputError: None has a config.json.
+    """
+    places = [Path(given)] if given else [path, folder / "hf", folder, folder.parent]
+    for place in places:
+        if (place / "config.json").is_file():
+            return place
+    raise InputError(
+        f"no config.json in {', '.join(map(str, dict.fromkeys(places)))}; give --model-files with "
+        "the directory of a Hugging Face model of the same shape"
+    )
+
+
+def check_arguments(source: MegatronSource, hf_config: PretrainedConfig, folder: Path) -> None:
+    """Refuses a configuration that orders the same numbers of weights otherwise.
+
+    Raises:
+        InputError: Names what differs.
+    """
+    from megatron_resrl.policy.model_config import head_dim
+
+    own = {name: getattr(hf_config, field, None) for name, field in _SAME.items()}
+    own["kv_channels"] = head_dim(hf_config)
+    if source.arguments.get("group_query_attention"):
+        own["num_query_groups"] = hf_config.num_key_value_heads
+    for name, value in own.items():
+        saved = source.arguments.get(name)
+        if saved is not None and saved != value:
+            raise InputError(
+                f"{folder} was saved with {name} {saved}, and config.json says {value}; give the "
+                "--model-files of this model"
+            )
+
+
+def _is_torch_dist(folder: Path) -> bool:
+    return (folder / ".metadata").is_file()
+
+
+def _is_legacy(folder: Path) -> bool:
+    return any(folder.glob("mp_rank_*"))

@@ -1,0 +1,70 @@
+"""Converts in processes of their own and prints how much memory that took.
+
+Arguments: folder with `model` (Hugging Face) and `legacy` (Megatron-LM's mp_rank files), and the
+largest safetensors file. Prints one line of JSON: for each conversion the bytes of the tensors, and
+the peak resident memory beyond that of a process that has converted a tiny model.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+from megatron_resrl.platform.cpu import adapt_megatron_core
+
+
+def main() -> None:
+    adapt_megatron_core()
+    import tiny_families as tiny
+
+    from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
+    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+
+    folder, shard = sys.argv[1:]
+    with tempfile.TemporaryDirectory() as small:
+        model = tiny.write_families(Path(small))["llama"]
+        convert_hf_to_megatron(str(model), f"{small}/megatron")
+        convert_megatron_to_hf(f"{small}/megatron", f"{small}/back")
+    found = {
+        "to Megatron": measured(
+            lambda: convert_hf_to_megatron(f"{folder}/model", f"{folder}/megatron", 2)
+        ),
+        "to Hugging Face": measured(
+            lambda: convert_megatron_to_hf(
+                f"{folder}/megatron", f"{folder}/back", max_shard_size=shard
+            )
+        ),
+        "legacy to Hugging Face": measured(
+            lambda: convert_megatron_to_hf(
+                f"{folder}/legacy", f"{folder}/legacy_back", max_shard_size=shard
+            )
+        ),
+    }
+    print(json.dumps(found))
+
+
+def measured(convert: Callable) -> dict[str, int]:
+    """Runs a conversion in a forked process, whose peak starts at what it inherits."""
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def run() -> None:
+        from megatron_resrl.weights.conversion_report import peak_memory
+
+        before = peak_memory()
+        report = convert()
+        results.put({"bytes": report.bytes, "added": report.peak_memory - before})
+
+    process = context.Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    return results.get()
+
+
+if __name__ == "__main__":
+    main()

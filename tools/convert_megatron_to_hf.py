@@ -1,0 +1,27 @@
+"""Writes a Megatron checkpoint as a Hugging Face model; see docs/checkpoints.md.
+
+python tools/convert_megatron_to_hf.py --input MEGATRON --output MODEL
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from megatron_resrl.platform.cpu import adapt_megatron_core
+
+
+def main() -> int:
+    """Runs the command. Returns its exit status."""
+    # First, because megatron-core warns of what a CPU lacks when it is imported.
+    adapt_megatron_core()
+    from megatron_resrl.weights.conversion_command import run_conversion
+    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+
+    return run_conversion(convert_megatron_to_hf)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
