@@ -49,6 +49,8 @@ class _Here:
     phase: str = "start"
     step: int | None = None
     board: _Board | None = None
+    failed: int | None = None
+    """The exception that the innermost phase has noted; by id, as it would keep tensors alive."""
 
 
 _here = _Here()
@@ -86,7 +88,8 @@ def named_phase(name: str) -> Iterator[None]:
         said = str(error)
         if isinstance(error, RuntimeError) and any(words in said for words in _LOST_PEER):
             raise CollectiveTimeout(_lost_peer(said)) from error
-        if _here.board:
+        if _here.board and _here.failed != id(error):
+            _here.failed = id(error)
             _here.board.write("failed", _now() | {"cause": f"{type(error).__name__}: {error}"})
         raise
     finally:
@@ -215,7 +218,7 @@ class _Board:
     def _describe(self, rank: int, alive: bool) -> str:
         failed = self._read("failed", rank)
         if failed is not None:
-            return f"rank {rank} failed {_place(failed)}: {json.loads(failed)['cause']}"
+            return f"rank {rank} failed in {_place(failed)}: {json.loads(failed)['cause']}"
         said = f"rank {rank} did not answer" + (", though its process runs" if alive else "")
         seen = self._read("phase", rank)
         return f"{said}: " + (f"last seen entering {_place(seen)}" if seen else "never seen")

@@ -118,7 +118,10 @@ CASES = [
         Fault("raise", "phase:update"),
         "DP2",
         "its traceback is printed, the other rank repeats the cause",
-        says=("rank 1 failed phase 'update' of step 3", "MemoryError: out of memory, as asked for"),
+        says=(
+            "rank 1 failed in phase 'update' of step 3",
+            "MemoryError: out of memory, as asked for",
+        ),
         rank_code=1,
     ),
     Case(

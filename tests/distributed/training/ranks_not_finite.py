@@ -1,4 +1,5 @@
-"""Two data-parallel ranks; one of them computes a loss that is not a number."""
+"""Two data-parallel ranks: a loss that is not a number on one of them, then one whose gradients are
+finite but not their squares."""
 
 from __future__ import annotations
 
@@ -31,8 +32,9 @@ def main(model: str) -> None:
         return result.applied, same
 
     bad = update(float("nan") if dist.get_rank() == 1 else 1.0)
+    huge = update(1e30)
     good = update(1.0)
-    print(f"RANK {dist.get_rank()} bad {bad} good {good}")
+    print(f"RANK {dist.get_rank()} bad {bad} huge {huge} good {good}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A gradient that is not finite on one rank."""
+"""A gradient that is not finite on one rank, or whose square is not."""
 
 from __future__ import annotations
 
@@ -12,4 +12,4 @@ def test_all_ranks_skip_together_and_go_on(tmp_path):
     script = Path(__file__).with_name("ranks_not_finite.py")
     out = run_ranks(script, 2, write_model(tmp_path / "model"))
     for rank in (0, 1):
-        assert f"RANK {rank} bad (False, True) good (True, False)" in out
+        assert f"RANK {rank} bad (False, True) huge (False, True) good (True, False)" in out
