@@ -66,6 +66,8 @@ class LegacyReader:
         if not first:
             raise InputError(f"{folder} has no mp_rank_* folder")
         content = read_torch_file(_file(first[0]), mapped=True)
+        if not isinstance(content, dict):
+            raise InputError(f"{first[0]} does not hold a checkpoint of Megatron-LM")
         version = content.get("checkpoint_version", 0)
         if version < 2.0:
             raise InputError(

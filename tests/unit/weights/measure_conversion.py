@@ -19,16 +19,11 @@ from megatron_resrl.platform.cpu import adapt_megatron_core
 
 def main() -> None:
     adapt_megatron_core()
-    import tiny_families as tiny
-
+    # In the parent, so that only this process takes the time.
     from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
     from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
 
     folder, shard = sys.argv[1:]
-    with tempfile.TemporaryDirectory() as small:
-        model = tiny.write_families(Path(small))["llama"]
-        convert_hf_to_megatron(str(model), f"{small}/megatron")
-        convert_megatron_to_hf(f"{small}/megatron", f"{small}/back")
     found = {
         "to Megatron": measured(
             lambda: convert_hf_to_megatron(f"{folder}/model", f"{folder}/megatron", 2)
@@ -48,22 +43,36 @@ def main() -> None:
 
 
 def measured(convert: Callable) -> dict[str, int]:
-    """Runs a conversion in a forked process, whose peak starts at what it inherits."""
+    """Runs a conversion in a forked process, which converts a tiny model before."""
     context = multiprocessing.get_context("fork")
     results = context.Queue()
 
     def run() -> None:
         from megatron_resrl.weights.conversion_report import peak_memory
 
+        convert_tiny()
         before = peak_memory()
         report = convert()
         results.put({"bytes": report.bytes, "added": report.peak_memory - before})
 
     process = context.Process(target=run)
     process.start()
-    process.join()
+    process.join(timeout=100)
     assert process.exitcode == 0
     return results.get()
+
+
+def convert_tiny() -> None:
+    """Both ways, so that all libraries are loaded."""
+    import tiny_families as tiny
+
+    from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
+    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+
+    with tempfile.TemporaryDirectory() as folder:
+        model = tiny.write_families(Path(folder))["llama"]
+        convert_hf_to_megatron(str(model), f"{folder}/megatron")
+        convert_megatron_to_hf(f"{folder}/megatron", f"{folder}/back")
 
 
 if __name__ == "__main__":

@@ -74,6 +74,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, int]]
         check=True,
         stdout=subprocess.PIPE,
         text=True,
+        timeout=300,
     ).stdout
     return json.loads(output.splitlines()[-1])
 

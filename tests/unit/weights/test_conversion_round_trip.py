@@ -13,6 +13,8 @@ from safetensors.torch import save_file
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoTokenizer
 
+from megatron_resrl.config.checks import check_recipe
+from megatron_resrl.config.schema import ModelConfig, Recipe
 from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
 from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
 
@@ -146,6 +148,21 @@ def test_the_report_lists_what_is_not_part_of_the_model(
     assert f"unexpected   1: {extra}" in str(report)
     assert "4 query, key and value merged" in str(report)
     assert report.peak_memory > report.bytes
+
+
+def test_a_recipe_may_name_the_converted_directory_as_long_as_it_is_whole(
+    families: dict[str, Path], tmp_path: Path
+) -> None:
+    megatron = tmp_path / "megatron"
+    convert_hf_to_megatron(str(families["qwen3"]), str(megatron))
+
+    def problems() -> list[str]:
+        found = check_recipe(Recipe(model=ModelConfig(str(megatron))), world_size=1)
+        return [each.problem for each in found if "safetensors" in each.problem]
+
+    assert problems() == []
+    (megatron / "release" / ".metadata").unlink()
+    assert problems() == ["it has no *.safetensors file"]
 
 
 def test_force_replaces_what_was_there(families: dict[str, Path], tmp_path: Path) -> None:

@@ -1,0 +1,61 @@
+"""Reading a checkpoint does not run what it asks to be run."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.weights.inert_pickle import Inert, read_pickle, read_torch_file
+
+
+class MakesADirectory:
+    """Pickled as a call of `os.mkdir`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, tuple[str]]:
+        return os.mkdir, (str(self.path),)
+
+
+@pytest.mark.parametrize("mapped", [True, False])
+def test_calls_are_not_made_and_tensors_are_read(tmp_path: Path, mapped: bool) -> None:
+    file, made = tmp_path / "file.pt", tmp_path / "made"
+    tensor = torch.randn(3, 4).to(torch.bfloat16)
+    content = {
+        "args": argparse.Namespace(layers=4, kind=MakesADirectory(made)),
+        "model": {"a": tensor, "b": torch.nn.Parameter(tensor)},
+        "other": [MakesADirectory(made)],
+    }
+    torch.save(content, file)
+    read = read_torch_file(file, mapped=mapped)
+    assert not made.exists()
+    assert read["args"].layers == 4
+    assert isinstance(read["args"].kind, Inert)
+    assert isinstance(read["other"][0], Inert)
+    assert torch.equal(read["model"]["a"], tensor)
+    assert torch.equal(read["model"]["b"], tensor)
+
+
+def test_plain_pickles_are_read_alike(tmp_path: Path) -> None:
+    file, made = tmp_path / "file", tmp_path / "made"
+    file.write_bytes(pickle.dumps([1, MakesADirectory(made)]))
+    number, stand_in = read_pickle(file)
+    assert number == 1
+    assert isinstance(stand_in, Inert)
+    assert not made.exists()
+
+
+def test_damaged_files_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "file.pt"
+    torch.save({"a": torch.ones(100)}, file)
+    file.write_bytes(file.read_bytes()[:300])
+    with pytest.raises(InputError, match=r"file\.pt cannot be read .*copy it again"):
+        read_torch_file(file, mapped=True)
