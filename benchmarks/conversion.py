@@ -103,7 +103,7 @@ def measure(action: Callable[[], object]) -> Run:
     results = context.Queue()
 
     def run() -> None:
-        from megatron_resrl.weights.conversion_report import peak_memory
+        from megatron_resrl.conversion.report import peak_memory
 
         before, started = peak_memory(), time.perf_counter()
         with contextlib.redirect_stderr(io.StringIO()):
@@ -120,8 +120,8 @@ def measure(action: Callable[[], object]) -> Run:
 
 def ways(model: Path, work: Path) -> dict[str, Callable[[], object]]:
     """What is compared, in the order of one round; each writes below `work`."""
-    from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
-    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+    from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
+    from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
     megatron, back = work / "megatron", work / "back"
     return {

@@ -8,7 +8,14 @@ import tiny_families as tiny
 import torch
 from safetensors.torch import load_file
 
-CONVERTED = {"llama": (4, 1), "qwen2": (2, 2), "qwen3_moe": (2, 1), "qwen3_moe_mixed": (1, 4)}
+CONVERTED = {
+    "llama": (4, 1),
+    "qwen2": (2, 2),
+    "mistral": (1, 2),
+    "qwen3_moe": (2, 1),
+    "qwen3_moe_mixed": (1, 4),
+    "mixtral": (2, 1),
+}
 """Families that ranks load, and the sizes (TP, PP) that they are converted with."""
 
 

@@ -18,8 +18,8 @@ def main() -> int:
     """Runs the command. Returns its exit status."""
     # First, because megatron-core warns of what a CPU lacks when it is imported.
     adapt_megatron_core()
-    from megatron_resrl.weights.conversion_command import run_conversion
-    from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
+    from megatron_resrl.conversion.command import run_conversion
+    from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
 
     return run_conversion(convert_hf_to_megatron)
 

@@ -17,8 +17,8 @@ def main() -> int:
     """Runs the command. Returns its exit status."""
     # First, because megatron-core warns of what a CPU lacks when it is imported.
     adapt_megatron_core()
-    from megatron_resrl.weights.conversion_command import run_conversion
-    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+    from megatron_resrl.conversion.command import run_conversion
+    from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
     return run_conversion(convert_megatron_to_hf)
 

@@ -15,6 +15,8 @@ from pathlib import Path
 
 from jsonargparse import auto_cli
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.inspection import (
     as_json,

@@ -79,7 +79,7 @@ class _PolicyBridge:
         return weight_path
 
 
-class _GroupedNames:
+class GroupedNames:
     """A model chunk as mbridge reads it, with Transformer Engine's names of experts.
 
     `experts.local_experts.3.linear_fc1.weight` is called `experts.linear_fc1.weight3`.
@@ -104,7 +104,12 @@ class _GroupedNames:
         return self._state
 
 
-def _bridge(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
+def bridge_of(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
+    """mbridge's bridge for the family, with what it lacks.
+
+    Raises:
+        InputError: Of another family.
+    """
     model_type = _SAME_WEIGHTS.get(hf_config.model_type, hf_config.model_type)
     if model_type not in _MODEL_REGISTRY:
         raise InputError(
@@ -133,8 +138,8 @@ def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, 
             `hf_config` says; named with the directory.
     """
     check_weights(hf_config, path)
-    _bridge(hf_config, model_chunks[0]).load_weights(
-        [_GroupedNames(model) for model in model_chunks], path, memory_efficient=False
+    bridge_of(hf_config, model_chunks[0]).load_weights(
+        [GroupedNames(model) for model in model_chunks], path, memory_efficient=False
     )
 
 
@@ -205,8 +210,8 @@ def export_weights(
         Hugging Face name and full tensor in the parameters' dtype.
     """
     seen: set[str] = set()
-    bridge = _bridge(hf_config, model_chunks[0])
-    for name, tensor in bridge.export_weights([_GroupedNames(model) for model in model_chunks]):
+    bridge = bridge_of(hf_config, model_chunks[0])
+    for name, tensor in bridge.export_weights([GroupedNames(model) for model in model_chunks]):
         if name not in seen:
             seen.add(name)
             yield name, tensor.detach()

@@ -17,7 +17,7 @@ from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.hugging_face import load_weights
-from megatron_resrl.weights.megatron_source import find_checkpoint
+from megatron_resrl.weights.megatron_folders import find_checkpoint
 from megatron_resrl.weights.model_files import MARKER
 from megatron_resrl.weights.torch_dist_files import TorchDistReader
 

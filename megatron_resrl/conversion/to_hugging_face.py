@@ -8,8 +8,14 @@ from pathlib import Path
 import torch
 from transformers import PretrainedConfig
 
-from megatron_resrl.errors import InputError
-from megatron_resrl.weights.conversion import (
+from megatron_resrl.conversion.megatron_layout import ModelLayout, check_sizes, model_layout
+from megatron_resrl.conversion.megatron_source import (
+    MegatronSource,
+    check_arguments,
+    find_model_files,
+    open_checkpoint,
+)
+from megatron_resrl.conversion.model_directory import (
     DTYPES,
     DtypeName,
     check_left_out,
@@ -20,16 +26,10 @@ from megatron_resrl.weights.conversion import (
     tell_dtype,
     whole_or_nothing,
 )
-from megatron_resrl.weights.conversion_report import ConversionReport, Tally
+from megatron_resrl.conversion.report import ConversionReport, Tally
+from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import ShardWriter
-from megatron_resrl.weights.megatron_layout import ModelLayout, check_sizes, model_layout
-from megatron_resrl.weights.megatron_source import (
-    MegatronSource,
-    check_arguments,
-    find_checkpoint,
-    find_model_files,
-    open_checkpoint,
-)
+from megatron_resrl.weights.megatron_folders import find_checkpoint
 from megatron_resrl.weights.model_files import copy_model_files
 
 

@@ -9,8 +9,14 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 
-from megatron_resrl.errors import InputError
-from megatron_resrl.weights.conversion import (
+from megatron_resrl.conversion.megatron_layout import (
+    ModelLayout,
+    Parameter,
+    check_sizes,
+    model_layout,
+    padded_rows,
+)
+from megatron_resrl.conversion.model_directory import (
     DTYPES,
     RELEASE,
     DtypeName,
@@ -22,15 +28,9 @@ from megatron_resrl.weights.conversion import (
     whole_or_nothing,
     written_dtype,
 )
-from megatron_resrl.weights.conversion_report import ConversionReport, Tally
+from megatron_resrl.conversion.report import ConversionReport, Tally
+from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
-from megatron_resrl.weights.megatron_layout import (
-    ModelLayout,
-    Parameter,
-    check_sizes,
-    model_layout,
-    padded_rows,
-)
 from megatron_resrl.weights.model_files import MARKER, copy_model_files
 from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
 

@@ -99,7 +99,7 @@ def model_layout(hf_config: PretrainedConfig, vocabulary_rows: int) -> ModelLayo
 
     from megatron_resrl.policy.gpt import build_empty_model
     from megatron_resrl.policy.model_config import transformer_config
-    from megatron_resrl.weights.hugging_face import _bridge, _GroupedNames
+    from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of
 
     fields = {"use_cpu_initialization": True, "moe_grouped_gemm": False}
     with _world_of_one():
@@ -111,10 +111,10 @@ def model_layout(hf_config: PretrainedConfig, vocabulary_rows: int) -> ModelLayo
         state = model.sharded_state_dict(
             metadata={"dp_cp_group": group, "singleton_local_shards": False}
         )
-        bridge = _bridge(hf_config, model)
+        bridge = bridge_of(hf_config, model)
         # It converts nothing: types are the callers' business.
         bridge.dtype = None
-        named = zip(model.named_parameters(), _GroupedNames(model).named_parameters(), strict=True)
+        named = zip(model.named_parameters(), GroupedNames(model).named_parameters(), strict=True)
         parameters = tuple(
             _parameter(name, bridge_name, parameter, state[name], bridge)
             for (name, parameter), (bridge_name, _) in named

@@ -8,11 +8,11 @@ from typing import Any, Protocol
 import torch
 from transformers import PretrainedConfig
 
+from megatron_resrl.conversion.legacy_files import LegacyReader
+from megatron_resrl.conversion.megatron_layout import ModelLayout, Parameter
+from megatron_resrl.conversion.torch_dist_source import TorchDistSource
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.legacy_files import LegacyReader
-from megatron_resrl.weights.megatron_layout import ModelLayout, Parameter
-from megatron_resrl.weights.model_files import MARKER
-from megatron_resrl.weights.torch_dist_source import TorchDistSource
+from megatron_resrl.weights.megatron_folders import is_torch_dist
 
 _SAME = {
     "num_layers": "num_hidden_layers",
@@ -47,29 +47,6 @@ class MegatronSource(Protocol):
         """The whole parameter."""
 
 
-def find_checkpoint(path: Path) -> Path:
-    """The folder with the weights: `path`, or the one that Megatron-LM's marker file in it names.
-
-    Raises:
-        InputError: There is none.
-    """
-    if not path.is_dir():
-        raise InputError(f"there is no directory {path}")
-    if _is_torch_dist(path) or _is_legacy(path):
-        return path
-    marker = path / MARKER
-    if not marker.is_file():
-        raise InputError(
-            f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor mp_rank_* "
-            f"folders, nor {MARKER}"
-        )
-    named = marker.read_text().strip()
-    folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
-    if not (_is_torch_dist(folder) or _is_legacy(folder)):
-        raise InputError(f"{marker} says {named!r}, but {folder} holds no checkpoint")
-    return folder
-
-
 def open_checkpoint(
     folder: Path, tensor_parallel: int | None, pipeline_parallel: int | None
 ) -> MegatronSource:
@@ -83,7 +60,7 @@ def open_checkpoint(
     Raises:
         InputError: It is not whole or does not have the sizes.
     """
-    if _is_torch_dist(folder):
+    if is_torch_dist(folder):
         return TorchDistSource(folder)
     return LegacyReader(folder, tensor_parallel, pipeline_parallel)
 
@@ -128,11 +105,3 @@ def check_arguments(source: MegatronSource, hf_config: PretrainedConfig, folder:
                 f"{folder} was saved with {name} {saved}, and config.json says {value}; give the "
                 "--model-files of this model"
             )
-
-
-def _is_torch_dist(folder: Path) -> bool:
-    return (folder / ".metadata").is_file()
-
-
-def _is_legacy(folder: Path) -> bool:
-    return any(folder.glob("mp_rank_*"))

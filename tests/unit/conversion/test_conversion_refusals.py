@@ -14,9 +14,9 @@ import tiny_families as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
+from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
-from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
 from megatron_resrl.weights.files import INDEX
 
 

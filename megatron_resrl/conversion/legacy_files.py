@@ -15,10 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from megatron_resrl.conversion.megatron_layout import ModelLayout, Parameter
+from megatron_resrl.conversion.megatron_names import own_name
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.inert_pickle import read_torch_file
-from megatron_resrl.weights.megatron_layout import ModelLayout, Parameter
-from megatron_resrl.weights.megatron_names import own_name
 
 FILE = "model_optim_rng.pt"
 

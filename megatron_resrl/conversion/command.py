@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 
 from jsonargparse import ArgumentParser
 
+from megatron_resrl.conversion.report import ConversionReport
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.conversion_report import ConversionReport
 
 UNUSABLE = 2
 """Exit status where the input cannot be used; the message says why."""

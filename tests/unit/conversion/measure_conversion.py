@@ -20,8 +20,8 @@ from megatron_resrl.platform.cpu import adapt_megatron_core
 def main() -> None:
     adapt_megatron_core()
     # In the parent, so that only this process takes the time.
-    from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
-    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+    from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
+    from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
     folder, shard = sys.argv[1:]
     found = {
@@ -48,7 +48,7 @@ def measured(convert: Callable) -> dict[str, int]:
     results = context.Queue()
 
     def run() -> None:
-        from megatron_resrl.weights.conversion_report import peak_memory
+        from megatron_resrl.conversion.report import peak_memory
 
         convert_tiny()
         before = peak_memory()
@@ -66,8 +66,8 @@ def convert_tiny() -> None:
     """Both ways, so that all libraries are loaded."""
     import tiny_families as tiny
 
-    from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
-    from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+    from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
+    from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
     with tempfile.TemporaryDirectory() as folder:
         model = tiny.write_families(Path(folder))["llama"]

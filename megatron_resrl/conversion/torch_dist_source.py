@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
+from megatron_resrl.conversion.megatron_layout import ModelLayout, Parameter
+from megatron_resrl.conversion.megatron_names import position, stored_keys
 from megatron_resrl.weights.inert_pickle import read_torch_file
-from megatron_resrl.weights.megatron_layout import ModelLayout, Parameter
-from megatron_resrl.weights.megatron_names import position, stored_keys
 from megatron_resrl.weights.torch_dist_files import TorchDistReader
 
 _NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")

@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 
 from megatron_resrl.config.checks import check_recipe
 from megatron_resrl.config.schema import ModelConfig, Recipe
-from megatron_resrl.weights.convert_from_hf import convert_hf_to_megatron
-from megatron_resrl.weights.convert_to_hf import convert_megatron_to_hf
+from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
+from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
 SIZES = {torch.float32: (2, 2), torch.bfloat16: (4, 1), torch.float16: (1, 1)}
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_resrl.weights.megatron_layout import Parameter
+from megatron_resrl.conversion.megatron_layout import Parameter
 
 LISTED = 5
 """Names of a kind that the text shows."""

@@ -1,0 +1,41 @@
+"""Folders of Megatron checkpoints, by Megatron-LM's conventions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.weights.model_files import MARKER
+
+
+def find_checkpoint(path: Path) -> Path:
+    """The folder with the weights: `path`, or the one that Megatron-LM's marker file in it names.
+
+    Raises:
+        InputError: There is none.
+    """
+    if not path.is_dir():
+        raise InputError(f"there is no directory {path}")
+    if is_torch_dist(path) or is_legacy(path):
+        return path
+    marker = path / MARKER
+    if not marker.is_file():
+        raise InputError(
+            f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor mp_rank_* "
+            f"folders, nor {MARKER}"
+        )
+    named = marker.read_text().strip()
+    folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
+    if not (is_torch_dist(folder) or is_legacy(folder)):
+        raise InputError(f"{marker} says {named!r}, but {folder} holds no checkpoint")
+    return folder
+
+
+def is_torch_dist(folder: Path) -> bool:
+    """Whether a folder is a checkpoint in megatron-core's format."""
+    return (folder / ".metadata").is_file()
+
+
+def is_legacy(folder: Path) -> bool:
+    """Whether a folder is a checkpoint in Megatron-LM's older format."""
+    return any(folder.glob("mp_rank_*"))
