@@ -26,17 +26,15 @@ class Fault:
     """One of `faulty_train.ACTIONS`."""
     at: str
     """The point, see `faulty_train.py`."""
-    step: int = 3
-    """The training step."""
+    step: int | None = 3
+    """The training step; None: any, the point says it."""
     rank: int = 1
     """The rank."""
 
     def arguments(self) -> list[str]:
         """Of the driver."""
-        return [
-            *("--action", self.action, "--at", self.at),
-            *("--at_step", str(self.step), "--on_rank", str(self.rank)),
-        ]
+        step = [] if self.step is None else ["--at_step", str(self.step)]
+        return ["--action", self.action, "--at", self.at, *step, "--on_rank", str(self.rank)]
 
 
 @dataclass(frozen=True)

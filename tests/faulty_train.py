@@ -1,6 +1,6 @@
 """Trains like the product's command, and does something terrible at a chosen point.
 
-    faulty_train.py [--action A --at POINT --at_step N --on_rank R] RECIPE [--section.setting VALUE]
+    faulty_train.py [--action A --at POINT [--at_step N] --on_rank R] RECIPE [--section.setting VALUE]
 
 Points are audit events of CPython and of the product, so that nothing is patched:
 
@@ -9,7 +9,8 @@ Points are audit events of CPython and of the product, so that nothing is patche
     rename:ENDING   something gets a name that ends so
     remove:PART     a folder with such a name is deleted
 
-The step is the one that the loop has begun; 0 before the first. It happens once.
+The step is the one that the loop has begun; 0 before the first; without one, any. A checkpoint that
+is written in the background is one of a step before. It happens once.
 """
 
 from __future__ import annotations
@@ -76,14 +77,14 @@ def _is_point(point: str, event: str, args: tuple[Any, ...]) -> bool:
     return event == "shutil.rmtree" and name in str(args[0])
 
 
-def install(action: str, point: str, step: int) -> None:
+def install(action: str, point: str, step: int | None) -> None:
     """Arms the fault."""
     now = {"step": 0, "armed": 1}
 
     def hook(event: str, args: tuple[Any, ...]) -> None:
         if event == "megatron_resrl.step":
             now["step"] = args[0]
-        elif now["armed"] and now["step"] == step and _is_point(point, event, args):
+        elif now["armed"] and step in (None, now["step"]) and _is_point(point, event, args):
             now["armed"] = 0
             ACTIONS[action]()
 

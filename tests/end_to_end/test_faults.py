@@ -59,7 +59,7 @@ class Case:
 
 def _killed(rank: int, where: str, at: str, **changes: object) -> Case:
     """SIGKILL of one rank; the other one has to name it and to end."""
-    phase = at.removeprefix("phase:") if at.startswith("phase:") else "checkpoint save"
+    phase = at.removeprefix("phase:") if at.startswith("phase:") else "checkpoint write"
     named = f"rank {rank} did not answer: last seen entering phase {phase!r} of step 3"
     return Case(
         f"SIGKILL of rank {rank}",
@@ -70,6 +70,20 @@ def _killed(rank: int, where: str, at: str, **changes: object) -> Case:
         says=(named,),
         rank_code=-9,
         **changes,
+    )
+
+
+def _killed_in_the_background(rank: int, where: str, at: str) -> Case:
+    """SIGKILL while the checkpoint of step 3 is written beside step 4."""
+    return Case(
+        f"SIGKILL of rank {rank}",
+        f"{where}, in the background",
+        Fault("kill", at, rank=rank, step=None),
+        "TP2" if rank else "DP2",
+        "the other rank names it",
+        says=(f"rank {rank} did not answer",),
+        rank_code=-9,
+        settings=("--checkpoint.async_save=true",),
     )
 
 
@@ -109,6 +123,13 @@ CASES = [
     _killed(0, "naming the finished checkpoint", "rename:step_000003"),
     _killed(0, "switch of `latest`", "rename:latest"),
     _killed(0, "deletion of the oldest checkpoint", "remove:.removed", resumed_after=3),
+    *(
+        _killed_in_the_background(
+            rank, "writing a shard", f"write:step_000003.incomplete/{SHARD.format(rank=rank)}"
+        )
+        for rank in (0, 1)
+    ),
+    _killed_in_the_background(0, "naming the finished checkpoint", "rename:step_000003"),
     _hung("stop", 1, "SIGSTOP", ""),
     _hung("stop", 0, "SIGSTOP", ""),
     _hung("loop", 1, "endless loop", ", though its process runs"),
@@ -172,7 +193,9 @@ def table() -> Iterator[Table]:
 def task(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Makes a copy of the task with a run folder of its own; returns its recipe."""
     root = tmp_path_factory.mktemp("tasks")
-    write_task(root / "task", evaluation__every=3, checkpoint__save_every=1)
+    # Written while training waits, so that it is known what a fault finds.
+    checkpoint = {"save_every": 1, "async_save": False}
+    write_task(root / "task", evaluation__every=3, checkpoint=checkpoint)
 
     def make(name: str) -> Path:
         recipe = root / f"{name.replace(' ', '_').replace('/', '_')}.yaml"
@@ -204,7 +227,7 @@ def _finish(recipe: Path, layout: str, after: int, expected: Path) -> Ended:
     """Starts the run again: it goes on after a step and ends like an undisturbed one."""
     ended = run_task(recipe, None, *LAYOUTS[layout])
     assert ended.code == 0, ended.text
-    assert f"resumed after step {after}" in ended.text
+    assert (f"resumed after step {after}" in ended.text) == (after > 0)
     run = recipe.with_suffix("")
     assert not (run / "interrupted.json").exists()
     assert_same_run(run, expected)
@@ -291,19 +314,31 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, int], None]]:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+@pytest.mark.parametrize(
+    ("room", "said", "after"),
+    [
+        (0.6, "No space left on device", 0),
+        (2.5, "GB free, and a checkpoint takes", 2),
+    ],
+    ids=["in the middle", "noticed before"],
+)
 def test_a_full_disk_costs_no_checkpoint_and_a_larger_one_lets_the_run_finish(
-    task, undisturbed, small_disk, table
+    room, said, after, task, undisturbed, small_disk, table
 ):
     expected = undisturbed("DP2")
-    one = sum(file.stat().st_size for file in (expected / "checkpoints/step_000004").iterdir())
-    recipe = task("full disk")
+    newest = expected / "checkpoints" / "step_000004"
+    one = sum(file.stat().st_size for file in newest.rglob("*"))
+    recipe = task(f"full disk {room}")
     checkpoints = recipe.with_suffix("") / "checkpoints"
-    small_disk(checkpoints, int(2.5 * one))
+    small_disk(checkpoints, int(room * one))
     ended = run_task(recipe)
     assert ended.code == 1, ended.text
-    assert "No space left on device" in ended.text
-    assert {"step_000001", "step_000002"} <= {path.name for path in checkpoints.iterdir()}
+    assert ended.first_rank_code() == 2, ended.text
+    assert said in ended.text
+    kept = {path.name for path in checkpoints.iterdir()} - {"latest"}
+    assert kept == {f"step_{step + 1:06d}" for step in range(after)}
     small_disk(checkpoints, 8 * one)
-    _finish(recipe, "DP2", 2, expected)
+    _finish(recipe, "DP2", after, expected)
     outcome = "the run ends and says so, the checkpoints before stay"
-    table.add("full disk", "checkpoint save, DP2", outcome, ended, "after step 2, same bits")
+    where = f"room for {room} checkpoints, DP2"
+    table.add("full disk", where, outcome, ended, f"after step {after}, same bits")
