@@ -1,6 +1,6 @@
 """Trains like the product's command, and does something terrible at a chosen point.
 
-    faulty_train.py [--action A --at POINT [--at_step N] --on_rank R] RECIPE [--section.setting VALUE]
+    faulty_train.py [--action A --at POINT [--at_step N] --on_rank R] RECIPE [--setting VALUE]
 
 Points are audit events of CPython and of the product, so that nothing is patched:
 
