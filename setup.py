@@ -39,7 +39,16 @@ EXTRAS = {
     "quickstart": ["gguf>=0.17", "accelerate>=1.10", "matplotlib>=3.8"],
     # benchmarks/: the trainer compared with.
     "bench": ["trl>=1.16,<2", "datasets>=4.7"],
-    "dev": ["pytest>=8", "pytest-xdist>=3.6", "hypothesis>=6.100", "ruff>=0.14"],
+    # Tokenizers that are a tokenizer.model only, such as Llama 2's.
+    "sentencepiece": ["sentencepiece>=0.2", "protobuf>=4"],
+    "dev": [
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "hypothesis>=6.100",
+        "ruff>=0.14",
+        "sentencepiece>=0.2",
+        "protobuf>=4",
+    ],
 }
 
 setup(

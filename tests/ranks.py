@@ -39,6 +39,13 @@ def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float
     Raises:
         AssertionError: A rank failed or the time ran out; the message holds the output.
     """
+    return run_ranks_with_log(script, world_size, *args, timeout=timeout)[0]
+
+
+def run_ranks_with_log(
+    script: Path | str, world_size: int, *args: object, timeout: float = 120
+) -> tuple[str, str]:
+    """Like `run_ranks`; returns standard output and standard error."""
     # As torchrun does it: the ranks meet at a store that listens before they start.
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     shared = {
@@ -70,7 +77,7 @@ def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float
     assert in_time, f"{script} on {world_size} ranks took more than {timeout} s\n{out}\n{err}"
     codes = [process.exitcode for process in ranks]
     assert not any(codes), f"{script} on {world_size} ranks exited {codes}\n{out}\n{err}"
-    return out
+    return out, err
 
 
 def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 300) -> str:

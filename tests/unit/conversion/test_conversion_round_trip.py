@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import tiny_conversion
 import tiny_families as tiny
 import torch
 from safetensors.torch import save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoTokenizer
 
@@ -173,3 +176,30 @@ def test_force_replaces_what_was_there(families: dict[str, Path], tmp_path: Path
     assert not (megatron / "stale").exists()
     assert not (megatron / "release" / "__1_0.distcp").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
+
+
+def test_a_sentencepiece_tokenizer_works_as_before(
+    families: dict[str, Path], tmp_path: Path
+) -> None:
+    source = shutil.copytree(families["llama"], tmp_path / "model")
+    (source / "tokenizer.json").unlink()
+    trained = io.BytesIO()
+    SentencePieceTrainer.train(
+        sentence_iterator=iter(["one and one is two", "two and one is three"] * 50),
+        model_writer=trained,
+        vocab_size=40,
+        model_type="bpe",
+        byte_fallback=False,
+        minloglevel=2,
+    )
+    (source / "tokenizer.model").write_bytes(trained.getvalue())
+    settings = {"tokenizer_class": "LlamaTokenizer", "legacy": True}
+    (source / "tokenizer_config.json").write_text(json.dumps(settings))
+    megatron, back = tmp_path / "megatron", tmp_path / "back"
+    convert_hf_to_megatron(str(source), str(megatron))
+    convert_megatron_to_hf(str(megatron), str(back))
+    text = "three and one is two and two"
+    expected = SentencePieceProcessor(model_proto=trained.getvalue()).encode(text)
+    for folder in (source, megatron, back):
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        assert tokenizer(text, add_special_tokens=False).input_ids == expected, folder
