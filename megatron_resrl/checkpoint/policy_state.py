@@ -107,7 +107,7 @@ def capture(
     live = _live_storages(policy) if copy else None
     strategy = FullyParallelSaveStrategyWrapper(InProcessSaveStrategy(group, live), _replicas())
     failure = f"checkpoint {folder} could not be written"
-    with _named_failures(failure):
+    with _named_failures(failure), _quiet():
         request = dist_checkpointing.save(
             state, str(folder), sharded_strategy=strategy, async_sharded_save=True
         )
@@ -140,7 +140,7 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
     if trainable and same_layout:
         state["random"] = _random_shard(None)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
-    with _named_failures(f"checkpoint {path} could not be read into the policy"):
+    with _named_failures(f"checkpoint {path} could not be read into the policy"), _quiet():
         loaded = dist_checkpointing.load(state, str(path), sharded_strategy=strategy)
     for name, module in _named_chunks(policy):
         module.load_state_dict(loaded[name])
@@ -161,17 +161,26 @@ def _named_failures(what: str) -> Iterator[None]:
     """Turns what the two checkpoint libraries raise into a `CheckpointError`.
 
     torch's own class gathers the errors of all ranks and is not an `Exception`, so that it would
-    slip past every handler. megatron-core's calls of deprecated torch functions are not ours.
+    slip past every handler.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
+        yield
     except CheckpointException as error:
         reasons = [f"rank {rank}: {reason!r}" for rank, (reason, _) in error.failures.items()]
         raise CheckpointError(f"{what}: {'; '.join(reasons)}") from error
     except (CheckpointingException, OSError) as error:
         raise CheckpointError(f"{what}: {error}") from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without warnings of megatron-core's calls of deprecated torch functions, which are not ours.
+
+    For the main thread only: filters belong to the process.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
 
 
 def sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
