@@ -53,12 +53,14 @@ class PendingSave:
         folder: Path,
         write_shards: Callable[[], dict[str, str]],
         trainer: dict[str, Any],
+        model_files: Path,
         retention: Retention,
         group: dist.ProcessGroup | None,
     ) -> None:
         self.folder = folder
         self._write_shards = write_shards
         self._trainer = trainer
+        self._model_files = model_files
         self._retention = retention
         self._group = group
 
@@ -77,14 +79,16 @@ class PendingSave:
             everyones: dict[str, str] = {}
             for own in gather_objects(digests, self._group):
                 everyones |= own
-            return on_first_rank(
-                lambda: folders.publish(self.folder, self._trainer, everyones, self._retention),
-                self._group,
-            )
+            return on_first_rank(lambda: self._publish(everyones), self._group)
         except CheckpointError:
             if dist.get_rank() == 0:
                 folders.abandon(self.folder)
             raise
+
+    def _publish(self, digests: dict[str, str]) -> Path:
+        if self._model_files.is_dir():
+            copy_model_files(self._model_files, self.folder / MODEL_FILES)
+        return folders.publish(self.folder, self._trainer, digests, self._retention)
 
 
 def begin_save(
@@ -126,14 +130,15 @@ def begin_save(
     except TypeError as error:
         raise ValueError(f"the trainer's state cannot be written as JSON: {error}") from error
     with named_phase("checkpoint save"):
-        folder = on_first_rank(lambda: _begin_folder(Path(output_dir), policy, state))
+        folder = on_first_rank(lambda: folders.begin(Path(output_dir), state.step))
         try:
             write_shards = policy_state.capture(policy, folder, group=group, copy=copy)
         except CheckpointError:
             if dist.get_rank() == 0:
                 folders.abandon(folder)
             raise
-    return PendingSave(folder, write_shards, trainer, retention, group)
+    model_files = Path(policy.hf_config.name_or_path)
+    return PendingSave(folder, write_shards, trainer, model_files, retention, group)
 
 
 def save_checkpoint(
@@ -235,12 +240,3 @@ def _differences(saved: dict[str, Any], own: dict[str, Any]) -> str:
         for name, value in own.items()
         if saved.get(name) != value
     )
-
-
-def _begin_folder(output_dir: Path, policy: Policy, state: TrainerState) -> Path:
-    """A folder for the checkpoint that holds what rank 0 alone knows."""
-    folder = folders.begin(output_dir, state.step)
-    source = Path(policy.hf_config.name_or_path)
-    if source.is_dir():
-        copy_model_files(source, folder / MODEL_FILES)
-    return folder

@@ -110,7 +110,7 @@ def test_a_run_killed_every_twenty_steps_ends_with_the_same_bits(undisturbed, tm
     recipe = _task(tmp_path)
     all_seen: list[Seen] = []
     for step in range(KILL_EVERY + 1, STEPS, KILL_EVERY):
-        code, output, seen = _run(recipe, Fault("kill", "phase:update", step=step, rank=0))
+        code, output, seen = _run(recipe, Fault("kill", "phase:sync", step=step, rank=0))
         assert code == -9, output
         all_seen += seen
     code, output, seen = _run(recipe, None)
