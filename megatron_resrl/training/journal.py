@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,8 @@ from megatron_resrl.observe.metrics import MetricsLogger
 from megatron_resrl.observe.progress import Progress
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training.records import dump_batch, readable
+
+logger = logging.getLogger(__name__)
 
 
 class Journal:
@@ -65,9 +68,11 @@ class Journal:
         """Keeps the whole batch of a step whose gradient was not finite."""
         if self.writes:
             path = dump_batch(self.directory, step, samples)
-            self.progress.message(
-                f"step {step}: a gradient was not finite, the update was skipped on all ranks; "
-                f"its batch is in {path}"
+            logger.warning(
+                "step %d: a gradient was not finite, the update was skipped on all ranks; its "
+                "batch is in %s",
+                step,
+                path,
             )
 
     def __enter__(self) -> Journal:
