@@ -47,6 +47,7 @@ def main(work: Path) -> None:
     log.discard()
     dist.barrier()
     seen["files"] = not list(log.directory.iterdir())
+    dist.barrier()
     if dist.get_rank() == 0:
         log.directory.rmdir()
         log.directory.write_text("a file where the folder should be")

@@ -14,6 +14,7 @@ import tiny_families as tiny
 import torch
 from safetensors.torch import load_file, save_file
 
+from megatron_resrl.conversion import from_hugging_face
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
 from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 from megatron_resrl.errors import InputError
@@ -160,12 +161,10 @@ def test_a_place_that_is_taken(model: Path) -> None:
 
 
 def test_a_failure_half_way_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from megatron_resrl.weights import convert_from_hf
-
     def fail(*_: Any) -> None:
         raise OSError("no space left on device")
 
-    monkeypatch.setattr(convert_from_hf, "copy_model_files", fail)
+    monkeypatch.setattr(from_hugging_face, "copy_model_files", fail)
     with pytest.raises(OSError, match="no space left"):
         convert_hf_to_megatron(str(model), str(model.parent / "output"))
     assert [path.name for path in model.parent.iterdir()] == ["model"]
