@@ -346,4 +346,5 @@ def test_a_full_disk_costs_no_checkpoint_and_a_larger_one_lets_the_run_finish(
     _finish(recipe, "DP2", after, expected)
     outcome = "the run ends and says so, the checkpoints before stay"
     where = f"room for {room} checkpoints, DP2"
-    table.add("full disk", where, outcome, ended, f"after step {after}, same bits")
+    goes_on = f"after step {after}" if after else "from the start"
+    table.add("full disk", where, outcome, ended, f"{goes_on}, same bits")
