@@ -24,6 +24,7 @@ from megatron_resrl.checkpoint.inspection import (
     inspect_checkpoint,
     report,
 )
+from megatron_resrl.errors import UNUSABLE
 
 
 def inspect(path: Path, verify: bool = False, tensors: bool = False, json: bool = False) -> int:
@@ -42,7 +43,7 @@ def inspect(path: Path, verify: bool = False, tensors: bool = False, json: bool 
         found = [inspect_checkpoint(each, verify=verify) for each in checkpoint_folders(path)]
     except CheckpointError as error:
         print(error, file=sys.stderr)
-        return 2
+        return UNUSABLE
     for each in found:
         print(as_json(each) if json else report(each, tensors=tensors))
     return int(any(each.problems for each in found))

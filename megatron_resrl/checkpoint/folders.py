@@ -20,11 +20,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch.distributed.checkpoint import FileSystemReader, Metadata
+from torch.distributed.checkpoint import Metadata
 
 from megatron_resrl.checkpoint.checksums import SUMS_FILE, write_sums
 from megatron_resrl.checkpoint.retention import Retention
-from megatron_resrl.errors import RunError
+from megatron_resrl.errors import InputError, RunError
+from megatron_resrl.weights import torch_dist_files
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +100,7 @@ def check_whole(path: Path, *, of_run: bool = True) -> None:
     missing = [name for name in parts if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; {advice}")
-    for name, size in _indexed_sizes(path).items():
+    for name, size in torch_dist_files.indexed_sizes(read_index(path)).items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
         if found is None or found < size:
@@ -126,10 +127,9 @@ def read_index(path: Path) -> Metadata:
         CheckpointError: There is none, or it is damaged.
     """
     try:
-        return FileSystemReader(path).read_metadata()
-    # Unpickling damaged bytes may raise anything.
-    except Exception as error:
-        raise CheckpointError(f"{path / '.metadata'} cannot be read: {error!r}") from error
+        return torch_dist_files.read_index(path)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
 
 
 def begin(output_dir: Path, step: int) -> Path:
@@ -172,7 +172,7 @@ def publish(
         CheckpointError: Shards are not there. On several hosts: `output_dir` is not shared.
     """
     (folder / TRAINER_FILE).write_text(json.dumps(trainer, indent=2))
-    for name, size in _indexed_sizes(folder).items():
+    for name, size in torch_dist_files.indexed_sizes(read_index(folder)).items():
         file = folder / name
         if not file.is_file() or file.stat().st_size < size:
             raise CheckpointError(
@@ -244,15 +244,6 @@ def _retain(latest: Path, retention: Retention) -> None:
     for path in older:
         if step_of(path) not in kept:
             _discard(path)
-
-
-def _indexed_sizes(path: Path) -> dict[str, int]:
-    """Bytes that each shard file must have at least, by file name."""
-    sizes: dict[str, int] = {}
-    for item in read_index(path).storage_data.values():
-        end = item.offset + item.length
-        sizes[item.relative_path] = max(end, sizes.get(item.relative_path, 0))
-    return sizes
 
 
 def _write_marker(path: Path, marker: str) -> None:

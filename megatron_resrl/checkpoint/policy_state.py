@@ -2,26 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.core import (
-    CheckpointingConfig,
-    CheckpointingException,
-    save_config,
-)
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
 )
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
-from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_resrl.checkpoint import random_state
 from megatron_resrl.checkpoint.folders import CheckpointError
@@ -32,6 +25,7 @@ from megatron_resrl.checkpoint.optimizer_state import (
 )
 from megatron_resrl.checkpoint.writer import InProcessSaveStrategy, storage_of
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
 
 _MODEL_FIELDS = (
     "model_type",
@@ -107,13 +101,13 @@ def capture(
     live = _live_storages(policy) if copy else None
     strategy = FullyParallelSaveStrategyWrapper(InProcessSaveStrategy(group, live), _replicas())
     failure = f"checkpoint {folder} could not be written"
-    with _named_failures(failure), _quiet():
+    with named_failures(failure, CheckpointError), without_deprecations():
         request = dist_checkpointing.save(
             state, str(folder), sharded_strategy=strategy, async_sharded_save=True
         )
 
     def write() -> dict[str, str]:
-        with _named_failures(failure):
+        with named_failures(failure, CheckpointError):
             digests = request.async_fn(*request.async_fn_args)
             if dist.get_rank() == 0:
                 save_config(CheckpointingConfig(strategy.backend, strategy.version), str(folder))
@@ -140,7 +134,8 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
     if trainable and same_layout:
         state["random"] = _random_shard(None)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
-    with _named_failures(f"checkpoint {path} could not be read into the policy"), _quiet():
+    failure = f"checkpoint {path} could not be read into the policy"
+    with named_failures(failure, CheckpointError), without_deprecations():
         loaded = dist_checkpointing.load(state, str(path), sharded_strategy=strategy)
     for name, module in _named_chunks(policy):
         module.load_state_dict(loaded[name])
@@ -154,33 +149,6 @@ def _live_storages(policy: Policy) -> frozenset[int]:
     """Where training keeps what it changes."""
     tensors = [t for module in policy.modules for t in (*module.parameters(), *module.buffers())]
     return frozenset(storage_of(tensor) for tensor in tensors + live_optimizer_tensors(policy))
-
-
-@contextlib.contextmanager
-def _named_failures(what: str) -> Iterator[None]:
-    """Turns what the two checkpoint libraries raise into a `CheckpointError`.
-
-    torch's own class gathers the errors of all ranks and is not an `Exception`, so that it would
-    slip past every handler.
-    """
-    try:
-        yield
-    except CheckpointException as error:
-        reasons = [f"rank {rank}: {reason!r}" for rank, (reason, _) in error.failures.items()]
-        raise CheckpointError(f"{what}: {'; '.join(reasons)}") from error
-    except (CheckpointingException, OSError) as error:
-        raise CheckpointError(f"{what}: {error}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without warnings of megatron-core's calls of deprecated torch functions, which are not ours.
-
-    For the main thread only: filters belong to the process.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)
-        yield
 
 
 def sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:

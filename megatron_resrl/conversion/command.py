@@ -9,10 +9,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 
 from megatron_resrl.conversion.report import ConversionReport
-from megatron_resrl.errors import InputError
-
-UNUSABLE = 2
-"""Exit status where the input cannot be used; the message says why."""
+from megatron_resrl.errors import UNUSABLE, InputError
 
 
 def run_conversion(

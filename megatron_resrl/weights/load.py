@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
-from torch.distributed.checkpoint.api import CheckpointException
 from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.hugging_face import load_weights
+from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
 from megatron_resrl.weights.megatron_folders import find_checkpoint
 from megatron_resrl.weights.model_files import MARKER
 from megatron_resrl.weights.torch_dist_files import TorchDistReader
@@ -63,17 +61,9 @@ def _load_torch_dist(
         }
         for number, model in enumerate(model_chunks)
     }
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            loaded = dist_checkpointing.load(state, str(folder))
-    except CheckpointException as error:
-        reasons = "; ".join(repr(reason) for reason, _ in error.failures.values())
-        raise InputError(
-            f"model.path: {folder} cannot be read into the model: {reasons}"
-        ) from error
-    except CheckpointingException as error:
-        raise InputError(f"model.path: {folder} cannot be read into the model: {error}") from error
+    failure = f"model.path: {folder} cannot be read into the model"
+    with named_failures(failure, InputError), without_deprecations():
+        loaded = dist_checkpointing.load(state, str(folder))
     for number, model in enumerate(model_chunks):
         keys = model.load_state_dict(loaded[f"model{number}"], strict=False)
         missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]

@@ -165,6 +165,30 @@ def _empty_object() -> io.BytesIO:
     return content
 
 
+def read_index(directory: Path) -> Metadata:
+    """The index of a checkpoint, which says what lies where. Runs no code of the file's choosing.
+
+    Raises:
+        InputError: There is none, or it is damaged.
+    """
+    index = directory / ".metadata"
+    if not index.is_file():
+        raise InputError(f"{directory} has no .metadata, the index of a torch_dist checkpoint")
+    metadata = read_pickle(index)
+    if not isinstance(metadata, Metadata):
+        raise InputError(f"{index} is not the index of a torch_dist checkpoint; copy it again")
+    return metadata
+
+
+def indexed_sizes(metadata: Metadata) -> dict[str, int]:
+    """Bytes that each shard file must have at least, by file name."""
+    sizes: dict[str, int] = {}
+    for place in metadata.storage_data.values():
+        end = place.offset + place.length
+        sizes[place.relative_path] = max(end, sizes.get(place.relative_path, 0))
+    return sizes
+
+
 class TorchDistReader:
     """Reads parts of stored tensors; only the blocks that overlap a part are held."""
 
@@ -174,12 +198,7 @@ class TorchDistReader:
             InputError: A file is missing, shorter than the index says, or the index is damaged.
         """
         self._directory = directory
-        index = directory / ".metadata"
-        if not index.is_file():
-            raise InputError(f"{directory} has no .metadata, the index of a torch_dist checkpoint")
-        self._metadata = read_pickle(index)
-        if not isinstance(self._metadata, Metadata):
-            raise InputError(f"{index} is not the index of a torch_dist checkpoint; copy it again")
+        self._metadata = read_index(directory)
         self._check_files()
 
     @property
@@ -235,11 +254,7 @@ class TorchDistReader:
             raise InputError(f"{path}: {index.fqn} cannot be read ({error})") from error
 
     def _check_files(self) -> None:
-        ends: dict[str, int] = {}
-        for place in self._metadata.storage_data.values():
-            end = place.offset + place.length
-            ends[place.relative_path] = max(end, ends.get(place.relative_path, 0))
-        for name, end in sorted(ends.items()):
+        for name, end in sorted(indexed_sizes(self._metadata).items()):
             file = self._directory / name
             if not file.is_file():
                 raise InputError(f"{file} is missing, which the checkpoint's index names")
