@@ -10,6 +10,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
+from typing import NamedTuple
 
 import torch.distributed as dist
 
@@ -24,6 +25,25 @@ logger = logging.getLogger(__name__)
 
 _LAST_CHANCE_S = 30.0
 """How long a run that ends with an error waits for a checkpoint that is being written."""
+
+
+class _Running(NamedTuple):
+    """A save that is going on in a thread."""
+
+    thread: threading.Thread
+    future: Future[float]
+
+    def result(self, timeout: float | None = None) -> float:
+        """The seconds it took, or raises what it raised, once its thread has ended, too.
+
+        The thread lets go of a process group last; if the interpreter ended meanwhile, that would
+        abort the process.
+        """
+        try:
+            return self.future.result(timeout)
+        finally:
+            if self.future.done():
+                self.thread.join()
 
 
 class CheckpointSaver:
@@ -61,7 +81,7 @@ class CheckpointSaver:
         self.group = dist.new_group(backend="gloo", timeout=timeout) if background else None
         self._on_saved = on_saved
         self._written: Path | None = None
-        self._running: Future[float] | None = None
+        self._running: _Running | None = None
         self._times: dict[str, float] = {}
 
     def save(self, state: TrainerState) -> None:
@@ -99,7 +119,7 @@ class CheckpointSaver:
         Raises:
             CheckpointError: It failed.
         """
-        if self._running is not None and not any_rank(not self._running.done()):
+        if self._running is not None and not any_rank(not self._running.future.done()):
             self._collect()
 
     def wait(self) -> Path | None:
@@ -121,7 +141,7 @@ class CheckpointSaver:
         times, self._times = self._times, {}
         return times
 
-    def _in_thread(self, pending: PendingSave, step: int) -> Future[float]:
+    def _in_thread(self, pending: PendingSave, step: int) -> _Running:
         """Finishes a save in a thread that does not keep the process alive."""
         future: Future[float] = Future()
 
@@ -132,8 +152,9 @@ class CheckpointSaver:
             except BaseException as error:
                 future.set_exception(_as_checkpoint_error(pending, error))
 
-        threading.Thread(target=run, name="checkpoint writer", daemon=True).start()
-        return future
+        thread = threading.Thread(target=run, name="checkpoint writer", daemon=True)
+        thread.start()
+        return _Running(thread, future)
 
     def _finish(self, pending: PendingSave, step: int) -> float:
         """Writes, and returns the seconds it took."""

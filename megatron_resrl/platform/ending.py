@@ -41,9 +41,14 @@ class Deadline:
         self._timer.start()
 
     def cancel(self) -> None:
-        """All is closed."""
+        """All is closed.
+
+        The clock's thread lets go of the error, whose frames hold process groups; it must have done
+        so before the interpreter ends, or giving one up then would abort the process.
+        """
         if self._timer:
             self._timer.cancel()
+            self._timer.join()
 
 
 @contextlib.contextmanager

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import weakref
 
 import pytest
+
+from megatron_resrl.platform.ending import Deadline
 
 SCRIPT = """
 import sys, threading
@@ -60,3 +63,16 @@ def _run(script: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
     )
+
+
+def test_a_deadline_in_time_has_let_go_of_the_error() -> None:
+    class Failure(ValueError):
+        """One that can be watched."""
+
+    deadline = Deadline()
+    error = Failure()
+    gone = weakref.ref(error)
+    deadline.start(error)
+    del error
+    deadline.cancel()
+    assert gone() is None
