@@ -147,7 +147,7 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
                     batch, responses, actor.grader, actor.tokenizer, recipe.reward
                 )
             metrics = rl_step(actor.policy, algorithm, None, samples, recipe, step, timers).metrics
-            actor.engine.update_weights()
+            actor.engine.update_weights(step)
             journal.log(step, metrics, samples)
             completions = [list(sample.response.token_ids) for sample in samples]
             taken = Step(timers.collect(), metrics["grad_norm"], metrics["entropy"])

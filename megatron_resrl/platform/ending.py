@@ -49,6 +49,7 @@ class Deadline:
         if self._timer:
             self._timer.cancel()
             self._timer.join()
+            self._timer = None
 
 
 @contextlib.contextmanager

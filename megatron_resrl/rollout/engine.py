@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -27,35 +27,95 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response."""
+    """One sampled response: one turn of the policy, or several with what an environment said."""
 
     token_ids: tuple[int, ...]
     """At least one token; ends with a stop token if `finish_reason` is "stop"."""
     log_probs: tuple[float, ...]
-    """Of each token under the distribution it was drawn from (temperature and truncation in)."""
+    """Of each token under the distribution it was drawn from (temperature and truncation in); 0 for
+    tokens that the policy did not draw."""
     finish_reason: Literal["stop", "length"]
     """Why it ended."""
+    response_mask: tuple[bool, ...] | None = None
+    """Whether the policy drew each token; None: all. The others are context, no part of the loss or
+    of any statistic."""
+    weight_versions: tuple[int, int] = (0, 0)
+    """Optimizer-step versions of the weights that drew the first and the last token: the number of
+    training steps taken before."""
+    score: float | None = None
+    """The environment's verdict; None: a grader decides."""
 
 
-class RolloutEngine(Protocol):
-    """Samples responses with the policy's current weights."""
+OnGroup = Callable[[int, list[Response]], None]
+"""(prompt's index, all its responses): called on global rank 0 alone, once for each prompt, as soon
+as its last response is there; from any thread, one at a time."""
 
-    def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, seed: Sequence[int]
-    ) -> list[list[Response]]:
-        """Samples `sampling.n` responses for each prompt. Collective over all ranks.
 
-        Args:
-            prompts: Token ids, the same on all ranks.
-            sampling: How to draw.
-            seed: Names the random numbers, e.g. (run seed, step). Sample j of prompt i uses
-                numbers keyed by (*seed, i, j), whatever the layout and the batching.
+class PendingRollout(Protocol):
+    """Responses that are being generated."""
+
+    def result(self) -> list[list[Response]]:
+        """Waits for them. Collective over all ranks; called once.
 
         Returns:
             For each prompt its responses; the same on all ranks.
         """
         ...
 
-    def update_weights(self) -> None:
-        """Makes the next `generate` use the policy's weights as they are now. Collective."""
+
+class RolloutEngine(Protocol):
+    """Samples responses with the policy's weights of the last `update_weights`."""
+
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> PendingRollout:
+        """Starts sampling `sampling.n` responses for each prompt. Collective over all ranks.
+
+        An engine that can goes on while the caller trains; another generates in `result`.
+
+        Args:
+            prompts: Token ids, the same on all ranks.
+            sampling: How to draw.
+            seed: Names the random numbers, e.g. (run seed, stream, step). Sample j of prompt i uses
+                numbers keyed by (*seed, i, j), whatever the layout and the batching; an engine
+                that cannot promise that says so.
+            on_group: Told of finished groups.
+        """
+        ...
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> list[list[Response]]:
+        """`begin` and `result` in one."""
+        ...
+
+    def update_weights(self, version: int) -> dict[str, float]:
+        """Makes what is generated from now on use the policy's weights as they are. Collective.
+
+        Responses that are being generated go on with them.
+
+        Args:
+            version: Training steps taken so far.
+
+        Returns:
+            Numbers for the step log, e.g. `sync/gb_per_s`; the same on all ranks.
+        """
+        ...
+
+    def sleep(self) -> None:
+        """Gives shared devices free for training; nothing is being generated. Collective."""
+        ...
+
+    def close(self) -> None:
+        """Ends what the engine started. Not collective; called on every rank, after errors too."""
         ...

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -14,7 +14,12 @@ from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.cached_decoder import CachedDecoder, whole_sequences
-from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engine import (
+    OnGroup,
+    PendingRollout,
+    Response,
+    SamplingParams,
+)
 from megatron_resrl.rollout.sampling import draw_tokens, uniform_numbers
 
 
@@ -27,6 +32,13 @@ class _Growing:
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     stopped: bool = False
+
+
+@dataclass(frozen=True)
+class _NotYet:
+    """Responses that are generated when they are asked for."""
+
+    result: Callable[[], list[list[Response]]]
 
 
 class MegatronEngine:
@@ -46,12 +58,29 @@ class MegatronEngine:
         """
         self.policy = policy
         self.max_running_samples = max_running_samples
+        self.version = 0
+
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        on_group: OnGroup | None = None,
+    ) -> PendingRollout:
+        """See `RolloutEngine.begin`; decodes when the result is asked for."""
+        return _NotYet(lambda: self.generate(prompts, sampling, seed=seed, on_group=on_group))
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: SamplingParams, *, seed: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        on_group: OnGroup | None = None,
     ) -> list[list[Response]]:
-        """See `RolloutEngine.generate`."""
+        """See `RolloutEngine.generate`; all groups are finished together."""
         decoders = parallel_state.get_data_parallel_group(with_context_parallel=True)
         mine = list(range(decoders.rank(), len(prompts), decoders.size()))
         self.policy.eval()
@@ -61,10 +90,21 @@ class MegatronEngine:
                 done |= self._decode(prompts, batch, sampling, seed)
         for theirs in gather_objects(done, decoders):
             done |= theirs
+        if on_group and dist.get_rank() == 0:
+            for index in range(len(prompts)):
+                on_group(index, done[index])
         return [done[index] for index in range(len(prompts))]
 
-    def update_weights(self) -> None:
+    def update_weights(self, version: int) -> dict[str, float]:
         """Nothing to move: the policy's own parameters decode."""
+        self.version = version
+        return {}
+
+    def sleep(self) -> None:
+        """Nothing to free: the caches of a rollout end with it."""
+
+    def close(self) -> None:
+        """Nothing was started."""
 
     def _batches_in_step(
         self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
@@ -134,7 +174,12 @@ class MegatronEngine:
         for growing in samples:
             reason = "stop" if growing.stopped else "length"
             responses[growing.prompt].append(
-                Response(tuple(growing.token_ids), tuple(growing.log_probs), reason)
+                Response(
+                    tuple(growing.token_ids),
+                    tuple(growing.log_probs),
+                    reason,
+                    weight_versions=(self.version, self.version),
+                )
             )
         return responses
 

@@ -101,10 +101,10 @@ def train(recipe: Recipe) -> None:
                     )
                 outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
                 with phase(timers, "sync"):
-                    actor.engine.update_weights()
+                    synced = actor.engine.update_weights(step)
 
                 saver.poll()
-                metrics = outcome.metrics | _times(timers, saver)
+                metrics = outcome.metrics | synced | _times(timers, saver)
                 if not outcome.finite:
                     journal.dump(step, samples)
                 if _due(step, recipe.evaluation.every, recipe.steps):

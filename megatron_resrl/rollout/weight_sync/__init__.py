@@ -1,0 +1,1 @@
+"""New weights for rollout servers: from the trainer's layout to vLLM, in buckets."""

@@ -1,0 +1,79 @@
+"""Calls to one vLLM server that are not requests for tokens: its health, its weights, its sleep."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from megatron_resrl.errors import RunError
+
+
+class ServerFailure(RunError):
+    """A server did not answer, or answered with an error."""
+
+
+class ServerControl:
+    """The control routes of one server (vLLM serves them under VLLM_SERVER_DEV_MODE=1)."""
+
+    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+        """
+        Args:
+            url: E.g. http://127.0.0.1:8000.
+            timeout_s: Seconds that a call may take unless it says otherwise.
+        """
+        self.url = url.rstrip("/")
+        self.timeout_s = timeout_s
+
+    def post(
+        self,
+        route: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        params: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """POSTs JSON. Returns the decoded answer, None for an empty one.
+
+        Raises:
+            ServerFailure: No connection, no answer in time, or a status that says error.
+        """
+        return self._call("POST", route, body, params, timeout_s)
+
+    def get(
+        self,
+        route: str,
+        *,
+        params: Mapping[str, Any] | None = None,
+        timeout_s: float | None = None,
+    ) -> Any:
+        """GETs like `post`."""
+        return self._call("GET", route, None, params, timeout_s)
+
+    def _call(
+        self,
+        method: str,
+        route: str,
+        body: Mapping[str, Any] | None,
+        params: Mapping[str, Any] | None,
+        timeout_s: float | None,
+    ) -> Any:
+        try:
+            answer = httpx.request(
+                method,
+                f"{self.url}/{route.lstrip('/')}",
+                json=body,
+                params=params,
+                timeout=timeout_s or self.timeout_s,
+                trust_env=False,  # A proxy of the cluster has no business between these two.
+            )
+        except httpx.HTTPError as error:
+            raise ServerFailure(
+                f"{method} {self.url}/{route.lstrip('/')} failed: {type(error).__name__}: {error}"
+            ) from error
+        if answer.is_error:
+            raise ServerFailure(
+                f"{method} {answer.url} answered {answer.status_code}: {answer.text[:500]}"
+            )
+        return answer.json() if answer.content else None
