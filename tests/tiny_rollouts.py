@@ -16,10 +16,13 @@ LONGEST = max(max(group) for group in LENGTHS)
 THINK_MARKERS = (tiny.VOCABULARY - 2, tiny.VOCABULARY - 1)
 
 
-def rollouts() -> tuple[list[Sample], torch.Tensor]:
+def rollouts(*, masked: bool = False) -> tuple[list[Sample], torch.Tensor]:
     """Four groups of four: mixed, mixed, all wrong, one right; and which responses are correct.
 
     Some responses hold a span of thinking.
+
+    Args:
+        masked: Two tokens of every five are not the policy's, as in episodes of several turns.
     """
     generator = torch.Generator().manual_seed(11)
 
@@ -34,6 +37,9 @@ def rollouts() -> tuple[list[Sample], torch.Tensor]:
             tokens = draw(length)
             if length > 10:
                 tokens[2], tokens[5] = THINK_MARKERS
-            response = Response(tuple(tokens), (0.0,) * length, "length")
+            mask = tuple(position % 5 not in (2, 3) for position in range(length))
+            response = Response(
+                tuple(tokens), (0.0,) * length, "length", response_mask=mask if masked else None
+            )
             samples.append(Sample(group, prompt, response, "", score, score, False))
     return samples, torch.tensor([bool(sample.score) for sample in samples])

@@ -41,6 +41,10 @@ _SCHEMA = pa.schema(
         ("token_ids", pa.list_(pa.int32())),
         ("log_probs", pa.list_(pa.float64())),
         ("finish_reason", pa.string()),
+        ("response_mask", pa.list_(pa.bool_())),
+        ("first_version", pa.int64()),
+        ("last_version", pa.int64()),
+        ("score", pa.float64()),
     ]
 )
 
@@ -87,13 +91,20 @@ class RolloutLog:
         except (OSError, pa.ArrowException) as error:
             logger.warning("%s cannot be read (%s); its step is generated again", path, error)
             return None
-        if table.schema.metadata.get(_IDENTITY) != self.identity:
+        same_columns = table.schema.names == _SCHEMA.names
+        if not same_columns or table.schema.metadata.get(_IDENTITY) != self.identity:
             logger.warning("%s is of a run with other settings and is not used", path)
             return None
         groups: dict[int, list[Response]] = {}
         for row in table.to_pylist():
+            mask = row["response_mask"]
             response = Response(
-                tuple(row["token_ids"]), tuple(row["log_probs"]), row["finish_reason"]
+                tuple(row["token_ids"]),
+                tuple(row["log_probs"]),
+                row["finish_reason"],
+                None if mask is None else tuple(mask),
+                (row["first_version"], row["last_version"]),
+                row["score"],
             )
             groups.setdefault(row["prompt"], []).append(response)
         return [groups[prompt] for prompt in sorted(groups)]
@@ -105,6 +116,10 @@ class RolloutLog:
             [response.token_ids for _, response in flat],
             [response.log_probs for _, response in flat],
             [response.finish_reason for _, response in flat],
+            [response.response_mask for _, response in flat],
+            [response.weight_versions[0] for _, response in flat],
+            [response.weight_versions[1] for _, response in flat],
+            [response.score for _, response in flat],
         ]
         schema = _SCHEMA.with_metadata({_IDENTITY: self.identity})
         arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]

@@ -16,9 +16,35 @@ class TokenSequence:
 
     prompt: tuple[int, ...]
     response: tuple[int, ...]
+    response_mask: tuple[bool, ...] | None = None
+    """Whether the policy drew each response token; None: all. The others are fed as context and
+    are nobody's target."""
 
     def __len__(self) -> int:
         return len(self.prompt) + len(self.response)
+
+
+def drawn_mask(sequences: Sequence[TokenSequence], longest: int) -> torch.Tensor:
+    """Marks the response tokens that the policy drew: those with a target, a loss, statistics.
+
+    Args:
+        sequences: B prompts with their responses.
+        longest: T, at least the tokens of the longest response.
+
+    Returns:
+        [B, T] bool on the CPU; False beyond a response's end.
+    """
+    mask_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    for row, sequence in zip(mask_BT, sequences, strict=True):
+        row[: len(sequence.response)] = _drawn(sequence)
+    return mask_BT
+
+
+def _drawn(sequence: TokenSequence) -> torch.Tensor:
+    """[response tokens] bool."""
+    if sequence.response_mask is None:
+        return torch.ones(len(sequence.response), dtype=torch.bool)
+    return torch.tensor(sequence.response_mask, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
@@ -30,7 +56,8 @@ class MicroBatch:
 
     Under context parallelism it is one rank's share: the positions that `zigzag_positions` gives
     it of every sequence, and the `n` response tokens whose predicting state is among them, sequence
-    by sequence. `s` counts this rank's positions.
+    by sequence. `s` counts this rank's positions. Response tokens that the policy did not draw are
+    among the tokens, not among the `n`.
     """
 
     tokens: torch.Tensor
@@ -137,8 +164,9 @@ def make_micro_batches(
         Micro-batches on the CPU; their number and shapes do not depend on the rank.
 
     Raises:
-        ValueError: A sequence has no prompt token, so that no state predicts its first token; or
-            padded lengths could not be shared out evenly.
+        ValueError: A sequence has no prompt token, so that no state predicts its first token, or a
+            mask of another length than its response; or padded lengths could not be shared out
+            evenly.
     """
     if context_parallel_size > 1 and length_multiple % (2 * context_parallel_size):
         raise ValueError(
@@ -150,6 +178,12 @@ def make_micro_batches(
             raise ValueError(
                 f"sequence {number} has no prompt token; the first token of a response is "
                 "predicted from the one before it"
+            )
+        mask = sequence.response_mask
+        if mask is not None and len(mask) != len(sequence.response):
+            raise ValueError(
+                f"sequence {number} has {len(sequence.response)} response tokens and a mask of "
+                f"{len(mask)}; one truth value per token is right"
             )
     count = len(sequences)
     parts = [
@@ -233,6 +267,7 @@ class _Share:
             tokens[row, start + real] = fed[held[real]]
             order = held - (len(prompt) - 1)
             predicting = ((order >= 0) & (order < len(response))).nonzero().flatten()
+            predicting = predicting[_drawn(sequences[number])[order[predicting]]]
             order = order[predicting]
             columns[0].append((start + predicting) * rows + row)
             columns[1].append(whole[len(prompt) + order])

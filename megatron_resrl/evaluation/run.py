@@ -73,7 +73,7 @@ def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -
         scores: list[list[float]] = [[] for _ in each.prompts]
         for sample in samples:
             scores[sample.group].append(sample.score)
-        lengths = [len(sample.response.token_ids) for sample in samples]
+        lengths = [sample.response.drawn for sample in samples]
         found = evaluation_metrics(scores, settings.pass_at)
         found["response_length"] = sum(lengths) / len(lengths)
         metrics |= {f"eval/{each.name}/{name}": value for name, value in found.items()}

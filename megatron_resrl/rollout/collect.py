@@ -26,9 +26,10 @@ class Sample:
     prompt: Prompt
     response: Response
     text: str
-    """The decoded response, for graders and people; the loss uses the token ids."""
+    """The decoded response, of several turns the last; for graders and people. The loss uses the
+    token ids."""
     score: float
-    """The verifier's."""
+    """The environment's, otherwise the verifier's."""
     reward: float
     """The score after length scaling; what advantages are made of."""
     timed_out: bool
@@ -37,7 +38,8 @@ class Sample:
     @property
     def tokens(self) -> TokenSequence:
         """Prompt and response ids as the policy is trained on them."""
-        return TokenSequence(self.prompt.token_ids, self.response.token_ids)
+        response = self.response
+        return TokenSequence(self.prompt.token_ids, response.token_ids, response.response_mask)
 
 
 def grade_responses(
@@ -47,7 +49,7 @@ def grade_responses(
     tokenizer: Any,
     reward: RewardConfig,
 ) -> list[Sample]:
-    """Grades all responses, shared out over the ranks. Collective.
+    """Grades the responses that have no score yet, shared out over the ranks. Collective.
 
     Args:
         prompts: Of the step, the same on all ranks.
@@ -64,7 +66,7 @@ def grade_responses(
     """
     pairs = [(group, response) for group, several in enumerate(responses) for response in several]
     texts = [
-        tokenizer.decode(response.token_ids, skip_special_tokens=True) for _, response in pairs
+        tokenizer.decode(response.last_turn, skip_special_tokens=True) for _, response in pairs
     ]
     tasks = [
         GradingTask(
@@ -75,9 +77,14 @@ def grade_responses(
             extra=prompts[group].record.extra,
             sample=f"prompt {prompts[group].record.index}",
         )
-        for (group, _), text in zip(pairs, texts, strict=True)
+        for (group, response), text in zip(pairs, texts, strict=True)
+        if response.score is None
     ]
-    grades = _grade_over_ranks(tasks, grader)
+    graded = iter(_grade_over_ranks(tasks, grader))
+    grades = [
+        next(graded) if response.score is None else Grade(response.score, timed_out=False)
+        for _, response in pairs
+    ]
     return [
         Sample(
             group=group,
@@ -110,7 +117,7 @@ def _shaped(score: float, response: Response, reward: RewardConfig) -> float:
         return score
     return length_scaled(
         score,
-        len(response.token_ids),
+        response.drawn,
         full_until=reward.length_full_until,
         floor_at=reward.length_floor_at,
         floor=reward.length_floor,

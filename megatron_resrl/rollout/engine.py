@@ -45,6 +45,18 @@ class Response:
     score: float | None = None
     """The environment's verdict; None: a grader decides."""
 
+    @property
+    def drawn(self) -> int:
+        """Number of tokens that the policy drew."""
+        return len(self.token_ids) if self.response_mask is None else sum(self.response_mask)
+
+    @property
+    def last_turn(self) -> tuple[int, ...]:
+        """The tokens after the last one that the policy did not draw: its final answer."""
+        if self.response_mask is None or all(self.response_mask):
+            return self.token_ids
+        return self.token_ids[len(self.token_ids) - self.response_mask[::-1].index(False) :]
+
 
 OnGroup = Callable[[int, list[Response]], None]
 """(prompt's index, all its responses): called on global rank 0 alone, once for each prompt, as soon

@@ -8,13 +8,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.packing import drawn_mask
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, gather_objects
 from megatron_resrl.policy.policy import Policy
@@ -61,11 +62,11 @@ def displaced_likelihood(
     rows = [row for row, index in enumerate(mine) if positive[index]]
     correct = [mine[row] for row in rows]
     after = score_samples(policy, samples, correct, recipe, timers)
-    lengths = [len(samples[index].response.token_ids) for index in correct]
-    inside = torch.arange(after.log_probs.shape[1]) < torch.tensor(lengths).view(-1, 1)
+    drawn = drawn_mask([samples[index].tokens for index in correct], after.log_probs.shape[1])
     change = after.log_probs.double() - before.log_probs[rows].double()
-    changes = change.cpu().masked_fill(~inside, 0.0).sum(1).tolist()
-    found = (sum(changes), sum(value < 0 for value in changes), len(changes), sum(lengths))
+    changes = change.cpu().masked_fill(~drawn, 0.0).sum(1).tolist()
+    displaced = sum(value < 0 for value in changes)
+    found = (sum(changes), displaced, len(changes), int(drawn.sum()))
     totals = [sum(column) for column in zip(*_of_replicas(found), strict=True)]
     total, displaced, responses, tokens = totals
     if not responses:
@@ -106,7 +107,7 @@ def draw_tokens(
                 (index, position)
                 for index in shared
                 if samples[index].group == number and bool(positive[index]) == correct
-                for position in range(len(samples[index].response.token_ids))
+                for position in _drawn_positions(samples[index])
             ]
             generator = torch.Generator().manual_seed(key)
             drawn = torch.randperm(len(tokens), generator=generator)
@@ -115,6 +116,14 @@ def draw_tokens(
         if all(sides) and len(groups) < GROUPS:
             groups.append((sides[0], sides[1]))
     return groups
+
+
+def _drawn_positions(sample: Sample) -> Iterable[int]:
+    """Positions in a response of the tokens that the policy drew."""
+    response = sample.response
+    if response.response_mask is None:
+        return range(len(response.token_ids))
+    return [position for position, drawn in enumerate(response.response_mask) if drawn]
 
 
 class InterferenceSample:

@@ -18,7 +18,7 @@ def readable(sample: Sample) -> dict[str, Any]:
         "ground_truth": str(sample.prompt.record.ground_truth),
         "score": sample.score,
         "reward": sample.reward,
-        "tokens": len(sample.response.token_ids),
+        "tokens": sample.response.drawn,
         "finish_reason": sample.response.finish_reason,
     }
 
@@ -44,5 +44,7 @@ def dump_batch(directory: Path, step: int, samples: Sequence[Sample]) -> Path:
                 "response_ids": list(sample.response.token_ids),
                 "log_probs": list(sample.response.log_probs),
             }
+            if sample.response.response_mask is not None:
+                record["response_mask"] = list(sample.response.response_mask)
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
     return path

@@ -134,7 +134,7 @@ def _coefficients(
     samples: Sequence[Sample], mini_batch: Sequence[int], taught: Sequence[int], recipe: Recipe
 ) -> torch.Tensor:
     """[B] what a token of each own response counts, with the mini-batch's global denominators."""
-    lengths = {index: len(samples[index].response.token_ids) for index in mini_batch}
+    lengths = {index: samples[index].response.drawn for index in mini_batch}
     return token_coefficients(
         torch.tensor([lengths[index] for index in taught], dtype=torch.int64),
         aggregation=recipe.algorithm.aggregation,

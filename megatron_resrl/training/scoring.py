@@ -27,8 +27,8 @@ token of which sample each predicts, as an index into the step's samples; the in
 class Scored:
     """Per-token results for this replica's B samples.
 
-    Matrices are [B, T] fp32, T the step's longest response; entries past a response's end are
-    unused.
+    Matrices are [B, T] fp32, T the step's longest response; entries past a response's end, and of
+    tokens that the policy did not draw, are unused.
     """
 
     log_probs: torch.Tensor

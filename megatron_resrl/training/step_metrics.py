@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
+from megatron_resrl.data.packing import drawn_mask
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.policy import UpdateResult
 from megatron_resrl.policy.schedule import is_last_stage
@@ -45,11 +46,13 @@ class Mismatch:
 
 
 def measure_mismatch(samples: Sequence[Sample], log_probs: torch.Tensor) -> Mismatch:
-    """Compares the engine's log-probabilities with the trainer's, [B, T]."""
-    engine = torch.tensor([value for sample in samples for value in sample.response.log_probs])
-    lengths = [len(sample.response.token_ids) for sample in samples]
-    rows = log_probs.cpu()
-    trainer = torch.cat([row[:length] for row, length in zip(rows, lengths, strict=True)])
+    """Compares the engine's log-probabilities of drawn tokens with the trainer's, [B, T]."""
+    drawn = _drawn(samples, log_probs.shape[1])
+    values = torch.tensor([value for sample in samples for value in sample.response.log_probs])
+    lengths = [len(sample.response.log_probs) for sample in samples]
+    own = [row[:length] for row, length in zip(drawn, lengths, strict=True)]
+    engine = values[torch.cat(own)]
+    trainer = log_probs.cpu()[drawn]
     log_ratio = trainer.double() - engine.double()
     difference = log_ratio.abs()
     return Mismatch(
@@ -84,21 +87,28 @@ def gather_reports(
 def _report(
     samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]], *, groups: bool
 ) -> ReplicaReport:
-    lengths = torch.tensor([len(sample.response.token_ids) for sample in samples])
-    inside = torch.arange(scored.entropy.shape[1]) < lengths[:, None]
+    drawn = _drawn(samples, scored.entropy.shape[1])
     return ReplicaReport(
         sums=sums,
-        entropy=float(scored.entropy.cpu()[inside].sum()),
+        entropy=float(scored.entropy.cpu()[drawn].sum()),
         mismatch=measure_mismatch(samples, scored.log_probs),
         groups=scored.reports if groups else [],
         weighing=scored.metrics,
     )
 
 
+def _drawn(samples: Sequence[Sample], longest: int) -> torch.Tensor:
+    """[B, T] bool: the tokens that metrics are about."""
+    return drawn_mask([sample.tokens for sample in samples], longest)
+
+
 def of_samples(samples: Sequence[Sample], advantages: torch.Tensor) -> dict[str, float]:
-    """Rewards, lengths and how many groups can teach something."""
+    """Rewards, lengths and how many groups can teach something.
+
+    A response's length counts the tokens that the policy drew, over all its turns.
+    """
     count = len(samples)
-    lengths = [len(sample.response.token_ids) for sample in samples]
+    lengths = [sample.response.drawn for sample in samples]
     group = torch.tensor([sample.group for sample in samples])
     taught = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
     taught[group[advantages != 0]] = True

@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import MicroBatch
+from megatron_resrl.data.packing import MicroBatch, drawn_mask
 from megatron_resrl.data.think import think_mask
 from megatron_resrl.platform.distributed import broadcast_object, device, gather_objects
 from megatron_resrl.policy.policy import Policy, TappedStates
@@ -138,14 +138,14 @@ class TokenWeigher:
         self, samples: Sequence[Sample], pool: Sequence[int]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """[B, T] bool each: tokens that take part, and masked thoughts."""
-        lengths = torch.tensor([len(samples[index].response.token_ids) for index in pool])
         longest = max(len(sample.response.token_ids) for sample in samples)
-        inside = torch.arange(longest) < lengths.unsqueeze(1)
-        thought = torch.zeros_like(inside)
+        sequences = [samples[index].tokens for index in pool]
+        drawn = drawn_mask(sequences, longest)
+        thought = torch.zeros_like(drawn)
         if self.think_markers is not None:
-            found = think_mask([samples[index].tokens for index in pool], *self.think_markers)
+            found = think_mask(sequences, *self.think_markers)
             thought[:, : found.shape[1]] = found
-        return inside & ~thought, thought
+        return drawn & ~thought, thought
 
     def _choose(self, counted: torch.Tensor, group: torch.Tensor) -> str:
         """Predicts both methods for groups of this size, half of them right, and logs it."""

@@ -16,17 +16,24 @@ from hypothesis import strategies as st
 from megatron_resrl.data.packing import (
     MicroBatch,
     TokenSequence,
+    drawn_mask,
     length_alignment,
     make_micro_batches,
     zigzag_positions,
 )
 
 token = st.integers(1, 99)
-sequence = st.builds(
-    TokenSequence,
-    prompt=st.lists(token, min_size=1, max_size=6).map(tuple),
-    response=st.lists(token, max_size=6).map(tuple),
-)
+
+
+@st.composite
+def one_sequence(draw: st.DrawFn) -> TokenSequence:
+    prompt = draw(st.lists(token, min_size=1, max_size=6))
+    response = draw(st.lists(token, max_size=6))
+    mask = st.lists(st.booleans(), min_size=len(response), max_size=len(response)).map(tuple)
+    return TokenSequence(tuple(prompt), tuple(response), draw(st.none() | mask))
+
+
+sequence = one_sequence()
 Case = tuple[list[TokenSequence], int, int, dict[str, Any]]
 
 
@@ -74,6 +81,7 @@ def test_every_response_token_is_on_exactly_one_rank_once_and_in_order(case: Cas
         (number, position, token)
         for number, one in enumerate(case[0])
         for position, token in enumerate(one.response)
+        if one.response_mask is None or one.response_mask[position]
     ]
 
 
@@ -148,7 +156,7 @@ def test_without_need_nothing_is_padded() -> None:
     assert length_alignment(sequence_parallel_size=2, fp8=True) == 32
 
 
-def test_packed_sequences_lie_behind_each_other_and_count_their_own_positions() -> None:
+def test_packed_one_sequencelie_behind_each_other_and_count_their_own_positions() -> None:
     sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
     (batch,) = make_micro_batches(sequences, 2, packed=True, length_multiple=2)
     assert batch.tokens.tolist() == [[1, 2, 3, 0, 5, 0]]
@@ -197,7 +205,34 @@ def test_moving_to_a_device_keeps_everything_and_remembers_the_host() -> None:
     assert batch.host is batch
 
 
-def test_no_sequences_give_one_micro_batch_without_response_tokens():
+def test_no_one_sequencegive_one_micro_batch_without_response_tokens():
     (batch,) = make_micro_batches([], 4, length_multiple=2)
     assert batch.tokens.shape == (1, 2)
     assert len(batch.targets) == 0
+
+
+@given(batches)
+def test_a_mask_that_is_all_true_changes_nothing(case: Case) -> None:
+    sequences, *rest = case
+    without = [TokenSequence(one.prompt, one.response) for one in sequences]
+    all_true = [
+        TokenSequence(one.prompt, one.response, (True,) * len(one.response)) for one in sequences
+    ]
+    for left, right in zip(shares((without, *rest)), shares((all_true, *rest)), strict=True):
+        for one, other in zip(left, right, strict=True):
+            for name, value in vars(one).items():
+                same = getattr(other, name)
+                assert torch.equal(value, same) if torch.is_tensor(value) else value == same
+
+
+@given(batches)
+def test_the_drawn_mask_marks_the_tokens_that_micro_batches_predict(case: Case) -> None:
+    sequences = case[0]
+    marked = drawn_mask(sequences, max(len(one.response) for one in sequences) + 1)
+    predicted = {place[:2] for made in shares(case) for batch in made for place in tokens_of(batch)}
+    assert set(map(tuple, marked.nonzero().tolist())) == predicted
+
+
+def test_a_mask_of_another_length_is_refused() -> None:
+    with pytest.raises(ValueError, match="sequence 0 has 2 response tokens and a mask of 1"):
+        make_micro_batches([TokenSequence((1,), (2, 3), (True,))], 1)

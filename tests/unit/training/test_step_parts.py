@@ -16,10 +16,15 @@ from megatron_resrl.training.rl_step import split_into_mini_batches
 from megatron_resrl.training.step_metrics import measure_mismatch, of_samples
 
 
-def _sample(group: int, log_probs: tuple[float, ...] = (-1.0,), score: float = 0.0) -> Sample:
+def _sample(
+    group: int,
+    log_probs: tuple[float, ...] = (-1.0,),
+    score: float = 0.0,
+    mask: tuple[bool, ...] | None = None,
+) -> Sample:
     record = PromptRecord(group, [{"role": "user", "content": "q"}], "4", "test", {})
     tokens = tuple(range(len(log_probs)))
-    response = Response(tokens, log_probs, "length")
+    response = Response(tokens, log_probs, "length", response_mask=mask)
     return Sample(group, Prompt(record, (1, 2)), response, "text", score, score, False)
 
 
@@ -39,6 +44,18 @@ def test_mismatch_compares_engine_and_trainer_token_by_token():
     assert mismatch.probability == pytest.approx(probabilities)
     k3 = sum(math.exp(d) - 1 - d for d in (-0.5, 0.25))
     assert mismatch.kl == pytest.approx(k3)
+
+
+def test_tokens_of_an_environment_are_no_part_of_mismatch_and_lengths():
+    with_result = _sample(0, (-1.0, 0.0, 0.0, -2.0), mask=(True, False, False, True))
+    samples = [with_result, _sample(0, (-0.5,))]
+    trainer = torch.tensor([[-1.0, 99.0, 99.0, -2.5], [-0.25, 99.0, 99.0, 99.0]])
+    mismatch = measure_mismatch(samples, trainer)
+    assert mismatch.tokens == 3
+    assert mismatch.log_prob == pytest.approx(0.75)
+    metrics = of_samples(samples, torch.zeros(2))
+    assert metrics["response/length_mean"] == 1.5
+    assert metrics["response/length_max"] == 2
 
 
 def test_groups_with_signal_are_those_with_an_advantage():
