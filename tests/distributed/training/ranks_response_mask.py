@@ -1,0 +1,134 @@
+"""One step on rollouts with tokens that the policy did not draw, in every layout of this size.
+
+Arguments: folder of the models, output folder. Rank 0 prints one line of JSON per case and saves
+the weights after the step of GRPO in one process.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from tiny_rollouts import rollouts
+
+from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+    ResrlConfig,
+)
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.scoring import score_samples
+from megatron_resrl.training.token_weights import TokenWeigher
+from megatron_resrl.weights.hugging_face import export_weights
+
+SP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"one": {}, "one packed": {}},
+    2: {
+        "TP2": {"tensor_model_parallel_size": 2},
+        "TP2+SP packed": SP2,
+        "PP2": {"pipeline_model_parallel_size": 2},
+        "CP2": {"context_parallel_size": 2},
+        "CP2 packed": {"context_parallel_size": 2},
+        "DP2 split": {},
+    },
+}
+ALGORITHMS = {"grpo": "sequence_mean", "resrl": "token_mean"}
+"""With the aggregation that each is measured with."""
+
+
+def with_masks(kind: str) -> list[Sample]:
+    """`masked`; `none`, the same without masks; `all true`."""
+    samples, _ = rollouts(masked=kind == "masked")
+    if kind != "all true":
+        return samples
+    return [
+        replace(each, response=replace(each.response, response_mask=(True,) * each.response.drawn))
+        for each in samples
+    ]
+
+
+def recipe(model: Path, layout: str, parallel: dict[str, Any], algorithm: str) -> Recipe:
+    return Recipe(
+        seed=5,
+        model=ModelConfig(path=str(model)),
+        parallel=ParallelConfig(**parallel, timeout_minutes=1.0),
+        precision=PrecisionConfig(params_dtype="fp32"),
+        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0, adam_eps=1e-3, weight_decay=0.0),
+        algorithm=AlgorithmConfig(
+            name=algorithm,
+            micro_batch_size=3,
+            aggregation=ALGORITHMS[algorithm],
+            sequence_packing="packed" in layout,
+        ),
+        resrl=ResrlConfig(
+            rank=6,
+            split_groups="split" in layout,
+            subspace_method="rows",
+            diagnose_every=1,
+            interference_tokens=100,
+        ),
+    )
+
+
+def measure(
+    settings: Recipe, samples: list[Sample]
+) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
+    """Metrics of a step, and the weights after it."""
+    platform.initialize(settings.parallel, seed=0)
+    policy = Policy.from_recipe(settings)
+    algorithm = algorithm_of(settings)
+    weigher = TokenWeigher(policy, settings) if algorithm.needs_hidden_states else None
+    outcome = rl_step(policy, algorithm, weigher, samples, settings, 1, PhaseTimers())
+    return outcome.metrics, dict(export_weights(policy.modules, policy.hf_config))
+
+
+def weigh(settings: Recipe) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+    """Token weights [samples, T], and positive and negative tokens of each group."""
+    platform.initialize(settings.parallel, seed=0)
+    policy = Policy.from_recipe(settings, trainable=False)
+    samples, positive = rollouts(masked=True)
+    everyone = list(range(len(samples)))
+    weighing = TokenWeigher(policy, settings).begin(samples, everyone, everyone, positive, step=1)
+    scored = score_samples(policy, samples, everyone, settings, PhaseTimers(), weighing=weighing)
+    counts = [(report.positive_tokens, report.negative_tokens) for report in scored.reports]
+    return scored.token_weights, counts
+
+
+def main() -> None:
+    models, output = Path(sys.argv[1]), Path(sys.argv[2])
+    ranks = int(os.environ["WORLD_SIZE"])
+    for layout, parallel in LAYOUTS[ranks].items():
+        for algorithm in ALGORITHMS:
+            settings = recipe(models / "qwen3", layout, parallel, algorithm)
+            kinds = ("masked", "none", "all true") if layout == "one" else ("masked",)
+            for kind in kinds:
+                metrics, weights = measure(settings, with_masks(kind))
+                if dist.get_rank() == 0:
+                    case = {"layout": layout, "algorithm": algorithm, "kind": kind}
+                    print(json.dumps(case | {"metrics": metrics}))
+                    if layout == "one":
+                        torch.save(weights, output / f"{algorithm} {kind}.pt")
+    if ranks == 1:
+        settings = recipe(models / "qwen3", "one", {}, "resrl")
+        torch.save(weigh(settings), output / "weighed.pt")
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()
