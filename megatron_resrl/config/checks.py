@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
 from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
+from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.config.checks_model import MODEL_CHECKS
@@ -27,6 +28,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *EXPERT_CHECKS,
     *PRECISION_CHECKS,
     *RUN_CHECKS,
+    *ENVIRONMENT_CHECKS,
     check_passthrough,
 )
 """What training and evaluation both need."""

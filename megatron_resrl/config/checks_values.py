@@ -54,6 +54,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "rollout.top_p": _POSITIVE_SHARE,
     "rollout.top_k": _at_least(0),
     "rollout.max_running_samples": _at_least(1),
+    "rollout.max_turns": _at_least(1),
     "reward.workers": _at_least(1),
     "reward.timeout_s": _ABOVE_ZERO,
     "reward.length_full_until": _at_least(0),

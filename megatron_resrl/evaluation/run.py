@@ -62,11 +62,8 @@ def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -
     )
     metrics: dict[str, float] = {}
     for number, each in enumerate(sets):
-        responses = actor.engine.generate(
-            [prompt.token_ids for prompt in each.prompts],
-            sampling,
-            seed=(recipe.seed, EVALUATION_STREAM, number),
-        )
+        seed = (recipe.seed, EVALUATION_STREAM, number)
+        responses = actor.player.begin(each.prompts, sampling, seed=seed).result()
         samples = grade_responses(
             each.prompts, responses, actor.grader, actor.tokenizer, recipe.reward
         )

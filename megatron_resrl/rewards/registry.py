@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import inspect
-import sys
 from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_resrl.errors import InputError, closest
+from megatron_resrl.user_files import run_file, split_name
 
 _BUILT_IN = {
     "math": ("megatron_resrl.rewards.math", "math_reward"),
@@ -54,7 +53,7 @@ def get_reward(name: str) -> RewardFunction:
         module, attribute = _BUILT_IN[name]
         return getattr(importlib.import_module(module), attribute)
     file, attribute = _split(name)
-    module = _run_file(file)
+    module = run_file(file, "reward")
     if not hasattr(module, attribute):
         functions = inspect.getmembers(module, inspect.isfunction)
         own = [key for key, value in functions if value.__module__ == module.__name__]
@@ -74,25 +73,15 @@ def absolute_name(name: str) -> str:
 
 
 def _split(name: str) -> tuple[Path, str]:
-    file, _, attribute = name.rpartition(":")
-    if not file.endswith(".py") or not attribute:
+    found = split_name(name)
+    if found is None:
         near = closest(name, _BUILT_IN)
         hint = f" (did you mean {near!r}?)" if near else ""
         raise _refusal(name, f"there is no such reward function{hint}", _FIX)
-    path = Path(file).expanduser().resolve()
+    path, attribute = found
     if not path.is_file():
         raise _refusal(name, f"there is no file {path}", _FIX)
     return path, attribute
-
-
-def _run_file(file: Path) -> Any:
-    # Registered under a name of its own: dataclasses and pickle look their module up there.
-    module_name = f"megatron_resrl_reward_{file.stem}"
-    spec = importlib.util.spec_from_file_location(module_name, file)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[module_name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def _require_callable(name: str, function: Any) -> None:

@@ -17,6 +17,7 @@ from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
+from megatron_resrl.rollout.environments.player import Player, player_of
 from megatron_resrl.rollout.megatron_engine import MegatronEngine
 from megatron_resrl.rollout.sampling import default_stop_tokens
 
@@ -27,6 +28,8 @@ class Actor:
 
     policy: Policy
     engine: RolloutEngine
+    player: Player
+    """Answers prompts with the engine, in one turn or several."""
     grader: Grader
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
@@ -50,12 +53,13 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
             with named_phase("start of the model"):
                 policy = Policy.from_recipe(recipe, trainable=trainable)
             engine = MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
+            player = player_of(recipe, engine, tokenizer)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
                 recipe.model.path, policy.hf_config, tokenizer
             )
             try:
                 with named_phase("run"):
-                    yield Actor(policy, engine, grader, tokenizer, stop)
+                    yield Actor(policy, engine, player, grader, tokenizer, stop)
             finally:
                 deadline.start(sys.exc_info()[1])
     finally:

@@ -34,6 +34,9 @@ class Sample:
     """The score after length scaling; what advantages are made of."""
     timed_out: bool
     """The grader did not finish, and the score is 0 for that."""
+    transcript: str | None = None
+    """All turns and what the environment said between them, special tokens included; None: one
+    turn."""
 
     @property
     def tokens(self) -> TokenSequence:
@@ -94,6 +97,7 @@ def grade_responses(
             score=grade.score,
             reward=_shaped(grade.score, response, reward),
             timed_out=grade.timed_out,
+            transcript=_transcript(response, tokenizer),
         )
         for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
     ]
@@ -110,6 +114,10 @@ def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grad
         if isinstance(grades, RewardError):
             raise grades
     return [theirs[index % ranks][index // ranks] for index in range(len(tasks))]
+
+
+def _transcript(response: Response, tokenizer: Any) -> str | None:
+    return None if response.response_mask is None else tokenizer.decode(response.token_ids)
 
 
 def _shaped(score: float, response: Response, reward: RewardConfig) -> float:

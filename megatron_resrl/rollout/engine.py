@@ -84,6 +84,7 @@ class RolloutEngine(Protocol):
         sampling: SamplingParams,
         *,
         seed: Sequence[int],
+        indices: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
     ) -> PendingRollout:
         """Starts sampling `sampling.n` responses for each prompt. Collective over all ranks.
@@ -96,7 +97,9 @@ class RolloutEngine(Protocol):
             seed: Names the random numbers, e.g. (run seed, stream, step). Sample j of prompt i uses
                 numbers keyed by (*seed, i, j), whatever the layout and the batching; an engine
                 that cannot promise that says so.
-            on_group: Told of finished groups.
+            indices: Used instead of i, one for each prompt, so that a part of a batch draws what
+                the whole would.
+            on_group: Told of finished groups; by i.
         """
         ...
 
@@ -106,6 +109,7 @@ class RolloutEngine(Protocol):
         sampling: SamplingParams,
         *,
         seed: Sequence[int],
+        indices: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
     ) -> list[list[Response]]:
         """`begin` and `result` in one."""

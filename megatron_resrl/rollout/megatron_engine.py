@@ -66,10 +66,13 @@ class MegatronEngine:
         sampling: SamplingParams,
         *,
         seed: Sequence[int],
+        indices: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
     ) -> PendingRollout:
         """See `RolloutEngine.begin`; decodes when the result is asked for."""
-        return _NotYet(lambda: self.generate(prompts, sampling, seed=seed, on_group=on_group))
+        return _NotYet(
+            lambda: self.generate(prompts, sampling, seed=seed, indices=indices, on_group=on_group)
+        )
 
     @torch.no_grad()
     def generate(
@@ -78,16 +81,18 @@ class MegatronEngine:
         sampling: SamplingParams,
         *,
         seed: Sequence[int],
+        indices: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
     ) -> list[list[Response]]:
         """See `RolloutEngine.generate`; all groups are finished together."""
         decoders = parallel_state.get_data_parallel_group(with_context_parallel=True)
         mine = list(range(decoders.rank(), len(prompts), decoders.size()))
+        keys = range(len(prompts)) if indices is None else indices
         self.policy.eval()
         done: dict[int, list[Response]] = {}
         with whole_sequences(self.policy.modules):
             for batch in self._batches_in_step(prompts, mine, sampling.n):
-                done |= self._decode(prompts, batch, sampling, seed)
+                done |= self._decode(prompts, batch, sampling, seed, keys)
         for theirs in gather_objects(done, decoders):
             done |= theirs
         if on_group and dist.get_rank() == 0:
@@ -139,13 +144,14 @@ class MegatronEngine:
         batch: list[int],
         sampling: SamplingParams,
         seed: Sequence[int],
+        keys: Sequence[int],
     ) -> dict[int, list[Response]]:
         """Decodes `sampling.n` responses for each prompt index of `batch`, which may be empty."""
         count = sampling.max_new_tokens
         modules = self.policy.modules
         decoder = CachedDecoder(modules, [prompts[index] for index in batch] or [[0]], count)
         samples = [
-            _Growing(index, uniform_numbers(seed, index, sample, count).tolist())
+            _Growing(index, uniform_numbers(seed, keys[index], sample, count).tolist())
             for index in batch
             for sample in range(sampling.n)
         ]

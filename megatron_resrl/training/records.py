@@ -12,7 +12,7 @@ from megatron_resrl.rollout.collect import Sample
 
 def readable(sample: Sample) -> dict[str, Any]:
     """What a person wants to see of a sample."""
-    return {
+    record = {
         "prompt": sample.prompt.record.messages[-1]["content"],
         "response": sample.text,
         "ground_truth": str(sample.prompt.record.ground_truth),
@@ -21,6 +21,7 @@ def readable(sample: Sample) -> dict[str, Any]:
         "tokens": sample.response.drawn,
         "finish_reason": sample.response.finish_reason,
     }
+    return record if sample.transcript is None else record | {"transcript": sample.transcript}
 
 
 def dump_path(directory: Path, step: int) -> Path:

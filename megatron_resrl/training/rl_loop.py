@@ -33,6 +33,7 @@ from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.environments.metrics import episode_metrics
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
@@ -105,6 +106,8 @@ def train(recipe: Recipe) -> None:
 
                 saver.poll()
                 metrics = outcome.metrics | synced | _times(timers, saver)
+                if recipe.rollout.environment is not None:
+                    metrics |= episode_metrics([sample.response for sample in samples])
                 if not outcome.finite:
                     journal.dump(step, samples)
                 if _due(step, recipe.evaluation.every, recipe.steps):
@@ -158,7 +161,7 @@ def _generate(
     recipe: Recipe, actor: Actor, batch: Sequence[Prompt], sampling: SamplingParams, step: int
 ) -> list[list[Response]]:
     seed = (recipe.seed, TRAINING_STREAM, step)
-    return actor.engine.generate([prompt.token_ids for prompt in batch], sampling, seed=seed)
+    return actor.player.begin(batch, sampling, seed=seed).result()
 
 
 def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointSaver:

@@ -1,0 +1,30 @@
+"""What answers the policy between its turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.config.facts import Facts
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import InputError
+
+
+def _check_environment(facts: Facts) -> Iterator[Problem]:
+    # Here, because environments lie above the settings; only this check asks them.
+    from megatron_resrl.rollout.environments.registry import get_environment
+
+    rollout = facts.recipe.rollout
+    if rollout.environment is None:
+        if rollout.environment_options:
+            problem = "there is no environment to take them"
+            fix = "set rollout.environment or leave them out"
+            yield Problem("rollout.environment_options", rollout.environment_options, problem, fix)
+        return
+    try:
+        get_environment(rollout.environment, rollout.environment_options)
+    except InputError as error:
+        fix = "give a registered name or path.py:name, and options that it takes"
+        yield Problem("rollout.environment", rollout.environment, f"cannot be used ({error})", fix)
+
+
+ENVIRONMENT_CHECKS = (_check_environment,)

@@ -1,0 +1,1 @@
+"""What answers the policy between its turns: tools and games, and the player of episodes."""

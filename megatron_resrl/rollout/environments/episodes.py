@@ -1,0 +1,264 @@
+"""Episodes: turns of the policy and observations of an environment become one response.
+
+All unfinished episodes take their turn together, then their environments answer, each on one rank.
+The tokens of observations are context (`response_mask` False); a response never ends with them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
+
+import torch.distributed as dist
+
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.rollout.engine import (
+    OnGroup,
+    PendingRollout,
+    Response,
+    RolloutEngine,
+    SamplingParams,
+)
+from megatron_resrl.rollout.environments.chat import ObservationTokens
+from megatron_resrl.rollout.environments.environment import Environment, Observation
+from megatron_resrl.rollout.environments.running import Call, EnvironmentFailed, run_calls
+
+
+@dataclass
+class _Episode:
+    """One sample under way. The same on all ranks but for the environment."""
+
+    group: int
+    prompt: Prompt
+    key: int
+    """Names its random numbers: index of the prompt * samples of a prompt + sample."""
+    where: str
+    """Names it in errors."""
+    owner: int
+    """The rank that has its environment."""
+    environment: Environment | None = None
+    token_ids: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)
+    mask: list[bool] = field(default_factory=list)
+    first_version: int = 0
+    last_version: int = 0
+    turn: list[int] = field(default_factory=list)
+    """Tokens of the turn just taken."""
+    cut: bool = False
+    """The token limit ended it."""
+    score: float | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+
+    def extend(self, tokens: Sequence[int], log_probs: Sequence[float], *, drawn: bool) -> None:
+        self.token_ids += tokens
+        self.log_probs += log_probs
+        self.mask += [drawn] * len(tokens)
+
+    def response(self) -> Response:
+        return Response(
+            tuple(self.token_ids),
+            tuple(self.log_probs),
+            self.finish_reason,
+            None if all(self.mask) else tuple(self.mask),
+            (self.first_version, self.last_version),
+            self.score,
+        )
+
+
+@dataclass(frozen=True)
+class _NotYet:
+    """Episodes that are played when they are asked for."""
+
+    result: Callable[[], list[list[Response]]]
+
+
+class Episodes:
+    """Plays episodes with any engine; a `Player`.
+
+    An episode ends when the environment says so, after `max_turns` turns, or when the token limit
+    leaves no room: a turn is cut off there, and an observation that does not fit, with one token
+    after it, is not shown. The last two are finish reason "length".
+
+    Attributes:
+        max_turns: Turns of the policy in one episode.
+    """
+
+    def __init__(
+        self,
+        engine: RolloutEngine,
+        environment: Callable[[], Environment],
+        tokenizer: Any,
+        observations: ObservationTokens,
+        *,
+        name: str,
+        max_turns: int,
+        timeout_s: float,
+    ) -> None:
+        """
+        Args:
+            engine: Draws the turns.
+            environment: Makes the environment of one episode.
+            tokenizer: Decodes turns for the environment.
+            observations: Encodes what it says.
+            name: Of the environment, for errors.
+            max_turns: Turns of the policy in one episode.
+            timeout_s: Seconds that each call of an environment may take.
+        """
+        self._engine = engine
+        self._environment = environment
+        self._tokenizer = tokenizer
+        self._observations = observations
+        self._name = name
+        self.max_turns = max_turns
+        self._timeout_s = timeout_s
+
+    def begin(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        indices: Sequence[int] | None = None,
+        on_group: OnGroup | None = None,
+    ) -> PendingRollout:
+        """See `Player.begin`; plays when the result is asked for.
+
+        Sample j of prompt i draws turn t with the engine's numbers keyed by
+        (*seed, t, i * sampling.n + j, 0), whatever else is being played.
+
+        Raises:
+            EnvironmentFailed: From `result`, on all ranks.
+        """
+        keys = list(range(len(prompts)) if indices is None else indices)
+        return _NotYet(lambda: self._play(prompts, keys, sampling, seed, on_group))
+
+    def _play(
+        self,
+        prompts: Sequence[Prompt],
+        keys: Sequence[int],
+        sampling: SamplingParams,
+        seed: Sequence[int],
+        on_group: OnGroup | None,
+    ) -> list[list[Response]]:
+        episodes = self._reset(prompts, keys, sampling.n, seed)
+        finished: dict[int, list[Response]] = {}
+        for turn in range(self.max_turns):
+            running = [episode for episode in episodes if episode.finish_reason is None]
+            if not running:
+                break
+            self._take_turn(running, sampling, (*seed, turn))
+            observed = self._step(running, turn)
+            for episode, observation in zip(running, observed, strict=True):
+                last = turn == self.max_turns - 1
+                self._observe(episode, observation, sampling.max_new_tokens, last=last)
+            self._finish_groups(episodes, finished, on_group)
+        return [finished[group] for group in range(len(prompts))]
+
+    def _reset(
+        self, prompts: Sequence[Prompt], keys: Sequence[int], samples: int, seed: Sequence[int]
+    ) -> list[_Episode]:
+        ranks = dist.get_world_size()
+        episodes: list[_Episode] = []
+        for group, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
+            record = prompt.record
+            for sample in range(samples):
+                where = f"sample {sample} of prompt {record.index} of {record.data_source}"
+                owner = len(episodes) % ranks
+                episodes.append(_Episode(group, prompt, key * samples + sample, where, owner))
+
+        def reset(episode: _Episode) -> None:
+            episode.environment = self._environment()
+            episode.environment.reset(episode.prompt.record, (*seed, episode.key))
+
+        self._on_owners(episodes, lambda each: Call(partial(reset, each), f"reset, {each.where}"))
+        return episodes
+
+    def _take_turn(
+        self, running: Sequence[_Episode], sampling: SamplingParams, seed: Sequence[int]
+    ) -> None:
+        """One call of the engine. An episode with less room than the others is cut afterwards."""
+        room = [sampling.max_new_tokens - len(episode.token_ids) for episode in running]
+        drawn = self._engine.generate(
+            [(*episode.prompt.token_ids, *episode.token_ids) for episode in running],
+            replace(sampling, n=1, max_new_tokens=max(room)),
+            seed=seed,
+            indices=[episode.key for episode in running],
+        )
+        for episode, left, (response,) in zip(running, room, drawn, strict=True):
+            if not episode.token_ids:
+                episode.first_version = response.weight_versions[0]
+            episode.last_version = response.weight_versions[1]
+            episode.turn = list(response.token_ids[:left])
+            episode.cut = response.finish_reason == "length" or len(response.token_ids) > left
+            episode.extend(episode.turn, response.log_probs[:left], drawn=True)
+
+    def _step(self, running: Sequence[_Episode], turn: int) -> list[Observation]:
+        def call(episode: _Episode) -> Call:
+            action = self._tokenizer.decode(episode.turn, skip_special_tokens=True)
+            where = f"step, turn {turn} of {episode.where}"
+            return Call(lambda: _plain(episode.environment.step(action)), where)
+
+        return self._on_owners(running, call)
+
+    def _on_owners(self, episodes: Sequence[_Episode], call: Callable[[_Episode], Call]) -> list:
+        """Calls environments where they live; results and failures are everyone's. Collective."""
+        rank = dist.get_rank()
+        mine = [place for place, each in enumerate(episodes) if each.owner == rank]
+        try:
+            calls = [call(episodes[place]) for place in mine]
+            found: Any = run_calls(self._name, calls, self._timeout_s)
+        except EnvironmentFailed as error:
+            found = error
+        results: list[Any] = [None] * len(episodes)
+        for places, theirs in gather_objects((mine, found)):
+            if isinstance(theirs, EnvironmentFailed):
+                raise theirs
+            for place, result in zip(places, theirs, strict=True):
+                results[place] = result
+        return results
+
+    def _observe(
+        self, episode: _Episode, observation: Observation, limit: int, *, last: bool
+    ) -> None:
+        episode.score = observation.score
+        if episode.cut or (last and not observation.done):
+            episode.finish_reason = "length"
+        elif observation.done:
+            episode.finish_reason = "stop"
+        else:
+            tokens = self._observations.encode(observation.text, episode.turn)
+            if len(episode.token_ids) + len(tokens) < limit:
+                episode.extend(tokens, [0.0] * len(tokens), drawn=False)
+            else:
+                episode.finish_reason = "length"
+
+    def _finish_groups(
+        self,
+        episodes: Sequence[_Episode],
+        finished: dict[int, list[Response]],
+        on_group: OnGroup | None,
+    ) -> None:
+        """Hands over the groups of which no sample is under way any more."""
+        members: dict[int, list[_Episode]] = {}
+        for episode in episodes:
+            members.setdefault(episode.group, []).append(episode)
+        for group, samples in members.items():
+            if group in finished or any(each.finish_reason is None for each in samples):
+                continue
+            finished[group] = [each.response() for each in samples]
+            if on_group and dist.get_rank() == 0:
+                on_group(group, finished[group])
+
+
+def _plain(observation: Any) -> Observation:
+    """An observation of plain types, as they travel between ranks."""
+    if not isinstance(observation, Observation) or not isinstance(observation.text, str):
+        raise TypeError(f"step returned {observation!r}, which is not an Observation with a text")
+    score = None if observation.score is None else float(observation.score)
+    if score is not None and not math.isfinite(score):
+        raise ValueError(f"step returned the score {score}; a finite number is right")
+    return Observation(observation.text, bool(observation.done), score)

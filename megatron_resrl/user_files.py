@@ -1,0 +1,35 @@
+"""Objects that a recipe names as `path.py:name`."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+from types import ModuleType
+
+
+def split_name(name: str) -> tuple[Path, str] | None:
+    """The file, as an absolute path, and the attribute of `path.py:name`; None: not of that form.
+
+    Whether the file exists is not looked at.
+    """
+    file, _, attribute = name.rpartition(":")
+    if not file.endswith(".py") or not attribute:
+        return None
+    return Path(file).expanduser().resolve(), attribute
+
+
+def run_file(file: Path, kind: str) -> ModuleType:
+    """Runs a file of the user's as a module.
+
+    Args:
+        file: Python source.
+        kind: What is looked for there; part of the module's name.
+    """
+    # Registered under a name of its own: dataclasses and pickle look their module up there.
+    module_name = f"megatron_resrl_{kind}_{file.stem}"
+    spec = importlib.util.spec_from_file_location(module_name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[module_name] = module
+    spec.loader.exec_module(module)
+    return module
