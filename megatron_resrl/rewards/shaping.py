@@ -41,3 +41,33 @@ def length_scaled(
         return score * floor
     beyond = (response_tokens - full_until) / (floor_at - full_until)
     return score * (1.0 - (1.0 - floor) * beyond)
+
+
+def overlong_penalty(response_tokens: int, *, limit: int, buffer: int, penalty: float) -> float:
+    """What a response that comes close to the length limit loses (soft overlong punishment).
+
+    0 up to `limit - buffer` tokens, then linearly down to -`penalty` at `limit`.
+
+    Args:
+        response_tokens: Length of the response.
+        limit: Largest length, L_max.
+        buffer: Tokens over which the penalty grows, L_cache.
+        penalty: Taken off at the limit; the paper's is 1.
+
+    Returns:
+        To be added to the reward; at most 0.
+
+    Raises:
+        ValueError: A setting is out of its range.
+
+    Source: DAPO, arXiv 2503.14476, equation 13.
+    """
+    if not 0 < buffer < limit:
+        raise ValueError(
+            f"reward.overlong_buffer = {buffer}: give at least 1 and less than "
+            f"rollout.max_response_length = {limit}"
+        )
+    if not penalty >= 0:
+        raise ValueError(f"reward.overlong_penalty = {penalty}: give at least 0")
+    beyond = min(response_tokens, limit) - (limit - buffer)
+    return -penalty * beyond / buffer if beyond > 0 else 0.0

@@ -19,6 +19,7 @@ from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.environments.player import Player, player_of
 from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.replayed import NoEngine
 from megatron_resrl.rollout.sampling import default_stop_tokens
 
 
@@ -52,7 +53,7 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
         ) as grader:
             with named_phase("start of the model"):
                 policy = Policy.from_recipe(recipe, trainable=trainable)
-            engine = MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
+            engine = _engine(recipe, policy, trainable=trainable)
             player = player_of(recipe, engine, tokenizer)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
                 recipe.model.path, policy.hf_config, tokenizer
@@ -65,6 +66,13 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
     finally:
         shutdown()
         deadline.cancel()
+
+
+def _engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> RolloutEngine:
+    """The engine; where rollouts are replayed only the embedded one, for evaluations."""
+    if trainable and recipe.rollout.replay and recipe.rollout.engine != "megatron":
+        return NoEngine(recipe.rollout.replay)
+    return MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
 
 
 def read_prompts(

@@ -13,7 +13,7 @@ from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rewards.grader import Grade, Grader, GradingTask, RewardError
-from megatron_resrl.rewards.shaping import length_scaled
+from megatron_resrl.rewards.shaping import length_scaled, overlong_penalty
 from megatron_resrl.rollout.engine import Response
 
 
@@ -31,12 +31,15 @@ class Sample:
     score: float
     """The environment's, otherwise the verifier's."""
     reward: float
-    """The score after length scaling; what advantages are made of."""
+    """The score after length scaling and overlong penalty; what advantages are made of."""
     timed_out: bool
     """The grader did not finish, and the score is 0 for that."""
     transcript: str | None = None
     """All turns and what the environment said between them, special tokens included; None: one
     turn."""
+    masked: bool = False
+    """No part of the loss, of its denominators or of the subspace, though its reward counts in the
+    group's statistics."""
 
     @property
     def tokens(self) -> TokenSequence:
@@ -51,6 +54,8 @@ def grade_responses(
     grader: Grader,
     tokenizer: Any,
     reward: RewardConfig,
+    *,
+    length_limit: int | None = None,
 ) -> list[Sample]:
     """Grades the responses that have no score yet, shared out over the ranks. Collective.
 
@@ -59,7 +64,9 @@ def grade_responses(
         responses: For each prompt its responses, the same on all ranks.
         grader: This rank's grader processes.
         tokenizer: Decodes responses.
-        reward: Length scaling.
+        reward: Length scaling, and what happens to over-long responses.
+        length_limit: Tokens at which responses were cut off; None: over-long ones are treated like
+            others, as in evaluations.
 
     Returns:
         All samples, group by group, the same on all ranks.
@@ -88,6 +95,7 @@ def grade_responses(
         next(graded) if response.score is None else Grade(response.score, timed_out=False)
         for _, response in pairs
     ]
+    mask_cut_off = reward.overlong == "mask" and length_limit is not None
     return [
         Sample(
             group=group,
@@ -95,9 +103,10 @@ def grade_responses(
             response=response,
             text=text,
             score=grade.score,
-            reward=_shaped(grade.score, response, reward),
+            reward=_shaped(grade.score, response, reward, length_limit),
             timed_out=grade.timed_out,
             transcript=_transcript(response, tokenizer),
+            masked=mask_cut_off and response.finish_reason == "length",
         )
         for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
     ]
@@ -120,13 +129,28 @@ def _transcript(response: Response, tokenizer: Any) -> str | None:
     return None if response.response_mask is None else tokenizer.decode(response.token_ids)
 
 
-def _shaped(score: float, response: Response, reward: RewardConfig) -> float:
-    if not reward.length_scaling:
-        return score
-    return length_scaled(
-        score,
-        response.drawn,
-        full_until=reward.length_full_until,
-        floor_at=reward.length_floor_at,
-        floor=reward.length_floor,
+def _shaped(
+    score: float, response: Response, reward: RewardConfig, length_limit: int | None
+) -> float:
+    shaped = score
+    if reward.length_scaling:
+        shaped = length_scaled(
+            score,
+            response.drawn,
+            full_until=reward.length_full_until,
+            floor_at=reward.length_floor_at,
+            floor=reward.length_floor,
+        )
+    return shaped + penalty_of(response, reward, length_limit)
+
+
+def penalty_of(response: Response, reward: RewardConfig, length_limit: int | None) -> float:
+    """What an over-long response loses, at most 0. The limit counts tokens of all turns."""
+    if reward.overlong != "penalize" or length_limit is None:
+        return 0.0
+    return overlong_penalty(
+        len(response.token_ids),
+        limit=length_limit,
+        buffer=reward.overlong_buffer,
+        penalty=reward.overlong_penalty,
     )

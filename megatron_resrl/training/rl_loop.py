@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,10 +30,8 @@ from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
-from megatron_resrl.rollout.collect import grade_responses
-from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.environments.metrics import episode_metrics
-from megatron_resrl.rollout.sampling import TRAINING_STREAM
+from megatron_resrl.training.collector import Collector
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.not_finite import NotFiniteSteps
@@ -74,9 +71,12 @@ def train(recipe: Recipe) -> None:
         rollout_log = RolloutLog(recipe)
         if recipe.checkpoint.resume == "never":
             rollout_log.discard()
-        sampling = _sampling(recipe, actor)
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+        collector = Collector(recipe, actor, rollout_log, timers)
         not_finite = NotFiniteSteps(recipe.optimizer)
+
+        def draw(count: int) -> list[Prompt]:
+            return [prompts[index] for index in sampler.draw(count)]
 
         def evaluate() -> dict[str, float]:
             with phase(timers, "evaluation"):
@@ -93,19 +93,15 @@ def train(recipe: Recipe) -> None:
             journal.begin_steps()
             for step in range(first, recipe.steps + 1):
                 begin_step(step)
-                batch = [prompts[index] for index in sampler.next_batch()]
-                with phase(timers, "rollout"):
-                    responses = _roll_out(recipe, actor, batch, sampling, step, rollout_log)
-                with phase(timers, "reward"):
-                    samples = grade_responses(
-                        batch, responses, actor.grader, actor.tokenizer, recipe.reward
-                    )
+                collecting = collector.begin(step, draw(recipe.rollout.prompts_per_step))
+                collected = collector.finish(collecting, draw)
+                samples = collected.samples
                 outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
                 with phase(timers, "sync"):
                     synced = actor.engine.update_weights(step)
 
                 saver.poll()
-                metrics = outcome.metrics | synced | _times(timers, saver)
+                metrics = collected.metrics | outcome.metrics | synced | _times(timers, saver)
                 if recipe.rollout.environment is not None:
                     metrics |= episode_metrics([sample.response for sample in samples])
                 if not outcome.finite:
@@ -126,42 +122,6 @@ def train(recipe: Recipe) -> None:
             save_hf_model(
                 actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
             )
-
-
-def _sampling(recipe: Recipe, actor: Actor) -> SamplingParams:
-    return SamplingParams(
-        max_new_tokens=recipe.rollout.max_response_length,
-        stop_token_ids=actor.stop_token_ids,
-        n=recipe.rollout.group_size,
-        temperature=recipe.rollout.temperature,
-        top_p=recipe.rollout.top_p,
-        top_k=recipe.rollout.top_k,
-    )
-
-
-def _roll_out(
-    recipe: Recipe,
-    actor: Actor,
-    batch: Sequence[Prompt],
-    sampling: SamplingParams,
-    step: int,
-    log: RolloutLog,
-) -> list[list[Response]]:
-    """Responses to the prompts of a step: those a stopped run has left, or new ones."""
-    if not recipe.checkpoint.keep_rollouts:
-        return _generate(recipe, actor, batch, sampling, step)
-    responses = log.read(step)
-    if responses is None:
-        responses = _generate(recipe, actor, batch, sampling, step)
-        log.write(step, responses)
-    return responses
-
-
-def _generate(
-    recipe: Recipe, actor: Actor, batch: Sequence[Prompt], sampling: SamplingParams, step: int
-) -> list[list[Response]]:
-    seed = (recipe.seed, TRAINING_STREAM, step)
-    return actor.player.begin(batch, sampling, seed=seed).result()
 
 
 def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointSaver:
