@@ -1,7 +1,7 @@
 """One step in which some responses are masked, and the weights that their neighbours' tokens get.
 
-Arguments: folder of the models, output folder. Rank 0 prints one line of JSON per layout; the one of
-a single process saves the weights after its step of GRPO, and the token weights of ResRL.
+Arguments: folder of the models, output folder. Rank 0 prints one line of JSON per layout; that of a
+single process saves the weights after its step of GRPO, and the token weights of ResRL.
 """
 
 from __future__ import annotations
