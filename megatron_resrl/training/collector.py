@@ -40,7 +40,7 @@ class _Round:
     known: dict[int, list[Response]]
     """Index of a prompt -> its responses, from disk."""
     generated: Sequence[int]
-    """Indices of the others."""
+    """Indices of those that are generated: at least all others."""
     pending: PendingRollout | None
     """Their responses; None: there are none."""
 
@@ -154,11 +154,11 @@ class Collector:
             RewardError: A reward function failed.
         """
         step = collecting.step
-        rounds = [self._grade(collecting, collecting.first)]
+        rounds = [self._grade(collecting.first)]
         while count := self._refill(collecting, rounds):
             with phase(self.timers, "rollout"):
                 further = self._begin_round(step, len(rounds), draw(count), collecting.on_disk)
-            rounds.append(self._grade(collecting, further))
+            rounds.append(self._grade(further))
         if self._replay is not None:
             chosen = self._recorded_choice(collecting, rounds)
         else:
@@ -214,28 +214,31 @@ class Collector:
             )
         if not missing:
             return _Round(number, prompts, known, missing, None)
+        generated = list(range(len(prompts))) if _finish_together(self.recipe) else missing
 
         def keep(place: int, responses: list[Response]) -> None:
-            index = missing[place]
-            self._log.append(step, Group(number, index, prompts[index].token_ids, responses))
+            index = generated[place]
+            if index not in known:
+                self._log.append(step, Group(number, index, prompts[index].token_ids, responses))
 
         pending = self.actor.player.begin(
-            [prompts[index] for index in missing],
+            [prompts[index] for index in generated],
             self._sampling,
             seed=(self.recipe.seed, TRAINING_STREAM, step, number),
-            indices=missing,
+            indices=generated,
             on_group=keep if self.recipe.checkpoint.keep_rollouts else None,
         )
-        return _Round(number, prompts, known, missing, pending)
+        return _Round(number, prompts, known, generated, pending)
 
-    def _grade(self, collecting: Collecting, under_way: _Round) -> list[_Graded]:
+    def _grade(self, under_way: _Round) -> list[_Graded]:
         """Waits for a round and grades its groups, in order."""
-        responses = dict(under_way.known)
+        responses: dict[int, list[Response]] = {}
         if under_way.pending is not None:
             with phase(self.timers, "rollout"):
                 fresh = under_way.pending.result()
                 responses |= zip(under_way.generated, fresh, strict=True)
                 self._log.confirm()
+        responses |= under_way.known
         with phase(self.timers, "reward"):
             samples = grade_responses(
                 under_way.prompts,
@@ -333,6 +336,16 @@ class Collector:
                 f"{path}: column group numbers {len(keys)} groups, not 0 to {len(rounds[0]) - 1}"
             )
         return [keys[number] for number in sorted(keys)]
+
+
+def _finish_together(recipe: Recipe) -> bool:
+    """Whether all groups of a round are there at the same moment.
+
+    Then a part of them is on disk only if the process was killed within the milliseconds in which
+    they were written. The whole round is decoded again, in the same batches: the last bit of a
+    log-probability depends on what is decoded beside it.
+    """
+    return recipe.rollout.engine == "megatron" and recipe.rollout.environment is None
 
 
 def choose_groups(has_signal: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:

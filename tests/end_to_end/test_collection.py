@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from faults import Ended, Fault, assert_same_run, run_task
+from ranks import REPOSITORY
 from tiny_task import read_metrics, write_task
 
 GROUPS = 4
+GAMES = REPOSITORY / "examples" / "tools"
 
 
 def _task(directory: Path, **overrides: object) -> Path:
@@ -113,3 +117,34 @@ def test_runs_killed_in_a_rollout_reuse_finished_groups_and_end_with_the_same_bi
     assert done.code == 0, done.text
     assert "groups were finished before" in done.text
     assert_same_run(tmp_path / "run", recorded / "run")
+
+
+@pytest.mark.slow
+def test_only_the_episodes_that_were_not_finished_are_played_again(tmp_path):
+    command = [sys.executable, GAMES / "prepare.py", "--directory", tmp_path]
+    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    recipe = GAMES / "number_game.yaml"
+
+    def train(name: str, fault: Fault | None = None) -> tuple[Ended, list[dict]]:
+        settings = {
+            "output_dir": tmp_path / name.split()[0],
+            "rollout.record": tmp_path / f"record of {name}",
+            "model.path": tmp_path / "tiny",
+            "data.train_files": f"[{tmp_path / 'number_game.jsonl'}]",
+            "steps": 1,
+        }
+        given = [f"--{setting}={value}" for setting, value in settings.items()]
+        ended = _train(recipe, *given, fault=fault)
+        path = tmp_path / f"record of {name}" / "step_000001.parquet"
+        return ended, pq.read_table(path).to_pylist() if path.exists() else []
+
+    _, expected = train("straight")
+    killed, _ = train("killed", Fault("kill", "group:0/1", step=1, rank=0))
+    assert killed.code == -9, killed.text
+    done, rows = train("killed")
+    assert done.code == 0, done.text
+    assert "groups were finished before" in done.text
+    for row, straight in zip(rows, expected, strict=True):
+        # Rounding of fp32, which depends on what is decoded beside a response.
+        assert row.pop("log_probs") == pytest.approx(straight.pop("log_probs"), abs=1e-5)
+    assert rows == expected
