@@ -40,16 +40,20 @@ class PromptSampler:
         return self._consumed // self._dataset["num_prompts"]
 
     def next_batch(self) -> list[int]:
-        """Indices of the next `batch_size` prompts.
+        """Indices of the next `batch_size` prompts; see `draw`."""
+        return self.draw(self._batch_size)
 
-        At the border of two epochs, and always when it is larger than the dataset, a batch may
-        hold a prompt twice.
+    def draw(self, count: int) -> list[int]:
+        """Indices of the next `count` prompts.
+
+        At the border of two epochs, and always when `count` is larger than the dataset, a prompt
+        may come twice.
         """
         num_prompts = self._dataset["num_prompts"]
         batch: list[int] = []
-        while len(batch) < self._batch_size:
+        while len(batch) < count:
             offset = self._consumed % num_prompts
-            part = self._order_of(self.epoch)[offset : offset + self._batch_size - len(batch)]
+            part = self._order_of(self.epoch)[offset : offset + count - len(batch)]
             batch += part.tolist()
             self._consumed += len(part)
         return batch

@@ -41,3 +41,25 @@ def length_scaled(
         return score * floor
     beyond = (response_tokens - full_until) / (floor_at - full_until)
     return score * (1.0 - (1.0 - floor) * beyond)
+
+
+def overlong_penalty(
+    response_tokens: int, *, limit: int, buffer: int = 1024, penalty: float = 1.0
+) -> float:
+    """What a long response loses, so that it ends before it is cut off.
+
+    Nothing up to `limit - buffer` tokens, then linearly more, `penalty` from `limit` on.
+
+    Args:
+        response_tokens: Length of the response.
+        limit: Largest number of tokens, `rollout.max_response_length`.
+        buffer: Tokens over which the penalty grows, at least 1 and at most `limit`.
+        penalty: The largest.
+
+    Returns:
+        A number to add to the reward, at most 0.
+
+    Source: DAPO, arXiv 2503.14476, equation 13.
+    """
+    inside = min(max(response_tokens - (limit - buffer), 0), buffer)
+    return -penalty * inside / buffer

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch.distributed as dist
@@ -13,7 +13,7 @@ from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rewards.grader import Grade, Grader, GradingTask, RewardError
-from megatron_resrl.rewards.shaping import length_scaled
+from megatron_resrl.rewards.shaping import length_scaled, overlong_penalty
 from megatron_resrl.rollout.engine import Response
 
 
@@ -31,7 +31,7 @@ class Sample:
     score: float
     """The environment's, otherwise the verifier's."""
     reward: float
-    """The score after length scaling; what advantages are made of."""
+    """The score after length scaling and penalties; what advantages are made of."""
     timed_out: bool
     """The grader did not finish, and the score is 0 for that."""
     transcript: str | None = None
@@ -101,6 +101,44 @@ def grade_responses(
         )
         for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
     ]
+
+
+def handle_overlong(
+    samples: Sequence[Sample], reward: RewardConfig, max_response_length: int
+) -> list[Sample]:
+    """Does with cut-off responses what `reward.overlong` says.
+
+    Masked ones keep their reward in their group's statistics and count among the responses of the
+    loss's mean, with no token of their own (as DAPO's overlong filtering, arXiv 2503.14476, and
+    TRL's `mask_truncated_completions`); for the subspace they are not there.
+    """
+    if reward.overlong == "mask":
+        return [_masked(each) if _cut_off(each) else each for each in samples]
+    if reward.overlong == "penalize":
+        return [
+            replace(
+                sample,
+                reward=sample.reward
+                + overlong_penalty(
+                    len(sample.response.token_ids),
+                    limit=max_response_length,
+                    buffer=reward.overlong_buffer,
+                    penalty=reward.overlong_penalty,
+                ),
+            )
+            for sample in samples
+        ]
+    return list(samples)
+
+
+def _cut_off(sample: Sample) -> bool:
+    return sample.response.finish_reason == "length"
+
+
+def _masked(sample: Sample) -> Sample:
+    """The sample with no token that anything is learned from."""
+    nothing = (False,) * len(sample.response.token_ids)
+    return replace(sample, response=replace(sample.response, response_mask=nothing))
 
 
 def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grade]:

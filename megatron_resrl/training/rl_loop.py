@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import datetime
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -31,16 +30,15 @@ from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
-from megatron_resrl.rollout.collect import grade_responses
-from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.environments.metrics import episode_metrics
-from megatron_resrl.rollout.sampling import TRAINING_STREAM
+from megatron_resrl.training.collector import Collector
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.not_finite import NotFiniteSteps
 from megatron_resrl.training.phases import PHASES, phase
 from megatron_resrl.training.records import dump_path
 from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.rollout_queue import RolloutQueue
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
 
@@ -71,11 +69,13 @@ def train(recipe: Recipe) -> None:
         resumed = _resume(recipe, actor, sampler)
         first = resumed.step + 1 if resumed else 1
         weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
-        rollout_log = RolloutLog(recipe)
+        rollout_log = RolloutLog.of_run(recipe)
         if recipe.checkpoint.resume == "never":
             rollout_log.discard()
-        sampling = _sampling(recipe, actor)
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+        collector = Collector(recipe, actor, rollout_log, timers)
+        begun = resumed.extra.get("begun", ()) if resumed else ()
+        rollouts = RolloutQueue(recipe, collector, prompts, sampler, begun)
         not_finite = NotFiniteSteps(recipe.optimizer)
 
         def evaluate() -> dict[str, float]:
@@ -93,19 +93,16 @@ def train(recipe: Recipe) -> None:
             journal.begin_steps()
             for step in range(first, recipe.steps + 1):
                 begin_step(step)
-                batch = [prompts[index] for index in sampler.next_batch()]
+                rollout = rollouts.next(step)
+                samples = rollout.samples
                 with phase(timers, "rollout"):
-                    responses = _roll_out(recipe, actor, batch, sampling, step, rollout_log)
-                with phase(timers, "reward"):
-                    samples = grade_responses(
-                        batch, responses, actor.grader, actor.tokenizer, recipe.reward
-                    )
+                    actor.engine.sleep()
                 outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
                 with phase(timers, "sync"):
                     synced = actor.engine.update_weights(step)
 
                 saver.poll()
-                metrics = outcome.metrics | synced | _times(timers, saver)
+                metrics = outcome.metrics | rollout.metrics | synced | _times(timers, saver)
                 if recipe.rollout.environment is not None:
                     metrics |= episode_metrics([sample.response for sample in samples])
                 if not outcome.finite:
@@ -117,6 +114,7 @@ def train(recipe: Recipe) -> None:
                 interrupted = step < recipe.steps and interruption.requested()
                 if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
                     extra = {"subspace_method": weigher.method} if weigher else {}
+                    extra["begun"] = rollouts.begun()
                     position = sampler.state_dict()
                     saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
                 if interrupted:
@@ -126,42 +124,6 @@ def train(recipe: Recipe) -> None:
             save_hf_model(
                 actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
             )
-
-
-def _sampling(recipe: Recipe, actor: Actor) -> SamplingParams:
-    return SamplingParams(
-        max_new_tokens=recipe.rollout.max_response_length,
-        stop_token_ids=actor.stop_token_ids,
-        n=recipe.rollout.group_size,
-        temperature=recipe.rollout.temperature,
-        top_p=recipe.rollout.top_p,
-        top_k=recipe.rollout.top_k,
-    )
-
-
-def _roll_out(
-    recipe: Recipe,
-    actor: Actor,
-    batch: Sequence[Prompt],
-    sampling: SamplingParams,
-    step: int,
-    log: RolloutLog,
-) -> list[list[Response]]:
-    """Responses to the prompts of a step: those a stopped run has left, or new ones."""
-    if not recipe.checkpoint.keep_rollouts:
-        return _generate(recipe, actor, batch, sampling, step)
-    responses = log.read(step)
-    if responses is None:
-        responses = _generate(recipe, actor, batch, sampling, step)
-        log.write(step, responses)
-    return responses
-
-
-def _generate(
-    recipe: Recipe, actor: Actor, batch: Sequence[Prompt], sampling: SamplingParams, step: int
-) -> list[list[Response]]:
-    seed = (recipe.seed, TRAINING_STREAM, step)
-    return actor.player.begin(batch, sampling, seed=seed).result()
 
 
 def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointSaver:
@@ -201,6 +163,7 @@ def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> TrainerStat
         return None
     state = load_checkpoint(checkpoint, actor.policy)
     sampler.load_state_dict(state.sampler)
+    actor.engine.update_weights(state.step)
     logger.info("resumed after step %d from %s", state.step, checkpoint)
     return state
 
