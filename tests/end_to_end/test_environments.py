@@ -71,6 +71,18 @@ def test_an_example_trains_on_several_turns(prepared: Path, example: str) -> Non
         assert sample["transcript"].split() != sample["response"].split()
 
 
+def test_a_tiny_model_learns_where_the_number_is(prepared: Path) -> None:
+    game = json.dumps({"prompt": "Find the number from 1 to 16 .", "answer": "11"})
+    (prepared / "always_11.jsonl").write_text((game + "\n") * 16)
+    files = ["--data.train_files", f"[{prepared / 'always_11.jsonl'}]"]
+    output = ["--output_dir", str(prepared / "learned"), "--steps", "8"]
+    done = train(prepared, "number_game", *files, *output, "--algorithm.name", "grpo")
+    assert done.returncode == 0, done.stderr
+    rewards = [line["reward/mean"] for line in read_metrics(prepared / "learned") if "loss" in line]
+    # 0.20 at first and 0.82 at last, measured; the seed is fixed.
+    assert rewards[-1] > rewards[0] + 0.3, rewards
+
+
 def test_a_failing_environment_ends_the_run_with_its_name_and_no_traceback(prepared: Path) -> None:
     file = prepared / "mine.py"
     file.write_text(
