@@ -97,7 +97,7 @@ def test_the_step_is_the_one_that_transformers_takes_on_unmasked_tokens(
     after = torch.load(output / "grpo masked.pt")
     named = dict(model.named_parameters())
     # One step of Adam of 1e-2; fp32 noise of gradients is divided by at least 1e-3.
-    worst = max(float((after[name] - named[name]).abs().max()) for name in named)
+    worst = max(float((after[name] - named[name].detach()).abs().max()) for name in named)
     assert worst <= 1e-5, worst
 
 
