@@ -17,7 +17,7 @@ from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.engines import make_engine
 from megatron_resrl.rollout.sampling import default_stop_tokens
 
 
@@ -49,15 +49,17 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
         ) as grader:
             with named_phase("start of the model"):
                 policy = Policy.from_recipe(recipe, trainable=trainable)
-            engine = MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
                 recipe.model.path, policy.hf_config, tokenizer
             )
+            with named_phase("start of the rollout engine"):
+                engine = make_engine(recipe, policy)
             try:
                 with named_phase("run"):
                     yield Actor(policy, engine, grader, tokenizer, stop)
             finally:
                 deadline.start(sys.exc_info()[1])
+                engine.close()
     finally:
         shutdown()
         deadline.cancel()
