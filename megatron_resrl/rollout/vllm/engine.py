@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -11,7 +12,6 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.rollout.engine import (
     OnGroup,
@@ -22,6 +22,7 @@ from megatron_resrl.rollout.engine import (
 from megatron_resrl.rollout.vllm.launch import server_specs
 from megatron_resrl.rollout.vllm.pool import Pool
 from megatron_resrl.rollout.vllm.rollout import Rollout
+from megatron_resrl.rollout.vllm.server import ServerSpec
 from megatron_resrl.rollout.vllm.slot import Slot, State
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
@@ -97,21 +98,13 @@ class VllmEngine:
         self._can_sleep = cuda and recipe.rollout.placement == "colocated"
         self._asleep = False
         self._pool: Pool | None = None
-        error: BaseException | None = None
         if dist.get_rank() == 0:
             seeds = recipe.vllm.seed_requests
-            specs = (
-                []
-                if recipe.vllm.urls
-                else server_specs(recipe, cuda=cuda, weight_flags=weight_flags)
-            )
+            specs: list[ServerSpec] = []
+            if not recipe.vllm.urls:
+                specs = server_specs(recipe, cuda=cuda, weight_flags=weight_flags)
             self._pool = Pool(recipe.vllm, specs, seed_requests=cuda if seeds is None else seeds)
-            try:
-                self._pool.start()
-            except RunError as failure:
-                self._pool.close()
-                error = failure
-        self._raise_on_all(error)
+        self._await_start()
 
     def begin(
         self,
@@ -229,9 +222,18 @@ class VllmEngine:
             return False
         return True
 
-    def _raise_on_all(self, error: BaseException | None) -> None:
-        error = broadcast_object(error)
+    def _await_start(self) -> None:
+        """Waits for the servers; where one does not start, ends the others and raises on all."""
+        started = self._pool.start() if self._pool is not None else None
+        ready, error = False, None
+        while not ready:
+            if started is not None:
+                wait_for_futures([started], SIGN_OF_LIFE_S)
+                ready = started.done()
+                error = started.exception() if ready else None
+            ready, error = broadcast_object((ready, error))
         if error is not None:
+            self.close()
             raise error
 
 

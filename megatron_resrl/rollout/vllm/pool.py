@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import httpx
@@ -77,13 +77,13 @@ class Pool:
 
     # Called by the engine, from its thread.
 
-    def start(self) -> None:
-        """Starts all servers and waits until they can take weights.
+    def start(self) -> Future[None]:
+        """Starts all servers.
 
-        Raises:
-            StartFailure: One did not start.
+        Returns:
+            Done when they can take weights; with a `StartFailure` if one did not start.
         """
-        self._run(self._start_all())
+        return asyncio.run_coroutine_threadsafe(self._start_all(), self._loop)
 
     def submit(self, rollout: Rollout) -> None:
         """Queues the samples of a rollout and returns at once."""

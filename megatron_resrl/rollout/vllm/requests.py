@@ -113,7 +113,7 @@ def read_response(answer: Any, sampling: SamplingParams, version: int) -> Respon
 
 
 def _versions(spans: Sequence[Mapping[str, Any]] | None, version: int) -> tuple[int, int]:
-    """Versions of the first and the last token; a server that nobody gave weights says `default`."""
+    """Of the first and the last token; a server that nobody gave weights says `default`."""
     labels = [span["version"] for span in spans or ()]
     if not labels or not all(label.isdigit() for label in labels):
         return version, version

@@ -18,8 +18,8 @@ from megatron_resrl.rollout.vllm import guardian
 
 LOG_LINES = 20
 """Last lines of a server's log that an error shows."""
-STOP_S = 15.0
-"""Seconds that a server gets to end by itself."""
+STOP_S = 8.0
+"""Seconds that a server gets to end by itself; well below those of the trainer, see `Deadline`."""
 _POLL_S = 0.2
 
 
@@ -114,7 +114,8 @@ class ServerProcess:
             log.seek(self._log_start)
             lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
         tail = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
-        return f"vLLM {self.spec.name} ({self.url}) {cause}; its log {self.spec.log} ends with:\n{tail}"
+        server = f"vLLM {self.spec.name} ({self.url})"
+        return f"{server} {cause}; its log {self.spec.log} ends with:\n{tail}"
 
     def stop(self, patience_s: float = STOP_S) -> None:
         """Asks the server to end, and kills what is left of its process group."""
