@@ -58,7 +58,7 @@ def engine(model_path, tmp_path_factory):
 
 @pytest.fixture
 def requests(monkeypatch):
-    """Counts the requests that are sent on their way: of each seed (that is, sample), of each URL."""
+    """Counts what is sent and answered, by URL and seed, which names the sample."""
     sent, answered = Counter(), Counter()
     send = pool_module.send_request
 
@@ -125,10 +125,14 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
     responses = pending.result()
 
     assert told == dict(enumerate(responses))
-    assert {count for count in by_seed(answered).values()} == {1}
+    assert set(by_seed(answered).values()) == {1}
     again = sum(by_seed(sent).values()) - len(PROMPTS) * SAMPLING.n
     assert 0 < again <= running <= RUNNING
-    same = [a.token_ids == b.token_ids for a, b in zip(sum(responses, []), sum(undisturbed, []))]
+    same = [
+        ours.token_ids == theirs.token_ids
+        for pair in zip(responses, undisturbed, strict=True)
+        for ours, theirs in zip(*pair, strict=True)
+    ]
     assert sum(same) / len(same) > 0.9  # Others differ by rounding: batches were different ones.
     wait_until(lambda: victim.state is not State.STARTING)
     engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(2,))
@@ -151,10 +155,10 @@ def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weight
     before = sum(answered.values())
     responses = pending.result()
     assert all(len(group) == SAMPLING.n for group in responses)
-    assert {count for count in by_seed(answered).values()} == {1}
+    assert set(by_seed(answered).values()) == {1}
     assert sum(by_seed(sent).values()) == len(PROMPTS) * SAMPLING.n + 2 * RUNNING
     assert before < len(PROMPTS) * SAMPLING.n
-    assert not urls & {url for version, urls in engine.sender.sent[-1:] for url in urls}
+    assert not urls & set(engine.sender.sent[-1][1])
     assert all(r.weight_versions == (5, 5) for group in responses for r in group)
 
 
