@@ -19,7 +19,7 @@ import httpx
 
 from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import RunError
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.vllm.requests import (
     RequestFailure,
     RequestRefused,
@@ -239,7 +239,9 @@ class Pool:
             if self._queue[0][0].rollout.error is not None:
                 self._queue.popleft()
                 continue
-            serving = [slot for slot in self.slots if slot.state is State.SERVING]
+            serving = [
+                slot for slot in self.slots if slot.state is State.SERVING and not slot.suspect
+            ]
             if not serving:
                 return
             slot = min(serving, key=lambda slot: len(slot.running))
@@ -249,41 +251,47 @@ class Pool:
                 slot.running[self._spawn(self._request(slot, job))] = job
 
     async def _request(self, slot: Slot, job: Job) -> None:
-        """One request, from its body to what becomes of its answer."""
-        rollout, generation = job.rollout, slot.generation
+        """One request, and what becomes of its answer."""
+        outcome = await self._ask(slot, job)
+        task = asyncio.current_task()
+        assert task is not None
+        if slot.running.pop(task, None) is None:
+            # It was cancelled just as its answer came: the sample is in other hands.
+            return
+        if isinstance(outcome, Response):
+            slot.restarts = 0
+            slot.progress_at = time.monotonic()
+            if job.rollout.finish(job, outcome):
+                self._tell(job.rollout, job.prompt)
+        elif isinstance(outcome, RequestFailure):
+            self._retry([job], slot.failure(str(outcome)))
+            if slot.state is State.SERVING and not slot.suspect:
+                # Nothing new for it until it has said how it is, or a dead server, which has
+                # nothing to do, would be given all samples as often as they may be tried.
+                slot.suspect = True
+                await self._look_at(slot)
+                slot.suspect = False
+        else:
+            self._end(job.rollout, outcome)
+        self._dispatch()
+
+    async def _ask(self, slot: Slot, job: Job) -> Response | RequestFailure | RolloutFailure:
+        rollout, version = job.rollout, slot.version
         seed = sample_seed(rollout.seed, job.prompt, job.sample) if self._seed_requests else None
         prompt = rollout.prompts[job.prompt]
         body = request_body(prompt, rollout.sampling, model=slot.model, seed=seed)
-        version = slot.version
         try:
             answer = await send_request(
                 self._client, slot.url, body, timeout_s=self.vllm.request_timeout_s
             )
-            response = read_response(answer, rollout.sampling, version)
+            return read_response(answer, rollout.sampling, version)
         except RequestFailure as failure:
-            self._forget_current(slot)
-            self._retry([job], slot.failure(str(failure)))
-            if generation == slot.generation and slot.state is State.SERVING:
-                await self._look_at(slot)
+            return failure
         except RequestRefused as refusal:
-            self._forget_current(slot)
-            self._end(rollout, RolloutFailure(f"{job}: {slot.name} refused it: {refusal}"))
-        except Exception as error:  # E.g. an answer of an unknown form: no retry would change it.
-            self._forget_current(slot)
-            failure = RolloutFailure(f"{job}: {slot.name}: {type(error).__name__}: {error}")
-            self._end(rollout, failure)
-        else:
-            self._forget_current(slot)
-            slot.restarts = 0
-            slot.progress_at = time.monotonic()
-            if rollout.finish(job, response):
-                self._tell(rollout, job.prompt)
-        self._dispatch()
-
-    def _forget_current(self, slot: Slot) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        slot.running.pop(task, None)
+            return RolloutFailure(f"{job}: {slot.name} refused it: {refusal}")
+        except (LookupError, TypeError, ValueError) as error:
+            cause = f"an answer of an unknown form: {type(error).__name__}: {error}"
+            return RolloutFailure(f"{job}: {slot.name} gave {cause}")
 
     def _retry(self, jobs: list[Job], cause: str) -> None:
         """Queues lost samples of a prompt before all others, or ends their rollout."""

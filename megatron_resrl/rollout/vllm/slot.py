@@ -44,6 +44,8 @@ class Slot:
     connected: bool = False
     """It has been connected to the sender of weights since it started."""
     running: dict[asyncio.Task[None], Job] = field(default_factory=dict)
+    suspect: bool = False
+    """A request to it has failed, and it is being asked how it is."""
     restarts: int = 0
     """In a row, without a finished response between them."""
     generation: int = 0

@@ -143,6 +143,7 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
 @pytest.mark.slow
 def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weights(engine, requests):
     sent, answered = requests
+    wait_until(lambda: all(slot.state is not State.STARTING for slot in engine._pool.slots))
     engine.update_weights(5)
     urls = {slot.url for slot in engine._pool.slots}
     pending = engine.begin(PROMPTS, SAMPLING, seed=(3,))
