@@ -128,3 +128,12 @@ def test_responses_carry_the_versions_of_first_and_last_token(engine):
 def test_a_request_that_no_server_can_serve_ends_the_rollout_with_its_answer(engine):
     with pytest.raises(RuntimeError, match=r"prompt 0.*refused it.*400"):
         engine.generate([[10**6]], SamplingParams(4, ()), seed=(9,))
+
+
+def test_a_server_at_an_address_serves_and_stays(engine, model_path, tmp_path):
+    url = engine._pool.slots[0].url
+    with engine_of(served_recipe(model_path, tmp_path, urls=(url + "/",))) as other:
+        ((response,),) = other.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
+    assert len(response.token_ids) == 4
+    engine.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
+    assert engine._pool.slots[0].restarts == 0
