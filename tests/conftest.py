@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("vllm"):
-            from vllm_server import vllm_python  # Here: it imports what few tests need.
+            from served_engine import vllm_python  # Here: it imports what few tests need.
 
             python, reason = vllm_python()
             if python is None:

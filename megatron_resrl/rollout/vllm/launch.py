@@ -47,10 +47,10 @@ def server_specs(
         ServerSpec(
             name=f"server {number}",
             arguments=arguments,
+            # Of the user's, the last part keeps what it needs to, e.g. it continues PYTHONPATH.
             environment=_environment(recipe, number, cuda)
-            | dict(weight_environment)
-            # What the user says wins.
-            | recipe.vllm.environment,
+            | recipe.vllm.environment
+            | dict(weight_environment),
             log=directory / f"server_{number}.log",
         )
         for number in range(recipe.vllm.servers)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from vllm_server import NoSender, served_recipe
+from served_engine import NoSender, served_recipe
 
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.distributed import gather_objects, initialize

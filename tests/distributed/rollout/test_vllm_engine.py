@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from ranks import run_ranks
-from vllm_server import write_served_model
+from served_engine import write_served_model
 
 
 @pytest.mark.vllm

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from vllm_server import vllm_python
+from served_engine import vllm_python
 
 from megatron_resrl.config import checks_vllm
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS

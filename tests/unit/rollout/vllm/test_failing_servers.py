@@ -14,7 +14,7 @@ from dataclasses import replace
 import psutil
 import pytest
 from ranks import REPOSITORY
-from vllm_server import (
+from served_engine import (
     NoSender,
     engine_of,
     one_rank,
@@ -182,7 +182,7 @@ def test_an_address_without_a_server_is_an_error_that_names_it(model_path, tmp_p
 TRAINER = """
 import sys, time
 from pathlib import Path
-from vllm_server import served_recipe
+from served_engine import served_recipe
 from megatron_resrl.rollout.vllm.launch import server_specs
 from megatron_resrl.rollout.vllm.server import ServerProcess
 recipe = served_recipe(Path(sys.argv[1]), Path(sys.argv[2]))

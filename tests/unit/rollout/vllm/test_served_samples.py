@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from served_engine import engine_of, one_rank, served_recipe, write_served_model
 from transformers import AutoModelForCausalLM
-from vllm_server import engine_of, one_rank, served_recipe, write_served_model
 
 from megatron_resrl.rollout.engine import SamplingParams
 
