@@ -147,9 +147,16 @@ class VllmEngine:
         if not self._can_sleep:
             return
         self._asleep = True
-        if self._pool is not None:
-            for slot in self._pool.hold():
+        if self._pool is None:
+            return
+        awake = []
+        for slot in self._pool.hold():
+            try:
+                # Level 2 gives the weights up, too: they come again with the next sync.
                 slot.control.post("/sleep", params={"level": 2})
+            except ServerFailure:
+                awake.append(slot)
+        self._pool.release(awake, self.version, tuple(slot.url for slot in awake))
 
     def close(self) -> None:
         """See `RolloutEngine.close`: ends our servers."""

@@ -128,7 +128,7 @@ class Pool:
                 slot.state, slot.version, slot.connected = State.SERVING, version, True
                 slot.progress_at = time.monotonic()
                 if slot.url in failed:
-                    self._fail(slot, "did not take the weights")
+                    self._fail(slot, "did not take new weights or did not sleep")
             self._dispatch()
 
         self._run(release())
