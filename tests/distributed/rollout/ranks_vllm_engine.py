@@ -46,7 +46,7 @@ def main() -> None:
         first = threading.Event()
         pending = engine.begin(
             [[3, 4], [5, 6], [7, 8]],
-            SamplingParams(400, (), n=4),
+            SamplingParams(200, (), n=4),
             seed=(0,),
             on_group=lambda *_: first.set(),
         )

@@ -14,6 +14,6 @@ from served_engine import write_served_model
 def test_ranks_get_the_same_responses_weights_and_errors_through_a_restart(tmp_path):
     model = write_served_model(tmp_path / "model")
     script = Path(__file__).parent / "ranks_vllm_engine.py"
-    out = run_ranks(script, 2, model, tmp_path / "run", timeout=300)
+    out = run_ranks(script, 2, model, tmp_path / "run", timeout=600)
     assert "rank 0 done" in out
     assert "rank 1 done" in out
