@@ -15,6 +15,7 @@ from megatron_resrl.config.checks_model import MODEL_CHECKS
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
+from megatron_resrl.config.checks_vllm import VLLM_CHECKS
 from megatron_resrl.config.facts import Facts, gather_facts
 from megatron_resrl.config.passthrough import check_passthrough
 from megatron_resrl.config.problems import Problem, RecipeError
@@ -28,6 +29,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *PARALLEL_CHECKS,
     *EXPERT_CHECKS,
     *PRECISION_CHECKS,
+    *VLLM_CHECKS,
     *RUN_CHECKS,
     *ENVIRONMENT_CHECKS,
     check_passthrough,
