@@ -19,7 +19,7 @@ from megatron_resrl.rollout.engine import (
     Response,
     SamplingParams,
 )
-from megatron_resrl.rollout.vllm.launch import server_specs
+from megatron_resrl.rollout.vllm.launch import max_model_length, server_specs
 from megatron_resrl.rollout.vllm.pool import Pool
 from megatron_resrl.rollout.vllm.rollout import Rollout
 from megatron_resrl.rollout.vllm.server import ServerSpec
@@ -103,7 +103,12 @@ class VllmEngine:
             specs: list[ServerSpec] = []
             if not recipe.vllm.urls:
                 specs = server_specs(recipe, cuda=cuda, weight_flags=weight_flags)
-            self._pool = Pool(recipe.vllm, specs, seed_requests=cuda if seeds is None else seeds)
+            self._pool = Pool(
+                recipe.vllm,
+                specs,
+                seed_requests=cuda if seeds is None else seeds,
+                max_length=max_model_length(recipe),
+            )
         self._await_start()
 
     def begin(

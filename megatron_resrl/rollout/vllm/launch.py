@@ -26,6 +26,11 @@ _NOT_INHERITED = (
 process group, and one that read its paths would import its libraries."""
 
 
+def max_model_length(recipe: Recipe) -> int:
+    """Tokens of the longest prompt and response together."""
+    return recipe.data.max_prompt_length + recipe.rollout.max_response_length
+
+
 def server_specs(
     recipe: Recipe, *, cuda: bool, weight_flags: tuple[Sequence[str], Mapping[str, str]]
 ) -> list[ServerSpec]:
@@ -87,7 +92,7 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
             # The trainer's weights follow before the first request.
             "load-format": "dummy",
             "dtype": _DTYPES[recipe.precision.params_dtype],
-            "max-model-len": recipe.data.max_prompt_length + recipe.rollout.max_response_length,
+            "max-model-len": max_model_length(recipe),
             "max-num-seqs": vllm.max_running_requests,
             "tensor-parallel-size": vllm.tensor_parallel_size,
             # Log-probs of the distribution that tokens are drawn from.

@@ -49,7 +49,12 @@ class Pool:
     """Servers, the queue of samples, and the loop that brings them together."""
 
     def __init__(
-        self, vllm: VllmConfig, specs: Sequence[ServerSpec], *, seed_requests: bool
+        self,
+        vllm: VllmConfig,
+        specs: Sequence[ServerSpec],
+        *,
+        seed_requests: bool,
+        max_length: int,
     ) -> None:
         """Starts the loop; the servers follow with `start`.
 
@@ -57,12 +62,14 @@ class Pool:
             vllm: Time-outs, limits, and the URLs of servers that are not ours.
             specs: Servers to start; empty if `vllm.urls` names some.
             seed_requests: Whether each response has a seed of its own.
+            max_length: Tokens of a prompt and its response together.
         """
         self.vllm = vllm
         self.slots = [Slot(spec) for spec in specs] or [
             Slot(None, url=url.rstrip("/")) for url in vllm.urls
         ]
         self._seed_requests = seed_requests
+        self._max_length = max_length
         self._queue: deque[list[Job]] = deque()
         self._error: BaseException | None = None
         self._closing = threading.Event()
@@ -217,7 +224,9 @@ class Pool:
         try:
             models = await self._client.get(f"{slot.url}/v1/models", timeout=timeout)
             slot.model = models.json()["data"][0]["id"]
-            body = request_body([0], SamplingParams(1, ()), model=slot.model, seed=None)
+            body = request_body(
+                [0], SamplingParams(1, ()), model=slot.model, seed=None, max_length=self._max_length
+            )
             await send_request(self._client, slot.url, body, timeout_s=timeout)
         except (RunError, httpx.HTTPError, ValueError, LookupError) as error:
             cause = f"did not answer its first request: {error}"
@@ -279,7 +288,9 @@ class Pool:
         rollout, version = job.rollout, slot.version
         seed = sample_seed(rollout.key(job)) if self._seed_requests else None
         prompt = rollout.prompts[job.prompt]
-        body = request_body(prompt, rollout.sampling, model=slot.model, seed=seed)
+        body = request_body(
+            prompt, rollout.sampling, model=slot.model, seed=seed, max_length=self._max_length
+        )
         try:
             answer = await send_request(
                 self._client, slot.url, body, timeout_s=self.vllm.request_timeout_s

@@ -31,7 +31,12 @@ def sample_seed(key: Sequence[int]) -> int:
 
 
 def request_body(
-    prompt: Sequence[int], sampling: SamplingParams, *, model: str | None, seed: int | None
+    prompt: Sequence[int],
+    sampling: SamplingParams,
+    *,
+    model: str | None,
+    seed: int | None,
+    max_length: int,
 ) -> dict[str, Any]:
     """The request for one response.
 
@@ -40,9 +45,11 @@ def request_body(
         sampling: How to draw; `n` is not looked at.
         model: The name under which the server knows the model; None: whatever it serves.
         seed: Of this response; None: the server's own random numbers.
+        max_length: Tokens that the server takes, prompt and response together; in later turns the
+            prompt holds what was drawn before.
     """
     parameters: dict[str, Any] = {
-        "max_tokens": sampling.max_new_tokens,
+        "max_tokens": min(sampling.max_new_tokens, max_length - len(prompt)),
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "top_k": sampling.top_k,

@@ -67,7 +67,7 @@ def test_a_part_of_the_prompts_draws_what_the_whole_does(played: dict[str, dict]
 
 
 def test_the_engines_log_probs_are_the_trainers_on_drawn_tokens(played: dict[str, dict]) -> None:
-    # fp32 in another order; 2e-6 measured.
+    # fp32 in another order.
     assert max(found["difference"] for found in played.values()) <= 2e-5
 
 
