@@ -48,19 +48,21 @@ def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
     """What a server must be started with to take weights and to be verified.
 
     Returns:
-        Arguments of `vllm serve`, and environment variables; its PYTHONPATH continues the one of
-        `vllm.environment` or of this process.
+        Arguments of `vllm serve`, and environment variables. PYTHONPATH continues the one of
+        `vllm.environment`, which it replaces.
     """
     backend = chosen_backend(recipe)
-    inherited = recipe.vllm.environment.get("PYTHONPATH", os.environ.get("PYTHONPATH"))
+    given = recipe.vllm.environment.get("PYTHONPATH")
     environment = {
         # Without it the server has no routes for weights.
         "VLLM_SERVER_DEV_MODE": "1",
-        "PYTHONPATH": os.pathsep.join(filter(None, (str(WORKER_FOLDER), inherited))),
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(WORKER_FOLDER), given))),
     }
     if backend == "ipc":
         # Handles of CUDA memory travel pickled.
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     arguments = ["--weight-transfer-config", json.dumps({"backend": _NAMES[backend]})]
     arguments += ["--worker-extension-cls", "megatron_resrl_worker.WeightExtension"]
+    # Token ids in and out: what the verification asks for.
+    arguments += ["--enable-scale-out"]
     return arguments, environment

@@ -68,9 +68,23 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     def finish_weight_update(self) -> None:
         """Finishes layers whose processing had to wait for all buckets."""
         finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            _pack_experts(self.model)
 
     def shutdown(self) -> None:
         """Nothing to close."""
+
+
+def _pack_experts(model: torch.nn.Module) -> None:
+    """Lays the experts of every layer out as vLLM's CPU kernel reads them.
+
+    vLLM 0.32 does it when it builds a kernel and leaves it out when a built kernel gets new
+    weights: its own `reload_weights` gives wrong mixtures of experts on CPU.
+    """
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and "w13_weight" in dict(module.named_parameters(recurse=False)):
+            kernel.fused_experts.process_weights_after_loading(module)
 
 
 WeightTransferEngineFactory.register_engine(BACKEND, FileTransferEngine)
