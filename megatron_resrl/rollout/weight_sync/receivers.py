@@ -9,7 +9,7 @@ from types import TracebackType
 
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
-_LOG = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Action = Callable[[ServerControl], object]
 
@@ -47,7 +47,7 @@ class Receivers:
             try:
                 call.result()
             except ServerFailure as failure:
-                _LOG.warning("%s takes no weights: %s", server.url, failure)
+                logger.warning("%s takes no weights: %s", server.url, failure)
                 self.failures[server.url] = failure
                 self.alive.remove(server)
 
