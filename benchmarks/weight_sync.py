@@ -70,7 +70,7 @@ def server(python: str, model: Path, log: Path, recipe: schema.Recipe) -> Iterat
         port = str(probe.getsockname()[1])
     arguments, environment = server_arguments(recipe)
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
-    command += ["--host", "127.0.0.1", "--port", port, "--load-format", "dummy", "--enforce-eager"]
+    command += ["--host", "127.0.0.1", "--port", port, "--enforce-eager"]
     command += ["--max-model-len", "512", "--skip-tokenizer-init", *arguments]
     environment |= {
         "HF_HUB_OFFLINE": "1",
@@ -178,7 +178,7 @@ def main() -> None:
     parser.add_argument("--vllm-python", default=default, help="interpreter that has vLLM")
     parser.add_argument("--transfer-dir", default="/dev/shm")
     parser.add_argument("--bucket-bytes", type=int, default=64 * 2**20)
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     settings = parser.parse_args()
