@@ -7,6 +7,7 @@ from typing import Literal
 
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
 from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
+from megatron_resrl.config.checks_correction import CORRECTION_CHECKS
 from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
@@ -33,7 +34,12 @@ SHARED_CHECKS: tuple[Check, ...] = (
 )
 """What training and evaluation both need."""
 
-TRAINING_CHECKS: tuple[Check, ...] = (*ALGORITHM_CHECKS, *DATA_CHECKS, *CHECKPOINT_CHECKS)
+TRAINING_CHECKS: tuple[Check, ...] = (
+    *ALGORITHM_CHECKS,
+    *CORRECTION_CHECKS,
+    *DATA_CHECKS,
+    *CHECKPOINT_CHECKS,
+)
 """What only training needs."""
 
 
