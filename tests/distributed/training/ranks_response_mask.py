@@ -58,8 +58,8 @@ CORRECTIONS = {"grpo": "token_tis", "resrl": "sequence_tis"}
 
 
 def with_masks(kind: str) -> list[Sample]:
-    """`masked`; `corrected`, the same from an engine with its own log-probabilities; `none`, without
-    masks; `all true`."""
+    """`masked`; `corrected`, with log-probabilities of an engine; `none`, without masks;
+    `all true`."""
     samples, _ = rollouts(masked=kind in ("masked", "corrected"))
     if kind == "corrected":
         return with_engine_log_probs(samples)
