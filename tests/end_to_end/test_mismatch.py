@@ -38,9 +38,7 @@ def test_a_truncated_distribution_without_correction_is_refused(tmp_path):
 
 def test_a_mismatch_above_stop_kl_ends_the_run_before_the_update(tmp_path):
     gates = {"correction__stop_kl": 1e-5, "correction__warn_kl": 1e-6}
-    done = _train(
-        write_task(tmp_path, rollout__top_p=0.9, correction__method="token_tis", **gates)
-    )
+    done = _train(write_task(tmp_path, rollout__top_p=0.9, correction__method="token_tis", **gates))
     assert done.returncode == 2, done.stderr
     assert "step 1: engine and trainer differ by mismatch/kl = " in done.stderr
     assert "above correction.stop_kl = 1e-05" in done.stderr
