@@ -8,6 +8,7 @@ from typing import Literal
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
 from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
 from megatron_resrl.config.checks_collection import COLLECTION_CHECKS
+from megatron_resrl.config.checks_correction import CORRECTION_CHECKS
 from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
@@ -38,6 +39,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
 
 TRAINING_CHECKS: tuple[Check, ...] = (
     *ALGORITHM_CHECKS,
+    *CORRECTION_CHECKS,
     *DATA_CHECKS,
     *CHECKPOINT_CHECKS,
     *COLLECTION_CHECKS,
