@@ -8,6 +8,7 @@ Points are audit events of CPython and of the product, so that nothing is patche
     write:ENDING    a file whose name ends so is opened for writing
     rename:ENDING   something gets a name that ends so
     remove:PART     a folder with such a name is deleted
+    group:R/I       group I of round R has been logged
 
 The step is the one that the loop has begun; 0 before the first; without one, any. A checkpoint that
 is written in the background is one of a step before. It happens once.
@@ -72,6 +73,8 @@ def _is_point(point: str, event: str, args: tuple[Any, ...]) -> bool:
     if kind == "write":
         writing = event == "open" and isinstance(args[2], int) and args[2] & os.O_ACCMODE
         return bool(writing) and str(args[0]).endswith(name)
+    if kind == "group":
+        return event == "megatron_resrl.group" and f"{args[1]}/{args[2]}" == name
     if kind == "rename":
         return event == "os.rename" and str(args[1]).endswith(name)
     return event == "shutil.rmtree" and name in str(args[0])

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import broadcast_object
 
 Result = TypeVar("Result")
@@ -17,13 +18,14 @@ def on_first_rank(action: Callable[[], Result], group: dist.ProcessGroup | None 
     """Runs `action` on global rank 0; all ranks of `group` get its result, or raise its error.
 
     Raises:
-        CheckpointError: The action raised it, or an `OSError`.
+        RunError: The action raised it.
+        CheckpointError: The action raised an `OSError`.
     """
     result, error = None, None
     if dist.get_rank() == 0:
         try:
             result = action()
-        except CheckpointError as problem:
+        except RunError as problem:
             error = problem
         except OSError as problem:
             error = CheckpointError(f"a file of the run cannot be written or read: {problem}")

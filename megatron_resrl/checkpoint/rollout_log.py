@@ -1,11 +1,11 @@
-"""Rollouts that are finished and not yet in a checkpoint: a killed run does not make them again.
+"""Groups that are finished and not yet in a checkpoint: a killed run does not make them again.
 
-    <output_dir>/rollouts/step_000013/round_0_group_000005.parquet
+    <output_dir>/rollouts/step_000013.groups    finished groups of step 13, in the order they came
 
-holds the responses to prompt 5 of round 0 of step 13 (later rounds replace groups that can teach
-nothing). A file appears whole, under its name, when its group is complete, so that SIGKILL loses
-nothing but unfinished groups; a host that loses power may lose the last ones. The folder of a step
-is deleted when a checkpoint of that step or a later one is there.
+A group is appended as soon as its last response is there, by one write, so that it outlives a
+process that is killed at any moment. It is not flushed to the disk itself: a host that loses power
+may lose groups, never gain wrong ones. A step's file is deleted when a checkpoint of that step or
+of a later one is there.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ import hashlib
 import logging
 import os
 import re
-import shutil
-from collections.abc import Sequence
+import struct
+import sys
+import zlib
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint.first_rank import on_first_rank
@@ -32,141 +32,143 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     Recipe,
 )
-from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.group_table import SCHEMA, Group, from_table, to_table
 
 logger = logging.getLogger(__name__)
 
-_STEP = re.compile(r"step_(\d{6,})")
-_IDENTITY = b"megatron_resrl.run"
-_SCHEMA = pa.schema(
-    [
-        ("prompt", pa.int32()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("token_ids", pa.list_(pa.int32())),
-        ("log_probs", pa.list_(pa.float64())),
-        ("finish_reason", pa.string()),
-        ("response_mask", pa.list_(pa.bool_())),
-        ("first_version", pa.int64()),
-        ("last_version", pa.int64()),
-        ("score", pa.float64()),
-    ]
-)
-
-Group = tuple[tuple[int, ...], list[Response]]
-"""A prompt's token ids and its responses."""
+_NAME = re.compile(r"step_(\d{6,})\.groups")
+_FRAME = struct.Struct("<4sIQ")
+"""Before each entry: a mark, and the entry's CRC-32 and length. The first entry of a file is the
+identity of its run, the others are groups."""
+_MARK = b"GRP1"
+_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 
 
 class RolloutLog:
-    """The rollouts of one run. Every rank makes the same calls but `write`."""
+    """The log of one run. Every rank makes the same calls; only rank 0 touches files."""
 
-    def __init__(self, directory: Path, identity: bytes = b"") -> None:
+    def __init__(self, recipe: Recipe) -> None:
         """
         Args:
-            directory: Holds a folder for each step; need not exist.
-            identity: Files with another one are ignored, see `run_identity`; empty: none are.
+            recipe: Files of a run with other settings are ignored, unless they are settings that
+                leave the policy's weights what they are.
         """
-        self.directory = directory
-        self.identity = identity
+        self.directory = Path(recipe.output_dir) / "rollouts"
+        self.identity = run_identity(recipe)
+        self._failure: OSError | None = None
 
-    @classmethod
-    def of_run(cls, recipe: Recipe) -> RolloutLog:
-        """The log in the output directory of a run."""
-        return cls(Path(recipe.output_dir) / "rollouts", run_identity(recipe))
+    def read(self, step: int) -> list[Group]:
+        """The finished groups of a step, and leaves its file ready to be appended to. Collective.
 
-    def read(self, step: int, round_: int = 0) -> dict[int, Group]:
-        """The finished groups of a step's round, by the prompt's index in it. Collective."""
-        return on_first_rank(lambda: self._read(step, round_))
+        A file whose end was not written whole keeps what is before it.
+        """
+        return on_first_rank(lambda: self._read(step))
 
-    def write(
-        self,
-        step: int,
-        round_: int,
-        prompt: int,
-        prompt_ids: Sequence[int],
-        responses: Sequence[Response],
-    ) -> None:
-        """Keeps a group. On global rank 0 alone, from any thread.
+    def append(self, step: int, group: Group) -> None:
+        """Keeps a finished group. On rank 0 alone, from any thread, after `read` of the step.
+
+        Raises the audit event `megatron_resrl.group` with step, round and index when it is there.
+        An error is kept for `confirm`, because the other ranks do not know of the call.
+        """
+        if self._failure is not None:
+            return
+        try:
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path = self._path(step)
+            entry = _frame(_serialised(group))
+            with path.open("ab", buffering=0) as file:
+                if file.tell() == 0:
+                    entry = _frame(self.identity) + entry
+                if file.write(entry) != len(entry):
+                    raise OSError(f"{path} could not be written whole")
+        except OSError as error:
+            self._failure = error
+            return
+        sys.audit("megatron_resrl.group", step, *group.key)
+
+    def confirm(self) -> None:
+        """Makes sure that all groups so far were kept. Collective.
 
         Raises:
-            OSError: There is no room for it, or the directory cannot be written.
+            CheckpointError: One was not, e.g. because there is no room for it.
         """
-        count = len(responses)
-        columns = [
-            [prompt] * count,
-            [prompt_ids] * count,
-            [response.token_ids for response in responses],
-            [response.log_probs for response in responses],
-            [response.finish_reason for response in responses],
-            [response.response_mask for response in responses],
-            [response.weight_versions[0] for response in responses],
-            [response.weight_versions[1] for response in responses],
-            [response.score for response in responses],
-        ]
-        schema = _SCHEMA.with_metadata({_IDENTITY: self.identity})
-        arrays = [pa.array(c, f.type) for c, f in zip(columns, _SCHEMA, strict=True)]
-        folder = self._folder(step)
-        folder.mkdir(parents=True, exist_ok=True)
-        path = folder / f"round_{round_}_group_{prompt:06d}.parquet"
-        unfinished = path.with_suffix(".incomplete")
-        pq.write_table(pa.table(arrays, schema=schema), unfinished, compression="zstd")
-        os.replace(unfinished, path)
+        on_first_rank(self._raise_failure)
 
     def discard(self, *, until: int | None = None) -> None:
-        """Deletes the steps up to `until`, or all."""
+        """Deletes the files of steps up to `until`, or all."""
         if dist.get_rank() != 0:
             return
-        for folder in self.directory.glob("step_*"):
-            match = _STEP.fullmatch(folder.name)
+        for path in self.directory.glob("step_*.groups"):
+            match = _NAME.fullmatch(path.name)
             if match and (until is None or int(match[1]) <= until):
-                shutil.rmtree(folder)
+                path.unlink()
 
-    def _read(self, step: int, round_: int) -> dict[int, Group]:
-        groups: dict[int, Group] = {}
-        for path in sorted(self._folder(step).glob(f"round_{round_}_group_*.parquet")):
-            rows = self._rows(path)
-            for row in rows:
-                empty: Group = (tuple(row["prompt_ids"]), [])
-                groups.setdefault(row["prompt"], empty)[1].append(_response(row))
-        return groups
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
 
-    def _rows(self, path: Path) -> list[dict]:
-        try:
-            table = pq.ParquetFile(path).read()
-        except (OSError, pa.ArrowException) as error:
-            logger.warning("%s cannot be read (%s); its group is generated again", path, error)
+    def _read(self, step: int) -> list[Group]:
+        path = self._path(step)
+        if not path.is_file():
             return []
-        if table.schema.names != _SCHEMA.names:
-            logger.warning("%s was written by another version and is not used", path)
+        content = path.read_bytes()
+        entries, end = _split(content)
+        if not entries or entries[0] != self.identity:
+            reason = "is of a run with other settings" if entries else "holds nothing whole"
+            logger.warning("%s %s and is not used", path, reason)
+            path.unlink()
             return []
-        if self.identity and table.schema.metadata.get(_IDENTITY) != self.identity:
-            logger.warning("%s is of a run with other settings and is not used", path)
-            return []
-        return table.to_pylist()
+        if end < len(content):
+            logger.warning("%s was not written whole; %d groups are", path, len(entries) - 1)
+            os.truncate(path, end)
+        return [group for entry in entries[1:] for group in _deserialised(entry)]
 
-    def _folder(self, step: int) -> Path:
-        return self.directory / f"step_{step:06d}"
-
-
-def _response(row: dict) -> Response:
-    mask = row["response_mask"]
-    return Response(
-        tuple(row["token_ids"]),
-        tuple(row["log_probs"]),
-        row["finish_reason"],
-        None if mask is None else tuple(mask),
-        (row["first_version"], row["last_version"]),
-        row["score"],
-    )
+    def _path(self, step: int) -> Path:
+        return self.directory / f"step_{step:06d}.groups"
 
 
 def run_identity(recipe: Recipe) -> bytes:
-    """A digest of the settings that decide which weights a step has and what it draws."""
+    """A digest of the settings and of the format that decide what a step's groups are."""
     neutral = replace(
         recipe,
         output_dir="",
         parallel=ParallelConfig(),
+        rollout=replace(recipe.rollout, record=None),
         checkpoint=CheckpointConfig(),
         evaluation=EvaluationConfig(),
         logging=LoggingConfig(),
     )
-    return hashlib.sha256(recipe_yaml(neutral).encode()).hexdigest().encode()
+    text = f"{SCHEMA}\n{recipe_yaml(neutral)}"
+    return hashlib.sha256(text.encode()).hexdigest().encode()
+
+
+def _serialised(group: Group) -> bytes:
+    table = to_table([group])
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=_COMPRESSED) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def _deserialised(entry: bytes) -> list[Group]:
+    with pa.ipc.open_stream(entry) as reader:
+        return from_table(reader.read_all())
+
+
+def _frame(entry: bytes) -> bytes:
+    return _FRAME.pack(_MARK, zlib.crc32(entry), len(entry)) + entry
+
+
+def _split(content: bytes) -> tuple[list[bytes], int]:
+    """The entries up to the first that is not whole, and where they end."""
+    entries: list[bytes] = []
+    end = 0
+    while end + _FRAME.size <= len(content):
+        mark, checksum, length = _FRAME.unpack_from(content, end)
+        begin = end + _FRAME.size
+        entry = content[begin : begin + length]
+        if mark != _MARK or len(entry) < length or zlib.crc32(entry) != checksum:
+            break
+        entries.append(entry)
+        end = begin + length
+    return entries, end

@@ -43,23 +43,31 @@ def length_scaled(
     return score * (1.0 - (1.0 - floor) * beyond)
 
 
-def overlong_penalty(
-    response_tokens: int, *, limit: int, buffer: int = 1024, penalty: float = 1.0
-) -> float:
-    """What a long response loses, so that it ends before it is cut off.
+def overlong_penalty(response_tokens: int, *, limit: int, buffer: int, penalty: float) -> float:
+    """What a response that comes close to the length limit loses (soft overlong punishment).
 
-    Nothing up to `limit - buffer` tokens, then linearly more, `penalty` from `limit` on.
+    0 up to `limit - buffer` tokens, then linearly down to -`penalty` at `limit`.
 
     Args:
         response_tokens: Length of the response.
-        limit: Largest number of tokens, `rollout.max_response_length`.
-        buffer: Tokens over which the penalty grows, at least 1 and at most `limit`.
-        penalty: The largest.
+        limit: Largest length, L_max.
+        buffer: Tokens over which the penalty grows, L_cache.
+        penalty: Taken off at the limit; the paper's is 1.
 
     Returns:
-        A number to add to the reward, at most 0.
+        To be added to the reward; at most 0.
+
+    Raises:
+        ValueError: A setting is out of its range.
 
     Source: DAPO, arXiv 2503.14476, equation 13.
     """
-    inside = min(max(response_tokens - (limit - buffer), 0), buffer)
-    return -penalty * inside / buffer
+    if not 0 < buffer < limit:
+        raise ValueError(
+            f"reward.overlong_buffer = {buffer}: give at least 1 and less than "
+            f"rollout.max_response_length = {limit}"
+        )
+    if not penalty >= 0:
+        raise ValueError(f"reward.overlong_penalty = {penalty}: give at least 0")
+    beyond = min(response_tokens, limit) - (limit - buffer)
+    return -penalty * beyond / buffer if beyond > 0 else 0.0

@@ -56,7 +56,7 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
                 recipe.model.path, policy.hf_config, tokenizer
             )
             with named_phase("start of the rollout engine"):
-                engine = make_engine(recipe, policy)
+                engine = make_engine(recipe, policy, trainable=trainable)
             try:
                 player = player_of(recipe, engine, tokenizer)
                 with named_phase("run"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
@@ -31,12 +31,15 @@ class Sample:
     score: float
     """The environment's, otherwise the verifier's."""
     reward: float
-    """The score after length scaling and penalties; what advantages are made of."""
+    """The score after length scaling and overlong penalty; what advantages are made of."""
     timed_out: bool
     """The grader did not finish, and the score is 0 for that."""
     transcript: str | None = None
     """All turns and what the environment said between them, special tokens included; None: one
     turn."""
+    masked: bool = False
+    """No part of the loss, of its denominators or of the subspace, though its reward counts in the
+    group's statistics."""
 
     @property
     def tokens(self) -> TokenSequence:
@@ -51,6 +54,8 @@ def grade_responses(
     grader: Grader,
     tokenizer: Any,
     reward: RewardConfig,
+    *,
+    length_limit: int | None = None,
 ) -> list[Sample]:
     """Grades the responses that have no score yet, shared out over the ranks. Collective.
 
@@ -59,7 +64,9 @@ def grade_responses(
         responses: For each prompt its responses, the same on all ranks.
         grader: This rank's grader processes.
         tokenizer: Decodes responses.
-        reward: Length scaling.
+        reward: Length scaling, and what happens to over-long responses.
+        length_limit: Tokens at which responses were cut off; None: over-long ones are treated like
+            others, as in evaluations.
 
     Returns:
         All samples, group by group, the same on all ranks.
@@ -88,6 +95,7 @@ def grade_responses(
         next(graded) if response.score is None else Grade(response.score, timed_out=False)
         for _, response in pairs
     ]
+    mask_cut_off = reward.overlong == "mask" and length_limit is not None
     return [
         Sample(
             group=group,
@@ -95,50 +103,13 @@ def grade_responses(
             response=response,
             text=text,
             score=grade.score,
-            reward=_shaped(grade.score, response, reward),
+            reward=_shaped(grade.score, response, reward, length_limit),
             timed_out=grade.timed_out,
             transcript=_transcript(response, tokenizer),
+            masked=mask_cut_off and response.finish_reason == "length",
         )
         for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
     ]
-
-
-def handle_overlong(
-    samples: Sequence[Sample], reward: RewardConfig, max_response_length: int
-) -> list[Sample]:
-    """Does with cut-off responses what `reward.overlong` says.
-
-    Masked ones keep their reward in their group's statistics and count among the responses of the
-    loss's mean, with no token of their own (as DAPO's overlong filtering, arXiv 2503.14476, and
-    TRL's `mask_truncated_completions`); for the subspace they are not there.
-    """
-    if reward.overlong == "mask":
-        return [_masked(each) if _cut_off(each) else each for each in samples]
-    if reward.overlong == "penalize":
-        return [
-            replace(
-                sample,
-                reward=sample.reward
-                + overlong_penalty(
-                    len(sample.response.token_ids),
-                    limit=max_response_length,
-                    buffer=reward.overlong_buffer,
-                    penalty=reward.overlong_penalty,
-                ),
-            )
-            for sample in samples
-        ]
-    return list(samples)
-
-
-def _cut_off(sample: Sample) -> bool:
-    return sample.response.finish_reason == "length"
-
-
-def _masked(sample: Sample) -> Sample:
-    """The sample with no token that anything is learned from."""
-    nothing = (False,) * len(sample.response.token_ids)
-    return replace(sample, response=replace(sample.response, response_mask=nothing))
 
 
 def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grade]:
@@ -158,13 +129,28 @@ def _transcript(response: Response, tokenizer: Any) -> str | None:
     return None if response.response_mask is None else tokenizer.decode(response.token_ids)
 
 
-def _shaped(score: float, response: Response, reward: RewardConfig) -> float:
-    if not reward.length_scaling:
-        return score
-    return length_scaled(
-        score,
-        response.drawn,
-        full_until=reward.length_full_until,
-        floor_at=reward.length_floor_at,
-        floor=reward.length_floor,
+def _shaped(
+    score: float, response: Response, reward: RewardConfig, length_limit: int | None
+) -> float:
+    shaped = score
+    if reward.length_scaling:
+        shaped = length_scaled(
+            score,
+            response.drawn,
+            full_until=reward.length_full_until,
+            floor_at=reward.length_floor_at,
+            floor=reward.length_floor,
+        )
+    return shaped + penalty_of(response, reward, length_limit)
+
+
+def penalty_of(response: Response, reward: RewardConfig, length_limit: int | None) -> float:
+    """What an over-long response loses, at most 0. The limit counts tokens of all turns."""
+    if reward.overlong != "penalize" or length_limit is None:
+        return 0.0
+    return overlong_penalty(
+        len(response.token_ids),
+        limit=length_limit,
+        buffer=reward.overlong_buffer,
+        penalty=reward.overlong_penalty,
     )

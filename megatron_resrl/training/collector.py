@@ -1,87 +1,119 @@
-"""One step's rollouts: generated or read back, graded, refilled; whole groups on every rank."""
+"""A step's groups: generated, or found on disk; graded; refilled where they teach nothing.
+
+Dynamic sampling (DAPO, arXiv 2503.14476): a group whose rewards are all equal has no advantage. Its
+place in the step goes to the next group with signal among groups of further prompts, drawn round by
+round, as many as places are open; a place that stays open keeps its first group.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from megatron_resrl.checkpoint import RolloutLog
 from megatron_resrl.checkpoint.first_rank import on_first_rank
+from megatron_resrl.checkpoint.rollout_log import run_identity
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
-from megatron_resrl.errors import RunError
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.rollout.actor import Actor
-from megatron_resrl.rollout.collect import Sample, grade_responses, handle_overlong
-from megatron_resrl.rollout.engine import OnGroup, PendingRollout, Response, SamplingParams
+from megatron_resrl.rollout.collect import Sample, grade_responses, penalty_of
+from megatron_resrl.rollout.engine import PendingRollout, Response, SamplingParams
+from megatron_resrl.rollout.group_table import Group
+from megatron_resrl.rollout.recording import Recording, RecordingError, sampling_settings
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
 from megatron_resrl.training.phases import phase
 
 logger = logging.getLogger(__name__)
 
 Draw = Callable[[int], list[Prompt]]
-"""Hands out so many further prompts, the same on all ranks."""
+"""The next so many prompts of the sampler, the same on all ranks."""
 
 
-class NotReplayable(RunError):
-    """The recorded rollouts are not those of this run."""
+@dataclass(frozen=True)
+class _Round:
+    """Prompts whose responses are being generated, or known already."""
 
-    common = True
+    number: int
+    prompts: Sequence[Prompt]
+    known: dict[int, list[Response]]
+    """Index of a prompt -> its responses, from disk."""
+    generated: Sequence[int]
+    """Indices of the others."""
+    pending: PendingRollout | None
+    """Their responses; None: there are none."""
 
 
 @dataclass(frozen=True)
 class Collecting:
-    """One round of a step, on its way."""
+    """A step whose responses are under way."""
 
     step: int
-    round: int
-    prompts: list[Prompt]
-    finished: dict[int, list[Response]]
-    """Groups that are there already, by the index of their prompt."""
-    missing: list[int]
-    """Indices of the prompts being answered."""
-    pending: PendingRollout | None
-    """Their responses."""
-    failures: list[OSError]
-    """Of keeping finished groups, on rank 0."""
+    on_disk: list[Group]
+    """Finished groups of all rounds, that a stopped run or a recording has left."""
+    first: _Round
 
 
 @dataclass(frozen=True)
 class Collected:
-    """What a step is trained on."""
+    """What a step trains on, the same on all ranks."""
 
     samples: list[Sample]
-    """Whole groups, numbered from 0."""
+    """Group by group, numbered from 0; always `rollout.prompts_per_step` groups."""
     metrics: dict[str, float]
 
 
-class Collector:
-    """Turns prompts into graded groups.
+@dataclass(frozen=True)
+class _Graded:
+    """A group with its verdicts."""
 
-    Finished groups are kept on disk as soon as they are there and used again by a run that was
-    killed; with `rollout.record` they are also kept for good, and `rollout.replay` reads those
-    instead of asking an engine. With `rollout.dynamic_sampling`, groups of equal rewards are
-    replaced by groups of further prompts (DAPO, arXiv 2503.14476, section 3.2), as many rounds as
-    `rollout.max_refills` allows.
+    round: int
+    index: int
+    samples: list[Sample]
+
+    @property
+    def has_signal(self) -> bool:
+        """Whether it can teach something: unequal rewards, and a response that is not masked."""
+        first = self.samples[0].reward
+        unequal = any(sample.reward != first for sample in self.samples)
+        return unequal and not all(sample.masked for sample in self.samples)
+
+    def record(self, number: int | None) -> Group:
+        """As it is kept in a recording."""
+        prompt = self.samples[0].prompt
+        responses = [sample.response for sample in self.samples]
+        return Group(self.round, self.index, prompt.token_ids, responses, number)
+
+
+class Collector:
+    """Collects the groups of the steps of a run.
+
+    The collection of a step may begin before that of the step before has finished: nothing is
+    shared between steps but the files. Every rank makes the same calls in the same order.
     """
 
-    def __init__(self, recipe: Recipe, actor: Actor, log: RolloutLog, timers: PhaseTimers) -> None:
-        """
+    def __init__(
+        self, recipe: Recipe, actor: Actor, rollout_log: RolloutLog, timers: PhaseTimers
+    ) -> None:
+        """Collective.
+
         Args:
-            recipe: Settings.
-            actor: Answers and grades.
-            log: Keeps finished groups of this run.
-            timers: Phases are timed here.
+            recipe: All settings.
+            actor: Generates and grades.
+            rollout_log: Finished groups of the run.
+            timers: Phases "rollout" and "reward" are timed here.
+
+        Raises:
+            RecordingError: `rollout.record` names a recording of another run.
         """
+        self.recipe = recipe
+        self.actor = actor
+        self.timers = timers
+        self._log = rollout_log
         settings = recipe.rollout
-        self._recipe = recipe
-        self._actor = actor
-        self._timers = timers
-        self._log = log if recipe.checkpoint.keep_rollouts and not settings.replay else None
-        self._record = RolloutLog(Path(settings.record)) if settings.record else None
-        self._replay = RolloutLog(Path(settings.replay)) if settings.replay else None
+        self._replay = Recording(settings.replay) if settings.replay else None
+        self._record = Recording(settings.record) if settings.record else None
         self._sampling = SamplingParams(
             max_new_tokens=settings.max_response_length,
             stop_token_ids=actor.stop_token_ids,
@@ -90,187 +122,237 @@ class Collector:
             top_p=settings.top_p,
             top_k=settings.top_k,
         )
+        if self._record is not None:
+            on_first_rank(self._require_own_recording)
 
-    def begin(self, step: int, prompts: Sequence[Prompt], round_: int = 0) -> Collecting:
-        """Starts generating what is not on disk. Collective.
+    def begin(self, step: int, prompts: Sequence[Prompt]) -> Collecting:
+        """Starts the generation of what is not on disk yet. Collective.
+
+        Returns at once if the engine can generate while the caller trains.
+
+        Args:
+            step: The training step.
+            prompts: `rollout.prompts_per_step` of them, the same on all ranks.
 
         Raises:
-            NotReplayable: `rollout.replay` lacks the step, or has other prompts.
+            RecordingError: Another step or other prompts were recorded.
         """
-        with phase(self._timers, "rollout"):
-            finished = self._kept(step, round_, prompts)
-            missing = [index for index in range(len(prompts)) if index not in finished]
-            failures: list[OSError] = []
-            pending = None
-            if missing:
-                pending = self._actor.player.begin(
-                    [prompts[index] for index in missing],
-                    self._sampling,
-                    seed=(self._recipe.seed, TRAINING_STREAM, step, *([round_] if round_ else [])),
-                    indices=missing,
-                    on_group=self._keeper(step, round_, prompts, missing, failures),
-                )
-            return Collecting(step, round_, list(prompts), finished, missing, pending, failures)
+        with phase(self.timers, "rollout"):
+            on_disk = self._read(step)
+            return Collecting(step, on_disk, self._begin_round(step, 0, prompts, on_disk))
 
     def finish(self, collecting: Collecting, draw: Draw) -> Collected:
-        """Waits, grades, and refills with prompts that `draw` hands out. Collective.
+        """Waits, grades, refills and shapes. Collective.
+
+        Args:
+            collecting: From `begin`; finished once.
+            draw: Gives further prompts.
 
         Raises:
-            CheckpointError: Finished groups cannot be kept.
+            CheckpointError: A finished group could not be kept.
+            RecordingError: The step could not be recorded, or other prompts were.
             RewardError: A reward function failed.
-            RunError: A response cannot be generated.
         """
-        groups = self._graded(collecting)
-        metrics = {}
-        if self._recipe.rollout.dynamic_sampling:
-            groups, metrics = self._refill(collecting.step, groups, draw)
+        step = collecting.step
+        rounds = [self._grade(collecting, collecting.first)]
+        while count := self._refill(collecting, rounds):
+            with phase(self.timers, "rollout"):
+                further = self._begin_round(step, len(rounds), draw(count), collecting.on_disk)
+            rounds.append(self._grade(collecting, further))
+        if self._replay is not None:
+            chosen = self._recorded_choice(collecting, rounds)
+        else:
+            chosen = choose_groups([[group.has_signal for group in each] for each in rounds])
+        if self._record is not None:
+            with phase(self.timers, "rollout"):
+                on_first_rank(lambda: self._write_recording(step, rounds, chosen))
+        groups = [rounds[number][index] for number, index in chosen]
         samples = [
-            replace(sample, group=number) for number, group in enumerate(groups) for sample in group
+            replace(sample, group=number)
+            for number, group in enumerate(groups)
+            for sample in group.samples
         ]
+        metrics = self._metrics(rounds, groups)
+        silent = int(metrics["rollout/groups_without_signal"])
+        if silent and self.recipe.rollout.dynamic_sampling:
+            logger.warning(
+                "step %d: %d of %d groups have equal rewards after %d rounds of further prompts "
+                "(rollout.max_refills %d)",
+                step,
+                silent,
+                len(groups),
+                len(rounds) - 1,
+                self.recipe.rollout.max_refills,
+            )
         return Collected(samples, metrics)
 
-    def _refill(
-        self, step: int, first: list[list[Sample]], draw: Draw
-    ) -> tuple[list[list[Sample]], dict[str, float]]:
-        """As many groups as there were first, with a signal as far as the rounds allow."""
-        groups, equal = _with_signal(first)
-        generated, rounds = len(first), 0
-        while len(groups) < len(first) and rounds < self._recipe.rollout.max_refills:
-            rounds += 1
-            prompts = draw(len(first) - len(groups))
-            found, others = _with_signal(self._graded(self.begin(step, prompts, rounds)))
-            groups, equal = groups + found, equal + others
-            generated += len(prompts)
-        short = len(first) - len(groups)
-        if short:
-            logger.warning(
-                "step %d: %d of %d groups have equal rewards after %d rounds of replacement",
+    def _read(self, step: int) -> list[Group]:
+        if self._replay is not None:
+            return on_first_rank(lambda: self._replay.read(step))
+        return self._log.read(step) if self.recipe.checkpoint.keep_rollouts else []
+
+    def _begin_round(
+        self, step: int, number: int, prompts: Sequence[Prompt], on_disk: Sequence[Group]
+    ) -> _Round:
+        finished = {group.index: group for group in on_disk if group.round == number}
+        if self._replay is not None:
+            self._require_same_prompts(step, number, prompts, finished)
+        known = {
+            index: finished[index].responses
+            for index, prompt in enumerate(prompts)
+            if index in finished and finished[index].prompt_ids == prompt.token_ids
+        }
+        missing = [index for index in range(len(prompts)) if index not in known]
+        if known and self._replay is None:
+            logger.info(
+                "step %d, round %d: %d of %d groups were finished before and are taken from %s",
                 step,
-                short,
-                len(first),
-                rounds,
+                number,
+                len(known),
+                len(prompts),
+                self._log.directory,
             )
-        return groups + equal[:short], {
-            "rollout/refill_rounds": float(rounds),
-            "rollout/groups_generated": float(generated),
-            "rollout/groups_without_signal": float(len(equal)),
-            "rollout/reward_before_refill": _mean_reward(first),
-        }
-
-    def _graded(self, collecting: Collecting) -> list[list[Sample]]:
-        """The groups of a round, in the order of its prompts."""
-        finished = dict(collecting.finished)
-        with phase(self._timers, "rollout"):
-            if collecting.pending is not None:
-                found = collecting.pending.result()
-                finished |= dict(zip(collecting.missing, found, strict=True))
-            self._settle(collecting, finished)
-        responses = [finished[index] for index in range(len(collecting.prompts))]
-        with phase(self._timers, "reward"):
-            samples = grade_responses(
-                collecting.prompts,
-                responses,
-                self._actor.grader,
-                self._actor.tokenizer,
-                self._recipe.reward,
-            )
-            samples = handle_overlong(
-                samples, self._recipe.reward, self._recipe.rollout.max_response_length
-            )
-        groups: list[list[Sample]] = [[] for _ in collecting.prompts]
-        for sample in samples:
-            groups[sample.group].append(sample)
-        return groups
-
-    def _kept(self, step: int, round_: int, prompts: Sequence[Prompt]) -> dict[int, list[Response]]:
-        """Groups on disk that answer these prompts."""
-        log = self._replay or self._log
-        if log is None:
-            return {}
-        found = log.read(step, round_)
-        kept = {
-            index: responses
-            for index, (prompt_ids, responses) in found.items()
-            if index < len(prompts)
-            and prompt_ids == prompts[index].token_ids
-            and len(responses) == self._sampling.n
-        }
-        if self._replay and len(kept) < len(prompts):
-            raise NotReplayable(_why_not(self._replay, step, round_, prompts, found))
-        return kept
-
-    def _keeper(
-        self,
-        step: int,
-        round_: int,
-        prompts: Sequence[Prompt],
-        missing: Sequence[int],
-        failures: list[OSError],
-    ) -> OnGroup | None:
-        """What is done with a group when it is complete."""
-        log = self._log
-        if log is None:
-            return None
+        if not missing:
+            return _Round(number, prompts, known, missing, None)
 
         def keep(place: int, responses: list[Response]) -> None:
             index = missing[place]
-            try:
-                log.write(step, round_, index, prompts[index].token_ids, responses)
-            except OSError as error:
-                failures.append(error)
+            self._log.append(step, Group(number, index, prompts[index].token_ids, responses))
 
-        return keep
+        pending = self.actor.player.begin(
+            [prompts[index] for index in missing],
+            self._sampling,
+            seed=(self.recipe.seed, TRAINING_STREAM, step, number),
+            indices=missing,
+            on_group=keep if self.recipe.checkpoint.keep_rollouts else None,
+        )
+        return _Round(number, prompts, known, missing, pending)
 
-    def _settle(self, collecting: Collecting, finished: Mapping[int, list[Response]]) -> None:
-        """Raises on all ranks what went wrong in keeping groups, and records the round."""
-
-        def settle() -> None:
-            if collecting.failures:
-                raise collecting.failures[0]
-            if self._record is None:
-                return
-            for index, responses in finished.items():
-                prompt_ids = collecting.prompts[index].token_ids
-                self._record.write(collecting.step, collecting.round, index, prompt_ids, responses)
-
-        on_first_rank(settle)
-
-
-def _with_signal(
-    groups: Sequence[list[Sample]],
-) -> tuple[list[list[Sample]], list[list[Sample]]]:
-    """Groups whose rewards differ, and the others."""
-    differ = [len({sample.reward for sample in group}) > 1 for group in groups]
-    return (
-        [group for group, signal in zip(groups, differ, strict=True) if signal],
-        [group for group, signal in zip(groups, differ, strict=True) if not signal],
-    )
-
-
-def _mean_reward(groups: Sequence[list[Sample]]) -> float:
-    rewards = [sample.reward for group in groups for sample in group]
-    return sum(rewards) / len(rewards)
-
-
-def _why_not(
-    replay: RolloutLog,
-    step: int,
-    round_: int,
-    prompts: Sequence[Prompt],
-    found: Mapping[int, tuple[tuple[int, ...], list[Response]]],
-) -> str:
-    """What is missing or different in the recording of a round."""
-    where = f"rollout.replay = {str(replay.directory)!r}, step {step}, round {round_}"
-    if not found:
-        return f"{where}: nothing is recorded there"
-    for index, prompt in enumerate(prompts):
-        if index not in found:
-            return f"{where}: group {index} of {len(prompts)} is missing"
-        if found[index][0] != prompt.token_ids:
-            return (
-                f"{where}: group {index} answers another prompt than this run asks; replay with "
-                "the data, the seed and the tokenizer of the recording"
+    def _grade(self, collecting: Collecting, under_way: _Round) -> list[_Graded]:
+        """Waits for a round and grades its groups, in order."""
+        responses = dict(under_way.known)
+        if under_way.pending is not None:
+            with phase(self.timers, "rollout"):
+                fresh = under_way.pending.result()
+                responses |= zip(under_way.generated, fresh, strict=True)
+                self._log.confirm()
+        with phase(self.timers, "reward"):
+            samples = grade_responses(
+                under_way.prompts,
+                [responses[index] for index in range(len(under_way.prompts))],
+                self.actor.grader,
+                self.actor.tokenizer,
+                self.recipe.reward,
+                length_limit=self.recipe.rollout.max_response_length,
             )
-        if len(found[index][1]) != len(found[0][1]):
-            break
-    return f"{where}: a group has {len(found[0][1])} responses; set rollout.group_size to it"
+        members: list[list[Sample]] = [[] for _ in under_way.prompts]
+        for sample in samples:
+            members[sample.group].append(sample)
+        return [_Graded(under_way.number, index, each) for index, each in enumerate(members)]
+
+    def _refill(self, collecting: Collecting, rounds: Sequence[Sequence[_Graded]]) -> int:
+        """How many further prompts the step needs; a replayed one takes as many as it took."""
+        if self._replay is not None:
+            return sum(group.round == len(rounds) for group in collecting.on_disk)
+        settings = self.recipe.rollout
+        if not settings.dynamic_sampling or len(rounds) > settings.max_refills:
+            return 0
+        with_signal = sum(group.has_signal for each in rounds for group in each)
+        return max(0, len(rounds[0]) - with_signal)
+
+    def _metrics(
+        self, rounds: Sequence[Sequence[_Graded]], groups: Sequence[_Graded]
+    ) -> dict[str, float]:
+        reward, limit = self.recipe.reward, self.recipe.rollout.max_response_length
+        first = [sample for group in rounds[0] for sample in group.samples]
+        samples = [sample for group in groups for sample in group.samples]
+        penalties = [penalty_of(sample.response, reward, limit) for sample in samples]
+        lengths = [sample.response.drawn for sample in first]
+        return {
+            "rollout/refill_rounds": float(len(rounds) - 1),
+            "rollout/groups_generated": float(sum(len(each) for each in rounds)),
+            "rollout/groups_without_signal": float(sum(not group.has_signal for group in groups)),
+            "reward/mean_before_refill": sum(sample.reward for sample in first) / len(first),
+            "response/length_mean_before_refill": sum(lengths) / len(first),
+            "reward/overlong_masked": sum(sample.masked for sample in samples) / len(samples),
+            "reward/overlong_penalty_mean": sum(penalties) / len(samples),
+        }
+
+    def _require_own_recording(self) -> None:
+        for step in self._record.steps():
+            if self._record.run(step) != self._log.identity:
+                raise RecordingError(
+                    f"rollout.record {str(self._record.directory)!r} holds step {step} of a run "
+                    "with other settings; give another directory or remove it"
+                )
+
+    def _write_recording(
+        self,
+        step: int,
+        rounds: Sequence[Sequence[_Graded]],
+        chosen: Sequence[tuple[int, int]],
+    ) -> None:
+        number_of = {key: number for number, key in enumerate(chosen)}
+        groups = [
+            group.record(number_of.get((group.round, group.index)))
+            for each in rounds
+            for group in each
+        ]
+        self._record.write(
+            step,
+            groups,
+            run=run_identity(self.recipe),
+            sampling=sampling_settings(self.recipe.rollout),
+        )
+
+    def _require_same_prompts(
+        self, step: int, number: int, prompts: Sequence[Prompt], recorded: dict[int, Group]
+    ) -> None:
+        path = self._replay.path(step)
+        if sorted(recorded) != list(range(len(prompts))):
+            raise RecordingError(
+                f"step {step}, round {number}: {path} holds {len(recorded)} groups, this run "
+                f"has {len(prompts)} prompts; replay with the recorded rollout.prompts_per_step"
+            )
+        for index, prompt in enumerate(prompts):
+            if recorded[index].prompt_ids != prompt.token_ids:
+                raise RecordingError(
+                    f"step {step}, round {number}, prompt {index}: {path} holds responses to "
+                    f"another prompt, beginning with tokens {recorded[index].prompt_ids[:8]}; this "
+                    f"run has record {prompt.record.index} of {prompt.record.data_source}, tokens "
+                    f"{prompt.token_ids[:8]}. Replay with the recorded data, seed and tokenizer"
+                )
+
+    def _recorded_choice(
+        self, collecting: Collecting, rounds: Sequence[Sequence[_Graded]]
+    ) -> list[tuple[int, int]]:
+        keys = {group.number: group.key for group in collecting.on_disk if group.number is not None}
+        if sorted(keys) != list(range(len(rounds[0]))):
+            path = self._replay.path(collecting.step)
+            raise RecordingError(
+                f"{path}: column group numbers {len(keys)} groups, not 0 to {len(rounds[0]) - 1}"
+            )
+        return [keys[number] for number in sorted(keys)]
+
+
+def choose_groups(has_signal: Sequence[Sequence[bool]]) -> list[tuple[int, int]]:
+    """Which groups make the step.
+
+    Args:
+        has_signal: For each round, whether each of its groups can teach something. Round 0 has as
+            many groups as the step.
+
+    Returns:
+        (round, index) of the step's groups. A group of round 0 without signal is replaced by the
+        next one with signal of the further rounds, while there is one.
+    """
+    further = (
+        (number, index)
+        for number, signals in enumerate(has_signal[1:], start=1)
+        for index, signal in enumerate(signals)
+        if signal
+    )
+    return [
+        (0, index) if signal else next(further, (0, index))
+        for index, signal in enumerate(has_signal[0])
+    ]

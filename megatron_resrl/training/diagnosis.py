@@ -119,8 +119,10 @@ def draw_tokens(
 
 
 def _drawn_positions(sample: Sample) -> Iterable[int]:
-    """Positions in a response of the tokens that the policy drew."""
+    """Positions in a response of the tokens that the policy drew; none of a masked response."""
     response = sample.response
+    if sample.masked:
+        return []
     if response.response_mask is None:
         return range(len(response.token_ids))
     return [position for position, drawn in enumerate(response.response_mask) if drawn]

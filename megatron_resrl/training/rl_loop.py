@@ -69,7 +69,7 @@ def train(recipe: Recipe) -> None:
         resumed = _resume(recipe, actor, sampler)
         first = resumed.step + 1 if resumed else 1
         weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
-        rollout_log = RolloutLog.of_run(recipe)
+        rollout_log = RolloutLog(recipe)
         if recipe.checkpoint.resume == "never":
             rollout_log.discard()
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)

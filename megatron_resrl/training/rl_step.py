@@ -60,8 +60,11 @@ def rl_step(
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     scores = torch.tensor([sample.score for sample in samples], dtype=torch.float64)
     group = torch.tensor([sample.group for sample in samples])
+    masked = torch.tensor([sample.masked for sample in samples])
+    # A masked reward stays in its group's mean: only what its own response would teach is left out.
     advantages = algorithm.sample_advantages(rewards, scores, group)
-    positive = algorithm.positive(scores, advantages)
+    positive = algorithm.positive(scores, advantages) & ~masked
+    advantages = advantages.masked_fill(masked, 0.0)
 
     split = recipe.resrl.split_groups
     mini_batches = split_into_mini_batches(samples, recipe.algorithm.updates_per_step)
@@ -96,8 +99,9 @@ def rl_step(
     for mini_batch, share in zip(mini_batches, shares, strict=True):
         if not advantages[mini_batch].any():
             logger.warning(
-                "step %d: every group of a mini-batch of %d responses has equal rewards; "
-                "there is nothing to learn from it and its update is left out",
+                "step %d: in every group of a mini-batch of %d responses the rewards are equal or "
+                "the responses masked; there is nothing to learn from it and its update is left "
+                "out",
                 step,
                 len(mini_batch),
             )
@@ -141,11 +145,17 @@ def rl_step(
 def _coefficients(
     samples: Sequence[Sample], mini_batch: Sequence[int], taught: Sequence[int], recipe: Recipe
 ) -> torch.Tensor:
-    """[B] what a token of each own response counts, with the mini-batch's global denominators."""
-    lengths = {index: samples[index].response.drawn for index in mini_batch}
+    """[B] what a token of each own response counts, with the mini-batch's global denominators.
+
+    Masked responses are in no denominator, as in verl's `agg_loss`: the loss is a mean over what it
+    is made of.
+    """
+    lengths = {
+        index: samples[index].response.drawn for index in mini_batch if not samples[index].masked
+    }
     return token_coefficients(
         torch.tensor([lengths[index] for index in taught], dtype=torch.int64),
         aggregation=recipe.algorithm.aggregation,
         global_tokens=sum(lengths.values()),
-        global_responses=len(mini_batch),
+        global_responses=len(lengths),
     )

@@ -141,6 +141,7 @@ class TokenWeigher:
         longest = max(len(sample.response.token_ids) for sample in samples)
         sequences = [samples[index].tokens for index in pool]
         drawn = drawn_mask(sequences, longest)
+        drawn[[samples[index].masked for index in pool]] = False  # Neither right nor wrong.
         thought = torch.zeros_like(drawn)
         if self.think_markers is not None:
             found = think_mask(sequences, *self.think_markers)

@@ -107,3 +107,13 @@ def test_the_state_of_another_run_is_refused(settings: tuple[Any, ...], said: st
 def test_settings_out_of_range_are_named(settings: tuple[int, int, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PromptSampler(*settings)
+
+
+@given(sizes, st.lists(sizes, max_size=6), seeds)
+def test_drawing_further_prompts_goes_on_in_the_same_stream(
+    num_prompts: int, counts: list[int], seed: int
+) -> None:
+    mixed, plain = PromptSampler(num_prompts, 2, seed), PromptSampler(num_prompts, 1, seed)
+    drawn = list(chain(*(mixed.draw(count) for count in counts)))
+    assert drawn + mixed.next_batch() == plain.draw(sum(counts) + 2)
+    assert mixed.state_dict() == plain.state_dict()

@@ -1,4 +1,4 @@
-"""Length scaling."""
+"""Length scaling and the penalty for over-long responses."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_resrl.rewards.shaping import length_scaled
+from megatron_resrl.rewards.shaping import length_scaled, overlong_penalty
 
 lengths = st.integers(0, 10_000)
 
@@ -52,3 +52,32 @@ def test_other_settings_are_respected() -> None:
 def test_settings_out_of_range_are_named(settings: dict[str, float], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         length_scaled(1.0, 10, **settings)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "penalty"),
+    [(0, 0.0), (16384, 0.0), (18432, -0.5), (20480, -1.0), (20481, -1.0)],
+)
+def test_the_papers_punishment_is_linear_over_the_buffer_before_the_limit(tokens, penalty):
+    # L_max 20480 and L_cache 4096 are those of the paper's experiments; powers of two are exact.
+    assert overlong_penalty(tokens, limit=20480, buffer=4096, penalty=1.0) == penalty
+
+
+@given(lengths, lengths, st.floats(0, 10))
+def test_longer_is_never_punished_less(one: int, other: int, penalty: float) -> None:
+    shorter, longer = sorted((one, other))
+    at = {"limit": 4096, "buffer": 1024, "penalty": penalty}
+    assert -penalty <= overlong_penalty(longer, **at) <= overlong_penalty(shorter, **at) <= 0
+
+
+@pytest.mark.parametrize(
+    ("buffer", "penalty", "said"),
+    [
+        (10, 1.0, "reward.overlong_buffer = 10"),
+        (0, 1.0, "less than rollout.max_response_length"),
+        (5, -1.0, "reward.overlong_penalty = -1.0"),
+    ],
+)
+def test_penalty_settings_out_of_range_are_named(buffer: int, penalty: float, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        overlong_penalty(1, limit=10, buffer=buffer, penalty=penalty)

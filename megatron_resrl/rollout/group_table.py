@@ -1,0 +1,105 @@
+"""Groups of responses as rows of an Arrow table: what the rollout log and recordings hold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from megatron_resrl.rollout.engine import Response
+
+SCHEMA = pa.schema(
+    [
+        ("round", pa.int32()),
+        ("index", pa.int32()),
+        ("group", pa.int32()),
+        ("sample", pa.int32()),
+        ("prompt_ids", pa.list_(pa.int32())),
+        ("token_ids", pa.list_(pa.int32())),
+        ("log_probs", pa.list_(pa.float64())),
+        ("finish_reason", pa.string()),
+        ("response_mask", pa.list_(pa.bool_())),
+        ("first_version", pa.int64()),
+        ("last_version", pa.int64()),
+        ("score", pa.float64()),
+    ]
+)
+"""One row per response. `round` and `index` name the group, `group` is its number in the step
+(null: it is not in the step), `sample` the response's number in it; the others are those of
+`Response`."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """All responses to one prompt of a step."""
+
+    round: int
+    """0: the step's own prompts; r: round r of dynamic sampling."""
+    index: int
+    """Of the prompt in its round."""
+    prompt_ids: tuple[int, ...]
+    """Token ids of the prompt."""
+    responses: list[Response]
+    """At least one."""
+    number: int | None = None
+    """Of the group in the step; None: not decided, or replaced by another group."""
+
+    @property
+    def key(self) -> tuple[int, int]:
+        """Names the group within its step."""
+        return self.round, self.index
+
+
+def to_table(groups: Sequence[Group]) -> pa.Table:
+    """Rows group by group, with the columns of `SCHEMA`."""
+    rows = [
+        (group, sample, response)
+        for group in groups
+        for sample, response in enumerate(group.responses)
+    ]
+    columns: list[list[Any]] = [
+        [group.round for group, _, _ in rows],
+        [group.index for group, _, _ in rows],
+        [group.number for group, _, _ in rows],
+        [sample for _, sample, _ in rows],
+        [group.prompt_ids for group, _, _ in rows],
+        [response.token_ids for _, _, response in rows],
+        [response.log_probs for _, _, response in rows],
+        [response.finish_reason for _, _, response in rows],
+        [response.response_mask for _, _, response in rows],
+        [response.weight_versions[0] for _, _, response in rows],
+        [response.weight_versions[1] for _, _, response in rows],
+        [response.score for _, _, response in rows],
+    ]
+    arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
+    return pa.table(arrays, schema=SCHEMA)
+
+
+def from_table(table: pa.Table) -> list[Group]:
+    """The groups of `to_table`, bit by bit."""
+    groups = []
+    for (number, index), rows in groupby(
+        table.to_pylist(), key=lambda row: (row["round"], row["index"])
+    ):
+        members = list(rows)
+        first = members[0]
+        responses = [_response(row) for row in members]
+        groups.append(
+            Group(number, index, tuple(first["prompt_ids"]), responses, number=first["group"])
+        )
+    return groups
+
+
+def _response(row: dict[str, Any]) -> Response:
+    mask = row["response_mask"]
+    return Response(
+        tuple(row["token_ids"]),
+        tuple(row["log_probs"]),
+        row["finish_reason"],
+        None if mask is None else tuple(mask),
+        (row["first_version"], row["last_version"]),
+        row["score"],
+    )

@@ -1,0 +1,67 @@
+"""One step in which some responses are masked, and the weights that their neighbours' tokens get.
+
+Arguments: folder of the models, output folder. Rank 0 prints one line of JSON per layout; that of a
+single process saves the weights after its step of GRPO, and the token weights of ResRL.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from ranks_response_mask import measure, recipe
+from tiny_rollouts import rollouts
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.training.scoring import score_samples
+from megatron_resrl.training.token_weights import TokenWeigher
+
+MASKED = (0, 7, 13)
+"""A right response, and a wrong one of two groups."""
+LAYOUTS = {1: {"one": {}}, 2: {"DP2 split": {}, "PP2": {"pipeline_model_parallel_size": 2}}}
+
+
+def masked_rollouts() -> list[Sample]:
+    samples, _ = rollouts()
+    return [replace(each, masked=place in MASKED) for place, each in enumerate(samples)]
+
+
+def weigh(settings: Recipe) -> torch.Tensor:
+    """Token weights [samples, T]."""
+    platform.initialize(settings.parallel, seed=0)
+    policy = Policy.from_recipe(settings, trainable=False)
+    samples = masked_rollouts()
+    positive = torch.tensor([bool(each.score) and not each.masked for each in samples])
+    everyone = list(range(len(samples)))
+    weighing = TokenWeigher(policy, settings).begin(samples, everyone, everyone, positive, step=1)
+    scored = score_samples(policy, samples, everyone, settings, PhaseTimers(), weighing=weighing)
+    return scored.token_weights
+
+
+def main() -> None:
+    models, output = Path(sys.argv[1]), Path(sys.argv[2])
+    for layout, parallel in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
+        for algorithm in ("grpo", "resrl"):
+            settings = recipe(models / "qwen3", layout, parallel, algorithm)
+            metrics, weights = measure(settings, masked_rollouts())
+            if dist.get_rank() == 0:
+                case = {"layout": layout, "algorithm": algorithm, "metrics": metrics}
+                print(json.dumps(case))
+                if (layout, algorithm) == ("one", "grpo"):
+                    torch.save(weights, output / "weights.pt")
+        if layout == "one":
+            torch.save(weigh(recipe(models / "qwen3", "one", {}, "resrl")), output / "weighed.pt")
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()
