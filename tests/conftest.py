@@ -22,11 +22,17 @@ def shared() -> Path:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Skips `gpu` tests without CUDA, and `slow` and `faults` tests unless `-m` asks for them."""
+    """Skips tests whose marker names something that is not there, or that `-m` must ask for."""
     asked = config.getoption("-m") or ""
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+        if item.get_closest_marker("vllm"):
+            from served_engine import vllm_python  # Here: it imports what few tests need.
+
+            python, reason = vllm_python()
+            if python is None:
+                item.add_marker(pytest.mark.skip(reason=reason))
         for marker in ("slow", "faults"):
             if item.get_closest_marker(marker) and marker not in asked:
                 item.add_marker(pytest.mark.skip(reason=f"run with `pytest -m {marker}`"))

@@ -5,6 +5,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 venv=${VENV:-.venv}
 VENV=$venv tools/install.sh dev,quickstart
+VENV=.venv-vllm tools/install.sh vllm
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 # The distributed tests start their own ranks; more threads than cores would only slow them down.

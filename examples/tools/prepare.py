@@ -24,7 +24,8 @@ FACTORS = range(2, 6)
 LOW, HIGH = 1, 16
 QUESTION = "What is {} * {} ?"
 GAME = "Find the number from 1 to 16 ."
-CALL = '<tool_call>{{"name":"calculator","arguments":{{"expression":"{}*{}"}}}}</tool_call>'  # one word
+CALL = '<tool_call>{{"name":"calculator","arguments":{{"expression":"{}*{}"}}}}</tool_call>'
+"""Without spaces, so that it is one word."""
 CHAT_TEMPLATE = (
     "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> {% endfor %}"
     "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"

@@ -8,6 +8,7 @@ from typing import Literal
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
 from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
 from megatron_resrl.config.checks_collection import COLLECTION_CHECKS
+from megatron_resrl.config.checks_correction import CORRECTION_CHECKS
 from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
@@ -15,6 +16,7 @@ from megatron_resrl.config.checks_model import MODEL_CHECKS
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
+from megatron_resrl.config.checks_vllm import VLLM_CHECKS
 from megatron_resrl.config.facts import Facts, gather_facts
 from megatron_resrl.config.passthrough import check_passthrough
 from megatron_resrl.config.problems import Problem, RecipeError
@@ -28,6 +30,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *PARALLEL_CHECKS,
     *EXPERT_CHECKS,
     *PRECISION_CHECKS,
+    *VLLM_CHECKS,
     *RUN_CHECKS,
     *ENVIRONMENT_CHECKS,
     check_passthrough,
@@ -36,6 +39,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
 
 TRAINING_CHECKS: tuple[Check, ...] = (
     *ALGORITHM_CHECKS,
+    *CORRECTION_CHECKS,
     *DATA_CHECKS,
     *CHECKPOINT_CHECKS,
     *COLLECTION_CHECKS,

@@ -29,17 +29,7 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_sampling(facts: Facts) -> Iterator[Problem]:
-    """The loss's log-probabilities are those of the whole, untruncated distribution."""
-    rollout = facts.recipe.rollout
-    reason = (
-        "training samples must come from the distribution whose log-probabilities the loss uses, "
-        "and no correction for another one exists yet"
-    )
-    if 0 < rollout.top_p < 1:
-        yield Problem("rollout.top_p", rollout.top_p, reason, "set it to 1.0")
-    if rollout.top_k > 0:
-        yield Problem("rollout.top_k", rollout.top_k, reason, "set it to 0")
-    if rollout.temperature == 0:
+    if facts.recipe.rollout.temperature == 0:
         problem = "greedy responses of a group are all the same and teach nothing"
         yield Problem("rollout.temperature", 0.0, problem, "set it above 0, e.g. 1.0")
 

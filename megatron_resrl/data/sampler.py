@@ -40,14 +40,14 @@ class PromptSampler:
         return self._consumed // self._dataset["num_prompts"]
 
     def next_batch(self) -> list[int]:
-        """Indices of the next `batch_size` prompts."""
+        """Indices of the next `batch_size` prompts; see `draw`."""
         return self.draw(self._batch_size)
 
     def draw(self, count: int) -> list[int]:
         """Indices of the next `count` prompts.
 
-        At the border of two epochs, and always when it is larger than the dataset, a batch may
-        hold a prompt twice.
+        At the border of two epochs, and always when `count` is larger than the dataset, a prompt
+        may come twice.
         """
         num_prompts = self._dataset["num_prompts"]
         batch: list[int] = []

@@ -17,9 +17,8 @@ from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
+from megatron_resrl.rollout.engines import make_engine
 from megatron_resrl.rollout.environments.player import Player, player_of
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
-from megatron_resrl.rollout.replayed import NoEngine
 from megatron_resrl.rollout.sampling import default_stop_tokens
 
 
@@ -53,26 +52,21 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
         ) as grader:
             with named_phase("start of the model"):
                 policy = Policy.from_recipe(recipe, trainable=trainable)
-            engine = _engine(recipe, policy, trainable=trainable)
-            player = player_of(recipe, engine, tokenizer)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
                 recipe.model.path, policy.hf_config, tokenizer
             )
+            with named_phase("start of the rollout engine"):
+                engine = make_engine(recipe, policy, trainable=trainable)
             try:
+                player = player_of(recipe, engine, tokenizer)
                 with named_phase("run"):
                     yield Actor(policy, engine, player, grader, tokenizer, stop)
             finally:
                 deadline.start(sys.exc_info()[1])
+                engine.close()
     finally:
         shutdown()
         deadline.cancel()
-
-
-def _engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> RolloutEngine:
-    """The engine; where rollouts are replayed only the embedded one, for evaluations."""
-    if trainable and recipe.rollout.replay and recipe.rollout.engine != "megatron":
-        return NoEngine(recipe.rollout.replay)
-    return MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
 
 
 def read_prompts(

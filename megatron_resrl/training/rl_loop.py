@@ -38,6 +38,7 @@ from megatron_resrl.training.not_finite import NotFiniteSteps
 from megatron_resrl.training.phases import PHASES, phase
 from megatron_resrl.training.records import dump_path
 from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.rollout_queue import RolloutQueue
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
 
@@ -73,10 +74,9 @@ def train(recipe: Recipe) -> None:
             rollout_log.discard()
         timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
         collector = Collector(recipe, actor, rollout_log, timers)
+        begun = resumed.extra.get("begun", ()) if resumed else ()
+        rollouts = RolloutQueue(recipe, collector, prompts, sampler, begun)
         not_finite = NotFiniteSteps(recipe.optimizer)
-
-        def draw(count: int) -> list[Prompt]:
-            return [prompts[index] for index in sampler.draw(count)]
 
         def evaluate() -> dict[str, float]:
             with phase(timers, "evaluation"):
@@ -93,15 +93,16 @@ def train(recipe: Recipe) -> None:
             journal.begin_steps()
             for step in range(first, recipe.steps + 1):
                 begin_step(step)
-                collecting = collector.begin(step, draw(recipe.rollout.prompts_per_step))
-                collected = collector.finish(collecting, draw)
-                samples = collected.samples
+                rollout = rollouts.next(step)
+                samples = rollout.samples
+                with phase(timers, "rollout"):
+                    actor.engine.sleep()
                 outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
                 with phase(timers, "sync"):
                     synced = actor.engine.update_weights(step)
 
                 saver.poll()
-                metrics = collected.metrics | outcome.metrics | synced | _times(timers, saver)
+                metrics = outcome.metrics | rollout.metrics | synced | _times(timers, saver)
                 if recipe.rollout.environment is not None:
                     metrics |= episode_metrics([sample.response for sample in samples])
                 if not outcome.finite:
@@ -113,6 +114,7 @@ def train(recipe: Recipe) -> None:
                 interrupted = step < recipe.steps and interruption.requested()
                 if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
                     extra = {"subspace_method": weigher.method} if weigher else {}
+                    extra["begun"] = rollouts.begun()
                     position = sampler.state_dict()
                     saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
                 if interrupted:
@@ -161,6 +163,7 @@ def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> TrainerStat
         return None
     state = load_checkpoint(checkpoint, actor.policy)
     sampler.load_state_dict(state.sampler)
+    actor.engine.update_weights(state.step)
     logger.info("resumed after step %d from %s", state.step, checkpoint)
     return state
 

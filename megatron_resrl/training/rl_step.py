@@ -14,6 +14,7 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.policy.policy import Policy, UpdateResult
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training import step_metrics
+from megatron_resrl.training.correcting import correct
 from megatron_resrl.training.diagnosis import InterferenceSample, displaced_likelihood
 from megatron_resrl.training.phases import phase
 from megatron_resrl.training.scoring import Scored, score_samples
@@ -52,6 +53,9 @@ def rl_step(
         recipe: Settings.
         step: Number of the step, a key of random choices.
         timers: Phases are timed here.
+
+    Raises:
+        MismatchTooLarge: On all ranks, before the first update, see `correction.stop_kl`.
     """
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     scores = torch.tensor([sample.score for sample in samples], dtype=torch.float64)
@@ -82,6 +86,8 @@ def rl_step(
 
     with phase(timers, "scoring"):
         scored = score(everyones, mine, draw=True)
+        own_samples = [samples[index] for index in mine]
+        corrected = correct(own_samples, scored.log_probs, recipe.correction, step)
     diagnosed: dict[str, float] = {}
     if drawn:
         with phase(timers, "diagnosis"):
@@ -107,12 +113,14 @@ def rl_step(
         # A response without advantage has no gradient: it counts in the denominators only.
         places = [place for place, index in enumerate(share) if advantages[index] != 0]
         taught = [share[place] for place in places]
+        taught_rows = [row[index] for index in taught]
         targets = Targets(
             advantages=advantages[taught],
             positive=positive[taught],
             coefficients=_coefficients(samples, mini_batch, taught, recipe),
-            old_log_probs=scored.log_probs[[row[index] for index in taught]],
+            old_log_probs=scored.log_probs[taught_rows],
             token_weights=token_weights[places],
+            corrections=None if corrected.factors is None else corrected.factors[taught_rows],
         )
         with phase(timers, "update"):
             update, token_sums = update_policy(
@@ -121,8 +129,8 @@ def rl_step(
         updates.append(update)
         sums.append(token_sums)
 
-    metrics = step_metrics.of_samples(samples, advantages)
-    replicas = step_metrics.gather_reports([samples[i] for i in mine], scored, sums, split=split)
+    metrics = step_metrics.of_samples(samples, advantages) | corrected.metrics
+    replicas = step_metrics.gather_reports(own_samples, scored, sums, split=split)
     metrics |= step_metrics.of_replicas(replicas, spectrum=diagnose)
     metrics |= step_metrics.of_updates(updates, len(mini_batches))
     if diagnose:

@@ -23,45 +23,13 @@ class ReplicaReport:
 
     sums: list[dict[str, float]]
     """Token sums of each optimizer step."""
+    tokens: int
+    """Drawn response tokens."""
     entropy: float
-    """Sum over response tokens."""
-    mismatch: Mismatch
+    """Sum over them."""
     groups: list[GroupReport]
     weighing: dict[str, float]
     """Bytes and memory of the weighing pass."""
-
-
-@dataclass(frozen=True)
-class Mismatch:
-    """Sums of differences between the engine's and the trainer's view of sampled tokens."""
-
-    tokens: int
-    log_prob: float
-    """Sum of |log p_engine - log p_trainer|."""
-    log_prob_max: float
-    probability: float
-    """Sum of |p_engine - p_trainer|."""
-    kl: float
-    """Sum of the k3 estimator of KL(engine || trainer)."""
-
-
-def measure_mismatch(samples: Sequence[Sample], log_probs: torch.Tensor) -> Mismatch:
-    """Compares the engine's log-probabilities of drawn tokens with the trainer's, [B, T]."""
-    drawn = _drawn(samples, log_probs.shape[1])
-    values = torch.tensor([value for sample in samples for value in sample.response.log_probs])
-    lengths = [len(sample.response.log_probs) for sample in samples]
-    own = [row[:length] for row, length in zip(drawn, lengths, strict=True)]
-    engine = values[torch.cat(own)]
-    trainer = log_probs.cpu()[drawn]
-    log_ratio = trainer.double() - engine.double()
-    difference = log_ratio.abs()
-    return Mismatch(
-        tokens=len(engine),
-        log_prob=float(difference.sum()),
-        log_prob_max=float(difference.max()),
-        probability=float((trainer.double().exp() - engine.double().exp()).abs().sum()),
-        kl=float((log_ratio.exp() - 1 - log_ratio).sum()),
-    )
 
 
 def gather_reports(
@@ -77,7 +45,7 @@ def gather_reports(
     """
     report = None
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
-        report = ReplicaReport(sums, 0.0, Mismatch(0, 0.0, 0.0, 0.0, 0.0), [], {})
+        report = ReplicaReport(sums, 0, 0.0, [], {})
         if parallel_state.get_context_parallel_rank() == 0:
             first = parallel_state.get_data_parallel_rank() == 0
             report = _report(samples, scored, sums, groups=first or not split)
@@ -87,19 +55,14 @@ def gather_reports(
 def _report(
     samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]], *, groups: bool
 ) -> ReplicaReport:
-    drawn = _drawn(samples, scored.entropy.shape[1])
+    drawn = drawn_mask([sample.tokens for sample in samples], scored.entropy.shape[1])
     return ReplicaReport(
         sums=sums,
+        tokens=int(drawn.sum()),
         entropy=float(scored.entropy.cpu()[drawn].sum()),
-        mismatch=measure_mismatch(samples, scored.log_probs),
         groups=scored.reports if groups else [],
         weighing=scored.metrics,
     )
-
-
-def _drawn(samples: Sequence[Sample], longest: int) -> torch.Tensor:
-    """[B, T] bool: the tokens that metrics are about."""
-    return drawn_mask([sample.tokens for sample in samples], longest)
 
 
 def of_samples(samples: Sequence[Sample], advantages: torch.Tensor) -> dict[str, float]:
@@ -139,13 +102,8 @@ def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str
         metrics["clip/high"] = sums["clipped_high"] / tokens
         metrics["clip/dual"] = sums["dual_clipped"] / tokens
         metrics["approx_kl"] = sums["approx_kl"] / tokens
-    tokens = sum(report.mismatch.tokens for report in reports)
+    tokens = sum(report.tokens for report in reports)
     metrics["entropy"] = sum(report.entropy for report in reports) / tokens
-    mismatches = [report.mismatch for report in reports]
-    metrics["mismatch/log_prob_mean"] = sum(each.log_prob for each in mismatches) / tokens
-    metrics["mismatch/log_prob_max"] = max(each.log_prob_max for each in mismatches)
-    metrics["mismatch/probability_mean"] = sum(each.probability for each in mismatches) / tokens
-    metrics["mismatch/kl"] = sum(each.kl for each in mismatches) / tokens
     groups = [group for report in reports for group in report.groups]
     if groups:
         metrics |= summarise(groups, spectrum=spectrum)

@@ -29,6 +29,9 @@ class Targets:
     """[B, T] fp32."""
     token_weights: torch.Tensor
     """[B, T] fp32."""
+    corrections: torch.Tensor | None
+    """[B, T] fp32: factors on the loss of each token, for responses drawn from another
+    distribution than `old_log_probs` are of; None: all are 1."""
 
 
 def update_policy(
@@ -52,7 +55,9 @@ def update_policy(
         The outcome, and this replica's token sums for the metrics (empty but on the last stage).
     """
     settings = recipe.algorithm
-    on_device = {name: value.to(device()) for name, value in vars(targets).items()}
+    on_device = {
+        name: None if value is None else value.to(device()) for name, value in vars(targets).items()
+    }
     placed = Targets(**on_device)
 
     def loss_function(
@@ -72,7 +77,10 @@ def update_policy(
             clip_high=settings.clip_high,
             dual_clip=settings.dual_clip,
         )
-        total = (placed.coefficients[sequence].to(log_probs.dtype) * loss.per_token).sum()
+        per_token = placed.coefficients[sequence].to(log_probs.dtype) * loss.per_token
+        if placed.corrections is not None:
+            per_token = per_token * placed.corrections[sequence, position]
+        total = per_token.sum()
         return total, {
             "loss": total.detach(),
             "tokens": torch.tensor(float(len(sequence))),

@@ -1,5 +1,7 @@
 """One step on rollouts with tokens that the policy did not draw, in every layout of this size.
 
+Also with a correction of another distribution that they were drawn from.
+
 Arguments: folder of the models, output folder. Rank 0 prints one line of JSON per case and saves
 the weights after the step of GRPO in one process.
 """
@@ -15,11 +17,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from tiny_rollouts import rollouts
+from tiny_rollouts import CAP, rollouts, with_engine_log_probs
 
-from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.algorithms import CorrectionMethod, algorithm_of
 from megatron_resrl.config.schema import (
     AlgorithmConfig,
+    CorrectionConfig,
     ModelConfig,
     OptimizerConfig,
     ParallelConfig,
@@ -50,11 +53,16 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 }
 ALGORITHMS = {"grpo": "sequence_mean", "resrl": "token_mean"}
 """With the aggregation that each is measured with."""
+CORRECTIONS = {"grpo": "token_tis", "resrl": "sequence_tis"}
+"""Used for rollouts of the kind `corrected`."""
 
 
 def with_masks(kind: str) -> list[Sample]:
-    """`masked`; `none`, the same without masks; `all true`."""
-    samples, _ = rollouts(masked=kind == "masked")
+    """`masked`; `corrected`, with log-probabilities of an engine; `none`, without masks;
+    `all true`."""
+    samples, _ = rollouts(masked=kind in ("masked", "corrected"))
+    if kind == "corrected":
+        return with_engine_log_probs(samples)
     if kind != "all true":
         return samples
     return [
@@ -63,13 +71,20 @@ def with_masks(kind: str) -> list[Sample]:
     ]
 
 
-def recipe(model: Path, layout: str, parallel: dict[str, Any], algorithm: str) -> Recipe:
+def recipe(
+    model: Path,
+    layout: str,
+    parallel: dict[str, Any],
+    algorithm: str,
+    correction: CorrectionMethod = "none",
+) -> Recipe:
     return Recipe(
         seed=5,
         model=ModelConfig(path=str(model)),
         parallel=ParallelConfig(**parallel, timeout_minutes=1.0),
         precision=PrecisionConfig(params_dtype="fp32"),
         optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0, adam_eps=1e-3, weight_decay=0.0),
+        correction=CorrectionConfig(method=correction, cap=CAP, warn_kl=None),
         algorithm=AlgorithmConfig(
             name=algorithm,
             micro_batch_size=3,
@@ -115,9 +130,12 @@ def main() -> None:
     ranks = int(os.environ["WORLD_SIZE"])
     for layout, parallel in LAYOUTS[ranks].items():
         for algorithm in ALGORITHMS:
-            settings = recipe(models / "qwen3", layout, parallel, algorithm)
-            kinds = ("masked", "none", "all true") if layout == "one" else ("masked",)
+            kinds = ("masked", "corrected")
+            if layout == "one":
+                kinds += ("none", "all true")
             for kind in kinds:
+                method = CORRECTIONS[algorithm] if kind == "corrected" else "none"
+                settings = recipe(models / "qwen3", layout, parallel, algorithm, method)
                 metrics, weights = measure(settings, with_masks(kind))
                 if dist.get_rank() == 0:
                     case = {"layout": layout, "algorithm": algorithm, "kind": kind}

@@ -1,4 +1,7 @@
-"""Tokens that the policy did not draw are fed, and are no part of anything else, in any layout."""
+"""Tokens that the policy did not draw are fed, and are no part of anything else, in any layout.
+
+So it is with a correction of the distribution that the others were drawn from.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ import pytest
 import tiny_families as tiny
 import torch
 from ranks import run_ranks
-from tiny_rollouts import LONGEST, rollouts
+from tiny_rollouts import CAP, LONGEST, rollouts, with_engine_log_probs
 
 from megatron_resrl.algorithms import get_algorithm
 from megatron_resrl.data.packing import drawn_mask
@@ -18,7 +21,7 @@ from megatron_resrl.subspace import token_weights
 
 LAYOUTS = 8
 ROUNDING = 1e-4
-"""fp32 sums in another order, amplified by quantile spreads; 2e-5 measured."""
+"""fp32 sums in another order, amplified by quantile spreads."""
 NOT_COMPARED = ("resrl/peak_bytes", "resrl/sent_bytes", "resrl/method_is_gram")
 Key = tuple[str, str, str]
 
@@ -44,11 +47,12 @@ def measured(models: Path, output: Path) -> dict[Key, dict[str, float]]:
     return found
 
 
+@pytest.mark.parametrize("kind", ["masked", "corrected"])
 @pytest.mark.parametrize("algorithm", ["grpo", "resrl"])
-def test_layouts_agree(measured: dict[Key, dict[str, float]], algorithm: str) -> None:
-    base = measured["one", algorithm, "masked"]
-    for (layout, name, kind), metrics in measured.items():
-        if name != algorithm or kind != "masked":
+def test_layouts_agree(measured: dict[Key, dict[str, float]], algorithm: str, kind: str) -> None:
+    base = measured["one", algorithm, kind]
+    for (layout, *case), metrics in measured.items():
+        if case != [algorithm, kind]:
             continue
         for metric, value in base.items():
             if metric not in NOT_COMPARED:
@@ -67,10 +71,11 @@ def test_a_mask_that_is_all_true_gives_the_same_bits_as_none(
     assert all(torch.equal(without[name], all_true[name]) for name in without)
 
 
+@pytest.mark.parametrize("kind", ["masked", "corrected"])
 def test_the_step_is_the_one_that_transformers_takes_on_unmasked_tokens(
-    measured: dict[Key, dict[str, float]], models: Path, output: Path
+    measured: dict[Key, dict[str, float]], models: Path, output: Path, kind: str
 ) -> None:
-    samples, _ = rollouts(masked=True)
+    samples = with_engine_log_probs(rollouts(masked=True)[0])
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     group = torch.tensor([sample.group for sample in samples])
     advantages = get_algorithm("grpo").sample_advantages(rewards, rewards, group)
@@ -78,26 +83,34 @@ def test_the_step_is_the_one_that_transformers_takes_on_unmasked_tokens(
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=1e-2, betas=(0.9, 0.999), eps=1e-3, weight_decay=0.0
     )
-    loss, entropy, tokens = torch.zeros(()), 0.0, 0
+    loss, entropy, factors = torch.zeros(()), 0.0, []
     for sample, advantage in zip(samples, advantages.tolist(), strict=True):
         prompt, response = sample.prompt.token_ids, sample.response.token_ids
         logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         log_probs = logits.log_softmax(-1)
         drawn = torch.tensor(sample.response.response_mask)
         taken = log_probs.gather(1, torch.tensor(response)[:, None])[:, 0][drawn]
-        loss = loss - advantage * taken.sum() / (len(taken) * len(samples))
+        factor = torch.ones_like(taken)
+        if kind == "corrected":
+            engine = torch.tensor(sample.response.log_probs)[drawn]
+            factor = (taken.detach() - engine).exp().clamp(max=CAP)
+        loss = loss - advantage * (factor * taken).sum() / (len(taken) * len(samples))
         entropy -= float((log_probs.exp() * log_probs).sum(-1)[drawn].sum().detach())
-        tokens += len(taken)
+        factors.append(factor)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
-    metrics = measured["one", "grpo", "masked"]
+    metrics, factor = measured["one", "grpo", kind], torch.cat(factors)
     assert metrics["grad_norm"] == pytest.approx(float(norm), rel=1e-5)
-    assert metrics["entropy"] == pytest.approx(entropy / tokens, rel=1e-5)
-    after = torch.load(output / "grpo masked.pt")
+    assert metrics["entropy"] == pytest.approx(entropy / len(factor), rel=1e-5)
+    if kind == "corrected":
+        assert metrics["correction/factor_mean"] == pytest.approx(float(factor.mean()), rel=1e-5)
+        assert metrics["correction/clipped"] == pytest.approx(float((factor == CAP).float().mean()))
+        assert 0.1 < metrics["correction/clipped"] < 0.9
+    after = torch.load(output / f"grpo {kind}.pt")
     named = dict(model.named_parameters())
     # One step of Adam of 1e-2; fp32 noise of gradients is divided by at least 1e-3.
-    worst = max(float((after[name] - named[name]).abs().max()) for name in named)
+    worst = max(float((after[name] - named[name].detach()).abs().max()) for name in named)
     assert worst <= 1e-5, worst
 
 

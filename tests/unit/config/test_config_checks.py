@@ -111,6 +111,9 @@ OUT_OF_RANGE = [
     ("checkpoint.preemption_exit_code", 256, "between 0 and 255"),
     ("evaluation.samples_per_prompt", 0, "at least 1"),
     ("evaluation.top_p", 0.0, "above 0"),
+    ("correction.cap", 0.5, "at least 1"),
+    ("correction.warn_kl", 0.0, "above 0"),
+    ("correction.stop_kl", -1.0, "above 0"),
     ("logging.sample_responses", -1, "at least 0"),
 ]
 
@@ -515,8 +518,8 @@ def test_unusable_answer_patterns_are_refused(refused: Refused, pattern: str, sa
 @pytest.mark.parametrize(
     ("override", "said", "right"),
     [
-        ("--rollout.top_p=0.9", "no correction for another one exists yet", "1.0"),
-        ("--rollout.top_k=50", "no correction for another one exists yet", "0"),
+        ("--rollout.top_p=0.9", "correction.method none", "1.0, or correct"),
+        ("--rollout.top_k=50", "correction.method none", "0, or correct"),
         ("--rollout.temperature=0", "teach nothing", "above 0"),
     ],
 )

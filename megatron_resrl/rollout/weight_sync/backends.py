@@ -1,0 +1,68 @@
+"""Which of vLLM's back ends takes new weights, and what a server needs for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import InputError
+
+Backend = Literal["nccl", "ipc", "file"]
+
+WORKER_FOLDER = Path(__file__).with_name("worker")
+"""Goes onto a server's PYTHONPATH."""
+_NAMES = {"nccl": "nccl", "ipc": "ipc", "file": "megatron_resrl_file"}
+"""What vLLM calls the back ends."""
+
+
+def chosen_backend(recipe: Recipe) -> Backend:
+    """The back end that `vllm.weight_transfer` means on this machine.
+
+    Raises:
+        InputError: `nccl` or `ipc` without CUDA or without vLLM in the trainer's environment.
+    """
+    setting = recipe.vllm.weight_transfer
+    has_vllm = importlib.util.find_spec("vllm") is not None
+    if setting == "auto":
+        if not torch.cuda.is_available() or not has_vllm:
+            return "file"
+        return "ipc" if recipe.rollout.placement == "colocated" else "nccl"
+    if setting != "file":
+        missing = [] if torch.cuda.is_available() else ["a CUDA device"]
+        missing += [] if has_vllm else ["vLLM in the trainer's own environment"]
+        if missing:
+            raise InputError(
+                f"vllm.weight_transfer is {setting!r}, which needs {' and '.join(missing)}; "
+                "vllm.weight_transfer: file needs neither"
+            )
+    return setting
+
+
+def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
+    """What a server must be started with to take weights and to be verified.
+
+    Returns:
+        Arguments of `vllm serve`, and environment variables. PYTHONPATH continues the one of
+        `vllm.environment`, which it replaces.
+    """
+    backend = chosen_backend(recipe)
+    given = recipe.vllm.environment.get("PYTHONPATH")
+    environment = {
+        # Without it the server has no routes for weights.
+        "VLLM_SERVER_DEV_MODE": "1",
+        "PYTHONPATH": os.pathsep.join(filter(None, (str(WORKER_FOLDER), given))),
+    }
+    if backend == "ipc":
+        # Handles of CUDA memory travel pickled.
+        environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
+    arguments = ["--weight-transfer-config", json.dumps({"backend": _NAMES[backend]})]
+    arguments += ["--worker-extension-cls", "megatron_resrl_worker.WeightExtension"]
+    # Token ids in and out: what the verification asks for.
+    arguments += ["--enable-scale-out"]
+    return arguments, environment

@@ -1,0 +1,135 @@
+"""Weights through safetensors files in a directory that trainer and servers share."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Sequence
+from functools import partial
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.weight_sync.buckets import Bucket, in_buckets
+from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.receivers import Receivers, finish_update, pause
+
+_FOLDER_PREFIX = "megatron-resrl-weights-"
+
+
+class FileTransfer:
+    """Global rank 0's part of vLLM's back end `megatron_resrl_file`.
+
+    Servers load one bucket while the next one is gathered and written; no more than two are on
+    disk. They lie in a folder of this sync's own that only this user can read.
+    """
+
+    def __init__(self, transfer_dir: str, bucket_bytes: int, *, timeout_s: float) -> None:
+        """
+        Args:
+            transfer_dir: Setting `vllm.transfer_dir`.
+            bucket_bytes: Setting `vllm.bucket_bytes`.
+            timeout_s: Seconds in which a server must have loaded a bucket.
+        """
+        self.transfer_dir = Path(transfer_dir)
+        self.bucket_bytes = bucket_bytes
+        self.timeout_s = timeout_s
+
+    def send(
+        self,
+        servers: Sequence[ServerControl],
+        weights: Iterator[tuple[str, torch.Tensor]],
+        version: int,
+        *,
+        model_bytes: int,
+    ) -> tuple[int, tuple[str, ...]]:
+        """Sends all weights to all servers.
+
+        Args:
+            servers: That take them.
+            weights: Read to the end even if every server fails.
+            version: Of these weights.
+            model_bytes: At least the size of all weights.
+
+        Returns:
+            Bytes of the weights, and the urls of servers that failed.
+
+        Raises:
+            InputError: `vllm.transfer_dir` cannot be used or lacks room; `weights` may not have
+                been read to the end.
+        """
+        self._require_room(2 * min(self.bucket_bytes, model_bytes))
+        with self._folder() as folder, Receivers(servers) as receivers:
+            receivers.each(pause)
+            receivers.each(lambda server: server.post("/start_weight_update"))
+            num_bytes, loading = 0, []
+            previous: Path | None = None
+            for number, bucket in enumerate(in_buckets(weights, self.bucket_bytes)):
+                num_bytes += sum(tensor.nbytes for _, tensor in bucket)
+                if not receivers.alive:
+                    continue
+                path = Path(folder) / f"{number:05d}.safetensors"
+                self._write(path, bucket)
+                self._taken(receivers, loading, previous)
+                loading = receivers.start(partial(self._load, path=path))
+                previous = path
+            self._taken(receivers, loading, previous)
+            receivers.each(partial(finish_update, version=version))
+            return num_bytes, tuple(receivers.failures)
+
+    def _load(self, server: ServerControl, *, path: Path) -> None:
+        info = {"update_info": {"path": str(path)}}
+        server.post("/update_weights", info, timeout_s=self.timeout_s)
+
+    @staticmethod
+    def _taken(receivers: Receivers, loading: list, path: Path | None) -> None:
+        """Waits for the servers and deletes what they have loaded."""
+        receivers.wait(loading)
+        if path is not None:
+            path.unlink()
+
+    def _folder(self) -> tempfile.TemporaryDirectory:
+        try:
+            return tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, dir=self.transfer_dir)
+        except OSError as error:
+            raise InputError(
+                f"vllm.transfer_dir is {str(self.transfer_dir)!r}, where no folder can be made "
+                f"({error}); give a directory that the trainer can write and the servers can read"
+            ) from error
+
+    def _require_room(self, needed: int) -> None:
+        try:
+            free = shutil.disk_usage(self.transfer_dir).free
+        except OSError as error:
+            raise InputError(
+                f"vllm.transfer_dir is {str(self.transfer_dir)!r}, which cannot be used ({error})"
+            ) from error
+        if free < needed:
+            raise InputError(
+                f"vllm.transfer_dir {str(self.transfer_dir)!r} has {free / 1e6:.0f} MB free and "
+                f"two buckets of weights need {needed / 1e6:.0f} MB; give another directory or "
+                f"lower vllm.bucket_bytes ({self.bucket_bytes})"
+            )
+
+    def _write(self, path: Path, bucket: Bucket) -> None:
+        # Copies where tensors share memory, which safetensors refuses: a tied output matrix, q, k
+        # and v of one parameter.
+        seen: set[int] = set()
+        tensors = {}
+        for name, tensor in bucket:
+            own = tensor.cpu().contiguous()
+            storage = own.untyped_storage().data_ptr()
+            tensors[name] = own.clone() if storage in seen else own
+            seen.add(storage)
+        bucket.clear()
+        self._require_room(sum(tensor.nbytes for tensor in tensors.values()))
+        try:
+            save_file(tensors, path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(
+                f"weights cannot be written to vllm.transfer_dir {str(self.transfer_dir)!r}: "
+                f"{error}"
+            ) from error

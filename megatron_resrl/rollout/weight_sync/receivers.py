@@ -1,0 +1,90 @@
+"""Several servers that take the same weights; one that fails does not disturb the others."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from types import TracebackType
+
+from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
+
+logger = logging.getLogger(__name__)
+
+Action = Callable[[ServerControl], object]
+
+
+class Receivers:
+    """Runs the same calls on all servers at once and drops those that fail."""
+
+    def __init__(self, servers: Sequence[ServerControl]) -> None:
+        self.alive = list(servers)
+        self.failures: dict[str, ServerFailure] = {}
+        self._pool = ThreadPoolExecutor(max(1, len(servers)), "weight sync")
+
+    def __enter__(self) -> Receivers:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._pool.shutdown()
+
+    def start(self, action: Action) -> list[tuple[ServerControl, Future[object]]]:
+        """Begins a call on every server that has not failed; for `wait`."""
+        return [(server, self._pool.submit(action, server)) for server in self.alive]
+
+    def wait(self, calls: Sequence[tuple[ServerControl, Future[object]]]) -> None:
+        """Until the calls have ended; those that raised `ServerFailure` drop their server.
+
+        Raises:
+            Exception: Any other that a call raised.
+        """
+        for server, call in calls:
+            try:
+                call.result()
+            except ServerFailure as failure:
+                logger.warning("%s takes no weights: %s", server.url, failure)
+                self.failures[server.url] = failure
+                self.alive.remove(server)
+
+    def each(self, action: Action) -> None:
+        """`start` and `wait` in one."""
+        self.wait(self.start(action))
+
+
+def pause(server: ServerControl) -> None:
+    """Freezes a server's requests where they are.
+
+    Raises:
+        ServerFailure: The server did not do it.
+    """
+    server.post("/pause", params={"mode": "keep"})
+
+
+def finish_update(server: ServerControl, version: int) -> None:
+    """Closes an update, forgets keys and values of the old weights, and lets requests go on.
+
+    Requests in the middle of a response are read again with the new weights: while they hold
+    blocks of the cache, vLLM would not reset it.
+
+    Raises:
+        ServerFailure: The server did not do it.
+    """
+    server.post("/finish_weight_update", {"weight_version": str(version)})
+    reset_caches_and_resume(server)
+
+
+def reset_caches_and_resume(server: ServerControl) -> None:
+    """The last part of `finish_update`.
+
+    Raises:
+        ServerFailure: The server did not do it.
+    """
+    answer = server.post("/reset_prefix_cache", params={"reset_running_requests": "true"})
+    if not answer["success"]:
+        raise ServerFailure(f"{server.url} did not reset its prefix cache after new weights")
+    server.post("/resume")

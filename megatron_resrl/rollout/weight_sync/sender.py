@@ -1,0 +1,134 @@
+"""The trainer's side of a weight sync, whatever the back end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import InputError, RunError
+from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.weight_sync.backends import chosen_backend
+from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
+from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.verify import verify_weights
+
+
+@dataclass(frozen=True)
+class SyncReport:
+    """What one sync did; the same on all ranks."""
+
+    seconds: float
+    """From the first call to the last server's going on; without the verification."""
+    num_bytes: int
+    """Of the weights that each server was sent."""
+    failed: tuple[str, ...]
+    """Urls of servers that failed; all others have the new weights."""
+
+
+class WeightSender:
+    """Sends the policy's weights to vLLM servers, in any layout of the trainer.
+
+    A server goes on with the responses that it is in the middle of, with the new weights.
+    """
+
+    def __init__(self, policy: Policy, recipe: Recipe) -> None:
+        """
+        Args:
+            policy: Whose weights are sent as they are at each call.
+            recipe: Checked settings.
+
+        Raises:
+            InputError: `vllm.weight_transfer` cannot be used on this machine.
+        """
+        self.policy = policy
+        self.recipe = recipe
+        backend = chosen_backend(recipe)
+        vllm = recipe.vllm
+        self._files = FileTransfer(
+            vllm.transfer_dir, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
+        )
+        self._devices = None
+        if backend != "file":
+            # Only here, because it imports vLLM.
+            from megatron_resrl.rollout.weight_sync.device_transfer import DeviceTransfer
+
+            self._devices = DeviceTransfer(
+                policy, backend, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
+            )
+
+    def connect(self, servers: Sequence[ServerControl]) -> None:
+        """Tells of servers that are new or were restarted; the next `send` introduces itself.
+
+        Args:
+            servers: On global rank 0; none on other ranks.
+        """
+        if self._devices is not None:
+            self._devices.forget(servers)
+
+    def send(self, servers: Sequence[ServerControl], version: int) -> SyncReport:
+        """Gives servers the policy's weights. Collective over all ranks.
+
+        With `rollout.verify_weights` on, `verify_weights` follows.
+
+        Args:
+            servers: That take them; on global rank 0, none on other ranks.
+            version: Training steps taken; vLLM reports it with responses.
+
+        Returns:
+            What was done. A server that failed is in it and raises nothing.
+
+        Raises:
+            InputError: A setting is in the way, e.g. `vllm.transfer_dir` is full.
+            RunError: The verification found a difference.
+        """
+        began = time.perf_counter()
+        if self._devices is not None:
+            num_bytes, failed = self._devices.send(servers, version)
+        else:
+            num_bytes, failed = self._send_files(servers, version)
+        seconds = time.perf_counter() - began
+        if self.recipe.rollout.verify_weights:
+            updated = [server for server in servers if server.url not in failed]
+            failed += verify_weights(self.policy, self.recipe, updated, version)
+        return broadcast_object(SyncReport(seconds, num_bytes, failed))
+
+    def close(self) -> None:
+        """Gives up what connects to the servers. Not collective."""
+        if self._devices is not None:
+            self._devices.close()
+
+    def _send_files(
+        self, servers: Sequence[ServerControl], version: int
+    ) -> tuple[int, tuple[str, ...]]:
+        """Rank 0 writes; the others take part in the export, to its end whatever happens."""
+        weights = weights_for_vllm(self.policy)
+        result, problem = (0, ()), None
+        if dist.get_rank() == 0:
+            size = self._most_bytes()
+            try:
+                result = self._files.send(servers, weights, version, model_bytes=size)
+            except (InputError, RunError) as error:
+                problem = error
+        for _ in weights:
+            pass
+        result, problem = broadcast_object((result, problem))
+        if problem is not None:
+            if isinstance(problem, RunError):
+                problem.common = True
+            raise problem
+        return result
+
+    def _most_bytes(self) -> int:
+        """Bytes of all weights, or more: what this rank holds, on every rank of a replica."""
+        own = sum(p.nbytes for module in self.policy.modules for p in module.parameters())
+        ranks = parallel_state.get_tensor_model_parallel_world_size()
+        ranks *= parallel_state.get_pipeline_model_parallel_world_size()
+        ranks *= parallel_state.get_expert_model_parallel_world_size()
+        return 2 * own * ranks  # Twice, because a stage may hold more layers than the first.

@@ -1,0 +1,205 @@
+"""Do servers hold and use the weights that the trainer has? (`rollout.verify_weights`)"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import RunError
+from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
+from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.worker.megatron_resrl_checksums import (
+    fused_name,
+    tensor_sum,
+    wrapped,
+)
+
+TOLERANCE = {"fp32": 1e-4, "bf16": 0.3}
+"""Largest difference of a token's log-prob. fp32: other kernels and sums in another order. bf16:
+logits are rounded to 8 bits, by 0.06 at a size of 20; step by step the checksum is what is exact.
+"""
+NEW_TOKENS = 12
+PROMPT_LENGTHS = (4, 23, 300)
+"""The longest covers whole blocks of the KV cache (128 tokens on CPU), which vLLM reuses."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """What a server says of its weights: the answer of `megatron_resrl_checksums`."""
+
+    url: str
+    dtype: torch.dtype
+    packed: Mapping[str, Sequence[str]]
+    sums: Mapping[str, int]
+
+
+def verify_weights(
+    policy: Policy, recipe: Recipe, servers: Sequence[ServerControl], version: int
+) -> tuple[str, ...]:
+    """Compares checksums and greedy continuations with the trainer's. Collective over all ranks.
+
+    Checksums need a server with `vllm.tensor_parallel_size: 1`; others are compared by their
+    continuations alone.
+
+    Args:
+        policy: Unchanged since the weights were sent.
+        recipe: The settings.
+        servers: On global rank 0; none on other ranks.
+        version: Of the weights.
+
+    Returns:
+        Urls of servers that did not answer, on all ranks.
+
+    Raises:
+        RunError: A server differs; names it, the version and the first difference. On all ranks.
+    """
+    failed: list[str] = []
+    held: list[_Held] = []
+    if recipe.vllm.tensor_parallel_size == 1:
+        held = _answers(servers, failed, _ask_for_sums)
+    expected = _trainer_sums(policy, held)
+    prompts = _prompts(policy, recipe)
+    sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
+    engine = MegatronEngine(policy, max_running_samples=len(prompts))
+    own = [several[0] for several in engine.generate(prompts, sampling, seed=(0,))]
+    differences: list[str] = []
+    if dist.get_rank() == 0:
+        differences += [_sums_differ(one, sums) for one, sums in zip(held, expected, strict=True)]
+        left = [server for server in servers if server.url not in failed]
+        tolerance = TOLERANCE[recipe.precision.params_dtype]
+        differences += _answers(
+            left, failed, lambda server: _continuations_differ(server, prompts, own, tolerance)
+        )
+    failed, differences = broadcast_object((failed, list(filter(None, differences))))
+    if differences:
+        more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
+        error = RunError(
+            f"rollout.verify_weights: after the weights of version {version} were sent, "
+            f"{differences[0]}{more}"
+        )
+        error.common = True
+        raise error
+    return tuple(failed)
+
+
+def _answers(servers: Sequence[ServerControl], failed: list[str], ask: Any) -> list[Any]:
+    """What `ask` returns for each server; those that fail are noted instead."""
+    answers = []
+    for server in servers:
+        try:
+            answers.append(ask(server))
+        except ServerFailure:
+            failed.append(server.url)
+    return answers
+
+
+def _ask_for_sums(server: ServerControl) -> _Held:
+    answer = server.post("/collective_rpc", {"method": "megatron_resrl_checksums"})
+    (worker,) = answer["results"]
+    return _Held(server.url, getattr(torch, worker["dtype"]), worker["packed"], worker["sums"])
+
+
+def _trainer_sums(policy: Policy, held: Sequence[_Held]) -> list[dict[str, int]]:
+    """The trainer's weights summed as each server sums its own. Collective; empty but on rank 0."""
+    expected: list[dict[str, int]] = [{} for _ in held]
+    dtypes = {one.dtype for one in held}
+    for name, tensor in weights_for_vllm(policy):
+        sums = {dtype: tensor_sum(tensor.to(dtype)) for dtype in dtypes}
+        for one, total in zip(held, expected, strict=True):
+            key = fused_name(name, one.packed)
+            total[key] = wrapped(total.get(key, 0) + sums[one.dtype])
+    return expected
+
+
+def _sums_differ(held: _Held, expected: Mapping[str, int]) -> str | None:
+    """Says which parameter differs first, if one does."""
+    for name, total in expected.items():
+        if name not in held.sums:
+            return f"{held.url} has no parameter {name}"
+        if held.sums[name] != total:
+            return f"{held.url} holds other values of {name} than the trainer (checksums differ)"
+    return None
+
+
+def _prompts(policy: Policy, recipe: Recipe) -> list[list[int]]:
+    """Token ids that are the same at each sync, so that a stale cache would be used."""
+    room = recipe.data.max_prompt_length + recipe.rollout.max_response_length
+    positions = getattr(policy.hf_config, "max_position_embeddings", None) or room
+    longest = max(1, min(room, positions) - NEW_TOKENS)
+    generator = torch.Generator().manual_seed(0)
+    vocabulary = policy.hf_config.vocab_size
+    lengths = sorted({min(length, longest) for length in PROMPT_LENGTHS})
+    return [torch.randint(vocabulary, (n,), generator=generator).tolist() for n in lengths]
+
+
+def _continuations_differ(
+    server: ServerControl,
+    prompts: Sequence[Sequence[int]],
+    expected: Sequence[Response],
+    tolerance: float,
+) -> str | None:
+    """Says where a server's greedy continuation leaves the trainer's, if one does."""
+    for prompt, response in zip(prompts, expected, strict=True):
+        body = {
+            "token_ids": list(prompt),
+            "sampling_params": {
+                "max_tokens": len(response.token_ids),
+                "temperature": 0.0,
+                "repetition_penalty": 1.0,  # The model's own defaults may have another.
+                "ignore_eos": True,
+                "logprobs": 2,
+                "detokenize": False,
+            },
+        }
+        choice = server.post("/inference/v1/generate", body)["choices"][0]
+        found = first_difference(
+            choice["logprobs"]["content"], response.token_ids, response.log_probs, tolerance
+        )
+        if found:
+            return f"{server.url} continues a prompt of {len(prompt)} tokens otherwise: {found}"
+    return None
+
+
+def first_difference(
+    content: Sequence[Mapping[str, Any]],
+    token_ids: Sequence[int],
+    log_probs: Sequence[float],
+    tolerance: float,
+) -> str | None:
+    """Compares a server's greedy tokens with the trainer's.
+
+    Where they differ, the trainer's token must be as likely to the server: a tie. What follows a
+    tie has another context and is not compared.
+
+    Args:
+        content: The server's tokens, each with its log-prob and those of the two most likely.
+        token_ids: The trainer's.
+        log_probs: Of each.
+        tolerance: Largest difference of a log-prob.
+
+    Returns:
+        What differs first; None if nothing does.
+    """
+    if len(content) != len(token_ids):
+        return f"{len(content)} tokens instead of {len(token_ids)}"
+    for position, (theirs, token, log_prob) in enumerate(
+        zip(content, token_ids, log_probs, strict=True)
+    ):
+        known = {entry["token_id"]: entry["logprob"] for entry in theirs["top_logprobs"]}
+        known[theirs["token_id"]] = theirs["logprob"]
+        where = f"token {position} is {theirs['token_id']} with log-prob {theirs['logprob']:.5f}, "
+        where += f"the trainer's is {token} with {log_prob:.5f}"
+        if token not in known or abs(known[token] - log_prob) > tolerance:
+            return where
+        if token != theirs["token_id"]:
+            return None if theirs["logprob"] - known[token] <= tolerance else where
+    return None

@@ -1,0 +1,149 @@
+"""Runs inside vLLM's workers: a back end of its weight-transfer API, and checksums of its weights.
+
+`--worker-extension-cls megatron_resrl_worker.WeightExtension` imports this module, which registers
+the back end with vLLM's factory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron_resrl_checksums import fused_name, tensor_sum, wrapped
+from safetensors import safe_open
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
+from vllm.model_executor.model_loader.mtp_validation import disable_mtp_completeness_check
+from vllm.model_executor.model_loader.reload import (
+    finalize_layerwise_reload,
+    initialize_layerwise_reload,
+)
+
+BACKEND = "megatron_resrl_file"
+_PROBED_ROWS = 256
+"""Rows of the identity matrix that are multiplied at once."""
+
+
+@dataclass
+class FileInitInfo(WeightTransferInitInfo):
+    """Nothing to agree on beforehand."""
+
+
+@dataclass
+class FileUpdateInfo(WeightTransferUpdateInfo):
+    """One bucket of weights."""
+
+    path: str
+    """A safetensors file with tensors under their Hugging Face names."""
+
+
+class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
+    """Loads weights from safetensors files that the trainer writes, e.g. into shared memory."""
+
+    init_info_cls = FileInitInfo
+    update_info_cls = FileUpdateInfo
+
+    def init_transfer_engine(self, init_info: FileInitInfo) -> None:
+        """Nothing to open."""
+
+    def start_weight_update(self) -> None:
+        """Prepares the layers for weights in the format of a checkpoint."""
+        initialize_layerwise_reload(self.model)
+
+    def receive_weights(self, update_info: FileUpdateInfo) -> None:
+        """Loads a bucket; the file may be deleted afterwards."""
+        with safe_open(update_info.path, framework="pt") as file, disable_mtp_completeness_check():
+            self.model.load_weights((name, file.get_tensor(name)) for name in file.offset_keys())
+
+    def finish_weight_update(self) -> None:
+        """Finishes layers whose processing had to wait for all buckets."""
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            _pack_experts(self.model)
+
+    def shutdown(self) -> None:
+        """Nothing to close."""
+
+
+def _pack_experts(model: torch.nn.Module) -> None:
+    """Lays the experts of every layer out as vLLM's CPU kernel reads them.
+
+    vLLM 0.32 does it when it builds a kernel and leaves it out when a built kernel gets new
+    weights: its own `reload_weights` gives wrong mixtures of experts on CPU.
+    """
+    for module in model.modules():
+        kernel = getattr(getattr(module, "quant_method", None), "moe_kernel", None)
+        if kernel is not None and "w13_weight" in dict(module.named_parameters(recurse=False)):
+            kernel.fused_experts.process_weights_after_loading(module)
+
+
+WeightTransferEngineFactory.register_engine(BACKEND, FileTransferEngine)
+
+
+class WeightExtension:
+    """Methods that `/collective_rpc` can call on a worker."""
+
+    def megatron_resrl_checksums(self) -> dict[str, Any]:
+        """Sums over the weights that this worker computes with.
+
+        Returns:
+            `dtype` of the model, its `packed` modules, and `sums` by `fused_name`.
+        """
+        model = self.model_runner.get_model()
+        packed = {
+            whole: list(parts)
+            for whole, parts in getattr(model, "packed_modules_mapping", {}).items()
+        }
+        sums: dict[str, int] = {}
+        for name, tensor in _weights_in_use(model, self.model_config.dtype):
+            key = fused_name(name, packed)
+            sums[key] = wrapped(sums.get(key, 0) + tensor_sum(tensor))
+        dtype = str(self.model_config.dtype).removeprefix("torch.")
+        return {"dtype": dtype, "packed": packed, "sums": sums}
+
+
+def _weights_in_use(
+    model: torch.nn.Module, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Every parameter, or pieces of it, by name.
+
+    On CPU vLLM packs matrices for its kernels and throws the parameter away (or, for an output
+    matrix, keeps both): there the kernel's product with an identity matrix is what it holds.
+    """
+    for prefix, module in model.named_modules():
+        # An embedding is looked up in its parameter; only an output matrix is multiplied.
+        looked_up = isinstance(module, VocabParallelEmbedding)
+        multiplied = hasattr(module, "cpu_linear") and (
+            not looked_up or isinstance(module, ParallelLMHead)
+        )
+        for name, parameter in module.named_parameters(recurse=False):
+            full_name = f"{prefix}.{name}"
+            if name == "weight" and multiplied:
+                for piece in _multiplied(module, dtype):
+                    yield full_name, piece
+            else:
+                yield full_name, parameter
+
+
+def _multiplied(module: torch.nn.Module, dtype: torch.dtype) -> Iterator[torch.Tensor]:
+    """The matrix [out, in] of a CPU kernel, some columns [columns, out] at a time."""
+    if isinstance(module, ParallelLMHead):
+        columns = module.embedding_dim
+    else:
+        columns = getattr(module, "input_size_per_partition", module.input_size)
+    for first in range(0, columns, _PROBED_ROWS):
+        count = min(_PROBED_ROWS, columns - first)
+        rows = torch.zeros(count, columns, dtype=dtype)
+        rows[torch.arange(count), torch.arange(first, first + count)] = 1
+        # A product with one 1 and zeros is exact.
+        yield module.cpu_linear(rows, module.weight, None)

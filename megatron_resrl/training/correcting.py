@@ -1,0 +1,96 @@
+"""What a step does about responses drawn from another distribution than the trainer's."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron_resrl.algorithms import correction_factors
+from megatron_resrl.config.schema import CorrectionConfig
+from megatron_resrl.errors import RunError
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.training.mismatch import compare, gather_mismatch
+
+logger = logging.getLogger(__name__)
+
+_CAUSES = (
+    "Likely causes: the engine has other weights than the trainer (a weight update that failed, "
+    "rollout.max_staleness), other numerics (precision, kernels, quantisation), or samples "
+    "otherwise than the trainer scores (temperature, top_p, top_k, penalties)"
+)
+
+
+class MismatchTooLarge(RunError):
+    """The engine and the trainer disagree too much to learn from the responses."""
+
+    common = True
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """What a step needs of the comparison of engine and trainer."""
+
+    factors: torch.Tensor | None
+    """[B, T] fp32: what the loss of each token is multiplied by, meaningful on the last stage;
+    None: nothing."""
+    metrics: dict[str, float]
+    """The same on all ranks."""
+
+
+def correct(
+    samples: Sequence[Sample], log_probs: torch.Tensor, settings: CorrectionConfig, step: int
+) -> Corrected:
+    """Compares the engine's log-probabilities with the trainer's, before a step's first update.
+
+    Collective.
+
+    Args:
+        samples: The B responses of this replica.
+        log_probs: [B, T] fp32, recomputed by the trainer; meaningful on the last stage.
+        settings: Method and gates.
+        step: Number of the step, for messages.
+
+    Raises:
+        MismatchTooLarge: On all ranks, see `correction.stop_kl`.
+    """
+    views = compare(samples, log_probs)
+    correction = None
+    if settings.method != "none":
+        correction = correction_factors(
+            views.log_ratio,
+            views.drawn,
+            method=settings.method,
+            cap=settings.cap,
+            band=settings.band,
+        )
+    metrics = gather_mismatch(views, correction)
+    check_mismatch(metrics["mismatch/kl"], settings, step, warn=dist.get_rank() == 0)
+    return Corrected(correction.factors if correction else None, metrics)
+
+
+def check_mismatch(kl: float, settings: CorrectionConfig, step: int, *, warn: bool) -> None:
+    """The gates: one that stops, one that warns. What is not a number passes neither.
+
+    Args:
+        kl: Nats per token, over all replicas.
+        settings: Holds both limits.
+        step: Number of the step.
+        warn: This rank is the one that warns.
+
+    Raises:
+        MismatchTooLarge: The KL divergence is above `correction.stop_kl`.
+    """
+    found = f"step {step}: engine and trainer differ by mismatch/kl = {kl:.4g} nats per token"
+    if settings.stop_kl is not None and not kl <= settings.stop_kl:
+        raise MismatchTooLarge(
+            f"{found}, above correction.stop_kl = {settings.stop_kl:g}; no weight was changed by "
+            f"the step. {_CAUSES}; docs/mismatch.md tells how to find out which. With "
+            "checkpoint.keep_rollouts the same command reads the step's rollout again, without it "
+            "the step is drawn anew"
+        )
+    if warn and settings.warn_kl is not None and not kl <= settings.warn_kl:
+        logger.warning("%s, above correction.warn_kl = %g. %s", found, settings.warn_kl, _CAUSES)

@@ -1,0 +1,128 @@
+"""Every rank: plays episodes with each layout of this world size; rank 0 prints what came.
+
+Arguments: folder of the model, file of the environments.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import tiny_families as tiny
+import torch
+import torch.distributed as dist
+from tokenizers.pre_tokenizers import WhitespaceSplit
+
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
+from megatron_resrl.data.packing import TokenSequence
+from megatron_resrl.data.prompts import Prompt, PromptRecord
+from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.environments.chat import ObservationTokens
+from megatron_resrl.rollout.environments.episodes import Episodes
+from megatron_resrl.rollout.environments.registry import get_environment
+from megatron_resrl.rollout.environments.running import EnvironmentFailed
+from megatron_resrl.rollout.megatron_engine import MegatronEngine
+
+LAYOUTS = {
+    1: {"one": {}},
+    2: {
+        "TP2": {"tensor_model_parallel_size": 2},
+        "PP2": {"pipeline_model_parallel_size": 2},
+        "DP2": {},
+        "CP2": {"context_parallel_size": 2},
+    },
+}
+SAMPLING = SamplingParams(24, tuple(range(40)), n=3)
+MAX_TURNS = 4
+PROMPTS = [
+    Prompt(PromptRecord(index, [{"role": "user", "content": ""}], str(index), "test", {}), ids)
+    for index, ids in enumerate([(3, 4, 5), (50, 51), tuple(range(60, 75)), (9,)])
+]
+
+
+def plain(responses: list[list[Response]]) -> list:
+    return [
+        [
+            [list(each.token_ids), list(each.response_mask or ()), each.finish_reason, each.score]
+            for each in several
+        ]
+        for several in responses
+    ]
+
+
+def log_prob_difference(policy: Policy, responses: list[list[Response]]) -> float:
+    """Largest difference of the engine's log-probs of drawn tokens from the trainer's."""
+    flat = [(prompt, r) for prompt, rs in zip(PROMPTS, responses, strict=True) for r in rs]
+    sequences = [TokenSequence(p.token_ids, r.token_ids, r.response_mask) for p, r in flat]
+    batches = policy.micro_batches(sequences, 4)
+    scores = policy.score(batches)
+    worst = torch.zeros(())
+    for batch, score in zip(batches if scores else [], scores, strict=True):
+        places = zip(batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True)
+        engines = torch.tensor([flat[n][1].log_probs[position] for n, position in places])
+        if len(engines):
+            worst = torch.maximum(worst, (score.log_probs - engines).abs().max())
+    dist.all_reduce(worst, op=dist.ReduceOp.MAX)
+    return float(worst)
+
+
+def failure(player: Episodes) -> str:
+    try:
+        player.begin(PROMPTS, SAMPLING, seed=(0, 1)).result()
+    except EnvironmentFailed as error:
+        return str(error)
+    return "none"
+
+
+def play(model: Path, environments: Path, layout: dict) -> dict:
+    recipe = Recipe(
+        model=ModelConfig(path=str(model)),
+        precision=PrecisionConfig("fp32"),
+        parallel=ParallelConfig(**layout, timeout_minutes=1.0),
+    )
+    initialize(recipe.parallel, 0)
+    policy = Policy.from_recipe(recipe, trainable=False)
+    engine = MegatronEngine(policy, max_running_samples=6)
+    tokenizer = tiny.tokenizer()
+    tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
+    observations = ObservationTokens(tokenizer, "user", apply_chat_template=False)
+
+    def player(name: str) -> Episodes:
+        make = get_environment(f"{environments}:{name}", {})
+        return Episodes(
+            engine, make, tokenizer, observations, name=name, max_turns=MAX_TURNS, timeout_s=5.0
+        )
+
+    told: list[int] = []
+    responses = (
+        player("Counting")
+        .begin(PROMPTS, SAMPLING, seed=(0, 1), on_group=lambda index, _: told.append(index))
+        .result()
+    )
+    alone = player("Counting").begin([PROMPTS[2]], SAMPLING, seed=(0, 1), indices=[2]).result()
+    failures: list[str] = [""] * dist.get_world_size()
+    dist.all_gather_object(failures, failure(player("Broken")))
+    return {
+        "responses": plain(responses),
+        "alone": plain(alone),
+        "told": told,
+        "difference": log_prob_difference(policy, responses),
+        "failures": failures,
+    }
+
+
+def main() -> None:
+    model, environments = map(Path, sys.argv[1:])
+    for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
+        found = play(model, environments, layout)
+        if dist.get_rank() == 0:
+            print(json.dumps({"layout": name, "found": found}))
+    shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,19 @@
+"""All ranks take part in what only rank 0 sees: responses, restarts, errors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from ranks import run_ranks
+from served_engine import write_served_model
+
+
+@pytest.mark.vllm
+@pytest.mark.slow
+def test_ranks_get_the_same_responses_weights_and_errors_through_a_restart(tmp_path):
+    model = write_served_model(tmp_path / "model")
+    script = Path(__file__).parent / "ranks_vllm_engine.py"
+    out = run_ranks(script, 2, model, tmp_path / "run", timeout=600)
+    assert "rank 0 done" in out
+    assert "rank 1 done" in out

@@ -1,0 +1,133 @@
+"""Every rank: sends a model's weights to a server in one layout; rank 0 prints what came of it.
+
+Arguments: what to do (`send`, `in_flight`, `corrupt`, `without_reset`), url of the server, other
+urls joined by commas or `-`, model, version, bytes of a bucket, layout as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors.torch import save_file
+
+from megatron_resrl.config import schema
+from megatron_resrl.errors import RunError
+from megatron_resrl.platform.distributed import gather_objects, initialize
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.verify import verify_weights
+
+LONG_RESPONSE = 400
+CORRUPTED = "model.layers.1.mlp.down_proj.weight"
+
+
+def start_request(server: ServerControl) -> tuple[threading.Thread, dict[str, Any]]:
+    """Begins a long response, and waits until the server works on it."""
+    answer: dict[str, Any] = {}
+    sampling = {"max_tokens": LONG_RESPONSE, "temperature": 1.0, "ignore_eos": True, "logprobs": 0}
+
+    def ask() -> None:
+        body = {"token_ids": [3, 4, 5], "sampling_params": sampling}
+        answer.update(server.post("/inference/v1/generate", body)["choices"][0])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(0.5)
+    return thread, answer
+
+
+def in_flight(sender: WeightSender, server: ServerControl, version: int) -> dict[str, Any]:
+    thread, answer = start_request(server)
+    report = sender.send([server], version)
+    ended_before = not thread.is_alive()
+    thread.join()
+    return asdict(report) | {
+        "ended_before": ended_before,
+        "tokens": len(answer["token_ids"]),
+        "log_probs": len(answer["logprobs"]["content"]),
+        "versions": answer["weight_versions"],
+    }
+
+
+def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
+    """Changes the last bits of one element on the server, through the same API, and verifies."""
+    (tensor,) = (t for name, t in weights_for_vllm(policy) if name == CORRUPTED)
+    changed = tensor.clone()
+    changed[-1, -1] = torch.nextafter(changed[-1, -1], torch.tensor(9.0))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "changed.safetensors"
+        save_file({CORRUPTED: changed}, path)
+        server.post("/start_weight_update")
+        server.post("/update_weights", {"update_info": {"path": str(path)}})
+        server.post("/finish_weight_update", {"weight_version": "corrupt"})
+    try:
+        verify_weights(policy, recipe, [server], 3)
+    except RunError as error:
+        return str(error)
+    return ""
+
+
+def stale_cache(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
+    """Loads other weights and leaves the prefix cache as it was; then verifies."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "all.safetensors"
+        weights = {name: tensor.contiguous().clone() for name, tensor in weights_for_vllm(policy)}
+        save_file(weights, path)
+        server.post("/start_weight_update")
+        server.post("/update_weights", {"update_info": {"path": str(path)}})
+        server.post("/finish_weight_update", {"weight_version": "stale"})
+    try:
+        verify_weights(policy, recipe, [server], 4)
+    except RunError as error:
+        return str(error)
+    finally:
+        server.post("/reset_prefix_cache")
+    return ""
+
+
+def main(task: str, url: str, others: str, model: str, version: str, size: str, layout: str):
+    recipe = schema.Recipe(
+        model=schema.ModelConfig(path=model),
+        precision=schema.PrecisionConfig("fp32"),
+        parallel=schema.ParallelConfig(**json.loads(layout)),
+        data=schema.DataConfig(max_prompt_length=310),
+        rollout=schema.RolloutConfig(
+            engine="vllm", max_response_length=200, verify_weights=task == "send"
+        ),
+        vllm=schema.VllmConfig(bucket_bytes=int(size), weight_transfer="file"),
+    )
+    initialize(recipe.parallel, 0)
+    policy = Policy.from_recipe(recipe, trainable=False)
+    sender = WeightSender(policy, recipe)
+    server = ServerControl(url)
+    servers = [server, *(ServerControl(other) for other in others.split(",") if other != "-")]
+    found: Any
+    if task == "send":
+        report = sender.send(servers if dist.get_rank() == 0 else [], int(version))
+        found = asdict(report)
+        assert len(set(gather_objects(report))) == 1
+    elif task == "in_flight":
+        found = in_flight(sender, server, int(version))
+    elif task == "corrupt":
+        sender.send([server], int(version))
+        found = corrupt(policy, recipe, server)
+    else:
+        found = stale_cache(policy, recipe, server)
+    sender.close()
+    if dist.get_rank() == 0:
+        print("RESULT " + json.dumps(found), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

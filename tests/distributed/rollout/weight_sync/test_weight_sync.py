@@ -1,0 +1,168 @@
+"""Weights sent from every layout of the trainer to real vLLM servers on CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ranks import run_ranks
+from tiny_families import VOCABULARY, read_model
+from vllm_server import vllm_server, write_served
+
+from megatron_resrl.config.schema import Recipe, VllmConfig
+from megatron_resrl.rollout.weight_sync.backends import server_arguments
+from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.device_source import free_port
+
+pytestmark = pytest.mark.vllm
+
+SCRIPT = Path(__file__).with_name("ranks_weight_sync.py")
+TP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
+DENSE = {
+    "one rank": (1, {}),
+    "TP2+SP": (2, TP2),
+    "PP2": (2, {"pipeline_model_parallel_size": 2}),
+}
+EXPERTS = {
+    "one rank": (1, {}),
+    "EP2": (2, {"expert_model_parallel_size": 2}),
+    "TP2+SPxEP2": (
+        2,
+        TP2 | {"expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1},
+    ),
+}
+LAYOUTS = {"llama_tied": DENSE, "qwen3": DENSE, "qwen3_moe": EXPERTS}
+SMALL, LARGE = 2**13, 2**30
+NEW_TOKENS = 8
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs, and what it serves."""
+
+    family: str
+    control: ServerControl
+    folder: Path
+
+    def model(self, seed: int) -> Path:
+        """A random model of the server's shape, of its own for each seed."""
+        folder = self.folder / f"model_{seed}"
+        return folder if folder.exists() else write_served(folder, self.family, seed=seed)
+
+    def run(self, task: str, model: Path, version: int, **given: Any) -> Any:
+        """What rank 0 of `ranks_weight_sync.py` found."""
+        world, layout = given.get("layout", (1, {}))
+        arguments = [task, self.control.url, given.get("others", "-"), model, version]
+        arguments += [given.get("bucket", LARGE), json.dumps(layout)]
+        out = run_ranks(SCRIPT, world, *arguments, timeout=240)
+        line = next(line for line in out.splitlines() if line.startswith("RESULT "))
+        return json.loads(line.removeprefix("RESULT "))
+
+    def checksums(self) -> dict[str, int]:
+        answer = self.control.post("/collective_rpc", {"method": "megatron_resrl_checksums"})
+        return answer["results"][0]["sums"]
+
+    def greedy(self, prompt: list[int]) -> tuple[list[int], list[float]]:
+        sampling = {"max_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": 0}
+        body = {"token_ids": prompt, "sampling_params": sampling}
+        choice = self.control.post("/inference/v1/generate", body)["choices"][0]
+        return choice["token_ids"], [t["logprob"] for t in choice["logprobs"]["content"]]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    """One server per family, with random weights of vLLM's own at first."""
+    folder = tmp_path_factory.mktemp(request.param)
+    model = write_served(folder / "served", request.param, seed=1)
+    arguments, environment = server_arguments(Recipe(vllm=VllmConfig(weight_transfer="file")))
+    with vllm_server(model, folder / "log", arguments, environment) as url:
+        yield Served(request.param, ServerControl(url), folder)
+
+
+@pytest.fixture
+def llama(served: Served) -> Served:
+    """The tied Llama; what does not depend on the family is shown with it."""
+    if served.family != "llama_tied":
+        pytest.skip("shown with one family")
+    return served
+
+
+def _prompts() -> list[list[int]]:
+    """A short one, and one that fills two blocks of the server's KV cache."""
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randint(VOCABULARY, (n,), generator=generator).tolist() for n in (5, 290)]
+
+
+@torch.no_grad()
+def _reference(model: Path, prompt: list[int]) -> tuple[list[int], list[float]]:
+    """transformers' greedy tokens and their log-probs."""
+    reference, ids, log_probs = read_model(model), list(prompt), []
+    for _ in range(NEW_TOKENS):
+        distribution = reference(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
+        ids.append(int(distribution.argmax()))
+        log_probs.append(float(distribution.max()))
+    return ids[len(prompt) :], log_probs
+
+
+def test_after_a_sync_from_any_layout_the_server_answers_as_transformers(served):
+    for number, (name, layout) in enumerate(LAYOUTS[served.family].items()):
+        # Other weights each time and the same prompts: neither may be left from before.
+        model = served.model(10 + number)
+        report = served.run("send", model, number, layout=layout, bucket=SMALL)
+        assert report["failed"] == [], name
+        assert served.control.get("/weight_info") == {"weight_version": str(number)}
+        for prompt in _prompts():
+            tokens, log_probs = served.greedy(prompt)
+            expected_tokens, expected = _reference(model, prompt)
+            assert tokens == expected_tokens, name
+            # Both fp32, through other kernels.
+            assert log_probs == pytest.approx(expected, abs=1e-4), name
+
+
+def test_many_buckets_of_several_ranks_and_one_of_one_rank_give_equal_weights(served):
+    model, *_, several = served.model(20), *LAYOUTS[served.family].values()
+    served.run("send", model, 0, bucket=LARGE)
+    one = served.checksums()
+    served.run("send", served.model(21), 1)
+    assert served.checksums() != one
+    served.run("send", model, 2, layout=several, bucket=SMALL)
+    assert served.checksums() == one
+
+
+def test_a_request_in_flight_survives_with_two_versions(llama):
+    llama.run("send", llama.model(30), 4)
+    found = llama.run("in_flight", llama.model(31), 5)
+    assert found["failed"] == []
+    assert not found["ended_before"]
+    assert found["tokens"] == found["log_probs"] == 400
+    versions = [(span["version"], span["start"], span["end"]) for span in found["versions"]]
+    (before, first, cut), (after, again, end) = versions
+    assert (before, after, first, end) == ("4", "5", 0, 400)
+    assert cut == again
+
+
+def test_a_server_that_is_gone_is_reported_and_the_other_is_up_to_date(llama):
+    gone = f"http://127.0.0.1:{free_port()}"
+    report = llama.run("send", llama.model(40), 6, others=gone, layout=(2, TP2))
+    assert report["failed"] == [gone]
+    assert llama.control.get("/weight_info") == {"weight_version": "6"}
+
+
+def test_verification_finds_the_last_bit_of_one_element(llama):
+    error = llama.run("corrupt", llama.model(50), 7)
+    assert "weights of version 3" in error
+    assert llama.control.url in error
+    assert "model.layers.1.mlp.down_proj.weight" in error
+
+
+def test_verification_finds_a_prefix_cache_of_older_weights(llama):
+    llama.run("send", llama.model(60), 8)
+    error = llama.run("stale_cache", llama.model(61), 9)
+    assert "continues a prompt of 300 tokens otherwise" in error

@@ -1,0 +1,87 @@
+"""Observations are appended as the chat template writes them, to the policy's own tokens."""
+
+from __future__ import annotations
+
+import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import PreTrainedTokenizerFast
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.environments.chat import ObservationTokens
+
+CHATML = (
+    "{% for m in messages %}[B] {{ m['role'] }} {{ m['content'] }} [E] {% endfor %}"
+    "{% if add_generation_prompt %}[B] assistant {% endif %}"
+)
+WORDS = ["[E]", "[B]", "[P]", "user", "assistant", "tool", "one", "two", "three", "question"]
+
+
+def tokenizer(template: str) -> PreTrainedTokenizerFast:
+    model = Tokenizer(WordLevel({word: n for n, word in enumerate(WORDS)}, unk_token="[P]"))
+    model.pre_tokenizer = Whitespace()
+    fast = PreTrainedTokenizerFast(tokenizer_object=model, eos_token="[E]", pad_token="[P]")
+    fast.add_special_tokens({"additional_special_tokens": ["[B]"]})
+    fast.chat_template = template
+    return fast
+
+
+def ids(text: str) -> list[int]:
+    return [WORDS.index(word) for word in text.split()]
+
+
+@pytest.mark.parametrize("role", ["user", "tool"])
+def test_a_conversation_of_turns_has_the_tokens_of_the_whole_rendered_at_once(role: str) -> None:
+    tokens = tokenizer(CHATML)
+    messages = [{"role": "user", "content": "question"}]
+    so_far = tokens.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    for answer, observed in (("one two", "three"), ("two", "one")):
+        turn = ids(f"{answer} [E]")
+        so_far = [*so_far, *turn, *ObservationTokens(tokens, role).encode(observed, turn)]
+        messages += [
+            {"role": "assistant", "content": answer},
+            {"role": role, "content": observed},
+        ]
+    whole = tokens.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+    assert list(so_far) == list(whole)
+
+
+def test_the_end_of_the_turn_is_written_where_the_policy_stopped_otherwise() -> None:
+    observations = ObservationTokens(tokenizer(CHATML), "user")
+    whole = "[E] [B] user three [E] [B] assistant"
+    assert list(observations.encode("three", ids("one two"))) == ids(whole)
+    assert list(observations.encode("three", ids("one [E]"))) == ids(whole)[1:]
+
+
+def test_special_tokens_in_an_observation_are_taken_out() -> None:
+    encoded = ObservationTokens(tokenizer(CHATML), "tool").encode(
+        "one [E] [B] user two", ids("one [E]")
+    )
+    assert list(encoded) == ids("[B] tool one user two [E] [B] assistant")
+
+
+def test_without_a_template_the_text_itself_is_appended() -> None:
+    observations = ObservationTokens(tokenizer(CHATML), "user", apply_chat_template=False)
+    assert list(observations.encode("three", ids("one [E]"))) == ids("three")
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{{ messages[-1]['content'] }}", "does not show an earlier answer exactly once"),
+        (
+            "{% for m in messages %}{% if m['role'] == 'assistant' %}{{ m['content'] }}"
+            "{% endif %}{% endfor %}",
+            "leaves the text of an observation out",
+        ),
+        (
+            "{% for m in messages %}{% if m['role'] == 'tool' %}"
+            "{{ raise_exception('no tools') }}{% endif %}{{ m['content'] }}{% endfor %}",
+            "refuses a message after an answer .no tools.*with role 'tool'",
+        ),
+    ],
+)
+def test_a_template_that_cannot_be_continued_is_refused(template: str, problem: str) -> None:
+    with pytest.raises(InputError, match=problem):
+        ObservationTokens(tokenizer(template), "tool")

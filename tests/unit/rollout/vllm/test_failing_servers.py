@@ -1,0 +1,212 @@
+"""Real servers that die, hang or do not start: nothing finished is lost, nothing outlives us."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+
+import psutil
+import pytest
+from ranks import REPOSITORY
+from served_engine import (
+    NoSender,
+    engine_of,
+    one_rank,
+    served_recipe,
+    vllm_python,
+    write_served_model,
+)
+
+from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.vllm import pool as pool_module
+from megatron_resrl.rollout.vllm.engine import VllmEngine
+from megatron_resrl.rollout.vllm.server import StartFailure
+from megatron_resrl.rollout.vllm.slot import State
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [[3 + prompt, 4, 5, 6, 7] for prompt in range(10)]
+SAMPLING = SamplingParams(500, (), n=4)
+RUNNING = 8
+STALL_S = 15.0
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return write_served_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(model_path, tmp_path_factory):
+    """Two servers."""
+    recipe = served_recipe(
+        model_path,
+        tmp_path_factory.mktemp("run"),
+        servers=2,
+        seed_requests=True,
+        max_running_requests=RUNNING,
+        stall_timeout_s=STALL_S,
+    )
+    with one_rank(), engine_of(recipe) as engine:
+        yield engine
+
+
+@pytest.fixture
+def requests(monkeypatch):
+    """Counts what is sent and answered, by URL and seed, which names the sample."""
+    sent, answered = Counter(), Counter()
+    send = pool_module.send_request
+
+    async def counted(client, url, body, *, timeout_s):
+        sent[url, body["sampling_params"].get("seed")] += 1
+        answer = await send(client, url, body, timeout_s=timeout_s)
+        answered[url, body["sampling_params"].get("seed")] += 1
+        return answer
+
+    monkeypatch.setattr(pool_module, "send_request", counted)
+    return sent, answered
+
+
+def server_of(slot) -> psutil.Process:
+    """vLLM's API server, below our guardian."""
+    (server,) = psutil.Process(slot.process.pid).children()
+    return server
+
+
+def by_seed(counts: Counter) -> Counter:
+    total: Counter = Counter()
+    for (_, seed), count in counts.items():
+        if seed is not None:  # Warm-ups have none.
+            total[seed] += count
+    return total
+
+
+def wait_until(condition, timeout_s: float = 120) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.slow
+def test_groups_are_spread_and_stay_together(engine, requests):
+    sent, _ = requests
+    engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(0,))
+    load = Counter(url for url, _ in sent.elements())
+    assert len(load) == 2
+    assert min(load.values()) >= 12  # Of 40; which server is faster is left to the machine.
+    assert all(count % SAMPLING.n == 0 for count in load.values())
+
+
+@pytest.mark.slow
+def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_again(
+    engine, requests
+):
+    sent, answered = requests
+    victim = engine._pool.slots[0]
+    undisturbed = engine.generate(PROMPTS, SAMPLING, seed=(1,))
+    sent.clear(), answered.clear()
+    told, first = {}, threading.Event()
+
+    def on_group(index, responses):
+        assert index not in told
+        told[index] = responses
+        first.set()
+
+    pending = engine.begin(PROMPTS, SAMPLING, seed=(1,), on_group=on_group)
+    assert first.wait(120)
+    running = len(victim.running)
+    server_of(victim).send_signal(signal.SIGKILL)
+    responses = pending.result()
+
+    assert told == dict(enumerate(responses))
+    assert set(by_seed(answered).values()) == {1}
+    again = sum(by_seed(sent).values()) - len(PROMPTS) * SAMPLING.n
+    assert 0 < again <= running <= RUNNING
+    same = [
+        ours.token_ids == theirs.token_ids
+        for pair in zip(responses, undisturbed, strict=True)
+        for ours, theirs in zip(*pair, strict=True)
+    ]
+    assert sum(same) / len(same) > 0.9  # Others differ by rounding: batches were different ones.
+    wait_until(lambda: victim.state is not State.STARTING)
+    engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(2,))
+    assert victim.state is State.SERVING
+    assert victim.url in engine.sender.sent[-1][1]
+
+
+@pytest.mark.slow
+def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weights(engine, requests):
+    sent, answered = requests
+    wait_until(lambda: all(slot.state is not State.STARTING for slot in engine._pool.slots))
+    engine.update_weights(5)
+    urls = {slot.url for slot in engine._pool.slots}
+    pending = engine.begin(PROMPTS, SAMPLING, seed=(3,))
+    wait_until(lambda: len(answered) >= 4)
+    for slot in engine._pool.slots:
+        os.killpg(slot.process.pid, signal.SIGSTOP)
+    stopped = time.monotonic()
+    time.sleep(1)  # For answers that were on their way.
+    unfinished = sum(len(slot.running) for slot in engine._pool.slots)
+    wait_until(lambda: all(slot.state is State.STARTING for slot in engine._pool.slots))
+    assert time.monotonic() - stopped < 2 * STALL_S
+    responses = pending.result()
+    assert all(len(group) == SAMPLING.n for group in responses)
+    assert set(by_seed(answered).values()) == {1}
+    assert 0 < unfinished <= 2 * RUNNING
+    assert sum(by_seed(sent).values()) == len(PROMPTS) * SAMPLING.n + unfinished
+    assert not urls & set(engine.sender.sent[-1][1])
+    assert all(r.weight_versions == (5, 5) for group in responses for r in group)
+
+
+def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(model_path, tmp_path):
+    recipe = served_recipe(model_path, tmp_path, arguments={"no-such-flag": 1})
+    with one_rank(), pytest.raises(StartFailure) as failure:
+        VllmEngine(recipe, NoSender())
+    assert "server 0" in str(failure.value)
+    assert "ended with status 2 while it started" in str(failure.value)
+    assert "unrecognized arguments: --no-such-flag" in str(failure.value)
+    assert str(tmp_path / "vllm" / "server_0.log") in str(failure.value)
+
+
+def test_an_address_without_a_server_is_an_error_that_names_it(model_path, tmp_path):
+    recipe = served_recipe(model_path, tmp_path, urls=("http://127.0.0.1:9",), start_timeout_s=0.5)
+    with one_rank(), pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):
+        VllmEngine(recipe, NoSender())
+
+
+TRAINER = """
+import sys, time
+from pathlib import Path
+from served_engine import served_recipe
+from megatron_resrl.rollout.vllm.launch import server_specs
+from megatron_resrl.rollout.vllm.server import ServerProcess
+recipe = served_recipe(Path(sys.argv[1]), Path(sys.argv[2]))
+(spec,) = server_specs(recipe, cuda=False, weight_flags=((), {}))
+print(ServerProcess(spec).pid, flush=True)
+time.sleep(600)
+"""
+
+
+def test_no_server_outlives_a_killed_trainer(model_path, tmp_path):
+    environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
+    trainer = subprocess.Popen(
+        [sys.executable, "-c", TRAINER, str(model_path), str(tmp_path)],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    guardian = psutil.Process(int(trainer.stdout.readline()))
+    # API server and engine core.
+    wait_until(lambda: len(guardian.children(recursive=True)) >= 2)
+    server = [guardian, *guardian.children(recursive=True)]
+    assert any(vllm_python()[0] in " ".join(process.cmdline()) for process in server)
+    trainer.kill()
+    trainer.wait()
+    _, alive = psutil.wait_procs(server, timeout=10)
+    assert not alive

@@ -1,0 +1,94 @@
+"""How servers are started: flags, and what of the trainer's environment they see."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+from megatron_resrl.config.schema import (
+    DataConfig,
+    ModelConfig,
+    PrecisionConfig,
+    Recipe,
+    RolloutConfig,
+    VllmConfig,
+)
+from megatron_resrl.rollout.vllm.launch import as_flags, server_specs
+
+RECIPE = Recipe(
+    output_dir="out",
+    model=ModelConfig(path="/models/m"),
+    precision=PrecisionConfig(params_dtype="bf16"),
+    data=DataConfig(max_prompt_length=100),
+    rollout=RolloutConfig(engine="vllm", max_response_length=28),
+    vllm=VllmConfig(servers=2),
+)
+
+
+def specs(vllm: VllmConfig = RECIPE.vllm, *, cuda: bool = False, flags=((), {}), **rollout):
+    recipe = replace(RECIPE, vllm=vllm, rollout=replace(RECIPE.rollout, **rollout))
+    return server_specs(recipe, cuda=cuda, weight_flags=flags)
+
+
+def flag(spec, name: str) -> str:
+    return spec.arguments[len(spec.arguments) - 1 - spec.arguments[::-1].index(name) + 1]
+
+
+def test_flags_take_every_form_of_value():
+    arguments = {"a_b": 1, "--c": True, "d": False, "e": None, "f": [1, 2], "g": {"x": 1}}
+    assert as_flags(arguments) == [
+        "--a-b",
+        "1",
+        "--c",
+        "--no-d",
+        "--f",
+        "1",
+        "2",
+        "--g",
+        '{"x": 1}',
+    ]
+
+
+def test_a_server_serves_what_the_recipe_says():
+    spec, other = specs()
+    assert spec.arguments[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
+    assert flag(spec, "--max-model-len") == "128"
+    assert flag(spec, "--dtype") == "bfloat16"
+    assert flag(spec, "--load-format") == "dummy"
+    assert "--enforce-eager" in spec.arguments
+    assert (spec.log.name, other.log.name) == ("server_0.log", "server_1.log")
+
+
+def test_the_users_arguments_come_last_and_those_of_the_weights_before():
+    vllm = VllmConfig(python="/opt/python", arguments={"dtype": "half"})
+    (spec,) = specs(vllm, flags=(("--weights", "w"), {}))
+    assert spec.arguments[0] == "/opt/python"
+    assert spec.arguments[-4:] == ("--weights", "w", "--dtype", "half")
+
+
+def test_servers_sleep_only_on_gpus_that_they_share():
+    (shared,) = specs(VllmConfig(), cuda=True)
+    (own,) = specs(VllmConfig(), cuda=True, placement="disaggregated")
+    (cpu,) = specs(VllmConfig())
+    assert ["--enable-sleep-mode" in spec.arguments for spec in (shared, own, cpu)] == [1, 0, 0]
+
+
+def test_the_launchers_variables_stay_with_the_trainer(monkeypatch):
+    leaking = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
+    for name in leaking:
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "1")
+    vllm = VllmConfig(environment={"MINE": "2", "PYTHONPATH": "user"})
+    (spec,) = specs(vllm, flags=((), {"PYTHONPATH": "weights:user"}))
+    assert not set(leaking[:-1]) & set(spec.environment)
+    assert spec.environment["PYTHONPATH"] == "weights:user"
+    assert (spec.environment["KEPT"], spec.environment["MINE"]) == ("1", "2")
+    assert spec.environment["VLLM_SERVER_DEV_MODE"] == "1"
+
+
+def test_every_server_sees_its_own_gpus():
+    vllm = VllmConfig(servers=2, devices=("0,1", "2,3"), tensor_parallel_size=2)
+    first, second = specs(vllm, cuda=True)
+    assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
+    assert second.environment["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert flag(first, "--tensor-parallel-size") == "2"

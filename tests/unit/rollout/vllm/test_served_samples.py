@@ -1,0 +1,139 @@
+"""What a real vLLM server samples for us: the distribution, its log-probs, stops and seeds."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from served_engine import engine_of, one_rank, served_recipe, write_served_model
+from transformers import AutoModelForCausalLM
+
+from megatron_resrl.rollout.engine import SamplingParams
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [[3, 4, 5, 6, 7], list(range(10, 60)) * 3, [9]]
+TOLERANCE = 1e-4
+"""Log-probs in fp32: other kernels, another order of sums."""
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return write_served_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(model_path, tmp_path_factory):
+    recipe = served_recipe(model_path, tmp_path_factory.mktemp("run"), seed_requests=True)
+    with one_rank(), engine_of(recipe) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def reference(model_path):
+    return AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
+
+
+def reference_logits(model, prompt, tokens) -> torch.Tensor:
+    """[T, V]: what each token of the response was drawn from."""
+    with torch.no_grad():
+        logits = model(torch.tensor([[*prompt, *tokens]])).logits[0]
+    return logits[len(prompt) - 1 : -1]
+
+
+def test_greedy_tokens_are_those_of_transformers_and_log_probs_those_at_temperature_one(
+    engine, reference
+):
+    responses = engine.generate(PROMPTS, SamplingParams(24, (), temperature=0), seed=(0,))
+    for prompt, (response,) in zip(PROMPTS, responses, strict=True):
+        logits = reference_logits(reference, prompt, response.token_ids)
+        assert logits.argmax(-1).tolist() == list(response.token_ids)
+        tokens = torch.tensor(response.token_ids)[:, None]
+        expected = logits.log_softmax(-1).gather(1, tokens)[:, 0]
+        torch.testing.assert_close(
+            torch.tensor(response.log_probs), expected, atol=TOLERANCE, rtol=0
+        )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_log_probs_are_those_of_transformers(engine, reference, temperature):
+    sampling = SamplingParams(40, (), n=3, temperature=temperature)
+    responses = engine.generate(PROMPTS, sampling, seed=(1,))
+    for prompt, several in zip(PROMPTS, responses, strict=True):
+        for response in several:
+            logits = reference_logits(reference, prompt, response.token_ids) / temperature
+            tokens = torch.tensor(response.token_ids)[:, None]
+            expected = logits.log_softmax(-1).gather(1, tokens)[:, 0]
+            torch.testing.assert_close(
+                torch.tensor(response.log_probs), expected, atol=TOLERANCE, rtol=0
+            )
+
+
+def test_only_our_stop_tokens_end_a_response_and_are_its_last_token(engine):
+    sampling = SamplingParams(60, (5, 6, 7), n=24)
+    responses = [r for several in engine.generate(PROMPTS, sampling, seed=(2,)) for r in several]
+    assert {response.finish_reason for response in responses} == {"stop", "length"}
+    for response in responses:
+        assert len(response.log_probs) == len(response.token_ids)
+        assert not set(response.token_ids[:-1]) & {5, 6, 7}
+        assert (response.token_ids[-1] in {5, 6, 7}) == (response.finish_reason == "stop")
+        assert response.finish_reason == "stop" or len(response.token_ids) == 60
+    # 1 is the end-of-sequence token of the model's configuration.
+    assert any(1 in response.token_ids[:-1] for response in responses)
+
+
+def test_samples_of_a_prompt_differ_and_a_seed_names_them(engine):
+    sampling = SamplingParams(20, (), n=64)
+    first, again, other = (
+        engine.generate(PROMPTS[:1], sampling, seed=seed)[0] for seed in [(3,), (3,), (4,)]
+    )
+    tokens = [response.token_ids for response in first]
+    assert len(set(tokens)) == 64
+    assert tokens == [response.token_ids for response in again]
+    assert not set(tokens) & {response.token_ids for response in other}
+
+
+def test_truncation_keeps_to_the_likely_tokens(engine, reference):
+    sampling = SamplingParams(40, (), n=2, top_k=3)
+    ((response, _), *_) = engine.generate(PROMPTS[:1], sampling, seed=(5,))
+    logits = reference_logits(reference, PROMPTS[0], response.token_ids)
+    likely = logits.topk(3, dim=-1).indices
+    assert (likely == torch.tensor(response.token_ids)[:, None]).any(-1).all()
+
+
+def test_groups_are_told_once_each_when_they_are_complete(engine):
+    told = []
+    responses = engine.generate(
+        PROMPTS, SamplingParams(8, (), n=4), seed=(6,), on_group=lambda *group: told.append(group)
+    )
+    assert sorted(told, key=lambda group: group[0]) == list(enumerate(responses))
+
+
+def test_an_error_in_who_is_told_reaches_the_caller(engine):
+    def on_group(index, responses):
+        raise ValueError("full disk")
+
+    with pytest.raises(ValueError, match="full disk"):
+        engine.generate(PROMPTS, SamplingParams(8, ()), seed=(7,), on_group=on_group)
+
+
+def test_responses_carry_the_versions_of_first_and_last_token(engine):
+    engine.update_weights(7)
+    pending = engine.begin(PROMPTS[:1], SamplingParams(2000, ()), seed=(8,))
+    engine.update_weights(8)
+    ((before,),) = pending.result()
+    ((after,),) = engine.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(8,))
+    assert before.weight_versions == (7, 8)
+    assert after.weight_versions == (8, 8)
+
+
+def test_a_request_that_no_server_can_serve_ends_the_rollout_with_its_answer(engine):
+    with pytest.raises(RuntimeError, match=r"prompt 0.*refused it.*400"):
+        engine.generate([[10**6]], SamplingParams(4, ()), seed=(9,))
+
+
+def test_a_server_at_an_address_serves_and_stays(engine, model_path, tmp_path):
+    url = engine._pool.slots[0].url
+    with engine_of(served_recipe(model_path, tmp_path, urls=(url + "/",))) as other:
+        ((response,),) = other.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
+    assert len(response.token_ids) == 4
+    engine.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
+    assert engine._pool.slots[0].restarts == 0

@@ -1,0 +1,154 @@
+"""Buckets in files: what is written, what happens without room, and what is left."""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.device_source import free_port
+from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
+
+
+class _Taker(BaseHTTPRequestHandler):
+    """Takes weights like a server, or dies at a bucket: a real socket either way."""
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))) or "null")
+        route = self.path.partition("?")[0]
+        self.server.routes.append(route)
+        if route == "/update_weights":
+            path = Path(body["update_info"]["path"])
+            self.server.modes.append(path.parent.stat().st_mode & 0o777)
+            if len(self.server.buckets) == self.server.dies_at:
+                self.connection.shutdown(socket.SHUT_RDWR)
+                return
+            self.server.buckets.append(load_file(path))
+            self.server.on_disk.append(len(list(path.parent.iterdir())))
+        answer = b'{"success": true}'
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *args: object) -> None:
+        """Quiet."""
+
+
+@pytest.fixture
+def takers() -> Iterator[list[ThreadingHTTPServer]]:
+    """Two servers that take weights; `dies_at` says at which bucket one breaks the connection."""
+    servers = []
+    for _ in range(2):
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _Taker)
+        server.routes, server.buckets, server.modes, server.on_disk = [], [], [], []
+        server.dies_at = None
+        Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        servers.append(server)
+    yield servers
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+def _control(server: ThreadingHTTPServer) -> ServerControl:
+    return ServerControl(f"http://127.0.0.1:{server.server_port}", timeout_s=10)
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    shared = torch.arange(12.0)
+    # q, k and v may be views of one parameter.
+    return {"a": shared[:4], "b": shared[4:], "tied": shared[:4], "c": torch.ones(3, 5).T}
+
+
+def _send(transfer: FileTransfer, servers: list, weights: dict | None = None):
+    stream = iter((weights or _weights()).items())
+    sent = transfer.send([_control(server) for server in servers], stream, 7, model_bytes=10**3)
+    assert next(stream, None) is None  # read to its end
+    return sent
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
+def test_every_server_gets_every_tensor_whatever_the_size_of_a_bucket(
+    takers, tmp_path, bucket_bytes
+):
+    num_bytes, failed = _send(FileTransfer(tmp_path, bucket_bytes, timeout_s=10), takers)
+    assert (num_bytes, failed) == ((4 + 8 + 4 + 15) * 4, ())
+    for taker in takers:
+        taken = {name: t for bucket in taker.buckets for name, t in bucket.items()}
+        assert taken.keys() == _weights().keys()
+        assert all(torch.equal(taken[name], value) for name, value in _weights().items())
+        assert max(taker.on_disk) <= 2
+
+
+def test_an_update_pauses_first_and_resets_the_cache_before_it_resumes(takers, tmp_path):
+    _send(FileTransfer(tmp_path, 10**6, timeout_s=10), takers[:1])
+    assert takers[0].routes == [
+        "/pause",
+        "/start_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/reset_prefix_cache",
+        "/resume",
+    ]
+
+
+def test_a_server_that_dies_in_the_middle_is_reported_and_the_other_gets_everything(
+    takers, tmp_path
+):
+    takers[0].dies_at = 1
+    _, failed = _send(FileTransfer(tmp_path, 1, timeout_s=10), takers)
+    assert failed == (_control(takers[0]).url,)
+    assert len(takers[0].buckets) == 1
+    assert "/finish_weight_update" not in takers[0].routes
+    assert len(takers[1].buckets) == 4
+    assert takers[1].routes[-1] == "/resume"
+
+
+def test_the_weights_are_read_to_the_end_though_no_server_is_there(tmp_path):
+    closed = ServerControl(f"http://127.0.0.1:{free_port()}", timeout_s=10)
+    stream = iter(_weights().items())
+    transfer = FileTransfer(tmp_path, 1, timeout_s=10)
+    num_bytes, failed = transfer.send([closed], stream, 7, model_bytes=10**3)
+    assert failed == (closed.url,)
+    assert num_bytes == (4 + 8 + 4 + 15) * 4
+    assert next(stream, None) is None
+
+
+def test_nothing_is_left_behind_and_others_cannot_read_meanwhile(takers, tmp_path):
+    _send(FileTransfer(tmp_path, 40, timeout_s=10), takers)
+    assert not list(tmp_path.iterdir())
+    assert set(takers[0].modes) == {0o700}
+
+
+def test_an_error_in_the_weights_leaves_nothing_behind(takers, tmp_path):
+    def broken() -> Iterator[tuple[str, torch.Tensor]]:
+        yield from _weights().items()
+        raise RuntimeError("export")
+
+    transfer = FileTransfer(tmp_path, 1, timeout_s=10)
+    with pytest.raises(RuntimeError, match="export"):
+        transfer.send([_control(takers[0])], broken(), 0, model_bytes=10)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_directory_without_room_is_named_with_its_setting(takers, tmp_path):
+    transfer = FileTransfer(tmp_path, 2**60, timeout_s=10)
+    with pytest.raises(InputError, match=r"vllm\.transfer_dir .* MB free .*vllm\.bucket_bytes"):
+        transfer.send([_control(takers[0])], iter(()), 0, model_bytes=2**60)
+    assert not takers[0].routes
+
+
+def test_a_directory_that_is_missing_is_named_with_its_setting(takers, tmp_path):
+    transfer = FileTransfer(tmp_path / "none", 10, timeout_s=10)
+    with pytest.raises(InputError, match=r"vllm\.transfer_dir is .*none"):
+        transfer.send([_control(takers[0])], iter(()), 0, model_bytes=10)
