@@ -74,7 +74,14 @@ class Served:
         return choice["token_ids"], [t["logprob"] for t in choice["logprobs"]["content"]]
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
+@pytest.fixture(
+    scope="module",
+    params=[
+        "llama_tied",
+        pytest.param("qwen3", marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", marks=pytest.mark.slow),
+    ],
+)
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
