@@ -20,6 +20,7 @@ def _task(directory: Path, **overrides: object) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_with_the_groups_that_its_server_finished(tmp_path):
     recipe = _task(tmp_path, rollout__verify_weights=True, checkpoint__save_every=1)
     killed = run_task(recipe, Fault("kill", "phase:scoring", rank=0), ranks=1)
