@@ -25,7 +25,7 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.rollout.vllm.engine import VllmEngine
-from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
 VARIABLE = "MEGATRON_RESRL_VLLM_PYTHON"
 _DEFAULT = Path(__file__).resolve().parents[1] / ".venv-vllm" / "bin" / "python"
@@ -107,7 +107,10 @@ class NoSender:
     def send(self, servers: Sequence[ServerControl], version: int) -> Sent:
         self.sent.append((version, [server.url for server in servers]))
         for server in servers:
-            server.post("/update_weight_version", {"new_version": str(version)})
+            try:
+                server.post("/update_weight_version", {"new_version": str(version)})
+            except ServerFailure:  # A connection that a busy machine was too late to use.
+                server.post("/update_weight_version", {"new_version": str(version)})
         return Sent()
 
     def close(self) -> None:
