@@ -71,6 +71,7 @@ def test_an_example_trains_on_several_turns(prepared: Path, example: str) -> Non
         assert sample["transcript"].split() != sample["response"].split()
 
 
+@pytest.mark.slow
 def test_a_tiny_model_learns_where_the_number_is(prepared: Path) -> None:
     game = json.dumps({"prompt": "Find the number from 1 to 16 .", "answer": "11"})
     (prepared / "always_11.jsonl").write_text((game + "\n") * 16)
