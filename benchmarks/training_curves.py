@@ -76,7 +76,7 @@ def write_task(directory: Path) -> Path:
         "rollout": {"prompts_per_step": 8, "group_size": 8, "max_response_length": 8},
         "reward": {"function": f"{directory / 'reward.py'}:even", "workers": 1},
         "resrl": {"rank": 8},
-        "optimizer": {"lr": 3e-3, "lr_warmup_steps": 0, "weight_decay": 0.0},
+        "optimizer": {"lr": 3e-2, "lr_warmup_steps": 0, "weight_decay": 0.0},
     }
     path = directory / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe))
