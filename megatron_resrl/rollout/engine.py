@@ -113,7 +113,8 @@ class RolloutEngine(Protocol):
         on_group: OnGroup | None = None,
     ) -> list[list[Response]]:
         """`begin` and `result` in one."""
-        ...
+        pending = self.begin(prompts, sampling, seed=seed, indices=indices, on_group=on_group)
+        return pending.result()
 
     def update_weights(self, version: int) -> dict[str, float]:
         """Makes what is generated from now on use the policy's weights as they are. Collective.

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from megatron_resrl.errors import RunError
-from megatron_resrl.rollout.engine import OnGroup, PendingRollout, Response, SamplingParams
+from megatron_resrl.rollout.engine import OnGroup, PendingRollout, RolloutEngine, SamplingParams
 
 
-class NoEngine:
+class NoEngine(RolloutEngine):
     """Refuses to generate; everything else costs nothing. See `RolloutEngine`."""
 
     def __init__(self, directory: str) -> None:
@@ -27,22 +27,6 @@ class NoEngine:
         indices: Sequence[int] | None = None,
         on_group: OnGroup | None = None,
     ) -> PendingRollout:
-        """Refuses.
-
-        Raises:
-            RunError: Always.
-        """
-        raise self._refusal(len(prompts))
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> list[list[Response]]:
         """Refuses.
 
         Raises:

@@ -17,6 +17,7 @@ from megatron_resrl.rollout.engine import (
     OnGroup,
     PendingRollout,
     Response,
+    RolloutEngine,
     SamplingParams,
 )
 from megatron_resrl.rollout.vllm.launch import max_model_length, server_specs
@@ -67,7 +68,7 @@ class _News:
     """All responses; the wait is over."""
 
 
-class VllmEngine:
+class VllmEngine(RolloutEngine):
     """Samples with vLLM servers that rank 0 starts, watches and speaks to.
 
     Sample j of prompt i is drawn with a seed keyed by (*seed, i, j) if `vllm.seed_requests`; the
@@ -131,18 +132,6 @@ class VllmEngine:
         if self._pool is not None:
             self._pool.submit(rollout)
         return _Pending(self, rollout)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> list[list[Response]]:
-        """See `RolloutEngine.generate`."""
-        return self.begin(prompts, sampling, seed=seed, indices=indices, on_group=on_group).result()
 
     def update_weights(self, version: int) -> dict[str, float]:
         """See `RolloutEngine.update_weights`; servers that are being restarted get them later."""
