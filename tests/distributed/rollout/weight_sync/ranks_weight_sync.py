@@ -10,7 +10,7 @@ import json
 import sys
 import tempfile
 import threading
-import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,31 +32,37 @@ LONG_RESPONSE = 400
 CORRUPTED = "model.layers.1.mlp.down_proj.weight"
 
 
-def start_request(server: ServerControl) -> tuple[threading.Thread, dict[str, Any]]:
-    """Begins a long response, and waits until the server works on it."""
-    answer: dict[str, Any] = {}
+def keep_busy(
+    server: ServerControl, working: threading.Event, done: threading.Event
+) -> list[dict[str, Any]]:
+    """Answers of long requests, one after the other until `done`; `working` after the first."""
     sampling = {"max_tokens": LONG_RESPONSE, "temperature": 1.0, "ignore_eos": True, "logprobs": 0}
-
-    def ask() -> None:
-        body = {"token_ids": [3, 4, 5], "sampling_params": sampling}
-        answer.update(server.post("/inference/v1/generate", body)["choices"][0])
-
-    thread = threading.Thread(target=ask)
-    thread.start()
-    time.sleep(0.5)
-    return thread, answer
+    body = {"token_ids": [3, 4, 5], "sampling_params": sampling}
+    answers = []
+    while not done.is_set():
+        answers.append(server.post("/inference/v1/generate", body)["choices"][0])
+        working.set()
+    return answers
 
 
 def in_flight(sender: WeightSender, server: ServerControl, version: int) -> dict[str, Any]:
-    thread, answer = start_request(server)
-    report = sender.send([server], version)
-    ended_before = not thread.is_alive()
-    thread.join()
-    return asdict(report) | {
-        "ended_before": ended_before,
-        "tokens": len(answer["token_ids"]),
-        "log_probs": len(answer["logprobs"]["content"]),
-        "versions": answer["weight_versions"],
+    """Sends while two clients ask all the time, so that one request at least is cut."""
+    working, done = threading.Event(), threading.Event()
+    with ThreadPoolExecutor() as clients:
+        asked = [clients.submit(keep_busy, server, working, done) for _ in range(2)]
+        try:
+            assert working.wait(60)
+            report = sender.send([server], version)
+        finally:
+            done.set()
+    answers = [answer for client in asked for answer in client.result()]
+    return {
+        "failed": report.failed,
+        "lengths": [[len(a["token_ids"]), len(a["logprobs"]["content"])] for a in answers],
+        "versions": [
+            [(span["version"], span["start"], span["end"]) for span in answer["weight_versions"]]
+            for answer in answers
+        ],
     }
 
 
