@@ -128,9 +128,9 @@ def one_rank() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def engine_of(recipe: Recipe) -> Iterator[VllmEngine]:
-    """A started engine with `NoSender`, closed with the block."""
-    engine = VllmEngine(recipe, NoSender())
+def engine_of(recipe: Recipe, sender: NoSender | None = None) -> Iterator[VllmEngine]:
+    """A started engine, closed with the block; default: with a `NoSender`."""
+    engine = VllmEngine(recipe, sender or NoSender())
     try:
         yield engine
     finally:

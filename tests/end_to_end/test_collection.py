@@ -56,6 +56,18 @@ def copy(recorded: Path, tmp_path: Path) -> Callable[[], Path]:
     return make
 
 
+def _steps(*runs: Path) -> list[list[dict]]:
+    """Metrics of each run's training steps."""
+    return [read_metrics(run)[1:] for run in runs]
+
+
+def assert_same_steps(run: Path, other: Path) -> None:
+    """Equal but for the order of fp32 sums, three steps deep."""
+    for line, expected in zip(*_steps(run, other), strict=True):
+        for name in ("loss", "grad_norm", "reward/mean", "rollout/groups_generated"):
+            assert line[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
+
+
 def test_groups_without_signal_are_refilled_and_the_step_keeps_its_size(recorded):
     metrics = read_metrics(recorded / "run")[1:]
     assert any(line["rollout/refill_rounds"] > 0 for line in metrics)
@@ -83,6 +95,61 @@ def test_a_replay_with_another_seed_names_step_prompt_and_file(recorded, copy):
     assert done.code == 2, done.text
     assert "step 1, round 0, prompt " in done.text
     assert str(recorded / "record" / "step_000001.parquet") in done.text
+
+
+def test_another_run_s_recording_is_not_written_into(recorded, copy):
+    before = sorted(path.read_bytes() for path in (recorded / "record").iterdir())
+    done = _train(copy(), f"--rollout.record={recorded / 'record'}", "--seed=4")
+    assert done.code == 2, done.text
+    assert f"rollout.record '{recorded / 'record'}' holds step 1 of a run" in done.text
+    assert "give another directory or remove it" in done.text
+    assert sorted(path.read_bytes() for path in (recorded / "record").iterdir()) == before
+
+
+def test_two_ranks_collect_and_record_what_one_does(recorded, copy, tmp_path):
+    done = run_task(copy(), None, f"--rollout.record={tmp_path / 'record'}", ranks=2)
+    assert done.code == 0, done.text
+    assert_same_steps(tmp_path / "run", recorded / "run")
+    for path in sorted((recorded / "record").iterdir()):
+        ours, theirs = (
+            pq.read_table(p).to_pydict() for p in (tmp_path / "record" / path.name, path)
+        )
+        for name in ("round", "index", "group", "prompt_ids", "token_ids"):
+            assert ours[name] == theirs[name], name
+
+
+@pytest.mark.slow
+def test_two_stages_replay_what_one_rank_recorded(recorded, copy, tmp_path):
+    replay = f"--rollout.replay={recorded / 'record'}"
+    done = run_task(copy(), None, replay, "--parallel.pipeline_model_parallel_size=2", ranks=2)
+    assert done.code == 0, done.text
+    assert_same_steps(tmp_path / "run", recorded / "run")
+
+
+@pytest.mark.slow
+def test_over_long_responses_are_masked_or_penalised_in_a_whole_run(recorded, copy, tmp_path):
+    replay = f"--rollout.replay={recorded / 'record'}"
+    masked = _train(copy(), replay, "--reward.overlong=mask")
+    assert masked.code == 0, masked.text
+    for line, unmasked in zip(*_steps(tmp_path / "run", recorded / "run"), strict=True):
+        assert line["reward/overlong_masked"] == unmasked["response/truncated"] > 0
+        assert line["reward/mean"] == unmasked["reward/mean"]
+    (tmp_path / "run").rename(tmp_path / "masked")
+    penalty = ["--reward.overlong_buffer=4", "--reward.overlong_penalty=0.5"]
+    penalised = _train(copy(), replay, "--reward.overlong=penalize", *penalty)
+    assert penalised.code == 0, penalised.text
+    steps = zip(*_steps(tmp_path / "run", recorded / "run"), strict=True)
+    for step, (line, unpunished) in enumerate(steps, start=1):
+        columns = pq.read_table(recorded / "record" / f"step_{step:06d}.parquet").to_pydict()
+        lengths = [
+            len(tokens)
+            for tokens, group in zip(columns["token_ids"], columns["group"], strict=True)
+            if group is not None
+        ]
+        # Soft over-long punishment (DAPO, equation 13): a limit of 8, 4 tokens of them free.
+        expected = sum(min(0, (4 - length) / 4) * 0.5 for length in lengths) / len(lengths)
+        assert line["reward/overlong_penalty_mean"] == pytest.approx(expected)
+        assert line["reward/mean"] == pytest.approx(unpunished["reward/mean"] + expected)
 
 
 @pytest.mark.slow

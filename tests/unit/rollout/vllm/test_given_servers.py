@@ -1,0 +1,139 @@
+"""Servers that are not ours, at addresses that vanish; limits of what is tried again."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from dataclasses import replace
+
+import pytest
+from served_engine import NoSender, Sent, engine_of, one_rank, served_recipe, write_served_model
+from tcp_proxy import proxy_to
+from vllm_server import vllm_server
+
+from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.vllm.pool import RolloutFailure
+from megatron_resrl.rollout.vllm.slot import State
+
+pytestmark = pytest.mark.vllm
+PROMPTS = [[3 + prompt, 4, 5, 6, 7] for prompt in range(8)]
+SAMPLING = SamplingParams(200, (), n=4)
+SERVER = ["--load-format", "auto", "--skip-tokenizer-init", "--enable-scale-out"]
+SERVER += ["--max-model-len", "2304"]
+
+
+@pytest.fixture(scope="module")
+def model_path(tmp_path_factory):
+    return write_served_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def server(model_path, tmp_path_factory):
+    log = tmp_path_factory.mktemp("server") / "log"
+    environment = {"VLLM_SERVER_DEV_MODE": "1"}
+    with vllm_server(model_path, log, SERVER, environment) as url, one_rank():
+        yield url
+
+
+@pytest.fixture
+def recipe(model_path, tmp_path):
+    def make(*urls: str, **vllm):
+        return served_recipe(model_path, tmp_path, urls=urls, max_running_requests=8, **vllm)
+
+    return make
+
+
+def wait_until(condition, timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def begin(engine):
+    """Returns the pending rollout when its first group is complete."""
+    first = threading.Event()
+    pending = engine.begin(PROMPTS, SAMPLING, seed=(1,), on_group=lambda *_: first.set())
+    assert first.wait(120)
+    return pending
+
+
+def test_an_address_that_vanishes_loses_nothing_and_gets_the_weights_when_it_is_back(
+    server, recipe
+):
+    told = Counter()
+    with proxy_to(server) as proxy, engine_of(recipe(server, proxy.url)) as engine:
+        stayed, gone = engine._pool.slots
+        engine.update_weights(3)
+        pending = engine.begin(
+            PROMPTS, SAMPLING, seed=(1,), on_group=lambda index, _: told.update([index])
+        )
+        wait_until(lambda: told)
+        proxy.close()
+        responses = pending.result()
+        assert [len(group) for group in responses] == [SAMPLING.n] * len(PROMPTS)
+        assert told == Counter(range(len(PROMPTS)))
+        wait_until(lambda: gone.state is State.STARTING)
+        assert stayed.state is State.SERVING
+        proxy.open()
+        wait_until(lambda: gone.state is State.OUTDATED)
+        engine.generate(PROMPTS[:2], replace(SAMPLING, max_new_tokens=8), seed=(2,))
+        assert engine.sender.sent[-1] == (3, [proxy.url])
+        assert gone.state is State.SERVING
+
+
+def test_a_server_that_never_comes_back_is_given_up_and_the_others_go_on(server, recipe):
+    with proxy_to(server) as proxy, engine_of(recipe(server, proxy.url, max_restarts=1)) as engine:
+        engine._pool.vllm = replace(engine._pool.vllm, start_timeout_s=0.5)
+        stayed, gone = engine._pool.slots
+        pending = begin(engine)
+        proxy.close()
+        assert len(pending.result()) == len(PROMPTS)
+        wait_until(lambda: gone.state is State.GIVEN_UP)
+        assert stayed.state is State.SERVING
+        engine.generate(PROMPTS, SAMPLING, seed=(2,))
+
+
+def test_without_a_server_left_the_rollout_and_each_later_one_is_an_error(server, recipe):
+    with proxy_to(server) as proxy, engine_of(recipe(proxy.url, max_restarts=1)) as engine:
+        engine._pool.vllm = replace(engine._pool.vllm, start_timeout_s=0.5)
+        pending = begin(engine)
+        proxy.close()
+        with pytest.raises(RolloutFailure) as failure:
+            pending.result()
+        assert "no vLLM server is left" in str(failure.value)
+        assert "2 times in a row (vllm.max_restarts)" in str(failure.value)
+        assert f"{proxy.url}/health did not answer" in str(failure.value)
+        with pytest.raises(RolloutFailure, match="no vLLM server is left"):
+            engine.generate(PROMPTS, SAMPLING, seed=(2,))
+
+
+def test_a_sample_that_is_too_slow_is_tried_again_and_then_an_error(server, recipe, monkeypatch):
+    with engine_of(recipe(server, max_retries=2)) as engine:
+        settings = engine._pool.vllm
+        monkeypatch.setattr(engine._pool, "vllm", replace(settings, request_timeout_s=0.2))
+        with pytest.raises(RolloutFailure) as failure:
+            engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=2000), seed=(3,))
+        assert "was lost 3 times (vllm.max_retries = 2)" in str(failure.value)
+        assert "not answered within vllm.request_timeout_s = 0.2 s" in str(failure.value)
+        monkeypatch.setattr(engine._pool, "vllm", settings)
+        responses = engine.generate(PROMPTS, SAMPLING, seed=(4,))
+        assert all(len(response.token_ids) == 200 for group in responses for response in group)
+
+
+def test_a_server_that_did_not_take_weights_gets_them_before_it_works_again(server, recipe):
+    class FailsOnce(NoSender):
+        """Reports a server as failed, the second time it is sent weights."""
+
+        def send(self, servers, version):
+            report = super().send(servers, version)
+            failed = len(self.sent) == 2
+            return Sent(failed=tuple(server.url for server in servers)) if failed else report
+
+    with engine_of(recipe(server), FailsOnce()) as engine:
+        assert engine.update_weights(7)["sync/failed_servers"] == 0
+        assert engine.update_weights(8)["sync/failed_servers"] == 1
+        (group,) = engine.generate(PROMPTS[:1], SAMPLING, seed=(5,))
+        assert engine.sender.sent[2:] == [(8, [server])]
+        assert all(response.weight_versions == (8, 8) for response in group)
