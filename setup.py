@@ -24,7 +24,7 @@ REQUIREMENTS = [
     "tensorboard>=2.16",
     "tqdm>=4.60",
     "httpx>=0.27",  # calls of rollout servers
-    "psutil>=5.9",  # without it a megatron-core checkpoint save hangs
+    "psutil>=5.9",  # which processes live; and without it a megatron-core checkpoint save hangs
     "einops>=0.8",
     "packaging>=24.2",
 ]

@@ -97,7 +97,11 @@ def with_product(options: argparse.Namespace) -> dict[str, Any]:
         rollout=schema.RolloutConfig(engine=options.engine, max_response_length=options.tokens),
         vllm=schema.VllmConfig(
             python=options.vllm_python,
-            environment={"OMP_NUM_THREADS": str(options.threads)},
+            environment={
+                "OMP_NUM_THREADS": str(options.threads),
+                # GB; all responses at once, as the other engines have them.
+                "VLLM_CPU_KVCACHE_SPACE": "4",
+            },
             arguments={"skip-tokenizer-init": True},
         ),
     )

@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig, VllmConfig
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -132,97 +134,6 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class VllmConfig:
-    """vLLM servers that sample responses (`rollout.engine: vllm`)."""
-
-    urls: tuple[str, ...] = ()
-    """Servers that are already running, e.g. http://host:8000; empty: the run starts its own. They
-    need the flags that the documentation lists, and are neither restarted nor stopped."""
-    servers: int = 1
-    """Servers to start on the host of rank 0."""
-    python: str | None = None
-    """Interpreter of the environment that has vLLM; default: the trainer's."""
-    tensor_parallel_size: int = 1
-    """GPUs of each server."""
-    devices: tuple[str, ...] | None = None
-    """CUDA_VISIBLE_DEVICES of each server, e.g. ["0,1", "2,3"]; default: those of the trainer."""
-    environment: dict[str, str] = field(default_factory=dict)
-    """Environment variables added for the servers."""
-    arguments: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of `vllm serve`, e.g. {"gpu-memory-utilization": 0.5}."""
-    start_timeout_s: float = 900.0
-    """Seconds within which a server must be ready."""
-    request_timeout_s: float = 3600.0
-    """Seconds within which a response must be complete."""
-    stall_timeout_s: float = 120.0
-    """A server that has requests and makes no token for so many seconds hangs and is restarted."""
-    max_retries: int = 3
-    """Times that a response is generated anew because its server failed."""
-    max_restarts: int = 3
-    """Restarts of one server in a row without a finished response between them."""
-    max_running_requests: int = 256
-    """Responses that one server generates at once (`--max-num-seqs`)."""
-    seed_requests: bool | None = None
-    """Give every response a seed of its own; default: on GPUs. vLLM on CPU can crash with seeds."""
-    weight_transfer: Literal["auto", "nccl", "ipc", "file"] = "auto"
-    """vLLM's back end that takes new weights. `nccl` and `ipc` are vLLM's own; `file` goes through
-    safetensors files in `transfer_dir`. `auto`: ipc for colocated GPUs, nccl for others, file
-    without GPUs or when the trainer's environment has no vLLM."""
-    transfer_dir: str = "/dev/shm"
-    """Directory that trainer and servers share, for `file`."""
-    bucket_bytes: int = 512 * 2**20
-    """Weights sent at once; the memory that a sync needs."""
-
-
-@dataclass(frozen=True)
-class RolloutConfig:
-    """How responses are sampled."""
-
-    engine: Literal["megatron", "vllm"] = "megatron"
-    """`megatron`: the policy decodes by itself; `vllm`: vLLM servers."""
-    placement: Literal["colocated", "disaggregated"] = "colocated"
-    """`colocated`: the engine shares the trainer's devices and sleeps while it trains;
-    `disaggregated`: it has its own and may generate meanwhile."""
-    max_staleness: int = 0
-    """Steps that generation may run ahead of training: a response begins with weights at most so
-    many updates old. 0: synchronous; above 0 needs `engine: vllm` and `disaggregated`."""
-    verify_weights: bool = False
-    """After each transfer of weights compare checksums and greedy continuations with the
-    trainer's; a difference ends the run."""
-    prompts_per_step: int = 256
-    """Prompts sampled per step (paper: 256)."""
-    group_size: int = 4
-    """Responses per prompt, at least 2 (paper: 4)."""
-    max_response_length: int = 4096
-    """Largest number of new tokens (paper: 4096)."""
-    temperature: float = 1.0
-    """Sampling temperature; 0: greedy (paper: 1.0)."""
-    top_p: float = 1.0
-    """Keep the smallest set of tokens with this probability mass."""
-    top_k: int = 0
-    """Keep the k most likely tokens; 0: all."""
-    stop_token_ids: tuple[int, ...] | None = None
-    """Tokens that end a response; default: the model's end-of-sequence tokens."""
-    max_running_samples: int = 256
-    """Responses decoded at once by one data-parallel replica; bounds the KV cache."""
-    dynamic_sampling: bool = False
-    """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
-    max_refills: int = 4
-    """Rounds of replacement per step; after them such groups stay."""
-    environment: str | None = None
-    """What answers the policy between turns: a registered name (`calculator`, ...) or
-    `path.py:name`; None: one turn."""
-    environment_options: dict[str, Any] = field(default_factory=dict)
-    """Keyword arguments of the environment."""
-    max_turns: int = 8
-    """Turns of the policy in one episode; `max_response_length` bounds all of them together."""
-    record: str | None = None
-    """Directory that keeps the rollouts of every step, for `replay`."""
-    replay: str | None = None
-    """Directory written by `record`: train on those rollouts, with no engine."""
-
-
-@dataclass(frozen=True)
 class RewardConfig:
     """How responses are graded."""
 
@@ -248,26 +159,6 @@ class RewardConfig:
     """Tokens before the limit over which the penalty grows from 0."""
     overlong_penalty: float = 1.0
     """Taken off the reward at the limit."""
-
-
-@dataclass(frozen=True)
-class CorrectionConfig:
-    """For responses drawn from another distribution than the trainer's: by other numerics, with
-    older weights, or from a truncated distribution."""
-
-    method: Literal["none", "token_tis", "sequence_tis", "icepop"] = "none"
-    """Factor on the loss from the ratio trainer / engine. `token_tis`, `sequence_tis`: the ratio of
-    the token or of the whole response, at most `cap`; `icepop`: the token's ratio, 0 outside of
-    `band`."""
-    cap: float = 2.0
-    """Largest factor of truncated importance sampling."""
-    band: tuple[float, float] = (0.5, 5.0)
-    """Ratios that icepop keeps."""
-    warn_kl: float | None = 0.05
-    """Warn when the KL divergence of the engine from the trainer (nats per token) is above; None:
-    never."""
-    stop_kl: float | None = None
-    """End the run, before the update, when it is above; None: never."""
 
 
 @dataclass(frozen=True)

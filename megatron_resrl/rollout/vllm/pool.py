@@ -19,7 +19,7 @@ import httpx
 
 from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import RunError
-from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.vllm.requests import (
     RequestFailure,
     RequestRefused,
@@ -29,8 +29,9 @@ from megatron_resrl.rollout.vllm.requests import (
     send_request,
 )
 from megatron_resrl.rollout.vllm.rollout import Job, Rollout
-from megatron_resrl.rollout.vllm.server import ServerProcess, ServerSpec, StartFailure
+from megatron_resrl.rollout.vllm.server import ServerSpec, StartFailure
 from megatron_resrl.rollout.vllm.slot import Slot, State
+from megatron_resrl.rollout.vllm.starting import await_answer, start_process, warm_up
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -181,56 +182,17 @@ class Pool:
 
     async def _bring_up(self, slot: Slot) -> None:
         """Starts a server, or waits for one that is not ours, until it can take weights."""
-        if slot.spec is not None:
-            await self._loop.run_in_executor(self._starters, self._start_process, slot)
-        else:
-            await self._loop.run_in_executor(self._starters, self._await_answer, slot)
+        start = start_process if slot.spec is not None else await_answer
+        timeout, gave_up = self.vllm.start_timeout_s, self._closing.is_set
+        await self._loop.run_in_executor(self._starters, start, slot, timeout, gave_up)
         if self._closing.is_set():
             return
-        await self._warm_up(slot)
+        timeout = min(self.vllm.request_timeout_s, timeout)
+        await warm_up(slot, self._client, max_length=self._max_length, timeout_s=timeout)
         slot.connected = False
         slot.progress_at = time.monotonic()
         slot.state = State.OUTDATED
         self._notify()
-
-    def _start_process(self, slot: Slot) -> None:
-        """In a thread of its own: blocks."""
-        assert slot.spec is not None
-        if self._closing.is_set():
-            return
-        slot.process = ServerProcess(slot.spec)
-        slot.url = slot.process.url
-        slot.process.wait_ready(self.vllm.start_timeout_s, _healthy, self._closing.is_set)
-
-    def _await_answer(self, slot: Slot) -> None:
-        """In a thread of its own: blocks."""
-        deadline = time.monotonic() + self.vllm.start_timeout_s
-        while not _healthy(slot.url) and not self._closing.is_set():
-            if time.monotonic() > deadline:
-                seconds = self.vllm.start_timeout_s
-                raise StartFailure(
-                    f"vllm.urls: {slot.url}/health did not answer within vllm.start_timeout_s = "
-                    f"{seconds:g} s; start the server or correct the address"
-                )
-            time.sleep(1.0)
-
-    async def _warm_up(self, slot: Slot) -> None:
-        """Learns the model's name and has one token made.
-
-        The first request of a server compiles kernels for up to a quarter of a minute, which must
-        not look like a stall; and a server without the flags that we need says so here.
-        """
-        timeout = min(self.vllm.request_timeout_s, self.vllm.start_timeout_s)
-        try:
-            models = await self._client.get(f"{slot.url}/v1/models", timeout=timeout)
-            slot.model = models.json()["data"][0]["id"]
-            body = request_body(
-                [0], SamplingParams(1, ()), model=slot.model, seed=None, max_length=self._max_length
-            )
-            await send_request(self._client, slot.url, body, timeout_s=timeout)
-        except (RunError, httpx.HTTPError, ValueError, LookupError) as error:
-            cause = f"did not answer its first request: {error}"
-            raise StartFailure(slot.failure(cause)) from error
 
     def _submit(self, rollout: Rollout) -> None:
         if self._error is not None:
@@ -416,10 +378,3 @@ class Pool:
             slot.process.stop for slot in self.slots if slot.process is not None
         ]
         await asyncio.gather(*(self._loop.run_in_executor(None, stop) for stop in stops))
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return not httpx.get(f"{url}/health", timeout=5.0, trust_env=False).is_error
-    except httpx.HTTPError:
-        return False

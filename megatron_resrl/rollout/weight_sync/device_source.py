@@ -10,6 +10,7 @@ import pickle
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import accumulate
 from typing import Any
 from urllib.parse import urlsplit
@@ -18,7 +19,11 @@ import torch
 
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
-from megatron_resrl.rollout.weight_sync.receivers import Receivers, reset_caches_and_resume
+from megatron_resrl.rollout.weight_sync.receivers import (
+    Receivers,
+    reset_caches_and_resume,
+    start_update,
+)
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 
 
@@ -134,7 +139,7 @@ class SyncClient:
             ServerFailure: A server failed that a broadcast would wait for.
         """
         before = len(self.receivers.alive)
-        self._post_each("/start_weight_update", lambda url: None)
+        self.receivers.each(partial(start_update, timeout_s=self.timeout_s))
         if self.all_or_none and len(self.receivers.alive) < before:
             raise ServerFailure("a server failed before the weights were sent")
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
+import psutil
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
@@ -15,9 +18,14 @@ from safetensors.torch import save_file
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.buckets import Bucket, in_buckets
 from megatron_resrl.rollout.weight_sync.control import ServerControl
-from megatron_resrl.rollout.weight_sync.receivers import Receivers, finish_update, pause
+from megatron_resrl.rollout.weight_sync.receivers import (
+    Receivers,
+    finish_update,
+    pause,
+    start_update,
+)
 
-_FOLDER_PREFIX = "megatron-resrl-weights-"
+_FOLDER = "megatron-resrl-weights-"
 
 
 class FileTransfer:
@@ -64,7 +72,7 @@ class FileTransfer:
         self._require_room(2 * min(self.bucket_bytes, model_bytes))
         with self._folder() as folder, Receivers(servers) as receivers:
             receivers.each(pause)
-            receivers.each(lambda server: server.post("/start_weight_update"))
+            receivers.each(start_update)
             num_bytes, loading = 0, []
             previous: Path | None = None
             for number, bucket in enumerate(in_buckets(weights, self.bucket_bytes)):
@@ -92,13 +100,24 @@ class FileTransfer:
             path.unlink()
 
     def _folder(self) -> tempfile.TemporaryDirectory:
+        host = f"{_FOLDER}{socket.gethostname()}-"
+        self._clear(host)
         try:
-            return tempfile.TemporaryDirectory(prefix=_FOLDER_PREFIX, dir=self.transfer_dir)
+            return tempfile.TemporaryDirectory(
+                prefix=f"{host}{os.getpid()}-", dir=self.transfer_dir
+            )
         except OSError as error:
             raise InputError(
                 f"vllm.transfer_dir is {str(self.transfer_dir)!r}, where no folder can be made "
                 f"({error}); give a directory that the trainer can write and the servers can read"
             ) from error
+
+    def _clear(self, host: str) -> None:
+        """Removes what killed trainers of this host left: buckets may be gigabytes of memory."""
+        for left in self.transfer_dir.glob(f"{host}*"):
+            process = left.name.removeprefix(host).partition("-")[0]
+            if process.isdigit() and not psutil.pid_exists(int(process)):
+                shutil.rmtree(left, ignore_errors=True)
 
     def _require_room(self, needed: int) -> None:
         try:

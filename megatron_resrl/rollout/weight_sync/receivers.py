@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -10,6 +11,9 @@ from types import TracebackType
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
 logger = logging.getLogger(__name__)
+
+_CUT_OFF = "cut off"
+"""Version of weights of which some are old and some new."""
 
 Action = Callable[[ServerControl], object]
 
@@ -63,6 +67,42 @@ def pause(server: ServerControl) -> None:
         ServerFailure: The server did not do it.
     """
     server.post("/pause", params={"mode": "keep"})
+
+
+def start_update(server: ServerControl, *, timeout_s: float | None = None) -> None:
+    """Has a paused server expect weights.
+
+    vLLM takes one update at a time: one that was cut off by a broken connection, or because its
+    trainer was killed, is closed first.
+
+    Args:
+        server: That is paused.
+        timeout_s: Seconds that a call may take; None: the server's own.
+
+    Raises:
+        ServerFailure: The server did not do it.
+    """
+    try:
+        server.post("/start_weight_update", timeout_s=timeout_s)
+    except ServerFailure:
+        server.post("/finish_weight_update", {"weight_version": _CUT_OFF}, timeout_s=timeout_s)
+        server.post("/start_weight_update", timeout_s=timeout_s)
+
+
+def recover(server: ServerControl) -> None:
+    """Lets a server go on that an update which was cut off has left paused.
+
+    Its weights are of no use until the next update.
+
+    Raises:
+        ServerFailure: The server did not do it.
+    """
+    if not server.get("/is_paused")["is_paused"]:
+        return
+    # An error if the pause came before the update, or another trainer has closed it.
+    with contextlib.suppress(ServerFailure):
+        server.post("/finish_weight_update", {"weight_version": _CUT_OFF})
+    server.post("/resume")
 
 
 def finish_update(server: ServerControl, version: int) -> None:

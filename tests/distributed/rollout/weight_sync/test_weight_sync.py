@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from ranks import run_ranks
+from tcp_proxy import proxy_to
 from tiny_families import VOCABULARY, read_model
 from vllm_server import vllm_server, write_served
 
@@ -57,7 +58,13 @@ class Served:
     def run(self, task: str, model: Path, version: int, **given: Any) -> Any:
         """What rank 0 of `ranks_weight_sync.py` found."""
         world, layout = given.get("layout", (1, {}))
-        arguments = [task, self.control.url, given.get("others", "-"), model, version]
+        arguments = [
+            task,
+            given.get("url", self.control.url),
+            given.get("others", "-"),
+            model,
+            version,
+        ]
         arguments += [given.get("bucket", LARGE), json.dumps(layout)]
         out = run_ranks(SCRIPT, world, *arguments, timeout=240)
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
@@ -161,6 +168,23 @@ def test_a_server_that_is_gone_is_reported_and_the_other_is_up_to_date(llama):
     report = llama.run("send", llama.model(40), 6, others=gone, layout=(2, TP2))
     assert report["failed"] == [gone]
     assert llama.control.get("/weight_info") == {"weight_version": "6"}
+
+
+def test_a_server_lost_in_the_middle_of_its_weights_is_reported_and_takes_the_next(llama):
+    seen = []
+
+    def watch(data: bytes) -> None:
+        seen.append(data.count(b"POST /update_weights"))
+        if sum(seen) == 3:  # Three buckets of more than ten.
+            proxy.close()
+
+    with proxy_to(llama.control.url, watch) as proxy:
+        report = llama.run("send", llama.model(45), 8, url=proxy.url, bucket=SMALL, layout=(2, TP2))
+    assert report["failed"] == [proxy.url]
+    assert llama.control.get("/weight_info") != {"weight_version": "8"}
+    assert llama.run("send", llama.model(46), 9, bucket=SMALL)["failed"] == []
+    tokens, _ = llama.greedy(_prompts()[0])
+    assert tokens == _reference(llama.model(46), _prompts()[0])[0]
 
 
 def test_verification_finds_the_last_bit_of_one_element(llama):

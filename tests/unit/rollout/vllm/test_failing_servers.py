@@ -78,6 +78,12 @@ def server_of(slot) -> psutil.Process:
     return server
 
 
+def core_of(slot) -> psutil.Process:
+    """vLLM's engine core, below its API server."""
+    (core,) = (p for p in server_of(slot).children() if "EngineCore" in " ".join(p.cmdline()))
+    return core
+
+
 def by_seed(counts: Counter) -> Counter:
     total: Counter = Counter()
     for (_, seed), count in counts.items():
@@ -162,6 +168,24 @@ def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weight
     assert sum(by_seed(sent).values()) == len(PROMPTS) * SAMPLING.n + unfinished
     assert not urls & set(engine.sender.sent[-1][1])
     assert all(r.weight_versions == (5, 5) for group in responses for r in group)
+
+
+@pytest.mark.slow
+def test_engine_cores_that_hang_or_die_below_a_living_server_are_replaced(engine, requests):
+    _, answered = requests
+    wait_until(lambda: all(slot.state is not State.STARTING for slot in engine._pool.slots))
+    engine.update_weights(6)
+    hangs, dies = engine._pool.slots
+    pids = [slot.process.pid for slot in (hangs, dies)]
+    pending = engine.begin(PROMPTS, SAMPLING, seed=(4,))
+    wait_until(lambda: len(answered) >= 4)
+    core_of(hangs).send_signal(signal.SIGSTOP)
+    core_of(dies).send_signal(signal.SIGKILL)
+    responses = pending.result()
+    assert all(len(group) == SAMPLING.n for group in responses)
+    assert set(by_seed(answered).values()) == {1}
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert all(r.weight_versions == (6, 6) for group in responses for r in group)
 
 
 def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(model_path, tmp_path):

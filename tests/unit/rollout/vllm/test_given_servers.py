@@ -12,15 +12,19 @@ from served_engine import NoSender, Sent, engine_of, one_rank, served_recipe, wr
 from tcp_proxy import proxy_to
 from vllm_server import vllm_server
 
+from megatron_resrl.config.schema import Recipe, VllmConfig
 from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.vllm.engine import VllmEngine
 from megatron_resrl.rollout.vllm.pool import RolloutFailure
+from megatron_resrl.rollout.vllm.server import StartFailure
 from megatron_resrl.rollout.vllm.slot import State
+from megatron_resrl.rollout.weight_sync.backends import server_arguments
+from megatron_resrl.rollout.weight_sync.control import ServerControl
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3 + prompt, 4, 5, 6, 7] for prompt in range(8)]
 SAMPLING = SamplingParams(200, (), n=4)
-SERVER = ["--load-format", "auto", "--skip-tokenizer-init", "--enable-scale-out"]
-SERVER += ["--max-model-len", "2304"]
+FLAGS = ["--load-format", "auto", "--skip-tokenizer-init", "--max-model-len", "2304"]
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +35,8 @@ def model_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(model_path, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    environment = {"VLLM_SERVER_DEV_MODE": "1"}
-    with vllm_server(model_path, log, SERVER, environment) as url, one_rank():
+    arguments, environment = server_arguments(Recipe(vllm=VllmConfig(weight_transfer="file")))
+    with vllm_server(model_path, log, [*FLAGS, *arguments], environment) as url, one_rank():
         yield url
 
 
@@ -137,3 +141,28 @@ def test_a_server_that_did_not_take_weights_gets_them_before_it_works_again(serv
         (group,) = engine.generate(PROMPTS[:1], SAMPLING, seed=(5,))
         assert engine.sender.sent[2:] == [(8, [server])]
         assert all(response.weight_versions == (8, 8) for response in group)
+
+
+def test_a_server_that_a_killed_trainer_left_in_an_update_works_for_the_next(server, recipe):
+    greedy = replace(SAMPLING, temperature=0.0, n=1)
+    with engine_of(recipe(server)) as engine:
+        before = engine.generate(PROMPTS, greedy, seed=(6,))
+    control = ServerControl(server)
+    control.post("/pause", params={"mode": "keep"})
+    control.post("/start_weight_update")
+    with engine_of(recipe(server, start_timeout_s=60)) as engine:
+        after = engine.generate(PROMPTS, greedy, seed=(6,))
+    assert [group[0].token_ids for group in after] == [group[0].token_ids for group in before]
+    control.post("/start_weight_update")  # The first update was closed.
+    control.post("/finish_weight_update")
+
+
+@pytest.mark.slow
+def test_a_server_without_control_routes_is_refused(server, model_path, recipe, tmp_path):
+    with (
+        vllm_server(model_path, tmp_path / "log", FLAGS, {}) as url,
+        pytest.raises(StartFailure, match="start it with VLLM_SERVER_DEV_MODE=1") as failure,
+    ):
+        VllmEngine(recipe(url), NoSender())
+    assert f"vllm.urls: {url} cannot be controlled" in str(failure.value)
+    assert "404" in str(failure.value)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -128,6 +131,19 @@ def test_nothing_is_left_behind_and_others_cannot_read_meanwhile(takers, tmp_pat
     _send(FileTransfer(tmp_path, 40, timeout_s=10), takers)
     assert not list(tmp_path.iterdir())
     assert set(takers[0].modes) == {0o700}
+
+
+def test_what_a_killed_trainer_left_is_removed_and_what_a_living_one_uses_is_not(takers, tmp_path):
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    prefix = f"megatron-resrl-weights-{socket.gethostname()}-"
+    killed, living = tmp_path / f"{prefix}{ended.pid}-a1", tmp_path / f"{prefix}{os.getppid()}-b2"
+    elsewhere = tmp_path / f"megatron-resrl-weights-another-host-{ended.pid}-c3"
+    for folder in (killed, living, elsewhere):
+        folder.mkdir()
+        (folder / "00000.safetensors").write_bytes(b"weights")
+    _send(FileTransfer(tmp_path, 40, timeout_s=10), takers)
+    assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere])
 
 
 def test_an_error_in_the_weights_leaves_nothing_behind(takers, tmp_path):

@@ -1,0 +1,101 @@
+"""How a server comes to take weights and requests: started, or found at its address, and tried."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import httpx
+
+from megatron_resrl.errors import RunError
+from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.vllm.requests import request_body, send_request
+from megatron_resrl.rollout.vllm.server import ServerProcess, StartFailure
+from megatron_resrl.rollout.vllm.slot import Slot
+from megatron_resrl.rollout.weight_sync.control import ServerFailure
+from megatron_resrl.rollout.weight_sync.receivers import recover
+
+_BETWEEN_QUESTIONS_S = 1.0
+
+
+def start_process(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> None:
+    """Starts the server of a slot that has a specification. Blocks until it is healthy.
+
+    Args:
+        slot: Gets the process and its address.
+        timeout_s: `vllm.start_timeout_s`.
+        gave_up: Asked now and then; True: return at once.
+
+    Raises:
+        StartFailure: It ended or took too long.
+    """
+    assert slot.spec is not None
+    if gave_up():
+        return
+    slot.process = ServerProcess(slot.spec)
+    slot.url = slot.process.url
+    slot.process.wait_ready(timeout_s, _healthy, gave_up)
+
+
+def await_answer(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> None:
+    """Waits for a server that is not ours. Blocks until it is healthy and not paused.
+
+    Args:
+        slot: Has the address.
+        timeout_s: `vllm.start_timeout_s`.
+        gave_up: Asked now and then; True: return at once.
+
+    Raises:
+        StartFailure: It did not answer in time, or has no routes to control it.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not _healthy(slot.url):
+        if gave_up():
+            return
+        if time.monotonic() > deadline:
+            raise StartFailure(
+                f"vllm.urls: {slot.url}/health did not answer within vllm.start_timeout_s = "
+                f"{timeout_s:g} s; start the server or correct the address"
+            )
+        time.sleep(_BETWEEN_QUESTIONS_S)
+    try:
+        recover(slot.control)
+    except ServerFailure as failure:
+        raise StartFailure(
+            f"vllm.urls: {slot.url} cannot be controlled ({failure}); start it with "
+            "VLLM_SERVER_DEV_MODE=1"
+        ) from failure
+
+
+async def warm_up(
+    slot: Slot, client: httpx.AsyncClient, *, max_length: int, timeout_s: float
+) -> None:
+    """Learns the model's name and has one token made.
+
+    The first request of a server compiles kernels for up to a quarter of a minute, which must not
+    look like a stall; and a server without the flags that we need says so here.
+
+    Args:
+        slot: Gets the name.
+        client: For the requests.
+        max_length: Tokens of a prompt and its response together.
+        timeout_s: Seconds that a request may take.
+
+    Raises:
+        StartFailure: A request failed.
+    """
+    try:
+        models = await client.get(f"{slot.url}/v1/models", timeout=timeout_s)
+        slot.model = models.json()["data"][0]["id"]
+        sampling = SamplingParams(1, ())
+        body = request_body([0], sampling, model=slot.model, seed=None, max_length=max_length)
+        await send_request(client, slot.url, body, timeout_s=timeout_s)
+    except (RunError, httpx.HTTPError, ValueError, LookupError) as error:
+        raise StartFailure(slot.failure(f"did not answer its first request: {error}")) from error
+
+
+def _healthy(url: str) -> bool:
+    try:
+        return not httpx.get(f"{url}/health", timeout=5.0, trust_env=False).is_error
+    except httpx.HTTPError:
+        return False
