@@ -28,15 +28,16 @@ from megatron_resrl.rollout.weight_sync.sender import WeightSender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 
-LONG_RESPONSE = 400
+LONG_RESPONSES = (250, 400)
+"""Unequal, so that two clients are not between two requests at the same time."""
 CORRUPTED = "model.layers.1.mlp.down_proj.weight"
 
 
 def keep_busy(
-    server: ServerControl, working: threading.Event, done: threading.Event
+    server: ServerControl, length: int, working: threading.Event, done: threading.Event
 ) -> list[dict[str, Any]]:
     """Answers of long requests, one after the other until `done`; `working` after the first."""
-    sampling = {"max_tokens": LONG_RESPONSE, "temperature": 1.0, "ignore_eos": True, "logprobs": 0}
+    sampling = {"max_tokens": length, "temperature": 1.0, "ignore_eos": True, "logprobs": 0}
     body = {"token_ids": [3, 4, 5], "sampling_params": sampling}
     answers = []
     while not done.is_set():
@@ -49,7 +50,9 @@ def in_flight(sender: WeightSender, server: ServerControl, version: int) -> dict
     """Sends while two clients ask all the time, so that one request at least is cut."""
     working, done = threading.Event(), threading.Event()
     with ThreadPoolExecutor() as clients:
-        asked = [clients.submit(keep_busy, server, working, done) for _ in range(2)]
+        asked = [
+            clients.submit(keep_busy, server, length, working, done) for length in LONG_RESPONSES
+        ]
         try:
             assert working.wait(60)
             report = sender.send([server], version)
