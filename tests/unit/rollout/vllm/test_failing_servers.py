@@ -105,7 +105,7 @@ def test_groups_are_spread_and_stay_together(engine, requests):
     engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(0,))
     load = Counter(url for url, _ in sent.elements())
     assert len(load) == 2
-    assert min(load.values()) >= 12  # Of 40; which server is faster is left to the machine.
+    assert min(load.values()) >= RUNNING  # To begin with; then the faster one gets more.
     assert all(count % SAMPLING.n == 0 for count in load.values())
 
 
@@ -165,7 +165,9 @@ def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weight
     assert all(len(group) == SAMPLING.n for group in responses)
     assert set(by_seed(answered).values()) == {1}
     assert 0 < unfinished <= 2 * RUNNING
-    assert sum(by_seed(sent).values()) == len(PROMPTS) * SAMPLING.n + unfinished
+    again = sum(by_seed(sent).values()) - len(PROMPTS) * SAMPLING.n
+    # A server that has just been restarted may drop a connection, which costs one more attempt.
+    assert unfinished <= again <= 2 * unfinished
     assert not urls & set(engine.sender.sent[-1][1])
     assert all(r.weight_versions == (5, 5) for group in responses for r in group)
 
