@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -25,7 +26,7 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.rollout.vllm.engine import VllmEngine
-from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
+from megatron_resrl.rollout.weight_sync.control import ServerControl
 
 VARIABLE = "MEGATRON_RESRL_VLLM_PYTHON"
 _DEFAULT = Path(__file__).resolve().parents[1] / ".venv-vllm" / "bin" / "python"
@@ -107,14 +108,19 @@ class NoSender:
     def send(self, servers: Sequence[ServerControl], version: int) -> Sent:
         self.sent.append((version, [server.url for server in servers]))
         for server in servers:
-            try:
-                server.post("/update_weight_version", {"new_version": str(version)})
-            except ServerFailure:  # A connection that a busy machine was too late to use.
-                server.post("/update_weight_version", {"new_version": str(version)})
+            server.post("/update_weight_version", {"new_version": str(version)})
         return Sent()
 
     def close(self) -> None:
         pass
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float = 120) -> None:
+    """Returns when the condition holds; fails if it does not in time."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
 
 
 @contextlib.contextmanager

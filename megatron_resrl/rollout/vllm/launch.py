@@ -117,6 +117,8 @@ def _environment(recipe: Recipe, number: int, cuda: bool) -> dict[str, str]:
         "VLLM_SERVER_DEV_MODE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
+        # A connection whose first byte a busy server reads later than this is closed unread.
+        "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
     }
     if not cuda:
         threads = max(1, (os.cpu_count() or 1) // vllm.servers)

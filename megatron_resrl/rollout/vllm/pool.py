@@ -23,6 +23,7 @@ from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.vllm.requests import (
     RequestFailure,
     RequestRefused,
+    make_client,
     read_response,
     request_body,
     sample_seed,
@@ -81,7 +82,7 @@ class Pool:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
-        self._client: httpx.AsyncClient = self._run(self._make_client())
+        self._client: httpx.AsyncClient = self._run(make_client())
 
     # Called by the engine, from its thread.
 
@@ -161,11 +162,6 @@ class Pool:
 
     # From here on: in the loop.
 
-    async def _make_client(self) -> httpx.AsyncClient:
-        # The queue limits the requests, not the connections; a cluster's proxy stays out.
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-        return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False)
-
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
@@ -235,6 +231,7 @@ class Pool:
             if job.rollout.finish(job, outcome):
                 self._tell(job.rollout, job.prompt)
         elif isinstance(outcome, RequestFailure):
+            logger.info("%s is to be made again: %s: %s", job, slot.name, outcome)
             self._retry([job], slot.failure(str(outcome)))
             if slot.state is State.SERVING and not slot.suspect:
                 # Nothing new for it until it has said how it is, or a dead server, which has

@@ -65,6 +65,17 @@ def request_body(
     return body if model is None else body | {"model": model}
 
 
+async def make_client() -> httpx.AsyncClient:
+    """A client for requests and questions, of the loop that runs this.
+
+    Each request has a connection of its own: a server closes an idle one when it likes to, and
+    one that is closed just as it is used again looks like a server that died.
+    """
+    # The pool's queue limits the requests, not the connections; a cluster's proxy stays out.
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
+    return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False)
+
+
 async def send_request(
     client: httpx.AsyncClient, url: str, body: Mapping[str, Any], *, timeout_s: float
 ) -> Any:

@@ -79,7 +79,7 @@ class Slot:
             patience_s: Seconds without an answer, or with requests and no token, that are too many.
 
         Returns:
-            What is wrong with it; None if nothing is.
+            What is wrong with it; None if nothing is, or not for so long.
         """
         status = self.process.exit_status() if self.process else None
         if status is not None:
@@ -87,13 +87,14 @@ class Slot:
         try:
             health = await client.get(f"{self.url}/health", timeout=patience_s / 2)
             metrics = await client.get(f"{self.url}/metrics", timeout=patience_s / 2)
-        except httpx.TimeoutException:
+        except (httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ReadError):
+            # A busy server drops a connection now and then; one that has ended refuses the next.
             return self._too_long(patience_s, "did not answer")
         except httpx.HTTPError as error:
             return f"cannot be reached ({type(error).__name__}: {error})"
         if health.is_error:
             return f"says that it is not well: /health answered {health.status_code}"
-        progress = _token_count(metrics.text)
+        progress = token_count(metrics.text)
         if progress != self.progress or not self.running or self.state is not State.SERVING:
             self.progress, self.progress_at = progress, time.monotonic()
         return self._too_long(patience_s, f"has {len(self.running)} requests and made no token")
@@ -105,7 +106,7 @@ class Slot:
         return f"{what} for {seconds:.0f} s (vllm.stall_timeout_s = {patience_s:g})"
 
 
-def _token_count(metrics: str) -> float:
+def token_count(metrics: str) -> float:
     """Sum of the counters of read and made tokens in a Prometheus text."""
     lines = (line for line in metrics.splitlines() if line.startswith(_PROGRESS))
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

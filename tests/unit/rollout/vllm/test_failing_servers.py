@@ -20,6 +20,7 @@ from served_engine import (
     one_rank,
     served_recipe,
     vllm_python,
+    wait_until,
     write_served_model,
 )
 
@@ -42,7 +43,13 @@ def model_path(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def engine(model_path, tmp_path_factory):
+def group():
+    with one_rank():
+        yield
+
+
+@pytest.fixture(scope="module")
+def engine(group, model_path, tmp_path_factory):
     """Two servers."""
     recipe = served_recipe(
         model_path,
@@ -52,7 +59,7 @@ def engine(model_path, tmp_path_factory):
         max_running_requests=RUNNING,
         stall_timeout_s=STALL_S,
     )
-    with one_rank(), engine_of(recipe) as engine:
+    with engine_of(recipe) as engine:
         yield engine
 
 
@@ -90,13 +97,6 @@ def by_seed(counts: Counter) -> Counter:
         if seed is not None:  # Warm-ups have none.
             total[seed] += count
     return total
-
-
-def wait_until(condition, timeout_s: float = 120) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -166,8 +166,8 @@ def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weight
     assert set(by_seed(answered).values()) == {1}
     assert 0 < unfinished <= 2 * RUNNING
     again = sum(by_seed(sent).values()) - len(PROMPTS) * SAMPLING.n
-    # A server that has just been restarted may drop a connection, which costs one more attempt.
-    assert unfinished <= again <= 2 * unfinished
+    # What the first one lost may go to the other, as far as that has room, before it fails, too.
+    assert unfinished <= again <= 2 * RUNNING
     assert not urls & set(engine.sender.sent[-1][1])
     assert all(r.weight_versions == (5, 5) for group in responses for r in group)
 
@@ -190,9 +190,11 @@ def test_engine_cores_that_hang_or_die_below_a_living_server_are_replaced(engine
     assert all(r.weight_versions == (6, 6) for group in responses for r in group)
 
 
-def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(model_path, tmp_path):
+def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(
+    group, model_path, tmp_path
+):
     recipe = served_recipe(model_path, tmp_path, arguments={"no-such-flag": 1})
-    with one_rank(), pytest.raises(StartFailure) as failure:
+    with pytest.raises(StartFailure) as failure:
         VllmEngine(recipe, NoSender())
     assert "server 0" in str(failure.value)
     assert "ended with status 2 while it started" in str(failure.value)
@@ -200,9 +202,9 @@ def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(model_
     assert str(tmp_path / "vllm" / "server_0.log") in str(failure.value)
 
 
-def test_an_address_without_a_server_is_an_error_that_names_it(model_path, tmp_path):
+def test_an_address_without_a_server_is_an_error_that_names_it(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, urls=("http://127.0.0.1:9",), start_timeout_s=0.5)
-    with one_rank(), pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):
+    with pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):
         VllmEngine(recipe, NoSender())
 
 

@@ -3,12 +3,19 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections import Counter
 from dataclasses import replace
 
 import pytest
-from served_engine import NoSender, Sent, engine_of, one_rank, served_recipe, write_served_model
+from served_engine import (
+    NoSender,
+    Sent,
+    engine_of,
+    one_rank,
+    served_recipe,
+    wait_until,
+    write_served_model,
+)
 from tcp_proxy import proxy_to
 from vllm_server import vllm_server
 
@@ -46,13 +53,6 @@ def recipe(model_path, tmp_path):
         return served_recipe(model_path, tmp_path, urls=urls, max_running_requests=8, **vllm)
 
     return make
-
-
-def wait_until(condition, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def begin(engine):

@@ -1,0 +1,118 @@
+"""What a server's answers, and the lack of them, say about it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+
+import pytest
+
+from megatron_resrl.rollout.vllm.requests import make_client
+from megatron_resrl.rollout.vllm.slot import Slot, State
+
+OK, SICK, DROPPED = "200 OK", "503 Service Unavailable", None
+METRICS = 'vllm:generation_tokens_total{engine="0"} %d\nvllm:prompt_tokens_total 3.0\n'
+
+
+class Server:
+    """Speaks HTTP; each answer is one of a script, whose last one stays."""
+
+    def __init__(self, *script: str | None, reused: str | None = OK) -> None:
+        """
+        Args:
+            script: Statuses of answers to first requests of connections; `DROPPED`: none.
+            reused: The same for later requests of a connection.
+        """
+        self._script = list(script)
+        self._reused = reused
+        self.made = 0
+        """Tokens since the last question."""
+        self._total = 0
+
+    async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        status = self._script.pop(0) if len(self._script) > 1 else self._script[0]
+        with contextlib.suppress(asyncio.IncompleteReadError):
+            while True:
+                await reader.readuntil(b"\r\n\r\n")
+                if status is None:
+                    break
+                self._total += self.made
+                body = METRICS % self._total
+                writer.write(f"HTTP/1.1 {status}\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+                writer.write(body.encode())
+                await writer.drain()
+                status = self._reused
+        writer.close()
+
+
+def looks(server: Server, *, times: int, patience_s: float, busy: bool) -> list[str | None]:
+    """What a slot says at a look each tenth of a second."""
+
+    async def run() -> list[str | None]:
+        served = await asyncio.start_server(server.handle, "127.0.0.1", 0)
+        port = served.sockets[0].getsockname()[1]
+        slot = Slot(None, url=f"http://127.0.0.1:{port}", state=State.SERVING)
+        if busy:
+            slot.running[asyncio.current_task()] = None
+        said = []
+        async with await make_client() as client, served:
+            for _ in range(times):
+                said.append(await slot.look(client, patience_s=patience_s))
+                await asyncio.sleep(0.1)
+        return said
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def closed_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    return port
+
+
+def test_a_server_that_answers_is_well_whether_or_not_it_has_work():
+    assert looks(Server(OK), times=4, patience_s=0.15, busy=False) == [None] * 4
+
+
+def test_a_server_with_requests_that_makes_tokens_is_well():
+    server = Server(OK)
+    server.made = 2
+    assert looks(server, times=4, patience_s=0.15, busy=True) == [None] * 4
+
+
+def test_a_server_with_requests_that_makes_no_token_fails_after_the_patience():
+    *_, last = looks(Server(OK), times=8, patience_s=0.5, busy=True)
+    assert "has 1 requests and made no token for" in last
+    assert "vllm.stall_timeout_s = 0.5" in last
+
+
+def test_connections_are_not_used_again_as_a_server_may_have_closed_them():
+    server = Server(OK, reused=DROPPED)
+    assert looks(server, times=4, patience_s=0.15, busy=False) == [None] * 4
+
+
+def test_a_dropped_connection_is_not_yet_a_failure():
+    server = Server(OK, OK, DROPPED, OK)
+    assert looks(server, times=4, patience_s=5, busy=False) == [None] * 4
+
+
+def test_a_server_that_drops_every_connection_fails_after_the_patience():
+    first, *_, last = looks(Server(DROPPED), times=8, patience_s=0.5, busy=False)
+    assert first is None
+    assert "did not answer for" in last
+
+
+def test_a_server_that_says_so_is_not_well():
+    (said,) = looks(Server(SICK), times=1, patience_s=5, busy=False)
+    assert "/health answered 503" in said
+
+
+def test_a_server_that_refuses_connections_fails_at_once(closed_port):
+    async def look() -> str | None:
+        slot = Slot(None, url=f"http://127.0.0.1:{closed_port}", state=State.SERVING)
+        async with await make_client() as client:
+            return await slot.look(client, patience_s=60)
+
+    assert "cannot be reached (ConnectError" in asyncio.run(look())
