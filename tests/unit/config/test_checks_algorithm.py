@@ -1,0 +1,76 @@
+"""Settings of algorithm, sampling and schedule that contradict each other are refused."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("override", "said", "right"),
+    [
+        ("--rollout.top_p=0.9", "correction.method none", "1.0, or correct"),
+        ("--rollout.top_k=50", "correction.method none", "0, or correct"),
+        ("--rollout.temperature=0", "teach nothing", "above 0"),
+    ],
+)
+def test_truncated_or_greedy_training_samples_are_refused(refused, override, said, right):
+    problem = refused(override)
+    assert problem.setting == override.removeprefix("--").partition("=")[0]
+    assert said in problem.problem
+    assert right in problem.fix
+
+
+def test_evaluation_may_sample_as_it_likes(check):
+    assert check("--evaluation.top_p=0.5", "--evaluation.temperature=0") == []
+
+
+@pytest.mark.parametrize("quantiles", ["[0.8, 0.2]", "[0.5, 0.5]", "[-0.1, 0.5]", "[0.2, 1.2]"])
+def test_quantiles_must_increase_between_zero_and_one(refused, quantiles):
+    problem = refused(f"--resrl.quantiles={quantiles}")
+    assert problem.setting == "resrl.quantiles"
+    assert "[0.2, 0.8]" in problem.fix
+
+
+@pytest.mark.parametrize("beyond", [1, -1])
+def test_a_layer_that_the_model_does_not_have_is_refused(check, refused, model, beyond):
+    layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
+    edge = layers if beyond > 0 else -layers - 1
+    assert check(f"--resrl.layer={edge}") == []
+    problem = refused(f"--resrl.layer={edge + beyond}")
+    assert (problem.setting, problem.value) == ("resrl.layer", edge + beyond)
+    assert f"{-layers - 1} to {layers}" in problem.problem
+
+
+def test_schedules_that_contradict_themselves_are_refused(refused):
+    assert refused("--optimizer.min_lr=1").setting == "optimizer.min_lr"
+    problem = refused("--optimizer.lr_warmup_steps=10", "--optimizer.lr_decay_steps=10")
+    assert (problem.setting, problem.value) == ("optimizer.lr_decay_steps", 10)
+
+
+def test_length_scaling_needs_its_floor_beyond_its_plateau(refused):
+    problem = refused("--reward.length_scaling=true", "--reward.length_floor_at=3000")
+    assert (problem.setting, problem.value) == ("reward.length_floor_at", 3000)
+    assert "3500" in problem.problem
+
+
+def test_unknown_algorithms_are_refused_with_the_nearest(refused):
+    problem = refused("--algorithm.name=resrll")
+    assert (problem.setting, problem.value) == ("algorithm.name", "resrll")
+    assert "did you mean resrl?" in problem.fix
+    assert "grpo" in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("positive_wait: 0.1", "did you mean 'positive_weight'?"),
+        ("positive_weight: -1", "positive_weight"),
+        ("1: 2", "strings"),
+    ],
+)
+def test_unusable_algorithm_options_are_refused(refused, option, said):
+    problem = refused(f"--algorithm.options={{{option}}}")
+    assert problem.setting == "algorithm.options"
+    assert said in problem.problem
