@@ -3,6 +3,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
+unset PYTHONDONTWRITEBYTECODE # or each process would compile what the installation left uncompiled
 venv=${VENV:-.venv}
 VENV=$venv tools/install.sh dev,quickstart
 VENV=.venv-vllm tools/install.sh vllm

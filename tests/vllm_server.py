@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import pytest
 import torch
+from served_engine import vllm_python
 from tiny_families import randomise, tokenizer
 from transformers import (
     AutoModelForCausalLM,
@@ -23,8 +23,6 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-REPOSITORY = Path(__file__).resolve().parents[1]
-
 _SHAPE: dict[str, Any] = {
     "vocab_size": 131,
     "hidden_size": 64,
@@ -32,7 +30,7 @@ _SHAPE: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 4096,
 }
 
 
@@ -56,15 +54,6 @@ def write_served(directory: Path, name: str, *, seed: int) -> Path:
     return directory
 
 
-def vllm_python() -> str:
-    """Interpreter of the environment with vLLM; skips the test where there is none."""
-    given = os.environ.get("MEGATRON_RESRL_VLLM_PYTHON")
-    python = Path(given or REPOSITORY / ".venv-vllm/bin/python")
-    if not python.is_file():
-        pytest.skip(f"no vLLM at {python}; set MEGATRON_RESRL_VLLM_PYTHON (docs/rollouts.md)")
-    return str(python)
-
-
 @contextlib.contextmanager
 def vllm_server(
     model: Path,
@@ -83,7 +72,7 @@ def vllm_server(
         arguments: Added to the server's own.
         environment: Added to the server's own.
         dtype: Of its weights.
-        python: Interpreter; default: `vllm_python`.
+        python: Interpreter; default: of `served_engine`.
 
     Yields:
         Its url.
@@ -94,10 +83,10 @@ def vllm_server(
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [python or vllm_python(), "-m", "vllm.entrypoints.openai.api_server"]
+    command = [python or vllm_python()[0], "-m", "vllm.entrypoints.openai.api_server"]
     command += ["--model", str(model), "--served-model-name", "policy", "--load-format", "dummy"]
     command += ["--host", "127.0.0.1", "--port", str(port), "--dtype", dtype, "--enforce-eager"]
-    command += ["--max-model-len", "512", "--max-num-seqs", "16", *arguments]
+    command += ["--max-model-len", "4096", "--max-num-seqs", "16", *arguments]
     command += ["--logprobs-mode", "processed_logprobs"]
     variables = {
         "HF_HUB_OFFLINE": "1",

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -23,50 +24,40 @@ from megatron_resrl.config import schema
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.vllm.slot import token_count
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 
-LONG_RESPONSES = (250, 400)
-"""Unequal, so that two clients are not between two requests at the same time."""
+LONG, BEGUN = 2000, 20
+"""Tokens of a response that is cut, and those that are there, at least, before it is."""
 CORRUPTED = "model.layers.1.mlp.down_proj.weight"
 
 
-def keep_busy(
-    server: ServerControl, length: int, working: threading.Event, done: threading.Event
-) -> list[dict[str, Any]]:
-    """Answers of long requests, one after the other until `done`; `working` after the first."""
-    sampling = {"max_tokens": length, "temperature": 1.0, "ignore_eos": True, "logprobs": 0}
-    body = {"token_ids": [3, 4, 5], "sampling_params": sampling}
-    answers = []
-    while not done.is_set():
-        answers.append(server.post("/inference/v1/generate", body)["choices"][0])
-        working.set()
-    return answers
-
-
 def in_flight(sender: WeightSender, server: ServerControl, version: int) -> dict[str, Any]:
-    """Sends while two clients ask all the time, so that one request at least is cut."""
-    working, done = threading.Event(), threading.Event()
-    with ThreadPoolExecutor() as clients:
-        asked = [
-            clients.submit(keep_busy, server, length, working, done) for length in LONG_RESPONSES
-        ]
-        try:
-            assert working.wait(60)
-            report = sender.send([server], version)
-        finally:
-            done.set()
-    answers = [answer for client in asked for answer in client.result()]
+    """Sends while the server is in the middle of a response."""
+    sampling = {"max_tokens": LONG, "temperature": 1.0, "ignore_eos": True, "logprobs": 0}
+    body = {"token_ids": [3, 4, 5], "sampling_params": sampling}
+    before = tokens_made(server)
+    with ThreadPoolExecutor() as client:
+        asked = client.submit(server.post, "/inference/v1/generate", body, timeout_s=200)
+        while tokens_made(server) < before + BEGUN and not asked.done():
+            time.sleep(0.05)
+        report = sender.send([server], version)
+        (answer,) = asked.result()["choices"]
     return {
         "failed": report.failed,
-        "lengths": [[len(a["token_ids"]), len(a["logprobs"]["content"])] for a in answers],
+        "lengths": [len(answer["token_ids"]), len(answer["logprobs"]["content"])],
         "versions": [
-            [(span["version"], span["start"], span["end"]) for span in answer["weight_versions"]]
-            for answer in answers
+            (span["version"], span["start"], span["end"]) for span in answer["weight_versions"]
         ],
     }
+
+
+def tokens_made(server: ServerControl) -> float:
+    """Read and made since the server started."""
+    return token_count(httpx.get(f"{server.url}/metrics", trust_env=False).text)
 
 
 def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
