@@ -47,7 +47,7 @@ def verify_weights(
 ) -> tuple[str, ...]:
     """Compares checksums and greedy continuations with the trainer's. Collective over all ranks.
 
-    Checksums need a server with `vllm.tensor_parallel_size: 1`; others are compared by their
+    Checksums need a server that is one process; tensor-parallel ones are compared by their
     continuations alone.
 
     Args:
@@ -63,9 +63,7 @@ def verify_weights(
         RunError: A server differs; names it, the version and the first difference. On all ranks.
     """
     failed: list[str] = []
-    held: list[_Held] = []
-    if recipe.vllm.tensor_parallel_size == 1:
-        held = _answers(servers, failed, _ask_for_sums)
+    held: list[_Held] = list(filter(None, _answers(servers, failed, _ask_for_sums)))
     expected = _trainer_sums(policy, held)
     prompts = _prompts(policy, recipe)
     sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
@@ -102,9 +100,11 @@ def _answers(servers: Sequence[ServerControl], failed: list[str], ask: Any) -> l
     return answers
 
 
-def _ask_for_sums(server: ServerControl) -> _Held:
+def _ask_for_sums(server: ServerControl) -> _Held | None:
     answer = server.post("/collective_rpc", {"method": "megatron_resrl_checksums"})
-    (worker,) = answer["results"]
+    worker, *others = answer["results"]
+    if others:
+        return None
     return _Held(server.url, getattr(torch, worker["dtype"]), worker["packed"], worker["sums"])
 
 

@@ -47,6 +47,8 @@ class Served:
     """A server that runs, and what it serves."""
 
     family: str
+    workers: int
+    """Ranks of the server: its own tensor parallelism."""
     control: ServerControl
     folder: Path
 
@@ -70,9 +72,10 @@ class Served:
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         return json.loads(line.removeprefix("RESULT "))
 
-    def checksums(self) -> dict[str, int]:
+    def checksums(self) -> list[dict[str, int]]:
+        """Of each worker."""
         answer = self.control.post("/collective_rpc", {"method": "megatron_resrl_checksums"})
-        return answer["results"][0]["sums"]
+        return [result["sums"] for result in answer["results"]]
 
     def greedy(self, prompt: list[int]) -> tuple[list[int], list[float]]:
         sampling = {"max_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": 0}
@@ -84,26 +87,30 @@ class Served:
 @pytest.fixture(
     scope="module",
     params=[
-        "llama_tied",
-        pytest.param("qwen3", marks=pytest.mark.slow),
-        pytest.param("qwen3_moe", marks=pytest.mark.slow),
+        ("llama_tied", 1),
+        pytest.param(("llama_tied", 2), marks=pytest.mark.slow),
+        pytest.param(("qwen3", 1), marks=pytest.mark.slow),
+        pytest.param(("qwen3_moe", 1), marks=pytest.mark.slow),
     ],
+    ids=lambda param: param[0] if param[1] == 1 else f"{param[0]}-TP{param[1]}",
 )
 def served(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Served]:
-    """One server per family, with random weights of vLLM's own at first."""
-    folder = tmp_path_factory.mktemp(request.param)
-    model = write_served(folder / "served", request.param, seed=1)
+    """One server per family and size, with random weights of vLLM's own at first."""
+    family, workers = request.param
+    folder = tmp_path_factory.mktemp(family)
+    model = write_served(folder / "served", family, seed=1)
     arguments, environment = server_arguments(Recipe(vllm=VllmConfig(weight_transfer="file")))
+    arguments += ["--tensor-parallel-size", str(workers)]
     with vllm_server(model, folder / "log", arguments, environment) as url:
-        yield Served(request.param, ServerControl(url), folder)
+        yield Served(family, workers, ServerControl(url), folder)
 
 
 @pytest.fixture
 def llama(served: Served) -> Served:
     """The tied Llama; what does not depend on the family is shown with it."""
-    if served.family != "llama_tied":
+    if (served.family, served.workers) != ("llama_tied", 1):
         pytest.skip("shown with one family")
     return served
 
