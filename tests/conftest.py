@@ -1,4 +1,4 @@
-"""Shared fixtures: the reference data beside the checkout, and markers that need a device."""
+"""Shared fixtures: the reference data, and markers that need a device."""
 
 from __future__ import annotations
 
@@ -15,15 +15,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 settings.register_profile("without deadlines", deadline=None)
 settings.load_profile("without deadlines")
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-
 
 @pytest.fixture(scope="session")
-def shared() -> Path:
-    """Folder with reference inputs and outputs; tests that need it are skipped without it."""
-    if not SHARED.is_dir():
-        pytest.skip(f"reference data not found at {SHARED}")
-    return SHARED
+def reference() -> Path:
+    """Folder with reference inputs and outputs; its README.md says where they are from."""
+    return Path(__file__).parent / "data"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

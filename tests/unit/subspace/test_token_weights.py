@@ -16,16 +16,16 @@ METHODS = ("rows", "gram")
 both_methods = pytest.mark.parametrize("method", METHODS)
 
 
-def load(shared: Path, name: str) -> tuple[list[torch.Tensor], int, torch.Tensor]:
-    data = np.load(shared / "golden" / f"{name}.npz")
+def load(reference: Path, name: str) -> tuple[list[torch.Tensor], int, torch.Tensor]:
+    data = np.load(reference / "golden" / f"{name}.npz")
     batch = [torch.from_numpy(data[key]) for key in ("hidden", "mask", "positive", "group")]
     return batch, int(data["rank"]), torch.from_numpy(data["weights_exact"])
 
 
 @both_methods
 @pytest.mark.parametrize("name", GOLDEN)
-def test_weights_equal_the_exact_svd_on_reference_batches(shared, name, method):
-    batch, rank, exact = load(shared, name)
+def test_weights_equal_the_exact_svd_on_reference_batches(reference, name, method):
+    batch, rank, exact = load(reference, name)
     weights, _ = token_weights_with_reports(*batch, rank=rank, method=method)
     # Asked for: 1e-3. Float32 layer norm leaves 1e-6 where the spectrum has no gap.
     torch.testing.assert_close(weights.double(), exact, atol=1e-5, rtol=0)
@@ -33,8 +33,8 @@ def test_weights_equal_the_exact_svd_on_reference_batches(shared, name, method):
 
 @both_methods
 @pytest.mark.parametrize("name", GOLDEN)
-def test_masked_positions_are_not_read_and_with_positives_keep_weight_one(shared, name, method):
-    (hidden, mask, positive, group), rank, _ = load(shared, name)
+def test_masked_positions_are_not_read_and_with_positives_keep_weight_one(reference, name, method):
+    (hidden, mask, positive, group), rank, _ = load(reference, name)
     hidden = torch.where(mask.bool().unsqueeze(-1), hidden, float("nan"))
     batch = hidden, mask, positive, group
     weights, _ = token_weights_with_reports(*batch, rank=rank, method=method)
