@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import typing
 from collections.abc import Callable, Sequence
 from typing import Literal, NoReturn
 
 from megatron_resrl import __version__
-from megatron_resrl.config.checks import check_recipe, require_valid
+from megatron_resrl.config.checks import inspect_recipe, require_valid
+from megatron_resrl.config.facts import Target
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
-from megatron_resrl.config.problems import Problem, RecipeError
+from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import UNUSABLE, InputError, RunError
 from megatron_resrl.platform.ending import process_ends_with_block
+
+PROBLEMS = 1
+"""Exit status of `check` where something is wrong."""
 
 _USAGE = """\
 usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
@@ -25,7 +30,8 @@ commands:
   train    roll out, grade and update for the recipe's number of steps
   eval     avg@k and pass@k of the model on the evaluation files
   check    print the resolved recipe and everything that is wrong with it; starts nothing
-           (--world_size N: the number of ranks to check for)
+           (--world_size N: the number of ranks to check for; --for cuda: judge the recipe for a
+           machine with CUDA, whatever this one lacks)
 
 Settings come from the recipe and from the command line, which wins:
   megatron-resrl train recipe.yaml --optimizer.lr 1e-5 --data.train_files '[a.jsonl, b.jsonl]'
@@ -50,7 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done, 1 `check` found problems, 2 the run could not start or ended with an
-        error that explains itself; that of `Interrupted` if a signal ended it early.
+        error that explains itself; that of `Interrupted` if a signal ended it early. `check` ends
+        with 1 whatever is wrong, 2 only says that it was not asked properly.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -102,16 +109,29 @@ def evaluate(path: str | None, overrides: list[str]) -> int:
 
 def check(path: str | None, overrides: list[str]) -> int:
     """Prints the resolved recipe and everything that is wrong with it; starts nothing."""
-    world_size, overrides = _take_world_size(overrides)
-    recipe, problems = read_recipe(path, overrides)
+    try:
+        world_size, target, overrides = _take_options(overrides)
+        recipe, problems = read_recipe(path, overrides)
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return PROBLEMS
     _prepare_megatron(recipe)
     named = {problem.setting for problem in problems}
-    problems += [p for p in check_recipe(recipe, world_size) if p.setting not in named]
-    print(recipe_yaml(recipe), end="", flush=True)
-    if problems:
-        print(RecipeError(problems), file=sys.stderr)
-        return 1
-    print(f"# no problems found for {world_size} rank{'s' if world_size > 1 else ''}")
+    found = inspect_recipe(recipe, world_size, target=target)
+    problems += [each for each in found if each.setting not in named]
+    print(recipe_yaml(recipe), end="")
+    notes = [problem for problem in problems if problem.kind == "note"]
+    if notes:
+        print("\n".join(f"# {line}" for line in listed("allowed, and probably not meant:", notes)))
+    machine = [problem for problem in problems if problem.kind == "machine"]
+    wrong = [problem for problem in problems if problem.kind == "recipe"]
+    sys.stdout.flush()
+    if wrong or machine:
+        print(RecipeError(wrong + machine), file=sys.stderr)
+    if wrong or (machine and target == "here"):
+        return PROBLEMS
+    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
+    print(f"# no problems found for {ranks}{' with CUDA' if target == 'cuda' else ''}")
     return 0
 
 
@@ -122,19 +142,27 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
 }
 
 
-def _take_world_size(overrides: list[str]) -> tuple[int, list[str]]:
-    """Separates `--world_size N` from the overrides; default: as the launcher says, or 1."""
-    rest, text = [], os.environ.get("WORLD_SIZE", "1")
+def _take_options(overrides: list[str]) -> tuple[int, Target, list[str]]:
+    """Separates `--world_size N` (default: as the launcher says, or 1) and `--for cuda`."""
+    rest: list[str] = []
+    given = {"world_size": os.environ.get("WORLD_SIZE", "1"), "for": "here"}
     tokens = iter(overrides)
     for token in tokens:
         name, equals, value = token.partition("=")
-        if name in ("--world_size", "--world-size"):
-            text = value if equals else next(tokens, "")
+        option = name.removeprefix("--").replace("-", "_")
+        if name.startswith("--") and option in given:
+            given[option] = value if equals else next(tokens, "")
         else:
             rest.append(token)
-    if not text.isdecimal() or int(text) < 1:
-        raise RecipeError([Problem("--world_size", text, "not a number of ranks", "e.g. 8")])
-    return int(text), rest
+    size, target = given["world_size"], given["for"]
+    wrong = []
+    if not size.isdecimal() or int(size) < 1:
+        wrong.append(Problem("--world_size", size, "not a number of ranks", "e.g. 8"))
+    if target not in typing.get_args(Target):
+        wrong.append(Problem("--for", target, "no kind of machine", "give cuda, or here"))
+    if wrong:
+        raise RecipeError(wrong)
+    return int(size), target, rest
 
 
 def _start(path: str | None, overrides: list[str], command: Literal["train", "eval"]) -> Recipe:
@@ -145,7 +173,9 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It says every request.
     recipe = load_recipe(path, overrides)
     _prepare_megatron(recipe)
-    require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
+    for found in require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command):
+        if _rank_name() == "":
+            logging.getLogger(__name__).warning("%s", found)
     _adapt()
     return recipe
 

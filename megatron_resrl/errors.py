@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
+from typing import Any
 
 UNUSABLE = 2
 """Exit status of a run that could not start or that ended with an error that explains itself."""
@@ -14,6 +15,24 @@ class InputError(ValueError):
 
     It names the setting or file, the value found and what would be right.
     """
+
+
+class SettingError(InputError):
+    """A setting that cannot be used, told by what reads it.
+
+    Args:
+        setting: Dotted name.
+        value: What was found.
+        problem: Why it cannot be used.
+        fix: What would be right.
+    """
+
+    def __init__(self, setting: str, value: Any, problem: str, fix: str) -> None:
+        self.setting, self.value, self.problem, self.fix = setting, value, problem, fix
+        super().__init__(f"{setting} = {value!r}: {problem}; {fix}")
+
+    def __reduce__(self) -> tuple[type[SettingError], tuple[Any, ...]]:
+        return SettingError, (self.setting, self.value, self.problem, self.fix)
 
 
 class RunError(RuntimeError):

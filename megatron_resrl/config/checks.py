@@ -13,11 +13,12 @@ from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.config.checks_model import MODEL_CHECKS
+from megatron_resrl.config.checks_notes import NOTES
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS
-from megatron_resrl.config.facts import Facts, gather_facts
+from megatron_resrl.config.facts import Facts, Target, gather_facts
 from megatron_resrl.config.passthrough import check_passthrough
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
@@ -43,24 +44,29 @@ TRAINING_CHECKS: tuple[Check, ...] = (
     *DATA_CHECKS,
     *CHECKPOINT_CHECKS,
     *COLLECTION_CHECKS,
+    *NOTES,
 )
 """What only training needs."""
 
 
-def check_recipe(
-    recipe: Recipe, world_size: int, command: Literal["train", "eval"] = "train"
+def inspect_recipe(
+    recipe: Recipe,
+    world_size: int,
+    command: Literal["train", "eval"] = "train",
+    target: Target = "here",
 ) -> list[Problem]:
-    """Finds every problem of a recipe.
+    """Everything that the checks have to say about a recipe.
 
     Args:
         recipe: The settings.
         world_size: Ranks of the run.
         command: What the recipe is wanted for; evaluation needs no training data.
+        target: The machine that the run is for.
 
     Returns:
-        The problems; empty if the recipe can be run.
+        Problems of the recipe and of this machine, and notes; see `Problem.kind`.
     """
-    facts, problems = gather_facts(recipe, world_size)
+    facts, problems = gather_facts(recipe, world_size, target)
     checks = SHARED_CHECKS + (TRAINING_CHECKS if command == "train" else ())
     for check in checks:
         problems.extend(check(facts))
@@ -70,14 +76,34 @@ def check_recipe(
     return problems
 
 
+def check_recipe(
+    recipe: Recipe, world_size: int, command: Literal["train", "eval"] = "train"
+) -> list[Problem]:
+    """Finds every problem that a recipe has on this machine.
+
+    Args:
+        recipe: The settings.
+        world_size: Ranks of the run.
+        command: What the recipe is wanted for; evaluation needs no training data.
+
+    Returns:
+        The problems, without notes; empty if the recipe can be run.
+    """
+    return [found for found in inspect_recipe(recipe, world_size, command) if found.kind != "note"]
+
+
 def require_valid(
     recipe: Recipe, world_size: int, command: Literal["train", "eval"] = "train"
-) -> None:
-    """Refuses a recipe that cannot be run.
+) -> list[Problem]:
+    """Refuses a recipe that cannot be run here.
+
+    Returns:
+        The notes on it.
 
     Raises:
         RecipeError: With every problem found by `check_recipe`.
     """
-    problems = check_recipe(recipe, world_size, command)
-    if problems:
+    found = inspect_recipe(recipe, world_size, command)
+    if problems := [each for each in found if each.kind != "note"]:
         raise RecipeError(problems)
+    return found

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.errors import InputError
+from megatron_resrl.errors import SettingError
 
 
 def _check_environment(facts: Facts) -> Iterator[Problem]:
@@ -22,9 +22,8 @@ def _check_environment(facts: Facts) -> Iterator[Problem]:
         return
     try:
         get_environment(rollout.environment, rollout.environment_options)
-    except InputError as error:
-        fix = "give a registered name or path.py:name, and options that it takes"
-        yield Problem("rollout.environment", rollout.environment, f"cannot be used ({error})", fix)
+    except SettingError as error:
+        yield Problem.of(error)
 
 
 ENVIRONMENT_CHECKS = (_check_environment,)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_resrl.config.facts import Facts, cuda_available
+from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
 
 EXPERT_ARCHITECTURES = ("Qwen3MoeForCausalLM", "MixtralForCausalLM")
@@ -121,12 +121,13 @@ def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
             f"those of the other matrices, which are split over {whole} ranks",
             "set it to null, or split the experts with parallel.expert_model_parallel_size",
         )
-    elif model > 1 and tensor > 1 and not cuda_available():
+    elif model > 1 and tensor > 1 and not facts.has_cuda:
         yield Problem(
             setting,
             tensor,
             "experts that are split both ways do not run over gloo, and CUDA is absent",
             "set it to 1",
+            "machine",
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_resrl.config.facts import Facts, read_json
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import SettingError
 
 DATA_SUFFIXES = (".jsonl", ".parquet")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -23,7 +24,7 @@ def _check_questions(setting: str, files: tuple[str, ...]) -> Iterator[Problem]:
             yield Problem(setting, file, f"unknown kind of file {path.suffix!r}", fix)
         elif not path.is_file():
             fix = f"correct the path; relative ones start from {Path.cwd()}"
-            yield Problem(setting, file, "there is no such file", fix)
+            yield Problem(setting, file, "there is no such file", fix, "machine")
         elif path.stat().st_size == 0:
             yield Problem(setting, file, "the file is empty", "give a file with questions")
 
@@ -119,6 +120,8 @@ def _check_reward(facts: Facts) -> Iterator[Problem]:
     function = facts.recipe.reward.function
     try:
         get_reward(function)
+    except SettingError as error:
+        yield Problem.of(error)
     except Exception as error:  # A user's file may raise anything while it is imported.
         fix = "give math, integer, or path.py:name of a function that can"
         problem = f"cannot be used ({type(error).__name__}: {error})"
@@ -143,7 +146,7 @@ def _check_logging(facts: Facts) -> Iterator[Problem]:
     project = facts.recipe.logging.wandb_project
     if project is not None and find_spec("wandb") is None:
         fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
-        yield Problem("logging.wandb_project", project, "wandb is not installed", fix)
+        yield Problem("logging.wandb_project", project, "wandb is not installed", fix, "machine")
 
 
 RUN_CHECKS = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_resrl.config.facts import Facts, read_json
 from megatron_resrl.config.problems import Problem
@@ -40,8 +40,10 @@ def rope_settings(hf_config: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _unsupported(facts: Facts, problem: str, fix: str) -> Problem:
-    return Problem("model.path", facts.recipe.model.path, problem, fix)
+def _unsupported(
+    facts: Facts, problem: str, fix: str, kind: Literal["recipe", "machine"] = "recipe"
+) -> Problem:
+    return Problem("model.path", facts.recipe.model.path, problem, fix, kind)
 
 
 def _check_weights(facts: Facts) -> Iterator[Problem]:
@@ -58,13 +60,14 @@ def _check_weights(facts: Facts) -> Iterator[Problem]:
         return
     missing = sorted(shard for shard in shards if not (directory / shard).is_file())
     if missing:
-        yield _unsupported(facts, f"it lacks {', '.join(missing)}", "fetch the model again")
+        problem = f"it lacks {', '.join(missing)}"
+        yield _unsupported(facts, problem, "fetch the model again", "machine")
     elif not any(directory.glob("*.safetensors")) and not _holds_megatron_weights(directory):
         fix = (
             "save the model with safe_serialization, fetch its safetensors files, or make a "
             "Megatron checkpoint with tools/convert_hf_to_megatron.py"
         )
-        yield _unsupported(facts, "it has no *.safetensors file", fix)
+        yield _unsupported(facts, "it has no *.safetensors file", fix, "machine")
 
 
 def _holds_megatron_weights(directory: Path) -> bool:

@@ -23,12 +23,14 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
     precision = facts.recipe.precision
     if precision.fp8 is None:
         return
-    if find_spec("transformer_engine") is None:
+    if find_spec("transformer_engine") is None and not facts.elsewhere:
         # megatron-core would ignore the setting without a word and compute in params_dtype.
         fix = "install the `te` extra or set it to null"
-        yield Problem("precision.fp8", precision.fp8, "Transformer Engine is not installed", fix)
+        problem = "Transformer Engine is not installed"
+        yield Problem("precision.fp8", precision.fp8, problem, fix, "machine")
+    if not facts.has_cuda:
+        yield Problem("precision.fp8", precision.fp8, "CUDA is absent", "set it to null", "machine")
     if not cuda_available():
-        yield Problem("precision.fp8", precision.fp8, "CUDA is absent", "set it to null")
         return
     import torch
 
@@ -41,6 +43,7 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
             f"it needs {generation} (compute capability {needed[0]}.{needed[1]}) or newer, "
             f"and this device has {found[0]}.{found[1]}",
             "choose another recipe or set precision.fp8 to null",
+            "machine",
         )
 
 
@@ -59,10 +62,11 @@ def _check_delayed_scaling(facts: Facts) -> Iterator[Problem]:
 
 def _check_optimizer_device(facts: Facts) -> Iterator[Problem]:
     asked = [name for name in _CUDA_ONLY_OPTIMIZER if facts.recipe.optimizer.megatron.get(name)]
-    if asked and not cuda_available():
+    if asked and not facts.has_cuda:
         for name in asked:
             setting = f"optimizer.megatron.{name}"
-            yield Problem(setting, True, "it needs CUDA, which is absent", "leave it out")
+            problem = "it needs CUDA, which is absent"
+            yield Problem(setting, True, problem, "leave it out", "machine")
 
 
 PRECISION_CHECKS = (_check_fp8, _check_delayed_scaling, _check_optimizer_device)

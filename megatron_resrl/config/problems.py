@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from megatron_resrl.errors import InputError
+from megatron_resrl.errors import InputError, SettingError
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a recipe."""
+    """One thing that a check has found."""
 
     setting: str
     """Dotted name, e.g. `parallel.tensor_model_parallel_size`."""
@@ -21,6 +21,14 @@ class Problem:
     """Why that value cannot be used."""
     fix: str
     """What would be right."""
+    kind: Literal["recipe", "machine", "note"] = "recipe"
+    """`recipe`: wrong on every machine; `machine`: this machine lacks something (a device, a
+    package, a file); `note`: allowed, and probably not meant."""
+
+    @classmethod
+    def of(cls, error: SettingError) -> Problem:
+        """What an error says of a setting."""
+        return cls(error.setting, error.value, error.problem, error.fix)
 
     def __str__(self) -> str:
         return f"{self.setting} = {self.value!r}: {self.problem}; {self.fix}"
@@ -30,10 +38,25 @@ class RecipeError(InputError):
     """A recipe that cannot be run; the message lists every problem found.
 
     Args:
-        problems: At least one.
+        problems: At least one; no notes.
     """
 
     def __init__(self, problems: Sequence[Problem]) -> None:
         self.problems = tuple(problems)
-        count = f"{len(problems)} problem{'s' if len(problems) > 1 else ''} in the recipe:"
-        super().__init__("\n".join([count, *(f"  - {problem}" for problem in problems)]))
+        wrong = [problem for problem in problems if problem.kind == "recipe"]
+        missing = [problem for problem in problems if problem.kind == "machine"]
+        lines: list[str] = []
+        if wrong:
+            lines += listed(f"{_count(wrong, 'problem')} in the recipe:", wrong)
+        if missing:
+            lines += listed(f"{_count(missing, 'thing')} missing on this machine:", missing)
+        super().__init__("\n".join(lines))
+
+
+def listed(heading: str, problems: Sequence[Problem]) -> list[str]:
+    """Lines: the heading, and an item for each problem."""
+    return [heading, *(f"  - {problem}" for problem in problems)]
+
+
+def _count(problems: Sequence[Problem], word: str) -> str:
+    return f"{len(problems)} {word}{'s' if len(problems) > 1 else ''}"

@@ -7,7 +7,7 @@ import inspect
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_resrl.errors import InputError, closest
+from megatron_resrl.errors import SettingError, closest
 from megatron_resrl.user_files import run_file, split_name
 
 _BUILT_IN = {
@@ -46,7 +46,7 @@ def get_reward(name: str) -> RewardFunction:
         name: `math`, `integer`, or `path.py:name`. That file is run to find the function.
 
     Raises:
-        InputError: There is no such file or function, or it cannot be called like a
+        SettingError: There is no such file or function, or it cannot be called like a
             `RewardFunction`.
     """
     if name in _BUILT_IN:
@@ -100,5 +100,5 @@ def _require_callable(name: str, function: Any) -> None:
         raise _refusal(name, problem, "unused arguments can go to **context") from None
 
 
-def _refusal(name: str, problem: str, fix: str) -> InputError:
-    return InputError(f"reward.function = {name!r}: {problem}; {fix}")
+def _refusal(name: str, problem: str, fix: str) -> SettingError:
+    return SettingError("reward.function", name, problem, fix)

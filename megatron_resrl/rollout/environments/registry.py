@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from megatron_resrl.errors import InputError, closest
+from megatron_resrl.errors import SettingError, closest
 from megatron_resrl.rollout.environments.environment import Environment
 from megatron_resrl.user_files import run_file, split_name
 
@@ -33,8 +33,8 @@ def get_environment(name: str, options: dict[str, Any]) -> Callable[[], Environm
         Makes the environment of an episode.
 
     Raises:
-        InputError: There is no such file or name, it does not take these options, or what it makes
-            is no environment.
+        SettingError: There is no such file or name, it does not take these options, or what it
+            makes is no environment.
     """
     factory = _find(name)
     _require_accepted(name, factory, options)
@@ -42,10 +42,8 @@ def get_environment(name: str, options: dict[str, Any]) -> Callable[[], Environm
         made = factory(**options)
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise InputError(
-            f"rollout.environment_options = {options!r}: {name} refuses them ({cause}); "
-            "correct the options"
-        ) from error
+        problem = f"{name} refuses them ({cause})"
+        raise _wrong_options(options, problem, "correct the options") from error
     _require_environment(name, made)
     return lambda: factory(**options)
 
@@ -82,10 +80,9 @@ def _require_accepted(
     try:
         signature.bind(**options)
     except TypeError as error:
-        raise InputError(
-            f"rollout.environment_options = {options!r}: {name} cannot be made with them "
-            f"({error}); its options are {', '.join(signature.parameters) or 'none'}"
-        ) from None
+        problem = f"{name} cannot be made with them ({error})"
+        fix = f"its options are {', '.join(signature.parameters) or 'none'}"
+        raise _wrong_options(options, problem, fix) from None
 
 
 def _require_environment(name: str, made: Any) -> None:
@@ -99,5 +96,9 @@ def _require_environment(name: str, made: Any) -> None:
         raise _refusal(name, problem, f"set the attribute role to {' or '.join(map(repr, ROLES))}")
 
 
-def _refusal(name: str, problem: str, fix: str) -> InputError:
-    return InputError(f"rollout.environment = {name!r}: {problem}; {fix}")
+def _refusal(name: str, problem: str, fix: str) -> SettingError:
+    return SettingError("rollout.environment", name, problem, fix)
+
+
+def _wrong_options(options: dict[str, Any], problem: str, fix: str) -> SettingError:
+    return SettingError("rollout.environment_options", options, problem, fix)

@@ -37,6 +37,7 @@ def test_check_prints_the_resolved_recipe_of_a_good_one(recipe: Path, tmp_path: 
     result = start("check", recipe, "--optimizer.lr=3e-5")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
+    assert "warm-up is longer than the run's 2 optimizer steps" in result.stdout
     assert result.stdout.endswith("# no problems found for 1 rank\n")
     written = tmp_path / "resolved.yaml"
     written.write_text(result.stdout)
@@ -60,7 +61,8 @@ def test_check_reports_all_problems_at_once_and_still_prints_the_recipe(recipe: 
     assert result.returncode == 1
     assert "steps: 100\n" in result.stdout
     lines = result.stderr.splitlines()
-    assert lines[0] == f"{len(lines) - 1} problems in the recipe:"
+    assert lines[0] == f"{len(lines) - 3} problems in the recipe:"
+    assert lines[-2] == "1 thing missing on this machine:"
     for words in (
         "world size = 4: not divisible by 3",
         "rollout.group_size = 1: out of range; it must be at least 2",
@@ -79,7 +81,7 @@ def test_check_asks_the_launcher_for_the_number_of_ranks(recipe: Path) -> None:
     assert result.returncode == 1
     assert "3 data-parallel copies" in result.stderr
     result = start("check", recipe, "--world_size=two")
-    assert (result.returncode, result.stdout) == (2, "")
+    assert (result.returncode, result.stdout) == (1, "")
     assert "--world_size = 'two'" in result.stderr
 
 
@@ -106,6 +108,36 @@ def test_of_the_ranks_of_a_node_only_the_first_speaks(recipe: Path) -> None:
     other_node = start(*bad, environment={"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"})
     assert other_node.returncode == 2
     assert other_node.stderr.startswith("rank 2: 1 problem in the recipe:")
+
+
+def test_check_lists_what_this_machine_lacks_apart(recipe: Path) -> None:
+    cuda = (
+        *("check", recipe, "--world_size=4"),
+        *("--precision.fp8=hybrid", "--rollout.engine=vllm", "--vllm.python=/nowhere/python"),
+        *("--rollout.placement=disaggregated", "--vllm.devices=['8']"),
+    )
+    here = start(*cuda, environment={"CUDA_VISIBLE_DEVICES": ""})
+    assert here.returncode == 1
+    assert "in the recipe" not in here.stderr
+    for words in ("CUDA is absent", "/nowhere/python"):
+        assert words in here.stderr.partition("missing on this machine:")[2]
+    there = start(*cuda, "--for", "cuda", "--evaluation.files=[only_there.jsonl]")
+    assert there.returncode == 0, there.stderr
+    assert there.stderr.startswith("1 thing missing on this machine:")
+    assert "only_there.jsonl" in there.stderr
+    assert there.stdout.endswith("# no problems found for 4 ranks with CUDA\n")
+    wrong = start(*cuda, "--for=cuda", "--rollout.group_size=1")
+    assert wrong.returncode == 1
+    assert wrong.stderr.startswith("1 problem in the recipe:")
+
+
+def test_check_has_one_status_for_everything_that_is_wrong(recipe: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("model: [")
+    for asked in ((broken,), (tmp_path / "none.yaml",), (recipe, "--for", "tpu")):
+        result = start("check", *asked)
+        assert result.returncode == 1
+        assert "1 problem in the recipe" in result.stderr
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "check"])

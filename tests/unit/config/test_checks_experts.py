@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 
-from megatron_resrl.config import checks_experts
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS, experts_of
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
@@ -132,7 +131,7 @@ def test_experts_split_unlike_the_other_matrices_need_expert_parallelism(
 
 @pytest.mark.parametrize("cuda", [False, True])
 def test_experts_split_both_ways_need_cuda(monkeypatch: pytest.MonkeyPatch, cuda: bool) -> None:
-    monkeypatch.setattr(checks_experts, "cuda_available", lambda: cuda)
+    monkeypatch.setattr("megatron_resrl.config.facts.cuda_available", lambda: cuda)
     found = problems(4, tp=2, ep=2)
     assert [problem.setting for problem in found] == (
         [] if cuda else ["parallel.expert_tensor_parallel_size"]

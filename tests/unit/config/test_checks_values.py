@@ -8,6 +8,9 @@ import pytest
 
 OUT_OF_RANGE = [
     ("seed", -1, "at least 0"),
+    ("seed", 10**20, "below 2^63"),
+    ("rollout.max_running_samples", 10**20, "below 2^63"),
+    ("optimizer.lr_warmup_steps", -(10**20), "below 2^63"),
     ("steps", 0, "at least 1"),
     ("model.attention_dropout", 1.0, "below 1"),
     ("parallel.timeout_minutes", 0.0, "above 0"),

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 from served_engine import vllm_python
 
-from megatron_resrl.config import checks_vllm
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
@@ -120,20 +119,57 @@ def test_the_embedded_engine_has_no_devices_of_its_own():
 
 
 def test_servers_on_their_own_gpus_must_be_told_which(monkeypatch):
-    monkeypatch.setattr(checks_vllm, "cuda_available", lambda: True)
+    monkeypatch.setattr("megatron_resrl.config.facts.cuda_available", lambda: True)
     (problem,) = of("rollout.placement", problems({"placement": "disaggregated"}))
     assert "vllm.devices" in problem.fix
     apart = {"placement": "disaggregated"}
-    assert not of("rollout.placement", problems(apart, devices=("0",)))
+    assert not of("rollout.placement", problems(apart, devices=("1",)))
     (transfer,) = of("vllm.weight_transfer", problems(apart, urls=(URL,), weight_transfer="ipc"))
     assert "nccl" in transfer.fix
 
 
 @pytest.mark.parametrize("transfer", ["nccl", "ipc"])
 def test_transfers_between_gpus_need_gpus(monkeypatch, transfer):
-    monkeypatch.setattr(checks_vllm, "cuda_available", lambda: False)
+    monkeypatch.setattr("megatron_resrl.config.facts.cuda_available", lambda: False)
     (problem,) = problems(urls=(URL,), weight_transfer=transfer)
     assert (problem.setting, problem.value) == ("vllm.weight_transfer", transfer)
+
+
+@pytest.mark.parametrize(
+    ("devices", "local", "visible", "kind"),
+    [
+        (tuple("01234567"), None, None, "recipe"),
+        (tuple("4567"), None, None, "note"),
+        (("8", "9"), None, None, None),
+        (tuple("4567"), "4", None, None),
+        (("3", "4"), "4", None, "recipe"),
+        (("0", "1"), "2", "2,3", None),
+        (("3", "1"), "2", "2,3", "recipe"),
+        (("0, 1", "2,7"), None, None, "recipe"),
+    ],
+)
+def test_servers_apart_from_the_trainer_do_not_take_its_gpus(
+    monkeypatch, devices, local, visible, kind
+):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if local:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", local)
+        monkeypatch.setenv("RANK", "0")
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    recipe = Recipe(
+        rollout=RolloutConfig(engine="vllm", placement="disaggregated"),
+        vllm=VllmConfig(
+            servers=len(devices), devices=devices, tensor_parallel_size=devices[0].count(",") + 1
+        ),
+    )
+    found = [p for check in VLLM_CHECKS for p in check(Facts(recipe, 64, {}))]
+    assert [p.kind for p in of("vllm.devices", found)] == ([kind] if kind else [])
+
+
+def test_the_directory_for_weights_must_exist_wherever_it_may_be_used():
+    (problem,) = problems(urls=(URL,), transfer_dir="/nowhere")
+    assert (problem.setting, problem.kind) == ("vllm.transfer_dir", "machine")
 
 
 def test_a_transfer_directory_must_exist():

@@ -27,6 +27,26 @@ def test_fields_of_megatron_core_pass() -> None:
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "--model.megatron.cuda_graph_impl=local",
+        "--model.megatron.enable_cuda_graph=true",
+        "--model.megatron.external_cuda_graph=true",
+        "--model.megatron.fine_grained_activation_offloading=true",
+        "--optimizer.megatron.optimizer=sgd",
+    ],
+)
+def test_fields_that_the_trainer_cannot_serve_are_refused(override: str) -> None:
+    (problem,) = problems(override)
+    assert problem.startswith(f"{override.removeprefix('--').partition('=')[0]} = ")
+    assert problem.endswith("leave it out")
+
+
+def test_fields_that_the_trainer_cannot_serve_may_be_off() -> None:
+    assert not problems("--model.megatron={cuda_graph_impl: none, enable_cuda_graph: false}")
+
+
+@pytest.mark.parametrize(
     ("override", "meant", "cls"),
     [
         ("--model.megatron.init_method_sdt=1", "init_method_std", "TransformerConfig"),

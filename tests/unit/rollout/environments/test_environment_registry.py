@@ -78,6 +78,6 @@ def test_a_recipe_is_checked_before_the_run_starts() -> None:
     assert problems() == []
     assert problems(environment="calculator") == []
     (problem,) = problems(environment="calculator", environment_options={"digits": 3})
-    assert problem.startswith("rollout.environment = 'calculator': cannot be used (")
+    assert problem.startswith("rollout.environment_options = {'digits': 3}: calculator cannot be ")
     (problem,) = problems(environment_options={"digits": 3})
     assert "there is no environment to take them" in problem

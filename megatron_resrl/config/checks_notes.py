@@ -1,0 +1,81 @@
+"""What is allowed and probably not meant: printed by `check`, logged when a run starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.config.facts import Facts
+from megatron_resrl.config.problems import Problem
+
+_LARGE_LR = 1e-2
+"""Learning rates above it destroy language models within a few updates of Adam."""
+_MANY_STEPS = 10
+"""A run of more steps is worth a checkpoint on the way."""
+
+
+def _note(setting: str, value: object, problem: str, fix: str) -> Problem:
+    return Problem(setting, value, problem, fix, "note")
+
+
+def _note_warm_up(facts: Facts) -> Iterator[Problem]:
+    recipe = facts.recipe
+    updates = recipe.steps * recipe.algorithm.updates_per_step
+    warm_up = recipe.optimizer.lr_warmup_steps
+    if warm_up > updates:
+        problem = (
+            f"the warm-up is longer than the run's {updates} optimizer steps, so that "
+            f"the learning rate ends at {updates / warm_up:.0%} of optimizer.lr"
+        )
+        fix = f"use at most {updates} for the whole of it, or more steps"
+        yield _note("optimizer.lr_warmup_steps", warm_up, problem, fix)
+
+
+def _note_learning_rate(facts: Facts) -> Iterator[Problem]:
+    lr = facts.recipe.optimizer.lr
+    if lr > _LARGE_LR:
+        problem = f"above {_LARGE_LR}, where updates of Adam destroy a language model"
+        yield _note("optimizer.lr", lr, problem, "the paper uses 1e-6")
+
+
+def _note_evaluation(facts: Facts) -> Iterator[Problem]:
+    evaluation = facts.recipe.evaluation
+    if evaluation.every and not evaluation.files:
+        problem = "there are no evaluation.files, so that nothing is evaluated"
+        yield _note("evaluation.every", evaluation.every, problem, "give files or set it to 0")
+    elif evaluation.every > facts.recipe.steps:
+        problem = f"the run has {facts.recipe.steps} steps: it is evaluated before and after them"
+        yield _note("evaluation.every", evaluation.every, problem, "use a smaller number")
+
+
+def _note_saving(facts: Facts) -> Iterator[Problem]:
+    every, steps = facts.recipe.checkpoint.save_every, facts.recipe.steps
+    if (every == 0 or every >= steps) and steps > _MANY_STEPS:
+        problem = f"a run that is killed before step {steps} has saved nothing"
+        yield _note("checkpoint.save_every", every, problem, "save on the way, e.g. every 10 steps")
+
+
+def _note_temperature(facts: Facts) -> Iterator[Problem]:
+    for section in ("rollout", "evaluation"):
+        value = getattr(facts.recipe, section).temperature
+        if value > 2:
+            problem = "responses at this temperature are close to noise"
+            yield _note(f"{section}.temperature", value, problem, "1.0 samples the policy itself")
+
+
+def _note_greedy_samples(facts: Facts) -> Iterator[Problem]:
+    evaluation = facts.recipe.evaluation
+    samples = evaluation.samples_per_prompt
+    if evaluation.files and evaluation.temperature == 0 and samples > 1:
+        problem = "evaluation.temperature is 0: all of them are the same response"
+        yield _note("evaluation.samples_per_prompt", samples, problem, "use 1")
+
+
+NOTES = (
+    _note_warm_up,
+    _note_learning_rate,
+    _note_evaluation,
+    _note_saving,
+    _note_temperature,
+    _note_greedy_samples,
+)
+"""For training only."""
