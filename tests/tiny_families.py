@@ -174,7 +174,7 @@ def reference(path: Path) -> Reference:
     """Runs every sequence alone through the model; then takes `STEPS` steps on their loss."""
     model = read_model(path)
     optimizer = _adamw(model)
-    weights, losses, grad_norms, runs = [_named(model)], [], [], []
+    weights, losses, grad_norms, runs = [named_weights(model)], [], [], []
     for _ in range(STEPS):
         runs.append([_run(model, *pair) for pair in ragged_token_ids()])
         log_probs = [run["log_probs"] for run in runs[-1]]
@@ -186,12 +186,12 @@ def reference(path: Path) -> Reference:
         optimizer.step()
         losses.append(loss.item())
         grad_norms.append(grad_norm.item())
-        weights.append(_named(model))
+        weights.append(named_weights(model))
     fields = {name: [run[name].detach() for run in runs[0]] for name in runs[0][0]}
     return Reference(**fields, losses=losses, grad_norms=grad_norms, weights=weights)
 
 
-def _named(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def named_weights(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """Copies under the names of files, where each expert's gate, up and down stand alone."""
     named = {}
     # named_parameters gives a tied matrix once, under the embedding's name.

@@ -1,0 +1,93 @@
+"""The product's steps of `reference_cases`, in one layout after the other.
+
+Arguments: folder of the models, output file, then `layout=case` pairs; a layout may come again.
+Rank 0 saves the weights after each, and the metrics of its steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import tiny_families as tiny
+import torch
+import torch.distributed as dist
+from reference_cases import CASES, LAYOUTS, THINK_MARKERS, recipe, rollouts
+from reference_step import Rollout
+
+from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.prompts import Prompt, PromptRecord
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rewards.grader import Grader
+from megatron_resrl.rollout.collect import Sample, grade_responses
+from megatron_resrl.rollout.engine import Response
+from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.token_weights import TokenWeigher
+from megatron_resrl.weights.hugging_face import export_weights
+
+
+def graded(found: list[Rollout], settings: Recipe) -> list[Sample]:
+    """As an environment scores them, and shaped as the recipe says."""
+    groups = [[r for r in found if r.group == number] for number in range(found[-1].group + 1)]
+    prompts = [
+        Prompt(
+            PromptRecord(number, [{"role": "user", "content": "q"}], "4", "test", {}),
+            group[0].prompt,
+        )
+        for number, group in enumerate(groups)
+    ]
+    responses = [[_response(r) for r in group] for group in groups]
+    return grade_responses(
+        prompts,
+        responses,
+        Grader("integer", workers=1, timeout_s=1.0),
+        tiny.tokenizer(),
+        settings.reward,
+        length_limit=settings.rollout.max_response_length,
+    )
+
+
+def _response(rollout: Rollout) -> Response:
+    return Response(
+        rollout.response,
+        rollout.engine_log_probs,
+        "length" if rollout.cut_off else "stop",
+        response_mask=None if all(rollout.drawn) else rollout.drawn,
+        score=rollout.score,
+    )
+
+
+def run(models: Path, layout: str, name: str) -> dict[str, Any]:
+    case = CASES[name]
+    settings = recipe(case.settings | LAYOUTS[layout], models / case.family)
+    platform.initialize(settings.parallel, seed=0)
+    policy = Policy.from_recipe(settings)
+    algorithm = algorithm_of(settings)
+    weigher = None
+    if algorithm.needs_hidden_states:
+        markers = THINK_MARKERS if settings.resrl.mask_think else None
+        weigher = TokenWeigher(policy, settings, think_markers=markers)
+    metrics = []
+    for step in range(1, settings.steps + 1):
+        samples = graded(rollouts(step, masked=case.masked), settings)
+        done = rl_step(policy, algorithm, weigher, samples, settings, step, PhaseTimers())
+        metrics.append(done.metrics)
+    return {"weights": dict(export_weights(policy.modules, policy.hf_config)), "metrics": metrics}
+
+
+def main() -> None:
+    models, output = Path(sys.argv[1]), Path(sys.argv[2])
+    found = {}
+    for pair in sys.argv[3:]:
+        found[pair] = run(models, *pair.split("=", 1))
+    if dist.get_rank() == 0:
+        torch.save(found, output)
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""`rl_step` takes the steps of an independent program, in every layout.
+
+Tolerance: 1e-6 on every weight in fp32. Weights are up to 2, whose last bit is 2.4e-7; a step moves
+them by up to 1e-2, and gradients that differ in their last bits move that by some 1e-7.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_families as tiny
+import torch
+from ranks import run_ranks
+from reference_cases import CASES, THINK_MARKERS, recipe, rollouts
+from reference_step import Trained, train
+
+TOLERANCE = 1e-6
+SHOWN = 3e-5
+"""What the settings of a case have to change at least."""
+METRICS = ("loss", "grad_norm", "reward/mean")
+HARDEST = ("much at once", "much at once over two steps")
+RANKS = {
+    1: [f"one={name}" for name in CASES],
+    2: [
+        *(f"{layout}={name}" for layout in ("TP2+SP", "PP2", "DP2", "CP2") for name in HARDEST),
+        "TP2+SP packed=much at once",
+        "CP2 packed=much at once over two steps",
+        "DP2 split=much at once",
+        "PP2=much at once, tied matrices",
+        "EP2=much at once, experts",
+    ],
+}
+"""Layouts and cases by number of ranks."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Models by family."""
+    folder = tmp_path_factory.mktemp("models")
+    tiny.write_families(folder, {case.family for case in CASES.values()})
+    return folder
+
+
+@pytest.fixture(scope="module")
+def product(folder: Path) -> Any:
+    """By number of ranks, what the product made of the cases."""
+
+    @functools.cache
+    def measure(ranks: int) -> dict[str, Any]:
+        script = Path(__file__).with_name("ranks_reference_step.py")
+        output = folder / f"{ranks}.pt"
+        run_ranks(script, ranks, folder, output, *RANKS[ranks], timeout=600)
+        return torch.load(output)
+
+    return measure
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> Any:
+    """What the reference makes of settings by dotted name, given as sorted pairs."""
+
+    @functools.cache
+    def run(family: str, masked: bool, settings: tuple[tuple[str, Any], ...]) -> Trained:
+        made = dataclasses.asdict(recipe(dict(settings), folder / family))
+        steps = [rollouts(step, masked=masked) for step in range(1, min(made["steps"], 2) + 1)]
+        markers = THINK_MARKERS if made["resrl"]["mask_think"] else None
+        return train(tiny.read_model(folder / family), steps, made, markers)
+
+    def of(name: str, *, ignoring: bool = False) -> Trained:
+        case = CASES[name]
+        settings = case.ignored if ignoring else case.settings
+        return run(case.family, case.masked, _Pairs(sorted(settings.items())))
+
+    return of
+
+
+class _Pairs(tuple):
+    """Settings as an argument that can be hashed, options and all."""
+
+    __slots__ = ()
+
+    def __hash__(self) -> int:
+        return hash(repr(tuple(self)))
+
+
+def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
+    assert first.keys() == second.keys()
+    return max(float((first[name] - second[name]).abs().max()) for name in first)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "pair"), [(ranks, pair) for ranks, pairs in RANKS.items() for pair in pairs]
+)
+def test_every_weight_and_number_is_the_reference_s(product, reference, ranks, pair):
+    name = pair.split("=", 1)[1]
+    found, expected = product(ranks)[pair], reference(name)
+    # No token lies where rounding decides whether it is clipped.
+    assert expected.margin > 1e-5
+    difference = largest_difference(found["weights"], expected.weights)
+    assert difference <= TOLERANCE, f"{difference:.1e}"
+    assert len(found["metrics"]) == len(expected.metrics)
+    for ours, theirs in zip(found["metrics"], expected.metrics, strict=True):
+        for metric in METRICS:
+            # fp32 sums in another order, one or two updates deep.
+            assert ours[metric] == pytest.approx(theirs[metric], rel=1e-4, abs=1e-6), metric
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_ignoring_the_settings_of_a_case_would_show(reference, name):
+    case = CASES[name]
+    weights, ignored = (reference(name, ignoring=flag).weights for flag in (False, True))
+    difference = largest_difference(weights, ignored)
+    if case.shows:
+        assert difference > SHOWN, f"{difference:.1e}"
+    else:
+        assert difference == 0

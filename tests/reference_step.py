@@ -1,0 +1,382 @@
+"""Training steps written down a second time, from the papers' formulas: what `rl_step` has to do.
+
+transformers' model on full padded sequences, a full SVD by NumPy in float64, the loss token by
+token in torch, torch's own AdamW. Nothing of the product is imported; settings come as the nested
+dictionary of a recipe. Sources: ResRL, arXiv 2605.00380; PPO, 1707.06347; dual clip, 1912.09729;
+DAPO, 2503.14476; NSR and W-REINFORCE, 2506.01347; IcePop, 2510.18855.
+
+Shapes: B responses of a step, T positions of the longest response, H hidden size.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from tiny_families import named_weights
+from torch import Tensor
+from transformers import PreTrainedModel
+
+Settings = dict[str, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A response with its verdict, before any shaping."""
+
+    group: int
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    score: float
+    cut_off: bool
+    """It ended at the length limit."""
+    drawn: tuple[bool, ...]
+    """Which of its tokens the policy drew."""
+    engine_log_probs: tuple[float, ...]
+
+    @property
+    def count(self) -> int:
+        """Tokens that the policy drew."""
+        return sum(self.drawn)
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What the steps did."""
+
+    weights: dict[str, Tensor]
+    """After the last step, under the names of files."""
+    metrics: list[dict[str, float]]
+    """Of each step: the mean over its updates."""
+    advantages: list[list[float]]
+    """[B] of each step."""
+    token_weights: list[np.ndarray]
+    """[B, T] of each step, those that its updates used."""
+    margin: float
+    """How close a log-ratio or a correction came to a bound where rounding decides (0: equal)."""
+
+
+def train(
+    model: PreTrainedModel,
+    steps: Sequence[Sequence[Rollout]],
+    settings: Settings,
+    think_markers: tuple[int, int] | None = None,
+) -> Trained:
+    """Takes the steps, one after the other.
+
+    Args:
+        model: Changed in place; fp32.
+        steps: The rollouts of each.
+        settings: A recipe as nested dictionaries.
+        think_markers: Token ids between which responses think, if thinking is masked.
+    """
+    trainer = _Trainer(model, settings, think_markers, total_steps=settings["steps"])
+    metrics, advantages, weights = [], [], []
+    for number, rollouts in enumerate(steps, start=1):
+        found = trainer.step(number, list(rollouts))
+        metrics.append(found[0])
+        advantages.append(found[1])
+        weights.append(found[2])
+    return Trained(named_weights(model), metrics, advantages, weights, trainer.margin)
+
+
+def shaped_reward(rollout: Rollout, settings: Settings) -> float:
+    """Score, length factor of correct answers, then the soft overlong punishment."""
+    reward, limit = settings["reward"], settings["rollout"]["max_response_length"]
+    value = rollout.score
+    if reward["length_scaling"] and value > 0:
+        points = [reward["length_full_until"], reward["length_floor_at"]]
+        value *= float(np.interp(rollout.count, points, [1.0, reward["length_floor"]]))
+    if reward["overlong"] == "penalize":
+        points = [limit - reward["overlong_buffer"], limit]
+        value -= float(np.interp(len(rollout.response), points, [0.0, reward["overlong_penalty"]]))
+    return value
+
+
+def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list[float]:
+    """One per response, whatever is masked later."""
+    name, options = settings["algorithm"]["name"], settings["algorithm"]["options"]
+    if name == "nsr":
+        return [0.0 if rollout.score > 0 else -1.0 for rollout in rollouts]
+    if name == "w_reinforce":
+        reward = options.get("positive_weight", 0.1)
+        return [reward if rollout.score > 0 else -1.0 for rollout in rollouts]
+    advantages = []
+    for rollout in rollouts:
+        own = shaped_reward(rollout, settings)
+        group = [shaped_reward(r, settings) for r in rollouts if r.group == rollout.group]
+        if max(group) == min(group):
+            advantages.append(0.0)
+            continue
+        scale = np.std(group, ddof=1) + options.get("eps", 1e-6)
+        scale = scale if options.get("scale_by_std", True) else 1.0
+        advantages.append(float((own - np.mean(group)) / scale))
+    return advantages
+
+
+def residual_weights(positives_NH: np.ndarray, negatives_MH: np.ndarray, resrl: dict) -> np.ndarray:
+    """[M] weights of a group's wrong tokens, from the states of those and of the right ones."""
+    x_NH, x_MH = _layer_norm(positives_NH), _layer_norm(negatives_MH)
+    mean_H = x_NH.mean(0)
+    kept = min(resrl["rank"], len(x_NH) - 1, x_NH.shape[1])
+    _, singular, v_KH = np.linalg.svd(x_NH - mean_H, full_matrices=False)
+    # Of tokens that are the same, as the first of responses to one prompt have the same state, one
+    # direction is left without variance: what an SVD returns for it is arbitrary, and no part of
+    # the subspace.
+    v_KH = v_KH[:kept][singular[:kept] > 1e-6 * singular[0]]
+    y_MH = x_MH - mean_H
+    outside_MH = y_MH - y_MH @ v_KH.T @ v_KH
+    residual_M = (outside_MH**2).sum(1) / x_MH.shape[1]
+    low, high = np.quantile(residual_M, resrl["quantiles"])
+    floor = resrl["floor"]
+    if high - low < 1e-5:
+        return np.full(len(x_MH), (floor + 1) / 2)
+    return floor + (1 - floor) * np.clip((residual_M - low) / (high - low), 0, 1)
+
+
+def _layer_norm(hidden_NH: np.ndarray) -> np.ndarray:
+    centred_NH = hidden_NH - hidden_NH.mean(1, keepdims=True)
+    return centred_NH / np.sqrt((centred_NH**2).mean(1, keepdims=True) + 1e-5)
+
+
+def group_key(seed: int, step: int, group: int) -> int:
+    """Of a group's random choices: the run's published rule."""
+    digest = hashlib.blake2b(f"{seed}/{step}/{group}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+class _Trainer:
+    """A model, its optimizer, and the rules of a step."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        settings: Settings,
+        think_markers: tuple[int, int] | None,
+        total_steps: int,
+    ) -> None:
+        self.model = model
+        self.settings = settings
+        self.markers = think_markers
+        self.margin = float("inf")
+        self.planned = total_steps * settings["algorithm"]["updates_per_step"]
+        self.updates = 0
+        numbers = settings["optimizer"]
+        parameters = list(model.parameters())
+        self.adam = torch.optim.AdamW(
+            [
+                {"params": [p for p in parameters if p.dim() > 1]},
+                {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
+            ],
+            betas=(numbers["adam_beta1"], numbers["adam_beta2"]),
+            eps=numbers["adam_eps"],
+            weight_decay=numbers["weight_decay"],
+        )
+
+    def step(
+        self, number: int, rollouts: list[Rollout]
+    ) -> tuple[dict[str, float], list[float], np.ndarray]:
+        """Metrics, advantages [B] and the token weights [B, T] that the updates used."""
+        algorithm = self.settings["algorithm"]
+        masked = [self.settings["reward"]["overlong"] == "mask" and r.cut_off for r in rollouts]
+        advantages = response_advantages(rollouts, self.settings)
+        by_advantage = self.settings["resrl"]["positives"] == "advantage"
+        positive = [
+            (a > 0 if by_advantage and algorithm["name"] == "resrl" else r.score > 0)
+            for r, a in zip(rollouts, advantages, strict=True)
+        ]
+        advantages = [0.0 if m else a for a, m in zip(advantages, masked, strict=True)]
+        with torch.no_grad():
+            old_BT, hidden_BTH = self._forward(rollouts)
+        weights_BT = self._token_weights(rollouts, positive, masked, advantages, hidden_BTH, number)
+        factor_BT = self._corrections(rollouts, old_BT)
+        groups = max(r.group for r in rollouts) + 1
+        size = groups // algorithm["updates_per_step"]
+        losses, norms, masses, plain = [], [], [], []
+        for first in range(0, groups, size):
+            rows = [i for i, r in enumerate(rollouts) if first <= r.group < first + size]
+            if not any(advantages[i] for i in rows):
+                continue
+            if losses and self.settings["resrl"]["refresh"] == "minibatch":
+                with torch.no_grad():
+                    _, hidden_BTH = self._forward(rollouts)
+                again_BT = self._token_weights(
+                    rollouts, positive, masked, advantages, hidden_BTH, number
+                )
+                weights_BT[rows] = again_BT[rows]
+            counted = [rollouts[i].count * (not masked[i]) for i in rows]
+            loss, mass, unweighted = torch.zeros(()), 0.0, 0.0
+            new_BT, _ = self._forward([rollouts[i] for i in rows])
+            for place, i in enumerate(rows):
+                if algorithm["aggregation"] == "token_mean":
+                    share = 1 / sum(counted)
+                else:
+                    share = 1 / rollouts[i].count / sum(count > 0 for count in counted)
+                for t, drawn in enumerate(rollouts[i].drawn):
+                    if not drawn or masked[i]:
+                        continue
+                    a = advantages[i]
+                    if algorithm["name"] == "resrl":
+                        right = self.settings["resrl"]["positive_weight"]
+                        a *= right if positive[i] else weights_BT[i, t]
+                    if not positive[i]:
+                        mass += share * abs(a)
+                        unweighted += share * abs(advantages[i])
+                    loss = loss + share * factor_BT[i][t] * self._token_loss(
+                        new_BT[place, t], float(old_BT[i, t]), a
+                    )
+            norms.append(self._update(loss))
+            losses.append(float(loss.detach()))
+            masses.append(mass)
+            plain.append(unweighted)
+        names = ("loss", "grad_norm", "resrl/negative_mass", "resrl/negative_mass_unweighted")
+        means = [float(np.mean(values)) for values in (losses, norms, masses, plain)]
+        metrics = dict(zip(names, means, strict=True))
+        metrics["reward/mean"] = float(np.mean([shaped_reward(r, self.settings) for r in rollouts]))
+        return metrics, advantages, weights_BT
+
+    def _forward(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
+        """[B, T] log p of the response tokens at the sampling temperature, and [B, T, H] the
+        tapped states that predict them; zeros beyond a response's end."""
+        rows = [torch.tensor((*r.prompt, *r.response)) for r in rollouts]
+        tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        lengths = torch.tensor([len(row) for row in rows])
+        mask = torch.arange(tokens.shape[1]) < lengths[:, None]
+        output = self.model(tokens, attention_mask=mask.long(), output_hidden_states=True)
+        temperature = self.settings["rollout"]["temperature"]
+        log_probs = (output.logits / temperature).log_softmax(-1)
+        taken = log_probs[:, :-1].gather(2, tokens[:, 1:, None])[:, :, 0]
+        hidden = output.hidden_states[self.settings["resrl"]["layer"]]
+        longest = max(len(r.response) for r in rollouts)
+        taken_B, hidden_B = [], []
+        for row, r in enumerate(rollouts):
+            place = slice(len(r.prompt) - 1, len(r.prompt) - 1 + len(r.response))
+            missing = longest - len(r.response)
+            taken_B.append(torch.nn.functional.pad(taken[row, place], (0, missing)))
+            hidden_B.append(torch.nn.functional.pad(hidden[row, place], (0, 0, 0, missing)))
+        return torch.stack(taken_B), torch.stack(hidden_B)
+
+    def _token_weights(
+        self,
+        rollouts: Sequence[Rollout],
+        positive: Sequence[bool],
+        masked: Sequence[bool],
+        advantages: Sequence[float],
+        hidden_BTH: Tensor,
+        step: int,
+    ) -> np.ndarray:
+        """[B, T] 1 where nothing applies."""
+        hidden = hidden_BTH.double().numpy()
+        weights = np.ones(hidden.shape[:2])
+        if self.settings["algorithm"]["name"] != "resrl":
+            return weights
+        resrl = self.settings["resrl"]
+        thought = [self._thought(r) for r in rollouts]
+        for group in {r.group for r in rollouts}:
+            right, wrong = [], []
+            for i, r in enumerate(rollouts):
+                if r.group != group or masked[i]:
+                    continue
+                for t, drawn in enumerate(r.drawn):
+                    if drawn and not thought[i][t]:
+                        (right if positive[i] else wrong).append((i, t))
+            if len(right) < 4 or not wrong:
+                continue
+            key = group_key(self.settings["seed"], step, group)
+            generator = torch.Generator().manual_seed(key)
+            if len(right) > resrl["max_positive_tokens"]:
+                order = torch.randperm(len(right), generator=generator)
+                right = [right[k] for k in order[: resrl["max_positive_tokens"]]]
+            found = residual_weights(
+                *(np.stack([hidden[i, t] for i, t in side]) for side in (right, wrong)), resrl
+            )
+            for (i, t), weight in zip(wrong, found, strict=True):
+                weights[i, t] = weight
+        for i in range(len(rollouts)):
+            if not positive[i]:
+                weights[i, : len(thought[i])][thought[i]] = 0.0
+        return weights
+
+    def _thought(self, rollout: Rollout) -> np.ndarray:
+        """[response tokens] bool: between the think markers, which belong to it."""
+        inside, found = False, []
+        for token in (*rollout.prompt, *rollout.response):
+            if self.markers and token == self.markers[0]:
+                inside = True
+            found.append(inside)
+            if self.markers and token == self.markers[1]:
+                inside = False
+        return np.array(found[len(rollout.prompt) :], dtype=bool)
+
+    def _corrections(self, rollouts: Sequence[Rollout], old_BT: Tensor) -> list[list[float]]:
+        """[B][tokens] factors on the loss."""
+        correction = self.settings["correction"]
+        factors = []
+        for row, r in enumerate(rollouts):
+            log_ratio = old_BT[row, : len(r.response)].double().numpy() - r.engine_log_probs
+            log_ratio = np.where(r.drawn, log_ratio, 0.0)
+            if correction["method"] == "none":
+                found = np.ones(len(r.response))
+            elif correction["method"] == "icepop":
+                ratio = np.exp(log_ratio)
+                low, high = correction["band"]
+                found = np.where((ratio >= low) & (ratio <= high), ratio, 0.0)
+                self._near(log_ratio, np.log(low), np.log(high))
+            else:
+                if correction["method"] == "sequence_tis":
+                    log_ratio = np.full(len(r.response), log_ratio.sum())
+                found = np.minimum(np.exp(log_ratio), correction["cap"])
+            factors.append(found.tolist())
+        return factors
+
+    def _near(self, values: Any, *bounds: float) -> None:
+        for bound in bounds:
+            self.margin = min(self.margin, float(np.abs(np.asarray(values) - bound).min()))
+
+    def _token_loss(self, new: Tensor, old: float, advantage: float) -> Tensor:
+        """-min(r A, clip(r) A), and for A < 0 at most -dual_clip A."""
+        algorithm = self.settings["algorithm"]
+        low, high = 1 - algorithm["clip_low"], 1 + algorithm["clip_high"]
+        ratio = (new - old).exp()
+        objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+        log_ratio = float(new.detach()) - old
+        if advantage < 0 and algorithm["dual_clip"] is not None:
+            objective = objective.clamp_min(algorithm["dual_clip"] * advantage)
+            self._near(log_ratio, np.log(algorithm["dual_clip"]))
+        if advantage:
+            self._near(log_ratio, np.log(low if advantage < 0 else high))
+        return -objective
+
+    def _update(self, loss: Tensor) -> float:
+        """One step of AdamW on clipped gradients. Returns their norm before that."""
+        self.updates += 1
+        for group in self.adam.param_groups:
+            group["lr"] = self._learning_rate()
+        self.adam.zero_grad()
+        loss.backward()
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norm = float(sum(g.double().square().sum() for g in gradients) ** 0.5)
+        limit = self.settings["optimizer"]["clip_grad"]
+        if 0 < limit < norm:
+            for gradient in gradients:
+                gradient *= limit / (norm + 1e-6)
+        self.adam.step()
+        return norm
+
+    def _learning_rate(self) -> float:
+        """Linear warm-up, then constant or a linear or cosine decay to `min_lr`."""
+        numbers = self.settings["optimizer"]
+        lr, least, warm_up = numbers["lr"], numbers["min_lr"], numbers["lr_warmup_steps"]
+        if self.updates <= warm_up:
+            return lr * self.updates / warm_up
+        length = max(numbers["lr_decay_steps"] or self.planned, warm_up + 1)
+        if numbers["lr_decay_style"] == "constant":
+            return lr
+        done = min(1.0, (self.updates - warm_up) / (length - warm_up))
+        if numbers["lr_decay_style"] == "linear":
+            return least + (lr - least) * (1 - done)
+        return least + (lr - least) * 0.5 * (1 + np.cos(np.pi * done))
