@@ -15,6 +15,8 @@ from megatron_resrl.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
 
+_TORCH_ADAM = (torch.optim.Adam, torch.optim.AdamW)
+
 
 def sharded_optimizer_state(
     policy: Policy, model_state: dict[str, Any], metadata: dict[str, Any], *, is_loading: bool
@@ -27,16 +29,11 @@ def sharded_optimizer_state(
         metadata: megatron-core's switches, see `policy_state`.
         is_loading: The tensors are to be read into.
     """
-    _complete_adamw_state(policy)
+    _complete_adam_state(policy)
     with _offsets_without_bucket_padding(policy):
-        state = policy.optimizer.sharded_state_dict(
+        return policy.optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=metadata
         )
-    plain = state.get("optimizer", state)
-    if "state" in plain:
-        # megatron-core leaves out a count of 0, without which torch's AdamW cannot be loaded.
-        plain["state"].setdefault("common_step", torch.tensor(0.0))
-    return state
 
 
 def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, Any]) -> None:
@@ -47,13 +44,7 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
         state: What megatron-core loaded into `sharded_optimizer_state`.
         schedule: `OptimizerParamScheduler.state_dict()` at the time of saving.
     """
-    settings = [
-        {name: value for name, value in group.items() if name not in ("params", "step")}
-        for group in policy.optimizer.param_groups
-    ]
     policy.optimizer.load_state_dict(_for_own_parts(policy, state))
-    for group, own in zip(policy.optimizer.param_groups, settings, strict=True):
-        group.update(own)
     for name, own in policy.scheduler.state_dict().items():
         if name != "num_steps" and own != schedule[name]:
             logger.warning(
@@ -81,7 +72,7 @@ def _parts(policy: Policy) -> list[MegatronOptimizer]:
 
 
 def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
-    """Gives each part of the policy's optimizer the step count of the one that was saved.
+    """Gives each part of the policy's optimizer its own settings and the step count that was saved.
 
     Where experts are split over ranks, megatron-core has a second optimizer for them. It stores
     moments under the names of weights, but counts and settings under the number of the optimizer,
@@ -90,20 +81,22 @@ def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
     parts = _parts(policy)
     plain = {name: value for name, value in state.items() if not isinstance(name, int)}
     if len(parts) == 1:
-        own, saved = [plain], state.get(0)
+        own, other = [plain], state.get(0)
     else:
-        own, saved = [state[number] for number in range(len(parts))], plain
-    if not saved:
-        return state
+        own, other = [state[number] for number in range(len(parts))], plain
     for part, fitted in zip(parts, own, strict=True):
+        saved = other or fitted
+        steps = _steps_taken(_inner(saved))
         groups = _inner(part.state_dict())["param_groups"]
+        for group in groups:
+            group["step"] = steps
         if isinstance(part, DistributedOptimizer):
-            step = saved["optimizer"]["param_groups"][0]["step"]
-            fitted["optimizer"] = {"param_groups": [group | {"step": step} for group in groups]}
+            fitted["optimizer"] = {"param_groups": groups}
             fitted["param_state_sharding_type"] = saved["param_state_sharding_type"]
         else:
             _inner(fitted)["param_groups"] = groups
-            _inner(fitted)["state"]["common_step"] = _inner(saved)["state"]["common_step"]
+            if isinstance(part.optimizer, _TORCH_ADAM):
+                _inner(fitted)["state"]["common_step"] = torch.tensor(float(steps))
     return own[0] if len(parts) == 1 else dict(enumerate(own))
 
 
@@ -112,22 +105,36 @@ def _inner(state: dict[str, Any]) -> dict[str, Any]:
     return state.get("optimizer", state)
 
 
-def _complete_adamw_state(policy: Policy) -> None:
-    """Gives torch's AdamW what it otherwise makes in its first step.
+def _steps_taken(saved: dict[str, Any]) -> int:
+    """Of any Adam: torch's counts steps in the states of parameters, the fused ones in groups.
 
-    A run whose gradients were never finite saves it too. The distributed optimizer's is provided
-    for where CUDA is absent, see `platform.cpu`.
+    Neither says so before the first step.
+    """
+    in_groups = (group["step"] for group in saved["param_groups"] if group.get("step") is not None)
+    return int(saved.get("state", {}).get("common_step", next(in_groups, 0)))
+
+
+def _complete_adam_state(policy: Policy) -> None:
+    """Gives Adam what it otherwise makes in its first step.
+
+    A run whose gradients were never finite, or that is stopped before its first step, saves it too.
     """
     for part in _parts(policy):
         inner = part.optimizer
-        if isinstance(part, DistributedOptimizer) or not isinstance(inner, torch.optim.AdamW):
-            continue
         for parameter in (p for group in inner.param_groups for p in group["params"]):
-            state = inner.state[parameter]
-            for name in ("exp_avg", "exp_avg_sq"):
-                if name not in state:
-                    state[name] = torch.zeros_like(parameter)
-            state.setdefault("step", torch.tensor(0.0))
+            if inner.state.get(parameter):
+                continue
+            if isinstance(inner, _TORCH_ADAM):
+                inner.state[parameter] = _moments(parameter) | {"step": torch.tensor(0.0)}
+            elif hasattr(inner, "initialize_state"):  # Transformer Engine's FusedAdam.
+                remainders = inner.store_param_remainders and parameter.dtype is torch.bfloat16
+                inner.initialize_state(parameter, remainders)
+            elif type(inner).__name__ == "FusedAdam":  # Apex's.
+                inner.state[parameter] = _moments(parameter)
+
+
+def _moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 from megatron.core.dist_checkpointing.strategies.fully_parallel import (
     FullyParallelLoadStrategyWrapper,
     FullyParallelSaveStrategyWrapper,
@@ -136,13 +137,40 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
     failure = f"checkpoint {path} could not be read into the policy"
     with named_failures(failure, CheckpointError), without_deprecations():
+        absent = _leave_out_extra_states_not_in(path, state)
         loaded = dist_checkpointing.load(state, str(path), sharded_strategy=strategy)
     for name, module in _named_chunks(policy):
-        module.load_state_dict(loaded[name])
+        module.load_state_dict(loaded[name] | dict.fromkeys(absent[name]))
     if trainable:
         load_optimizer(policy, loaded["optimizer"], loaded["scheduler"])
         if same_layout:
             random_state.restore(loaded["random"])
+
+
+def _leave_out_extra_states_not_in(path: Path, state: dict[str, Any]) -> dict[str, list[str]]:
+    """Asks a checkpoint only for the extra states of modules that it has.
+
+    Transformer Engine's modules have them, and keep the scales of FP8 in them; megatron-core's own
+    have none. A run may go on with the other kind of layers.
+
+    Returns:
+        What is left out, by model chunk: the modules take None for it.
+    """
+    stored = load_sharded_metadata(str(path))
+    absent: dict[str, list[str]] = {}
+    for chunk, content in state.items():
+        if not chunk.startswith("model"):
+            continue
+        absent[chunk] = [
+            name
+            for name, value in content.items()
+            if isinstance(value, ShardedObject)
+            and name.endswith("_extra_state")
+            and value.unique_key not in stored
+        ]
+        for name in absent[chunk]:
+            del content[name]
+    return absent
 
 
 def _live_storages(policy: Policy) -> frozenset[int]:

@@ -1,8 +1,8 @@
-"""Adapts megatron-core 0.16 to a machine without CUDA. Nothing else in the package is patched.
+"""Adapts megatron-core 0.16 to the machine. Besides `repairs`, nothing else patches it.
 
 megatron-core names CUDA devices, streams and random generators literally. Where CUDA is absent
 those names cannot work for anybody, so they are redirected to the CPU's equivalents. On a machine
-with CUDA `adapt_megatron_core` does nothing.
+with CUDA nothing is redirected.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from typing import Any
 import torch
 import torch.cuda.nvtx
 from torch.utils._device import _device_constructors
+
+from megatron_resrl.platform.repairs import repair_megatron_core
 
 logger = logging.getLogger(__name__)
 
@@ -40,15 +42,21 @@ _adapted = False
 
 
 def adapt_megatron_core() -> None:
-    """Redirects CUDA names to the CPU, once, if CUDA is absent; says so once in the log.
+    """Once: redirects CUDA names to the CPU if CUDA is absent, which the log says; then repairs.
 
     Must run before megatron-core builds a model, because some of its modules look devices up
     while they are constructed.
     """
     global _adapted
-    if _adapted or torch.cuda.is_available():
+    if _adapted:
         return
     _adapted = True
+    if not torch.cuda.is_available():
+        _redirect_to_cpu()
+    repair_megatron_core()
+
+
+def _redirect_to_cpu() -> None:
     for message in _IDLE_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     _redirect_device_queries()
@@ -56,8 +64,7 @@ def adapt_megatron_core() -> None:
     _redirect_streams()
     _redirect_factories()
     _name_tensor_types_as_cuda()
-    _repair_distributed_optimizer_state()
-    _repair_experts()
+    _keep_counts_on_host()
     logger.info("CUDA is absent: megatron-core is adapted to the CPU (gloo, local layers)")
 
 
@@ -186,66 +193,12 @@ def _name_tensor_types_as_cuda() -> None:
     torch.Tensor.type = named
 
 
-def _repair_distributed_optimizer_state() -> None:
-    """Makes the distributed optimizer's state survive a save and a load with torch's AdamW.
-
-    Upstream assumes Apex's or Transformer Engine's Adam, which keeps the step in the parameter
-    group. torch's AdamW keeps one step tensor per parameter: it is missing before the first step,
-    absent from what is loaded, and afterwards shared by all parameters, which would advance it
-    once per parameter.
-    """
-    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
-
-    save = DistributedOptimizer.state_dict
-    load = DistributedOptimizer.load_state_dict
-    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
-
-    @functools.wraps(save)
-    def state_dict(self: Any) -> Any:
-        for group in self.optimizer.param_groups:
-            for parameter in group["params"]:
-                if not self.optimizer.state[parameter]:
-                    self.optimizer.state[parameter].update(
-                        step=torch.tensor(0.0),
-                        exp_avg=torch.zeros_like(parameter),
-                        exp_avg_sq=torch.zeros_like(parameter),
-                    )
-        return save(self)
-
-    @functools.wraps(load)
-    def load_state_dict(self: Any, state: Any) -> Any:
-        result = load(self, state)
-        for parameter_state in self.optimizer.state.values():
-            if "step" in parameter_state:
-                parameter_state["step"] = parameter_state["step"].detach().clone()
-        return result
-
-    @functools.wraps(set_states)
-    def set_with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
-        group_index, order = self.model_param_group_index_map[model_param]
-        parameter = self.optimizer.param_groups[group_index]["params"][order]
-        own = self.optimizer.state[parameter]
-        if "step" in own and "step" not in tensors:
-            tensors = {**tensors, "step": own["step"]}
-        return set_states(self, model_param, tensors)
-
-    DistributedOptimizer.state_dict = state_dict
-    DistributedOptimizer.load_state_dict = load_state_dict
-    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
-
-
-def _repair_experts() -> None:
-    """Lets mixture-of-experts layers run without Transformer Engine and CUDA.
-
-    Upstream asks whether Transformer Engine's matrix product is None without ever having defined
-    it, and takes the numbers of tokens to exchange for a list only if they were on CUDA.
-    """
+def _keep_counts_on_host() -> None:
+    """megatron-core makes a list of the tokens to exchange only if their numbers were on CUDA."""
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     def on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
-    if not hasattr(moe_utils, "te_general_gemm"):
-        moe_utils.te_general_gemm = None
     moe_utils.maybe_move_tensor_to_cpu = on_host
     token_dispatcher.maybe_move_tensor_to_cpu = on_host

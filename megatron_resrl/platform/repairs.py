@@ -1,0 +1,51 @@
+"""Repairs megatron-core 0.16 where Transformer Engine or Apex is missing, with and without CUDA."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def repair_megatron_core() -> None:
+    """Mends what megatron-core assumes of optional libraries. Call it once."""
+    from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER
+    from megatron.core.transformer.moe import moe_utils
+
+    if USING_PYTORCH_OPTIMIZER:
+        _repair_distributed_optimizer_state()
+    if not hasattr(moe_utils, "te_general_gemm"):
+        # The router asks whether it is None, without the name having been defined.
+        moe_utils.te_general_gemm = None
+
+
+def _repair_distributed_optimizer_state() -> None:
+    """Makes the distributed optimizer's state survive a save and a load with torch's AdamW.
+
+    Upstream assumes Apex's or Transformer Engine's Adam, which keeps the step in the parameter
+    group. torch's AdamW keeps one step tensor per parameter: it is absent from what is loaded, and
+    afterwards shared by all parameters, which would advance it once per parameter.
+    """
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+    load = DistributedOptimizer.load_state_dict
+    set_states = DistributedOptimizer._set_main_param_and_optimizer_states
+
+    @functools.wraps(load)
+    def load_state_dict(self: Any, state: Any) -> Any:
+        result = load(self, state)
+        for parameter_state in self.optimizer.state.values():
+            if "step" in parameter_state:
+                parameter_state["step"] = parameter_state["step"].detach().clone()
+        return result
+
+    @functools.wraps(set_states)
+    def set_with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
+        group_index, order = self.model_param_group_index_map[model_param]
+        parameter = self.optimizer.param_groups[group_index]["params"][order]
+        own = self.optimizer.state[parameter]
+        if "step" in own and "step" not in tensors:
+            tensors = {**tensors, "step": own["step"]}
+        return set_states(self, model_param, tensors)
+
+    DistributedOptimizer.load_state_dict = load_state_dict
+    DistributedOptimizer._set_main_param_and_optimizer_states = set_with_step
