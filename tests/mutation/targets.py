@@ -1,0 +1,67 @@
+"""Which files are mutated, and which tests look at them: the closest first, then wider ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+_STEP = "tests/distributed/training/test_reference_step.py"
+_RUN = "tests/end_to_end/test_train_and_resume.py"
+_SETTINGS = "tests/end_to_end/test_settings_reach_the_run.py"
+
+
+@dataclass(frozen=True)
+class Target:
+    """Files of one room and the tests that should notice a fault in them."""
+
+    paths: tuple[str, ...]
+    """Files and folders below `megatron_resrl`."""
+    rounds: tuple[tuple[str, ...], ...]
+    """Tests to run, one round after the other until one fails."""
+
+    def files(self, root: Path) -> Iterator[str]:
+        """The Python files, as paths from the root of the checkout."""
+        for path in self.paths:
+            place = root / "megatron_resrl" / path
+            found = sorted(place.rglob("*.py")) if place.is_dir() else [place]
+            yield from (str(file.relative_to(root)) for file in found)
+
+
+TARGETS = {
+    "algorithms": Target(("algorithms",), (("tests/unit/algorithms",), (_STEP,))),
+    "subspace": Target(
+        ("subspace",),
+        (("tests/unit/subspace",), ("tests/distributed/training/test_token_weights.py", _STEP)),
+    ),
+    "training": Target(
+        ("training",),
+        (
+            ("tests/unit/training",),
+            (_STEP,),
+            ("tests/distributed/training",),
+            (_RUN, _SETTINGS, "tests/end_to_end/test_collection.py"),
+        ),
+    ),
+    "policy": Target(
+        ("policy",),
+        (
+            ("tests/unit/policy",),
+            (_STEP,),
+            ("tests/distributed/policy",),
+        ),
+    ),
+    "sampling": Target(
+        ("rollout/sampling.py", "rollout/collect.py"),
+        (
+            ("tests/unit/rollout/test_sampling.py", "tests/unit/rollout/test_overlong.py"),
+            (_RUN, _SETTINGS),
+        ),
+    ),
+    "rewards": Target(("rewards",), (("tests/unit/rewards",), (_SETTINGS,))),
+    "evaluation": Target(("evaluation",), (("tests/unit/evaluation",), (_SETTINGS, _RUN))),
+    "checkpoint": Target(
+        ("checkpoint",),
+        (("tests/unit/checkpoint",), ("tests/distributed/checkpoint",), (_RUN,)),
+    ),
+}
