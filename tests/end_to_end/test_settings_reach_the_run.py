@@ -1,0 +1,235 @@
+"""Settings with values of their own in one whole run: each shows in what the run leaves."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+from faults import run_task
+from tiny_task import read_metrics, write_task
+
+STOPS = list(range(3, 12))
+LIMIT = 6
+PROMPT_LIMIT = 4
+TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}{{ ending }}"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has ended."""
+
+    folder: Path
+    metrics: list[dict[str, Any]]
+    samples: list[dict[str, Any]]
+    log: str
+
+    def prompts(self, step: int) -> list[list[int]]:
+        """Token ids of every prompt of a step, group by group."""
+        path = self.folder.parent / "record" / f"step_{step:06d}.parquet"
+        rows = pq.read_table(path).to_pydict()
+        own = dict(zip(rows["group"], rows["prompt_ids"], strict=True))
+        return [own[group] for group in sorted(own)]
+
+    @property
+    def checkpoints(self) -> list[str]:
+        return sorted(path.name for path in (self.folder / "checkpoints").glob("step_*"))
+
+
+def _run(directory: Path, **overrides: object) -> Run:
+    done = run_task(write_task(directory, **overrides), None, ranks=1)
+    assert done.code == 0, done.text
+    folder = Path(str(overrides.get("output_dir", directory / "run")))
+    lines = (folder / "samples.jsonl").read_text(encoding="utf-8").split("\n")
+    samples = [json.loads(line) for line in lines if line]
+    return Run(folder, read_metrics(folder), samples, done.text)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """Four steps of GRPO in which hardly a setting has its default."""
+    directory = tmp_path_factory.mktemp("settings")
+    rows = [{"question": f"{n} {n + 1}", "solution": f"so #### {n}"} for n in range(3, 19)]
+    rows.insert(1, {"question": "3 4 5 6 7 8", "solution": "#### 8"})  # Longer than the limit.
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    for name in ("own.jsonl", "held.jsonl"):
+        (directory / name).write_text(text)
+    write_task(directory)
+    shutil.copytree(directory / "model", directory / "tokenizer")
+    (directory / "tokenizer" / "chat_template.jinja").write_text(TEMPLATE)
+    return _run(
+        directory,
+        output_dir=str(directory / "elsewhere"),
+        steps=4,
+        model={"path": str(directory / "model"), "tokenizer_path": str(directory / "tokenizer")},
+        algorithm__name="grpo",
+        data={
+            "train_files": [str(directory / "own.jsonl")],
+            "prompt_key": "question",
+            "answer_key": "solution",
+            "answer_pattern": "#### (.+)",
+            "system_prompt": "60",
+            "chat_template_kwargs": {"ending": "61"},
+            "max_prompt_length": PROMPT_LIMIT,
+            "shuffle": False,
+        },
+        rollout={
+            "prompts_per_step": 3,
+            "group_size": 5,
+            "max_response_length": LIMIT,
+            "stop_token_ids": STOPS,
+            "record": str(directory / "record"),
+        },
+        evaluation={
+            "files": [str(directory / "held.jsonl")],
+            "every": 1,
+            "samples_per_prompt": 3,
+            "pass_at": [2],
+            "max_prompts": 2,
+            "temperature": 0,
+        },
+        optimizer={
+            "lr": 0.01,
+            "min_lr": 0.008,
+            "lr_warmup_steps": 2,
+            "lr_decay_style": "linear",
+            "lr_decay_steps": 4,
+        },
+        checkpoint={
+            "save_every": 1,
+            "keep_last": 1,
+            "keep_every": 2,
+            "best_metric": "learning_rate",
+            "best_mode": "min",
+            "export_hf": False,
+        },
+        logging={"tensorboard": True, "progress_bar": True, "sample_responses": 15},
+    )
+
+
+@pytest.mark.setting("output_dir", "steps", "model.path", "reward.function", "data.train_files")
+def test_the_run_has_its_steps_in_its_folder(run: Run) -> None:
+    assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
+    assert all(sample["score"] in (0.0, 1.0) for sample in run.samples)
+
+
+@pytest.mark.setting("rollout.prompts_per_step", "rollout.group_size", "rollout.record")
+def test_a_step_has_its_groups(run: Run) -> None:
+    assert len(run.prompts(1)) == 3
+    assert len([sample for sample in run.samples if sample["step"] == 1]) == 3 * 5
+
+
+@pytest.mark.setting("data.shuffle", "data.prompt_key", "data.max_prompt_length")
+def test_questions_come_in_the_order_of_the_file_without_the_long_one(run: Run) -> None:
+    firsts = [sample["prompt"] for sample in run.samples if sample["step"] == 1][::5]
+    assert firsts == ["3 4", "4 5", "5 6"]
+
+
+@pytest.mark.setting("data.answer_key", "data.answer_pattern")
+def test_answers_are_cut_out_of_their_column(run: Run) -> None:
+    assert [sample["ground_truth"] for sample in run.samples][:15:5] == ["3", "4", "5"]
+
+
+@pytest.mark.setting("data.system_prompt", "data.chat_template_kwargs", "model.tokenizer_path")
+def test_prompts_are_rendered_with_system_prompt_template_and_its_arguments(run: Run) -> None:
+    assert run.prompts(1)[0] == [60, 3, 4, 61]
+
+
+@pytest.mark.setting("rollout.max_response_length")
+def test_responses_are_cut_off(run: Run) -> None:
+    assert max(line["response/length_max"] for line in run.metrics[1:]) == LIMIT
+
+
+@pytest.mark.setting("rollout.stop_token_ids")
+def test_responses_end_with_a_stop_token(run: Run) -> None:
+    ended = [sample for sample in run.samples if sample["finish_reason"] == "stop"]
+    assert ended
+    assert all(int(sample["response"].split()[-1]) in STOPS for sample in ended)
+
+
+@pytest.mark.setting("evaluation.files", "evaluation.every", "evaluation.samples_per_prompt")
+@pytest.mark.setting("evaluation.pass_at")
+def test_every_step_is_evaluated(run: Run) -> None:
+    for line in run.metrics:
+        assert {"eval/held/avg@3", "eval/held/pass@2"} <= set(line)
+
+
+@pytest.mark.setting("evaluation.max_prompts", "evaluation.temperature")
+def test_evaluations_answer_two_questions_greedily(run: Run) -> None:
+    assert {line["eval/held/avg@3"] * 2 % 1 for line in run.metrics} == {0.0}
+    assert all(line["eval/held/avg@3"] == line["eval/held/pass@2"] for line in run.metrics)
+
+
+@pytest.mark.setting("checkpoint.save_every", "checkpoint.keep_last", "checkpoint.keep_every")
+@pytest.mark.setting("checkpoint.best_metric", "checkpoint.best_mode")
+def test_checkpoints_stay_that_are_new_even_or_best(run: Run) -> None:
+    assert run.checkpoints == ["step_000001", "step_000002", "step_000004"]
+
+
+@pytest.mark.setting("optimizer.lr", "optimizer.min_lr", "optimizer.lr_warmup_steps")
+@pytest.mark.setting("optimizer.lr_decay_style", "optimizer.lr_decay_steps")
+def test_the_learning_rate_follows_its_schedule(run: Run) -> None:
+    rates = [line["learning_rate"] for line in run.metrics[1:]]
+    assert rates == pytest.approx([0.005, 0.01, 0.009, 0.008])
+
+
+@pytest.mark.setting("checkpoint.export_hf")
+def test_no_model_is_exported(run: Run) -> None:
+    assert not (run.folder / "hf").exists()
+
+
+@pytest.mark.setting("logging.sample_responses")
+def test_as_many_samples_are_logged_as_asked_for(run: Run) -> None:
+    assert len(run.samples) == 4 * 15
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+    """One step with some settings, and with others."""
+    runs = {}
+    for name, overrides in {
+        "plain": {},
+        "seed": {"seed": 4},
+        "top_k": {"rollout__top_k": 1, "correction": {"method": "token_tis", "warn_kl": None}},
+        "quiet": {
+            "logging": {"tensorboard": False, "progress_bar": False, "sample_responses": 24},
+            "rollout__temperature": 0.05,
+        },
+    }.items():
+        directory = tmp_path_factory.mktemp(name)
+        base = {
+            "steps": 1,
+            "algorithm__name": "grpo",
+            "rollout": {"prompts_per_step": 4, "group_size": 6, "max_response_length": 8},
+            "evaluation": {"files": []},
+            "checkpoint": {"export_hf": False, "save_every": 0},
+            "logging": {"tensorboard": True, "progress_bar": True, "sample_responses": 24},
+        }
+        runs[name] = _run(directory, **base | overrides)
+    return runs
+
+
+def _texts(run: Run) -> list[str]:
+    return [sample["response"] for sample in run.samples]
+
+
+@pytest.mark.setting("seed")
+def test_another_seed_draws_other_responses(other: dict[str, Run]) -> None:
+    assert _texts(other["plain"]) != _texts(other["seed"])
+
+
+@pytest.mark.setting("rollout.top_k")
+def test_the_most_likely_token_alone_makes_a_group_s_responses_equal(other: dict[str, Run]) -> None:
+    texts = _texts(other["top_k"])
+    assert all(len(set(texts[start : start + 6])) == 1 for start in range(0, 24, 6))
+    assert len(set(_texts(other["plain"]))) > 12
+
+
+@pytest.mark.setting("logging.tensorboard")
+def test_events_are_written_where_they_are_asked_for(other: dict[str, Run]) -> None:
+    assert list((other["plain"].folder / "tensorboard").iterdir())
+    assert not (other["quiet"].folder / "tensorboard").exists()
