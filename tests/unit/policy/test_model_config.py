@@ -16,6 +16,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_resrl.platform.precision import transformer_precision
 from megatron_resrl.policy.model_config import (
     head_dim,
     padded_vocab_size,
@@ -164,3 +165,29 @@ def test_fields_of_megatron_pass_through() -> None:
     )
     assert config.init_method_std == 0.5
     assert config.params_dtype is torch.bfloat16
+
+
+@pytest.mark.setting("model.attention_dropout", "model.hidden_dropout")
+@pytest.mark.setting("model.recompute_method", "model.recompute_num_layers")
+@pytest.mark.setting("precision.params_dtype")
+def test_settings_of_the_model_reach_its_configuration() -> None:
+    model = ModelConfig(
+        attention_dropout=0.1,
+        hidden_dropout=0.2,
+        recompute_granularity="full",
+        recompute_method="block",
+        recompute_num_layers=3,
+    )
+    config = transformer_config(
+        tiny.family_configs()["llama"], model, ParallelConfig(), PrecisionConfig("fp32")
+    )
+    assert (config.attention_dropout, config.hidden_dropout) == (0.1, 0.2)
+    assert (config.recompute_method, config.recompute_num_layers) == ("block", 3)
+    assert config.params_dtype is torch.float32
+
+
+@pytest.mark.setting("precision.fp8", "precision.fp8_recipe")
+def test_settings_of_fp8_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("megatron.core.fp8_utils.HAVE_TE", True)
+    fields = transformer_precision(PrecisionConfig(fp8="e4m3", fp8_recipe="delayed"))
+    assert (fields["fp8"], fields["fp8_recipe"]) == ("e4m3", "delayed")
