@@ -68,6 +68,7 @@ def assert_same_steps(run: Path, other: Path) -> None:
             assert line[name] == pytest.approx(expected[name], rel=2e-3, abs=1e-5), name
 
 
+@pytest.mark.setting("rollout.dynamic_sampling", "rollout.max_refills")
 def test_groups_without_signal_are_refilled_and_the_step_keeps_its_size(recorded):
     metrics = read_metrics(recorded / "run")[1:]
     assert any(line["rollout/refill_rounds"] > 0 for line in metrics)
@@ -83,6 +84,7 @@ def test_groups_without_signal_are_refilled_and_the_step_keeps_its_size(recorded
             assert line["rollout/refill_rounds"] == 2
 
 
+@pytest.mark.setting("rollout.replay")
 def test_a_replayed_run_equals_the_recorded_one_bit_by_bit(recorded, copy, tmp_path):
     done = _train(copy(), f"--rollout.replay={recorded / 'record'}")
     assert done.code == 0, done.text

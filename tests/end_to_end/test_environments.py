@@ -45,6 +45,7 @@ def train(prepared: Path, example: str, *arguments: str) -> subprocess.Completed
 
 
 @pytest.mark.parametrize("example", ["calculator", "number_game"])
+@pytest.mark.setting("rollout.environment")
 def test_an_example_trains_on_several_turns(prepared: Path, example: str) -> None:
     done = train(prepared, example)
     assert done.returncode == 0, done.stderr

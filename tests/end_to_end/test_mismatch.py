@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from tiny_task import read_metrics, write_task
 
 
@@ -14,6 +15,7 @@ def _train(recipe: Path) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+@pytest.mark.setting("rollout.top_p", "correction.method")
 def test_a_truncated_distribution_is_corrected_for_and_its_mismatch_logged(tmp_path):
     done = _train(write_task(tmp_path, steps=2, rollout__top_p=0.9, correction__method="token_tis"))
     assert done.returncode == 0, done.stderr
@@ -36,6 +38,7 @@ def test_a_truncated_distribution_without_correction_is_refused(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.setting("correction.stop_kl")
 def test_a_mismatch_above_stop_kl_ends_the_run_before_the_update(tmp_path):
     gates = {"correction__stop_kl": 1e-5, "correction__warn_kl": 1e-6}
     done = _train(write_task(tmp_path, rollout__top_p=0.9, correction__method="token_tis", **gates))

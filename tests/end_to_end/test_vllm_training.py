@@ -35,6 +35,7 @@ def test_a_killed_run_goes_on_with_the_groups_that_its_server_finished(tmp_path)
         assert line["sync/failed_servers"] == 0
 
 
+@pytest.mark.setting("rollout.engine", "rollout.placement", "vllm.python")
 def test_generation_one_step_ahead_begins_with_weights_at_most_one_update_old(tmp_path):
     recipe = _task(tmp_path, rollout__max_staleness=1, correction__method="token_tis")
     done = run_task(recipe, ranks=1)

@@ -57,18 +57,26 @@ def test_truncated_responses_are_graded_as_they_are(grading):
     assert not any(sample.masked for sample in samples)
 
 
+@pytest.mark.setting("reward.overlong")
 def test_only_responses_that_were_cut_off_are_masked_and_keep_their_reward(grading):
     samples = graded(grading, overlong="mask")
     assert [sample.masked for sample in samples] == [False, False, False, True]
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
 
 
+@pytest.mark.setting("reward.overlong_buffer", "reward.overlong_penalty")
 def test_the_penalty_lowers_rewards_of_right_and_wrong_and_leaves_scores(grading):
     samples = graded(grading, overlong="penalize", overlong_buffer=4, overlong_penalty=0.5)
     assert [sample.reward for sample in samples] == [1, 0.75, 0.5, -0.5]
     assert [sample.score for sample in samples] == [1, 1, 1, 0]
 
 
+@pytest.mark.setting(
+    "reward.length_scaling",
+    "reward.length_full_until",
+    "reward.length_floor_at",
+    "reward.length_floor",
+)
 def test_the_penalty_comes_on_top_of_length_scaling(grading):
     scaling = {"length_scaling": True, "length_full_until": 2, "length_floor_at": 6}
     penalty = {"overlong": "penalize", "overlong_buffer": 4, "overlong_penalty": 0.5}

@@ -12,6 +12,7 @@ from megatron_resrl.training.not_finite import NotFinite, NotFiniteSteps
 DUMP = Path("not_finite/step_000005.jsonl")
 
 
+@pytest.mark.setting("optimizer.max_non_finite")
 def test_skip_allows_all_but_the_last_of_a_row():
     steps = NotFiniteSteps(OptimizerConfig(max_non_finite=3))
     for step, finite in enumerate((False, False, True, False, False)):
@@ -21,6 +22,7 @@ def test_skip_allows_all_but_the_last_of_a_row():
     assert str(DUMP) in str(caught.value)
 
 
+@pytest.mark.setting("optimizer.non_finite")
 def test_stop_ends_the_run_at_the_first():
     steps = NotFiniteSteps(OptimizerConfig(non_finite="stop"))
     steps.count(1, True, DUMP)

@@ -64,6 +64,7 @@ def test_without_staleness_a_step_begins_when_the_one_before_is_trained():
     ]
 
 
+@pytest.mark.setting("rollout.max_staleness")
 def test_with_staleness_steps_begin_so_many_updates_early_and_not_after_the_last():
     collector = NotedCollector()
     rollouts = queue(collector, 2)

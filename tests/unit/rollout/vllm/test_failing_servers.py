@@ -147,6 +147,7 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
 
 
 @pytest.mark.slow
+@pytest.mark.setting("vllm.stall_timeout_s")
 def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weights(engine, requests):
     sent, answered = requests
     wait_until(lambda: all(slot.state is not State.STARTING for slot in engine._pool.slots))
@@ -202,6 +203,7 @@ def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(
     assert str(tmp_path / "vllm" / "server_0.log") in str(failure.value)
 
 
+@pytest.mark.setting("vllm.start_timeout_s")
 def test_an_address_without_a_server_is_an_error_that_names_it(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, urls=("http://127.0.0.1:9",), start_timeout_s=0.5)
     with pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):

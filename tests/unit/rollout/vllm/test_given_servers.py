@@ -99,6 +99,7 @@ def test_a_server_that_never_comes_back_is_given_up_and_the_others_go_on(server,
         engine.generate(PROMPTS, SAMPLING, seed=(2,))
 
 
+@pytest.mark.setting("vllm.max_restarts")
 def test_without_a_server_left_the_rollout_and_each_later_one_is_an_error(server, recipe):
     with proxy_to(server) as proxy, engine_of(recipe(proxy.url, max_restarts=1)) as engine:
         engine._pool.vllm = replace(engine._pool.vllm, start_timeout_s=0.5)
@@ -113,6 +114,7 @@ def test_without_a_server_left_the_rollout_and_each_later_one_is_an_error(server
             engine.generate(PROMPTS, SAMPLING, seed=(2,))
 
 
+@pytest.mark.setting("vllm.max_retries", "vllm.request_timeout_s")
 def test_a_sample_that_is_too_slow_is_tried_again_and_then_an_error(server, recipe, monkeypatch):
     with engine_of(recipe(server, max_retries=2)) as engine:
         settings = engine._pool.vllm

@@ -5,6 +5,8 @@ from __future__ import annotations
 import sys
 from dataclasses import replace
 
+import pytest
+
 from megatron_resrl.config.schema import (
     DataConfig,
     ModelConfig,
@@ -59,6 +61,7 @@ def test_a_server_serves_what_the_recipe_says():
     assert (spec.log.name, other.log.name) == ("server_0.log", "server_1.log")
 
 
+@pytest.mark.setting("vllm.arguments")
 def test_the_users_arguments_come_last_and_those_of_the_weights_before():
     vllm = VllmConfig(python="/opt/python", arguments={"dtype": "half"})
     (spec,) = specs(vllm, flags=(("--weights", "w"), {}))
@@ -73,6 +76,7 @@ def test_servers_sleep_only_on_gpus_that_they_share():
     assert ["--enable-sleep-mode" in spec.arguments for spec in (shared, own, cpu)] == [1, 0, 0]
 
 
+@pytest.mark.setting("vllm.environment")
 def test_the_launchers_variables_stay_with_the_trainer(monkeypatch):
     leaking = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
     for name in leaking:
@@ -86,9 +90,16 @@ def test_the_launchers_variables_stay_with_the_trainer(monkeypatch):
     assert spec.environment["VLLM_SERVER_DEV_MODE"] == "1"
 
 
+@pytest.mark.setting("vllm.servers", "vllm.devices", "vllm.tensor_parallel_size")
 def test_every_server_sees_its_own_gpus():
     vllm = VllmConfig(servers=2, devices=("0,1", "2,3"), tensor_parallel_size=2)
     first, second = specs(vllm, cuda=True)
     assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
     assert second.environment["CUDA_VISIBLE_DEVICES"] == "2,3"
     assert flag(first, "--tensor-parallel-size") == "2"
+
+
+@pytest.mark.setting("vllm.max_running_requests")
+def test_a_server_takes_as_many_requests_as_are_sent():
+    spec, _ = specs(VllmConfig(servers=2, max_running_requests=7))
+    assert flag(spec, "--max-num-seqs") == "7"

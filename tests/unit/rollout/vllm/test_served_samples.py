@@ -82,6 +82,7 @@ def test_only_our_stop_tokens_end_a_response_and_are_its_last_token(engine):
     assert any(1 in response.token_ids[:-1] for response in responses)
 
 
+@pytest.mark.setting("vllm.seed_requests")
 def test_samples_of_a_prompt_differ_and_a_seed_names_them(engine):
     sampling = SamplingParams(20, (), n=64)
     first, again, other = (
@@ -139,6 +140,7 @@ def test_a_request_that_no_server_can_serve_ends_the_rollout_with_its_answer(eng
         engine.generate([[10**6]], SamplingParams(4, ()), seed=(9,))
 
 
+@pytest.mark.setting("vllm.urls")
 def test_a_server_at_an_address_serves_and_stays(engine, model_path, tmp_path):
     url = engine._pool.slots[0].url
     with engine_of(served_recipe(model_path, tmp_path, urls=(url + "/",))) as other:

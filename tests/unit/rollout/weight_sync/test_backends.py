@@ -21,6 +21,7 @@ def test_without_gpus_weights_go_through_files():
 
 
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
+@pytest.mark.setting("vllm.weight_transfer")
 def test_a_gpu_back_end_without_gpus_is_refused_by_its_setting(backend):
     if torch.cuda.is_available():
         pytest.skip("this machine has GPUs")
