@@ -85,7 +85,7 @@ def test_an_environment_gets_its_options_and_turns(recipe, policy):
     engine = make_engine(settings, policy, trainable=True)
     episodes = player_of(settings, engine, load_tokenizer(recipe.model))
     assert episodes._environment().high == 5
-    assert episodes. == 3
+    assert episodes.max_turns == 3
 
 
 @pytest.mark.setting("vllm.transfer_dir", "vllm.bucket_bytes", "rollout.verify_weights")
