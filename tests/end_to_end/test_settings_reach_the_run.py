@@ -10,7 +10,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from faults import run_task
+from faults import Fault, run_task
 from tiny_task import read_metrics, write_task
 
 STOPS = list(range(3, 12))
@@ -106,6 +106,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
             "best_metric": "learning_rate",
             "best_mode": "min",
             "export_hf": False,
+            "keep_rollouts": False,
         },
         logging={"tensorboard": True, "progress_bar": True, "sample_responses": 15},
     )
@@ -182,6 +183,11 @@ def test_no_model_is_exported(run: Run) -> None:
     assert not (run.folder / "hf").exists()
 
 
+@pytest.mark.setting("checkpoint.keep_rollouts")
+def test_no_rollouts_are_kept(run: Run) -> None:
+    assert not (run.folder / "rollouts").exists()
+
+
 @pytest.mark.setting("logging.sample_responses")
 def test_as_many_samples_are_logged_as_asked_for(run: Run) -> None:
     assert len(run.samples) == 4 * 15
@@ -229,7 +235,67 @@ def test_the_most_likely_token_alone_makes_a_group_s_responses_equal(other: dict
     assert len(set(_texts(other["plain"]))) > 12
 
 
+@pytest.mark.setting("rollout.temperature")
+def test_a_low_temperature_lowers_the_entropy(other: dict[str, Run]) -> None:
+    assert other["plain"].metrics[-1]["entropy"] > 4.1
+    assert other["quiet"].metrics[-1]["entropy"] < 4.0
+
+
 @pytest.mark.setting("logging.tensorboard")
 def test_events_are_written_where_they_are_asked_for(other: dict[str, Run]) -> None:
     assert list((other["plain"].folder / "tensorboard").iterdir())
     assert not (other["quiet"].folder / "tensorboard").exists()
+
+
+@pytest.mark.setting("checkpoint.verify_checksums")
+def test_a_checkpoint_is_trusted_where_checksums_are_not_compared(
+    other: dict[str, Run], tmp_path: Path
+) -> None:
+    plain = other["plain"].folder
+    copy = shutil.copytree(plain, tmp_path / "copy")
+    (sums,) = copy.rglob("SHA256SUMS")
+    first, rest = sums.read_text()[0], sums.read_text()[1:]
+    sums.write_text(("1" if first == "0" else "0") + rest)
+    given = (f"--output_dir={copy}", "--steps=2", "--checkpoint.verify_checksums=false")
+    done = run_task(plain.parent / "recipe.yaml", None, *given, ranks=1)
+    assert done.code == 0, done.text
+    assert "resumed after step 1" in done.text
+
+
+@pytest.mark.setting("checkpoint.async_save")
+def test_a_checkpoint_is_written_by_the_training_itself(tmp_path: Path) -> None:
+    recipe = write_task(tmp_path, steps=1, checkpoint__async_save=False, evaluation__files=[])
+    ended = run_task(recipe, Fault("kill", "phase:checkpoint write", step=1, rank=0), ranks=1)
+    assert ended.code == -9, ended.text
+
+
+GRADERS = """\
+import os
+import time
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+
+def together(response, ground_truth, **context):
+    \"\"\"1 if three graders run at once; the first takes longer than the default time-out.\"\"\"
+    (HERE / f"{os.getpid()}.grader").touch()
+    until = time.monotonic() + 60
+    while len(list(HERE.glob("*.grader"))) < 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    try:
+        (HERE / "slept").touch(exist_ok=False)
+        time.sleep(11)
+    except FileExistsError:
+        pass
+    return float(len(list(HERE.glob("*.grader"))) == 3)
+"""
+
+
+@pytest.mark.setting("reward.workers", "reward.timeout_s")
+def test_three_graders_work_at_once_and_have_the_time_they_are_given(tmp_path: Path) -> None:
+    (tmp_path / "graders.py").write_text(GRADERS)
+    reward = {"function": f"{tmp_path / 'graders.py'}:together", "workers": 3, "timeout_s": 90}
+    run = _run(tmp_path, steps=1, reward=reward, evaluation={"files": []}, algorithm__name="grpo")
+    assert run.metrics[-1]["reward/timeouts"] == 0
+    assert run.metrics[-1]["reward/mean"] == 1
