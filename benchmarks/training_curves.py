@@ -95,7 +95,7 @@ def rewards_of(
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(done.stderr[-4000:])
-    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    lines = map(json.loads, (run / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1])
     steps = [line for line in lines if line["step"] > 0]
     print(f"{engine}, seed {seed}: {steps[-1]['reward/mean']:.2f} at the end", file=sys.stderr)
     return steps

@@ -82,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _say(error, once_per_host=True)
         return UNUSABLE
     except InputError as error:
-        _say(error)
+        _say(error, once_per_host=error.common)
         return UNUSABLE
     except RunError as error:
         _say(error, once_per_host=error.common)

@@ -16,6 +16,9 @@ class InputError(ValueError):
     It names the setting or file, the value found and what would be right.
     """
 
+    common: bool = False
+    """All ranks raise it alike, so that one of each host says it."""
+
 
 class SettingError(InputError):
     """A setting that cannot be used, told by what reads it.

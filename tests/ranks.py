@@ -46,6 +46,25 @@ def run_ranks_with_log(
     script: Path | str, world_size: int, *args: object, timeout: float = 120
 ) -> tuple[str, str]:
     """Like `run_ranks`; returns standard output and standard error."""
+    codes, out, err = ended_ranks(script, world_size, *args, timeout=timeout)
+    assert not any(codes), f"{script} on {world_size} ranks exited {codes}\n{out}\n{err}"
+    return out, err
+
+
+def ended_ranks(
+    script: Path | str, world_size: int, *args: object, timeout: float = 120, patient: bool = False
+) -> tuple[list[int], str, str]:
+    """Like `run_ranks`, however the ranks end.
+
+    Args:
+        patient: Let all ranks end by themselves also when one has failed.
+
+    Returns:
+        Exit statuses by rank, standard output and standard error.
+
+    Raises:
+        AssertionError: The time ran out.
+    """
     # As torchrun does it: the ranks meet at a store that listens before they start.
     store = TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
     shared = {
@@ -72,12 +91,10 @@ def run_ranks_with_log(
         ]
         for process in ranks:
             process.start()
-        in_time = _wait(ranks, timeout)
+        in_time = _wait(ranks, timeout, patient=patient)
         out, err = (file.read_text() if file.exists() else "" for file in files)
     assert in_time, f"{script} on {world_size} ranks took more than {timeout} s\n{out}\n{err}"
-    codes = [process.exitcode for process in ranks]
-    assert not any(codes), f"{script} on {world_size} ranks exited {codes}\n{out}\n{err}"
-    return out, err
+    return [process.exitcode for process in ranks], out, err
 
 
 def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 300) -> str:
@@ -124,15 +141,18 @@ def _rank(script: str, args: list[str], environment: dict[str, str], files: list
         runpy.run_path(script, run_name="__main__")
 
 
-def _wait(ranks: list[BaseProcess], timeout: float) -> bool:
+def _wait(ranks: list[BaseProcess], timeout: float, *, patient: bool) -> bool:
     """Until all have ended, one has failed, or the time is out; ends those that are left.
+
+    Args:
+        patient: Do not mind one that has failed.
 
     Returns:
         False if the time ran out.
     """
     deadline = time.monotonic() + timeout
     while any(process.is_alive() for process in ranks) and time.monotonic() < deadline:
-        if any(process.exitcode for process in ranks):
+        if not patient and any(process.exitcode for process in ranks):
             break
         time.sleep(0.02)
     in_time = time.monotonic() < deadline

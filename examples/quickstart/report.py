@@ -42,7 +42,7 @@ def read_metrics(path: Path) -> list[Record]:
     """
     if not path.is_file():
         raise SystemExit(f"{path} does not exist; give the output_dir of a run that has started")
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
     if not training_steps(records) or len(evaluations(records)) < 2:
         raise SystemExit(
             f"{path} has {len(training_steps(records))} training steps and "

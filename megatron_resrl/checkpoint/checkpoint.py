@@ -42,7 +42,7 @@ class TrainerState:
     metrics: dict[str, float] = field(default_factory=dict)
     """Of this step; the one that retention asks for decides which checkpoint is best."""
     recipe: str = ""
-    """The resolved recipe as YAML, for people and tools; not read when a run continues."""
+    """The resolved recipe as YAML; a run that continues compares it with its own."""
 
 
 class PendingSave:

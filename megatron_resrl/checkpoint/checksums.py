@@ -114,7 +114,7 @@ def read_sums(folder: Path) -> dict[str, str]:
         ValueError: It is not one.
     """
     sums = {}
-    for line in (folder / SUMS_FILE).read_text(encoding="utf-8").splitlines():
+    for line in (folder / SUMS_FILE).read_text(encoding="utf-8").split("\n")[:-1]:
         digest, gap, name = line.partition("  ")
         if not gap or len(digest) != 64:
             raise ValueError(f"{folder / SUMS_FILE} has a line {line!r}, not a digest and a name")

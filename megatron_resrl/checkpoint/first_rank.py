@@ -8,7 +8,7 @@ from typing import TypeVar
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint.folders import CheckpointError
-from megatron_resrl.errors import RunError
+from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.platform.distributed import broadcast_object
 
 Result = TypeVar("Result")
@@ -18,18 +18,19 @@ def on_first_rank(action: Callable[[], Result], group: dist.ProcessGroup | None 
     """Runs `action` on global rank 0; all ranks of `group` get its result, or raise its error.
 
     Raises:
-        RunError: The action raised it.
+        RunError, InputError: The action raised it.
         CheckpointError: The action raised an `OSError`.
     """
     result, error = None, None
     if dist.get_rank() == 0:
         try:
             result = action()
-        except RunError as problem:
+        except (RunError, InputError) as problem:
             error = problem
         except OSError as problem:
             error = CheckpointError(f"a file of the run cannot be written or read: {problem}")
     result, error = broadcast_object((result, error), group=group)
     if error is not None:
+        error.common = True
         raise error
     return result

@@ -47,14 +47,16 @@ _COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
 class RolloutLog:
     """The log of one run. Every rank makes the same calls; only rank 0 touches files."""
 
-    def __init__(self, recipe: Recipe) -> None:
+    def __init__(self, recipe: Recipe, contents: str = "") -> None:
         """
         Args:
             recipe: Files of a run with other settings are ignored, unless they are settings that
                 leave the policy's weights what they are.
+            contents: Digest of the model, data and reward that the settings point to; files of a
+                run with others are ignored, too.
         """
         self.directory = Path(recipe.output_dir) / "rollouts"
-        self.identity = run_identity(recipe)
+        self.identity = run_identity(recipe, contents)
         self._failure: OSError | None = None
 
     def read(self, step: int) -> list[Group]:
@@ -127,8 +129,9 @@ class RolloutLog:
         return self.directory / f"step_{step:06d}.groups"
 
 
-def run_identity(recipe: Recipe) -> bytes:
-    """A digest of the settings and of the format that decide what a step's groups are."""
+def run_identity(recipe: Recipe, contents: str = "") -> bytes:
+    """A digest of the settings, of what they point to (`contents`) and of the format, which decide
+    what a step's groups are."""
     neutral = replace(
         recipe,
         output_dir="",
@@ -138,7 +141,7 @@ def run_identity(recipe: Recipe) -> bytes:
         evaluation=EvaluationConfig(),
         logging=LoggingConfig(),
     )
-    text = f"{SCHEMA}\n{recipe_yaml(neutral)}"
+    text = f"{SCHEMA}\n{recipe_yaml(neutral)}{contents}"
     return hashlib.sha256(text.encode()).hexdigest().encode()
 
 

@@ -33,6 +33,8 @@ def _check_best_metric(facts: Facts) -> Iterator[Problem]:
         yield Problem("checkpoint.best_metric", name, problem, f"did you mean {meant}?")
         return
     save_every = facts.recipe.checkpoint.save_every
+    if save_every >= facts.recipe.steps:
+        return  # Only the last step is saved, which is evaluated.
     if save_every and not evaluation.every:
         yield Problem(
             "checkpoint.best_metric",

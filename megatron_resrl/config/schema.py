@@ -238,8 +238,9 @@ class ResrlConfig:
 class CheckpointConfig:
     """Saving and resuming."""
 
-    save_every: int = 0
-    """Steps between checkpoints; 0: only at the end."""
+    save_every: int = 10
+    """Steps between checkpoints, so that a run that is killed loses no more; 0: only at the end.
+    The last step is always saved."""
     async_save: bool = True
     """Write in the background while training goes on; holds a copy of the model, its masters and
     moments in host memory until it is written."""
@@ -252,8 +253,11 @@ class CheckpointConfig:
     `eval/heldout/avg@4`; steps without it do not compete. None: off."""
     best_mode: Literal["max", "min"] = "max"
     """Whether the largest or the smallest value of `best_metric` is best."""
-    resume: Literal["auto", "never"] = "auto"
-    """`auto`: continue from the newest undamaged checkpoint of the output directory, if any."""
+    resume: Literal["auto", "never", "changed"] = "auto"
+    """`auto`: continue from the newest undamaged checkpoint of the output directory, if any;
+    refused where algorithm, reward, data, model, seed or another setting that gives a run its
+    meaning is not the checkpoint's. `changed`: accept that, and go on with its weights and
+    optimizer. `never`: start anew; what an earlier run left is set aside (`checkpoints.1`, ...)."""
     verify_checksums: bool = True
     """Before resuming, read the whole checkpoint and compare it with its checksums."""
     keep_rollouts: bool = True

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from megatron_resrl.errors import InputError
+
 
 class PromptSampler:
     """Deals prompts in batches, epoch after epoch, each in an order of its own.
@@ -66,11 +68,11 @@ class PromptSampler:
         """Continues where another sampler stopped. The batch size may differ.
 
         Raises:
-            ValueError: The state is of another dataset, seed or order.
+            InputError: The state is of another dataset, seed or order.
         """
         for name, ours in self._dataset.items():
             if state[name] != ours:
-                raise ValueError(
+                raise InputError(
                     f"the saved sampler has {name} = {state[name]}, this run {ours}: resume with "
                     "the same data and seed, or start a new run in another output_dir"
                 )

@@ -6,10 +6,12 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
+
+from megatron_resrl.errors import InputError
 
 
 class _Sink(Protocol):
@@ -35,7 +37,7 @@ class MetricsLogger:
 
     Raises:
         ImportError: Weights & Biases is asked for and not installed.
-        ValueError: A file of the run to be continued holds something else.
+        InputError: A file of the run to be continued holds something else.
     """
 
     def __init__(
@@ -114,10 +116,11 @@ class _StepLines:
     def __init__(self, path: Path, resume_step: int | None) -> None:
         self.last_step: int | None = None
         if resume_step is None:
-            _set_aside(path)
+            set_aside(path)
         elif path.exists():
             self.last_step = _keep_steps(path, resume_step)
-        self._file = path.open("a", encoding="utf-8")
+        # Half a surrogate pair, which is no character, becomes the escape that JSON has for it.
+        self._file = path.open("a", encoding="utf-8", errors="backslashreplace", newline="\n")
 
     def write(self, record: dict[str, Any]) -> None:
         line = json.dumps(record, ensure_ascii=False, allow_nan=False)
@@ -128,14 +131,29 @@ class _StepLines:
         self._file.close()
 
 
-def _set_aside(path: Path) -> None:
-    """Renames the file of an earlier run: metrics.jsonl becomes metrics.1.jsonl, and so on."""
-    if not path.exists() or path.stat().st_size == 0:
+def set_aside(path: Path, number: int | None = None) -> None:
+    """Renames what an earlier run left: metrics.jsonl becomes metrics.1.jsonl, and so on.
+
+    Args:
+        path: A file, which may be empty or not be there, or a folder.
+        number: Of the new name; None: the first that is free.
+    """
+    if not path.exists() or (path.is_file() and path.stat().st_size == 0):
         return
-    number = 1
-    while (old := path.with_suffix(f".{number}{path.suffix}")).exists():
+    path.rename(aside_name(path, free_number([path]) if number is None else number))
+
+
+def aside_name(path: Path, number: int) -> Path:
+    """What something is called once it is set aside."""
+    return path.with_suffix(f".{number}{path.suffix}")
+
+
+def free_number(paths: Iterable[Path]) -> int:
+    """The first number from 1 under which nothing has been set aside of any of these paths."""
+    number, paths = 1, list(paths)
+    while any(aside_name(path, number).exists() for path in paths):
         number += 1
-    path.rename(old)
+    return number
 
 
 def _keep_steps(path: Path, last: int) -> int | None:
@@ -144,16 +162,15 @@ def _keep_steps(path: Path, last: int) -> int | None:
     Returns:
         The largest step kept; None if no line is left.
     """
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept: list[str] = []
+    kept: list[bytes] = []
     newest: int | None = None
-    for number, line in enumerate(lines, start=1):
-        if number == len(lines) and not line.endswith("\n"):
-            break
+    # Bytes, because a crash may have cut a character, and because text has other line ends, which
+    # JSON leaves as they are. What follows the last line end was not written whole.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         try:
             step = int(json.loads(line)["step"])
         except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
+            raise InputError(
                 f"{path}, line {number} is not a JSON object with a step ({error}); "
                 "move the file away to continue the run"
             ) from error
@@ -161,8 +178,8 @@ def _keep_steps(path: Path, last: int) -> int | None:
             kept.append(line)
             newest = step if newest is None else max(newest, step)
     new = path.with_suffix(".new")
-    with new.open("w", encoding="utf-8") as file:
-        file.writelines(kept)
+    with new.open("wb") as file:
+        file.writelines(line + b"\n" for line in kept)
         file.flush()
         os.fsync(file.fileno())
     new.replace(path)

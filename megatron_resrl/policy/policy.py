@@ -281,6 +281,13 @@ class Policy:
         finish_parameter_gather(self.chunks)
         return UpdateResult(bool(applied), float(grad_norm), learning_rate, collected)
 
+    def leave_out_update(self) -> None:
+        """Moves the learning-rate schedule past an update that is not made.
+
+        Its length counts planned updates, as Megatron-LM's counts samples.
+        """
+        self.scheduler.step(increment=1)
+
     def train(self) -> None:
         """Dropout on."""
         for module in self.modules:

@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_resrl.config.schema import DataConfig, Recipe
 from megatron_resrl.data.prompts import Prompt, load_prompts, tokenize_prompts
 from megatron_resrl.data.tokenizer import load_tokenizer
@@ -36,15 +38,37 @@ class Actor:
 
 
 @contextlib.contextmanager
-def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
-    """Starts process groups, model, engine and grader processes; ends them with the block.
+def open_ranks(recipe: Recipe) -> Iterator[None]:
+    """Starts process groups; ends them with the block.
 
     What hangs in being ended does not keep the process alive, see `Deadline`.
     """
     deadline = Deadline()
     initialize(recipe.parallel, recipe.seed)
     try:
-        tokenizer = load_tokenizer(recipe.model)
+        yield
+    finally:
+        deadline.start(sys.exc_info()[1])
+        shutdown()
+        deadline.cancel()
+
+
+@contextlib.contextmanager
+def open_actor(recipe: Recipe, *, trainable: bool, tokenizer: Any | None = None) -> Iterator[Actor]:
+    """Starts model, engine and grader processes; ends them with the block, see `open_ranks`.
+
+    Process groups, too, where there are none yet.
+
+    Args:
+        recipe: Checked settings.
+        trainable: With an optimizer.
+        tokenizer: The model's, where it is loaded already.
+    """
+    deadline = Deadline()
+    ranks = contextlib.nullcontext() if dist.is_initialized() else open_ranks(recipe)
+    with ranks, contextlib.ExitStack() as last:
+        last.callback(deadline.cancel)
+        tokenizer = tokenizer or load_tokenizer(recipe.model)
         with Grader(
             recipe.reward.function,
             workers=recipe.reward.workers,
@@ -64,9 +88,6 @@ def open_actor(recipe: Recipe, *, trainable: bool) -> Iterator[Actor]:
             finally:
                 deadline.start(sys.exc_info()[1])
                 engine.close()
-    finally:
-        shutdown()
-        deadline.cancel()
 
 
 def read_prompts(

@@ -9,8 +9,9 @@ from types import TracebackType
 
 import torch.distributed as dist
 
+from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.observe.metrics import MetricsLogger
+from megatron_resrl.observe.metrics import MetricsLogger, set_aside
 from megatron_resrl.observe.progress import Progress
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training.records import dump_batch, readable
@@ -26,25 +27,34 @@ class Journal:
         Args:
             recipe: Settings.
             resume_step: Last step whose records stay; None for a run that begins.
+
+        Raises:
+            InputError: On all ranks; a file of the run to be continued holds something else.
         """
         self.directory = Path(recipe.output_dir)
         self.sample_responses = recipe.logging.sample_responses
         self.writes = dist.get_rank() == 0
-        if self.writes:
-            self.metrics = MetricsLogger(
-                self.directory,
-                tensorboard=recipe.logging.tensorboard,
-                wandb_project=recipe.logging.wandb_project,
-                resume_step=resume_step,
-            )
-            self.progress = Progress(
-                recipe.steps, start=resume_step or 0, enabled=recipe.logging.progress_bar
-            )
+        on_first_rank(lambda: self._open(recipe, resume_step))
+
+    def _open(self, recipe: Recipe, resume_step: int | None) -> None:
+        self.metrics = MetricsLogger(
+            self.directory,
+            tensorboard=recipe.logging.tensorboard,
+            wandb_project=recipe.logging.wandb_project,
+            resume_step=resume_step,
+        )
+        self.progress = Progress(
+            recipe.steps, start=resume_step or 0, enabled=recipe.logging.progress_bar
+        )
 
     def write_recipe(self, text: str) -> None:
-        """Keeps the resolved recipe beside what it made."""
-        if self.writes:
-            (self.directory / "recipe.yaml").write_text(text, encoding="utf-8")
+        """Keeps the resolved recipe beside what it makes; another one is set aside."""
+        if not self.writes:
+            return
+        path = self.directory / "recipe.yaml"
+        if path.is_file() and path.read_text(encoding="utf-8") != text:
+            set_aside(path)
+        path.write_text(text, encoding="utf-8")
 
     def begin_steps(self) -> None:
         """Starts the clock of the progress bar."""

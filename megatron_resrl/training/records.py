@@ -37,7 +37,7 @@ def dump_batch(directory: Path, step: int, samples: Sequence[Sample]) -> Path:
     """
     path = dump_path(directory, step)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8") as file:
+    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
         for sample in samples:
             record = readable(sample) | {
                 "group": sample.group,

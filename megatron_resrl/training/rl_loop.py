@@ -18,19 +18,19 @@ from megatron_resrl.checkpoint import (
     Retention,
     RolloutLog,
     TrainerState,
-    checkpoint_to_resume,
     load_checkpoint,
 )
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
-from megatron_resrl.evaluation.run import evaluate_sets, load_evaluation_sets
+from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import begin_step
-from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
+from megatron_resrl.rollout.actor import Actor, open_actor, open_ranks
 from megatron_resrl.rollout.environments.metrics import episode_metrics
+from megatron_resrl.training.beginning import Beginning, begin_run, note_finished
 from megatron_resrl.training.collector import Collector
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
@@ -39,6 +39,7 @@ from megatron_resrl.training.phases import PHASES, phase
 from megatron_resrl.training.records import dump_path
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.rollout_queue import RolloutQueue
+from megatron_resrl.training.run_lock import RunLock
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
 
@@ -48,82 +49,93 @@ logger = logging.getLogger(__name__)
 def train(recipe: Recipe) -> None:
     """Trains the policy of a checked recipe; continues where an earlier run of it stopped.
 
-    Writes below `recipe.output_dir`: recipe.yaml, metrics.jsonl, samples.jsonl, tensorboard/,
-    checkpoints/ and, at the end, the policy as a Hugging Face model in hf/.
+    What it writes below `recipe.output_dir` is in docs/outputs.md.
 
     Raises:
+        InputError: On all ranks: the directory is another run's, or see `begin_run`.
+        NothingLeftToDo: All steps are done.
         Interrupted: A signal asked the run to end before its last step; it is saved.
         NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
     output_dir = Path(recipe.output_dir)
     with (
         Interruption(output_dir, recipe.checkpoint.preemption_exit_code) as interruption,
-        open_actor(recipe, trainable=True) as actor,
+        open_ranks(recipe),
+        RunLock(output_dir) as lock,
     ):
-        algorithm = algorithm_of(recipe)
-        prompts = _load_training_prompts(recipe, actor)
-        evaluation_sets = load_evaluation_sets(recipe, actor.tokenizer)
-        sampler = PromptSampler(
-            len(prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
-        )
-        resumed = _resume(recipe, actor, sampler)
-        first = resumed.step + 1 if resumed else 1
-        weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
-        rollout_log = RolloutLog(recipe)
-        if recipe.checkpoint.resume == "never":
-            rollout_log.discard()
-        timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
-        collector = Collector(recipe, actor, rollout_log, timers)
-        begun = resumed.extra.get("begun", ()) if resumed else ()
-        rollouts = RolloutQueue(recipe, collector, prompts, sampler, begun)
-        not_finite = NotFiniteSteps(recipe.optimizer)
+        tokenizer = load_tokenizer(recipe.model)
+        beginning = begin_run(recipe, tokenizer)
+        with open_actor(recipe, trainable=True, tokenizer=tokenizer) as actor:
+            _train(recipe, beginning, actor, interruption, lock)
 
-        def evaluate() -> dict[str, float]:
-            with phase(timers, "evaluation"):
-                return evaluate_sets(evaluation_sets, actor, recipe)
 
-        with (
-            Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal,
-            _saver(recipe, actor, rollout_log) as saver,
-        ):
-            if first == 1:
-                journal.write_recipe(recipe_yaml(recipe))
-                journal.log(0, evaluate())
+def _train(
+    recipe: Recipe, beginning: Beginning, actor: Actor, interruption: Interruption, lock: RunLock
+) -> None:
+    output_dir = Path(recipe.output_dir)
+    algorithm = algorithm_of(recipe)
+    sampler = PromptSampler(
+        len(beginning.prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
+    )
+    resumed = _resume(beginning, actor, sampler)
+    first = resumed.step + 1 if resumed else 1
+    weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
+    rollout_log = RolloutLog(recipe, beginning.identity.digest())
+    timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+    collector = Collector(recipe, actor, rollout_log, timers)
+    begun = resumed.extra.get("begun", ()) if resumed and not beginning.new_data else ()
+    rollouts = RolloutQueue(recipe, collector, beginning.prompts, sampler, begun)
+    not_finite = NotFiniteSteps(recipe.optimizer)
+
+    def evaluate() -> dict[str, float]:
+        with phase(timers, "evaluation"):
+            return evaluate_sets(beginning.evaluation_sets, actor, recipe)
+
+    with (
+        Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal,
+        _saver(recipe, actor, rollout_log) as saver,
+    ):
+        journal.write_recipe(recipe_yaml(recipe))
+        if first == 1:
+            journal.log(0, evaluate())
+        timers.collect()
+        journal.begin_steps()
+        for step in range(first, recipe.steps + 1):
+            begin_step(step)
+            lock.confirm()
+            rollout = rollouts.next(step)
+            samples = rollout.samples
+            with phase(timers, "rollout"):
+                actor.engine.sleep()
+            outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
+            with phase(timers, "sync"):
+                synced = actor.engine.update_weights(step)
+
+            saver.poll()
+            metrics = outcome.metrics | rollout.metrics | synced | _times(timers, saver)
+            if recipe.rollout.environment is not None:
+                metrics |= episode_metrics([sample.response for sample in samples])
+            if not outcome.finite:
+                journal.dump(step, samples)
+            if _due(step, recipe.evaluation.every, recipe.steps):
+                metrics |= evaluate()
+            journal.log(step, metrics, samples)
+            not_finite.count(step, outcome.finite, dump_path(output_dir, step))
+            interrupted = step < recipe.steps and interruption.requested()
+            if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
+                extra = {"contents": beginning.identity.contents, "begun": rollouts.begun()}
+                if weigher:
+                    extra["subspace_method"] = weigher.method
+                position = sampler.state_dict()
+                saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
+            if interrupted:
+                interruption.end(step, saver.wait())
             timers.collect()
-            journal.begin_steps()
-            for step in range(first, recipe.steps + 1):
-                begin_step(step)
-                rollout = rollouts.next(step)
-                samples = rollout.samples
-                with phase(timers, "rollout"):
-                    actor.engine.sleep()
-                outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
-                with phase(timers, "sync"):
-                    synced = actor.engine.update_weights(step)
-
-                saver.poll()
-                metrics = outcome.metrics | rollout.metrics | synced | _times(timers, saver)
-                if recipe.rollout.environment is not None:
-                    metrics |= episode_metrics([sample.response for sample in samples])
-                if not outcome.finite:
-                    journal.dump(step, samples)
-                if _due(step, recipe.evaluation.every, recipe.steps):
-                    metrics |= evaluate()
-                journal.log(step, metrics, samples)
-                not_finite.count(step, outcome.finite, dump_path(output_dir, step))
-                interrupted = step < recipe.steps and interruption.requested()
-                if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
-                    extra = {"subspace_method": weigher.method} if weigher else {}
-                    extra["begun"] = rollouts.begun()
-                    position = sampler.state_dict()
-                    saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
-                if interrupted:
-                    interruption.end(step, saver.wait())
-                timers.collect()
-        if recipe.checkpoint.export_hf:
-            save_hf_model(
-                actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
-            )
+    if recipe.checkpoint.export_hf:
+        save_hf_model(
+            actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
+        )
+    note_finished(recipe)
 
 
 def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointSaver:
@@ -141,28 +153,14 @@ def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointS
     )
 
 
-def _load_training_prompts(recipe: Recipe, actor: Actor) -> list[Prompt]:
-    prompts, dropped = read_prompts(recipe.data.train_files, recipe.data, actor.tokenizer)
-    logger.info(
-        "%d training prompts; %d dropped, longer than data.max_prompt_length=%d tokens",
-        len(prompts),
-        sum(dropped),
-        recipe.data.max_prompt_length,
-    )
-    return prompts
-
-
-def _resume(recipe: Recipe, actor: Actor, sampler: PromptSampler) -> TrainerState | None:
-    """Loads the newest checkpoint if there is one. Returns where the trainer was."""
-    if recipe.checkpoint.resume == "never":
-        return None
-    checkpoint = checkpoint_to_resume(
-        Path(recipe.output_dir), verify_checksums=recipe.checkpoint.verify_checksums
-    )
+def _resume(beginning: Beginning, actor: Actor, sampler: PromptSampler) -> TrainerState | None:
+    """Loads the checkpoint that the run continues, if any. Returns where the trainer was."""
+    checkpoint = beginning.checkpoint
     if checkpoint is None:
         return None
     state = load_checkpoint(checkpoint, actor.policy)
-    sampler.load_state_dict(state.sampler)
+    if not beginning.new_data:
+        sampler.load_state_dict(state.sampler)
     actor.engine.update_weights(state.step)
     logger.info("resumed after step %d from %s", state.step, checkpoint)
     return state

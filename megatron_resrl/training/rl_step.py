@@ -105,6 +105,7 @@ def rl_step(
                 step,
                 len(mini_batch),
             )
+            policy.leave_out_update()
             continue
         token_weights = scored.token_weights[[row[index] for index in share]]
         if weigher and updates and recipe.resrl.refresh == "minibatch":

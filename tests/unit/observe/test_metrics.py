@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from megatron_resrl.errors import InputError
 from megatron_resrl.observe.metrics import MetricsLogger
 
 
 def lines(path: Path) -> list[dict]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
 def logger(directory: Path, **options: object) -> MetricsLogger:
@@ -87,11 +88,35 @@ def test_a_line_torn_by_a_crash_is_dropped_on_resume(tmp_path: Path) -> None:
     assert [r["step"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3]
 
 
+LINE_ENDS = "".join(c for c in map(chr, range(0x110000)) if len(f"a{c}a".splitlines()) > 1)
+TEXT = f"{LINE_ENDS}\x00\ufeff\ufffe\U0001f600 \ud800 \udfff"
+
+
+def test_any_text_is_read_back_and_resumed_over(tmp_path: Path) -> None:
+    with logger(tmp_path) as metrics:
+        metrics.log(1, {f"eval/a{TEXT}/avg@4": 0.5})
+        metrics.log_samples(1, [{"response": TEXT}, {"response": "b"}])
+    run(tmp_path, 2, 2, resume_step=1)
+    assert lines(tmp_path / "metrics.jsonl")[0][f"eval/a{TEXT}/avg@4"] == 0.5
+    samples = lines(tmp_path / "samples.jsonl")
+    assert [sample["response"] for sample in samples] == [TEXT, "b", "é2", "b"]
+    # For programs that want UTF-8 and one record per line.
+    assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == 4
+
+
+def test_a_character_torn_by_a_crash_is_dropped_on_resume(tmp_path: Path) -> None:
+    run(tmp_path, 1, 1)
+    with (tmp_path / "samples.jsonl").open("ab") as file:
+        file.write('{"step": 2, "response": "é'.encode()[:-1])
+    run(tmp_path, 2, 2, resume_step=1)
+    assert [r["step"] for r in lines(tmp_path / "samples.jsonl")] == [1, 1, 2, 2]
+
+
 def test_a_foreign_line_is_an_error_that_names_file_and_line(tmp_path: Path) -> None:
     run(tmp_path, 1, 1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write("hello\n")
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2 is not a JSON object"):
+    with pytest.raises(InputError, match=r"metrics\.jsonl, line 2 is not a JSON object"):
         logger(tmp_path, resume_step=2)
 
 

@@ -1,0 +1,193 @@
+"""What is settled before the model is built: that the ranks agree, and where the run goes on."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_resrl.checkpoint import checkpoint_to_resume
+from megatron_resrl.checkpoint.first_rank import on_first_rank
+from megatron_resrl.checkpoint.folders import read_trainer_file, step_of
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.errors import InputError, RunError
+from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
+from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
+from megatron_resrl.rollout.actor import read_prompts
+from megatron_resrl.training.identity import (
+    Identity,
+    changes,
+    identify,
+    require_same_on_all_ranks,
+)
+
+logger = logging.getLogger(__name__)
+
+FINISHED = "finished.json"
+"""Below the output directory: there once the last step is saved and the policy exported."""
+
+_MADE_BY_A_RUN = (
+    *("checkpoints", "tensorboard", "rollouts", "hf", "not_finite", "wandb_run_id.txt"),
+    *("metrics.jsonl", "samples.jsonl", "recipe.yaml", FINISHED),
+)
+_RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
+"""What Slurm and torchrun count when they start a job or its ranks again."""
+
+
+class NothingLeftToDo(RunError):
+    """All steps of the run are done."""
+
+    status = 0
+    common = True
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins; the same on all ranks."""
+
+    prompts: list[Prompt]
+    evaluation_sets: list[EvaluationSet]
+    identity: Identity
+    checkpoint: Path | None
+    """Whose state the run continues; None: it starts."""
+    new_data: bool = False
+    """The data's order begins anew although the run continues."""
+
+
+def begin_run(recipe: Recipe, tokenizer: Any) -> Beginning:
+    """Reads the questions, compares the ranks, and looks for what the run continues. Collective.
+
+    Raises:
+        InputError: On all ranks: the ranks do not see the same run, a file cannot be read, or
+            another run than the checkpoint's would be continued.
+        NothingLeftToDo: On all ranks.
+        CheckpointError: There are checkpoints, and all of them are damaged.
+    """
+    prompts: list[Prompt] = []
+    sets: list[EvaluationSet] = []
+    try:
+        prompts = _training_prompts(recipe, tokenizer)
+        sets = load_evaluation_sets(recipe, tokenizer)
+        identity: Identity | InputError = identify(recipe, prompts, sets)
+    except InputError as error:
+        identity = error
+    require_same_on_all_ranks(identity)
+    output_dir = Path(recipe.output_dir)
+    if recipe.checkpoint.resume == "never" and not _started_again():
+        on_first_rank(lambda: _start_over(output_dir))
+        return Beginning(prompts, sets, identity, None)
+    checkpoint = checkpoint_to_resume(
+        output_dir, verify_checksums=recipe.checkpoint.verify_checksums
+    )
+    new_data = False
+    if checkpoint is not None:
+        new_data = on_first_rank(lambda: _compare(checkpoint, identity, recipe))
+    on_first_rank(lambda: _require_work(checkpoint, recipe))
+    return Beginning(prompts, sets, identity, checkpoint, new_data)
+
+
+def note_finished(recipe: Recipe) -> None:
+    """Writes down, on rank 0, that nothing is left to do."""
+    if dist.get_rank() == 0:
+        note = {"step": recipe.steps, "time": round(time.time(), 3)}
+        (Path(recipe.output_dir) / FINISHED).write_text(json.dumps(note) + "\n")
+
+
+def _training_prompts(recipe: Recipe, tokenizer: Any) -> list[Prompt]:
+    prompts, dropped = read_prompts(recipe.data.train_files, recipe.data, tokenizer)
+    logger.info(
+        "%d training prompts; %d dropped, longer than data.max_prompt_length=%d tokens",
+        len(prompts),
+        sum(dropped),
+        recipe.data.max_prompt_length,
+    )
+    return prompts
+
+
+def _started_again() -> bool:
+    """Whether a launcher restarted this job: what is in the folder is its own."""
+    counts = [os.environ.get(name, "0") for name in _RESTARTS]
+    again = any(count.isdecimal() and int(count) > 0 for count in counts)
+    if again and dist.get_rank() == 0:
+        logger.warning(
+            "checkpoint.resume is never, and the launcher has started this job again: it continues "
+            "what it began"
+        )
+    return again
+
+
+def _start_over(output_dir: Path) -> None:
+    """Moves what an earlier run made out of the way of the new run and of its restarts."""
+    made = [output_dir / name for name in _MADE_BY_A_RUN if (output_dir / name).exists()]
+    if not made:
+        return
+    number = free_number([output_dir / name for name in _MADE_BY_A_RUN])
+    for path in made:
+        set_aside(path, number)
+    logger.warning(
+        "checkpoint.resume is never: what an earlier run left in %s is set aside (%s ...). Set it "
+        "to auto before this job is submitted again, or that starts over, too",
+        output_dir,
+        aside_name(made[0], number).name,
+    )
+
+
+def _compare(checkpoint: Path, identity: Identity, recipe: Recipe) -> bool:
+    """Says how the run differs from the checkpoint's.
+
+    Returns:
+        Whether its data or their order do.
+    """
+    trainer = read_trainer_file(checkpoint)
+    contents = trainer.get("extra", {}).get("contents")
+    found = changes(trainer["recipe"], contents, identity)
+    if contents is None:
+        logger.warning(
+            "%s was written before checkpoints knew their model, data and reward: these are not "
+            "compared",
+            checkpoint,
+        )
+    for line in found.harmless:
+        logger.info("changed since %s: %s", checkpoint.name, line)
+    if not found.meaning:
+        return False
+    if recipe.checkpoint.resume != "changed":
+        raise InputError(
+            f"{checkpoint} is of another run than this recipe:\n"
+            + "\n".join(f"  - {line}" for line in found.meaning)
+            + "\nchoose another output_dir to start this run, give back what the checkpoint was "
+            "trained with to continue it, or set checkpoint.resume to changed to go on with its "
+            "weights and optimizer under the new settings"
+        )
+    for line in found.meaning:
+        logger.warning("changed since %s, as checkpoint.resume allows: %s", checkpoint.name, line)
+    if found.data:
+        logger.warning("the order of the questions begins anew")
+    return found.data
+
+
+def _require_work(checkpoint: Path | None, recipe: Recipe) -> None:
+    output_dir = Path(recipe.output_dir)
+    note = output_dir / FINISHED
+    step = 0 if checkpoint is None else step_of(checkpoint)
+    exported = (output_dir / "hf").is_dir() or not recipe.checkpoint.export_hf
+    if step >= recipe.steps and exported and _finished_step(note) == step:
+        raise NothingLeftToDo(
+            f"all {recipe.steps} steps are done (the last checkpoint is {checkpoint}); raise steps "
+            "or choose another output_dir"
+        )
+    note.unlink(missing_ok=True)
+
+
+def _finished_step(note: Path) -> int | None:
+    try:
+        return json.loads(note.read_text())["step"]
+    except (FileNotFoundError, ValueError, KeyError, TypeError):
+        return None

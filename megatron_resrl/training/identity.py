@@ -1,0 +1,242 @@
+"""What gives a run its meaning, compared between its ranks and with the checkpoint it continues."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import yaml
+
+from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.config.load import recipe_yaml
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.digest import digest
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.errors import InputError
+from megatron_resrl.evaluation.run import EvaluationSet
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.user_files import split_name
+from megatron_resrl.weights.model_digest import model_digests
+
+HARMLESS = (
+    *("output_dir", "steps", "parallel.", "precision.", "optimizer.", "vllm.", "checkpoint."),
+    *("evaluation.", "logging."),
+    *("model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers"),
+    *("rollout.engine", "rollout.placement", "rollout.verify_weights", "rollout.record"),
+    "rollout.max_running_samples",
+    *("reward.workers", "reward.timeout_s", "correction.warn_kl", "correction.stop_kl"),
+    *("algorithm.micro_batch_size", "algorithm.sequence_packing"),
+    *("resrl.subspace_method", "resrl.window_tokens", "resrl.split_groups"),
+    *("resrl.diagnose_every", "resrl.interference_tokens", "resrl.logit_factor"),
+)
+"""Settings that may change when a run is resumed, or with a dot at the end whole sections. They
+leave what is optimised as it is, or are meant to be changed on the way; any other setting does
+not. What the optimizer cannot take is refused with the checkpoint."""
+
+_BY_CONTENT = (
+    *("model.path", "model.tokenizer_path", "data.train_files", "evaluation.files"),
+    *("reward.function", "rollout.environment"),
+)
+"""Settings that name a place: what lies there counts."""
+
+_SHOWN_DIFFERENCES = 8
+_DEFAULTS = Recipe()
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Of a run, as one rank sees it."""
+
+    settings: dict[str, Any]
+    """Dotted name -> value, as YAML has it."""
+    contents: dict[str, str]
+    """What lies where settings point to, by name: digests and numbers."""
+
+    def digest(self) -> str:
+        """Of the contents that training depends on."""
+        own = {name: what for name, what in self.contents.items() if _trains(name)}
+        return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Changes:
+    """How a run differs from the one that wrote a checkpoint; lines for people."""
+
+    meaning: list[str]
+    """Another run is trained from here on."""
+    harmless: list[str]
+    data: bool
+    """The order of the questions has to begin anew."""
+
+
+def identify(
+    recipe: Recipe, prompts: Sequence[Prompt], evaluation_sets: Sequence[EvaluationSet]
+) -> Identity:
+    """What this rank would train, on what.
+
+    Raises:
+        InputError: A file cannot be read.
+    """
+    model = model_digests(recipe.model.path, recipe.model.tokenizer_path)
+    contents = {f"model: {what}": value for what, value in model.items()}
+    contents["data: questions"] = f"{len(prompts)}, digest {digest(prompts)[:16]}"
+    for each in evaluation_sets:
+        found = f"{len(each.prompts)}, digest {digest(each.prompts)[:16]}"
+        contents[f"evaluation: questions of {each.name}"] = found
+    contents["reward: function"] = _function(recipe.reward.function)
+    if recipe.rollout.environment is not None:
+        contents["environment: class"] = _function(recipe.rollout.environment)
+    return Identity(flat_settings(recipe_yaml(recipe)), contents)
+
+
+def require_same_on_all_ranks(own: Identity | InputError) -> None:
+    """Ends all ranks if one of them would train something else. Collective.
+
+    Args:
+        own: What this rank found, or why it found nothing.
+
+    Raises:
+        InputError: On all ranks; it names what differs, and the hosts.
+    """
+    everyones = gather_objects((socket.gethostname(), own))
+    failed = {
+        str(found): f"rank {rank} on host {host}: "
+        for rank, (host, found) in reversed(list(enumerate(everyones)))
+        if isinstance(found, InputError)
+    }
+    if failed:
+        several = len(everyones) > 1
+        lines = [(where if several else "") + what for what, where in failed.items()]
+        raise _common(InputError("\n".join(lines)))
+    differences = rank_differences(everyones)
+    if differences:
+        raise _common(
+            InputError(
+                "the ranks do not see the same run; give all hosts the same recipe, data, reward "
+                "and model:\n" + "\n".join(f"  - {line}" for line in differences)
+            )
+        )
+
+
+def rank_differences(everyones: Sequence[tuple[str, Identity]]) -> list[str]:
+    """What differs from the first rank, one line per rank and setting.
+
+    Args:
+        everyones: Host and identity of each rank.
+    """
+    first_host, first = everyones[0]
+    lines = []
+    for rank, (host, own) in enumerate(everyones):
+        for name, theirs, value in [
+            *_differences(first.settings, own.settings, leave_out=_BY_CONTENT),
+            *_differences(first.contents, own.contents),
+        ]:
+            lines.append(
+                f"{name} is {value!r} on rank {rank} (host {host}), "
+                f"{theirs!r} on rank 0 (host {first_host})"
+            )
+    more = len(lines) - _SHOWN_DIFFERENCES
+    return lines[:_SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
+
+
+def changes(saved_recipe: str, saved_contents: dict[str, str] | None, own: Identity) -> Changes:
+    """Compares with the run that wrote a checkpoint.
+
+    Args:
+        saved_recipe: Its recipe as YAML.
+        saved_contents: Its contents; None: the checkpoint does not know them.
+        own: Of this run.
+    """
+    saved = flat_settings(saved_recipe)
+    defaults = flat_settings(recipe_yaml(_DEFAULTS))
+    saved = {name: saved.get(name, defaults.get(name)) for name in own.settings}
+    unused = () if _weighs(saved) or _weighs(own.settings) else ("resrl.",)
+    meaning, harmless, data = [], [], False
+    for name, before, now in _differences(saved, own.settings):
+        if name in _BY_CONTENT and saved_contents is not None:
+            continue
+        line = f"{name}: {before!r} in the checkpoint, {now!r} now"
+        # Of the data's settings, the questions that come of them are compared.
+        of_content = name in _BY_CONTENT or (name.startswith("data.") and name != "data.shuffle")
+        if of_content or _is_one_of(name, (*HARMLESS, *unused)):
+            harmless.append(line)
+        else:
+            meaning.append(line)
+            data |= name in ("seed", "data.shuffle")
+    for name, before, now in _differences(saved_contents or own.contents, own.contents):
+        line = f"{name}: {before} in the checkpoint, {now} now"
+        (meaning if _trains(name) else harmless).append(line)
+        data |= name.startswith("data:")
+    return Changes(meaning, harmless, data)
+
+
+def flat_settings(text: str) -> dict[str, Any]:
+    """Dotted name -> value of a recipe with every setting written out.
+
+    Dictionaries in a section's field stay whole.
+    """
+    flat = {}
+    for name, value in yaml.safe_load(text).items():
+        if dataclasses.is_dataclass(getattr(_DEFAULTS, name, None)):
+            flat |= {f"{name}.{field}": each for field, each in value.items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def _differences(
+    first: dict[str, Any], second: dict[str, Any], leave_out: Sequence[str] = ()
+) -> list[tuple[str, Any, Any]]:
+    names = [*first, *(name for name in second if name not in first)]
+    return [
+        (name, first.get(name), second.get(name))
+        for name in names
+        if name not in leave_out and first.get(name) != second.get(name)
+    ]
+
+
+def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
+    return any(name.startswith(each) if each[-1] == "." else name == each for each in patterns)
+
+
+def _trains(content: str) -> bool:
+    return not content.startswith("evaluation:")
+
+
+def _weighs(settings: dict[str, Any]) -> bool:
+    """Whether the algorithm uses the section `resrl`."""
+    algorithm = dataclasses.replace(
+        _DEFAULTS.algorithm,
+        name=settings["algorithm.name"],
+        options=settings["algorithm.options"],
+    )
+    try:
+        return algorithm_of(dataclasses.replace(_DEFAULTS, algorithm=algorithm)).needs_hidden_states
+    except ValueError:
+        return True  # An algorithm that this version does not know.
+
+
+def _function(name: str) -> str:
+    """What a setting of the form `path.py:name`, or a registered name, stands for."""
+    found = split_name(name)
+    if found is None:
+        return name
+    file, attribute = found
+    try:
+        return f"{attribute} of {file.name}, digest {_text_digest(file.read_bytes())}"
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+
+
+def _text_digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _common(error: InputError) -> InputError:
+    error.common = True
+    return error

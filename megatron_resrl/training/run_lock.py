@@ -1,0 +1,273 @@
+"""One run per output directory: a file that names the process that writes into it.
+
+    <output_dir>/run.lock    host, process, job, command, start; the time of change is a heartbeat
+
+A lock outlives a process that is killed. On the same host its process is looked for; from another
+host it is watched for a while, because the clocks of two hosts need not agree.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import logging
+import os
+import shlex
+import socket
+import sys
+import threading
+import time
+import uuid
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+from megatron_resrl.checkpoint.first_rank import on_first_rank
+from megatron_resrl.errors import InputError, RunError
+
+logger = logging.getLogger(__name__)
+
+FILE = "run.lock"
+BEAT_S = 5.0
+"""Seconds between heartbeats."""
+SILENCE_S = 60.0
+"""A holder on another host that shows no heartbeat for so many seconds has died."""
+_SETTLE_S = 1.0
+"""After a dead run's lock is replaced: for another start that does the same at this moment."""
+
+
+class FolderInUse(InputError):
+    """Another run writes into the output directory."""
+
+
+class LockLost(RunError):
+    """Another run has taken the output directory over."""
+
+
+@dataclass(frozen=True)
+class Holder:
+    """The process that a lock names."""
+
+    host: str
+    pid: int
+    started: float
+    """When the run started, seconds since 1970."""
+    command: str
+    job: str | None = None
+    """Slurm's number of the job."""
+    restarts: int = 0
+    """Times that Slurm had started the job before."""
+    machine: str = ""
+    """Of the host: boot and process namespace, within which `pid` names a process."""
+    born: str = ""
+    """Start of the process in the kernel's time, because numbers of processes come again."""
+    token: str = ""
+    """Differs between any two locks."""
+
+    def __str__(self) -> str:
+        since = datetime.datetime.fromtimestamp(self.started).astimezone()
+        job = f", job {self.job}" if self.job else ""
+        return (
+            f"process {self.pid} on host {self.host}{job}, since "
+            f"{since.isoformat(' ', 'seconds')} ({self.command})"
+        )
+
+
+class RunLock:
+    """Holds the lock of an output directory while the block runs. Every rank opens one.
+
+    Rank 0 takes it; where it cannot, all ranks end alike.
+
+    Raises:
+        FolderInUse: When it is entered.
+        InputError: The directory cannot be made or written to.
+    """
+
+    def __init__(self, output_dir: Path) -> None:
+        self.path = Path(output_dir) / FILE
+        self._own: Holder | None = None
+        self._ended = threading.Event()
+        self._taken_by: Holder | None = None
+        self._thread: threading.Thread | None = None
+
+    def confirm(self) -> None:
+        """On rank 0: the directory still belongs to this run.
+
+        Raises:
+            LockLost: Another run took this one for dead, e.g. because its host stood still.
+        """
+        if self._taken_by is not None:
+            raise LockLost(
+                f"{self.path.parent} was taken over by {self._taken_by}; this run ends, what it "
+                "wrote before stays"
+            )
+
+    def __enter__(self) -> RunLock:
+        on_first_rank(self._take)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._own is None:
+            return
+        self._ended.set()
+        self._thread.join()
+        found = read_holder(self.path)
+        if found is not None and found.token == self._own.token:
+            self.path.unlink(missing_ok=True)
+
+    def _take(self) -> None:
+        own = _this_process()
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            while not _create(self.path, own):
+                found = read_holder(self.path)
+                if found is None and not self.path.exists():
+                    continue  # Its run has just ended.
+                if _alive(self.path, found, own):
+                    raise FolderInUse(
+                        f"output_dir = {str(self.path.parent)!r} is in use by "
+                        f"{found or 'a run that is starting'}; wait for its end, or choose another "
+                        f"output_dir (its lock is {self.path})"
+                    )
+                logger.warning("%s was left by %s, which is gone", self.path, found or "a run")
+                if _replace(self.path, found, own):
+                    break
+        except OSError as error:
+            raise InputError(
+                f"output_dir = {str(self.path.parent)!r} cannot be written to: {error}; give a "
+                "directory that this user may write"
+            ) from error
+        self._own = own
+        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def _beat(self) -> None:
+        while not self._ended.wait(BEAT_S):
+            # A file system may be away for a while; a lock that was deleted by hand stays away.
+            with contextlib.suppress(OSError):
+                found = read_holder(self.path)
+                if found is not None and found.token != self._own.token:
+                    self._taken_by = found
+                    return
+                if found is not None:
+                    os.utime(self.path)
+
+
+def read_holder(path: Path) -> Holder | None:
+    """Whom a lock names; None if there is none, or if it is not written whole."""
+    try:
+        return Holder(**json.loads(path.read_text(encoding="utf-8")))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _this_process() -> Holder:
+    return Holder(
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        started=time.time(),
+        command=shlex.join(sys.argv),
+        job=os.environ.get("SLURM_JOB_ID"),
+        restarts=_restarts(),
+        machine=_machine(),
+        born=_born(os.getpid()) or "",
+        token=uuid.uuid4().hex,
+    )
+
+
+def _restarts() -> int:
+    count = os.environ.get("SLURM_RESTART_COUNT", "0")
+    return int(count) if count.isdecimal() else 0
+
+
+def _machine() -> str:
+    """Two containers of one host name may be two machines, or one with two sets of processes."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _born(pid: int) -> str | None:
+    """When a process of this machine started; empty where that is hidden, None if it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return "" if _exists(pid) else None
+    state, *fields = stat.rpartition(")")[2].split()
+    return None if state in "ZX" else fields[18]
+
+
+def _exists(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _alive(path: Path, holder: Holder | None, own: Holder) -> bool:
+    """Whether the run that holds a lock goes on; may watch it for `SILENCE_S`."""
+    if holder is not None and (holder.host, holder.machine) == (own.host, own.machine):
+        born = _born(holder.pid)
+        return born is not None and born in ("", holder.born)
+    same_job = holder is not None and holder.job is not None and holder.job == own.job
+    if same_job and holder.restarts < own.restarts:
+        return False  # Slurm starts a job again when all of it has ended.
+    logger.warning(
+        "%s belongs to %s: waiting up to %.0f s for a sign that it is alive",
+        path,
+        holder or "a run that did not write it whole",
+        SILENCE_S,
+    )
+    first, deadline = _beat_seen(path), time.monotonic() + SILENCE_S
+    while time.monotonic() < deadline:
+        time.sleep(min(1.0, SILENCE_S / 10))
+        seen = _beat_seen(path)
+        if seen != first:
+            return seen is not None  # None: it has ended in the meantime.
+    return False
+
+
+def _beat_seen(path: Path) -> int | None:
+    """The last change of a file, read past the cache of a network file system."""
+    try:
+        with path.open("rb") as file:
+            return os.fstat(file.fileno()).st_mtime_ns
+    except FileNotFoundError:
+        return None
+
+
+def _create(path: Path, own: Holder) -> bool:
+    """Writes a new lock; False if there is one already."""
+    try:
+        descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+    except FileExistsError:
+        return False
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(own), indent=2) + "\n")
+    except OSError:
+        path.unlink()
+        raise
+    return True
+
+
+def _replace(path: Path, dead: Holder | None, own: Holder) -> bool:
+    """Puts a lock in the place of a dead run's; False if another start was faster."""
+    if read_holder(path) != dead:
+        return False
+    new = path.with_name(f"{path.name}.{own.token}")
+    new.write_text(json.dumps(asdict(own), indent=2) + "\n", encoding="utf-8")
+    os.replace(new, path)
+    time.sleep(_SETTLE_S)
+    return read_holder(path) == own

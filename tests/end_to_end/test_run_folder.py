@@ -1,0 +1,141 @@
+"""What a run leaves in its folder, and who may go on there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import socket
+from pathlib import Path
+
+import pytest
+import yaml
+from ranks import ended_ranks
+from tiny_recipe import change_json
+from tiny_task import read_metrics, write_task
+
+
+def train(recipe: Path, *settings: str, ranks: int = 1) -> tuple[list[int], str]:
+    """Exit statuses and what was said."""
+    codes, out, err = ended_ranks(
+        "-m megatron_resrl", ranks, "train", recipe, *settings, timeout=300, patient=True
+    )
+    return codes, out + err
+
+
+@pytest.fixture(scope="module")
+def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of two steps that has been run."""
+    directory = tmp_path_factory.mktemp("task")
+    recipe = write_task(directory, steps=2, evaluation__files=[], algorithm__name="grpo")
+    codes, said = train(recipe)
+    assert codes == [0], said
+    return recipe
+
+
+@pytest.fixture
+def copy(task: Path, tmp_path: Path) -> Path:
+    """The same recipe with a folder of its own in the same state."""
+    shutil.copytree(task.parent, tmp_path, dirs_exist_ok=True)
+    text = task.read_text().replace(str(task.parent), str(tmp_path))
+    (tmp_path / "recipe.yaml").write_text(text)
+    return tmp_path / "recipe.yaml"
+
+
+def test_a_finished_run_says_that_nothing_is_left_to_do(task):
+    before = (task.parent / "run" / "metrics.jsonl").read_bytes()
+    codes, said = train(task)
+    assert codes == [0]
+    assert "all 2 steps are done" in said
+    assert "raise steps or choose another output_dir" in said
+    assert "resumed" not in said
+    assert (task.parent / "run" / "metrics.jsonl").read_bytes() == before
+    assert not (task.parent / "run" / "run.lock").exists()
+
+
+CHANGES = {
+    "algorithm": (["--algorithm.name=nsr"], "algorithm.name: 'grpo' in the checkpoint, 'nsr' now"),
+    "group": (["--rollout.group_size=4"], "rollout.group_size: 6 in the checkpoint, 4 now"),
+    "seed": (["--seed=4"], "seed: 3 in the checkpoint, 4 now"),
+    "reward": (["--reward.function=integer"], "reward: function: even of reward.py, digest"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_another_run_is_not_continued(task, change):
+    settings, named = CHANGES[change]
+    codes, said = train(task, "--steps=3", *settings)
+    assert codes == [2]
+    assert named in said
+    assert "Traceback" not in said
+    for way in ("choose another output_dir", "checkpoint.resume to changed"):
+        assert way in said
+
+
+def test_other_questions_another_model_and_another_reward_text_are_seen(copy):
+    run = copy.parent
+    questions = (run / "train.jsonl").read_text().replace('"3 4"', '"9 9"')
+    (run / "train.jsonl").write_text(questions)
+    change_json(run / "model" / "config.json", rope_theta=77.0)
+    reward = run / "reward.py"
+    reward.write_text(reward.read_text() + "\n# other\n")
+    codes, said = train(copy, "--steps=3")
+    assert codes == [2]
+    for what in ("data: questions", "model: config.json", "reward: function"):
+        assert f"{what}: " in said
+    assert "model: weights" not in said
+
+    codes, said = train(copy, "--steps=3", "--seed=4", "--checkpoint.resume=changed")
+    assert codes == [0], said
+    assert "the order of the questions begins anew" in said
+    assert "resumed after step 2" in said
+    assert [line["step"] for line in read_metrics(run / "run")] == [0, 1, 2, 3]
+    state = json.loads((run / "run/checkpoints/step_000003/trainer.json").read_text())
+    assert state["sampler"]["consumed"] == 4
+    assert yaml.safe_load((run / "run" / "recipe.yaml").read_text())["seed"] == 4
+    assert yaml.safe_load((run / "run" / "recipe.1.yaml").read_text())["seed"] == 3
+    # The checkpoint is of the new settings.
+    codes, said = train(copy, "--steps=3", "--seed=4")
+    assert codes == [0]
+    assert "all 3 steps are done" in said
+
+
+OTHERS = {
+    "data.train_files": ("more.jsonl", "data: questions is '17, digest"),
+    "rollout.group_size": ("4", "rollout.group_size is 4 on rank 1"),
+    "seed": ("5", "seed is 5 on rank 1"),
+    "algorithm.name": ("nsr", "algorithm.name is 'nsr' on rank 1"),
+    "model.path": ("other", "model: weights is "),
+    "evaluation.files": ("more.jsonl", "evaluation: questions of more is '17, digest"),
+    "reward.function": ("integer", "reward: function is 'integer' on rank 1"),
+}
+
+
+@pytest.mark.parametrize("setting", OTHERS)
+def test_ranks_that_see_another_run_are_refused(task, setting):
+    value, named = OTHERS[setting]
+    place = task.parent / value
+    if value == "more.jsonl":
+        place.write_text((task.parent / "train.jsonl").read_text() + '{"prompt": "3", "answer": 4}')
+        value = f"[{place}]"
+    elif value == "other" and not place.exists():
+        shutil.copytree(task.parent / "model", place)
+        weights = bytearray((place / "model.safetensors").read_bytes())
+        weights[-1] ^= 1
+        (place / "model.safetensors").write_bytes(weights)
+    value = str(place) if value == "other" else value
+    script = Path(__file__).with_name("ranks_of_two_runs.py")
+    codes, _, said = ended_ranks(script, 2, task, f"--{setting}={value}", timeout=300, patient=True)
+    assert codes == [2, 2], said
+    assert named in said
+    assert f"on rank 0 (host {socket.gethostname()})" in said
+    assert "Traceback" not in said
+
+
+def test_ranks_may_find_the_same_files_at_different_places(task, tmp_path):
+    shutil.copytree(task.parent / "model", tmp_path / "model")
+    script = Path(__file__).with_name("ranks_of_two_runs.py")
+    codes, _, said = ended_ranks(
+        script, 2, task, f"--model.path={tmp_path / 'model'}", timeout=300, patient=True
+    )
+    assert codes == [0, 0], said
+    assert "all 2 steps are done" in said

@@ -1,0 +1,159 @@
+"""One run per output directory, whoever died and wherever."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from megatron_resrl.errors import InputError
+from megatron_resrl.training import run_lock
+from megatron_resrl.training.run_lock import FolderInUse, LockLost, RunLock
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_rank() -> Iterator[None]:
+    """A process group of this process."""
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody else starts at the same moment."""
+    monkeypatch.setattr(run_lock, "_SETTLE_S", 0.0)
+
+
+def change(directory: Path, **fields: Any) -> None:
+    """Makes a lock another process's."""
+    path = directory / run_lock.FILE
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def left_by(directory: Path, **fields: Any) -> None:
+    """Leaves a lock as a process that was killed does."""
+    with RunLock(directory):
+        content = (directory / run_lock.FILE).read_text()
+    (directory / run_lock.FILE).write_text(content)
+    change(directory, token="of another run", **fields)
+
+
+def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
+    with RunLock(tmp_path / "new" / "run"):
+        with pytest.raises(FolderInUse) as refused, RunLock(tmp_path / "new" / "run"):
+            pass
+        assert (tmp_path / "new" / "run" / run_lock.FILE).exists()
+    said = str(refused.value)
+    assert f"process {os.getpid()} on host {socket.gethostname()}, since 20" in said
+    assert "choose another output_dir" in said
+    with RunLock(tmp_path / "new" / "run"):
+        pass
+    assert not list((tmp_path / "new" / "run").iterdir())
+
+
+def test_an_error_releases_it(tmp_path):
+    with pytest.raises(KeyError), RunLock(tmp_path):
+        raise KeyError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("reaped", [True, False])
+def test_a_process_that_was_killed_on_this_host_blocks_nobody(tmp_path, monkeypatch, reaped):
+    monkeypatch.setattr(run_lock, "SILENCE_S", 1e6)
+    process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    left_by(tmp_path, pid=process.pid, born=run_lock._born(process.pid))
+    with pytest.raises(FolderInUse, match=f"process {process.pid} on"), RunLock(tmp_path):
+        pass
+    process.kill()
+    if reaped:
+        process.wait()
+    else:
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    with RunLock(tmp_path) as lock:
+        lock.confirm()
+        assert json.loads((tmp_path / run_lock.FILE).read_text())["pid"] == os.getpid()
+    process.wait()
+    process.stdin.close()
+
+
+def test_a_process_that_got_the_number_of_a_dead_one_blocks_nobody(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "SILENCE_S", 1e6)
+    left_by(tmp_path, born="1")
+    with RunLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("machine", [{"host": "elsewhere"}, {"machine": "another container"}])
+def test_a_run_elsewhere_blocks_while_it_shows_heartbeats(tmp_path, monkeypatch, machine):
+    monkeypatch.setattr(run_lock, "SILENCE_S", 600)
+    left_by(tmp_path, **machine)
+    ended = threading.Event()
+
+    def beat() -> None:
+        while not ended.wait(0.2):
+            os.utime(tmp_path / run_lock.FILE)
+
+    thread = threading.Thread(target=beat)
+    thread.start()
+    with pytest.raises(FolderInUse), RunLock(tmp_path):
+        pass
+    ended.set()
+    thread.join()
+    monkeypatch.setattr(run_lock, "SILENCE_S", 0.5)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_job_that_slurm_starts_again_on_another_host_does_not_wait(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "SILENCE_S", 1e6)
+    left_by(tmp_path, host="elsewhere", job="77")
+    monkeypatch.setenv("SLURM_JOB_ID", "77")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    with RunLock(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "h"}'])
+def test_a_lock_that_names_nobody_is_watched_too(tmp_path, monkeypatch, content):
+    monkeypatch.setattr(run_lock, "SILENCE_S", 0.5)
+    (tmp_path / run_lock.FILE).write_text(content)
+    with RunLock(tmp_path):
+        pass
+
+
+def test_a_run_whose_folder_was_taken_over_learns_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
+    with RunLock(tmp_path) as lock:
+        change(tmp_path, token="of another run", pid=4711)
+        lock._thread.join(60)
+        with pytest.raises(LockLost, match="taken over by process 4711"):
+            lock.confirm()
+    assert (tmp_path / run_lock.FILE).exists()  # It is the other run's.
+
+
+def test_heartbeats_change_the_time_of_the_lock(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
+    with RunLock(tmp_path):
+        path = tmp_path / run_lock.FILE
+        os.utime(path, (0, 0))
+        while not path.stat().st_mtime:
+            pass
+
+
+def test_a_place_where_no_directory_can_be_made_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(InputError, match=r"file.*cannot be written to"),
+        RunLock(tmp_path / "file/a"),
+    ):
+        pass
