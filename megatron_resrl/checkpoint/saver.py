@@ -12,12 +12,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+import torch
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint.checkpoint import PendingSave, TrainerState, begin_save
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.retention import Retention
-from megatron_resrl.platform.distributed import any_rank
+from megatron_resrl.platform.distributed import any_rank, device
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 
@@ -144,9 +145,13 @@ class CheckpointSaver:
     def _in_thread(self, pending: PendingSave, step: int) -> _Running:
         """Finishes a save in a thread that does not keep the process alive."""
         future: Future[float] = Future()
+        own = device()
 
         def run() -> None:
             try:
+                if own.type == "cuda":
+                    # A new thread is on device 0, where each rank of the host would make a context.
+                    torch.cuda.set_device(own)
                 future.set_result(self._finish(pending, step))
             # Whatever it is, the caller must not wait for ever; it is raised there.
             except BaseException as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
@@ -70,6 +71,16 @@ def _note_greedy_samples(facts: Facts) -> Iterator[Problem]:
         yield _note("evaluation.samples_per_prompt", samples, problem, "use 1")
 
 
+def _note_attention_in_fp32(facts: Facts) -> Iterator[Problem]:
+    engine = facts.elsewhere or find_spec("transformer_engine") is not None
+    if facts.recipe.precision.params_dtype == "fp32" and facts.has_cuda and engine:
+        problem = (
+            "Transformer Engine's fused attention takes 16-bit numbers only; the kernel it falls "
+            "back to holds scores of tokens x tokens for each head"
+        )
+        yield _note("precision.params_dtype", "fp32", problem, "bf16 is for training on GPUs")
+
+
 NOTES = (
     _note_warm_up,
     _note_learning_rate,
@@ -77,5 +88,6 @@ NOTES = (
     _note_saving,
     _note_temperature,
     _note_greedy_samples,
+    _note_attention_in_fp32,
 )
 """For training only."""

@@ -83,6 +83,11 @@ FROM_THE_TRAINER = (
 balance experts are scaled by a token count that the policy's loss has no use for; experts with a
 capacity drop tokens, depending on padding."""
 
+_NARROW_WEIGHTS = (
+    "weights are kept in precision.params_dtype; the optimizer would take its fp32 masters from "
+    "what narrower ones were constructed with, not from model.path"
+)
+
 NOT_SUPPORTED: dict[str, dict[str, str]] = {
     "model.megatron": dict.fromkeys(
         ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph", "cuda_graph_scope"),
@@ -91,12 +96,16 @@ NOT_SUPPORTED: dict[str, dict[str, str]] = {
     | {
         "fine_grained_activation_offloading": "the policy's forward pass does not announce its "
         "groups of activations, which megatron-core's offloading asks for",
-    },
+    }
+    | dict.fromkeys(("fp8_param", "fp4_param"), _NARROW_WEIGHTS),
     "optimizer.megatron": {
         "optimizer": "only Adam is supported; schedules, checkpoints and their resharding know its "
         "two moments",
+        "reuse_grad_buf_for_mxfp8_param_ag": _NARROW_WEIGHTS,
     },
-    "parallel.ddp": {},
+    "parallel.ddp": dict.fromkeys(
+        ("fp8_param_gather", "reuse_grad_buf_for_mxfp8_param_ag"), _NARROW_WEIGHTS
+    ),
 }
 """Pass-through mapping -> fields that cannot be set, and why."""
 

@@ -96,8 +96,17 @@ class MicroBatch:
         return dataclasses.replace(self, **moved, original=self.host)
 
 
+_FP8_TOKENS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}
+"""FP8 recipe -> tokens of a rank that its matrix products take a multiple of."""
+_BLOCK_TOKENS = 128
+"""Of the blockwise recipe's blocks: whole ones only can be gathered in FP8."""
+
+
 def length_alignment(
-    *, sequence_parallel_size: int = 1, context_parallel_size: int = 1, fp8: bool = False
+    *,
+    sequence_parallel_size: int = 1,
+    context_parallel_size: int = 1,
+    fp8_recipe: str | None = None,
 ) -> int:
     """What padded lengths must be a multiple of.
 
@@ -105,11 +114,13 @@ def length_alignment(
         sequence_parallel_size: Tensor-parallel ranks that share tokens out; 1 without sequence
             parallelism.
         context_parallel_size: Ranks that share sequences out, two pieces each.
-        fp8: FP8 matrix multiplications take multiples of 16 tokens.
+        fp8_recipe: Of Transformer Engine; None: no FP8.
     """
     pieces = 2 if context_parallel_size > 1 else 1
-    tokens = sequence_parallel_size * (16 if fp8 else 1)
-    return context_parallel_size * math.lcm(pieces, tokens)
+    tokens = 1 if fp8_recipe is None else _FP8_TOKENS[fp8_recipe]
+    if fp8_recipe == "blockwise" and sequence_parallel_size > 1:
+        tokens = _BLOCK_TOKENS
+    return context_parallel_size * math.lcm(pieces, sequence_parallel_size * tokens)
 
 
 def zigzag_positions(length: int, rank: int, size: int) -> torch.Tensor:

@@ -13,7 +13,9 @@ import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
 CHUNK_ELEMENTS = 1 << 26
-"""Largest number of fp32 logits alive on one rank (256 MiB)."""
+"""Largest number of logits in a chunk. Two fp32 tensors of a chunk are alive at once forward
+(512 MiB), one and a 16-bit copy backward (384 MiB), where an fp32 sum of the weight's gradient and
+a product of at most as many elements come on top."""
 
 
 def vocab_parallel_log_probs(
@@ -70,14 +72,18 @@ class _VocabParallelLogProbs(torch.autograd.Function):
             logits = shard.logits(hidden[chunk])
             target_logits = shard.select(logits, targets[chunk])
             peak = shard.reduce(logits.amax(-1), dist.ReduceOp.MAX)
-            exponentials = (logits - peak[:, None]).exp()
+            logits -= peak[:, None]
+            exponentials = logits.exp()
+            total = exponentials.sum(-1)
             # Padding has weight 0 and logit -inf; their product must count as 0.
-            first_moment = (exponentials * logits.clamp_min(torch.finfo(logits.dtype).min)).sum(-1)
-            sums = torch.stack([exponentials.sum(-1), first_moment, target_logits])
+            logits.clamp_min_(torch.finfo(logits.dtype).min)
+            first_moment = exponentials.mul_(logits).sum(-1)
+            sums = torch.stack([total, first_moment, target_logits])
             total, first_moment, target_logits = shard.reduce(sums, dist.ReduceOp.SUM)
             log_normaliser[chunk] = peak + total.log()
             log_probs[chunk] = target_logits - log_normaliser[chunk]
-            entropy[chunk] = log_normaliser[chunk] - first_moment / total
+            entropy[chunk] = total.log() - first_moment / total
+            del logits, exponentials  # Before the next chunk's are made.
         ctx.save_for_backward(hidden, weight, targets, log_normaliser)
         ctx.settings = (vocab_size, temperature, group, chunk_tokens)
         ctx.mark_non_differentiable(entropy)
@@ -93,13 +99,25 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            grad_logits = (shard.logits(hidden[chunk]) - log_normaliser[chunk, None]).exp_().neg_()
+            grad_logits = shard.logits(hidden[chunk])
+            grad_logits.sub_(log_normaliser[chunk, None]).exp_().neg_()
             shard.add_to_selected(grad_logits, targets[chunk])
             grad_logits *= (grad_log_probs[chunk] / temperature)[:, None]
             grad_logits = grad_logits.to(weight.dtype)
-            grad_hidden[chunk] = grad_logits @ weight
-            grad_weight += (grad_logits.T @ hidden[chunk]).float()
+            torch.mm(grad_logits, weight, out=grad_hidden[chunk])
+            _add_product(grad_weight, grad_logits, hidden[chunk])
+            del grad_logits
         return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
+
+
+def _add_product(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+    """total [V / TP, H] += grad_logits [n, V / TP] transposed @ hidden [n, H].
+
+    A product of all rows at once would be as large as the weight.
+    """
+    block = max(1, CHUNK_ELEMENTS // hidden.shape[1])
+    for rows, own in zip(total.split(block), grad_logits.split(block, dim=1), strict=True):
+        rows += own.T @ hidden
 
 
 class _VocabularyShard:

@@ -61,6 +61,8 @@ def make_optimizer(
         "clip_grad": settings.clip_grad,
         "bf16": config.bf16,
         "params_dtype": config.params_dtype,
+        # Says which gradients a precision-aware optimizer reads.
+        "fp8_recipe": config.fp8_recipe if config.fp8 else None,
         "use_distributed_optimizer": parallel.use_distributed_optimizer,
     }
     optimizer = get_megatron_optimizer(
@@ -100,10 +102,11 @@ def zero_gradients(chunks: Sequence[DistributedDataParallel], optimizer: Megatro
 
 
 def finish_parameter_gather(chunks: Sequence[DistributedDataParallel]) -> None:
-    """Makes parameters whole after a step where `parallel.ddp.overlap_param_gather` is set.
+    """Makes parameters whole where `parallel.ddp.overlap_param_gather` is set. Collective.
 
-    megatron-core gathers them lazily in hooks of the next forward pass; the output matrix, export
-    and checkpoints are read outside those hooks.
+    megatron-core gathers them lazily, in hooks of the next forward pass, at the start and after
+    each step. The output matrix, export and checkpoints are read outside those hooks; and a replica
+    without prompts makes no forward pass, so that the others' would wait for it for ever.
     """
     for chunk in chunks:
         if chunk.ddp_config.overlap_param_gather:

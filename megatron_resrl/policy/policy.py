@@ -139,6 +139,7 @@ class Policy:
             policy.optimizer, policy.scheduler = make_optimizer(
                 policy.chunks, recipe.optimizer, recipe.parallel, total
             )
+            finish_parameter_gather(policy.chunks)
         return policy
 
     @property
@@ -190,7 +191,7 @@ class Policy:
                     config.tensor_model_parallel_size if config.sequence_parallel else 1
                 ),
                 context_parallel_size=config.context_parallel_size,
-                fp8=bool(config.fp8),
+                fp8_recipe=config.fp8_recipe if config.fp8 else None,
             ),
             packed=self.sequence_packing,
             uniform=interleaved,
@@ -276,6 +277,7 @@ class Policy:
         self.scheduler.step(increment=1)
         learning_rate = self.optimizer.param_groups[0]["lr"]
         if not gradients_are_finite(self.chunks):
+            finish_parameter_gather(self.chunks)
             return UpdateResult(False, float("nan"), learning_rate, collected)
         applied, grad_norm, _ = self.optimizer.step()
         finish_parameter_gather(self.chunks)

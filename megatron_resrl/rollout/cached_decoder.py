@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_resrl.policy.gpt import PolicyModel
 
@@ -117,12 +118,15 @@ class CachedDecoder:
 
 @contextlib.contextmanager
 def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
-    """Turns sequence and context parallelism off inside the block.
+    """Turns sequence and context parallelism, and FP8, off inside the block.
 
-    One new token cannot be split, and every context-parallel rank decodes prompts of its own.
+    One new token cannot be split, and every context-parallel rank decodes prompts of its own. FP8
+    products take multiples of 8 rows, which a batch of one token per sample need not be, and would
+    use the FP8 weights from before the last optimizer step: only the pipeline's schedules say when
+    they are to be made anew.
     """
     config = modules[0].config
-    if not config.sequence_parallel and config.context_parallel_size == 1:
+    if not config.sequence_parallel and config.context_parallel_size == 1 and not config.fp8:
         yield
         return
     owners = {
@@ -137,8 +141,14 @@ def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
         for name, whole in _WHOLE_SEQUENCES.items()
         if getattr(owner, name, whole) != whole
     ]
+    # Of configurations only: Transformer Engine's modules note under this name what they did last.
+    changed += [
+        (owner, "fp8", owner.fp8)
+        for owner in owners.values()
+        if isinstance(owner, TransformerConfig) and owner.fp8
+    ]
     for owner, name, _ in changed:
-        setattr(owner, name, _WHOLE_SEQUENCES[name])
+        setattr(owner, name, _WHOLE_SEQUENCES.get(name))
     _forget_rotary_embeddings()
     try:
         yield

@@ -82,6 +82,22 @@ def test_fields_with_a_setting_of_their_own_name_it(override: str, ours: str) ->
     assert message.endswith(f"use {ours}")
 
 
+@pytest.mark.parametrize(
+    "field",
+    [
+        "model.megatron.fp8_param",
+        "model.megatron.fp4_param",
+        "optimizer.megatron.reuse_grad_buf_for_mxfp8_param_ag",
+        "parallel.ddp.fp8_param_gather",
+    ],
+)
+def test_weights_narrower_than_those_that_are_loaded_are_refused(field: str) -> None:
+    (message,) = problems(f"--{field}=true")
+    assert message.startswith(f"{field} = True")
+    assert "not from model.path" in message
+    assert not problems(f"--{field}=false")
+
+
 def test_every_own_setting_exists_on_both_sides() -> None:
     for mapping, names in OWN_SETTINGS.items():
         fields = {field.name for field in dataclasses.fields(_megatron_class(mapping))}

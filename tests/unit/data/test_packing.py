@@ -128,16 +128,19 @@ def test_shapes_keep_the_promises_of_the_options(case: Case) -> None:
         assert all(width * ranks < longest + multiple for _, width in shapes[0])
 
 
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.booleans())
+RECIPES = (None, "delayed", "tensorwise", "blockwise", "mxfp8")
+
+
+@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from(RECIPES))
 def test_aligned_lengths_can_be_shared_out(
-    count: int, sequence_parallel: int, context_parallel: int, fp8: bool
+    count: int, sequence_parallel: int, context_parallel: int, fp8_recipe: str | None
 ) -> None:
     length = count * length_alignment(
         sequence_parallel_size=sequence_parallel,
         context_parallel_size=context_parallel,
-        fp8=fp8,
+        fp8_recipe=fp8_recipe,
     )
-    assert length % (context_parallel * sequence_parallel * (16 if fp8 else 1)) == 0
+    assert length % (context_parallel * sequence_parallel * (16 if fp8_recipe else 1)) == 0
     assert context_parallel == 1 or length % (2 * context_parallel) == 0
     held = [zigzag_positions(length, rank, context_parallel) for rank in range(context_parallel)]
     assert torch.cat(held).sort().values.tolist() == list(range(length))
@@ -153,7 +156,10 @@ def test_without_need_nothing_is_padded() -> None:
     assert length_alignment() == 1
     assert length_alignment(sequence_parallel_size=4) == 4
     assert length_alignment(sequence_parallel_size=2, context_parallel_size=2) == 4
-    assert length_alignment(sequence_parallel_size=2, fp8=True) == 32
+    assert length_alignment(sequence_parallel_size=2, fp8_recipe="tensorwise") == 32
+    assert length_alignment(fp8_recipe="blockwise") == 16
+    assert length_alignment(sequence_parallel_size=2, fp8_recipe="blockwise") == 256
+    assert length_alignment(sequence_parallel_size=2, fp8_recipe="mxfp8") == 64
 
 
 def test_packed_one_sequencelie_behind_each_other_and_count_their_own_positions() -> None:

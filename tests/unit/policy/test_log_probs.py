@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from megatron_resrl.policy import log_probs
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 
 VOCABULARY, PADDED, HIDDEN, TOKENS = 131, 132, 16, 25
@@ -130,3 +132,47 @@ def test_logits_of_more_than_one_chunk_never_exist_at_once() -> None:
         )
         log_probs.sum().backward()
     assert largest.elements == chunk_tokens * vocabulary
+
+
+class Memory:
+    """Counts the bytes that torch's CPU allocator has given and not yet got back."""
+
+    def __enter__(self) -> Memory:
+        self._profile = torch.profiler.profile(profile_memory=True)
+        self._profile.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._profile.__exit__(*error)
+        events = self._profile.profiler.kineto_results.events()
+        memory = sorted(
+            (event.start_ns(), number, event.nbytes())
+            for number, event in enumerate(events)
+            if event.name() == "[memory]"
+        )
+        self.peak = max(itertools.accumulate(size for _, _, size in memory))
+        """The most bytes at once."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_as_little_is_alive_at_once_as_is_said(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    rows, width, tokens, chunk_tokens = 512, 1024, 256, 128
+    monkeypatch.setattr(log_probs, "CHUNK_ELEMENTS", rows * chunk_tokens)
+    chunk = 4 * rows * chunk_tokens
+    narrow = dtype.itemsize * rows * chunk_tokens
+    hidden = torch.randn(tokens, width, dtype=dtype, requires_grad=True)
+    weight = torch.randn(rows, width, dtype=dtype, requires_grad=True)
+    targets = torch.randint(0, rows, (tokens,))
+    with Memory() as forward:
+        result, _ = vocab_parallel_log_probs(hidden, weight, targets, vocab_size=rows - 1)
+    vectors = 20 * 4 * tokens
+    assert 1.9 * chunk < forward.peak <= 2 * chunk + vectors
+    total = result.sum()
+    with Memory() as backward:
+        total.backward()
+    summed = (4 + (dtype.itemsize if dtype != torch.float32 else 0)) * weight.numel()
+    summed += dtype.itemsize * hidden.numel()
+    widened = 0 if dtype == torch.float32 else chunk  # A CPU makes the product fp32 to add it.
+    assert backward.peak <= chunk + narrow + widened + summed + vectors
