@@ -30,6 +30,7 @@ from mutants import mutants_of
 from targets import TARGETS
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 EQUIVALENT = Path(__file__).with_name("equivalent.txt")
 
 
@@ -62,11 +63,14 @@ def code_faults(rooms: Sequence[str], sample: int, seed: int) -> list[Fault]:
 
 def setting_faults(names: Sequence[str]) -> list[Fault]:
     """One fault per setting: it is ignored."""
+    from setting_claims import claims
+
     path = "megatron_resrl/config/schema.py"
     source = (ROOT / path).read_text()
-    claimed = ("-m", "", "--setting")  # `-m ""`: slow ones too
+    files = claims()
+    selected = ("-m", "slow or not slow", "--setting")
     return [
-        Fault(name, path, schema_without(source, name), ((*claimed, name, "tests"),))
+        Fault(name, path, schema_without(source, name), ((*selected, name, *files[name]),))
         for name in names
     ]
 

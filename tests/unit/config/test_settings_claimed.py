@@ -7,26 +7,10 @@ tests that claim it, which must fail.
 
 from __future__ import annotations
 
-import ast
-from collections import defaultdict
-from pathlib import Path
-
 import pytest
+from setting_claims import claims
 
 from megatron_resrl.config.load import SETTINGS
-
-TESTS = Path(__file__).resolve().parents[2]
-
-
-def claims() -> dict[str, list[str]]:
-    """Setting -> the files whose tests claim it."""
-    found = defaultdict(list)
-    for path in sorted(TESTS.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pytest.mark.setting":
-                for argument in node.args:
-                    found[ast.literal_eval(argument)].append(path.name)
-    return found
 
 
 @pytest.mark.skip(reason="not all settings are claimed yet")
