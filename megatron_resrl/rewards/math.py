@@ -3,10 +3,24 @@
 from __future__ import annotations
 
 import functools
+import json
 import logging
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal, InvalidOperation
+from fractions import Fraction
 from typing import Any
 
-from math_verify import parse, verify
+from latex2sympy2_extended import NormalizationConfig, is_expr_of_only_symbols
+from math_verify import LatexExtractionConfig, parse, verify
+from sympy.core.relational import Equality
+
+from megatron_resrl.rewards.exactness import contradicts, same_number
+from megatron_resrl.rewards.final_answer import boxed, final_answer
+from megatron_resrl.rewards.spelling import exact_decimal, normalised
+from megatron_resrl.rewards.units import Value, same_unit, value_of
 
 # The grader's time-out replaces math-verify's own, which hide what took too long: without one
 # the library warns once per process.
@@ -15,21 +29,31 @@ for _module in ("math_verify.parser", "math_verify.grader"):
         lambda record: not record.getMessage().startswith("Timeout is disabled")
     )
 
+_EXTRACTION = LatexExtractionConfig(
+    boxed_match_priority=0,
+    # Units, operators and small corrections are ours: math-verify's take a + b + c for a + b.
+    normalization_config=NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="last"
+    ),
+)
+_SHOWN_CHARACTERS = 80
+
 
 def math_reward(
     response: str, ground_truth: Any, *, prompt: str = "", data_source: str = "", extra: Any = None
 ) -> float:
     r"""1 if the response's final answer equals the ground truth mathematically, otherwise 0.
 
-    The response's answer is what math-verify extracts: the last `\boxed{}`, otherwise the last
-    LaTeX or plain expression, with "the final answer is" and the like preferred. Equality is
-    numerical or symbolic: 1/2, 0.5 and \frac{1}{2} are the same.
+    Which text is the final answer says `final_answer`; how it may be written, `normalised`.
+    Equality is math-verify's, numerical or symbolic: 1/2, 0.5 and \frac{1}{2} are the same; exact
+    numbers are compared exactly. Units count where both have one that is known.
 
     It has no time limit of its own; call it through `Grader`.
 
     Args:
         response: Decoded text.
-        ground_truth: A number, or text with the answer (LaTeX or plain, `\boxed{}` or not).
+        ground_truth: A number, text with the answer (LaTeX or plain, `\boxed{}` or not), or a list
+            of those, of which any is right.
         prompt: Not used.
         data_source: Not used.
         extra: Not used.
@@ -39,32 +63,201 @@ def math_reward(
 
     Source: https://github.com/huggingface/Math-Verify
     """
-    gold = _parse_gold(_answer_text(ground_truth))
-    answer = parse(response, parsing_timeout=None)
-    return float(verify(gold, answer, timeout_seconds=None))
+    golds = [_read_gold(text) for text in _accepted(ground_truth)]
+    answer = final_answer(response)
+    return float(bool(answer) and any(_is_right(gold, answer) for gold in golds))
 
 
-def _answer_text(ground_truth: Any) -> str:
-    if isinstance(ground_truth, dict):
+def check_ground_truth(value: Any) -> None:
+    """Refuses what is no mathematical answer.
+
+    Raises:
+        ValueError: With what is wrong and what would be right.
+    """
+    for text in _accepted(value):
+        _read_gold(text)
+
+
+@dataclass(frozen=True)
+class _Gold:
+    """A ground truth, read once for all responses to a prompt."""
+
+    text: str
+    value: Value
+
+
+def _accepted(ground_truth: Any) -> list[str]:
+    """The accepted answers as texts."""
+    if hasattr(ground_truth, "tolist"):  # An array or scalar of numpy, without importing it here.
+        ground_truth = ground_truth.tolist()
+    if isinstance(ground_truth, (list, tuple)):
+        if not ground_truth:
+            raise ValueError("the ground truth is an empty list: give at least one accepted answer")
+        return [_answer_text(each) for each in ground_truth]
+    return [_answer_text(ground_truth)]
+
+
+def _answer_text(answer: Any) -> str:
+    if hasattr(answer, "tolist"):
+        answer = answer.tolist()
+    if isinstance(answer, dict):
         raise ValueError(
-            f"the ground truth has fields ({', '.join(ground_truth)}) and is no answer: add the "
-            "answer's to data.answer_key, e.g. reward_model.ground_truth.target"
+            f"the ground truth has fields ({', '.join(map(str, answer))}) and is no answer: add "
+            "the answer's to data.answer_key, e.g. reward_model.ground_truth.target"
         )
-    if isinstance(ground_truth, bool) or not isinstance(ground_truth, (str, int, float)):
-        raise ValueError(f"the ground truth is {ground_truth!r}: give a number or text")
-    text = str(ground_truth)
+    if isinstance(answer, bool) or not isinstance(answer, (str, int, float, Decimal, Fraction)):
+        raise ValueError(f"the ground truth is {_shown(answer)}: give a number or text")
+    if isinstance(answer, (float, Decimal)):
+        if not math.isfinite(answer):
+            raise ValueError(f"the ground truth is {answer!r}, a hole in the data: drop the row")
+        return exact_decimal(repr(answer) if isinstance(answer, float) else str(answer))
+    if isinstance(answer, Fraction):
+        return f"\\frac{{{answer.numerator}}}{{{answer.denominator}}}"
+    return str(answer).strip() if isinstance(answer, str) else str(answer)
+
+
+@functools.lru_cache(maxsize=4096)
+def _read_gold(text: str) -> _Gold:
     if "####" in text:
         raise ValueError(
             f"the ground truth is a whole solution ({text[-40:]!r}): cut the answer out with "
             "data.answer_pattern, e.g. '#### (.+)'"
         )
-    return text if "\\boxed" in text else f"\\boxed{{{text}}}"
-
-
-@functools.lru_cache(maxsize=1024)
-def _parse_gold(text: str) -> list[Any]:
-    """Parsed once for all responses to a prompt."""
-    gold = parse(text, parsing_timeout=None)
-    if not gold:
-        raise ValueError(f"the ground truth {text!r} holds nothing that math-verify can read")
+    if text.lower() in ("nan", "none", "null", "<na>"):
+        raise ValueError(f"the ground truth is {text!r}, a hole in the data: drop the row")
+    if problem := _as_code(text):
+        raise ValueError(
+            f"the ground truth {_shown(text)} is {problem}, not a mathematical answer: name "
+            "another column in data.answer_key, or give a reward.function that can judge it"
+        )
+    answer = text if (content := boxed(text)) is None else content
+    normal = normalised(_number_text(answer))
+    gold = _Gold(normal, value_of(normal, letters=False))
+    readable = any(_parsed(each) is not None for each in (normal, gold.value.text) if each)
+    if not (readable or gold.value.choice or (normal and _words(normal) is not None)):
+        raise ValueError(
+            f"the ground truth {_shown(text)} holds nothing that math-verify can read: correct "
+            "the row or drop it, or give a reward.function that can judge it"
+        )
     return gold
+
+
+def _number_text(text: str) -> str:
+    """Texts such as 1e-05 and 6.02E23, as files write floats."""
+    if not re.fullmatch(r"\s*[-+]?(?:\d+\.?\d*|\.\d+)[eE][-+]?\d{1,3}\s*", text):
+        return text
+    try:
+        return exact_decimal(text.strip())
+    except InvalidOperation:
+        return text
+
+
+def _as_code(text: str) -> str | None:
+    """What a text is that is written for a program; None: it may be an answer."""
+    if re.match(r"\s*(?:assert|def|import|from|print|return|class)\b(?!\s*[=}])", text):
+        return "code"
+    if re.search(r"<(?:think|tool_call|answer)>", text):
+        return "a whole response"
+    if text[:1] not in ("{", "["):
+        return None
+    try:
+        data = json.loads(text)
+    except ValueError:
+        return "code" if re.search(r"['\"]\s*[:,\]]", text) else None
+    if isinstance(data, dict) or any(not isinstance(each, (int, float)) for each in data):
+        return "JSON"
+    return None
+
+
+def _is_right(gold: _Gold, answer: str) -> bool:
+    text = normalised(_number_text(answer))
+    if not text:
+        return False
+    if _squeezed(gold.text) == _squeezed(text):
+        return True
+    expected = gold.value
+    named = re.search(r"(?<![A-Za-z\\])[A-Za-z](?![A-Za-z])", expected.text)
+    value = value_of(text, letters=named is None)
+    if (by_option := _same_option(gold, value)) is not None:
+        return by_option
+    if expected.unit and value.unit and not same_unit(expected.unit, value.unit):
+        return False
+    if expected.text and value.text and _same(expected.text, value.text):
+        return True
+    return (expected.text, value.text) != (gold.text, text) and _same(gold.text, text)
+
+
+def _same_option(gold: _Gold, answer: Value) -> bool | None:
+    """Whether an option of a multiple-choice question is right; None: the values decide."""
+    letters = []
+    for value in (gold.value, answer):
+        alone = re.fullmatch(r"[A-Za-z]|\\text ?\{ ?([A-Za-z]) ?\}", value.text)
+        letters.append(value.choice or (alone and _letters(value.text).upper()))
+    if not (gold.value.choice or answer.choice) or None in letters:
+        return None
+    return letters[0] == letters[1]
+
+
+def _same(gold: str, answer: str) -> bool:
+    if _squeezed(gold) == _squeezed(answer):
+        return True
+    if _words(gold) is not None or _words(answer) is not None:
+        return _letters(gold) == _letters(answer)
+    expected, found = _parsed(gold), _parsed(answer)
+    if expected is None or found is None or _is_zero_form(expected, found):
+        return False
+    equal = _numbers_agree(expected, found)
+    if equal is not None:
+        return equal
+    return verify([expected], [found], timeout_seconds=None) and not contradicts(expected, found)
+
+
+def _is_zero_form(gold: Any, answer: Any) -> bool:
+    """2x - y = 0 is an equation, which math-verify takes for the answer 0."""
+    return (
+        isinstance(answer, Equality)
+        and not isinstance(gold, Equality)
+        and answer.rhs == 0
+        and bool(answer.lhs.free_symbols)
+        and not is_expr_of_only_symbols(answer.lhs)
+    )
+
+
+def _numbers_agree(gold: Any, answer: Any) -> bool | None:
+    try:
+        return same_number(gold, answer)
+    except (ArithmeticError, AttributeError, TypeError, ValueError):  # Of sympy, for odd values.
+        return None
+
+
+def _squeezed(text: str) -> str:
+    """Without blanks, except between two numbers or letters."""
+    return re.sub(r"(?<![\w]) | (?![\w])", "", text)
+
+
+def _words(text: str) -> str | None:
+    """The words that a text is; None: it is mathematics."""
+    plain = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9 ,.'’:()-]*", plain):
+        return None
+    if plain == text and not re.fullmatch(r"[A-Za-z][a-z]{3,}|(?=.*[A-Za-z]{3} )[A-Za-z ]+", plain):
+        return None
+    return plain
+
+
+def _letters(text: str) -> str:
+    return re.sub(r"\\text(?![A-Za-z])|[^A-Za-z0-9]", "", text).lower()
+
+
+@functools.lru_cache(maxsize=4096)
+def _parsed(text: str) -> Any:
+    """The expression that math-verify reads; None: none."""
+    found: Sequence[Any] = parse(
+        f"\\boxed{{{text}}}", [_EXTRACTION], fallback_mode="no_fallback", parsing_timeout=None
+    )
+    return found[0] if found else None
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
