@@ -8,7 +8,7 @@ from typing import Any
 import sympy
 from sympy import Basic, Expr, Float, Interval, MatrixBase, Rational, Tuple
 from sympy.core.expr import UnevaluatedExpr
-from sympy.core.relational import Equality
+from sympy.core.relational import Equality, Relational
 
 DECIMAL_PLACES = 6
 """To which a decimal answer may be rounded; math-verify's `float_rounding`."""
@@ -59,8 +59,10 @@ def contradicts(gold: Any, answer: Any) -> bool:
 def _pairs(gold: Any, answer: Any) -> Iterator[tuple[Any, Any]]:
     if isinstance(gold, Equality) and isinstance(answer, Equality) and gold.lhs == answer.lhs:
         yield from _pairs(gold.rhs, answer.rhs)
-    elif isinstance(gold, Equality) or isinstance(answer, Equality):
-        return
+    elif isinstance(gold, Equality) and not isinstance(answer, Relational):
+        yield from _pairs(gold.rhs, answer)
+    elif isinstance(answer, Equality) and not isinstance(gold, Relational):
+        yield from _pairs(gold, answer.rhs)
     elif isinstance(gold, Interval) and isinstance(answer, Interval):
         yield from ((gold.start, answer.start), (gold.end, answer.end))
     elif isinstance(gold, MatrixBase) and isinstance(answer, MatrixBase):

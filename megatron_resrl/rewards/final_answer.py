@@ -1,5 +1,6 @@
 r"""Which text of a response is its final answer: a box, what follows ####, a sentence, a number."""
 
+# ruff: noqa: RUF001 - letters that look alike are told apart here
 from __future__ import annotations
 
 import re
@@ -26,7 +27,8 @@ _RETRACTED = re.compile(
 )
 """Says that what stands before is not the answer."""
 _DOUBTED = re.compile(
-    rf"""{_RETRACTED.pattern}|\b(?:wrong|incorrect|correction|instead|actually|should\ (?:be|have))\b
+    rf"""{_RETRACTED.pattern}
+        |\b(?:wrong|incorrect|correction|instead|actually|should\ (?:be|have))\b
         |\bno\b\s?[.,!]|\b(?:wait|hmm)\b""",
     re.VERBOSE | re.IGNORECASE,
 )

@@ -42,10 +42,11 @@ _SYMBOLS = {
     "。": ".",
     "，": ", ",
     "、": ", ",
-    "−": "-",
 }
 _SYMBOL = re.compile("|".join(map(re.escape, _SYMBOLS)))
-_BLANKS = re.compile(r"(?<!\\)\\[,:;!> ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|en)space(?![A-Za-z])|~|\s+")
+_BLANKS = re.compile(
+    r"(?<!\\)\\[,:;!> ]|\\q?quad(?![A-Za-z])|\\(?:thin|med|thick|en)space(?![A-Za-z])|~|\s+"
+)
 _LAYOUT = re.compile(
     r"\\m?(?:left|right|middle)(?![A-Za-z])\s*\.?|\\[bB]igg?[lrm]?(?![A-Za-z])"
     r"|\\(?:displaystyle|textstyle|scriptstyle|limits|nolimits|boldmath|bf|rm|it|sf|tt|centering"
@@ -54,7 +55,9 @@ _LAYOUT = re.compile(
     r"|\\phantom(?=-)|\\$"
 )
 _DELIMITERS = re.compile(r"(?<!\\)\$|\\[()\[\]](?![a-z])|\*\*")
-_MONEY = re.compile(r"\\?[$€£¥₹]|\\(?:pounds|euro|yen)(?![A-Za-z])|\b(?:USD|US\\?\$|Rs\.?)\s?(?=\d)")
+_MONEY = re.compile(
+    r"\\?[$€£¥₹]|\\(?:pounds|euro|yen)(?![A-Za-z])|\b(?:USD|US\\?\$|Rs\.?)\s?(?=\d)"
+)
 _SHOWN_ARGUMENT = re.compile(
     r"\\(?:boxed|fbox|framebox|underline|uuline|mathbf|mathit|mathsf|mathtt|mathnormal|boldsymbol|bm"
     r"|pmb|emph|ensuremath|smash|textstyle|mathop|mathord)(?![A-Za-z])\s*(?=\{)"
@@ -68,11 +71,13 @@ _THOUSANDS = re.compile(
     r"(?<![\d.,{])(?<!\d[ ])(?P<sign>-?)(?P<digits>\d{1,3}(?P<mark>,|\{,\}|\{\\,\}|'|_)\d{3}"
     r"(?:(?P=mark)\d{3})*)(?![\d_']|,\d)"
 )
-_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d])(?! ?\d)")
+_SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?! ?[\d/])")
 _SCIENTIFIC = re.compile(r"(?<![\w\\.}])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.^])")
 _MIXED = re.compile(r"(?<![\d.^/_}])(\d+) (\d+) ?/ ?(\d+)(?![\d./])")
 _REPEATING = re.compile(r"(\d*)\.(\d*)\\(?:overline|bar|dot|widebar)\s*(?:\{(\d+)\}|(\d))")
-_ROOT_SIGN = re.compile(r"([√∛∜])\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+))")
+_ROOT_SIGN = re.compile(
+    r"([√∛∜])\s*(?:\{([^{}]*)\}|\(([^()]*)\)|(\d+(?:\.\d+)?|[A-Za-z]|\\[a-z]+))"
+)
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 _TRAILING = re.compile(r"(?:\s|\\\\|[.,;:。]|(?<=[\s.,;:])!)+$")
 
@@ -224,7 +229,10 @@ def _named(text: str) -> str:
         (r"(?<![A-Za-z\\])[pP]i(?![A-Za-z])", r"\\pi "),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\])sqrt(?=[ ({\d])", r"\\sqrt"),
-        (r" ?(?<![A-Za-z\\])(?:\\text ?\{ ?)?(?:percent|percentage|pct)(?![A-Za-z])(?: ?\})?", r"\\%"),
+        (
+            r" ?(?<![A-Za-z\\])(?:\\text ?\{ ?)?(?:percent|percentage|pct)(?![A-Za-z])(?: ?\})?",
+            r"\\%",
+        ),
         (r"(?<!\\)%", r"\\%"),
         (r"\((\d+)\) ?_", r"\1_"),
         (r"^(?:=|\\approx|≈|\\text\{ ?=? ?\}) ?", ""),
@@ -239,6 +247,7 @@ def _braced_arguments(text: str) -> str:
     text = re.sub(r"\^ ?\(", "^(", text)
     for opener in (r"\sqrt(", "^("):
         text = _braces_for_brackets(text, opener)
+    text = re.sub(r"\^ ?([-+]\d+)", r"^{\1}", text)
     token = r"(\\[A-Za-z]+|[A-Za-z0-9])"
     group = r"(\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\})"
     text = re.sub(rf"\\frac ?{token} ?{token}", r"\\frac{\1}{\2}", text)

@@ -43,8 +43,41 @@ _NAMES = {
 }
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _NO_UNITS = frozenset(
-    "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp sqrt mod max min "
-    "gcd lcm and or if for where with is are not frac pi".split()
+    [
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "sinh",
+        "cosh",
+        "tanh",
+        "log",
+        "ln",
+        "lg",
+        "exp",
+        "sqrt",
+        "mod",
+        "max",
+        "min",
+        "gcd",
+        "lcm",
+        "and",
+        "or",
+        "if",
+        "for",
+        "where",
+        "with",
+        "is",
+        "are",
+        "not",
+        "frac",
+        "pi",
+    ]
 ) - {"min", "sec"}
 _POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 
@@ -59,7 +92,9 @@ _TEXT_UNIT = re.compile(rf"(?:\\text ?\{{[^{{}}]*\}}{_POWER}[ ./]*)+\.?$")
 _WORD = rf"[A-Za-z]+\.?{_POWER}"
 _PLAIN_UNIT = re.compile(rf"(?P<blank> ?){_WORD}(?:(?: |-| ?/ ?| ?\\cdot ?){_WORD})*$")
 _DEGREES = re.compile(r" ?\^ ?(?:\\circ|\{ ?\\circ ?\})(?: ?(?:\\text ?\{ ?)?[CF](?: ?\})?)?$")
-_AFTER_OPERATOR = re.compile(r"(?:[-+*/^_=(,<>|&]|\\(?:cdot|times|div|pm|frac|sqrt|leq|geq|neq|in))$")
+_AFTER_OPERATOR = re.compile(
+    r"(?:[-+*/^_=(,<>|&]|\\(?:cdot|times|div|pm|frac|sqrt|leq|geq|neq|in))$"
+)
 _CHOICE = re.compile(
     r"^(?:\\text ?\{ ?)?(?:\((?P<round>[A-Za-z])\)|(?P<plain>[A-J])[).:])(?: ?\})? ?(?P<rest>.*)$"
 )

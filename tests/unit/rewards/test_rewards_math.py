@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 
 from megatron_resrl.data.prompts import load_prompts
-from megatron_resrl.rewards.math import math_reward
+from megatron_resrl.rewards.math import check_ground_truth, math_reward
 
 
 @pytest.mark.parametrize(
@@ -64,12 +67,29 @@ def test_other_answers_are_wrong_and_garbage_is_no_error(response: str, ground_t
         ("", "holds nothing that math-verify can read"),
         (None, "is None: give a number or text"),
         (True, "is True: give a number or text"),
-        ([3], r"is \[3\]: give a number or text"),
+        (float("nan"), "is nan, a hole in the data"),
+        (Decimal("NaN"), "a hole in the data"),
+        ("nan", "is 'nan', a hole in the data"),
+        (numpy.float64("inf"), "is inf, a hole in the data"),
+        (b"3", "give a number or text"),
+        ([], "an empty list"),
+        (["3", None], "is None: give a number or text"),
+        (r"\boxed{}", "holds nothing that math-verify can read"),
+        (" ", "holds nothing that math-verify can read"),
+        ("+-/", "holds nothing that math-verify can read"),
+        ('["assert f(1) == 2", "assert f(2) == 3"]', "is JSON.*data.answer_key"),
+        ('[{"area": {"base": [10], "height": [5]}}]', "is JSON"),
+        ('{"name": "area"}', "is JSON"),
+        ("assert f([1, 2]) == 3", "is code"),
+        ("def f(x):\n    return x", "is code"),
+        ('<tool_call>\n{"name": "area"}\n</tool_call>', "a whole response"),
     ],
 )
 def test_ground_truths_that_are_no_answer_are_named(ground_truth: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         math_reward("3", ground_truth)
+    with pytest.raises(ValueError, match=said):
+        check_ground_truth(ground_truth)
 
 
 def test_math_verify_does_not_warn_about_its_missing_time_outs(
@@ -104,3 +124,32 @@ def test_real_ground_truths_are_equal_to_themselves(
         if math_reward(rf"so it is $\boxed{{{record.ground_truth}}}$.", record.ground_truth) != 1.0
     ]
     assert wrong == []
+
+
+@pytest.mark.parametrize(
+    ("ground_truth", "answers"),
+    [
+        (1e-05, ("0.00001", "10^{-5}", r"1 \times 10^{-5}", "1e-5", r"\frac{1}{100000}")),
+        (2.5e-05, ("0.000025", r"2.5 \cdot 10^{-5}")),
+        (1e16, ("10^{16}", "10000000000000000", "10,000,000,000,000,000")),
+        (6.02e23, (r"6.02 \times 10^{23}", "6.02×10²³", "6.02e23")),
+        ("1.5e3", ("1500", "1,500")),
+        ("1E-7", ("0.0000001", "10^{-7}")),
+        (0.1 + 0.2, ("0.3", r"\frac{3}{10}")),
+        (-0.5, ("-1/2", "−½")),
+        (numpy.float32(0.25), ("0.25",)),
+        (numpy.int64(7), ("7", "7.0")),
+        (Decimal("1E+3"), ("1000",)),
+        (Fraction(1, 3), ("1/3", "0.333333", r"0.\overline{3}")),
+        (["4", 5.0], ("4", "5")),
+        (("x+1", "1-x"), ("1+x", "-x+1")),
+        (numpy.array([0.5, 3.0]), ("0.5", "3")),
+    ],
+)
+def test_numbers_and_lists_of_accepted_answers_are_ground_truths(
+    ground_truth: Any, answers: tuple[str, ...]
+) -> None:
+    check_ground_truth(ground_truth)
+    scores = {answer: math_reward(rf"\boxed{{{answer}}}", ground_truth) for answer in answers}
+    assert scores == dict.fromkeys(answers, 1.0)
+    assert math_reward(r"\boxed{6}", ground_truth) == 0.0
