@@ -238,7 +238,7 @@ def _squeezed(text: str) -> str:
 def _words(text: str) -> str | None:
     """The words that a text is; None: it is mathematics."""
     plain = re.sub(r"\\text ?\{([^{}]*)\}", r"\1", text)
-    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9 ,.'’:()-]*", plain):
+    if not re.fullmatch(r"[A-Za-z][A-Za-z0-9 ,.':()-]*", plain):
         return None
     if plain == text and not re.fullmatch(r"[A-Za-z][a-z]{3,}|(?=.*[A-Za-z]{3} )[A-Za-z ]+", plain):
         return None

@@ -1,5 +1,6 @@
 r"""Spellings of mathematics, rewritten to those that math-verify reads as they are meant."""
 
+# ruff: noqa: RUF001 - letters that look alike are told apart here
 from __future__ import annotations
 
 import re
@@ -229,10 +230,8 @@ def _named(text: str) -> str:
         (r"(?<![A-Za-z\\])[pP]i(?![A-Za-z])", r"\\pi "),
         (r"(?<![A-Za-z\\])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
         (r"(?<![A-Za-z\\])sqrt(?=[ ({\d])", r"\\sqrt"),
-        (
-            r" ?(?<![A-Za-z\\])(?:\\text ?\{ ?)?(?:percent|percentage|pct)(?![A-Za-z])(?: ?\})?",
-            r"\\%",
-        ),
+        (r" ?\\text ?\{ ?(?:percent(?:age)?|pct) ?\}", r"\\%"),
+        (r" ?(?<![A-Za-z\\])(?:percent(?:age)?|pct)(?![A-Za-z])", r"\\%"),
         (r"(?<!\\)%", r"\\%"),
         (r"\((\d+)\) ?_", r"\1_"),
         (r"^(?:=|\\approx|≈|\\text\{ ?=? ?\}) ?", ""),

@@ -42,43 +42,10 @@ _NAMES = {
     "V": "V volt volts",
 }
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
-_NO_UNITS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "lg",
-        "exp",
-        "sqrt",
-        "mod",
-        "max",
-        "min",
-        "gcd",
-        "lcm",
-        "and",
-        "or",
-        "if",
-        "for",
-        "where",
-        "with",
-        "is",
-        "are",
-        "not",
-        "frac",
-        "pi",
-    ]
-) - {"min", "sec"}
+_NO_UNITS = re.compile(
+    r"(?:arc)?(?:sin|cos|tan)h?|cot|csc|log|ln|lg|exp|sqrt|mod|max|gcd|lcm|and|or|if|for|where"
+    r"|with|is|are|not|frac|pi"
+)
 _POWERS = {"square": "2", "sq": "2", "squared": "2", "cubic": "3", "cu": "3", "cubed": "3"}
 
 _NUMERIC = re.compile(
@@ -168,7 +135,7 @@ def _split_unit(text: str, letters: bool) -> tuple[str, str | None]:
     if found is None:
         return text, None
     words = re.findall(r"[A-Za-z]+", found[0])
-    if any(word in _NO_UNITS for word in words):
+    if any(_NO_UNITS.fullmatch(word) for word in words):
         return text, None
     known = [word in _UNITS or word.lower() in _UNITS for word in words]
     if len(found[0].strip()) == 1:

@@ -1,5 +1,6 @@
 r"""Which answers are equal, and which text of a response is one, by examples of every kind."""
 
+# ruff: noqa: RUF001 - letters that look alike are told apart here
 from __future__ import annotations
 
 from fractions import Fraction

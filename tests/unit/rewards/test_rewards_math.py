@@ -1,5 +1,6 @@
 """Mathematical equality, judged by the real math-verify."""
 
+# ruff: noqa: RUF001 - letters that look alike are told apart here
 from __future__ import annotations
 
 import logging
