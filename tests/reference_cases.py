@@ -65,6 +65,8 @@ class Case:
     """Other settings that make them matter."""
     masked: bool = False
     """Two tokens of every five are not the policy's, as in episodes of several turns."""
+    flat: bool = False
+    """In the second group all answers are wrong: with an update per group, one is left out."""
     family: str = "qwen3"
     shows: bool = True
     """False: the settings must change nothing, as those of the method of computation."""
@@ -166,11 +168,23 @@ CASES: dict[str, Case] = {
     "embeddings": Case({"resrl.layer": 0}),
     "third from the end": Case({"resrl.layer": -3}),
     "thoughts": Case({"resrl.mask_think": True}),
+    "constant weights": Case({"resrl.weights": "constant"}, LENGTH_SCALING),
+    "constant weights, mean over tokens": Case(
+        {"resrl.weights": "constant"}, {"algorithm.aggregation": "token_mean"}
+    ),
+    "random weights": Case({"resrl.weights": "random"}, LENGTH_SCALING),
+    "random weights, mean over tokens": Case(
+        {"resrl.weights": "random"}, {"algorithm.aggregation": "token_mean"}
+    ),
+    "random weights, Gram matrices": Case(
+        {"resrl.weights": "random"}, {"resrl.subspace_method": "gram"}
+    ),
     "clip_grad": Case({"optimizer.clip_grad": 0.05}),
     "no clipping of gradients": Case({"optimizer.clip_grad": 0.0}, {"optimizer.clip_grad": 0.05}),
     "weight decay": Case({"optimizer.weight_decay": 0.2}),
     "warm-up": Case({"optimizer.lr_warmup_steps": 3}, TWO),
     "warm-up and linear decay over two steps": Case(DECAY, {"steps": 2}),
+    "an update left out": Case(DECAY, {"algorithm.updates_per_step": 4}, flat=True),
     "cosine": Case({"optimizer.lr_decay_style": "cosine"}, TWO | {"steps": 2}),
     "decay steps": Case({"optimizer.lr_decay_steps": 3}, DECAY | TWO),
     "moments": Case({"optimizer.adam_beta1": 0.5, "optimizer.adam_beta2": 0.7}, TWO),
@@ -209,7 +223,7 @@ def recipe(settings: Mapping[str, Any], model: Path) -> Recipe:
     return made
 
 
-def rollouts(step: int, *, masked: bool = False) -> list[Rollout]:
+def rollouts(step: int, case: Case) -> list[Rollout]:
     """Four groups of four for a step, from an engine that nearly agrees with a random model."""
     generator = torch.Generator().manual_seed(100 + step)
 
@@ -219,6 +233,8 @@ def rollouts(step: int, *, masked: bool = False) -> list[Rollout]:
     found = []
     for group, (lengths, scores) in enumerate(zip(LENGTHS, SCORES, strict=True)):
         prompt = tuple(draw(3 + 2 * group))
+        if case.flat and group == 1:
+            scores = (0, 0, 0, 0)
         for length, score in zip(lengths, scores, strict=True):
             tokens = draw(length)
             if length > 10:
@@ -231,7 +247,9 @@ def rollouts(step: int, *, masked: bool = False) -> list[Rollout]:
                     response=tuple(tokens),
                     score=float(score),
                     cut_off=length == LIMIT,
-                    drawn=tuple(not masked or place % 5 not in (2, 3) for place in range(length)),
+                    drawn=tuple(
+                        not case.masked or place % 5 not in (2, 3) for place in range(length)
+                    ),
                     engine_log_probs=tuple((noise - math.log(tiny.VOCABULARY)).tolist()),
                 )
             )

@@ -149,6 +149,23 @@ def group_key(seed: int, step: int, group: int) -> int:
     return int.from_bytes(digest, "big") >> 1
 
 
+def _random_weights(
+    weights_M: np.ndarray, share_M: np.ndarray, key: int, floor: float
+) -> np.ndarray:
+    """[M] dealt by shares, then moved towards 1 or the floor until they have the same mass."""
+    share_M = share_M if share_M.any() else np.ones(len(share_M))
+    generator = torch.Generator().manual_seed(key ^ 0x5DEECE66D)
+    piece_M = torch.randperm(len(weights_M), generator=generator).numpy()
+    inside_M = torch.rand(len(weights_M), dtype=torch.float64, generator=generator).numpy()
+    uniform_M = (piece_M + inside_M) / len(weights_M)
+    ends_M = np.cumsum(share_M)
+    drawn_M = weights_M[[int((ends_M <= u * ends_M[-1]).sum()) for u in uniform_M]]
+    missing = (share_M * (weights_M - drawn_M)).sum()
+    if missing > 0:
+        return drawn_M + (1 - drawn_M) * missing / (share_M * (1 - drawn_M)).sum()
+    return drawn_M + (drawn_M - floor) * missing / (share_M * (drawn_M - floor)).sum()
+
+
 class _Trainer:
     """A model, its optimizer, and the rules of a step."""
 
@@ -200,6 +217,7 @@ class _Trainer:
         for first in range(0, groups, size):
             rows = [i for i, r in enumerate(rollouts) if first <= r.group < first + size]
             if not any(advantages[i] for i in rows):
+                self.updates += 1  # Left out, but its place in the schedule goes by.
                 continue
             if losses and self.settings["resrl"]["refresh"] == "minibatch":
                 with torch.no_grad():
@@ -294,12 +312,24 @@ class _Trainer:
             found = residual_weights(
                 *(np.stack([hidden[i, t] for i, t in side]) for side in (right, wrong)), resrl
             )
+            share = [abs(advantages[i]) * self._part(rollouts[i]) for i, _ in wrong]
+            if resrl["weights"] == "constant":
+                found = np.full(
+                    len(wrong), np.average(found, weights=share if any(share) else None)
+                )
+            elif resrl["weights"] == "random":
+                found = _random_weights(found, np.array(share), key, resrl["floor"])
             for (i, t), weight in zip(wrong, found, strict=True):
                 weights[i, t] = weight
         for i in range(len(rollouts)):
             if not positive[i]:
                 weights[i, : len(thought[i])][thought[i]] = 0.0
         return weights
+
+    def _part(self, rollout: Rollout) -> float:
+        """What one token of a response counts, up to a factor that all responses share."""
+        by_token = self.settings["algorithm"]["aggregation"] == "token_mean"
+        return 1.0 if by_token else 1 / rollout.count
 
     def _thought(self, rollout: Rollout) -> np.ndarray:
         """[response tokens] bool: between the think markers, which belong to it."""

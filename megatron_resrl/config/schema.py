@@ -206,8 +206,9 @@ class ResrlConfig:
     """Whose hidden states: an index into Hugging Face's `hidden_states`. -2: the input of the last
     layer; -1: after the final norm; 0: the embeddings."""
     weights: Literal["residual", "constant", "random"] = "residual"
-    """`residual`: the method. Controls with the same mean per group: `constant`, the group's mean
-    weight on all its negative tokens; `random`, the group's weights dealt to the wrong tokens."""
+    """`residual`: the method. Controls that punish wrong answers as much, as the loss sees it:
+    `constant`, one weight for all wrong tokens of a group; `random`, the group's weights dealt to
+    its wrong tokens."""
     refresh: Literal["rollout", "minibatch"] = "rollout"
     """`rollout`: weights of pass 1 serve all updates of a step; `minibatch`: made anew with the
     current policy before each update (the released code)."""

@@ -36,7 +36,7 @@ class SubspaceSettings:
     floor: float = 0.1
     """Smallest weight, xi."""
     weights: Literal["residual", "constant", "random"] = "residual"
-    """The method's weights, or a control of the same mean."""
+    """The method's weights, or a control with the same part in the loss."""
 
     def __post_init__(self) -> None:
         low, high = self.quantiles
@@ -105,6 +105,9 @@ class GroupPlan:
     """In the order of the pass."""
     keys: tuple[int, ...]
     """[G] keys of random choices."""
+    share_B: Tensor
+    """[B] float64: what each token of a response counts in the loss, up to a factor of its group;
+    controls have the method's sum of share x weight."""
 
     @property
     def order(self) -> list[int]:
@@ -122,6 +125,7 @@ def make_plan(
     ranks: int = 1,
     window_rows: int | None = None,
     window_groups: int | None = None,
+    share_B: Tensor | None = None,
 ) -> GroupPlan:
     """Plans a pass.
 
@@ -136,6 +140,7 @@ def make_plan(
             each rank; a group larger than that gets a window of its own. None: those of the
             largest group, or MIN_WINDOW_ROWS.
         window_groups: Largest number of groups in a window for each rank; None: any.
+        share_B: [B] see `GroupPlan`; None: all tokens count alike.
 
     Returns:
         The plan, the same for the same arguments.
@@ -183,6 +188,7 @@ def make_plan(
             window_groups,
         ),
         keys=tuple(keys),
+        share_B=torch.ones(len(group_B), dtype=torch.float64) if share_B is None else share_B,
     )
 
 

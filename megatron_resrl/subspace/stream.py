@@ -217,14 +217,18 @@ class TokenWeightStream:
         residual_n = self.ranks.add_up(self._residual_BT[here])
         counts_G = self.plan.weighed_G[groups]
         slot = self._slot_G[self.plan.group_B[row]]
-        place = (slot * int(counts_G.max()) + self.plan.column_BT[row, position]).to(device)
+        host_place = slot * int(counts_G.max()) + self.plan.column_BT[row, position]
+        place = host_place.to(device)
         residual_GW = residual_n.new_zeros(len(groups) * int(counts_G.max()))
         residual_GW[place] = residual_n
+        share_GW = torch.zeros(len(residual_GW), dtype=torch.float64)
+        share_GW[host_place] = self.plan.share_B[row]
         weighted = weigh(
             residual_GW.view(len(groups), -1),
             counts_G,
             self.settings,
             [self.plan.keys[group] for group in groups.tolist()],
+            share_GW.view(len(groups), -1),
         )
         self.weights[here] = weighted.weights_GW.flatten()[place].float()
         self._numbers.append((groups, _numbers(weighted, self._basis)))

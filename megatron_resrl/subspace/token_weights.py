@@ -63,6 +63,7 @@ def token_weights_with_reports(
     *,
     seed: int = 0,
     method: str = "rows",
+    share: Tensor | None = None,
     **settings: Any,
 ) -> tuple[Tensor, dict[int, GroupReport]]:
     """`token_weights` with the report of every group.
@@ -74,6 +75,8 @@ def token_weights_with_reports(
         group: [B] int.
         seed: Seed of the sample; mixed with each group's number.
         method: `rows` or `gram`.
+        share: [B] float: what each token of a response counts in the loss, |A| times the
+            aggregation's coefficient, for controls; None: all count alike.
         settings: Fields of `SubspaceSettings`.
 
     Returns:
@@ -91,6 +94,7 @@ def token_weights_with_reports(
         group.cpu().long(),
         numbers,
         key=lambda number: sampling_key(seed, 0, number),
+        share_B=None if share is None else share.cpu().double(),
     )
     stream = TokenWeightStream(plan, numbers, method=method, device=hidden.device)
     _feed(stream, plan, hidden, response_mask.cpu().bool())

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_resrl.subspace.controls import constant_weights, random_weights
 from megatron_resrl.subspace.plan import SubspaceSettings
 
 MIN_QUANTILE_SPREAD = 1e-5
@@ -23,7 +24,7 @@ class Weighted:
     weights_GW: Tensor
     """[G, W] float64; places without a token are unspecified."""
     mean_weight_G: Tensor
-    """[G] float64."""
+    """[G] float64 mean of them, over tokens."""
     q_low_G: Tensor
     """[G] float64 lower residual quantile."""
     q_high_G: Tensor
@@ -31,7 +32,11 @@ class Weighted:
 
 
 def weigh(
-    residual_GW: Tensor, count_G: Tensor, settings: SubspaceSettings, keys: Sequence[int]
+    residual_GW: Tensor,
+    count_G: Tensor,
+    settings: SubspaceSettings,
+    keys: Sequence[int],
+    share_GW: Tensor,
 ) -> Weighted:
     """Maps residual quantiles to [floor, 1] (arXiv 2605.00380), or makes a control of it.
 
@@ -40,23 +45,26 @@ def weigh(
         count_G: [G] int64 on the CPU, at least 1.
         settings: Quantiles, floor, and which weights.
         keys: [G] keys of the `random` control.
+        share_GW: [G, W] float64 on the CPU: what each token counts in the loss, up to a factor of
+            its group; controls have the method's sum of share x weight.
     """
     device = residual_GW.device
     valid_GW = (torch.arange(residual_GW.shape[1]) < count_G.unsqueeze(1)).to(device)
     ordered_GW = residual_GW.masked_fill(~valid_GW, float("inf")).sort(1).values
     low_G, high_G = (quantiles(ordered_GW, count_G, q) for q in settings.quantiles)
     spread_G1 = (high_G - low_G).unsqueeze(1)
-    share_GW = (residual_GW - low_G.unsqueeze(1)) / spread_G1.clamp_min(MIN_QUANTILE_SPREAD)
-    share_GW = torch.where(spread_G1 < MIN_QUANTILE_SPREAD, 0.5, share_GW.clamp(0, 1))
-    weights_GW = settings.floor + (1 - settings.floor) * share_GW
+    scaled_GW = (residual_GW - low_G.unsqueeze(1)) / spread_G1.clamp_min(MIN_QUANTILE_SPREAD)
+    scaled_GW = torch.where(spread_G1 < MIN_QUANTILE_SPREAD, 0.5, scaled_GW.clamp(0, 1))
+    weights_GW = settings.floor + (1 - settings.floor) * scaled_GW
+    if settings.weights != "residual":
+        weights_GW = weights_GW.masked_fill(~valid_GW, settings.floor)
+        share_GW = _usable(share_GW, valid_GW.cpu())
+        if settings.weights == "constant":
+            weights_GW = constant_weights(weights_GW, share_GW.to(device))
+        else:
+            weights_GW = random_weights(weights_GW, share_GW, count_G, settings.floor, keys)
     total_G = weights_GW.masked_fill(~valid_GW, 0.0).sum(1)
-    mean_G = total_G / count_G.to(device)
-    if settings.weights == "constant":
-        weights_GW = mean_G.unsqueeze(1).expand_as(weights_GW)
-    elif settings.weights == "random":
-        shuffled_GW = _shuffles(count_G, residual_GW.shape[1], keys).to(device)
-        weights_GW = weights_GW.gather(1, shuffled_GW)
-    return Weighted(weights_GW, mean_G, low_G, high_G)
+    return Weighted(weights_GW, total_G / count_G.to(device), low_G, high_G)
 
 
 def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
@@ -69,11 +77,8 @@ def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
     return torch.lerp(ends_G2[:, 0], ends_G2[:, 1], part_G)
 
 
-def _shuffles(count_G: Tensor, width: int, keys: Sequence[int]) -> Tensor:
-    """[G, W] a permutation of the first `count_G` places of each line, keyed."""
-    lines = torch.arange(width).repeat(len(count_G), 1)
-    for line, count, key in zip(lines, count_G.tolist(), keys, strict=True):
-        # Another stream than the sample of positives, which has the same key.
-        generator = torch.Generator().manual_seed(key ^ 0x5DEECE66D)
-        line[:count] = torch.randperm(count, generator=generator)
-    return lines
+def _usable(share_GW: Tensor, valid_GW: Tensor) -> Tensor:
+    """Shares of tokens only; alike in groups that the loss does not see at all."""
+    share_GW = share_GW.masked_fill(~valid_GW, 0.0)
+    unseen_G1 = share_GW.sum(1, keepdim=True) == 0
+    return torch.where(unseen_G1, valid_GW.double(), share_GW)

@@ -41,6 +41,7 @@ from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.rollout_queue import RolloutQueue
 from megatron_resrl.training.run_lock import RunLock
 from megatron_resrl.training.token_weights import TokenWeigher
+from megatron_resrl.training.without_signal import WithoutSignal
 from megatron_resrl.weights.hugging_face import save_hf_model
 
 logger = logging.getLogger(__name__)
@@ -86,6 +87,7 @@ def _train(
     begun = resumed.extra.get("begun", ()) if resumed and not beginning.new_data else ()
     rollouts = RolloutQueue(recipe, collector, beginning.prompts, sampler, begun)
     not_finite = NotFiniteSteps(recipe.optimizer)
+    without_signal = WithoutSignal(recipe.rollout.max_response_length)
 
     def evaluate() -> dict[str, float]:
         with phase(timers, "evaluation"):
@@ -108,6 +110,7 @@ def _train(
             with phase(timers, "rollout"):
                 actor.engine.sleep()
             outcome = rl_step(actor.policy, algorithm, weigher, samples, recipe, step, timers)
+            without_signal.count(step, samples, outcome.left_out)
             with phase(timers, "sync"):
                 synced = actor.engine.update_weights(step)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,8 +21,6 @@ from megatron_resrl.training.sharing import own_share, split_into_mini_batches
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.training.updating import Targets, update_policy
 
-logger = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class StepOutcome:
@@ -32,6 +29,8 @@ class StepOutcome:
     metrics: dict[str, float]
     finite: bool
     """False: at least one update was skipped because a gradient was not finite."""
+    left_out: list[list[int]]
+    """Indices of the samples of each update that was left out: no response had an advantage."""
 
 
 def rl_step(
@@ -66,6 +65,7 @@ def rl_step(
     positive = algorithm.positive(scores, advantages) & ~masked
     advantages = advantages.masked_fill(masked, 0.0)
 
+    loss_shares = _loss_shares(samples, advantages, recipe)
     split = recipe.resrl.split_groups
     mini_batches = split_into_mini_batches(samples, recipe.algorithm.updates_per_step)
     shares = [own_share(samples, each, split_groups=split) for each in mini_batches]
@@ -78,7 +78,7 @@ def rl_step(
         drawn = InterferenceSample(policy, samples, shared, positive, recipe, step)
 
     def score(wanted: list[int], own: list[int], *, draw: bool) -> Scored:
-        weighing = weigher and weigher.begin(samples, wanted, own, positive, step)
+        weighing = weigher and weigher.begin(samples, wanted, own, positive, step, loss_shares)
         collect = drawn.collect if drawn and draw else None
         return score_samples(
             policy, samples, own, recipe, timers, weighing=weighing, on_final_states=collect
@@ -93,24 +93,21 @@ def rl_step(
         with phase(timers, "diagnosis"):
             diagnosed = drawn.metrics(mine, scored.token_weights)
 
+    left_out: list[list[int]] = []
     updates: list[UpdateResult] = []
     sums: list[dict[str, float]] = []
     row = {index: place for place, index in enumerate(mine)}
     for mini_batch, share in zip(mini_batches, shares, strict=True):
         if not advantages[mini_batch].any():
-            logger.warning(
-                "step %d: in every group of a mini-batch of %d responses the rewards are equal or "
-                "the responses masked; there is nothing to learn from it and its update is left "
-                "out",
-                step,
-                len(mini_batch),
-            )
+            left_out.append(mini_batch)
             policy.leave_out_update()
             continue
         token_weights = scored.token_weights[[row[index] for index in share]]
         if weigher and updates and recipe.resrl.refresh == "minibatch":
             with phase(timers, "scoring"):
-                token_weights = score(mini_batch, share, draw=False).token_weights
+                again = score(mini_batch, share, draw=False)
+            token_weights = again.token_weights
+            scored = scored.weighed_again(again)
         # A response without advantage has no gradient: it counts in the denominators only.
         places = [place for place, index in enumerate(share) if advantages[index] != 0]
         taught = [share[place] for place in places]
@@ -133,14 +130,26 @@ def rl_step(
     metrics = step_metrics.of_samples(samples, advantages) | corrected.metrics
     replicas = step_metrics.gather_reports(own_samples, scored, sums, split=split)
     metrics |= step_metrics.of_replicas(replicas, spectrum=diagnose)
-    metrics |= step_metrics.of_updates(updates, len(mini_batches))
+    metrics |= step_metrics.of_updates(updates, len(left_out))
     if diagnose:
         with phase(timers, "diagnosis"):
             diagnosed |= displaced_likelihood(
                 policy, samples, mine, positive, scored, recipe, timers
             )
     metrics |= diagnosed
-    return StepOutcome(metrics, all(update.applied for update in updates))
+    return StepOutcome(metrics, all(update.applied for update in updates), left_out)
+
+
+def _loss_shares(
+    samples: Sequence[Sample], advantages: torch.Tensor, recipe: Recipe
+) -> torch.Tensor:
+    """[samples] |A_i| c_i, what a token of each response counts, up to a factor of the step."""
+    counted = [index for index, sample in enumerate(samples) if not sample.masked]
+    shares = torch.zeros_like(advantages)
+    if counted:
+        coefficients = _coefficients(samples, counted, counted, recipe)
+        shares[counted] = advantages[counted].abs() * coefficients
+    return shares
 
 
 def _coefficients(

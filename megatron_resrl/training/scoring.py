@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.distributed as dist
@@ -37,10 +37,19 @@ class Scored:
     """Nats; meaningful on the last stage."""
     token_weights: torch.Tensor
     """1 where nothing applies."""
-    reports: list[GroupReport] = field(default_factory=list)
-    """One per group, if weights were asked for."""
+    reports: dict[int, GroupReport] = field(default_factory=dict)
+    """By number of the group, if weights were asked for."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Of the weighing."""
+
+    def weighed_again(self, later: Scored) -> Scored:
+        """These scores, with what is reported of a later weighing of some of the groups."""
+        metrics = dict(self.metrics)
+        for name, value in later.metrics.items():
+            # Bytes are sent each time; other numbers are the largest.
+            sent = name == "resrl/sent_bytes"
+            metrics[name] = metrics[name] + value if sent else max(metrics[name], value)
+        return replace(self, reports=self.reports | later.reports, metrics=metrics)
 
 
 def score_samples(

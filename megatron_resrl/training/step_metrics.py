@@ -16,6 +16,8 @@ from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import GroupReport, summarise
 from megatron_resrl.training.scoring import Scored
 
+_MASSES = ("resrl/negative_mass", "resrl/negative_mass_unweighted")
+
 
 @dataclass(frozen=True)
 class ReplicaReport:
@@ -29,7 +31,7 @@ class ReplicaReport:
     """Sum over them."""
     groups: list[GroupReport]
     weighing: dict[str, float]
-    """Bytes and memory of the weighing pass."""
+    """Bytes and memory of the weighing passes."""
 
 
 def gather_reports(
@@ -39,7 +41,7 @@ def gather_reports(
 
     Args:
         samples: Of this replica.
-        scored: Their scores.
+        scored: Their scores, and the reports of the weights that each update used.
         sums: Token sums of each optimizer step; under context parallelism of this rank's tokens.
         split: Groups are split over replicas, which all report the same ones.
     """
@@ -60,7 +62,7 @@ def _report(
         sums=sums,
         tokens=int(drawn.sum()),
         entropy=float(scored.entropy.cpu()[drawn].sum()),
-        groups=scored.reports if groups else [],
+        groups=list(scored.reports.values()) if groups else [],
         weighing=scored.metrics,
     )
 
@@ -87,7 +89,14 @@ def of_samples(samples: Sequence[Sample], advantages: torch.Tensor) -> dict[str,
 
 
 def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str, float]:
-    """Token averages over all replicas; of the weighing passes the largest."""
+    """Averages over all replicas; of bytes and memory of the weighing passes the largest.
+
+    `loss` and the negative mass are means over the updates. `resrl/negative_mass` is what the wrong
+    responses weigh in the loss, the sum of c_i |A_it| over their tokens with c_i of the aggregation
+    and A_it the token's advantage; `.._unweighted` the same without token weights, and `.._share`
+    the first over the second. `clip/..` and `approx_kl` are means over the tokens of the updates:
+    those of responses with an advantage. `entropy` is the mean over all drawn tokens.
+    """
     metrics: dict[str, float] = {}
     sums: dict[str, float] = {}
     for report in reports:
@@ -97,7 +106,11 @@ def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str
     updates = max(len(report.sums) for report in reports)
     if updates:
         tokens = sums["tokens"]
-        metrics["loss"] = sums["loss"] / updates
+        for name in ("loss", *_MASSES):
+            metrics[name] = sums[name] / updates
+        weighted, plain = (sums[name] for name in _MASSES)
+        if plain:
+            metrics["resrl/negative_mass_share"] = weighted / plain
         metrics["clip/low"] = sums["clipped_low"] / tokens
         metrics["clip/high"] = sums["clipped_high"] / tokens
         metrics["clip/dual"] = sums["dual_clipped"] / tokens
@@ -113,12 +126,12 @@ def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str
     return metrics
 
 
-def of_updates(updates: Sequence[UpdateResult], planned: int) -> dict[str, float]:
+def of_updates(updates: Sequence[UpdateResult], left_out: int) -> dict[str, float]:
     """Optimizer steps: how many, how large."""
     metrics = {
         "update/applied": float(sum(update.applied for update in updates)),
         "update/not_finite": float(sum(not update.applied for update in updates)),
-        "update/without_signal": float(planned - len(updates)),
+        "update/without_signal": float(left_out),
     }
     if updates:
         metrics["grad_norm"] = sum(update.grad_norm for update in updates) / len(updates)

@@ -45,8 +45,8 @@ class WeighedTokens:
     weights: torch.Tensor
     """[mine, T] fp32 on the device, 1 where nothing applies, 0 on masked thoughts of wrong
     responses."""
-    reports: list[GroupReport]
-    """One per group of the pool."""
+    reports: dict[int, GroupReport]
+    """Of the groups of the pool, by number."""
     metrics: dict[str, float]
     """Bytes and memory of the pass on this replica's first rank of the tapped stage."""
 
@@ -90,6 +90,7 @@ class TokenWeigher:
         mine: Sequence[int],
         positive: torch.Tensor,
         step: int,
+        loss_shares: torch.Tensor | None = None,
     ) -> WeighingPass:
         """Plans a pass. Collective over all ranks where the method is still open.
 
@@ -100,6 +101,8 @@ class TokenWeigher:
             positive: [samples] bool on the CPU: spans the subspace (correct) rather than being
                 weighed (wrong).
             step: A key of random choices.
+            loss_shares: [samples] float64 on the CPU: what each token of a response counts in the
+                loss, which controls have to match; None: all count alike.
         """
         pool = list(mini_batch if self.settings.split_groups else mine)
         counted, thought = self._token_masks(samples, pool)
@@ -116,6 +119,7 @@ class TokenWeigher:
             ranks=self.ranks.size,
             window_rows=self.settings.window_tokens,
             window_groups=self._matrices() if self.method == "gram" else None,
+            share_B=None if loss_shares is None else loss_shares[pool],
         )
         unpunished = thought & ~positive[pool].unsqueeze(1)
         return WeighingPass(self, plan, numbers, samples, pool, mine, unpunished)
@@ -197,6 +201,7 @@ class WeighingPass:
         self._rows = [row for row in plan.order if row in own]
         self.order = [pool[row] for row in self._rows]
         self._mine = [row_of[index] for index in mine]
+        self._groups = plan.numbers
         self._unpunished = unpunished
         self._weigher = weigher
         self._sent_before = weigher.ranks.sent_bytes
@@ -226,9 +231,10 @@ class WeighingPass:
     def finish(self) -> WeighedTokens:
         """Gives the result to all stages. Collective over the pipeline."""
         weights = torch.empty(self._unpunished.shape, device=device())
-        found: tuple[list[GroupReport], dict[str, float]] | None = None
+        found: tuple[dict[int, GroupReport], dict[str, float]] | None = None
         if self._stream is not None:
-            found = self._stream.finish(), self._metrics()
+            reports = dict(zip(self._groups, self._stream.finish(), strict=True))
+            found = reports, self._metrics()
             weights = self._stream.weights.masked_fill(self._unpunished.to(device()), 0.0)
         group = parallel_state.get_pipeline_model_parallel_group()
         if dist.get_world_size(group) > 1:

@@ -81,8 +81,13 @@ def update_policy(
         if placed.corrections is not None:
             per_token = per_token * placed.corrections[sequence, position]
         total = per_token.sum()
+        wrong_share = placed.coefficients[sequence] * ~placed.positive[sequence]
         return total, {
             "loss": total.detach(),
+            "resrl/negative_mass": (wrong_share * advantages.abs()).sum(),
+            "resrl/negative_mass_unweighted": (
+                wrong_share * placed.advantages[sequence].abs()
+            ).sum(),
             "tokens": torch.tensor(float(len(sequence))),
             "clipped_low": loss.clipped_low.sum(),
             "clipped_high": loss.clipped_high.sum(),

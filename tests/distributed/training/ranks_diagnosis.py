@@ -41,8 +41,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "DP2 split": {},
     },
 }
-UPDATES = {"rollout": 1, "minibatch": 2}
-"""Optimizer steps by what refreshes the weights."""
+REFRESHES = ("rollout", "minibatch")
 
 
 class _Tokenizer:
@@ -57,7 +56,7 @@ def recipe(model: Path, layout: str, parallel: dict[str, Any], refresh: str) -> 
         parallel=ParallelConfig(**parallel, timeout_minutes=1.0),
         precision=PrecisionConfig(params_dtype="fp32"),
         optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0, adam_eps=1e-3),
-        algorithm=AlgorithmConfig(micro_batch_size=3, updates_per_step=UPDATES[refresh]),
+        algorithm=AlgorithmConfig(micro_batch_size=3, updates_per_step=2),
         resrl=ResrlConfig(
             rank=6,
             refresh=refresh,
@@ -85,7 +84,7 @@ def measure(models: Path, layout: str, parallel: dict[str, Any], refresh: str) -
 def main() -> None:
     models = Path(sys.argv[1])
     for name, parallel in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
-        for refresh in UPDATES:
+        for refresh in REFRESHES:
             metrics = measure(models, name, parallel, refresh)
             if dist.get_rank() == 0:
                 print(json.dumps({"layout": name, "refresh": refresh, "metrics": metrics}))

@@ -73,7 +73,7 @@ def run(models: Path, layout: str, name: str) -> dict[str, Any]:
         weigher = TokenWeigher(policy, settings, think_markers=markers)
     metrics = []
     for step in range(1, settings.steps + 1):
-        samples = graded(rollouts(step, masked=case.masked), settings)
+        samples = graded(rollouts(step, case), settings)
         done = rl_step(policy, algorithm, weigher, samples, settings, step, PhaseTimers())
         metrics.append(done.metrics)
     return {"weights": dict(export_weights(policy.modules, policy.hf_config)), "metrics": metrics}

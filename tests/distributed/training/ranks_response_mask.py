@@ -121,7 +121,9 @@ def weigh(settings: Recipe) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     everyone = list(range(len(samples)))
     weighing = TokenWeigher(policy, settings).begin(samples, everyone, everyone, positive, step=1)
     scored = score_samples(policy, samples, everyone, settings, PhaseTimers(), weighing=weighing)
-    counts = [(report.positive_tokens, report.negative_tokens) for report in scored.reports]
+    counts = [
+        (report.positive_tokens, report.negative_tokens) for report in scored.reports.values()
+    ]
     return scored.token_weights, counts
 
 

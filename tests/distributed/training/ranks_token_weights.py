@@ -148,7 +148,7 @@ def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str
     whole = torch.full((len(samples), LONGEST), float("nan"))
     for found in platform.gather_objects((mine, scored.token_weights)):
         whole[found[0]] = found[1]
-    reports = [str(report) for report in scored.reports]
+    reports = [str(report) for report in scored.reports.values()]
     return whole, [text for texts in platform.gather_objects(reports) for text in texts]
 
 

@@ -58,12 +58,16 @@ def test_every_layout_measures_the_same(measured, refresh):
 
 
 def test_refreshed_weights_change_the_second_update(measured):
-    rollout, minibatch = measured["one", "rollout"], measured["one", "minibatch"]
-    assert rollout["update/applied"] == 1
-    assert minibatch["update/applied"] == 2
-    # Pass 1 is the same; what follows is not.
-    assert rollout["resrl/mean_weight"] == minibatch["resrl/mean_weight"]
-    assert rollout["grad_norm"] != pytest.approx(minibatch["grad_norm"], rel=1e-3)
+    kept, refreshed = measured["one", "rollout"], measured["one", "minibatch"]
+    assert kept["update/applied"] == refreshed["update/applied"] == 2
+    # Both updates' norms in one mean; the first is the same.
+    assert kept["grad_norm"] != pytest.approx(refreshed["grad_norm"], rel=1e-3)
+    # What is reported is what was used, and what it took: a second pass over half of the groups.
+    assert kept["resrl/mean_weight"] != pytest.approx(refreshed["resrl/mean_weight"], rel=1e-3)
+    assert kept["resrl/negative_mass"] != pytest.approx(refreshed["resrl/negative_mass"], rel=1e-3)
+    assert kept["resrl/groups"] == refreshed["resrl/groups"] == 4
+    sent = [measured["TP2+SP", refresh]["resrl/sent_bytes"] for refresh in ("rollout", "minibatch")]
+    assert sent[0] < sent[1] < 2 * sent[0]
 
 
 def log_likelihoods(model: PreTrainedModel) -> list[float]:

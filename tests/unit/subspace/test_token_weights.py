@@ -272,29 +272,6 @@ def test_groups_of_a_batch_are_independent_and_reported(method):
         assert report.mean_weight == pytest.approx(float(negatives.double().mean()), abs=1e-6)
 
 
-@pytest.mark.parametrize("control", ["constant", "random"])
-def test_controls_have_the_mean_of_the_residual_weights_in_every_group(control):
-    generator = torch.Generator().manual_seed(0)
-    hidden = torch.randn(16, 11, 24, generator=generator)
-    mask = torch.rand(16, 11, generator=generator) < 0.8
-    positive, group = torch.arange(16) % 2 == 0, torch.arange(16) // 4
-    batch = hidden, mask, positive, group
-    method, reports = token_weights_with_reports(*batch, rank=6, seed=3)
-    weights, same = token_weights_with_reports(*batch, rank=6, seed=3, weights=control)
-    assert same == reports
-    assert torch.equal(weights[positive], torch.ones_like(weights[positive]))
-    for number in range(4):
-        negatives = mask & (~positive & (group == number)).unsqueeze(1)
-        ours, theirs = weights[negatives], method[negatives]
-        if control == "constant":
-            assert torch.equal(ours, torch.full_like(ours, reports[number].mean_weight))
-        else:
-            assert torch.equal(ours.sort().values, theirs.sort().values)
-            assert not torch.equal(ours, theirs)
-    again, _ = token_weights_with_reports(*batch, rank=6, seed=3, weights=control)
-    assert torch.equal(again, weights)
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
