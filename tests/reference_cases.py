@@ -122,6 +122,7 @@ CASES: dict[str, Case] = {
     "mean over tokens": Case({"algorithm.aggregation": "token_mean"}),
     "mean over tokens, several updates": Case({"algorithm.aggregation": "token_mean"}, TWO),
     "Gram matrices": Case({"resrl.subspace_method": "gram"}, shows=False),
+    "small windows": Case({"resrl.window_tokens": 10}, shows=False),
     "two updates": Case(TWO),
     "four updates": Case({"algorithm.updates_per_step": 4}, TWO),
     "refreshed weights": Case({"resrl.refresh": "minibatch"}, TWO),

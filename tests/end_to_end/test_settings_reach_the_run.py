@@ -204,6 +204,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
         "quiet": {
             "logging": {"tensorboard": False, "progress_bar": False, "sample_responses": 24},
             "rollout__temperature": 0.05,
+            "algorithm__name": "resrl",
+            "resrl": {"rank": 4, "mask_think": True, "think_markers": ["3", "4"]},
         },
     }.items():
         directory = tmp_path_factory.mktemp(name)
@@ -233,6 +235,11 @@ def test_the_most_likely_token_alone_makes_a_group_s_responses_equal(other: dict
     texts = _texts(other["top_k"])
     assert all(len(set(texts[start : start + 6])) == 1 for start in range(0, 24, 6))
     assert len(set(_texts(other["plain"]))) > 12
+
+
+@pytest.mark.setting("resrl.think_markers")
+def test_thoughts_lie_between_the_markers_of_this_tokenizer(other: dict[str, Run]) -> None:
+    assert other["quiet"].metrics[-1]["resrl/groups"] == 4
 
 
 @pytest.mark.setting("rollout.temperature")

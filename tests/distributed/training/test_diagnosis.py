@@ -98,6 +98,7 @@ def test_displaced_likelihood_is_that_of_transformers_before_and_after(measured,
     assert metrics["lld/displaced_fraction"] == fallen
 
 
+@pytest.mark.setting("resrl.diagnose_every", "resrl.interference_tokens", "resrl.logit_factor")
 def test_interference_is_the_product_of_the_heads_gradients(measured, models):
     """autograd through transformers' output layer, token by token."""
     samples, positive = rollouts()

@@ -124,3 +124,27 @@ def test_ignoring_the_settings_of_a_case_would_show(reference, name):
         assert difference > SHOWN, f"{difference:.1e}"
     else:
         assert difference == 0
+
+
+def _first_step(product: Any, ranks: int, pair: str) -> dict[str, float]:
+    return product(ranks)[pair]["metrics"][0]
+
+
+@pytest.mark.setting("resrl.split_groups")
+def test_replicas_that_share_groups_exchange_their_hidden_states(product):
+    whole = _first_step(product, 2, "DP2=much at once")
+    split = _first_step(product, 2, "DP2 split=much at once")
+    assert split["resrl/sent_bytes"] > 0 == whole["resrl/sent_bytes"]
+
+
+@pytest.mark.setting("resrl.window_tokens")
+def test_a_small_window_holds_fewer_hidden_states(product):
+    window = _first_step(product, 1, "one=small windows")
+    default = _first_step(product, 1, "one=the defaults")
+    assert window["resrl/peak_bytes"] < default["resrl/peak_bytes"]
+
+
+@pytest.mark.setting("resrl.subspace_method")
+def test_the_method_of_computation_is_the_one_asked_for(product):
+    assert _first_step(product, 1, "one=Gram matrices")["resrl/method_is_gram"] == 1
+    assert _first_step(product, 1, "one=the defaults")["resrl/method_is_gram"] == 0

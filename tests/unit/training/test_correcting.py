@@ -22,6 +22,7 @@ def test_a_mismatch_above_the_limit_or_not_a_number_ends_the_run_on_all_ranks(kl
     assert "rollout.max_staleness" in str(raised.value)
 
 
+@pytest.mark.setting("correction.warn_kl")
 @pytest.mark.parametrize("kl", [0.2, math.nan])
 def test_a_mismatch_above_the_lower_limit_is_warned_of_by_one_rank(kl, caplog):
     settings = CorrectionConfig(warn_kl=0.1, stop_kl=None)

@@ -1,0 +1,67 @@
+"""Into how many micro-batches, and of what form, an update is cut."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_families as tiny
+import torch
+from tiny_rollouts import LONGEST, rollouts
+
+from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
+from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.training.updating import Targets, update_policy
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    directory = tmp_path_factory.mktemp("models")
+    recipe = Recipe()
+    initialize(recipe.parallel, seed=0)
+    yield tiny.write_families(directory, ["qwen3"])["qwen3"]
+    shutdown()
+
+
+def recipe_of(model: Path, **algorithm: object) -> Recipe:
+    return Recipe(
+        model=ModelConfig(path=str(model)),
+        precision=PrecisionConfig("fp32"),
+        algorithm=AlgorithmConfig(name="grpo", **algorithm),
+    )
+
+
+@pytest.mark.setting("algorithm.micro_batch_size")
+def test_an_update_is_cut_into_micro_batches(model: Path) -> None:
+    recipe = recipe_of(model, micro_batch_size=8)
+    samples, _ = rollouts()
+    ones = torch.ones(len(samples), LONGEST)
+    targets = Targets(
+        advantages=ones[:, 0].double(),
+        positive=torch.zeros(len(samples), dtype=torch.bool),
+        coefficients=ones[:, 0].double(),
+        old_log_probs=-ones,
+        token_weights=ones,
+        corrections=None,
+    )
+    policy = Policy.from_recipe(recipe)
+    result, _ = update_policy(policy, algorithm_of(recipe), samples, targets, recipe)
+    assert len(result.collected) == len(samples) // 8 == 2
+
+
+@pytest.mark.setting("algorithm.sequence_packing")
+def test_packed_responses_stand_behind_each_other(model: Path) -> None:
+    samples, _ = rollouts()
+    tokens = [sample.tokens for sample in samples[:4]]
+    shapes = {}
+    for packed in (False, True):
+        recipe = recipe_of(model, sequence_packing=packed)
+        policy = Policy.from_recipe(recipe, trainable=False)
+        (batch,) = policy.micro_batches(tokens, 4)
+        shapes[packed] = tuple(batch.tokens.shape)
+    assert shapes[False][0] == 4
+    assert shapes[True][0] == 1
+    assert shapes[True][1] > 2 * shapes[False][1]
