@@ -71,7 +71,7 @@ def inspect_recipe(
     for check in checks:
         problems.extend(check(facts))
     if command == "eval" and not recipe.evaluation.files:
-        fix = "give .jsonl or .parquet files with questions"
+        fix = "give files with questions, or a folder of them"
         problems.append(Problem("evaluation.files", (), "there is nothing to evaluate", fix))
     return problems
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import EvaluationConfig
+from megatron_resrl.config.question_files import resolve_files
+from megatron_resrl.config.schema import DataConfig, EvaluationConfig
 from megatron_resrl.errors import closest
 
 _EVALUATION = "eval/"
@@ -17,8 +17,8 @@ def evaluation_metric_names(evaluation: EvaluationConfig) -> list[str]:
     """Names of the metrics that an evaluation logs."""
     kinds = [f"avg@{evaluation.samples_per_prompt}", *(f"pass@{k}" for k in evaluation.pass_at)]
     kinds.append("response_length")
-    stems = [Path(file).stem for file in evaluation.files]
-    return [f"{_EVALUATION}{stem}/{kind}" for stem in stems for kind in kinds]
+    files, _ = resolve_files("evaluation.files", evaluation.files, DataConfig())
+    return [f"{_EVALUATION}{file.name}/{kind}" for file in files for kind in kinds]
 
 
 def _check_best_metric(facts: Facts) -> Iterator[Problem]:

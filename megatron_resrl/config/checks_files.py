@@ -10,17 +10,22 @@ from typing import Any
 
 from megatron_resrl.config.facts import Facts, read_json
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.question_files import KNOWN, kind_of, resolve_files
+from megatron_resrl.config.schema import DataConfig, FileEntry
 from megatron_resrl.errors import SettingError
 
-DATA_SUFFIXES = (".jsonl", ".parquet")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def _check_questions(setting: str, files: tuple[str, ...]) -> Iterator[Problem]:
-    for file in files:
+def _check_questions(
+    setting: str, entries: tuple[FileEntry, ...], data: DataConfig
+) -> Iterator[Problem]:
+    files, problems = resolve_files(setting, entries, data)
+    yield from problems
+    for file in dict.fromkeys(each.path for each in files):
         path = Path(file)
-        if path.suffix not in DATA_SUFFIXES:
-            fix = f"give a file that ends in {' or '.join(DATA_SUFFIXES)}"
+        if kind_of(path) is None:
+            fix = f"give a file that ends in {KNOWN}"
             yield Problem(setting, file, f"unknown kind of file {path.suffix!r}", fix)
         elif not path.is_file():
             fix = f"correct the path; relative ones start from {Path.cwd()}"
@@ -32,18 +37,19 @@ def _check_questions(setting: str, files: tuple[str, ...]) -> Iterator[Problem]:
 def _check_training_files(facts: Facts) -> Iterator[Problem]:
     files = facts.recipe.data.train_files
     if not files:
-        fix = "give .jsonl or .parquet files with questions"
+        fix = "give files with questions, or a folder of them"
         yield Problem("data.train_files", files, "there is nothing to train on", fix)
-    yield from _check_questions("data.train_files", files)
+    yield from _check_questions("data.train_files", files, facts.recipe.data)
 
 
 def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
-    files = facts.recipe.evaluation.files
-    yield from _check_questions("evaluation.files", files)
-    stems = [Path(file).stem for file in files]
-    if twice := sorted({stem for stem in stems if stems.count(stem) > 1}):
+    entries, data = facts.recipe.evaluation.files, facts.recipe.data
+    yield from _check_questions("evaluation.files", entries, data)
+    names = [file.name for file in resolve_files("evaluation.files", entries, data)[0]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
-        yield Problem("evaluation.files", files, problem, "rename one of them")
+        fix = "give one another name, e.g. {path: FILE, name: NAME}"
+        yield Problem("evaluation.files", entries, problem, fix)
 
 
 def _check_pass_at(facts: Facts) -> Iterator[Problem]:

@@ -16,8 +16,8 @@ import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megatron_resrl.config.problems import Problem, RecipeError
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.config.yaml_source import parse_yaml, read_yaml
+from megatron_resrl.config.schema import FileEntry, Recipe
+from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 from megatron_resrl.errors import closest
 
 SECTIONS: dict[str, type] = {
@@ -35,6 +35,9 @@ SETTINGS: dict[str, Any] = {
     for name, hint in typing.get_type_hints(cls).items()
 }
 """Dotted name of every setting -> its type."""
+
+
+_FILES = tuple[FileEntry, ...]
 
 
 class _Given(NamedTuple):
@@ -187,12 +190,16 @@ def _apply_override(
     name: str, text: str, given: dict[str, _Given], problems: list[Problem]
 ) -> None:
     place = "command line"
+    hint = SETTINGS.get(name)
+    # One path may be a pattern such as *.jsonl, which is an alias to YAML.
+    one_path = hint == _FILES and not text.lstrip().startswith(("[", "{", "-"))
     try:
         # Text settings take the words as they are: a regular expression is not YAML.
-        value = text if str in _alternatives(SETTINGS.get(name)) else parse_yaml(text)
+        value = text if one_path or str in _alternatives(hint) else parse_yaml(text)
     except yaml.YAMLError as error:
         said = " ".join(str(error).split())
-        problems.append(Problem(name, text, f"not valid YAML ({said})", "quote or correct it"))
+        fix = correction(error)
+        problems.append(Problem(name, text, f"not valid YAML ({said})", fix))
         return
     if text == "null":
         value = None
@@ -236,6 +243,8 @@ def _convert(given: dict[str, _Given], problems: list[Problem]) -> dict[str, Any
     for name, (value, _) in given.items():
         # An empty mapping is usually written as a key with nothing behind it.
         values[name] = {} if value is None and _is_mapping(SETTINGS[name]) else value
+        if SETTINGS[name] == _FILES and isinstance(value, (str, dict)):
+            values[name] = [value]
     try:
         return _parse(values)
     except argparse.ArgumentError:
@@ -264,9 +273,15 @@ def _parse(values: dict[str, Any]) -> dict[str, Any]:
             raise argparse.ArgumentError(None, f"{name} is null")  # jsonargparse lets it pass.
     parsed = _value_parser().parse_object(copy.deepcopy(nested))  # It changes what it is given.
     return {
-        name: value if _is_text(SETTINGS[name], value) else parsed[name]
+        name: _as_written(SETTINGS[name], value)
+        if _is_text(SETTINGS[name], value)
+        else parsed[name]
         for name, value in values.items()
     }
+
+
+def _as_written(hint: Any, value: Any) -> Any:
+    return tuple(value) if hint == _FILES else value
 
 
 def _is_text(hint: Any, value: Any) -> bool:
@@ -277,11 +292,15 @@ def _is_text(hint: Any, value: Any) -> bool:
     """
     if _is_mapping(hint):
         return isinstance(value, dict)
+    if hint == _FILES:
+        return isinstance(value, (list, tuple))
     return isinstance(value, str) and str in _alternatives(hint)
 
 
 def _words(hint: Any) -> str:
     """The type in words, for messages."""
+    if hint == _FILES:
+        return "a path, or a list like [a.jsonl, {path: b.parquet, prompt_key: question}]"
     simple = {int: "an integer", float: "a number", bool: "true or false", str: "a string"}
     arguments = typing.get_args(hint)
     if hint in simple:
@@ -300,8 +319,12 @@ def _words(hint: Any) -> str:
 
 
 def _expand_home(recipe: Recipe) -> Recipe:
-    def expand(path: str) -> str:
-        return str(Path(path).expanduser()) if path.startswith("~") else path
+    def expand(path: Any) -> Any:
+        if isinstance(path, dict):
+            return path | {"path": expand(path["path"])} if "path" in path else path
+        if not isinstance(path, str) or not path.startswith("~"):
+            return path
+        return str(Path(path).expanduser())
 
     model, data, evaluation = recipe.model, recipe.data, recipe.evaluation
     tokenizer_path = model.tokenizer_path

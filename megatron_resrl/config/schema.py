@@ -11,6 +11,9 @@ from typing import Any, Literal
 
 from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig, VllmConfig
 
+FileEntry = str | dict[str, Any]
+"""Path of a file, folder or pattern; or a mapping with `path` and what holds for it alone."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -112,10 +115,13 @@ class OptimizerConfig:
 class DataConfig:
     """The training prompts."""
 
-    train_files: tuple[str, ...] = ()
-    """Paths of .jsonl or .parquet files."""
-    prompt_key: str = "prompt"
-    """Column with the question (a string or chat messages)."""
+    train_files: tuple[FileEntry, ...] = ()
+    """.jsonl, .json or .parquet files (also .jsonl.gz and .jsonl.zst), folders of them, or patterns
+    such as data/*.parquet; one path or a list. An entry {path: FILE, prompt_key: COLUMN} has keys
+    of its own: prompt_key, answer_key, answer_pattern, system_prompt, data_source, name."""
+    prompt_key: str | None = None
+    """Column with the question (a string or chat messages), dotted for nested ones; default:
+    prompt, then question, then problem."""
     answer_key: str | None = None
     """Column of the ground truth, dotted for nested ones; default: reward_model.ground_truth,
     then answer, then ground_truth."""
@@ -123,10 +129,16 @@ class DataConfig:
     """Regular expression with one group that cuts the answer out of that column."""
     system_prompt: str | None = None
     """System message put before every prompt that has none."""
+    tools_key: str | None = "tools"
+    """Column with the tools (JSON schemas) that the chat template shows, where a row has it; null:
+    show none."""
     apply_chat_template: bool = True
     """Format prompts with the tokenizer's chat template; False: string prompts as they are."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """Passed to the chat template, e.g. {"enable_thinking": false}."""
+    continue_final_message: bool = False
+    """Let responses continue the assistant's message that a prompt ends with. False: such prompts
+    are refused, because they usually hold an answer that was left in."""
     max_prompt_length: int = 2048
     """Longer prompts (tokens) are reported and dropped (paper: 2048)."""
     shuffle: bool = True
@@ -275,8 +287,8 @@ class CheckpointConfig:
 class EvaluationConfig:
     """Held-out questions."""
 
-    files: tuple[str, ...] = ()
-    """Paths of .jsonl or .parquet files, read like the training files."""
+    files: tuple[FileEntry, ...] = ()
+    """Files as in data.train_files; each file is a set with metrics of its own."""
     every: int = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     samples_per_prompt: int = 4

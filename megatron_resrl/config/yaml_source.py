@@ -43,6 +43,13 @@ def parse_yaml(text: str) -> Any:
     return yaml.load(text, Loader=_Loader)
 
 
+def correction(error: Exception) -> str:
+    """What to do about text that is not YAML."""
+    if "alias" in str(error):
+        return "put a pattern in quotes, e.g. ['*.jsonl']: to YAML a bare * begins an alias"
+    return "quote or correct it"
+
+
 def read_yaml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
     """Reads a recipe file.
 
@@ -64,7 +71,8 @@ def read_yaml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
         content = parse_yaml(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
-        problem = Problem("recipe", path, f"it is not valid YAML ({said})", "correct the file")
+        fix = correction(error)
+        problem = Problem("recipe", path, f"it is not valid YAML ({said})", fix)
         raise RecipeError([problem]) from error
     if content is None:
         return {}, {}

@@ -2,25 +2,61 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
+import tokenizers
+import transformers
 from transformers import AutoTokenizer
 
 from megatron_resrl.config.schema import ModelConfig
 from megatron_resrl.errors import InputError
+
+_JSON_FILES = (
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "config.json",
+)
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
     """Reads the tokenizer of `model.tokenizer_path`, or of `model.path`.
 
     Raises:
-        InputError: The directory holds no tokenizer that transformers can read.
+        InputError: The directory holds no tokenizer that the installed libraries can read.
     """
     setting = "model.tokenizer_path" if model.tokenizer_path else "model.path"
     path = model.tokenizer_path or model.path
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True)
-    except (OSError, ValueError) as error:
+        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # tokenizers raises Exception itself; the files may hold anything.
         raise InputError(
-            f"{setting} is {path!r}, which holds no readable tokenizer: {error}"
+            f"{setting} is {path!r}, which holds no readable tokenizer: {_cause(Path(path), error)}"
         ) from error
+
+
+def _cause(directory: Path, error: Exception) -> str:
+    """Which file it is, and what helps."""
+    for name in _JSON_FILES:
+        try:
+            if (directory / name).is_file():
+                json.loads((directory / name).read_text(encoding="utf-8"))
+        except ValueError as wrong:
+            return f"{name} is not valid JSON ({wrong}); fetch the tokenizer again"
+    file = directory / "tokenizer.json"
+    try:
+        if file.is_file():
+            tokenizers.Tokenizer.from_file(str(file))
+    except Exception as wrong:  # See above.
+        return (
+            f"tokenizer.json is not understood by the installed tokenizers {tokenizers.__version__}"
+            f" ({wrong}); fetch the file again, or install the release of tokenizers that wrote it"
+        )
+    return (
+        f"transformers {transformers.__version__} and tokenizers {tokenizers.__version__} say "
+        f"{type(error).__name__}: {error}; give a directory with the tokenizer of a Hugging Face "
+        "model that these releases know"
+    )

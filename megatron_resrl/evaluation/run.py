@@ -11,6 +11,7 @@ from typing import Any
 
 import torch.distributed as dist
 
+from megatron_resrl.config.question_files import question_files
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.evaluation.metrics import evaluation_metrics
@@ -27,19 +28,21 @@ class EvaluationSet:
     """The questions of one file."""
 
     name: str
-    """The file's name without its ending."""
+    """The file's name without its ending, or the one given in `evaluation.files`."""
     prompts: list[Prompt]
 
 
-def load_evaluation_sets(recipe: Recipe, tokenizer: Any) -> list[EvaluationSet]:
-    """Reads the recipe's evaluation files."""
+def load_evaluation_sets(
+    recipe: Recipe, tokenizer: Any, vocab_size: int | None = None
+) -> list[EvaluationSet]:
+    """Reads the recipe's evaluation files. `vocab_size`: see `read_prompts`."""
     sets = []
-    for file in recipe.evaluation.files:
+    for file in question_files("evaluation.files", recipe.evaluation.files, recipe.data):
         prompts, (dropped,) = read_prompts(
-            [file], recipe.data, tokenizer, recipe.evaluation.max_prompts
+            [file], recipe.data, tokenizer, recipe.evaluation.max_prompts, vocab_size=vocab_size
         )
-        logger.info("%s: %d questions, %d dropped as too long", file, len(prompts), dropped)
-        sets.append(EvaluationSet(Path(file).stem, prompts))
+        logger.info("%s: %d questions, %d dropped as too long", file.path, len(prompts), dropped)
+        sets.append(EvaluationSet(file.name, prompts))
     return sets
 
 
@@ -83,7 +86,8 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
     Prints the metrics and writes them to `<output_dir>/evaluation.json`.
     """
     with open_actor(recipe, trainable=False) as actor:
-        metrics = evaluate_sets(load_evaluation_sets(recipe, actor.tokenizer), actor, recipe)
+        sets = load_evaluation_sets(recipe, actor.tokenizer, actor.policy.hf_config.vocab_size)
+        metrics = evaluate_sets(sets, actor, recipe)
         if dist.get_rank() == 0:
             directory = Path(recipe.output_dir)
             directory.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import DataConfig, Recipe
+from megatron_resrl.config.question_files import QuestionFile, question_files
+from megatron_resrl.config.schema import DataConfig, FileEntry, Recipe
 from megatron_resrl.data.prompts import Prompt, load_prompts, tokenize_prompts
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.platform.distributed import initialize, shutdown
@@ -91,28 +92,36 @@ def open_actor(recipe: Recipe, *, trainable: bool, tokenizer: Any | None = None)
 
 
 def read_prompts(
-    files: Sequence[str], data: DataConfig, tokenizer: Any, limit: int | None = None
+    files: Sequence[FileEntry | QuestionFile],
+    data: DataConfig,
+    tokenizer: Any,
+    limit: int | None = None,
+    *,
+    vocab_size: int | None = None,
 ) -> tuple[list[Prompt], list[int]]:
     """Reads prompt files into token ids.
 
     Args:
-        files: .jsonl or .parquet.
-        data: Columns, chat template and length limit.
+        files: See `question_files`.
+        data: Columns where a file does not say them, chat template and length limit.
         tokenizer: The model's.
         limit: Use only the first records of each file.
+        vocab_size: Rows of the model's embedding, see `tokenize_prompts`.
 
     Returns:
         Prompts in file order, and how many of each file were dropped as too long.
     """
     prompts: list[Prompt] = []
     dropped: list[int] = []
-    for file in files:
+    for file in question_files("data.train_files", files, data):
         records = load_prompts(
-            file,
-            prompt_key=data.prompt_key,
-            answer_key=data.answer_key,
-            answer_pattern=data.answer_pattern,
-            system_prompt=data.system_prompt,
+            file.path,
+            prompt_key=file.prompt_key,
+            answer_key=file.answer_key,
+            answer_pattern=file.answer_pattern,
+            system_prompt=file.system_prompt,
+            data_source=file.data_source,
+            tools_key=data.tools_key,
         )
         tokenized = tokenize_prompts(
             records[:limit],
@@ -120,6 +129,8 @@ def read_prompts(
             max_prompt_length=data.max_prompt_length,
             apply_chat_template=data.apply_chat_template,
             chat_template_kwargs=data.chat_template_kwargs,
+            continue_final_message=data.continue_final_message,
+            vocab_size=vocab_size,
         )
         prompts += tokenized.prompts
         dropped.append(len(tokenized.dropped))

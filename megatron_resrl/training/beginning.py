@@ -20,6 +20,7 @@ from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
+from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.rollout.actor import read_prompts
 from megatron_resrl.training.identity import (
     Identity,
@@ -73,8 +74,9 @@ def begin_run(recipe: Recipe, tokenizer: Any) -> Beginning:
     prompts: list[Prompt] = []
     sets: list[EvaluationSet] = []
     try:
-        prompts = _training_prompts(recipe, tokenizer)
-        sets = load_evaluation_sets(recipe, tokenizer)
+        vocab_size = read_hf_config(recipe.model.path).vocab_size
+        prompts = _training_prompts(recipe, tokenizer, vocab_size)
+        sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
         identity: Identity | InputError = identify(recipe, prompts, sets)
     except InputError as error:
         identity = error
@@ -100,11 +102,16 @@ def note_finished(recipe: Recipe) -> None:
         (Path(recipe.output_dir) / FINISHED).write_text(json.dumps(note) + "\n")
 
 
-def _training_prompts(recipe: Recipe, tokenizer: Any) -> list[Prompt]:
-    prompts, dropped = read_prompts(recipe.data.train_files, recipe.data, tokenizer)
+def _training_prompts(recipe: Recipe, tokenizer: Any, vocab_size: int) -> list[Prompt]:
+    prompts, dropped = read_prompts(
+        recipe.data.train_files, recipe.data, tokenizer, vocab_size=vocab_size
+    )
+    per_step = recipe.rollout.prompts_per_step
     logger.info(
-        "%d training prompts; %d dropped, longer than data.max_prompt_length=%d tokens",
+        "%d training prompts: one epoch is %.1f steps; %d dropped, longer than "
+        "data.max_prompt_length=%d tokens",
         len(prompts),
+        len(prompts) / per_step,
         sum(dropped),
         recipe.data.max_prompt_length,
     )

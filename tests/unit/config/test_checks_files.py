@@ -42,7 +42,7 @@ def test_a_pad_token_added_to_the_tokenizer_alone_is_refused(refused, model):
     [
         ("none.jsonl", None, "there is no such file", "relative ones start from"),
         ("a.jsonl", "", "the file is empty", "with questions"),
-        ("a.csv", "x", "unknown kind of file '.csv'", ".jsonl or .parquet"),
+        ("a.csv", "x", "unknown kind of file '.csv'", ".jsonl, .json, .parquet"),
     ],
 )
 @pytest.mark.parametrize("setting", ["data.train_files", "evaluation.files"])

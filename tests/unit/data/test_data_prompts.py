@@ -150,13 +150,84 @@ def test_empty_answers_are_dropped_and_reported(
     )
 
 
-def test_a_file_whose_answers_are_all_empty_is_refused(write: Write) -> None:
-    with pytest.raises(InputError, match=r"all answers are empty, from .*, answer on"):
-        load_prompts(write([{"prompt": "?", "answer": ""}] * 2))
+@pytest.mark.parametrize("answer", [float("nan"), [], [""], ["", None]])
+def test_holes_are_empty_answers(write: Write, answer: Any) -> None:
+    filled = 5.0 if isinstance(answer, float) else ["5"]
+    path = write([{"prompt": "?", "answer": filled}, {"prompt": "?", "answer": answer}])
+    (record,) = load_prompts(path)
+    assert record.ground_truth == filled
+
+
+def test_a_hole_of_pandas_is_an_empty_answer(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": ["3", "4"], "answer": pyarrow.array([float("nan"), 5.0])})
+    pyarrow.parquet.write_table(table, tmp_path / "sums.parquet")
+    assert [record.ground_truth for record in load_prompts(tmp_path / "sums.parquet")] == [5.0]
+
+
+USER_SAYS_NOTHING = [{"role": "user", "content": " "}]
+
+
+@pytest.mark.parametrize("prompt", [None, "", " \n", [], USER_SAYS_NOTHING])
+def test_empty_prompts_are_dropped_and_reported(
+    write: Write, caplog: pytest.LogCaptureFixture, prompt: Any
+) -> None:
+    full = [USER] if isinstance(prompt, list) else "1+1?"
+    rows = [{"prompt": each, "answer": "2"} for each in (full, prompt, prompt, full)]
+    path = write(rows)
+    with caplog.at_level(logging.WARNING):
+        assert [record.index for record in load_prompts(path)] == [0, 3]
+    place = "line 2" if path.suffix == ".jsonl" else "row 1"
+    assert caplog.messages == [
+        f"2 questions have an empty prompt and are dropped, the first: {path}, {place}, prompt"
+    ]
+
+
+def test_a_system_message_does_not_fill_an_empty_prompt(write: Write) -> None:
+    path = write(
+        [{"prompt": [SYSTEM, *USER_SAYS_NOTHING], "answer": 2}, {"prompt": [USER], "answer": 2}]
+    )
+    assert [record.index for record in load_prompts(path)] == [1]
+
+
+@pytest.mark.parametrize("empty", ["prompt", "answer"])
+def test_a_file_with_nothing_but_empty_questions_is_refused(write: Write, empty: str) -> None:
+    with pytest.raises(InputError, match=rf"all {empty}s are empty, from .*, {empty} on; give"):
+        load_prompts(write([{"prompt": "?", "answer": "1"} | {empty: ""}] * 2))
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"prompt": "a", "question": "b", "problem": "c"}, "a"),
+        ({"question": "b", "problem": "c"}, "b"),
+        ({"problem": "c"}, "c"),
+        ({"prompt": "", "problem": "c"}, "c"),
+        ({"prompt": None, "question": [USER]}, "1+1?"),
+    ],
+)
+def test_the_usual_prompt_columns_are_found_in_order(
+    write: Write, columns: dict[str, Any], said: str
+) -> None:
+    (record,) = load_prompts(write([{**columns, "answer": 2}]))
+    assert record.messages == [{"role": "user", "content": said}]
+
+
+def test_reading_can_stop_early(write: Write) -> None:
+    path = write([{"prompt": "1+1?", "answer": 2}] * 3)
+    assert len(load_prompts(path, limit=2)) == 2
 
 
 BAD_ROWS = [
-    ({"question": "?", "answer": 1}, {}, "no column 'prompt' (data.prompt_key); it has question,"),
+    (
+        {"query": "?", "answer": 1},
+        {},
+        "no column 'prompt' or 'question' or 'problem' (data.prompt_key); it has query, answer",
+    ),
+    (
+        {"question": "?", "answer": 1},
+        {"prompt_key": "prompt"},
+        "no column 'prompt' (data.prompt_key); it has question, answer",
+    ),
     (
         {"prompt": {"text": "?"}, "answer": 1},
         {"prompt_key": "prompt.txt"},
@@ -174,19 +245,28 @@ BAD_ROWS = [
         "no answer column (data.answer_key: target); it has prompt, answer",
     ),
     ({"prompt": 3, "answer": 1}, {}, ", prompt: it is a int, 3; give a text, or a list of"),
-    ({"prompt": None, "answer": 1}, {}, ", prompt: it is a null, None; give a text, or a list"),
     ({"prompt": {"a": 1}, "answer": 1}, {}, ", prompt: it is a JSON object, {'a': 1}; give a"),
-    ({"prompt": [], "answer": 1}, {}, ", prompt: it is a list, []; give a text, or a list of"),
     ({"prompt": ["?"], "answer": 1}, {}, ", prompt: it is a list, ['?']; give a text, or a"),
     ({"prompt": [{"role": "user"}], "answer": 1}, {}, "each with the texts role and content"),
     ({"prompt": [{"role": "user", "content": 3}], "answer": 1}, {}, "the texts role and content"),
-    ({"prompt": " \n", "answer": 1}, {}, ", prompt: it is empty"),
-    ({"prompt": [{"role": "user", "content": ""}], "answer": 1}, {}, ", prompt: it is empty"),
     (
         {"prompt": "?", "answer": "42"},
         {"answer_pattern": "#### (.+)"},
         ", answer: data.answer_pattern = '#### (.+)' finds nothing in '42'",
     ),
+    (
+        {"prompt": "?", "answer": "#### "},
+        {"answer_pattern": "####(.*)"},
+        ", answer: data.answer_pattern = '####(.*)' finds nothing in '#### '",
+    ),
+    ({"prompt": "a \ud835", "answer": 1}, {}, ", prompt: character 2 is half of a surrogate pair"),
+    (
+        {"prompt": [USER, {"role": "user", "content": "\udc00"}], "answer": 1},
+        {},
+        ", prompt: character 0 is half of a surrogate pair, near '\\udc00', which no tokenizer",
+    ),
+    ({"prompt": "?", "answer": ["x", "\ud835"]}, {}, ", answer: character 0 is half of a surro"),
+    ({"prompt": "?", "answer": 1, "data_source": "\ud835"}, {}, ", data_source: character 0 is"),
     (
         {"prompt": "?", "answer": {"target": "42"}},
         {"answer_pattern": "(.+)"},
@@ -199,7 +279,11 @@ BAD_ROWS = [
 def test_the_first_unusable_row_is_named(
     write: Write, row: dict[str, Any], settings: dict[str, str], said: str
 ) -> None:
-    path = write([row])
+    if "ud8" in repr(row) or "udc" in repr(row):
+        path = write([{"prompt": "?", "answer": 1}]).with_suffix(".jsonl")
+        path.write_text(json.dumps(row) + "\n")
+    else:
+        path = write([row])
     place = "line 1" if path.suffix == ".jsonl" else "row 0"
     with pytest.raises(InputError) as caught:
         load_prompts(path, **settings)
@@ -260,7 +344,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     assert "not a readable parquet file" in refused("empty.parquet", b"")
     assert "not a readable parquet file" in refused("text.parquet", b"prompt,answer\n")
     said = refused("table.csv", b"prompt,answer\n")
-    assert "unknown kind of file '.csv'; give a .jsonl or .parquet file" in said
+    assert "unknown kind of file '.csv'; give a file that ends in .jsonl, .json, .parquet" in said
     with pytest.raises(InputError, match="there is no file"):
         load_prompts(tmp_path)
 

@@ -157,7 +157,8 @@ def test_several_messages_need_a_chat_template() -> None:
 
 
 def test_a_prompt_without_tokens_is_named() -> None:
-    assert refused([record(4, "1+1?")], template="{{ '' }}") == "prompt 4 of sums has no tokens"
+    template = "{{ messages[0].content }}"
+    assert refused([record(4, "§")], template=template) == "prompt 4 of sums has no tokens"
 
 
 def test_what_the_trainer_needs_of_the_template_cannot_be_changed() -> None:

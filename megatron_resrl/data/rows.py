@@ -1,0 +1,229 @@
+"""Rows of question files: .jsonl, .json and .parquet, each row with where it stands."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pyarrow
+import pyarrow.parquet
+
+from megatron_resrl.config.question_files import KNOWN, kind_of
+from megatron_resrl.errors import InputError
+
+ABSENT = object()
+"""What `find` returns for a key that a row does not have."""
+
+_SHOWN_CHARACTERS = 60
+"""Of a value in an error message."""
+
+
+def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the rows of a file, each with where it stands.
+
+    Args:
+        path: .jsonl (one object per line, blank lines are skipped), .json (a list of objects, or
+            lines like .jsonl), either compressed with gzip or zstd, or .parquet.
+
+    Raises:
+        InputError: There is no such file, or it (its line, item or row is named) cannot be read.
+    """
+    kind = kind_of(path)
+    if not path.is_file():
+        raise InputError(f"there is no file {path}; relative paths start from {Path.cwd()}")
+    if kind is None:
+        raise InputError(
+            f"{path}: unknown kind of file {path.suffix!r}; give a file that ends in {KNOWN}"
+        )
+    read = {".jsonl": _read_jsonl, ".json": _read_json, ".parquet": _read_parquet}[kind]
+    try:
+        yield from read(path)
+    except (OSError, EOFError, zlib.error, pyarrow.ArrowException) as error:
+        ending = "".join(path.suffixes[-2:]).lstrip(".")
+        raise InputError(f"{path} is not a readable {ending} file: {error}") from error
+
+
+def find(row: dict[str, Any], key: str) -> Any:
+    """Looks a dotted key up; objects inside may be JSON text. `ABSENT` if there is none."""
+    if key in row:
+        return row[key]
+    value: Any = row
+    for name in key.split("."):
+        value = parsed(value)
+        if not isinstance(value, dict) or name not in value:
+            return ABSENT
+        value = value[name]
+    return value
+
+
+def first_found(row: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, Any]:
+    """The first key with a value that is not blank, otherwise the first that there is.
+
+    Returns:
+        The key and its value; ("", `ABSENT`) if the row has none of the keys.
+    """
+    values = [(key, value) for key in keys if (value := find(row, key)) is not ABSENT]
+    filled = [(key, value) for key, value in values if not is_blank(value)]
+    return (filled or values or [("", ABSENT)])[0]
+
+
+def is_blank(value: Any) -> bool:
+    """Whether there is nothing in it: null, not a number (a hole of pandas), blank text, or a list
+    or object of nothing but such values."""
+    if isinstance(value, str):
+        return not value.strip()
+    if isinstance(value, (list, tuple)):
+        return all(map(is_blank, value))
+    if isinstance(value, dict):
+        return all(map(is_blank, value.values()))
+    # Not a number is the one thing that differs from itself, also as a decimal.
+    return value is None or (not isinstance(value, bool) and value != value)
+
+
+def parsed(value: Any) -> Any:
+    """Objects and lists that are JSON text; anything else as it is."""
+    if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+        try:
+            return json.loads(value)
+        except (ValueError, RecursionError):
+            return value  # It is text that only begins like JSON.
+    return value
+
+
+def columns(row: dict[str, Any]) -> str:
+    """All keys that `find` would find."""
+    names = []
+    for name, value in row.items():
+        inner = parsed(value)
+        names += [f"{name}.{key}" for key in inner] if isinstance(inner, dict) else [name]
+    return ", ".join(names)
+
+
+def check_text(value: Any, where: str) -> None:
+    """Refuses text that has no UTF-8, anywhere in a value.
+
+    Raises:
+        InputError: It holds half of a surrogate pair, as text cut inside of a letter does.
+    """
+    if isinstance(value, str):
+        try:
+            value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            near = value[max(0, error.start - 15) : error.end + 15]
+            raise InputError(
+                f"{where}: character {error.start} is half of a surrogate pair, near {near!a}, "
+                "which no tokenizer reads; repair the text or leave the row out"
+            ) from None
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            check_text(key, where)
+            check_text(item, where)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            check_text(item, where)
+
+
+def kind_in_words(value: Any) -> str:
+    """The kind of a JSON value."""
+    names = {dict: "JSON object", list: "list", str: "text", bool: "truth value"}
+    return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def shortened(value: Any) -> str:
+    """A value for a message."""
+    text = repr(value)
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        with gzip.open(path, "rb") as file:
+            yield file
+    elif suffix == ".zst":
+        with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd") as stream:
+            yield io.BufferedReader(stream)
+    else:
+        with path.open("rb") as file:
+            yield file
+
+
+def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _opened(path) as file:
+        # Lines end at \n alone: JSON text may hold what else ends lines, U+2028 for one.
+        for number, line in enumerate(file, start=1):
+            where = f"{path}, line {number}"
+            if text := _decoded(line, where):
+                yield where, _object(_json(text, where), where, "one object per line")
+
+
+def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    with _opened(path) as file:
+        content = file.read()
+    text = _decoded(content, str(path))
+    if not text.startswith("["):
+        try:
+            json.loads(text)
+        except json.JSONDecodeError as error:
+            if error.msg == "Extra data":  # Lines of JSON are often named so, too.
+                yield from _read_jsonl(path)
+                return
+        except RecursionError:
+            pass  # Said below.
+        if not text:
+            return
+    rows = _json(text, str(path))
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        where = f"{path}, item {number}"
+        yield where, _object(row, where, "a list of objects")
+
+
+def _decoded(data: bytes, where: str) -> str:
+    try:
+        return data.decode("utf-8-sig").strip()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: it is not UTF-8 ({error})") from None
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        near = text[max(0, error.pos - 30) : error.pos + 30]
+        line = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise InputError(
+            f"{where}: it is not JSON, {error.msg} at {line}column {error.colno}, near {near!r}"
+        ) from None
+    except (ValueError, RecursionError) as error:  # Endless numbers, endless nesting.
+        raise InputError(f"{where}: its JSON cannot be read ({error})") from None
+
+
+def _object(row: Any, where: str, right: str) -> dict[str, Any]:
+    if not isinstance(row, dict):
+        raise InputError(
+            f"{where}: it is a {kind_in_words(row)}; give {right}, "
+            'e.g. {"prompt": "...", "answer": "..."}'
+        )
+    return row
+
+
+def _read_parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    number = 0
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(batch_size=1024):
+            try:
+                rows = batch.to_pylist()
+            # What Python has no value for: dates before year 1, text that is not UTF-8.
+            except (ValueError, OverflowError, KeyError) as error:
+                last = number + len(batch) - 1
+                raise InputError(f"{path}, rows {number} to {last}: {error}") from error
+            for row in rows:
+                yield f"{path}, row {number}", row
+                number += 1
