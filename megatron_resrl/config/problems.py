@@ -52,6 +52,9 @@ class RecipeError(InputError):
             lines += listed(f"{_count(missing, 'thing')} missing on this machine:", missing)
         super().__init__("\n".join(lines))
 
+    def __reduce__(self) -> tuple[type[RecipeError], tuple[Any, ...]]:
+        return RecipeError, (self.problems,)
+
 
 def listed(heading: str, problems: Sequence[Problem]) -> list[str]:
     """Lines: the heading, and an item for each problem."""

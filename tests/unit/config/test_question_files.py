@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,8 @@ def test_keys_of_an_entry_hold_for_it_alone() -> None:
 def test_unusable_entries_are_named(entry: Any, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         names("b.jsonl", entry)
+    # Ranks send each other what they found.
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
     assert f"data.train_files = {entry!r}: " in str(caught.value)
     assert said in str(caught.value)
 
