@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "megatron_resrl/__init__.py").read_text())[1]
 
 REQUIREMENTS = [
-    "torch>=2.6",
+    "torch>=2.8",  # TCPStore.clone
     "megatron-core>=0.16.1,<0.17",  # platform/cpu.py adapts this series
     "mbridge>=0.15.1,<0.16",
     "transformers>=5,<6",

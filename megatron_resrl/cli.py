@@ -15,8 +15,9 @@ from megatron_resrl.config.facts import Target
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.errors import UNUSABLE, InputError, RunError
-from megatron_resrl.platform.ending import process_ends_with_block
+from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
+from megatron_resrl.platform.ending import process_ends_with_block, record_failure
+from megatron_resrl.platform.launch import rank_variables, require_meeting_place
 
 PROBLEMS = 1
 """Exit status of `check` where something is wrong."""
@@ -79,14 +80,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return COMMANDS[command](recipe, rest)
     except RecipeError as error:
         # The ranks of a node find the same problems; a file may be missing on one node only.
-        _say(error, once_per_host=True)
-        return UNUSABLE
-    except InputError as error:
-        _say(error, once_per_host=error.common)
-        return UNUSABLE
-    except RunError as error:
-        _say(error, once_per_host=error.common)
-        return error.status
+        return _ended(error, once_per_host=True)
+    except (InputError, RunError) as error:
+        return _ended(error, once_per_host=error.common)
+    except KeyboardInterrupt:
+        return _ended(KeyboardInterrupt(_where_stopped(command)), once_per_host=True)
 
 
 def train(path: str | None, overrides: list[str]) -> int:
@@ -167,16 +165,22 @@ def _take_options(overrides: list[str]) -> tuple[int, Target, list[str]]:
 
 def _start(path: str | None, overrides: list[str], command: Literal["train", "eval"]) -> Recipe:
     """Begins the log and returns a recipe that can be run. Rank 0 logs; others only warn."""
-    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    os.environ |= rank_variables(os.environ)
+    level = logging.INFO if _rank_name() == "" else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")
     logging.getLogger("megatron").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It says every request.
     recipe = load_recipe(path, overrides)
     _prepare_megatron(recipe)
-    for found in require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command):
-        if _rank_name() == "":
-            logging.getLogger(__name__).warning("%s", found)
+    notes = require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
+    require_meeting_place(os.environ)
+    if _rank_name() == "":
+        for note in notes:
+            logging.getLogger(__name__).warning("%s", note)
     _adapt()
+    from megatron_resrl.platform.libraries import prepare_libraries
+
+    prepare_libraries(recipe)
     return recipe
 
 
@@ -193,9 +197,25 @@ def _adapt() -> None:
     adapt_megatron_core()
 
 
-def _say(error: Exception, *, once_per_host: bool = False) -> None:
+def _ended(error: BaseException, *, once_per_host: bool = False) -> int:
+    """Says why the process ends, also to torchrun. Returns its status."""
     if not once_per_host or os.environ.get("LOCAL_RANK", "0") == "0":
         print(f"{_rank_name()}{error}", file=sys.stderr)
+    record_failure(error)
+    return exit_status(error)
+
+
+def _where_stopped(command: str) -> str:
+    phases = sys.modules.get("megatron_resrl.platform.phases")
+    step = phases.current_step() if phases else None
+    if command != "train":
+        return "stopped by Ctrl-C"
+    if step is None:
+        return "stopped by Ctrl-C before the first step; the same command starts again"
+    return (
+        f"stopped by Ctrl-C in step {step}, which is lost; the same command continues from the "
+        "newest checkpoint"
+    )
 
 
 def _rank_name() -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import signal
 from collections.abc import Collection
 from typing import Any
 
@@ -51,6 +52,8 @@ def exit_status(error: BaseException) -> int:
     """The status with which a process ends because of an error."""
     if isinstance(error, RunError):
         return error.status
+    if isinstance(error, KeyboardInterrupt):
+        return 128 + signal.SIGINT
     if isinstance(error, SystemExit) and (error.code is None or isinstance(error.code, int)):
         return error.code or 0
     return UNUSABLE if isinstance(error, InputError) else 1

@@ -36,6 +36,7 @@ OWN_SETTINGS: dict[str, dict[str, str]] = {
     | {name: f"model.{name}" for name in _MODEL}
     | {name: f"precision.{name}" for name in ("fp8", "fp8_recipe")}
     | {"pipeline_dtype": "precision.params_dtype"}
+    | {"deterministic_mode": "precision.deterministic"}
     | _DTYPE,
     "optimizer.megatron": {name: f"optimizer.{name}" for name in _ADAM}
     | {"use_distributed_optimizer": "parallel.use_distributed_optimizer"}

@@ -76,6 +76,11 @@ class PrecisionConfig:
     """FP8 matrix multiplications through Transformer Engine (needs CUDA); None: off."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
     """Scaling recipe of Transformer Engine; mxfp8 needs Blackwell."""
+    deterministic: bool = False
+    """Use only algorithms that compute the same bits each time (torch's, NCCL's, cuBLAS's and
+    Transformer Engine's switches; megatron-core's `deterministic_mode`). A run that is resumed then
+    goes on to the same bits on GPUs, too, and is slower; an operation that has no such algorithm
+    ends it. On CPUs the bits are the same anyway."""
 
 
 @dataclass(frozen=True)

@@ -63,12 +63,15 @@ def read_yaml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
     Raises:
         RecipeError: The file is absent, unreadable, not valid YAML, or not a mapping.
     """
-    if not Path(path).is_file():
-        found = "it is a directory" if Path(path).is_dir() else "there is no such file"
-        raise RecipeError([Problem("recipe", path, found, "give the path of a YAML file")])
     try:
         text = Path(path).read_text(encoding="utf-8")
         content = parse_yaml(text)
+    except FileNotFoundError as error:
+        raise _unreadable(path, "there is no such file") from error
+    except IsADirectoryError as error:
+        raise _unreadable(path, "it is a directory") from error
+    except OSError as error:
+        raise _unreadable(path, f"it cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         fix = correction(error)
@@ -81,6 +84,10 @@ def read_yaml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
         fix = "write settings as `section:` with indented `setting: value` lines"
         raise RecipeError([Problem("recipe", path, problem, fix)])
     return content, _lines(yaml.compose(text, Loader=_Loader), "")
+
+
+def _unreadable(path: str, found: str) -> RecipeError:
+    return RecipeError([Problem("recipe", path, found, "give the path of a YAML file")])
 
 
 def _lines(node: yaml.Node | None, prefix: str) -> dict[str, int]:

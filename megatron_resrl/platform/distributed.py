@@ -13,8 +13,16 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from megatron_resrl.config.schema import ParallelConfig
+from megatron_resrl.errors import InputError
 from megatron_resrl.platform.cpu import adapt_megatron_core
+from megatron_resrl.platform.launch import device_of, require_meeting_place
 from megatron_resrl.platform.phases import join_board, leave_board, named_phase
+
+_object_group: dist.ProcessGroup | None = None
+"""All ranks, over gloo: for Python objects, which need not pass through a GPU."""
+
+_TRACKER_OFFSETS = 2**16
+"""megatron-core adds some thousands, and the tensor- and expert-parallel ranks, to the seed."""
 
 
 def device() -> torch.device:
@@ -27,11 +35,17 @@ def device() -> torch.device:
 def initialize(parallel: ParallelConfig, seed: int) -> None:
     """Starts the process groups and seeds every generator.
 
-    gloo on CPU, NCCL on CUDA. A single process without a launcher needs no environment.
+    gloo on CPU, NCCL on CUDA; Python objects of the whole job go over one gloo group in both cases.
+    A single process without a launcher needs no environment.
 
     Args:
         parallel: Layout; must divide the world size (checked before, see `config.checks`).
-        seed: Of megatron-core's tensor-parallel random tracker and the global generators.
+        seed: Of the global generators and megatron-core's random tracker, which draws dropout
+            masks. Each pipeline stage adds 100 per stage, as Megatron-LM does.
+
+    Raises:
+        InputError: The ranks cannot meet: the port is taken, or this host has fewer GPUs than
+            ranks.
     """
     adapt_megatron_core()
     from megatron.core import parallel_state
@@ -39,16 +53,26 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
 
     if not dist.is_initialized():
         timeout = datetime.timedelta(minutes=parallel.timeout_minutes)
+        gpu = None
         if torch.cuda.is_available():
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            gpu = torch.device("cuda", device_of(os.environ, torch.cuda.device_count()))
+            torch.cuda.set_device(gpu)
         with named_phase("start of the process group"):
             store, rank, world_size = _meet(timeout)
             own = dist.PrefixStore("default_pg", store)  # As torch does with a store it makes.
+            # megatron-core's groups take the backend over: gloo in each would open a mesh of
+            # connections for each.
             dist.init_process_group(
-                backend, timeout=timeout, store=own, rank=rank, world_size=world_size
+                "gloo" if gpu is None else "nccl",
+                timeout=timeout,
+                store=own,
+                rank=rank,
+                world_size=world_size,
+                device_id=gpu,
             )
             join_board(store, rank, world_size)
+            global _object_group
+            _object_group = dist.new_group(backend="gloo", timeout=timeout)
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -59,17 +83,28 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
         expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
         distributed_timeout_minutes=parallel.timeout_minutes,
     )
+    seed += 100 * parallel_state.get_pipeline_model_parallel_rank()
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
-    model_parallel_cuda_manual_seed(seed)
+    torch.manual_seed(seed % 2**64)
+    model_parallel_cuda_manual_seed(seed % (2**63 - _TRACKER_OFFSETS))
 
 
 def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """The job's store, this rank and the number of ranks: as the launcher says, or alone."""
     if "RANK" not in os.environ:
         return dist.HashStore(), 0, 1
-    store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    require_meeting_place(os.environ)  # Without the command line nobody has looked yet.
+    try:
+        store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
+    except dist.DistNetworkError as error:
+        if "EADDRINUSE" not in str(error):
+            raise
+        raise InputError(
+            f"MASTER_PORT = {os.environ['MASTER_PORT']}: another process on this host listens "
+            "there; choose another port, the same for all ranks (torchrun --master-port, or none "
+            "with --standalone)"
+        ) from error
     store.set_timeout(timeout)
     return store, rank, world_size
 
@@ -78,7 +113,9 @@ def shutdown() -> None:
     """Ends the process groups."""
     from megatron.core import parallel_state
 
+    global _object_group
     leave_board()
+    _object_group = None
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
@@ -87,14 +124,14 @@ def shutdown() -> None:
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:
     """Gives every rank of `group` the picklable value of global rank `source`."""
     box = [value]
-    dist.broadcast_object_list(box, src=source, group=group)
+    dist.broadcast_object_list(box, src=source, group=group or _object_group)
     return box[0]
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Every rank's picklable value, in rank order, on every rank of `group`."""
     values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group)
+    dist.all_gather_object(values, value, group=group or _object_group)
     return values
 
 

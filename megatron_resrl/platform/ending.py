@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import faulthandler
+import json
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Iterator
 
@@ -58,7 +60,31 @@ def process_ends_with_block() -> Iterator[None]:
     try:
         yield
     finally:
-        Deadline().start(sys.exc_info()[1])
+        error = sys.exc_info()[1]
+        if error is not None and not isinstance(error, SystemExit):
+            record_failure(error)
+        Deadline().start(error)
+
+
+def record_failure(error: BaseException) -> None:
+    """Tells torchrun why this rank ends, in the file that TORCHELASTIC_ERROR_FILE names.
+
+    The rank that failed first is what torchrun shows as the root cause, with this text. Without
+    torchrun there is no such file, and nothing is done.
+    """
+    path = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if not path:
+        return
+    known = isinstance(error, (InputError, RunError, KeyboardInterrupt))
+    text = str(error) if known else f"{type(error).__name__}: {error}"
+    extra = {"timestamp": str(int(time.time()))}
+    if not known:
+        extra["py_callstack"] = "".join(traceback.format_exception(error))
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"message": {"message": text, "extraInfo": extra}}, file)
+    except OSError as problem:
+        print(f"torchrun's error file cannot be written: {problem}", file=sys.stderr)
 
 
 def _end(error: BaseException | None) -> None:
@@ -69,6 +95,8 @@ def _end(error: BaseException | None) -> None:
 
 
 def _say(error: BaseException | None) -> None:
+    if error is not None and not isinstance(error, SystemExit):
+        record_failure(error)
     if isinstance(error, (InputError, RunError)):
         print(error, file=sys.stderr)
     elif error is not None and not isinstance(error, SystemExit):

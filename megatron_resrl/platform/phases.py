@@ -10,12 +10,14 @@ import contextlib
 import json
 import logging
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
+import torch
 import torch.distributed as dist
 
 from megatron_resrl.errors import RunError
@@ -42,11 +44,26 @@ class CollectiveTimeout(RunError):
     """A rank did not arrive at a collective in time; the message names the phase and the rank."""
 
 
+@dataclass(frozen=True)
+class Doing:
+    """What a rank is doing."""
+
+    phase: str = "start"
+    """The innermost one."""
+    since: float = field(default_factory=time.monotonic)
+    """When it began, on the monotonic clock."""
+    done: int = 0
+    total: int = 0
+    """Parts of the phase, e.g. responses; 0: unknown."""
+    detail: str = ""
+    """More of where it stands, e.g. "token 12/96"."""
+
+
 @dataclass
 class _Here:
     """This rank, and what it is doing."""
 
-    phase: str = "start"
+    doing: Doing = field(default_factory=Doing)
     step: int | None = None
     board: _Board | None = None
     failed: int | None = None
@@ -65,6 +82,27 @@ def begin_step(step: int) -> None:
     _here.step = step
 
 
+def current_step() -> int | None:
+    """The training step that is under way; None before the first."""
+    return _here.step
+
+
+def current() -> Doing:
+    """What this rank is doing; may be asked from any thread."""
+    return _here.doing
+
+
+def progress(done: int, total: int, detail: str = "") -> None:
+    """Says how far the innermost phase of this rank is; forgotten when the phase ends.
+
+    Args:
+        done: Parts that are finished.
+        total: Parts in all.
+        detail: More in words; empty: nothing.
+    """
+    _here.doing = replace(_here.doing, done=done, total=total, detail=detail)
+
+
 @contextlib.contextmanager
 def named_phase(name: str) -> Iterator[None]:
     """Turns a collective's time-out or a lost peer inside the block into an error that names it.
@@ -76,7 +114,7 @@ def named_phase(name: str) -> Iterator[None]:
         CollectiveTimeout: With the phase, this rank, what the backend said, and the ranks that
             did not answer with the phase that each was last seen to enter.
     """
-    outer, _here.phase = _here.phase, name
+    outer, _here.doing = _here.doing, Doing(name)
     try:
         if _here.board:
             _here.board.write("phase", _now())
@@ -93,16 +131,16 @@ def named_phase(name: str) -> Iterator[None]:
             _here.board.write("failed", _now() | {"cause": f"{type(error).__name__}: {error}"})
         raise
     finally:
-        _here.phase = outer
+        _here.doing = outer
 
 
 def _now() -> dict[str, object]:
-    return {"phase": _here.phase, "step": _here.step, "time": time.time()}
+    return {"phase": _here.doing.phase, "step": _here.step, "time": time.time()}
 
 
 def _lost_peer(said: str) -> str:
     rank = os.environ.get("RANK", "0")
-    where = f"phase {_here.phase!r}, rank {rank}"
+    where = f"phase {_here.doing.phase!r}, rank {rank}"
     if _here.step is not None:
         where += f", step {_here.step}"
     text = (
@@ -122,6 +160,7 @@ def join_board(store: dist.Store, rank: int, world_size: int) -> None:
         world_size: Number of ranks.
     """
     leave_board()
+    _here.step = None
     if world_size > 1:
         # A connection of its own: a rank that waits for a key keeps its connection to itself.
         own = dist.PrefixStore("megatron_resrl", store.clone())
@@ -145,6 +184,7 @@ class _Board:
         self._others = [other for other in range(world_size) if other != rank]
         self._closed = threading.Event()
         self._store_lost = False
+        self._set(f"place/{rank}", _own_place())
         self._life = threading.Thread(target=self._live, name="signs of life", daemon=True)
         self._life.start()
 
@@ -218,10 +258,23 @@ class _Board:
     def _describe(self, rank: int, alive: bool) -> str:
         failed = self._read("failed", rank)
         if failed is not None:
-            return f"rank {rank} failed in {_place(failed)}: {json.loads(failed)['cause']}"
+            place = self._read("place", rank)
+            return (
+                f"rank {rank}{f' ({place})' if place else ''} failed in {_place(failed)}: "
+                f"{json.loads(failed)['cause']}"
+            )
         said = f"rank {rank} did not answer" + (", though its process runs" if alive else "")
         seen = self._read("phase", rank)
-        return f"{said}: " + (f"last seen entering {_place(seen)}" if seen else "never seen")
+        said += f": last seen entering {_place(seen)}" if seen else ": never seen"
+        place = self._read("place", rank)
+        return said + (f" ({place})" if place else "")
+
+
+def _own_place() -> str:
+    """This rank's host, and which of its GPUs or ranks it is."""
+    if torch.cuda.is_available():
+        return f"{socket.gethostname()}, GPU {torch.cuda.current_device()}"
+    return f"{socket.gethostname()}, local rank {os.environ.get('LOCAL_RANK', '0')}"
 
 
 def _place(note: str) -> str:

@@ -35,6 +35,7 @@ def transformer_precision(precision: PrecisionConfig) -> dict[str, Any]:
         "params_dtype": dtype,
         "pipeline_dtype": dtype,
         "bf16": dtype is torch.bfloat16,
+        "deterministic_mode": precision.deterministic,
     }
     if precision.fp8 is not None:
         from megatron.core.fp8_utils import HAVE_TE

@@ -1,7 +1,8 @@
 """A run that is asked to end: it finishes its step, saves, and says so.
 
-SIGTERM and SIGUSR1 to any rank count for all. A handler only takes a note; the ranks look at their
-notes together when a step is done.
+SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 to any rank count for all. A handler only takes a note; the
+ranks look at their notes together when a step is done. Ctrl-C before the first step ends the run at
+once: there is nothing to save.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -19,18 +21,24 @@ import torch.distributed as dist
 
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import largest
-from megatron_resrl.platform.phases import named_phase
+from megatron_resrl.platform.phases import current_step, named_phase
 
-SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
-"""SIGUSR1: the time limit is near. SIGTERM: end now, as Slurm, Kubernetes and torchrun say it; it
-comes last because it counts where both came."""
+SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
+"""SIGUSR1: the time limit is near. SIGINT: Ctrl-C. SIGTERM: end now, as Slurm, Kubernetes and
+torchrun say it. Of several the last one here counts."""
 
 FILE = "interrupted.json"
 """Below the output directory: there while the run stands interrupted, gone once it goes on."""
 
 SAME_REQUEST_S = 5.0
 """A SIGTERM that comes so soon after the first is the same request: Slurm signals torchrun and its
-ranks, and torchrun tells the ranks again."""
+ranks, and torchrun tells the ranks again. So it is with Ctrl-C, which reaches all of a terminal."""
+
+_NOTED = {
+    signal.SIGINT: "Ctrl-C: this step is finished and saved, then the run ends; "
+    "Ctrl-C again ends it now\n"
+}
+"""What is said at once."""
 
 
 class Interrupted(RunError):
@@ -48,8 +56,9 @@ class Interruption:
 
     Args:
         output_dir: Of the run.
-        exit_code: Status of an interrupted run's processes; None: 143 (128 + 15) after SIGTERM, and
-            0 after SIGUSR1, so that launchers do not take a planned end for a failure.
+        exit_code: Status of an interrupted run's processes; None: 143 (128 + 15) after SIGTERM, 130
+            after SIGINT, and 0 after SIGUSR1, so that launchers do not take a planned end for a
+            failure.
     """
 
     def __init__(self, output_dir: Path, exit_code: int | None) -> None:
@@ -85,7 +94,7 @@ class Interruption:
             dist.barrier()  # A launcher may end all ranks as soon as one has ended.
         status = self._exit_code
         if status is None:
-            status = 128 + signal.SIGTERM if received == signal.SIGTERM else 0
+            status = 0 if received == signal.SIGUSR1 else 128 + received
         raise Interrupted(
             f"{received.name}: the run ended after step {step}, which is saved in {checkpoint}; "
             "the same command continues it",
@@ -112,11 +121,18 @@ class Interruption:
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
         place = SIGNALS.index(number) + 1
-        if number == signal.SIGTERM and self._received == place:
-            if now - self._first_at > SAME_REQUEST_S:
+        if number == signal.SIGINT and current_step() is None:
+            raise KeyboardInterrupt
+        if number != signal.SIGUSR1 and self._received == place:
+            repeated = number == signal.SIGTERM or "TORCHELASTIC_RUN_ID" in os.environ
+            if not repeated or now - self._first_at > SAME_REQUEST_S:
                 signal.signal(number, signal.SIG_DFL)
+                if number == signal.SIGINT:
+                    raise KeyboardInterrupt
                 os.kill(os.getpid(), number)
             return
+        if number in _NOTED and place > self._received and os.environ.get("RANK", "0") == "0":
+            os.write(sys.stderr.fileno(), _NOTED[number].encode())
         self._received, self._first_at = max(self._received, place), now
 
 

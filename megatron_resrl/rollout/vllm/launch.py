@@ -21,6 +21,8 @@ _NOT_INHERITED = (
     *("RANK", "WORLD_SIZE", "LOCAL_", "GROUP_", "ROLE_", "MASTER_", "TORCHELASTIC_", "TORCH_NCCL_"),
     *("PYTHONPATH", "PYTHONHOME", "PYTHONSTARTUP", "VIRTUAL_ENV"),
     *("OMP_NUM_THREADS", "CUDA_DEVICE_MAX_CONNECTIONS"),
+    # vLLM's sleep mode refuses an allocator whose segments grow.
+    *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
 )
 """Starts of variables that describe the trainer: a server that read its launcher's would join its
 process group, and one that read its paths would import its libraries."""

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
+from megatron_resrl.platform.phases import begin_step, join_board
 from megatron_resrl.training.interruption import Interrupted, Interruption
 
 
@@ -83,3 +84,32 @@ with interruption.Interruption(pathlib.Path({str(tmp_path)!r}), None):
     )
     assert done.stdout == "goes on\n"
     assert done.returncode == -signal.SIGTERM
+
+
+def test_ctrl_c_ends_like_sigterm_once_steps_have_begun(tmp_path, capfd):
+    begin_step(7)
+    try:
+        assert interrupted(tmp_path, signal.SIGINT) == 130
+        assert "this step is finished and saved" in capfd.readouterr().err
+        assert interrupted(tmp_path, signal.SIGINT, signal.SIGTERM) == 143
+        assert interrupted(tmp_path, signal.SIGINT, exit_code=75) == 75
+        with Interruption(tmp_path, None):
+            os.kill(os.getpid(), signal.SIGINT)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        join_board(dist.HashStore(), 0, 1)
+
+
+def test_ctrl_c_before_the_first_step_ends_at_once(tmp_path):
+    with Interruption(tmp_path, None), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_torchrun_repeats_the_ctrl_c_of_a_terminal(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    begin_step(7)
+    try:
+        assert interrupted(tmp_path, signal.SIGINT, signal.SIGINT) == 130
+    finally:
+        join_board(dist.HashStore(), 0, 1)

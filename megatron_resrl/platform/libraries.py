@@ -1,0 +1,64 @@
+"""Environment variables that CUDA's libraries read once, when they start."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+
+import torch
+
+from megatron_resrl.config.schema import Recipe
+
+_ON_CUDA = {
+    # Kernels start in the order in which they are issued, which megatron-core's overlap of
+    # tensor-parallel communication and computation relies on.
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+    # Tensors in flight are kept alive by their references; recording their streams as well delays
+    # the reuse of their memory.
+    "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+}
+_ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+"""Its name since torch 2.9, and before; the user may have set either."""
+
+_DETERMINISTIC = {
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+    "NCCL_ALGO": "Ring",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def library_variables(
+    recipe: Recipe, environment: Mapping[str, str], *, cuda: bool
+) -> dict[str, str]:
+    """Variables to set before the first CUDA call; what the user has set stays.
+
+    Args:
+        recipe: The settings.
+        environment: Of the process.
+        cuda: Whether this machine has CUDA devices.
+
+    Returns:
+        On CUDA: one hardware queue (`CUDA_DEVICE_MAX_CONNECTIONS`), no recorded streams
+        (`TORCH_NCCL_AVOID_RECORD_STREAMS`), and memory segments that grow instead of fragments,
+        but not where weights go to servers on the same GPUs: processes exchange whole segments,
+        and growing ones cannot always be exchanged. With `precision.deterministic`, on any
+        machine, the variables that have NCCL, cuBLAS and Transformer Engine compute the same bits
+        each time; these replace the user's.
+    """
+    chosen: dict[str, str] = {}
+    if cuda:
+        chosen |= {name: value for name, value in _ON_CUDA.items() if name not in environment}
+        shared = recipe.rollout.engine == "vllm" and recipe.rollout.placement == "colocated"
+        if not shared and not any(name in environment for name in _ALLOCATOR):
+            chosen["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+    if recipe.precision.deterministic:
+        chosen |= _DETERMINISTIC
+    return chosen
+
+
+def prepare_libraries(recipe: Recipe) -> None:
+    """Sets `library_variables` for this process and its children, and has torch refuse what is
+    computed differently each time where `precision.deterministic` asks for that."""
+    os.environ |= library_variables(recipe, os.environ, cuda=torch.cuda.is_available())
+    if recipe.precision.deterministic:
+        torch.use_deterministic_algorithms(True)

@@ -1,0 +1,89 @@
+"""How a command that cannot be launched ends: one sentence, status 2, the cause for torchrun."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny_recipe import write_model, write_recipe
+
+REPOSITORY = Path(__file__).resolve().parents[3]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("launch")
+    return write_recipe(directory, write_model(directory / "model"))
+
+
+def environment(**variables: object) -> dict[str, str]:
+    return os.environ | {"OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in variables.items()}
+
+
+def start(*arguments: object, **variables: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "megatron_resrl", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment(**variables),
+        cwd=REPOSITORY,
+    )
+
+
+def test_a_rank_without_the_others_is_refused_with_the_cause_in_torchruns_file(
+    recipe: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "error.json"
+    result = start("train", recipe, RANK=1, LOCAL_RANK=1, TORCHELASTIC_ERROR_FILE=file)
+    assert result.returncode == 2
+    sentence = "RANK = '1': WORLD_SIZE is not set beside it"
+    assert result.stderr.startswith(f"rank 1: {sentence}")
+    assert len(result.stderr.splitlines()) == 1
+    written = json.loads(file.read_text())["message"]
+    assert written["message"].startswith(sentence)
+    assert int(written["extraInfo"]["timestamp"]) > 0
+
+
+def test_torchrun_shows_our_sentence_as_the_root_cause(recipe: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", "2", "-m", "megatron_resrl", "train", str(recipe), "--steps=0"]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environment(),
+        cwd=REPOSITORY,
+    )
+    assert done.returncode == 1
+    root = done.stderr.partition("Root Cause")[2]
+    assert "steps = 0: out of range; it must be at least 1" in root
+    assert re.search(r"exitcode\s*: 2", root)
+    assert "Traceback (most recent call last)" not in done.stderr.partition("torch/")[0]
+
+
+def test_ctrl_c_while_loading_is_one_sentence(recipe: Path) -> None:
+    # The recipe is a pipe: the command waits for it until it is interrupted.
+    pipe = recipe.with_name("pipe.yaml")
+    os.mkfifo(pipe)
+    for command, words in (("train", "before the first step"), ("eval", "stopped by Ctrl-C")):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "megatron_resrl", command, str(pipe)],
+            stderr=subprocess.PIPE,
+            text=True,
+            env=environment(),
+            cwd=REPOSITORY,
+        )
+        with pipe.open("w"):  # Returns when the other end is opened.
+            process.send_signal(signal.SIGINT)
+            _, said = process.communicate(timeout=120)
+        assert process.returncode == 130
+        assert words in said
+        assert len(said.splitlines()) == 1

@@ -1,0 +1,71 @@
+"""Switches of CUDA's libraries: set where they are needed, unless the user has set them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.platform.libraries import library_variables, prepare_libraries
+from megatron_resrl.platform.precision import transformer_precision
+from megatron_resrl.rollout.vllm.launch import server_specs
+
+DETERMINISTIC = {
+    "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
+    "NCCL_ALGO": "Ring",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+}
+
+
+def chosen(
+    *overrides: str, environment: dict[str, str] | None = None, cuda: bool = True
+) -> dict[str, str]:
+    return library_variables(load_recipe(None, overrides), environment or {}, cuda=cuda)
+
+
+def test_on_cuda_defaults_are_set_unless_given() -> None:
+    assert chosen() == {
+        "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+        "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+        "PYTORCH_ALLOC_CONF": "expandable_segments:True",
+    }
+    given = {"CUDA_DEVICE_MAX_CONNECTIONS": "8", "PYTORCH_CUDA_ALLOC_CONF": "backend:native"}
+    assert chosen(environment=given) == {"TORCH_NCCL_AVOID_RECORD_STREAMS": "1"}
+    assert chosen(cuda=False) == {}
+
+
+def test_memory_that_servers_on_the_same_gpus_read_is_not_in_growing_segments() -> None:
+    vllm = ("--rollout.engine=vllm", "--rollout.placement")
+    assert "PYTORCH_ALLOC_CONF" not in chosen(*vllm, "colocated")
+    assert "PYTORCH_ALLOC_CONF" in chosen(*vllm, "disaggregated")
+
+
+def test_servers_do_not_inherit_the_trainers_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in chosen().items():
+        monkeypatch.setenv(name, value)
+    recipe = load_recipe(None, ["--rollout.engine=vllm"])
+    (server,) = server_specs(recipe, cuda=True, weight_flags=((), {}))
+    assert not set(chosen()) & set(server.environment)
+
+
+@pytest.mark.setting("precision.deterministic")
+def test_a_deterministic_run_replaces_what_would_allow_other_bits(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in DETERMINISTIC:
+        monkeypatch.setenv(name, "of the user")
+    on = "--precision.deterministic=true"
+    for cuda in (False, True):
+        found = chosen(on, environment={"NCCL_ALGO": "Tree"}, cuda=cuda)
+        assert found.items() >= DETERMINISTIC.items()
+    assert not set(DETERMINISTIC) & set(chosen())
+    precision = load_recipe(None, [on]).precision
+    assert transformer_precision(precision)["deterministic_mode"] is True
+    prepare_libraries(load_recipe(None, [on]))
+    try:
+        assert torch.are_deterministic_algorithms_enabled()
+        assert os.environ.items() >= DETERMINISTIC.items()
+    finally:
+        torch.use_deterministic_algorithms(False)
