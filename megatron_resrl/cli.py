@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NoReturn
 
 from megatron_resrl import __version__
-from megatron_resrl.config.checks import inspect_recipe, require_valid
+from megatron_resrl.config.checks import inspect_recipe, require_valid, size_plan
 from megatron_resrl.config.facts import Target
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.problems import Problem, RecipeError, listed
@@ -118,6 +118,8 @@ def check(path: str | None, overrides: list[str]) -> int:
     found = inspect_recipe(recipe, world_size, target=target)
     problems += [each for each in found if each.setting not in named]
     print(recipe_yaml(recipe), end="")
+    for line in size_plan(recipe, world_size):
+        print(f"# {line}")
     notes = [problem for problem in problems if problem.kind == "note"]
     if notes:
         print("\n".join(f"# {line}" for line in listed("allowed, and probably not meant:", notes)))

@@ -16,10 +16,12 @@ from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.retention import Retention
+from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.model_files import copy_model_files
+from megatron_resrl.weights.torch_dist_files import require_harmless
 
 logger = logging.getLogger(__name__)
 
@@ -193,10 +195,9 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
         policy_state.load(policy, path, same_layout=same_layout)
     if not same_layout and policy.optimizer is not None and dist.get_rank() == 0:
         logger.warning(
-            "%s was saved under %s, this run has %s: random generators start anew from the seed",
+            "%s was saved under another layout: %s; random generators start anew from the seed",
             path,
-            saved["layout"],
-            own,
+            policy_state.layout_change(saved["layout"], own),
         )
     if dist.get_rank() == 0:
         _say_code_changes(path, saved["code"])
@@ -205,8 +206,12 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
 
 
 def _read_fitting(path: Path, policy: Policy) -> dict[str, Any]:
-    """trainer.json of a whole checkpoint that fits the policy."""
+    """trainer.json of a whole checkpoint that fits the policy, and is data only."""
     folders.check_whole(path)
+    try:
+        require_harmless(path, objects=True)
+    except InputError as error:
+        raise CheckpointError(str(error)) from error
     saved = folders.read_trainer_file(path)
     if saved.get("format") != FORMAT:
         raise CheckpointError(

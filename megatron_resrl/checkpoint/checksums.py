@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch.distributed as dist
@@ -104,6 +104,11 @@ def write_sums(folder: Path, known: dict[str, str]) -> None:
     names = [path.relative_to(folder).as_posix() for path in files]
     lines = [f"{known.get(name) or file_digest(folder / name)}  {name}\n" for name in names]
     (folder / SUMS_FILE).write_text("".join(lines), encoding="utf-8")
+
+
+def sums_size(names: Iterable[str]) -> int:
+    """Bytes of the list for files of these names."""
+    return sum(2 * hashlib.sha256().digest_size + 3 + len(name.encode()) for name in names)
 
 
 def read_sums(folder: Path) -> dict[str, str]:

@@ -22,7 +22,7 @@ from typing import Any
 
 from torch.distributed.checkpoint import Metadata
 
-from megatron_resrl.checkpoint.checksums import SUMS_FILE, write_sums
+from megatron_resrl.checkpoint.checksums import SUMS_FILE, sums_size, write_sums
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.weights import torch_dist_files
@@ -30,6 +30,7 @@ from megatron_resrl.weights import torch_dist_files
 logger = logging.getLogger(__name__)
 
 TRAINER_FILE = "trainer.json"
+SIZES_FILE = "sizes.json"
 LATEST = "latest"
 BEST = "best"
 _MEGATRON_PARTS = ("metadata.json", "common.pt", ".metadata")
@@ -100,12 +101,17 @@ def check_whole(path: Path, *, of_run: bool = True) -> None:
     missing = [name for name in parts if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; {advice}")
-    for name, size in torch_dist_files.indexed_sizes(read_index(path)).items():
+    sizes = torch_dist_files.indexed_sizes(read_index(path))
+    if of_run:
+        sizes |= _noted_sizes(path)
+    for name, size in sizes.items():
         file = path / name
         found = file.stat().st_size if file.is_file() else None
         if found is None or found < size:
             state = "is missing" if found is None else f"has {found} of {size} bytes"
             raise CheckpointError(f"checkpoint {path}: {name} {state}; {advice}")
+    if of_run:
+        read_trainer_file(path)
 
 
 def read_trainer_file(path: Path) -> dict[str, Any]:
@@ -179,6 +185,7 @@ def publish(
                 f"{file} did not arrive on the host of rank 0; output_dir must be on a file "
                 "system that all hosts share"
             )
+    _note_sizes(folder)
     write_sums(folder, digests)
     for path in [*folder.rglob("*"), folder]:
         _sync(path)
@@ -217,6 +224,36 @@ def read_marker(root: Path, marker: str) -> Path | None:
         return None
 
 
+def _note_sizes(folder: Path) -> None:
+    """Writes down the size of every file, so that one that was cut short is seen at a glance."""
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    names = [*sizes, SIZES_FILE]
+    sizes[SUMS_FILE] = sums_size(names)
+    (folder / SIZES_FILE).write_text(json.dumps(sizes, indent=2) + "\n")
+
+
+def _noted_sizes(path: Path) -> dict[str, int]:
+    """Sizes of a checkpoint's files; of one that an older version wrote, that they are not empty.
+
+    Raises:
+        CheckpointError: The list is damaged.
+    """
+    try:
+        sizes = json.loads((path / SIZES_FILE).read_text())
+        return {str(name): int(size) for name, size in sizes.items()}
+    except FileNotFoundError:
+        return dict.fromkeys(_PARTS, 1)
+    except (ValueError, TypeError, AttributeError) as error:
+        raise CheckpointError(
+            f"checkpoint {path}: {SIZES_FILE} is damaged ({error}); remove the folder to continue "
+            "from an older checkpoint"
+        ) from error
+
+
 def _check_room(root: Path) -> None:
     latest = read_marker(root, LATEST)
     if latest is None or not latest.is_dir():
@@ -225,8 +262,8 @@ def _check_room(root: Path) -> None:
     free = shutil.disk_usage(root).free
     if free < needed:
         raise CheckpointError(
-            f"{root} has {free / 1e9:.3g} GB free, and a checkpoint takes {needed / 1e9:.3g} GB "
-            f"like {latest.name}; make room, or keep fewer (checkpoint.keep_last)"
+            f"no space left on {root}: {free / 1e9:.3g} GB free, needs {needed / 1e9:.3g} GB like "
+            f"{latest.name}; make room, or keep fewer (checkpoint.keep_last)"
         )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -46,9 +47,9 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
     """
     policy.optimizer.load_state_dict(_for_own_parts(policy, state))
     for name, own in policy.scheduler.state_dict().items():
-        if name != "num_steps" and own != schedule[name]:
+        if name != "num_steps" and own != schedule[name] and dist.get_rank() == 0:
             logger.warning(
-                "the optimizer's %s is %s in the checkpoint and %s in the recipe, which counts",
+                "the optimizer's %s was %s in the checkpoint; the recipe's %s is used",
                 name,
                 schedule[name],
                 own,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,14 +43,19 @@ _MODEL_FIELDS = (
     "num_experts_per_tok",
     "moe_intermediate_size",
 )
-_LAYOUT_FIELDS = (
+_REPLICA = (
     "tensor_model_parallel_size",
     "pipeline_model_parallel_size",
-    "virtual_pipeline_model_parallel_size",
     "context_parallel_size",
-    "expert_model_parallel_size",
-    "expert_tensor_parallel_size",
 )
+_LAYOUT_SHORT = {
+    "tensor_model_parallel_size": "TP",
+    "pipeline_model_parallel_size": "PP",
+    "virtual_pipeline_model_parallel_size": "VPP",
+    "context_parallel_size": "CP",
+    "expert_model_parallel_size": "EP",
+    "expert_tensor_parallel_size": "ETP",
+}
 
 
 def model_identity(policy: Policy) -> dict[str, Any]:
@@ -67,9 +73,25 @@ def optimizer_identity(policy: Policy) -> dict[str, Any]:
     }
 
 
+def layout_change(before: dict[str, Any], now: dict[str, Any]) -> str:
+    """Two layouts in words: TP1 x DP2 -> TP2."""
+
+    def size(sizes: dict[str, Any], name: str) -> int:
+        return sizes.get(name) or 1
+
+    names = [name for name in _LAYOUT_SHORT if max(size(before, name), size(now, name)) > 1]
+
+    def words(sizes: dict[str, Any]) -> str:
+        copies = sizes["world_size"] // math.prod(size(sizes, name) for name in _REPLICA)
+        parts = [f"{_LAYOUT_SHORT[name]}{size(sizes, name)}" for name in names]
+        return " x ".join([*parts, f"DP{copies}"] if copies > 1 or not parts else parts)
+
+    return f"{words(before)} -> {words(now)}"
+
+
 def layout(policy: Policy) -> dict[str, Any]:
     """How the ranks share the model; random states belong to it."""
-    sizes = {name: getattr(policy.config, name) for name in _LAYOUT_FIELDS}
+    sizes = {name: getattr(policy.config, name) for name in _LAYOUT_SHORT}
     return sizes | {"world_size": dist.get_world_size()}
 
 

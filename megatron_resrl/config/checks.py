@@ -14,6 +14,7 @@ from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.config.checks_model import MODEL_CHECKS
 from megatron_resrl.config.checks_notes import NOTES
+from megatron_resrl.config.checks_output import OUTPUT_CHECKS, ROOM_CHECKS
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
@@ -22,6 +23,7 @@ from megatron_resrl.config.facts import Facts, Target, gather_facts
 from megatron_resrl.config.passthrough import check_passthrough
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.sizes import plan
 
 Check = Callable[[Facts], Iterator[Problem]]
 
@@ -33,6 +35,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *PRECISION_CHECKS,
     *VLLM_CHECKS,
     *RUN_CHECKS,
+    *OUTPUT_CHECKS,
     *ENVIRONMENT_CHECKS,
     check_passthrough,
 )
@@ -43,6 +46,7 @@ TRAINING_CHECKS: tuple[Check, ...] = (
     *CORRECTION_CHECKS,
     *DATA_CHECKS,
     *CHECKPOINT_CHECKS,
+    *ROOM_CHECKS,
     *COLLECTION_CHECKS,
     *NOTES,
 )
@@ -74,6 +78,12 @@ def inspect_recipe(
         fix = "give files with questions, or a folder of them"
         problems.append(Problem("evaluation.files", (), "there is nothing to evaluate", fix))
     return problems
+
+
+def size_plan(recipe: Recipe, world_size: int) -> list[str]:
+    """Lines that say what a run takes of memory and disk; none where the model is not known."""
+    facts, _ = gather_facts(recipe, world_size)
+    return list(plan(facts))
 
 
 def check_recipe(

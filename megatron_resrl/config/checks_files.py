@@ -142,12 +142,6 @@ def _check_length_scaling(facts: Facts) -> Iterator[Problem]:
         yield Problem("reward.length_floor_at", reward.length_floor_at, problem, fix)
 
 
-def _check_output(facts: Facts) -> Iterator[Problem]:
-    output = facts.recipe.output_dir
-    if Path(output).exists() and not Path(output).is_dir():
-        yield Problem("output_dir", output, "it is a file", "give a directory")
-
-
 def _check_logging(facts: Facts) -> Iterator[Problem]:
     project = facts.recipe.logging.wandb_project
     if project is not None and find_spec("wandb") is None:
@@ -161,7 +155,6 @@ RUN_CHECKS = (
     _check_answer_pattern,
     _check_tokenizer,
     _check_reward,
-    _check_output,
     _check_logging,
 )
 """For training and evaluation."""

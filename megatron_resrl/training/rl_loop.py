@@ -22,11 +22,13 @@ from megatron_resrl.checkpoint import (
 )
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.sizes import checkpoint_bytes
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.disk import full_disk_named
 from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.rollout.actor import Actor, open_actor, open_ranks
 from megatron_resrl.rollout.environments.metrics import episode_metrics
@@ -55,11 +57,13 @@ def train(recipe: Recipe) -> None:
     Raises:
         InputError: On all ranks: the directory is another run's, or see `begin_run`.
         NothingLeftToDo: All steps are done.
+        DiskFull: A file could not be written.
         Interrupted: A signal asked the run to end before its last step; it is saved.
         NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
     output_dir = Path(recipe.output_dir)
     with (
+        full_disk_named(output_dir, checkpoint_bytes(recipe)),
         Interruption(output_dir, recipe.checkpoint.preemption_exit_code) as interruption,
         open_ranks(recipe),
         RunLock(output_dir) as lock,

@@ -20,8 +20,10 @@ from megatron_resrl.errors import InputError
 _EXACT = {
     "_codecs": {"encode"},
     "argparse": {"Namespace"},
+    "_io": {"BytesIO"},
     "builtins": {"bytearray", "bytes", "complex", "dict", "frozenset", "list", "set", "slice"},
     "collections": {"OrderedDict"},
+    "pathlib": {"Path", "PosixPath", "PurePath", "PurePosixPath"},
     "torch": {"Size", "device"},
     "torch._utils": {"_rebuild_tensor_v2", "_rebuild_parameter"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},
@@ -50,6 +52,9 @@ class Inert:
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
 
+    def add(self, value: Any) -> None:
+        """Items of a pickled set."""
+
     def append(self, value: Any) -> None:
         """List items of a pickled object."""
 
@@ -62,12 +67,47 @@ class Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """The named object, or `Inert`."""
-        if name in _EXACT.get(module, ()):
-            return getattr(importlib.import_module(module), name)
-        found = getattr(torch, name, None) if module == "torch" else None
-        if isinstance(found, torch.dtype) or (found and name.endswith("Storage")):
-            return found
+        return _known(module, name) or Inert
+
+
+class _Names(pickle.Unpickler):
+    """Makes nothing, and takes a note of every name."""
+
+    def __init__(self, file: Any) -> None:
+        super().__init__(file)
+        self.found: set[tuple[str, str]] = set()
+
+    def find_class(self, module: str, name: str) -> Any:
+        self.found.add((module, name))
         return Inert
+
+    def persistent_load(self, key: Any) -> Any:
+        return Inert()
+
+
+def _known(module: str, name: str) -> Any | None:
+    """A harmless object of this name; None if it is not known to be harmless."""
+    if name in _EXACT.get(module, ()):
+        return getattr(importlib.import_module(module), name)
+    found = getattr(torch, name, None) if module == "torch" else None
+    if isinstance(found, torch.dtype) or (found and name.endswith("Storage")):
+        return found
+    return None
+
+
+def foreign_names(pickled: Any) -> list[str]:
+    """What a pickle would call or make besides the few harmless things of torch and Python.
+
+    Args:
+        pickled: A file open for reading.
+
+    Raises:
+        Exception: Whatever damaged bytes make of the unpickler.
+    """
+    names = _Names(pickled)
+    names.load()
+    own = {(module.replace("__builtin__", "builtins"), name) for module, name in names.found}
+    return sorted(f"{module}.{name}" for module, name in own if _known(module, name) is None)
 
 
 def load(file: Any, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from megatron_resrl.weights.hugging_face import load_weights
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
 from megatron_resrl.weights.megatron_folders import find_checkpoint
 from megatron_resrl.weights.model_files import MARKER
-from megatron_resrl.weights.torch_dist_files import TorchDistReader
+from megatron_resrl.weights.torch_dist_files import TorchDistReader, require_harmless
 
 
 def load_model_weights(
@@ -47,6 +47,7 @@ def load_model_weights(
 def _load_torch_dist(
     model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, folder: Path
 ) -> None:
+    require_harmless(folder, objects=False)
     _check_vocabulary(hf_config, folder)
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),

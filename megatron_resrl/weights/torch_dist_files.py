@@ -9,10 +9,11 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
@@ -36,7 +37,7 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.inert_pickle import read_pickle
+from megatron_resrl.weights.inert_pickle import foreign_names, read_pickle
 
 
 @dataclasses.dataclass(frozen=True)
@@ -178,6 +179,51 @@ def read_index(directory: Path) -> Metadata:
     if not isinstance(metadata, Metadata):
         raise InputError(f"{index} is not the index of a torch_dist checkpoint; copy it again")
     return metadata
+
+
+def require_harmless(directory: Path, *, objects: bool) -> None:
+    """Makes sure that torch, which trusts pickles, runs no code when it reads a checkpoint.
+
+    The index and the stored objects are looked into first; tensors and common.pt it reads safely
+    by itself.
+
+    Args:
+        directory: Of a whole checkpoint.
+        objects: Stored objects will be read, and not the weights alone.
+
+    Raises:
+        InputError: A pickle names something else than data, or cannot be read.
+    """
+    with (directory / ".metadata").open("rb") as file:
+        _require_data(directory / ".metadata", "the index", file)
+    metadata = read_index(directory)
+    for index, place in metadata.storage_data.items() if objects else ():
+        if isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
+            continue
+        path = directory / place.relative_path
+        with path.open("rb") as file:
+            file.seek(place.offset)
+            content = io.BytesIO(file.read(place.length))
+        try:
+            with zipfile.ZipFile(content) as archive:
+                for entry in archive.infolist():
+                    if entry.filename.endswith(".pkl"):
+                        _require_data(path, index.fqn, io.BytesIO(archive.read(entry)))
+        except (zipfile.BadZipFile, OSError) as error:
+            raise InputError(f"{path}: {index.fqn} cannot be read ({error})") from error
+
+
+def _require_data(path: Path, what: str, pickled: IO[bytes]) -> None:
+    try:
+        foreign = foreign_names(pickled)
+    # Damaged bytes may make the unpickler raise anything.
+    except Exception as error:
+        raise InputError(f"{path}: {what} cannot be read ({error!r}); copy it again") from error
+    if foreign:
+        raise InputError(
+            f"{path}: {what} would run {', '.join(foreign)} when it is read, which is no part of a "
+            "checkpoint; do not use it"
+        )
 
 
 def indexed_sizes(metadata: Metadata) -> dict[str, int]:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
+import io
 import json
+import os
+import pickle
 import shutil
 import socket
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from ranks import ended_ranks
 from tiny_recipe import change_json
 from tiny_task import read_metrics, write_task
+
+from megatron_resrl.checkpoint.checksums import write_sums
+from megatron_resrl.weights.torch_dist_files import read_index
 
 
 def train(recipe: Path, *settings: str, ranks: int = 1) -> tuple[list[int], str]:
@@ -97,6 +105,45 @@ def test_other_questions_another_model_and_another_reward_text_are_seen(copy):
     codes, said = train(copy, "--steps=3", "--seed=4")
     assert codes == [0]
     assert "all 3 steps are done" in said
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = str(folder)
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, (self.folder,)
+
+
+@pytest.mark.parametrize("place", ["the index", "the random states"])
+def test_a_checkpoint_that_would_run_code_is_refused(copy, place):
+    checkpoint = copy.parent / "run" / "checkpoints" / "step_000002"
+    index = checkpoint / ".metadata"
+    metadata = read_index(checkpoint)
+    if place == "the index":
+        metadata.planner_data = Evil(copy.parent / "made")
+    else:
+        (key, info) = next(
+            i for i in metadata.storage_data.items() if i[0].fqn.startswith("random")
+        )
+        content = io.BytesIO()
+        torch.save([Evil(copy.parent / "made")], content)
+        shard = checkpoint / info.relative_path
+        metadata.storage_data[key] = dataclasses.replace(
+            info, offset=shard.stat().st_size, length=len(content.getvalue())
+        )
+        with shard.open("ab") as file:
+            file.write(content.getvalue())
+    index.write_bytes(pickle.dumps(metadata))
+    (checkpoint / "sizes.json").unlink()
+    (checkpoint / "SHA256SUMS").unlink()
+    write_sums(checkpoint, {})
+    codes, said = train(copy, "--steps=3")
+    assert codes == [2], said
+    assert f"would run {os.mkdir.__module__}.mkdir" in said
+    assert not (copy.parent / "made").exists()
 
 
 OTHERS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -87,7 +88,7 @@ def test_a_disk_without_room_for_another_checkpoint_is_said_before_writing(
 ):
     latest = write(tmp_path, 1, shards)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
-    with pytest.raises(CheckpointError, match=r"1e-06 GB free.*checkpoint\.keep_last"):
+    with pytest.raises(CheckpointError, match=r"no space left .*1e-06 GB free.*keep_last"):
         begin(tmp_path, 2)
     assert latest_checkpoint(tmp_path) == latest
 
@@ -99,6 +100,33 @@ def test_the_checksums_are_those_of_sha256sum(tmp_path, shards):
     )
     assert check.returncode == 0, check.stdout + check.stderr
     assert set(read_sums(path)) == {p.name for p in path.iterdir()} - {"SHA256SUMS"}
+
+
+@pytest.mark.parametrize("left", [0, 0.5])
+def test_a_file_that_was_emptied_or_cut_is_seen_without_checksums(tmp_path, shards, left):
+    older = write(tmp_path, 1, shards)
+    newest = write(tmp_path, 2, shards)
+    files = [path for path in newest.rglob("*") if path.is_file()]
+    assert len(files) == len(list(shards.iterdir())) + 3
+    for file in files:
+        content = file.read_bytes()
+        file.write_bytes(content[: int(left * len(content))])
+        with pytest.raises(CheckpointError, match=re.escape(file.name)):
+            check_whole(newest)
+        assert latest_checkpoint(tmp_path) == older
+        file.write_bytes(content)
+        check_whole(newest)
+
+
+def test_a_checkpoint_from_before_sizes_were_noted_is_whole_unless_a_file_is_empty(
+    tmp_path, shards
+):
+    path = write(tmp_path, 1, shards)
+    (path / "sizes.json").unlink()
+    check_whole(path)
+    (path / "common.pt").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=r"common\.pt has 0 of"):
+        check_whole(path)
 
 
 def test_what_a_killed_run_left_is_ignored_and_deleted_by_the_next_save(tmp_path, shards):
