@@ -18,6 +18,7 @@ from megatron_resrl.evaluation.metrics import evaluation_metrics
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.sampling import EVALUATION_STREAM
 
 logger = logging.getLogger(__name__)
@@ -67,6 +68,13 @@ def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -
     for number, each in enumerate(sets):
         seed = (recipe.seed, EVALUATION_STREAM, number)
         responses = actor.player.begin(each.prompts, sampling, seed=seed).result()
+        require_finite_responses(
+            each.prompts,
+            responses,
+            actor.policy,
+            recipe.model.path,
+            phase=f"evaluation of {each.name}",
+        )
         samples = grade_responses(
             each.prompts, responses, actor.grader, actor.tokenizer, recipe.reward
         )

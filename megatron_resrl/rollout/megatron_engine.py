@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -220,7 +221,9 @@ class MegatronEngine:
             if not growing.stopped:
                 growing.token_ids.append(token)
                 growing.log_probs.append(log_prob)
-                growing.stopped = token in sampling.stop_token_ids
+                # What is not a number will not become one; the caller refuses the response.
+                broken = not math.isfinite(log_prob)
+                growing.stopped = broken or token in sampling.stop_token_ids
         return tokens
 
     def _device(self) -> torch.device:

@@ -17,9 +17,11 @@ from megatron_resrl.checkpoint.rollout_log import run_identity
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.policy.finite import LogitsNotFinite
 from megatron_resrl.rollout.actor import Actor
 from megatron_resrl.rollout.collect import Sample, grade_responses, penalty_of
 from megatron_resrl.rollout.engine import PendingRollout, Response, SamplingParams
+from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.group_table import Group
 from megatron_resrl.rollout.recording import Recording, RecordingError, sampling_settings
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
@@ -239,6 +241,7 @@ class Collector:
                 responses |= zip(under_way.generated, fresh, strict=True)
                 self._log.confirm()
         responses |= under_way.known
+        self._require_finite(under_way, [responses[i] for i in range(len(under_way.prompts))])
         with phase(self.timers, "reward"):
             samples = grade_responses(
                 under_way.prompts,
@@ -252,6 +255,19 @@ class Collector:
         for sample in samples:
             members[sample.group].append(sample)
         return [_Graded(under_way.number, index, each) for index, each in enumerate(members)]
+
+    def _require_finite(self, under_way: _Round, responses: list[list[Response]]) -> None:
+        try:
+            require_finite_responses(
+                under_way.prompts,
+                responses,
+                self.actor.policy,
+                self.recipe.model.path,
+                phase="rollout of training",
+            )
+        except LogitsNotFinite:
+            self._log.discard()  # A run with mended weights must not read them again.
+            raise
 
     def _refill(self, collecting: Collecting, rounds: Sequence[Sequence[_Graded]]) -> int:
         """How many further prompts the step needs; a replayed one takes as many as it took."""

@@ -9,14 +9,21 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import MicroBatch
+from megatron_resrl.data.packing import MicroBatch, drawn_mask
+from megatron_resrl.errors import RunError
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
+from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import GroupReport
 from megatron_resrl.training.phases import phase
-from megatron_resrl.training.token_weights import WeighingPass
+from megatron_resrl.training.token_weights import WeighingPass, response_name
+
+
+class StatesNotFinite(RunError):
+    """Hidden states have no direction; raised on the ranks that share a group."""
+
 
 FinalStates = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
 """(hidden [n, H], sample [n], position [n]): the states that the output layer multiplies, and which
@@ -73,6 +80,10 @@ def score_samples(
         weighing: Weighs the tokens of these samples; None: all weigh 1.
         on_final_states: Called on the last stage for each micro-batch, under context parallelism
             with each rank's own tokens.
+
+    Raises:
+        LogitsNotFinite: On all ranks, if a log-probability is not a number.
+        StatesNotFinite: A tapped state is not.
     """
     order = list(mine) if weighing is None else weighing.order
     sample_of = torch.tensor(order, dtype=torch.int64)
@@ -87,13 +98,20 @@ def score_samples(
     micro_batches = policy.micro_batches(
         [samples[index].tokens for index in order], recipe.algorithm.micro_batch_size
     )
-    scores = policy.score(
-        micro_batches,
-        temperature=recipe.rollout.temperature,
-        on_hidden_states=on_hidden_states if weighing else None,
-        layer=recipe.resrl.layer,
-        on_final_states=final_states if on_final_states else None,
-    )
+    try:
+        scores = policy.score(
+            micro_batches,
+            temperature=recipe.rollout.temperature,
+            on_hidden_states=on_hidden_states if weighing else None,
+            layer=recipe.resrl.layer,
+            on_final_states=final_states if on_final_states else None,
+        )
+    except FloatingPointError as error:
+        raise StatesNotFinite(
+            f"scoring: {error}, so that the model's logits are not finite; model.path = "
+            f"{recipe.model.path!r} has to be a model without damage, or its weights grew too "
+            "large in training: lower optimizer.lr or go back to an older checkpoint"
+        ) from error
     longest = max(len(sample.response.token_ids) for sample in samples)
     log_probs, entropy = torch.zeros(2, len(mine), longest, device=device())
     row_of = {index: row for row, index in enumerate(mine)}
@@ -107,6 +125,15 @@ def score_samples(
         # Each context-parallel rank has the tokens of its pieces; the rest are zeros.
         dist.all_reduce(log_probs, group=pieces)
         dist.all_reduce(entropy, group=pieces)
+    drawn = drawn_mask([samples[index].tokens for index in mine], longest).to(device())
+    require_finite(
+        log_probs,
+        drawn,
+        lambda row: response_name(samples, mine[row]),
+        policy,
+        recipe.model.path,
+        phase="scoring",
+    )
     if weighing is None:
         return Scored(log_probs, entropy, torch.ones_like(log_probs))
     weighed = weighing.finish()

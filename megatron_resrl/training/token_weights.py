@@ -215,7 +215,9 @@ class WeighingPass:
                 device=device(),
                 order=self._rows,
                 ranks=weigher.ranks,
-                name=lambda row: f"{_name(samples, pool[row])}, tapped at resrl.layer {layer}",
+                name=lambda row: (
+                    f"{response_name(samples, pool[row])}, tapped at resrl.layer {layer}"
+                ),
             )
 
     def on_hidden_states(self, states: TappedStates, batch: MicroBatch) -> None:
@@ -269,7 +271,8 @@ def _token_ranks(policy: Policy, *, split_groups: bool) -> TokenRanks:
     return TokenRanks(group, copies=size, copy=parallel_state.get_tensor_model_parallel_rank())
 
 
-def _name(samples: Sequence[Sample], index: int) -> str:
+def response_name(samples: Sequence[Sample], index: int) -> str:
+    """How messages name a sample: by its place in its group, and the record of its prompt."""
     sample = samples[index]
     first = next(place for place, other in enumerate(samples) if other.group == sample.group)
     return f"response {index - first} to prompt {sample.prompt.record.index}"

@@ -1,0 +1,82 @@
+"""Log-probabilities that are not numbers: whose they are, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from megatron_resrl.errors import RunError
+from megatron_resrl.platform.distributed import any_rank, gather_objects
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.weights.hugging_face import export_weights
+
+_NAMED = 3
+"""Bad weights that a message names at most."""
+
+
+class LogitsNotFinite(RunError):
+    """The model gives no distribution to sample from or to learn with."""
+
+    common = True
+
+
+def require_finite(
+    log_probs: torch.Tensor,
+    drawn: torch.Tensor,
+    name: Callable[[int], str],
+    policy: Policy,
+    model_path: str,
+    *,
+    phase: str,
+) -> None:
+    """Refuses log-probabilities of drawn tokens that are NaN or infinite. Collective.
+
+    Args:
+        log_probs: [B, T] of this rank's responses.
+        drawn: [B, T] bool on the same device: tokens that the policy drew; the rest may hold
+            anything.
+        name: Names response b.
+        policy: Gave them; its weights are looked through if it has to be.
+        model_path: `model.path`.
+        phase: When, for the message.
+
+    Raises:
+        LogitsNotFinite: On all ranks, if any rank has such a one.
+    """
+    bad = drawn & ~log_probs.isfinite()
+    # One answer for all, and for the usual one a single number that has to be waited for.
+    if not any_rank(bool(bad.any())):
+        return
+    found = None
+    if bad.any():
+        row, position = bad.nonzero()[0].tolist()
+        value = float(log_probs[row, position])
+        found = f"that of token {position} of {name(row)} is {value}"
+    count = [int(bad.sum()), int(drawn.sum())]
+    replies = [each for each in gather_objects((found, count)) if each[0] is not None]
+    (first, (few, many)) = replies[0]
+    raise LogitsNotFinite(
+        f"{phase}: the model's logits are not finite: log-probabilities are not numbers for {few} "
+        f"of {many} tokens, and {first}. {_reason(policy, model_path)}"
+    )
+
+
+def _reason(policy: Policy, model_path: str) -> str:
+    """What is wrong with the weights, if they are to blame. Collective."""
+    bad: list[str] = []
+    for name, weight in export_weights(policy.modules, policy.hf_config):
+        count = int((~weight.isfinite()).sum())
+        if count:
+            bad.append(f"{name} ({count} of {weight.numel()} values)")
+    if not bad:
+        return (
+            f"All weights are finite, so its activations overflow (model.path = {model_path!r}, "
+            f"{policy.config.params_dtype}): the weights do not belong to this configuration, or "
+            "grew too large in training; lower optimizer.lr or go back to an older checkpoint"
+        )
+    more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
+    return (
+        f"Weights that are not finite: {', '.join(bad[:_NAMED])}{more}; model.path = "
+        f"{model_path!r} has to be a model without damage"
+    )
