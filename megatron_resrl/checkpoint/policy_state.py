@@ -187,7 +187,7 @@ def _leave_out_extra_states_not_in(path: Path, state: dict[str, Any]) -> dict[st
             name
             for name, value in content.items()
             if isinstance(value, ShardedObject)
-            and name.endswith("_extra_state")
+            and "._extra_state" in name  # Grouped experts number theirs.
             and value.unique_key not in stored
         ]
         for name in absent[chunk]:

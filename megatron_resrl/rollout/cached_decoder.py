@@ -147,6 +147,9 @@ def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
         for owner in owners.values()
         if isinstance(owner, TransformerConfig) and owner.fp8
     ]
+    # Whether a module saves its FP8 scales is what it notes here in its last forward pass.
+    notes = [owner.fp8_meta for owner in owners.values() if hasattr(owner, "fp8_meta")]
+    saves_scales = [note["fp8_checkpoint"] for note in notes]
     for owner, name, _ in changed:
         setattr(owner, name, _WHOLE_SEQUENCES.get(name))
     _forget_rotary_embeddings()
@@ -155,6 +158,8 @@ def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
     finally:
         for owner, name, value in changed:
             setattr(owner, name, value)
+        for note, saves in zip(notes, saves_scales, strict=True):
+            note["fp8_checkpoint"] = saves
         _forget_rotary_embeddings()
 
 

@@ -21,6 +21,7 @@ from megatron.core import dist_checkpointing, parallel_state
 from megatron_resrl.checkpoint.checkpoint import TrainerState, save_checkpoint
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.hugging_face import export_weights
 
@@ -58,15 +59,21 @@ def exported(model: Policy) -> dict[str, torch.Tensor]:
 
 
 def load_whole_state(model: Policy, folder: Path) -> None:
-    """megatron-core's own way, extra states included, into parameters that were overwritten."""
+    """megatron-core's own way into parameters that were overwritten.
+
+    Extra states included, but for those of Transformer Engine's layers, which no conversion makes.
+    """
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
     metadata = {"dp_cp_group": group, "singleton_local_shards": False}
     for module in model.modules:
         for parameter in module.parameters():
             parameter.data.fill_(torch.nan)
-        state = {"model": module.sharded_state_dict(metadata=metadata)}
-        loaded = dist_checkpointing.load(state, str(folder))
-        module.load_state_dict(loaded["model"])
+        state = module.sharded_state_dict(metadata=metadata)
+        extra = [name for name in state if "._extra_state" in name]
+        left_out = dict.fromkeys(extra if uses_transformer_engine() else ())
+        wanted = {name: value for name, value in state.items() if name not in left_out}
+        loaded = dist_checkpointing.load({"model": wanted}, str(folder))
+        module.load_state_dict(loaded["model"] | left_out)
 
 
 def save_legacy(model: Policy, folder: Path) -> None:

@@ -1,0 +1,58 @@
+"""Tests that run on Transformer Engine's layers only; `suite.passes_on_engine_layers` runs them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+if not os.environ.get("TE_ON_CPU"):
+    collect_ignore_glob = ["test_*.py"]
+
+VOCABULARY = 131
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Llama whose matrices FP8 products can take."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=VOCABULARY,
+        max_position_embeddings=128,
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build(model: Path) -> Callable:
+    """build("--precision.fp8=hybrid", ...) -> a trainable policy in bf16 with these settings."""
+    from megatron_resrl.config.load import load_recipe
+    from megatron_resrl.platform.distributed import initialize
+    from megatron_resrl.policy.policy import Policy
+
+    def built(*settings: str) -> Policy:
+        given = (f"--model.path={model}", "--precision.params_dtype=bf16", *settings)
+        recipe = load_recipe(None, given)
+        initialize(recipe.parallel, 0)
+        return Policy.from_recipe(recipe)
+
+    return built
