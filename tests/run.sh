@@ -7,6 +7,8 @@ unset PYTHONDONTWRITEBYTECODE # or each process would compile what the installat
 venv=${VENV:-.venv}
 VENV=$venv tools/install.sh dev,quickstart
 VENV=.venv-vllm tools/install.sh vllm
+# Without it the tests on Transformer Engine's layers are skipped, and say so.
+VENV=$venv tools/install.sh te-on-cpu || true
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
 # The distributed tests start their own ranks; more threads than cores would only slow them down.

@@ -3,6 +3,7 @@
 #
 #   tools/install.sh quickstart        # or: dev, dev,bench, ...
 #   VENV=.venv-vllm tools/install.sh vllm    # vLLM's CPU build, in an environment of its own
+#   tools/install.sh te-on-cpu         # after dev: Transformer Engine's Python into .te, for tests
 #
 # VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
 # is made with. Running it again installs only after setup.py or the constraints have changed.
@@ -48,6 +49,15 @@ torch_build() {
     pip_install "$torch+cpu" 2>/dev/null ||
         pip_install "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
 }
+
+if [[ $EXTRAS == te-on-cpu ]]; then
+    wanted=$(grep '^transformer-engine==' constraints.txt)
+    [[ -d .te/transformer_engine-${wanted#*==}.dist-info ]] && exit
+    rm -rf .te
+    # Python only: the tests answer its compiled functions themselves.
+    pip_install --no-deps --target .te "$wanted" || fail "$wanted cannot be installed into .te"
+    exit
+fi
 
 constraints=constraints.txt
 [[ ,$EXTRAS, == *,vllm,* ]] && constraints=constraints-vllm.txt
