@@ -64,6 +64,30 @@ def _check_urls_alone(facts: Facts) -> Iterator[Problem]:
             )
 
 
+def _check_arguments(facts: Facts) -> Iterator[Problem]:
+    """Arguments that are ours to give, or that show a key to everybody."""
+    vllm, recipe = facts.recipe.vllm, facts.recipe
+    if not _uses_vllm(facts) or vllm.urls:
+        return
+    given = {name.lstrip("-").replace("_", "-"): value for name, value in vllm.arguments.items()}
+    for name in sorted(given.keys() & {"host", "port", "served-model-name"}):
+        problem = "the run chooses it for each server"
+        yield Problem("vllm.arguments", name, problem, "remove it")
+    secret = "the environment variable VLLM_API_KEY, or vllm.api_key"
+    if "api-key" in given:
+        problem = "everybody on the host can read the arguments of a process"
+        yield Problem("vllm.arguments", "api-key", problem, f"use {secret}")
+    if "VLLM_API_KEY" in vllm.environment:
+        problem = "recipe.yaml and checkpoints keep this setting"
+        yield Problem("vllm.environment", "VLLM_API_KEY", problem, f"use {secret}")
+    needed = recipe.data.max_prompt_length + recipe.rollout.max_response_length
+    length = given.get("max-model-len")
+    if isinstance(length, int) and length < needed:
+        problem = f"data.max_prompt_length + rollout.max_response_length are {needed}"
+        fix = "remove it, or lower one of the two"
+        yield Problem("vllm.arguments", f"max-model-len {length}", problem, fix)
+
+
 def _check_python(facts: Facts) -> Iterator[Problem]:
     vllm = facts.recipe.vllm
     if not _uses_vllm(facts) or vllm.urls or facts.elsewhere:
@@ -185,6 +209,7 @@ def _check_weight_transfer(facts: Facts) -> Iterator[Problem]:
 VLLM_CHECKS = (
     _check_urls,
     _check_urls_alone,
+    _check_arguments,
     _check_python,
     _check_devices,
     _check_staleness,

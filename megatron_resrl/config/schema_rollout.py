@@ -23,6 +23,9 @@ class VllmConfig:
     """CUDA_VISIBLE_DEVICES of each server, e.g. ["0,1", "2,3"]; default: those of the trainer."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables added for the servers."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key that servers want with every call; default: the environment variable VLLM_API_KEY, and
+    for servers that the run starts a random one. Never written to a file."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `vllm serve`, e.g. {"gpu-memory-utilization": 0.5}."""
     start_timeout_s: float = 900.0

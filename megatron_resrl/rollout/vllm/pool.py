@@ -17,9 +17,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from megatron_resrl.config.schema import VllmConfig
+from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.vllm.identity import require_model
+from megatron_resrl.rollout.vllm.launch import max_model_length
 from megatron_resrl.rollout.vllm.requests import (
     RequestFailure,
     RequestRefused,
@@ -52,26 +54,27 @@ class Pool:
 
     def __init__(
         self,
-        vllm: VllmConfig,
+        recipe: Recipe,
         specs: Sequence[ServerSpec],
         *,
         seed_requests: bool,
-        max_length: int,
+        api_key: str | None,
     ) -> None:
         """Starts the loop; the servers follow with `start`.
 
         Args:
-            vllm: Time-outs, limits, and the URLs of servers that are not ours.
+            recipe: Time-outs, limits, lengths, and the URLs of servers that are not ours.
             specs: Servers to start; empty if `vllm.urls` names some.
             seed_requests: Whether each response has a seed of its own.
-            max_length: Tokens of a prompt and its response together.
+            api_key: What servers want to be shown; None: nothing.
         """
-        self.vllm = vllm
-        self.slots = [Slot(spec) for spec in specs] or [
-            Slot(None, url=url.rstrip("/")) for url in vllm.urls
+        self.vllm = vllm = recipe.vllm
+        self.slots = [Slot(spec, api_key=api_key) for spec in specs] or [
+            Slot(None, url=url.rstrip("/"), api_key=api_key) for url in vllm.urls
         ]
+        self._recipe = recipe
         self._seed_requests = seed_requests
-        self._max_length = max_length
+        self._max_length = max_model_length(recipe)
         self._queue: deque[list[Job]] = deque()
         self._error: BaseException | None = None
         self._closing = threading.Event()
@@ -82,7 +85,7 @@ class Pool:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
-        self._client: httpx.AsyncClient = self._run(make_client())
+        self._client: httpx.AsyncClient = self._run(make_client(api_key))
 
     # Called by the engine, from its thread.
 
@@ -183,6 +186,7 @@ class Pool:
         await self._loop.run_in_executor(self._starters, start, slot, timeout, gave_up)
         if self._closing.is_set():
             return
+        await self._loop.run_in_executor(self._starters, require_model, slot, self._recipe)
         timeout = min(self.vllm.request_timeout_s, timeout)
         await warm_up(slot, self._client, max_length=self._max_length, timeout_s=timeout)
         slot.connected = False

@@ -11,6 +11,7 @@ import numpy as np
 
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.weight_sync.control import authorization, shortened
 
 ROUTE = "/inference/v1/generate"
 """vLLM's token-in, token-out route (`--enable-scale-out`)."""
@@ -65,15 +66,19 @@ def request_body(
     return body if model is None else body | {"model": model}
 
 
-async def make_client() -> httpx.AsyncClient:
+async def make_client(api_key: str | None = None) -> httpx.AsyncClient:
     """A client for requests and questions, of the loop that runs this.
+
+    Args:
+        api_key: What servers want to be shown; None: nothing.
 
     Each request has a connection of its own: a server closes an idle one when it likes to, and
     one that is closed just as it is used again looks like a server that died.
     """
     # The pool's queue limits the requests, not the connections; a cluster's proxy stays out.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
-    return httpx.AsyncClient(limits=limits, timeout=None, trust_env=False)
+    headers = authorization(api_key)
+    return httpx.AsyncClient(limits=limits, headers=headers, timeout=None, trust_env=False)
 
 
 async def send_request(
@@ -94,9 +99,9 @@ async def send_request(
     except httpx.HTTPError as error:
         raise RequestFailure(f"{where} failed: {type(error).__name__}: {error}") from error
     if answer.status_code >= 500:
-        raise RequestFailure(f"{where} answered {answer.status_code}: {answer.text[:500]}")
-    if answer.is_error:
-        raise RequestRefused(f"{where} answered {answer.status_code}: {answer.text[:500]}")
+        raise RequestFailure(f"{where} answered {answer.status_code}: {shortened(answer.text)}")
+    if not answer.is_success:
+        raise RequestRefused(f"{where} answered {answer.status_code}: {shortened(answer.text)}")
     return answer.json()
 
 

@@ -26,6 +26,8 @@ _POLL_S = 0.2
 class StartFailure(RunError):
     """A server did not become ready; the message holds the end of its log."""
 
+    common = True
+
 
 @dataclass(frozen=True)
 class ServerSpec:
@@ -33,6 +35,8 @@ class ServerSpec:
 
     name: str
     """For messages, e.g. `server 0`."""
+    model: str
+    """What it calls its model: a name that no other server has."""
     arguments: tuple[str, ...]
     """Command without host and port, which each start chooses anew."""
     environment: Mapping[str, str]
@@ -80,27 +84,31 @@ class ServerProcess:
     def wait_ready(
         self,
         timeout_s: float,
-        healthy: Callable[[str], bool],
+        answers: Callable[[], bool],
         cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Returns when the server answers.
+        """Returns when the server answers and its process lives.
+
+        The port was free a moment ago: another server that has taken it since may answer while
+        ours is about to end.
 
         Args:
             timeout_s: Seconds since now that it may take.
-            healthy: Asks the server at a URL; no exception for one that does not answer.
+            answers: Whether our server answers at `url`.
             cancelled: Ends the wait early, without an error.
 
         Raises:
             StartFailure: The process ended or the time is up; it is killed.
         """
         deadline = time.monotonic() + timeout_s
-        while not healthy(self.url):
-            if cancelled():
-                return
+        while not cancelled():
+            answered = answers()
             status = self.exit_status()
             if status is not None:
                 self.kill()
                 raise StartFailure(self.describe(f"ended with status {status} while it started"))
+            if answered:
+                return
             if time.monotonic() > deadline:
                 self.kill()
                 raise StartFailure(

@@ -35,6 +35,8 @@ class Slot:
     spec: ServerSpec | None
     """None: the server is not ours."""
     url: str = ""
+    api_key: str | None = None
+    """Shown with every call."""
     state: State = State.STARTING
     process: ServerProcess | None = None
     model: str | None = None
@@ -63,7 +65,7 @@ class Slot:
     @property
     def control(self) -> ServerControl:
         """Its control routes."""
-        return ServerControl(self.url)
+        return ServerControl(self.url, api_key=self.api_key)
 
     def failure(self, cause: str) -> str:
         """A message about this server, with the end of its log if it is ours."""

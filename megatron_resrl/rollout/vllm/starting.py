@@ -9,6 +9,7 @@ import httpx
 
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.vllm.identity import answers_as_ours, served_model, why_not_ready
 from megatron_resrl.rollout.vllm.requests import request_body, send_request
 from megatron_resrl.rollout.vllm.server import ServerProcess, StartFailure
 from megatron_resrl.rollout.vllm.slot import Slot
@@ -34,7 +35,7 @@ def start_process(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> 
         return
     slot.process = ServerProcess(slot.spec)
     slot.url = slot.process.url
-    slot.process.wait_ready(timeout_s, _healthy, gave_up)
+    slot.process.wait_ready(timeout_s, lambda: answers_as_ours(slot), gave_up)
 
 
 def await_answer(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> None:
@@ -46,18 +47,19 @@ def await_answer(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> N
         gave_up: Asked now and then; True: return at once.
 
     Raises:
-        StartFailure: It did not answer in time, or has no routes to control it.
+        StartFailure: It did not answer in time, has no routes to control it, or is something else.
     """
     deadline = time.monotonic() + timeout_s
-    while not _healthy(slot.url):
+    while cause := why_not_ready(slot.url, slot.api_key):
         if gave_up():
             return
         if time.monotonic() > deadline:
             raise StartFailure(
                 f"vllm.urls: {slot.url}/health did not answer within vllm.start_timeout_s = "
-                f"{timeout_s:g} s; start the server or correct the address"
+                f"{timeout_s:g} s ({cause}); start the server or correct the address"
             )
         time.sleep(_BETWEEN_QUESTIONS_S)
+    served_model(slot.control)
     try:
         recover(slot.control)
     except ServerFailure as failure:
@@ -70,13 +72,13 @@ def await_answer(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> N
 async def warm_up(
     slot: Slot, client: httpx.AsyncClient, *, max_length: int, timeout_s: float
 ) -> None:
-    """Learns the model's name and has one token made.
+    """Has one token made.
 
     The first request of a server compiles kernels for up to a quarter of a minute, which must not
     look like a stall; and a server without the flags that we need says so here.
 
     Args:
-        slot: Gets the name.
+        slot: That knows the name of its model.
         client: For the requests.
         max_length: Tokens of a prompt and its response together.
         timeout_s: Seconds that a request may take.
@@ -85,17 +87,8 @@ async def warm_up(
         StartFailure: A request failed.
     """
     try:
-        models = await client.get(f"{slot.url}/v1/models", timeout=timeout_s)
-        slot.model = models.json()["data"][0]["id"]
         sampling = SamplingParams(1, ())
         body = request_body([0], sampling, model=slot.model, seed=None, max_length=max_length)
         await send_request(client, slot.url, body, timeout_s=timeout_s)
-    except (RunError, httpx.HTTPError, ValueError, LookupError) as error:
+    except (RunError, httpx.HTTPError, ValueError) as error:
         raise StartFailure(slot.failure(f"did not answer its first request: {error}")) from error
-
-
-def _healthy(url: str) -> bool:
-    try:
-        return not httpx.get(f"{url}/health", timeout=5.0, trust_env=False).is_error
-    except httpx.HTTPError:
-        return False

@@ -63,6 +63,8 @@ def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     arguments = ["--weight-transfer-config", json.dumps({"backend": _NAMES[backend]})]
     arguments += ["--worker-extension-cls", "megatron_resrl_worker.WeightExtension"]
+    # Of vLLM's routes its own API key guards a few.
+    arguments += ["--middleware", "megatron_resrl_guard.RequireKey"]
     # Token ids in and out: what the verification asks for.
     arguments += ["--enable-scale-out"]
     return arguments, environment

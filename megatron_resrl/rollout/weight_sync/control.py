@@ -10,21 +10,32 @@ import httpx
 from megatron_resrl.errors import RunError
 
 
+_SHOWN = 300
+"""Characters of an answer that a message shows."""
+
+
 class ServerFailure(RunError):
-    """A server did not answer, or answered with an error."""
+    """A server did not answer, or not as vLLM does."""
+
+    answered: int | None = None
+    """The status of its answer; None: there was none."""
 
 
 class ServerControl:
     """The control routes of one server (vLLM serves them under VLLM_SERVER_DEV_MODE=1)."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0) -> None:
+    def __init__(
+        self, url: str, *, timeout_s: float = 60.0, api_key: str | None = None
+    ) -> None:
         """
         Args:
             url: E.g. http://127.0.0.1:8000.
             timeout_s: Seconds that a call may take unless it says otherwise.
+            api_key: What the server wants to be shown with every call; None: nothing.
         """
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self._headers = authorization(api_key)
 
     def post(
         self,
@@ -65,6 +76,7 @@ class ServerControl:
                 f"{self.url}/{route.lstrip('/')}",
                 json=body,
                 params=params,
+                headers=self._headers,
                 timeout=timeout_s or self.timeout_s,
                 trust_env=False,  # A proxy of the cluster has no business between these two.
             )
@@ -72,8 +84,23 @@ class ServerControl:
             raise ServerFailure(
                 f"{method} {self.url}/{route.lstrip('/')} failed: {type(error).__name__}: {error}"
             ) from error
-        if answer.is_error:
-            raise ServerFailure(
-                f"{method} {answer.url} answered {answer.status_code}: {answer.text[:500]}"
-            )
-        return answer.json() if answer.content else None
+        if answer.is_success:
+            try:
+                return answer.json() if answer.content else None
+            except ValueError:
+                pass
+        said = f"{method} {answer.url} answered {answer.status_code}: {shortened(answer.text)}"
+        failure = ServerFailure(said)
+        failure.answered = answer.status_code
+        raise failure
+
+
+def authorization(api_key: str | None) -> dict[str, str]:
+    """The header that shows a server its key."""
+    return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
+
+
+def shortened(answer: str) -> str:
+    """An answer as one line of bounded length."""
+    line = " ".join(answer.split()) or "nothing"
+    return line if len(line) <= _SHOWN else f"{line[:_SHOWN]}..."

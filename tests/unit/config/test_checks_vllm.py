@@ -175,3 +175,25 @@ def test_the_directory_for_weights_must_exist_wherever_it_may_be_used():
 def test_a_transfer_directory_must_exist():
     (problem,) = problems(urls=(URL,), weight_transfer="file", transfer_dir="/nowhere")
     assert problem.setting == "vllm.transfer_dir"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value", "said"),
+    [
+        ({"--api_key": "s3cret"}, "api-key", "everybody on the host"),
+        ({"served_model_name": "m"}, "served-model-name", "chooses it"),
+        ({"port": 8000}, "port", "chooses it"),
+        ({"max-model-len": 6}, "max-model-len 6", "are 5120"),
+    ],
+)
+def test_arguments_that_would_undo_what_the_run_needs_are_refused(arguments, value, said):
+    (problem,) = problems(python=sys.executable, arguments=arguments)[:1]
+    assert (problem.setting, problem.value) == ("vllm.arguments", value)
+    assert said in problem.problem
+    assert "s3cret" not in str(problem)
+
+
+def test_a_key_in_a_setting_that_is_written_down_is_refused():
+    problem = problems(python=sys.executable, environment={"VLLM_API_KEY": "s3cret"})[0]
+    assert problem.setting == "vllm.environment"
+    assert "s3cret" not in str(problem)

@@ -15,7 +15,8 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
     VllmConfig,
 )
-from megatron_resrl.rollout.vllm.launch import as_flags, server_specs
+from megatron_resrl.config.load import recipe_yaml
+from megatron_resrl.rollout.vllm.launch import api_key_of, as_flags, server_specs
 
 RECIPE = Recipe(
     output_dir="out",
@@ -103,3 +104,32 @@ def test_every_server_sees_its_own_gpus():
 def test_a_server_takes_as_many_requests_as_are_sent():
     spec, _ = specs(VllmConfig(servers=2, max_running_requests=7))
     assert flag(spec, "--max-num-seqs") == "7"
+
+
+def test_servers_have_names_of_their_own():
+    first, second = specs()
+    names = {flag(spec, "--served-model-name") for spec in (first, second, *specs())}
+    assert len(names) == 4
+    assert first.model == flag(first, "--served-model-name")
+
+
+@pytest.mark.setting("vllm.api_key")
+def test_the_key_goes_into_a_servers_environment_and_into_no_list_of_arguments(monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    recipe = replace(RECIPE, vllm=VllmConfig(api_key="s3cret"))
+    key = api_key_of(recipe)
+    (spec,) = server_specs(recipe, cuda=False, weight_flags=((), {}), api_key=key)
+    assert spec.environment["VLLM_API_KEY"] == "s3cret"
+    assert "s3cret" not in " ".join(spec.arguments)
+    assert "s3cret" not in recipe_yaml(recipe)
+
+
+def test_without_a_key_our_servers_get_a_random_one_and_others_none(monkeypatch):
+    monkeypatch.delenv("VLLM_API_KEY", raising=False)
+    first, second = api_key_of(RECIPE), api_key_of(RECIPE)
+    assert len(first) >= 32
+    assert first != second
+    others = replace(RECIPE, vllm=VllmConfig(urls=("http://host:8000",)))
+    assert api_key_of(others) is None
+    monkeypatch.setenv("VLLM_API_KEY", "given")
+    assert api_key_of(others) == api_key_of(RECIPE) == "given"

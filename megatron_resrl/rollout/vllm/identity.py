@@ -1,0 +1,159 @@
+"""What answers at an address: our server, another vLLM that fits the recipe, or something else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath
+
+import httpx
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.vllm.launch import MODEL_NAME, max_model_length
+from megatron_resrl.rollout.vllm.server import StartFailure
+from megatron_resrl.rollout.vllm.slot import Slot
+from megatron_resrl.rollout.weight_sync.control import (
+    ServerControl,
+    ServerFailure,
+    authorization,
+    shortened,
+)
+
+_QUESTION_S = 5.0
+_REFUSED = (401, 403)
+
+
+class WrongServer(StartFailure, InputError):
+    """What answers at an address cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """What a vLLM server says of its model."""
+
+    name: str
+    path: str
+    """Where the server read it."""
+    max_length: int
+    """Tokens of a prompt and its response together."""
+
+
+def why_not_ready(url: str, api_key: str | None) -> str | None:
+    """Asks a server for its health.
+
+    Returns:
+        Why it may be about to start; None: it is ready.
+
+    Raises:
+        WrongServer: Something answers that is not about to become a vLLM server.
+    """
+    where = f"{url}/health"
+    try:
+        answer = httpx.get(
+            where, headers=authorization(api_key), timeout=_QUESTION_S, trust_env=False
+        )
+    except httpx.RemoteProtocolError as error:
+        if "disconnected" in str(error):
+            return f"{type(error).__name__}: {error}"
+        raise WrongServer(_no_vllm(url, f"GET {where}: no HTTP, {error}")) from error
+    except httpx.HTTPError as error:
+        return f"{type(error).__name__}: {error}"
+    said = f"GET {where} answered {answer.status_code}: {shortened(answer.text)}"
+    if answer.status_code in _REFUSED:
+        raise WrongServer(_wants_key(url, said))
+    if answer.status_code >= 500:
+        return said
+    if not answer.is_success:
+        raise WrongServer(_no_vllm(url, said))
+    return None
+
+
+def answers_as_ours(slot: Slot) -> bool:
+    """Whether the server of a slot that has a specification answers at its address.
+
+    Another one that has taken the port does not know the name of our model.
+    """
+    assert slot.spec is not None
+    try:
+        return not why_not_ready(slot.url, slot.api_key) and (
+            served_model(slot.control).name == slot.spec.model
+        )
+    except StartFailure:
+        return False
+
+
+def served_model(control: ServerControl) -> ServedModel:
+    """The model of a server, by its own words.
+
+    Raises:
+        WrongServer: It wants a key, or is no vLLM server.
+        StartFailure: It does not answer.
+    """
+    try:
+        answer = control.get("/v1/models")
+    except ServerFailure as failure:
+        if failure.answered in _REFUSED:
+            raise WrongServer(_wants_key(control.url, str(failure))) from failure
+        if failure.answered is None or failure.answered >= 500:
+            raise StartFailure(f"vllm.urls: {failure}") from failure
+        raise WrongServer(_no_vllm(control.url, str(failure))) from failure
+    said = f"GET {control.url}/v1/models answered {shortened(str(answer))}"
+    try:
+        card = answer["data"][0]
+        known = ServedModel(card["id"], card["root"] or card["id"], card["max_model_len"])
+        if card["owned_by"] == "vllm" and isinstance(known.max_length, int):
+            return known
+    except (LookupError, TypeError):
+        pass
+    raise WrongServer(_no_vllm(control.url, said))
+
+
+def require_model(slot: Slot, recipe: Recipe) -> None:
+    """Learns the name of a server's model, and whether the recipe's lengths fit it. Blocks.
+
+    Args:
+        slot: A server that is ready; gets the name.
+        recipe: Model and lengths.
+
+    Raises:
+        WrongServer: It serves another model, or its context is too short.
+        StartFailure: It does not answer.
+    """
+    served = served_model(slot.control)
+    needed = max_model_length(recipe)
+    if served.max_length < needed:
+        remedy = (
+            f"start it with --max-model-len {needed}"
+            if slot.spec is None
+            else "remove max-model-len from vllm.arguments"
+        )
+        raise WrongServer(
+            f"vLLM {slot.name} takes {served.max_length} tokens (max_model_len), and "
+            f"data.max_prompt_length {recipe.data.max_prompt_length} + "
+            f"rollout.max_response_length {recipe.rollout.max_response_length} are {needed}: "
+            f"{remedy}, or lower one of the two"
+        )
+    wanted = PurePath(recipe.model.path).name
+    if slot.spec is None and not {wanted, MODEL_NAME} & _names(served):
+        raise WrongServer(
+            f"vllm.urls: {slot.url} serves {served.name!r} from {served.path!r}, and model.path is "
+            f"{recipe.model.path!r}; correct the address, or start that server with "
+            f"--served-model-name {MODEL_NAME} if it is the same model"
+        )
+    slot.model = served.name
+
+
+def _names(served: ServedModel) -> set[str]:
+    """What the served model may be called."""
+    return {PurePath(served.name).name, PurePath(served.path).name}
+
+
+def _no_vllm(url: str, said: str) -> str:
+    return f"vllm.urls: what answers at {url} is no vLLM server ({said}); correct the address"
+
+
+def _wants_key(url: str, said: str) -> str:
+    return (
+        f"vllm.urls: {url} wants another API key ({said}); set vllm.api_key or the environment "
+        "variable VLLM_API_KEY to it"
+    )

@@ -1,0 +1,167 @@
+"""What answers at an address is looked at before anything is asked of it."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from answering import answering, model_card, vllm_like
+from served_engine import NoSender, one_rank
+
+from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RolloutConfig, VllmConfig
+from megatron_resrl.errors import UNUSABLE, InputError, exit_status
+from megatron_resrl.rollout.vllm.engine import VllmEngine
+from megatron_resrl.rollout.vllm.identity import answers_as_ours, require_model
+from megatron_resrl.rollout.vllm.server import ServerProcess, ServerSpec, StartFailure
+from megatron_resrl.rollout.vllm.slot import Slot
+from megatron_resrl.rollout.vllm.starting import await_answer
+
+OLLAMA = {"object": "list", "data": [{"id": "llama3", "object": "model", "owned_by": "library"}]}
+HTML = "<html><body>\n" + "a proxy's page " * 100 + "</body></html>"
+
+
+def recipe(url: str = "http://127.0.0.1:1", **vllm) -> Recipe:
+    return Recipe(
+        model=ModelConfig(path="/data/m"),
+        data=DataConfig(max_prompt_length=32),
+        rollout=RolloutConfig(engine="vllm", max_response_length=8),
+        vllm=VllmConfig(urls=(url,), start_timeout_s=5.0, **vllm),
+    )
+
+
+def looked_at(url: str, api_key: str | None = None) -> Slot:
+    slot = Slot(None, url=url, api_key=api_key)
+    await_answer(slot, 5.0, lambda: False)
+    require_model(slot, recipe(url))
+    return slot
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        (lambda _: (200, HTML), "is no vLLM server"),
+        (lambda _: (200, "hello"), "is no vLLM server"),
+        (lambda _: (404, HTML), "/health answered 404"),
+        (lambda _: (302, ""), "/health answered 302: nothing"),
+        (vllm_like(OLLAMA), "llama3"),
+        (vllm_like({"object": "list", "data": None}), "is no vLLM server"),
+        (vllm_like([1, 2]), "is no vLLM server"),
+        (vllm_like("{not json"), "{not json"),
+        (vllm_like(model_card(max_model_len=None)), "is no vLLM server"),
+        (vllm_like(model_card(owned_by="sglang")), "sglang"),
+        (vllm_like(model_card("Qwen3-4B", root="Qwen/Qwen3-4B")), "serves 'Qwen3-4B' from"),
+        (lambda _: (401, {"error": "Unauthorized"}), "wants another API key"),
+    ],
+)
+def test_something_else_is_named_with_its_address_and_its_answer(answer, said):
+    with answering(answer) as url, pytest.raises(InputError) as failure:
+        looked_at(url)
+    message = str(failure.value)
+    assert url in message
+    assert said in message
+    assert "vllm.urls" in message
+    assert len(message) < 700
+    assert "\n" not in message
+
+
+def test_what_speaks_no_http_is_refused_at_once():
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def greet() -> None:
+            connection, _ = listener.accept()
+            connection.sendall(b"220 mail ready\r\n\r\n")
+            connection.recv(1000)
+            connection.close()
+
+        Thread(target=greet, daemon=True).start()
+        with pytest.raises(InputError, match="no HTTP"):
+            looked_at(f"http://127.0.0.1:{listener.getsockname()[1]}")
+
+
+@pytest.mark.parametrize("card", [model_card(), model_card("m"), model_card("x", root="org/m")])
+def test_a_server_of_the_recipes_model_is_taken_under_its_own_name(card):
+    with answering(vllm_like(card)) as url:
+        assert looked_at(url).model == card["data"][0]["id"]
+
+
+def test_a_server_whose_context_is_too_short_is_refused_with_both_numbers_and_a_remedy():
+    with answering(vllm_like(model_card(max_model_len=39))) as url:
+        with pytest.raises(InputError) as failure:
+            looked_at(url)
+        message = str(failure.value)
+        assert f"server {url} takes 39 tokens" in message
+        assert "data.max_prompt_length 32 + rollout.max_response_length 8 are 40" in message
+        assert "--max-model-len 40" in message
+    with answering(vllm_like(model_card(max_model_len=40))) as url:
+        looked_at(url)
+
+
+def test_the_engine_ends_with_the_status_of_a_user_error():
+    with (
+        one_rank(),
+        answering(vllm_like(model_card(max_model_len=6))) as url,
+        pytest.raises(StartFailure) as failure,
+    ):
+        VllmEngine(recipe(url), NoSender())
+    assert exit_status(failure.value) == UNUSABLE
+    assert failure.value.common
+
+
+def test_a_starting_server_is_waited_for_and_the_last_answer_is_shown():
+    with answering(lambda _: (503, "loading")) as url, pytest.raises(StartFailure) as failure:
+        await_answer(Slot(None, url=url), 0.2, lambda: False)
+    assert "did not answer within vllm.start_timeout_s = 0.2 s" in str(failure.value)
+    assert "503: loading" in str(failure.value)
+
+
+@pytest.mark.setting("vllm.api_key")
+def test_every_call_shows_the_key_and_no_file_has_it(monkeypatch):
+    shown = []
+
+    def generate(request):
+        shown.append(request.authorization)
+        choice = {"token_ids": [1], "finish_reason": "length", "weight_versions": None}
+        choice["logprobs"] = {"content": [{"logprob": -0.1}]}
+        return 200, {"choices": [choice]}
+
+    def guarded(request):
+        shown.append(request.authorization)
+        return vllm_like(model_card(), generate)(request)
+
+    with one_rank(), answering(guarded) as url:
+        VllmEngine(recipe(url, api_key="secret"), NoSender()).close()
+        assert set(shown) == {"Bearer secret"}
+        shown.clear()
+        monkeypatch.setenv("VLLM_API_KEY", "from outside")
+        VllmEngine(recipe(url), NoSender()).close()
+        assert set(shown) == {"Bearer from outside"}
+    assert "secret" not in repr(recipe(api_key="secret"))
+
+
+SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
+
+
+def test_another_server_on_our_port_is_not_taken_for_ours(tmp_path, monkeypatch):
+    spec = ServerSpec("server 0", "policy-ours", SLEEPER, {}, tmp_path / "log")
+    with answering(vllm_like(model_card("policy-theirs"))) as url:
+        slot = Slot(spec, url=url)
+        assert not answers_as_ours(slot)
+        process = ServerProcess(spec)
+        slot.url = process.url = url
+        with pytest.raises(StartFailure, match="was not ready"):
+            process.wait_ready(0.5, lambda: answers_as_ours(slot))
+    with answering(vllm_like(model_card("policy-ours"))) as url:
+        slot.url = url
+        assert answers_as_ours(slot)
+
+
+def test_a_process_that_has_ended_is_not_ready_whatever_answers(tmp_path):
+    ends = (sys.executable, "-c", "raise SystemExit(7)")
+    process = ServerProcess(ServerSpec("server 0", "policy-ours", ends, {}, tmp_path / "log"))
+    process._process.wait()
+    with pytest.raises(StartFailure, match="ended with status 7 while it started"):
+        process.wait_ready(60, lambda: True)
+    assert Path(tmp_path / "log").read_text()
