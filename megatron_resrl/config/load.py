@@ -95,14 +95,14 @@ def recipe_yaml(recipe: Recipe) -> str:
 
     Secrets are left out: `vllm.api_key` is null.
     """
-    open_recipe = dataclasses.replace(recipe, vllm=dataclasses.replace(recipe.vllm, api_key=None))
+    public = dataclasses.replace(recipe, vllm=dataclasses.replace(recipe.vllm, api_key=None))
 
     def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {key: plain(item) for key, item in value.items()}
         return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return yaml.safe_dump(plain(dataclasses.asdict(open_recipe)), sort_keys=False, allow_unicode=True)
+    return yaml.safe_dump(plain(dataclasses.asdict(public)), sort_keys=False, allow_unicode=True)
 
 
 def settings_parser(prog: str, description: str) -> ArgumentParser:

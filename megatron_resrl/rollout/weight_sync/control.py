@@ -9,7 +9,6 @@ import httpx
 
 from megatron_resrl.errors import RunError
 
-
 _SHOWN = 300
 """Characters of an answer that a message shows."""
 
@@ -24,9 +23,7 @@ class ServerFailure(RunError):
 class ServerControl:
     """The control routes of one server (vLLM serves them under VLLM_SERVER_DEV_MODE=1)."""
 
-    def __init__(
-        self, url: str, *, timeout_s: float = 60.0, api_key: str | None = None
-    ) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 60.0, api_key: str | None = None) -> None:
         """
         Args:
             url: E.g. http://127.0.0.1:8000.

@@ -183,7 +183,7 @@ def test_a_transfer_directory_must_exist():
         ({"--api_key": "s3cret"}, "api-key", "everybody on the host"),
         ({"served_model_name": "m"}, "served-model-name", "chooses it"),
         ({"port": 8000}, "port", "chooses it"),
-        ({"max-model-len": 6}, "max-model-len 6", "are 5120"),
+        ({"max-model-len": 6}, "max-model-len 6", "are 6144"),
     ],
 )
 def test_arguments_that_would_undo_what_the_run_needs_are_refused(arguments, value, said):

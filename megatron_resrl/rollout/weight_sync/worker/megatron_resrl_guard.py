@@ -1,7 +1,7 @@
 """Runs inside vLLM's API server: its API key guards every route.
 
-vLLM 0.32 itself guards `/v1` and `/inference` alone: whoever reaches its port may change its weights
-and, by `/collective_rpc`, run its workers' methods.
+vLLM 0.32 itself guards `/v1` and `/inference` alone: whoever reaches its port may change its
+weights and, by `/collective_rpc`, run its workers' methods.
 """
 
 from __future__ import annotations
@@ -38,14 +38,8 @@ class RequireKey:
         if scope["type"] not in ("http", "websocket") or self._may_pass(scope):
             await self._app(scope, receive, send)
             return
-        kind = b"application/json"
-        await send(
-            {
-                "type": "http.response.start",
-                "status": 401,
-                "headers": [(b"content-type", kind)],
-            }
-        )
+        headers = [(b"content-type", b"application/json")]
+        await send({"type": "http.response.start", "status": 401, "headers": headers})
         await send({"type": "http.response.body", "body": b'{"error": "Unauthorized"}'})
 
     def _may_pass(self, scope: Scope) -> bool:

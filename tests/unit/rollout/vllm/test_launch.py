@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import (
     DataConfig,
     ModelConfig,
@@ -15,7 +16,6 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
     VllmConfig,
 )
-from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.rollout.vllm.launch import api_key_of, as_flags, server_specs
 
 RECIPE = Recipe(

@@ -25,7 +25,9 @@ def status(guard: RequireKey, path: str, authorization: str | None) -> int:
     return sent[0]["status"]
 
 
-@pytest.mark.parametrize("path", ["/collective_rpc", "/update_weights", "/v1/models", "/sleep", "/"])
+@pytest.mark.parametrize(
+    "path", ["/collective_rpc", "/update_weights", "/v1/models", "/sleep", "/"]
+)
 def test_every_route_wants_the_key(monkeypatch, path):
     monkeypatch.setenv("VLLM_API_KEY", "s3cret")
     guard = RequireKey(_app)
