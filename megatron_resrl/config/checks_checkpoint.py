@@ -16,7 +16,7 @@ _EVALUATION = "eval/"
 def evaluation_metric_names(evaluation: EvaluationConfig) -> list[str]:
     """Names of the metrics that an evaluation logs."""
     kinds = [f"avg@{evaluation.samples_per_prompt}", *(f"pass@{k}" for k in evaluation.pass_at)]
-    kinds.append("response_length")
+    kinds += ["response_length", "questions", "dropped", "timeouts", "truncated"]
     files, _ = resolve_files("evaluation.files", evaluation.files, DataConfig())
     return [f"{_EVALUATION}{file.name}/{kind}" for file in files for kind in kinds]
 

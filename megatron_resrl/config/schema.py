@@ -306,6 +306,8 @@ class EvaluationConfig:
     """The k of the unbiased pass@k; each at most `samples_per_prompt`."""
     max_prompts: int | None = None
     """Use only the first questions of each file."""
+    keep_responses: bool = True
+    """Write every response with its score below `<output_dir>/evaluation`."""
 
 
 @dataclass(frozen=True)

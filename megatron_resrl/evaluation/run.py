@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
+import datetime
+import itertools
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+import yaml
 
+from megatron_resrl.checkpoint.code_version import code_version
+from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.question_files import question_files
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.prompts import Prompt
-from megatron_resrl.evaluation.metrics import evaluation_metrics
+from megatron_resrl.data.rows import read_rows
+from megatron_resrl.evaluation.results import (
+    SUMMARY,
+    EvaluationSet,
+    SetResult,
+    keep_responses,
+    unused_names,
+)
 from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
@@ -24,37 +34,48 @@ from megatron_resrl.rollout.sampling import EVALUATION_STREAM
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class EvaluationSet:
-    """The questions of one file."""
-
-    name: str
-    """The file's name without its ending, or the one given in `evaluation.files`."""
-    prompts: list[Prompt]
-
-
 def load_evaluation_sets(
     recipe: Recipe, tokenizer: Any, vocab_size: int | None = None
 ) -> list[EvaluationSet]:
     """Reads the recipe's evaluation files. `vocab_size`: see `read_prompts`."""
     sets = []
+    limit = recipe.evaluation.max_prompts
     for file in question_files("evaluation.files", recipe.evaluation.files, recipe.data):
-        prompts, (dropped,) = read_prompts(
-            [file], recipe.data, tokenizer, recipe.evaluation.max_prompts, vocab_size=vocab_size
-        )
-        logger.info("%s: %d questions, %d dropped as too long", file.path, len(prompts), dropped)
-        sets.append(EvaluationSet(file.name, prompts))
+        prompts, _ = read_prompts([file], recipe.data, tokenizer, limit, vocab_size=vocab_size)
+        rows = sum(1 for _ in itertools.islice(read_rows(Path(file.path)), limit))
+        kept = {prompt.record.index for prompt in prompts}
+        dropped = tuple(row for row in range(rows) if row not in kept)
+        logger.info("%s: %d questions, %d dropped", file.path, len(prompts), len(dropped))
+        sets.append(EvaluationSet(file.name, prompts, dropped))
     return sets
 
 
-def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -> dict[str, float]:
+def evaluate_sets(
+    sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe, step: int | None = None
+) -> dict[str, float]:
     """Samples and grades every set with the policy's current weights. Collective.
+
+    Args:
+        sets: Questions.
+        actor: Answers and grades them.
+        recipe: All settings.
+        step: Training steps taken; if given and `evaluation.keep_responses` is set, rank 0 writes
+            the responses to `<output_dir>/evaluation/step_<step>`.
+
+    Returns:
+        `eval/<set>/<metric>`, see `SetResult.metrics`.
+    """
+    results = graded_sets(sets, actor, recipe)
+    if step is not None and recipe.evaluation.keep_responses and dist.get_rank() == 0:
+        keep_responses(results, Path(recipe.output_dir) / SUMMARY / f"step_{step:06d}", step)
+    return _named_metrics(results, recipe)
+
+
+def graded_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -> list[SetResult]:
+    """All responses to every set, graded. Collective.
 
     The random numbers are the same at every call, so that two evaluations of one run differ by
     the weights alone. Scores are the verifier's, without length scaling.
-
-    Returns:
-        `eval/<set>/avg@<n>`, `eval/<set>/pass@<k>` and `eval/<set>/response_length`.
     """
     settings = recipe.evaluation
     sampling = SamplingParams(
@@ -64,7 +85,7 @@ def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -
         temperature=settings.temperature,
         top_p=settings.top_p,
     )
-    metrics: dict[str, float] = {}
+    results = []
     for number, each in enumerate(sets):
         seed = (recipe.seed, EVALUATION_STREAM, number)
         responses = actor.player.begin(each.prompts, sampling, seed=seed).result()
@@ -78,28 +99,68 @@ def evaluate_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -
         samples = grade_responses(
             each.prompts, responses, actor.grader, actor.tokenizer, recipe.reward
         )
-        scores: list[list[float]] = [[] for _ in each.prompts]
-        for sample in samples:
-            scores[sample.group].append(sample.score)
-        lengths = [sample.response.drawn for sample in samples]
-        found = evaluation_metrics(scores, settings.pass_at)
-        found["response_length"] = sum(lengths) / len(lengths)
-        metrics |= {f"eval/{each.name}/{name}": value for name, value in found.items()}
-    return metrics
+        result = SetResult(each, samples)
+        if dist.get_rank() == 0:
+            result.warn()
+        results.append(result)
+    return results
 
 
 def evaluate(recipe: Recipe) -> dict[str, float]:
     """The `eval` command: evaluates the model of `recipe.model.path`.
 
-    Prints the metrics and writes them to `<output_dir>/evaluation.json`.
+    Prints the metrics, and writes them to `<output_dir>/evaluation.json` with what they were
+    measured with, and the responses to `<output_dir>/evaluation/<set>.jsonl`. An earlier
+    evaluation's files stay: this one's have a number then.
     """
+    if recipe.rollout.record or recipe.rollout.replay:
+        logger.warning(
+            "rollout.record and rollout.replay are for training: this evaluation generates its "
+            "responses and keeps them as evaluation.keep_responses says"
+        )
     with open_actor(recipe, trainable=False) as actor:
         sets = load_evaluation_sets(recipe, actor.tokenizer, actor.policy.hf_config.vocab_size)
-        metrics = evaluate_sets(sets, actor, recipe)
+        results = graded_sets(sets, actor, recipe)
+        metrics = _named_metrics(results, recipe)
         if dist.get_rank() == 0:
-            directory = Path(recipe.output_dir)
-            directory.mkdir(parents=True, exist_ok=True)
-            (directory / "evaluation.json").write_text(json.dumps(metrics, indent=2) + "\n")
             for name, value in metrics.items():
                 print(f"{name}: {value:.4f}")
+            for path in _write(results, metrics, recipe):
+                print(f"written: {path}")
     return metrics
+
+
+def _named_metrics(results: Sequence[SetResult], recipe: Recipe) -> dict[str, float]:
+    return {
+        f"eval/{result.questions.name}/{name}": value
+        for result in results
+        for name, value in result.metrics(recipe.evaluation).items()
+    }
+
+
+def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Recipe) -> list[Path]:
+    directory = Path(recipe.output_dir)
+    directory.mkdir(parents=True, exist_ok=True)
+    summary, folder = unused_names(directory)
+    kept: list[Path] = []
+    if recipe.evaluation.keep_responses:
+        kept = keep_responses(results, folder, step=None)
+    now = datetime.datetime.now(datetime.timezone.utc)
+    content = {
+        "model": str(Path(recipe.model.path).absolute()),
+        "date": now.isoformat(timespec="seconds"),
+        "code": code_version(),
+        "ranks": dist.get_world_size(),
+        "metrics": metrics,
+        "sets": {
+            result.questions.name: {
+                **result.counts(),
+                "standard_error": result.standard_error(),
+                "dropped_rows": result.questions.dropped,
+            }
+            for result in results
+        },
+        "recipe": yaml.safe_load(recipe_yaml(recipe)),
+    }
+    summary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return [summary, *kept]

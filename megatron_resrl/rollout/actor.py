@@ -105,7 +105,7 @@ def read_prompts(
         files: See `question_files`.
         data: Columns where a file does not say them, chat template and length limit.
         tokenizer: The model's.
-        limit: Use only the first records of each file.
+        limit: Read only the first rows of each file.
         vocab_size: Rows of the model's embedding, see `tokenize_prompts`.
 
     Returns:
@@ -122,9 +122,10 @@ def read_prompts(
             system_prompt=file.system_prompt,
             data_source=file.data_source,
             tools_key=data.tools_key,
+            limit=limit,
         )
         tokenized = tokenize_prompts(
-            records[:limit],
+            records,
             tokenizer,
             max_prompt_length=data.max_prompt_length,
             apply_chat_template=data.apply_chat_template,

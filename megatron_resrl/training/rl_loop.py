@@ -93,9 +93,9 @@ def _train(
     not_finite = NotFiniteSteps(recipe.optimizer)
     without_signal = WithoutSignal(recipe.rollout.max_response_length)
 
-    def evaluate() -> dict[str, float]:
+    def evaluate(step: int) -> dict[str, float]:
         with phase(timers, "evaluation"):
-            return evaluate_sets(beginning.evaluation_sets, actor, recipe)
+            return evaluate_sets(beginning.evaluation_sets, actor, recipe, step)
 
     with (
         Journal(recipe, resume_step=first - 1 if first > 1 else None) as journal,
@@ -103,7 +103,7 @@ def _train(
     ):
         journal.write_recipe(recipe_yaml(recipe))
         if first == 1:
-            journal.log(0, evaluate())
+            journal.log(0, evaluate(0))
         timers.collect()
         journal.begin_steps()
         for step in range(first, recipe.steps + 1):
@@ -125,7 +125,7 @@ def _train(
             if not outcome.finite:
                 journal.dump(step, samples)
             if _due(step, recipe.evaluation.every, recipe.steps):
-                metrics |= evaluate()
+                metrics |= evaluate(step)
             journal.log(step, metrics, samples)
             not_finite.count(step, outcome.finite, dump_path(output_dir, step))
             interrupted = step < recipe.steps and interruption.requested()

@@ -1,0 +1,186 @@
+"""What an evaluation found on one set of questions, as numbers and as files."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.config.schema import EvaluationConfig
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.evaluation.metrics import evaluation_metrics
+from megatron_resrl.rollout.collect import Sample
+
+logger = logging.getLogger(__name__)
+
+SUMMARY = "evaluation"
+"""`<output_dir>/evaluation.json` and the folder `<output_dir>/evaluation`."""
+_NAMED = 8
+"""Left out questions that a warning names."""
+_LINE_ENDS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
+"""Text may hold them, and some readers of lines end a line there."""
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The questions of one file."""
+
+    name: str
+    """The file's name without its ending, or the one given in `evaluation.files`."""
+    prompts: list[Prompt]
+    dropped: tuple[int, ...] = ()
+    """Rows, from 0, of the questions that are left out: too long, or without an answer."""
+
+
+@dataclass(frozen=True)
+class SetResult:
+    """All graded responses to a set."""
+
+    questions: EvaluationSet
+    samples: Sequence[Sample]
+
+    def scores(self) -> list[list[float]]:
+        """[questions][samples]."""
+        scores: list[list[float]] = [[] for _ in self.questions.prompts]
+        for sample in self.samples:
+            scores[sample.group].append(sample.score)
+        return scores
+
+    def counts(self) -> dict[str, int]:
+        """How many questions and responses there were, and what is to be known of them."""
+        return {
+            "questions": len(self.questions.prompts),
+            "dropped": len(self.questions.dropped),
+            "responses": len(self.samples),
+            "timeouts": sum(sample.timed_out for sample in self.samples),
+            "truncated": sum(_cut_off(sample) for sample in self.samples),
+        }
+
+    def metrics(self, settings: EvaluationConfig) -> dict[str, float]:
+        """`avg@<n>`, `pass@<k>`, `response_length`, `questions`, `dropped` (out of the average),
+        `timeouts` (graded as wrong) and `truncated`, a share of the responses."""
+        counts, responses = self.counts(), len(self.samples)
+        found = evaluation_metrics(self.scores(), settings.pass_at)
+        found["response_length"] = sum(s.response.drawn for s in self.samples) / responses
+        found |= {name: float(counts[name]) for name in ("questions", "dropped", "timeouts")}
+        return found | {"truncated": counts["truncated"] / responses}
+
+    def standard_error(self) -> float | None:
+        """Of the mean score, over questions: the samples of one question are not independent.
+
+        None with a single question.
+        """
+        means = [sum(several) / len(several) for several in self.scores()]
+        if len(means) < 2:
+            return None
+        mean = sum(means) / len(means)
+        variance = sum((each - mean) ** 2 for each in means) / (len(means) - 1)
+        return math.sqrt(variance / len(means))
+
+    def warn(self) -> None:
+        """Says what makes the averages lower, or their denominators smaller, than expected."""
+        counts, name = self.counts(), self.questions.name
+        dropped = self.questions.dropped
+        if dropped:
+            rows = ", ".join(map(str, dropped[:_NAMED])) + (", ..." if dropped[_NAMED:] else "")
+            logger.warning(
+                "evaluation %s: averages are over %d questions; %d more are left out as too long "
+                "or unanswered (rows %s, counted from 0)",
+                name,
+                counts["questions"],
+                len(dropped),
+                rows,
+            )
+        late = [sample.prompt.record.index for sample in self.samples if sample.timed_out]
+        if late:
+            logger.warning(
+                "evaluation %s: %d of %d responses were not graded within reward.timeout_s and "
+                "count as wrong, the first to the question in row %d",
+                name,
+                len(late),
+                counts["responses"],
+                late[0],
+            )
+
+    def lines(self, step: int | None) -> Iterator[dict[str, Any]]:
+        """One record for each question, with its responses."""
+        grouped = itertools.groupby(self.samples, key=lambda sample: sample.group)
+        for group, samples in grouped:
+            record = self.questions.prompts[group].record
+            yield {
+                "step": step,
+                "row": record.index,
+                "question": record.messages[-1]["content"],
+                "ground_truth": str(record.ground_truth),
+                "responses": [_readable(sample) for sample in samples],
+            }
+
+
+def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None) -> list[Path]:
+    """Writes `<folder>/<set>.jsonl` for each set; files that are there get out of the way.
+
+    Args:
+        results: Of one evaluation.
+        folder: Made if absent.
+        step: Training steps taken; None: not in training.
+
+    Returns:
+        The files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for result in results:
+        path = folder / f"{result.questions.name}.jsonl"
+        if path.exists():
+            path.rename(_unused(path))
+        with path.open("w", encoding="utf-8", newline="\n") as file:
+            for line in result.lines(step):
+                file.write(_as_line(line))
+        paths.append(path)
+    return paths
+
+
+def unused_names(directory: Path) -> tuple[Path, Path]:
+    """Where an evaluation writes, so that it overwrites no earlier one.
+
+    Returns:
+        `evaluation.json` and the folder `evaluation` for its responses; `evaluation.1.json` and
+        `evaluation.1` if the first are taken, and so on.
+    """
+    for number in itertools.count():
+        name = f"{SUMMARY}.{number}" if number else SUMMARY
+        summary, folder = directory / f"{name}.json", directory / name
+        if not summary.exists() and not any(folder.glob("*.jsonl")):
+            return summary, folder
+    raise AssertionError
+
+
+def _unused(path: Path) -> Path:
+    """`path` with the first number before its ending that nobody has taken."""
+    names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
+    return next(name for name in names if not name.exists())
+
+
+def _as_line(record: dict[str, Any]) -> str:
+    text = json.dumps(record, ensure_ascii=False)
+    return text.translate(str.maketrans(_LINE_ENDS)) + "\n"
+
+
+def _readable(sample: Sample) -> dict[str, Any]:
+    record = {
+        "response": sample.text,
+        "score": sample.score,
+        "timed_out": sample.timed_out,
+        "finish_reason": sample.response.finish_reason,
+        "tokens": sample.response.drawn,
+    }
+    return record if sample.transcript is None else record | {"transcript": sample.transcript}
+
+
+def _cut_off(sample: Sample) -> bool:
+    return sample.response.finish_reason == "length"

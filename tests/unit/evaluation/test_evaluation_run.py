@@ -1,0 +1,187 @@
+"""Evaluations of a tiny model: what is counted, what is kept, and that settings are followed."""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+
+import pytest
+from tiny_task import write_task
+
+from megatron_resrl import __version__
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.evaluation.results import SetResult, keep_responses, unused_names
+from megatron_resrl.evaluation.run import evaluate, evaluate_sets, graded_sets, load_evaluation_sets
+from megatron_resrl.rollout.actor import open_actor
+
+ROWS = [
+    '{"prompt": "3 4", "answer": "3"}',
+    '{"prompt": "5 6", "answer": ""}',
+    '{"prompt": "9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9 9", "answer": "5"}',
+    '{"prompt": "7 8", "answer": "7"}',
+    '{"prompt": "9 10", "answer": "9"}',
+    '{"prompt": "9 11", "answer": null}',
+]
+SLOW = """\
+import time
+
+
+def slow(response, ground_truth, **context):
+    if ground_truth == "7":
+        time.sleep(60)
+    return float(ground_truth == "3")
+"""
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("task")
+    (directory / "slow.py").write_text(SLOW)
+    path = write_task(
+        directory,
+        evaluation={
+            "files": [str(directory / "heldout.jsonl")],
+            "samples_per_prompt": 3,
+            "pass_at": [1, 3],
+        },
+        reward={"function": f"{directory / 'slow.py'}:slow", "workers": 1, "timeout_s": 2.0},
+        rollout__record=str(directory / "record"),
+    )
+    (directory / "heldout.jsonl").write_text("\n".join(ROWS) + "\n")
+    return load_recipe(str(path))
+
+
+@pytest.fixture(scope="module")
+def quick(recipe):
+    """With a grader that is always done."""
+    function = recipe.reward.function.replace("slow.py:slow", "reward.py:even")
+    return replace(recipe, reward=replace(recipe.reward, function=function, timeout_s=30.0))
+
+
+@pytest.fixture(scope="module")
+def actor(quick):
+    with open_actor(quick, trainable=False) as actor:
+        yield actor
+
+
+def texts(actor, recipe, **settings) -> list[list[str]]:
+    """[questions][samples] of responses under changed settings."""
+    recipe = replace(recipe, evaluation=replace(recipe.evaluation, **settings))
+    (result,) = graded_sets(load_evaluation_sets(recipe, actor.tokenizer), actor, recipe)
+    return [[r["response"] for r in line["responses"]] for line in result.lines(None)]
+
+
+@pytest.mark.setting("evaluation.temperature", "evaluation.top_p")
+def test_responses_are_drawn_with_the_evaluations_temperature_and_nucleus(actor, quick):
+    greedy = texts(actor, quick, temperature=0.0, top_p=1.0)
+    assert all(len(set(group)) == 1 for group in greedy)
+    drawn = texts(actor, quick, temperature=1.0, top_p=1.0)
+    assert all(len(set(group)) > 1 for group in drawn)
+    # A nucleus of the likeliest token alone.
+    assert texts(actor, quick, temperature=1.0, top_p=1e-9) == greedy
+    assert texts(actor, quick, temperature=1e-4, top_p=1.0) == greedy
+    # The same draws from another nucleus.
+    narrow = texts(actor, quick, temperature=1.0, top_p=0.3)
+    assert narrow != drawn
+    assert narrow != greedy
+
+
+@pytest.mark.setting("evaluation.keep_responses")
+def test_an_evaluation_in_training_keeps_every_response_with_its_step(actor, quick, tmp_path):
+    recipe = replace(quick, output_dir=str(tmp_path))
+    sets = load_evaluation_sets(recipe, actor.tokenizer)
+    metrics = evaluate_sets(sets, actor, recipe, 20)
+    path = tmp_path / "evaluation" / "step_000020" / "heldout.jsonl"
+    lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
+    assert [(line["step"], line["row"], line["question"]) for line in lines] == [
+        (20, 0, "3 4"),
+        (20, 3, "7 8"),
+        (20, 4, "9 10"),
+    ]
+    scores = [[r["score"] for r in line["responses"]] for line in lines]
+    assert [len(group) for group in scores] == [3, 3, 3]
+    assert metrics["eval/heldout/avg@3"] == pytest.approx(sum(map(sum, scores)) / 9)
+    cut = [r["finish_reason"] == "length" for line in lines for r in line["responses"]]
+    assert metrics["eval/heldout/truncated"] == sum(cut) / 9
+    off = replace(recipe, evaluation=replace(recipe.evaluation, keep_responses=False))
+    assert evaluate_sets(sets, actor, off, 21) == metrics
+    assert sorted(folder.name for folder in (tmp_path / "evaluation").iterdir()) == ["step_000020"]
+
+
+def test_line_ends_inside_of_text_do_not_end_a_record(actor, quick, tmp_path):
+    (questions,) = load_evaluation_sets(quick, actor.tokenizer)
+    (result,) = graded_sets([questions], actor, quick)
+    odd = [replace(sample, text="a\u2028b\x85c\nd") for sample in result.samples]
+    for _ in range(2):
+        (path,) = keep_responses([SetResult(questions, odd)], tmp_path, 1)
+    lines = path.read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 3
+    assert json.loads(lines[0])["responses"][0]["response"] == "a\u2028b\x85c\nd"
+    # What was there has moved.
+    assert (tmp_path / "heldout.1.jsonl").read_text() == path.read_text()
+
+
+def test_names_that_are_taken_are_left_alone(tmp_path):
+    assert [path.name for path in unused_names(tmp_path)] == ["evaluation.json", "evaluation"]
+    (tmp_path / "evaluation" / "step_000020").mkdir(parents=True)  # Of a training run.
+    assert unused_names(tmp_path)[1].name == "evaluation"
+    (tmp_path / "evaluation.json").touch()
+    assert [path.name for path in unused_names(tmp_path)] == ["evaluation.1.json", "evaluation.1"]
+
+
+@pytest.fixture(scope="module")
+def evaluated(recipe, tmp_path_factory):
+    """The command, twice into one folder with slow grading; output, log and folder."""
+    folder = tmp_path_factory.mktemp("run")
+    records = []
+    handler = logging.Handler()
+    handler.emit = lambda record: records.append(record.getMessage())
+    logging.getLogger("megatron_resrl").addHandler(handler)
+    try:
+        metrics = [evaluate(replace(recipe, output_dir=str(folder))) for _ in range(2)]
+    finally:
+        logging.getLogger("megatron_resrl").removeHandler(handler)
+    return folder, metrics, records
+
+
+def test_what_is_left_out_or_timed_out_is_counted_and_said(evaluated):
+    _, (metrics, again), said = evaluated
+    assert metrics == again
+    counted = {name: metrics[f"eval/heldout/{name}"] for name in ("questions", "dropped")}
+    assert counted == {"questions": 3, "dropped": 3}
+    assert metrics["eval/heldout/timeouts"] == 3
+    assert metrics["eval/heldout/avg@3"] == pytest.approx(1 / 3)
+    (dropped,) = {line for line in said if "left out" in line}
+    assert "averages are over 3 questions; 3 more" in dropped
+    assert "rows 1, 2, 5," in dropped
+    (late,) = {line for line in said if "not graded" in line}
+    assert "3 of 9 responses" in late
+    assert "row 3" in late
+    assert any("rollout.record and rollout.replay are for training" in line for line in said)
+
+
+def test_the_command_writes_how_it_was_measured_and_overwrites_nothing(evaluated, recipe):
+    folder, (metrics, _), _ = evaluated
+    first = json.loads((folder / "evaluation.json").read_text())
+    second = json.loads((folder / "evaluation.1.json").read_text())
+    assert first["metrics"] == second["metrics"] == metrics
+    assert first["model"] == recipe.model.path
+    assert first["code"]["megatron-resrl"] == __version__
+    assert first["recipe"]["evaluation"]["top_p"] == 0.95
+    assert first["recipe"]["seed"] == recipe.seed
+    counts = first["sets"]["heldout"]
+    assert (counts["questions"], counts["responses"], counts["timeouts"]) == (3, 9, 3)
+    assert counts["dropped_rows"] == [1, 2, 5]
+    # Scores 1, 0, 0 of three questions: sqrt((4/9 + 1/9 + 1/9) / 2 / 3).
+    assert counts["standard_error"] == pytest.approx(1 / 3)
+    for name in ("evaluation", "evaluation.1"):
+        assert len((folder / name / "heldout.jsonl").read_text().splitlines()) == 3
+
+
+def test_the_paths_are_printed(recipe, tmp_path, capsys):
+    evaluation = replace(recipe.evaluation, max_prompts=1, samples_per_prompt=1, pass_at=(1,))
+    evaluate(replace(recipe, output_dir=str(tmp_path), evaluation=evaluation))
+    said = capsys.readouterr().out
+    assert f"written: {tmp_path / 'evaluation.json'}" in said
+    assert f"written: {tmp_path / 'evaluation' / 'heldout.jsonl'}" in said
