@@ -11,10 +11,11 @@ from typing import Literal, NoReturn
 
 from megatron_resrl import __version__
 from megatron_resrl.config.checks import inspect_recipe, require_valid, size_plan
-from megatron_resrl.config.facts import Target
+from megatron_resrl.config.facts import Target, cuda_available
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.weight_transfer import transfer_note
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
 from megatron_resrl.platform.ending import process_ends_with_block, record_failure
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
@@ -120,6 +121,8 @@ def check(path: str | None, overrides: list[str]) -> int:
     print(recipe_yaml(recipe), end="")
     for line in size_plan(recipe, world_size):
         print(f"# {line}")
+    if chosen := transfer_note(recipe, has_cuda=target == "cuda" or cuda_available()):
+        print(f"# {chosen}")
     notes = [problem for problem in problems if problem.kind == "note"]
     if notes:
         print("\n".join(f"# {line}" for line in listed("allowed, and probably not meant:", notes)))

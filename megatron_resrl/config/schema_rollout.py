@@ -43,9 +43,9 @@ class VllmConfig:
     seed_requests: bool | None = None
     """Give every response a seed of its own; default: on GPUs. vLLM on CPU can crash with seeds."""
     weight_transfer: Literal["auto", "nccl", "ipc", "file"] = "auto"
-    """vLLM's back end that takes new weights. `nccl` and `ipc` are vLLM's own; `file` goes through
-    safetensors files in `transfer_dir`. `auto`: ipc for colocated GPUs, nccl for others, file
-    without GPUs or when the trainer's environment has no vLLM."""
+    """vLLM's back end that takes new weights. `nccl`: a broadcast; `ipc`: memory of GPUs that
+    trainer and servers share; `file`: safetensors files in `transfer_dir`. `auto`: ipc for
+    colocated GPUs, nccl for others, file without GPUs. The trainer needs no vLLM for any."""
     transfer_dir: str = "/dev/shm"
     """Directory that trainer and servers share, for `file`."""
     bucket_bytes: int = 512 * 2**20

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait as wait_for_futures
@@ -194,14 +195,18 @@ class VllmEngine(RolloutEngine):
     def _send(self, among: Sequence[State]) -> dict[str, float]:
         """Gives servers in one of the states `among` the policy's weights. Collective."""
         slots = self._pool.hold(among) if self._pool is not None else []
-        awake = [slot for slot in slots if self._wake(slot, "weights")]
-        new = [slot.control for slot in awake if not slot.connected]
+        if self._asleep:
+            _give_back_memory()
+        awake = [slot for slot in slots if self._wake(slot)]
+        servers = [slot.control for slot in awake]
+        for server in servers:
+            server.cache_sleeps = self._asleep
+        new = [server for slot, server in zip(awake, servers, strict=True) if not slot.connected]
         if broadcast_object(bool(new)):
             self.sender.connect(new)
         started = time.monotonic()
-        report = self.sender.send([slot.control for slot in awake], self.version)
+        report = self.sender.send(servers, self.version)
         failed = {slot.url for slot in slots if slot not in awake} | set(report.failed)
-        failed |= {slot.url for slot in awake if not self._wake(slot, "kv_cache")}
         self._asleep = False
         if self._pool is not None:
             self._pool.release(slots, self.version, tuple(failed))
@@ -213,12 +218,16 @@ class VllmEngine(RolloutEngine):
         }
         return broadcast_object(numbers)
 
-    def _wake(self, slot: Slot, tag: str) -> bool:
-        """Has a sleeping server take its memory back. Returns whether it did."""
+    def _wake(self, slot: Slot) -> bool:
+        """Has a sleeping server make room for weights. Returns whether it did.
+
+        Its keys and values follow when the weights are there, see `finish_update`: both at once
+        would need their memory while the trainer still holds a copy of the weights.
+        """
         if not self._asleep:
             return True
         try:
-            slot.control.post("/wake_up", params={"tags": tag})
+            slot.control.post("/wake_up", params={"tags": "weights"})
         except ServerFailure:
             return False
         return True
@@ -236,6 +245,14 @@ class VllmEngine(RolloutEngine):
         if error is not None:
             self.close()
             raise error
+
+
+def _give_back_memory() -> None:
+    """Has every rank return to its GPU what its allocator keeps for later. Collective."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    dist.barrier()
 
 
 @dataclass(frozen=True)

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.weight_transfer import Backend, transfer_backend
 from megatron_resrl.errors import InputError
-
-Backend = Literal["nccl", "ipc", "file"]
 
 WORKER_FOLDER = Path(__file__).with_name("worker")
 """Goes onto a server's PYTHONPATH."""
@@ -21,27 +18,19 @@ _NAMES = {"nccl": "nccl", "ipc": "ipc", "file": "megatron_resrl_file"}
 """What vLLM calls the back ends."""
 
 
-def chosen_backend(recipe: Recipe) -> Backend:
-    """The back end that `vllm.weight_transfer` means on this machine.
+def chosen_backend(recipe: Recipe) -> tuple[Backend, str]:
+    """The back end that `vllm.weight_transfer` means on this machine, and why.
 
     Raises:
-        InputError: `nccl` or `ipc` without CUDA or without vLLM in the trainer's environment.
+        InputError: `nccl` or `ipc` without CUDA.
     """
-    setting = recipe.vllm.weight_transfer
-    has_vllm = importlib.util.find_spec("vllm") is not None
-    if setting == "auto":
-        if not torch.cuda.is_available() or not has_vllm:
-            return "file"
-        return "ipc" if recipe.rollout.placement == "colocated" else "nccl"
-    if setting != "file":
-        missing = [] if torch.cuda.is_available() else ["a CUDA device"]
-        missing += [] if has_vllm else ["vLLM in the trainer's own environment"]
-        if missing:
-            raise InputError(
-                f"vllm.weight_transfer is {setting!r}, which needs {' and '.join(missing)}; "
-                "vllm.weight_transfer: file needs neither"
-            )
-    return setting
+    setting, cuda = recipe.vllm.weight_transfer, torch.cuda.is_available()
+    if setting in ("nccl", "ipc") and not cuda:
+        raise InputError(
+            f"vllm.weight_transfer is {setting!r}, which needs a CUDA device; "
+            "vllm.weight_transfer: file needs none"
+        )
+    return transfer_backend(recipe, has_cuda=cuda)
 
 
 def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
@@ -51,7 +40,7 @@ def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
         Arguments of `vllm serve`, and environment variables. PYTHONPATH continues the one of
         `vllm.environment`, which it replaces.
     """
-    backend = chosen_backend(recipe)
+    backend, _ = chosen_backend(recipe)
     given = recipe.vllm.environment.get("PYTHONPATH")
     environment = {
         # Without it the server has no routes for weights.

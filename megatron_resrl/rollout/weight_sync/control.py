@@ -23,15 +23,24 @@ class ServerFailure(RunError):
 class ServerControl:
     """The control routes of one server (vLLM serves them under VLLM_SERVER_DEV_MODE=1)."""
 
-    def __init__(self, url: str, *, timeout_s: float = 60.0, api_key: str | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout_s: float = 60.0,
+        api_key: str | None = None,
+        cache_sleeps: bool = False,
+    ) -> None:
         """
         Args:
             url: E.g. http://127.0.0.1:8000.
             timeout_s: Seconds that a call may take unless it says otherwise.
             api_key: What the server wants to be shown with every call; None: nothing.
+            cache_sleeps: Its keys and values sleep, and have to be woken after new weights.
         """
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
+        self.cache_sleeps = cache_sleeps
         self._headers = authorization(api_key)
 
     def post(

@@ -1,46 +1,54 @@
-"""What vLLM's own trainer-side classes ask of a trainer: its weights, and a line to its servers.
-
-Needs no vLLM: the classes are shaped after its `WeightSource` and `VLLMWeightSyncClient`.
-"""
+"""What both back ends between GPUs need: the policy's weights, and a line to the servers."""
 
 from __future__ import annotations
 
 import base64
-import pickle
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import accumulate
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 
-from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
+from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.packed import dtype_name
 from megatron_resrl.rollout.weight_sync.receivers import (
+    Calls,
     Receivers,
-    reset_caches_and_resume,
+    finish_update,
     start_update,
 )
-from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 
 
 @dataclass(frozen=True)
 class ParameterFacts:
-    """What vLLM's `ParamMeta` says of a tensor before it comes."""
+    """What is told of a tensor before it comes."""
 
     name: str
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def dtype_name(self) -> str:
+        """E.g. bfloat16."""
+        return dtype_name(self.dtype)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the whole tensor."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
 
 class PolicySource:
-    """The policy's weights, as often as asked for: vLLM's `WeightSource`."""
+    """The policy's weights, as often as asked for."""
 
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
+    def __init__(self, export: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+        """
+        Args:
+            export: Streams all tensors, on every rank; collective, see `weights_for_vllm`.
+        """
+        self._export = export
         self._facts: list[ParameterFacts] | None = None
         self._pass: Iterator[tuple[str, torch.Tensor]] | None = None
 
@@ -49,13 +57,13 @@ class PolicySource:
         if self._facts is None:
             self._facts = [
                 ParameterFacts(name, tensor.dtype, tuple(tensor.shape))
-                for name, tensor in weights_for_vllm(self.policy)
+                for name, tensor in self._export()
             ]
         return self._facts
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """A new pass. Collective: every rank must go to its end, see `finish_pass`."""
-        self._pass = weights_for_vllm(self.policy)
+        self._pass = self._export()
         return self._pass
 
     def finish_pass(self) -> None:
@@ -71,120 +79,92 @@ class PolicySource:
     @property
     def num_bytes(self) -> int:
         """Of all weights."""
-        return sum(torch.Size(one.shape).numel() * one.dtype.itemsize for one in self.metadata())
+        return sum(one.num_bytes for one in self.metadata())
 
 
-def rank_offsets(world_sizes: Sequence[int]) -> tuple[list[int], int]:
-    """Places of several servers in one group whose rank 0 is the trainer.
+def nccl_introduction(
+    unique_id: bytes, world_sizes: Mapping[str, int], bucket_bytes: int
+) -> dict[str, dict[str, Any]]:
+    """What each server's workers are told of a group whose rank 0 is the trainer.
 
     Args:
-        world_sizes: Workers of each server.
+        unique_id: NCCL's.
+        world_sizes: Url of each server -> its workers.
+        bucket_bytes: Where packed buffers end; both sides cut the stream by themselves.
 
     Returns:
-        First rank of each server, and the size of the group.
+        For each url the `init_info` of vLLM's back end `nccl`.
     """
-    ends = list(accumulate(world_sizes, initial=1))
-    return ends[:-1], ends[-1]
+    common = {
+        "nccl_unique_id_b64": base64.b64encode(unique_id).decode(),
+        "world_size": 1 + sum(world_sizes.values()),
+        "packed": True,
+        "packed_buffer_size_bytes": bucket_bytes,
+    }
+    offsets = accumulate(world_sizes.values(), initial=1)
+    return {
+        url: common | {"rank_offset": offset}
+        for url, offset in zip(world_sizes, offsets, strict=False)
+    }
 
 
 class SyncClient:
-    """Speaks to all servers at once: vLLM's `VLLMWeightSyncClient`.
+    """Takes all servers through an update; one that fails is dropped and noted, not raised.
 
-    A server that fails is dropped and noted, not raised: an error on the sender alone would leave
-    the other ranks waiting in the export.
+    An error on rank 0 alone would leave the other ranks waiting in the export.
     """
 
-    def __init__(
-        self, receivers: Receivers, version: int, *, all_or_none: bool, timeout_s: float
-    ) -> None:
+    def __init__(self, receivers: Receivers, version: int, *, timeout_s: float) -> None:
         """
         Args:
             receivers: Paused servers.
             version: Of the weights that are sent.
-            all_or_none: The servers take part in one broadcast, which waits for each of them.
             timeout_s: Seconds in which a server must have taken what it is sent.
         """
         self.receivers = receivers
         self.version = version
-        self.all_or_none = all_or_none
         self.timeout_s = timeout_s
 
-    def world_sizes(self) -> list[int]:
-        """Workers of each server that answers."""
+    def world_sizes(self) -> dict[str, int]:
+        """Workers of each server that answers, by url."""
         sizes: dict[str, int] = {}
 
         def ask(server: ServerControl) -> None:
             sizes[server.url] = server.get("/get_world_size")["world_size"]
 
         self.receivers.each(ask)
-        return [sizes[server.url] for server in self.receivers.alive]
+        return {server.url: sizes[server.url] for server in self.receivers.alive}
 
     def release(self) -> None:
         """Ends the connections of an earlier group."""
         self.receivers.each(lambda server: server.post("/shutdown_weight_transfer_engine"))
 
-    def init_weight_transfer_engine(self, init_info: Mapping[str, Any]) -> None:
-        """Introduces the trainer; with a `rank_offset`, every server gets its own."""
-        infos = {server.url: dict(init_info) for server in self.receivers.alive}
-        if "rank_offset" in init_info:
-            offsets, _ = rank_offsets(self.world_sizes())
-            for server, offset in zip(self.receivers.alive, offsets, strict=True):
-                infos[server.url]["rank_offset"] = offset
-        self._post_each("/init_weight_transfer_engine", lambda url: {"init_info": infos[url]})
+    def introduce(self, infos: Mapping[str, Mapping[str, Any]]) -> Calls:
+        """Begins to tell servers how weights will come: by url, the `init_info` of each."""
+
+        def tell(server: ServerControl) -> None:
+            if info := infos.get(server.url):
+                body = {"init_info": info}
+                server.post("/init_weight_transfer_engine", body, timeout_s=self.timeout_s)
+
+        return self.receivers.start(tell)
 
     def start_weight_update(self) -> None:
-        """Opens the update.
+        """Opens the update."""
+        self.receivers.each(partial(start_update, timeout_s=self.timeout_s))
+
+    def update_weights(self, info: Mapping[str, Any]) -> None:
+        """Hands over one bucket."""
+        self.receivers.each(lambda server: self.update_one(server, info))
+
+    def update_one(self, server: ServerControl, info: Mapping[str, Any]) -> None:
+        """Hands over to one server, or says which weights a broadcast brings.
 
         Raises:
-            ServerFailure: A server failed that a broadcast would wait for.
+            ServerFailure: The server did not take it.
         """
-        before = len(self.receivers.alive)
-        self.receivers.each(partial(start_update, timeout_s=self.timeout_s))
-        if self.all_or_none and len(self.receivers.alive) < before:
-            raise ServerFailure("a server failed before the weights were sent")
+        server.post("/update_weights", {"update_info": info}, timeout_s=self.timeout_s)
 
-    def update_weights(self, update_info: Mapping[str, Any]) -> None:
-        """Hands over one bucket, or says which weights a broadcast brings."""
-        info = without_handles(update_info)
-        self._post_each("/update_weights", lambda url: {"update_info": info})
-
-    def finish_weight_update(self, weight_version: str | None = None) -> None:
+    def finish_weight_update(self) -> None:
         """Closes the update, resets caches and lets the servers go on."""
-        body = {"weight_version": weight_version or str(self.version)}
-        self._post_each("/finish_weight_update", lambda url: body)
-        self.receivers.each(reset_caches_and_resume)
-
-    def _post_each(self, route: str, body: Callable[[str], Mapping[str, Any] | None]) -> None:
-        def post(server: ServerControl) -> None:
-            server.post(route, body(server.url), timeout_s=self.timeout_s)
-
-        self.receivers.each(post)
-
-
-def without_handles(update_info: Mapping[str, Any]) -> dict[str, Any]:
-    """Replaces handles of CUDA memory by the pickled form that vLLM takes over HTTP."""
-    info = dict(update_info)
-    handles = info.pop("ipc_handles", None)
-    if handles is not None:
-        info["ipc_handles_pickled"] = base64.b64encode(pickle.dumps(handles)).decode()
-    return info
-
-
-def address_towards(urls: Sequence[str]) -> str:
-    """This host's address as the servers see it; loopback only if all are on this host."""
-    return min(map(_own_address, urls), key=lambda address: address.startswith("127."))
-
-
-def _own_address(url: str) -> str:
-    parts = urlsplit(url)
-    # Nothing is sent: the system says which of its addresses it would send from.
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        probe.connect((parts.hostname, parts.port or 80))
-        return probe.getsockname()[0]
-
-
-def free_port() -> int:
-    """A TCP port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        return probe.getsockname()[1]
+        self.receivers.each(partial(finish_update, version=self.version, timeout_s=self.timeout_s))

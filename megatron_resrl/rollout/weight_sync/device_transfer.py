@@ -1,132 +1,293 @@
-"""Weights from GPU to GPU, through vLLM's own trainer-side classes (`nccl`, `ipc`).
+"""Weights from GPU to GPU: vLLM's back ends `nccl` and `ipc`, sent without vLLM in the trainer.
 
-The only module of the trainer that imports vLLM.
+Neither has run on a GPU yet. What is sent is held against the code of vLLM's workers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal
+import base64
+import pickle
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from functools import partial
+from typing import Any, Protocol, TypeVar
 
+import torch
 import torch.distributed as dist
-from vllm.distributed.weight_transfer.base import WeightSource
-from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
-from vllm.distributed.weight_transfer.ipc_engine import IPCTrainerInitInfo
-from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
 
-from megatron_resrl.platform.distributed import broadcast_object
-from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
+from megatron_resrl.platform.distributed import broadcast_object, gather_objects
+from megatron_resrl.rollout.weight_sync import nccl
+from megatron_resrl.rollout.weight_sync.buckets import in_buckets
+from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.device_source import (
+    ParameterFacts,
     PolicySource,
     SyncClient,
-    address_towards,
-    free_port,
-    rank_offsets,
+    nccl_introduction,
 )
-from megatron_resrl.rollout.weight_sync.receivers import Receivers, pause
+from megatron_resrl.rollout.weight_sync.gpu import Gpu
+from megatron_resrl.rollout.weight_sync.packed import (
+    as_bytes,
+    broadcast_buckets,
+    description,
+    packed,
+)
+from megatron_resrl.rollout.weight_sync.receivers import Calls, Receivers, pause
+
+_POLL_S = 0.002
+T = TypeVar("T")
 
 
-class _Source(PolicySource, WeightSource):
-    """`PolicySource` as vLLM's type."""
-
-
-class DeviceTransfer:
-    """Keeps vLLM's trainer engine and makes a new one when the set of servers changes.
-
-    All servers are in one NCCL group. A server that fails before the broadcast is left out; NCCL
-    itself cannot leave out one that dies in the middle of it.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        backend: Literal["nccl", "ipc"],
-        bucket_bytes: int,
-        *,
-        timeout_s: float,
-    ) -> None:
-        """
-        Args:
-            policy: Whose weights are sent.
-            backend: vLLM's.
-            bucket_bytes: Size of a packed buffer.
-            timeout_s: Seconds in which a server must have taken what it is sent.
-        """
-        self.backend = backend
-        self.bucket_bytes = bucket_bytes
-        self.timeout_s = timeout_s
-        self._source = _Source(policy)
-        self._engine: Any = None
-        self._connected: set[str] = set()
+class DeviceTransfer(Protocol):
+    """Sends all weights to all servers, or to those that are left."""
 
     def forget(self, servers: Sequence[ServerControl]) -> None:
-        """These servers know nothing of an earlier group."""
-        self._connected -= {server.url for server in servers}
+        """These servers know nothing of an earlier connection."""
+        ...
 
     def send(self, servers: Sequence[ServerControl], version: int) -> tuple[int, tuple[str, ...]]:
-        """Sends all weights to all servers. Collective over all ranks.
+        """Collective over all ranks.
+
+        Args:
+            servers: On global rank 0; none on other ranks.
+            version: Of the weights.
 
         Returns:
             Bytes of the weights, and the urls of servers that failed.
         """
+        ...
+
+    def close(self) -> None:
+        """Ends connections."""
+        ...
+
+
+class NcclTransfer:
+    """One broadcast from global rank 0 to the workers of all servers.
+
+    The group is made anew when the set of servers changes. A server that fails before the
+    broadcast is left out; NCCL cannot leave out one that dies in the middle of it, and after
+    `timeout_s` the group is given up, and all its servers count as failed.
+    """
+
+    def __init__(
+        self, source: PolicySource, gpu: Gpu, bucket_bytes: int, *, timeout_s: float
+    ) -> None:
+        """
+        Args:
+            source: The weights.
+            gpu: This rank's.
+            bucket_bytes: Size above which a packed buffer is sent.
+            timeout_s: Seconds in which servers must have joined, or taken a buffer.
+        """
+        self.bucket_bytes = bucket_bytes
+        self.timeout_s = timeout_s
+        self._source = source
+        self._gpu = gpu
+        self._group: nccl.Communicator | None = None
+        self._members: set[str] = set()
+
+    def forget(self, servers: Sequence[ServerControl]) -> None:
+        """See `DeviceTransfer`."""
+        self._members -= {server.url for server in servers}
+
+    def send(self, servers: Sequence[ServerControl], version: int) -> tuple[int, tuple[str, ...]]:
+        """See `DeviceTransfer`."""
         with Receivers(servers) as receivers:
-            nccl = self.backend == "nccl"
-            client = SyncClient(receivers, version, all_or_none=nccl, timeout_s=self.timeout_s)
+            client = SyncClient(receivers, version, timeout_s=self.timeout_s)
             receivers.each(pause)
-            while broadcast_object(bool(receivers.alive)) and not self._sent(client):
-                pass
+            facts = self._source.metadata()
+            while broadcast_object(bool(receivers.alive)):
+                self._source.begin_round()
+                sent = False
+                if dist.get_rank() == 0:
+                    sent = self._connected(client) and self._sent(client, facts)
+                self._source.finish_pass()
+                if broadcast_object(sent):
+                    break
             failed = broadcast_object(tuple(receivers.failures))
         return self._source.num_bytes, failed
 
     def close(self) -> None:
-        """Ends the group."""
-        if self._engine is not None:
-            self._engine.shutdown()
-            self._engine = None
+        """See `DeviceTransfer`."""
+        group, self._group, self._members = self._group, None, set()
+        if group is not None:
+            group.abort()
 
-    def _sent(self, client: SyncClient) -> bool:
-        """One attempt; False: a server failed before the first byte, go on without it."""
-        self._connect(client)
-        self._source.begin_round()
-        self._engine.client = client
-        failure = False
-        try:
-            self._engine.send_weights()
-        except ServerFailure:
-            failure = True
-            self._source.finish_pass()
-        return not broadcast_object(failure)
+    def _connected(self, client: SyncClient) -> bool:
+        """On rank 0: makes a group of the servers that are there, if they are others than before.
 
-    def _connect(self, client: SyncClient) -> None:
-        """Makes a new engine if other servers are there than before. Collective."""
+        Returns:
+            False: a server did not join, and the next attempt goes without it.
+        """
         alive = {server.url for server in client.receivers.alive}
-        if not broadcast_object(self._engine is None or alive != self._connected):
-            return
-        if self._connected & alive:
+        if self._group is not None and alive == self._members:
+            return True
+        if self._members & alive:
             client.release()
         self.close()
-        self._connected = alive
-        self._engine = WeightTransferTrainerFactory.trainer_init(
-            self._init_info(client), client=client, source=self._source
-        )
+        sizes = client.world_sizes()
+        if not sizes:
+            return False
+        unique_id = nccl.new_unique_id()
+        joining = _in_thread(partial(self._join, unique_id, 1 + sum(sizes.values())))
+        calls = client.introduce(nccl_introduction(unique_id, sizes, self.bucket_bytes))
+        try:
+            _wait(joining.done, calls, self.timeout_s)
+            self._group = joining.result()
+        except TimeoutError:
+            # NCCL waits for ever for a rank that never comes, which is left to the thread.
+            client.receivers.drop_unfinished(calls, "was left alone in a group that one failed in")
+            return False
+        client.receivers.wait(calls)
+        self._members = set(sizes)
+        return len(client.receivers.alive) == len(sizes)
 
-    def _init_info(self, client: SyncClient) -> IPCTrainerInitInfo | NCCLTrainerInitInfo:
-        rank = dist.get_rank()
-        if self.backend == "ipc":
-            return IPCTrainerInitInfo(
-                rank=rank, packed=True, packed_buffer_size_bytes=self.bucket_bytes
-            )
-        address, port, size = "", 0, 0
-        if rank == 0:
-            _, size = rank_offsets(client.world_sizes())
-            address = address_towards([server.url for server in client.receivers.alive])
-            port = free_port()
-        return NCCLTrainerInitInfo(
-            rank=rank,
-            master_address=address,
-            master_port=port,
-            world_size=size,
-            packed=True,
-            packed_buffer_size_bytes=self.bucket_bytes,
-        )
+    def _join(self, unique_id: bytes, world_size: int) -> nccl.Communicator:
+        self._gpu.enter_thread()
+        group = nccl.Communicator(unique_id, world_size)
+        group.warm_up(torch.zeros(1, device=self._gpu.device), self._gpu.stream)
+        self._gpu.synchronize()
+        return group
+
+    def _sent(self, client: SyncClient, facts: Sequence[ParameterFacts]) -> bool:
+        """On rank 0: sends one pass. Returns whether the update was closed."""
+        assert self._group is not None
+        before = len(client.receivers.alive)
+        client.start_weight_update()
+        if len(client.receivers.alive) < before:
+            return False  # The broadcast would wait for it.
+        told = broadcast_announcement(facts)
+        calls = client.receivers.start(lambda server: client.update_one(server, told))
+        sent = _nothing_to_wait_for
+        try:
+            for bucket in broadcast_buckets(self._source, self.bucket_bytes):
+                # Memory that is freed here is used again behind the broadcast on the same stream.
+                self._group.broadcast(packed(bucket), self._gpu.stream)
+                before, sent = sent, self._gpu.mark()
+                _wait(before, calls, self.timeout_s)
+            _wait(sent, calls, self.timeout_s)
+        except TimeoutError:
+            self.close()
+            client.receivers.drop_unfinished(calls, "was left alone in a broadcast that failed")
+        else:
+            client.receivers.wait(calls)
+        client.finish_weight_update()
+        return True
+
+
+class IpcTransfer:
+    """Handles of each rank's CUDA memory, for the workers on the same GPUs."""
+
+    def __init__(
+        self, source: PolicySource, gpu: Gpu, bucket_bytes: int, *, timeout_s: float
+    ) -> None:
+        """
+        Args:
+            source: The weights.
+            gpu: This rank's.
+            bucket_bytes: Size of the buffer on each GPU, unless a tensor is larger.
+            timeout_s: Seconds in which a server must have taken a buffer.
+        """
+        self.bucket_bytes = bucket_bytes
+        self.timeout_s = timeout_s
+        self._source = source
+        self._gpu = gpu
+        self._introduced: set[str] = set()
+
+    def forget(self, servers: Sequence[ServerControl]) -> None:
+        """See `DeviceTransfer`."""
+        self._introduced -= {server.url for server in servers}
+
+    def close(self) -> None:
+        """See `DeviceTransfer`."""
+
+    def send(self, servers: Sequence[ServerControl], version: int) -> tuple[int, tuple[str, ...]]:
+        """See `DeviceTransfer`; every rank fills a buffer for the worker on its own GPU."""
+        with Receivers(servers) as receivers:
+            client = SyncClient(receivers, version, timeout_s=self.timeout_s)
+            receivers.each(pause)
+            new = [server for server in receivers.alive if server.url not in self._introduced]
+            if new:
+                receivers.wait(client.introduce({server.url: {"packed": True} for server in new}))
+                self._introduced |= {server.url for server in receivers.alive}
+            client.start_weight_update()
+            self._send_buckets(client)
+            client.finish_weight_update()
+            failed = broadcast_object(tuple(receivers.failures))
+        self._introduced -= set(failed)
+        return self._source.num_bytes, failed
+
+    def _send_buckets(self, client: SyncClient) -> None:
+        facts = self._source.metadata()
+        size = max([self.bucket_bytes, *(fact.num_bytes for fact in facts)])
+        buffer = torch.empty(size, dtype=torch.uint8, device=self._gpu.device)
+        handles: dict[str, tuple] = {}
+        for each in gather_objects({self._gpu.uuid: self._gpu.share(buffer)}):
+            handles |= each
+        pickled = base64.b64encode(pickle.dumps(handles)).decode()
+        self._source.begin_round()
+        for bucket in in_buckets(self._source, size):
+            fill(buffer, bucket)
+            self._gpu.synchronize()
+            dist.barrier()  # All ranks' buffers are filled,
+            client.update_weights(description(bucket) | {"ipc_handles_pickled": pickled})
+            dist.barrier()  # and read.
+        del buffer
+        self._gpu.collect()
+
+
+def broadcast_announcement(facts: Sequence[ParameterFacts]) -> dict[str, list[Any]]:
+    """What receivers of broadcasts are told of all tensors before the first one comes."""
+    return {
+        "names": [fact.name for fact in facts],
+        "dtype_names": [fact.dtype_name for fact in facts],
+        "shapes": [list(fact.shape) for fact in facts],
+    }
+
+
+def fill(buffer: torch.Tensor, bucket: Sequence[tuple[str, torch.Tensor]]) -> None:
+    """Copies tensors to the beginning of a buffer [n] uint8, one after the other."""
+    place = 0
+    for _, tensor in bucket:
+        buffer[place : place + tensor.nbytes].copy_(as_bytes(tensor))
+        place += tensor.nbytes
+
+
+def _in_thread(work: Callable[[], T]) -> Future[T]:
+    """Runs it in a thread that keeps no process alive."""
+    future: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:  # Raised again by whoever asks for the result.
+            future.set_exception(error)
+
+    threading.Thread(target=run, name="nccl join", daemon=True).start()
+    return future
+
+
+def _nothing_to_wait_for() -> bool:
+    return True
+
+
+def _wait(done: Callable[[], bool], calls: Calls, timeout_s: float) -> None:
+    """Waits without giving the process to NCCL.
+
+    Args:
+        done: Whether it is over.
+        calls: To the servers that take part.
+        timeout_s: Seconds.
+
+    Raises:
+        TimeoutError: It takes longer, or a server has failed, without which it never ends.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not done():
+        failed = any(call.done() and call.exception() is not None for _, call in calls)
+        if failed or time.monotonic() > deadline:
+            raise TimeoutError
+        time.sleep(_POLL_S)

@@ -16,6 +16,8 @@ _CUT_OFF = "cut off"
 """Version of weights of which some are old and some new."""
 
 Action = Callable[[ServerControl], object]
+Calls = list[tuple[ServerControl, Future[object]]]
+"""Calls under way, for `Receivers.wait`."""
 
 
 class Receivers:
@@ -37,11 +39,11 @@ class Receivers:
     ) -> None:
         self._pool.shutdown()
 
-    def start(self, action: Action) -> list[tuple[ServerControl, Future[object]]]:
+    def start(self, action: Action) -> Calls:
         """Begins a call on every server that has not failed; for `wait`."""
         return [(server, self._pool.submit(action, server)) for server in self.alive]
 
-    def wait(self, calls: Sequence[tuple[ServerControl, Future[object]]]) -> None:
+    def wait(self, calls: Calls) -> None:
         """Until the calls have ended; those that raised `ServerFailure` drop their server.
 
         Raises:
@@ -51,9 +53,25 @@ class Receivers:
             try:
                 call.result()
             except ServerFailure as failure:
-                logger.warning("%s takes no weights: %s", server.url, failure)
-                self.failures[server.url] = failure
-                self.alive.remove(server)
+                self.drop(server, failure)
+
+    def drop(self, server: ServerControl, failure: ServerFailure) -> None:
+        """Goes on without a server."""
+        logger.warning("%s takes no weights: %s", server.url, failure)
+        self.failures[server.url] = failure
+        self.alive.remove(server)
+
+    def drop_unfinished(self, calls: Calls, cause: str) -> None:
+        """Goes on with the servers whose call has ended well.
+
+        Args:
+            calls: Of `start`.
+            cause: What is said of servers whose call has not ended.
+        """
+        self.wait([call for call in calls if call[1].done()])
+        for server, call in calls:
+            if not call.done():
+                self.drop(server, ServerFailure(f"{server.url} {cause}"))
 
     def each(self, action: Action) -> None:
         """`start` and `wait` in one."""
@@ -105,25 +123,24 @@ def recover(server: ServerControl) -> None:
     server.post("/resume")
 
 
-def finish_update(server: ServerControl, version: int) -> None:
+def finish_update(server: ServerControl, version: int, *, timeout_s: float | None = None) -> None:
     """Closes an update, forgets keys and values of the old weights, and lets requests go on.
 
     Requests in the middle of a response are read again with the new weights: while they hold
-    blocks of the cache, vLLM would not reset it.
+    blocks of the cache, vLLM would not reset it. A cache that sleeps is woken before.
+
+    Args:
+        server: That has all weights.
+        version: Of them.
+        timeout_s: Seconds that closing may take; None: the server's own.
 
     Raises:
         ServerFailure: The server did not do it.
     """
-    server.post("/finish_weight_update", {"weight_version": str(version)})
-    reset_caches_and_resume(server)
-
-
-def reset_caches_and_resume(server: ServerControl) -> None:
-    """The last part of `finish_update`.
-
-    Raises:
-        ServerFailure: The server did not do it.
-    """
+    body = {"weight_version": str(version)}
+    server.post("/finish_weight_update", body, timeout_s=timeout_s)
+    if server.cache_sleeps:
+        server.post("/wake_up", params={"tags": "kv_cache"})
     answer = server.post("/reset_prefix_cache", params={"reset_running_requests": "true"})
     if not answer["success"]:
         raise ServerFailure(f"{server.url} did not reset its prefix cache after new weights")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,9 +16,18 @@ from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.weight_sync.backends import chosen_backend
 from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.device_source import PolicySource
+from megatron_resrl.rollout.weight_sync.device_transfer import (
+    DeviceTransfer,
+    IpcTransfer,
+    NcclTransfer,
+)
 from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
+from megatron_resrl.rollout.weight_sync.gpu import Gpu
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,18 +59,18 @@ class WeightSender:
         """
         self.policy = policy
         self.recipe = recipe
-        backend = chosen_backend(recipe)
+        backend, why = chosen_backend(recipe)
+        logger.info("weights go to the servers by vllm.weight_transfer %s: %s", backend, why)
         vllm = recipe.vllm
         self._files = FileTransfer(
             vllm.transfer_dir, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
         )
-        self._devices = None
+        self._devices: DeviceTransfer | None = None
         if backend != "file":
-            # Only here, because it imports vLLM.
-            from megatron_resrl.rollout.weight_sync.device_transfer import DeviceTransfer
-
-            self._devices = DeviceTransfer(
-                policy, backend, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
+            transfer = NcclTransfer if backend == "nccl" else IpcTransfer
+            source = PolicySource(lambda: weights_for_vllm(policy))
+            self._devices = transfer(
+                source, Gpu(), vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
             )
 
     def connect(self, servers: Sequence[ServerControl]) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from answering import free_port
 from ranks import run_ranks
 from tcp_proxy import proxy_to
 from tiny_families import VOCABULARY, read_model
@@ -18,7 +19,6 @@ from vllm_server import vllm_server, write_served
 from megatron_resrl.config.schema import Recipe, VllmConfig
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl
-from megatron_resrl.rollout.weight_sync.device_source import free_port
 
 pytestmark = pytest.mark.vllm
 

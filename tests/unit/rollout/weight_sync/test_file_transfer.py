@@ -14,11 +14,11 @@ from threading import Thread
 
 import pytest
 import torch
+from answering import free_port
 from safetensors.torch import load_file
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.control import ServerControl
-from megatron_resrl.rollout.weight_sync.device_source import free_port
 from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
 
 

@@ -1,0 +1,61 @@
+"""Calls of NCCL's C functions, against a library with the declarations of nccl.h."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_resrl.rollout.weight_sync import nccl
+
+
+@pytest.fixture
+def calls(tmp_path, monkeypatch):
+    """Lines that the library has written."""
+    compiler = shutil.which("cc") or shutil.which("gcc")
+    if compiler is None:
+        pytest.skip("no C compiler")
+    source, library = Path(__file__).with_name("nccl_double.c"), tmp_path / "libnccl.so.2"
+    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
+    record = tmp_path / "calls"
+    monkeypatch.setenv("NCCL_DOUBLE", str(record))
+    monkeypatch.setenv(nccl.LIBRARY_VARIABLE, str(library))
+    nccl.library.cache_clear()
+    yield lambda: record.read_text().splitlines()
+    nccl.library.cache_clear()
+
+
+def test_the_group_is_joined_warmed_up_and_sent_bytes_as_nccl_declares_it(calls):
+    unique_id = nccl.new_unique_id()
+    assert unique_id == bytes((200 + i) % 256 for i in range(128))
+    group = nccl.Communicator(unique_id, 5)
+    stream = 2**40 + 8  # Handles are 64 bits wide.
+    group.warm_up(torch.zeros(1), stream)
+    group.broadcast(torch.tensor([1, 2, 250], dtype=torch.uint8), stream)
+    group.abort()
+    group.abort()
+    assert calls() == [
+        "init 5 0",
+        f"all_reduce 1 7 0 5 {stream} 1",
+        f"broadcast 3 1 0 5 {stream} 0102fa",
+        "abort 5",
+    ]
+
+
+def test_an_error_has_nccls_words_and_what_it_often_is(calls):
+    with pytest.raises(nccl.NcclFailure) as failure:
+        nccl.Communicator(nccl.new_unique_id(), 13)
+    assert "ncclCommInitRank of NCCL 2.27.5 failed: invalid usage" in str(failure.value)
+    assert "same version of NCCL" in str(failure.value)
+
+
+def test_a_library_that_is_not_there_is_named(monkeypatch):
+    monkeypatch.setenv(nccl.LIBRARY_VARIABLE, "/nowhere/libnccl.so.2")
+    nccl.library.cache_clear()
+    with pytest.raises(nccl.NcclFailure, match="cannot be loaded") as failure:
+        nccl.new_unique_id()
+    assert "'/nowhere/libnccl.so.2'" in str(failure.value)
+    nccl.library.cache_clear()
