@@ -20,7 +20,8 @@ class VllmConfig:
     tensor_parallel_size: int = 1
     """GPUs of each server."""
     devices: tuple[str, ...] | None = None
-    """CUDA_VISIBLE_DEVICES of each server, e.g. ["0,1", "2,3"]; default: those of the trainer."""
+    """CUDA_VISIBLE_DEVICES of each server, e.g. ["0,1", "2,3"]; default: the trainer's GPUs in
+    order, `tensor_parallel_size` for each."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables added for the servers."""
     api_key: str | None = field(default=None, repr=False)

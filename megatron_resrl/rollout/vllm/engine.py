@@ -21,7 +21,7 @@ from megatron_resrl.rollout.engine import (
     RolloutEngine,
     SamplingParams,
 )
-from megatron_resrl.rollout.vllm.launch import api_key_of, server_specs
+from megatron_resrl.rollout.vllm.launch import api_key_of, server_specs, visible_gpus
 from megatron_resrl.rollout.vllm.pool import Pool
 from megatron_resrl.rollout.vllm.rollout import Rollout
 from megatron_resrl.rollout.vllm.server import ServerSpec
@@ -105,7 +105,13 @@ class VllmEngine(RolloutEngine):
             specs: list[ServerSpec] = []
             key = api_key_of(recipe)
             if not recipe.vllm.urls:
-                specs = server_specs(recipe, cuda=cuda, weight_flags=weight_flags, api_key=key)
+                specs = server_specs(
+                    recipe,
+                    cuda=cuda,
+                    weight_flags=weight_flags,
+                    api_key=key,
+                    gpus=visible_gpus() if cuda else None,
+                )
             self._pool = Pool(
                 recipe, specs, seed_requests=cuda if seeds is None else seeds, api_key=key
             )

@@ -10,7 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.vllm.server import ServerSpec, clean_environment
 
 MODEL_NAME = "policy"
@@ -36,6 +39,14 @@ def max_model_length(recipe: Recipe) -> int:
     return recipe.data.max_prompt_length + recipe.rollout.max_response_length
 
 
+def visible_gpus() -> list[str]:
+    """What the trainer sees of its host's GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [name.strip() for name in given.split(",") if name.strip()]
+    return [str(number) for number in range(torch.cuda.device_count())]
+
+
 def api_key_of(recipe: Recipe) -> str | None:
     """What servers are shown with every call: as given, or a random key for servers of our own.
 
@@ -55,6 +66,7 @@ def server_specs(
     cuda: bool,
     weight_flags: tuple[Sequence[str], Mapping[str, str]],
     api_key: str | None = None,
+    gpus: Sequence[str] | None = None,
 ) -> list[ServerSpec]:
     """What `vllm.servers` servers are started with.
 
@@ -64,6 +76,11 @@ def server_specs(
         weight_flags: Arguments and environment that a server needs to take weights.
         api_key: What a server wants to be shown; goes into its environment, as everybody on the
             host can read its arguments.
+        gpus: Of the host of rank 0, shared out to the servers where `vllm.devices` is not given;
+            None: as many as there have to be, named 0, 1, ...
+
+    Raises:
+        InputError: There are too few GPUs.
     """
     flags, weight_environment = weight_flags
     directory = Path(recipe.output_dir).absolute() / "vllm"
@@ -85,7 +102,7 @@ def server_specs(
                 *as_flags(recipe.vllm.arguments),
             ),
             # Of the user's, the last part keeps what it needs to, e.g. it continues PYTHONPATH.
-            environment=_environment(recipe, number, cuda)
+            environment=_environment(recipe, number, cuda, gpus)
             | recipe.vllm.environment
             | dict(weight_environment)
             | key,
@@ -142,7 +159,26 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
     )
 
 
-def _environment(recipe: Recipe, number: int, cuda: bool) -> dict[str, str]:
+def _devices(recipe: Recipe, number: int, gpus: Sequence[str] | None) -> str:
+    """CUDA_VISIBLE_DEVICES of a server: one that sees all GPUs would take the first ones."""
+    vllm = recipe.vllm
+    if vllm.devices is not None:
+        return vllm.devices[number]
+    size = vllm.tensor_parallel_size
+    needed = vllm.servers * size
+    names = [str(gpu) for gpu in range(needed)] if gpus is None else gpus
+    if len(names) < needed:
+        raise InputError(
+            f"vllm.servers {vllm.servers} x vllm.tensor_parallel_size {size} are {needed} GPUs, "
+            f"and the host of rank 0 has {len(names)}; start fewer, or name the GPUs in "
+            "vllm.devices"
+        )
+    return ",".join(names[number * size : (number + 1) * size])
+
+
+def _environment(
+    recipe: Recipe, number: int, cuda: bool, gpus: Sequence[str] | None
+) -> dict[str, str]:
     vllm = recipe.vllm
     environment = clean_environment(os.environ, _NOT_INHERITED) | {
         # The routes that pause a server and change its weights.
@@ -160,6 +196,6 @@ def _environment(recipe: Recipe, number: int, cuda: bool) -> dict[str, str]:
             "VLLM_CPU_KVCACHE_SPACE": os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1"),
             "OMP_NUM_THREADS": str(threads),
         }
-    elif vllm.devices is not None:
-        environment["CUDA_VISIBLE_DEVICES"] = vllm.devices[number]
+    else:
+        environment["CUDA_VISIBLE_DEVICES"] = _devices(recipe, number, gpus)
     return environment

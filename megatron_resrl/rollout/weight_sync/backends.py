@@ -18,8 +18,8 @@ _NAMES = {"nccl": "nccl", "ipc": "ipc", "file": "megatron_resrl_file"}
 """What vLLM calls the back ends."""
 
 
-def chosen_backend(recipe: Recipe) -> tuple[Backend, str]:
-    """The back end that `vllm.weight_transfer` means on this machine, and why.
+def chosen_backend(recipe: Recipe) -> Backend:
+    """The back end that `vllm.weight_transfer` means on this machine.
 
     Raises:
         InputError: `nccl` or `ipc` without CUDA.
@@ -30,7 +30,7 @@ def chosen_backend(recipe: Recipe) -> tuple[Backend, str]:
             f"vllm.weight_transfer is {setting!r}, which needs a CUDA device; "
             "vllm.weight_transfer: file needs none"
         )
-    return transfer_backend(recipe, has_cuda=cuda)
+    return transfer_backend(recipe, has_cuda=cuda)[0]
 
 
 def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
@@ -40,7 +40,7 @@ def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
         Arguments of `vllm serve`, and environment variables. PYTHONPATH continues the one of
         `vllm.environment`, which it replaces.
     """
-    backend, _ = chosen_backend(recipe)
+    backend = chosen_backend(recipe)
     given = recipe.vllm.environment.get("PYTHONPATH")
     environment = {
         # Without it the server has no routes for weights.

@@ -16,7 +16,7 @@ import torch
 from megatron_resrl.errors import RunError
 
 UNIQUE_ID_BYTES = 128
-_UINT8, _FLOAT32, _SUM = 1, 7, 0
+_UINT8, _FLOAT32, _SUM, _INVALID_USAGE = 1, 7, 0, 5
 _LIBRARY = "libnccl.so.2"
 LIBRARY_VARIABLE = "VLLM_NCCL_SO_PATH"
 """Environment variable with another NCCL library than torch's; vLLM reads it, too."""
@@ -133,7 +133,9 @@ class Communicator:
 def _check(function: str, code: int) -> None:
     if code:
         said = library().ncclGetErrorString(code).decode(errors="replace")
-        raise NcclFailure(
-            f"{function} of NCCL {version()} failed: {said} (trainer and vLLM servers need the "
-            f"same version of NCCL; name one library for both in {LIBRARY_VARIABLE})"
-        )
+        if code == _INVALID_USAGE:
+            said += (
+                "; trainer and vLLM servers need the same version of NCCL, name one library for "
+                f"both in {LIBRARY_VARIABLE}"
+            )
+        raise NcclFailure(f"{function} of NCCL {version()} failed: {said}")

@@ -7,10 +7,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.weight_transfer import transfer_note
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
@@ -59,8 +61,8 @@ class WeightSender:
         """
         self.policy = policy
         self.recipe = recipe
-        backend, why = chosen_backend(recipe)
-        logger.info("weights go to the servers by vllm.weight_transfer %s: %s", backend, why)
+        backend = chosen_backend(recipe)
+        logger.info("%s", transfer_note(recipe, has_cuda=torch.cuda.is_available()))
         vllm = recipe.vllm
         self._files = FileTransfer(
             vllm.transfer_dir, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s

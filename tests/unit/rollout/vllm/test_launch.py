@@ -16,7 +16,8 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
     VllmConfig,
 )
-from megatron_resrl.rollout.vllm.launch import api_key_of, as_flags, server_specs
+from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.vllm.launch import api_key_of, as_flags, server_specs, visible_gpus
 
 RECIPE = Recipe(
     output_dir="out",
@@ -133,3 +134,17 @@ def test_without_a_key_our_servers_get_a_random_one_and_others_none(monkeypatch)
     assert api_key_of(others) is None
     monkeypatch.setenv("VLLM_API_KEY", "given")
     assert api_key_of(others) == api_key_of(RECIPE) == "given"
+
+
+def test_servers_without_devices_share_the_trainers_gpus_and_no_gpu_twice():
+    vllm = VllmConfig(servers=2, tensor_parallel_size=2)
+    recipe = replace(RECIPE, vllm=vllm)
+    given = server_specs(recipe, cuda=True, weight_flags=((), {}), gpus=["4", "5", "6", "7"])
+    assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in given] == ["4,5", "6,7"]
+    with pytest.raises(InputError, match=r"are 4 GPUs, and the host of rank 0 has 3"):
+        server_specs(recipe, cuda=True, weight_flags=((), {}), gpus=["4", "5", "6"])
+
+
+def test_the_trainers_gpus_are_those_that_it_may_see(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
+    assert visible_gpus() == ["2", "3"]

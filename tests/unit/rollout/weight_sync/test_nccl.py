@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from pathlib import Path
-
 import pytest
 import torch
+from nccl_double import nccl_double
 
 from megatron_resrl.rollout.weight_sync import nccl
 
@@ -15,17 +12,8 @@ from megatron_resrl.rollout.weight_sync import nccl
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
     """Lines that the library has written."""
-    compiler = shutil.which("cc") or shutil.which("gcc")
-    if compiler is None:
-        pytest.skip("no C compiler")
-    source, library = Path(__file__).with_name("nccl_double.c"), tmp_path / "libnccl.so.2"
-    subprocess.run([compiler, "-shared", "-fPIC", str(source), "-o", str(library)], check=True)
-    record = tmp_path / "calls"
-    monkeypatch.setenv("NCCL_DOUBLE", str(record))
-    monkeypatch.setenv(nccl.LIBRARY_VARIABLE, str(library))
-    nccl.library.cache_clear()
-    yield lambda: record.read_text().splitlines()
-    nccl.library.cache_clear()
+    with nccl_double(tmp_path, monkeypatch) as calls:
+        yield calls
 
 
 def test_the_group_is_joined_warmed_up_and_sent_bytes_as_nccl_declares_it(calls):

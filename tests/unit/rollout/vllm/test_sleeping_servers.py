@@ -1,0 +1,120 @@
+"""Servers on the trainer's GPUs: in which order they wake, take weights and answer."""
+
+from __future__ import annotations
+
+import gc
+import threading
+
+import pytest
+from answering import answering, model_card, vllm_like
+from tiny_recipe import write_model
+
+from megatron_resrl.config.schema import (
+    DataConfig,
+    ModelConfig,
+    PrecisionConfig,
+    Recipe,
+    RolloutConfig,
+    VllmConfig,
+)
+from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.vllm.engine import VllmEngine
+from megatron_resrl.rollout.weight_sync.sender import WeightSender
+
+WEIGHTS, CACHE = "weights", "kv_cache"
+NEEDS = {
+    "/start_weight_update": {WEIGHTS},
+    "/update_weights": {WEIGHTS},
+    "/finish_weight_update": {WEIGHTS},
+    "/reset_prefix_cache": {WEIGHTS, CACHE},
+    "/resume": {WEIGHTS, CACHE},
+    "/collective_rpc": {WEIGHTS, CACHE},
+    "/inference/v1/generate": {WEIGHTS, CACHE},
+}
+"""What has to be awake for a route."""
+
+
+class Sleeper:
+    """A server that refuses what its sleeping memory cannot do, and notes what it is asked."""
+
+    def __init__(self) -> None:
+        self.asleep: set[str] = set()
+        self.asked: list[str] = []
+        self.refused: list[str] = []
+        self._lock = threading.Lock()
+
+    def __call__(self, request):
+        with self._lock:
+            return self._answer(request)
+
+    def _answer(self, request):
+        route, tag = request.route, request.parameters.get("tags")
+        self.asked.append(f"{route} {tag}" if tag else route)
+        if NEEDS.get(route, set()) & self.asleep:
+            self.refused.append(route)
+            return 500, {"error": "asleep"}
+        if route == "/sleep":
+            self.asleep = {WEIGHTS, CACHE}
+        if route == "/wake_up":
+            self.asleep -= {tag} if tag else {WEIGHTS, CACHE}
+        if route == "/collective_rpc":
+            return 500, {"error": "no such method"}
+        if route == "/inference/v1/generate":
+            logprobs = {"content": [{"logprob": -0.5}]}
+            choice = {"token_ids": [3], "finish_reason": "length", "logprobs": logprobs}
+            return 200, {"choices": [choice]}
+        return 200, {"success": True}
+
+
+@pytest.fixture
+def asked(tmp_path):
+    """What a server was asked between its sleep and the end of the next sync, and collections."""
+    model = write_model(tmp_path / "model")
+    sleeper = Sleeper()
+
+    def note(phase, info):
+        if phase == "start" and info["generation"] == 2:
+            sleeper.asked.append("garbage collected")
+
+    with answering(vllm_like(model_card(root=str(model)), sleeper)) as url:
+        recipe = Recipe(
+            model=ModelConfig(str(model)),
+            precision=PrecisionConfig("fp32"),
+            data=DataConfig(max_prompt_length=8),
+            rollout=RolloutConfig("vllm", max_response_length=8, verify_weights=True),
+            vllm=VllmConfig(
+                urls=(url,), weight_transfer="file", transfer_dir=str(tmp_path), max_restarts=0
+            ),
+        )
+        initialize(recipe.parallel, 0)
+        try:
+            policy = Policy.from_recipe(recipe, trainable=False)
+            engine = VllmEngine(recipe, WeightSender(policy, recipe))
+            engine._can_sleep = True
+            engine.sleep()
+            gc.callbacks.append(note)
+            engine.update_weights(1)
+            gc.callbacks.remove(note)
+            engine.close()
+        finally:
+            shutdown()
+    assert not sleeper.refused
+    return [each for each in sleeper.asked if each not in ("/health", "/metrics")]
+
+
+def test_a_sleeping_server_wakes_in_parts_and_is_verified_when_it_is_whole(asked):
+    start = asked.index("/sleep")
+    order = list(dict.fromkeys(asked[start:]))
+    assert order[:2] == ["/sleep", "garbage collected"]
+    assert order[2:] == [
+        "/wake_up weights",
+        "/pause",
+        "/start_weight_update",
+        "/update_weights",
+        "/finish_weight_update",
+        "/wake_up kv_cache",
+        "/reset_prefix_cache",
+        "/resume",
+        "/collective_rpc",
+    ]
