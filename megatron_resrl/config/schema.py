@@ -161,13 +161,13 @@ class RewardConfig:
     timeout_s: float = 10.0
     """Seconds per response; a slower one scores 0 and is counted."""
     length_scaling: bool = False
-    """Scale down the reward of correct responses that are long (the paper's maths recipe)."""
+    """Scale down the reward of correct responses that are long (paper: true)."""
     length_full_until: int = 3500
-    """Response tokens up to which a correct response keeps its full reward."""
+    """Response tokens up to which a correct response keeps its full reward (paper: 3500)."""
     length_floor_at: int = 4096
-    """Response tokens from which on it keeps only `length_floor`."""
+    """Response tokens from which on it keeps only `length_floor` (paper: 4096)."""
     length_floor: float = 0.7
-    """The smallest factor."""
+    """The smallest factor (paper: 0.7)."""
     overlong: Literal["truncate", "mask", "penalize"] = "truncate"
     """Responses cut off at `rollout.max_response_length`. `truncate`: graded as they are; `mask`:
     no part of the loss; `penalize`: lose up to `overlong_penalty` over the last `overlong_buffer`
@@ -193,7 +193,8 @@ class AlgorithmConfig:
     aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
     """Mean over a response's tokens, then over responses (paper); or over all tokens."""
     updates_per_step: int = 1
-    """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it."""
+    """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it (paper: 4; with
+    1 every ratio is 1 and nothing is clipped)."""
     micro_batch_size: int = 4
     """Responses per micro-batch of one data-parallel rank."""
     sequence_packing: bool = False
