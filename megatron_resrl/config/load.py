@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
+from megatron_resrl.config.foreign_names import hint
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import FileEntry, Recipe
 from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
@@ -38,6 +39,10 @@ SETTINGS: dict[str, Any] = {
 
 
 _FILES = tuple[FileEntry, ...]
+
+
+_ALIKE, _VERY_ALIKE = 0.7, 0.8
+"""How similar a name must be to be the one that was meant: in its own section, and elsewhere."""
 
 
 class _Given(NamedTuple):
@@ -163,14 +168,26 @@ def _unknown(name: str, value: Any, place: str) -> Problem:
     members = [member.rpartition(".")[2] for member in _members(section) or _members("")]
     same_leaf = [setting for setting in SETTINGS if setting.rpartition(".")[2] == leaf]
     leaves = {setting.rpartition(".")[2]: setting for setting in SETTINGS}
-    if near := closest(leaf, members):
-        fix = f"did you mean {section}.{near}?" if section in SECTIONS else f"did you mean {near}?"
-    elif same_leaf:
+    known = section in ("", *SECTIONS)
+    prefix = f"{section}." if section else ""
+    # `model.name` is not `algorithm.name`, while `optimizer.group_size` can only be one thing.
+    telling = not known or "_" in leaf or leaf in SETTINGS
+    if known and (near := closest(leaf, members, _VERY_ALIKE)):
+        fix = f"did you mean {prefix}{near}?"
+    elif foreign := hint(name):
+        fix = foreign
+    elif same_leaf and (telling or not section):
         fix = f"did you mean {closest(name, same_leaf, 0)}?"
-    elif near := closest(leaf, leaves, 0.8):
+    elif known and (near := closest(leaf, members, _ALIKE)):
+        fix = f"did you mean {prefix}{near}?"
+    elif telling and (near := closest(leaf, leaves, _VERY_ALIKE)):
         fix = f"did you mean {leaves[near]}?"
+    elif near := closest(leaf, [*SETTINGS, *SECTIONS], _VERY_ALIKE):
+        fix = f"did you mean {near}?"
+    elif section in SECTIONS:
+        fix = f"{section} has {', '.join(members)}"
     else:
-        fix = f"{section or 'a recipe'} has {', '.join(members)}"
+        fix = f"a recipe has the settings {', '.join(_members(''))}"
     return Problem(name, value, f"there is no such setting ({place})", fix)
 
 

@@ -183,7 +183,7 @@ class AlgorithmConfig:
     """The policy-gradient objective."""
 
     name: str = "resrl"
-    """One of the registered algorithms: grpo, nsr, w_reinforce, resrl."""
+    """grpo, nsr, w_reinforce, resrl, or `path.py:name` of an `Algorithm` of your own."""
     clip_low: float = 0.2
     """PPO clip: smallest ratio is 1 - clip_low."""
     clip_high: float = 0.2
@@ -200,7 +200,9 @@ class AlgorithmConfig:
     sequence_packing: bool = False
     """Put the responses of a micro-batch behind each other instead of padding them."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the algorithm itself, e.g. {"positive_weight": 0.1}."""
+    """Options of the algorithm itself. grpo and resrl: `scale_by_std` (default true; false: Dr.
+    GRPO), `eps` (1e-6); w_reinforce: `positive_weight` (0.1); nsr: none. resrl's others are the
+    section `resrl`."""
 
 
 @dataclass(frozen=True)
@@ -318,11 +320,22 @@ class LoggingConfig:
     tensorboard: bool = True
     """Write TensorBoard events to `<output_dir>/tensorboard`."""
     wandb_project: str | None = None
-    """Weights & Biases project (needs the `wandb` extra); None: off."""
+    """Weights & Biases project (needs the `wandb` extra); None: off. Nothing that the service does
+    ends or holds up a run: it is a warning, and where possible the run is kept on disk for
+    `wandb sync`."""
+    wandb_name: str | None = None
+    """Name of the run there; default: that of `output_dir`'s folder."""
+    wandb_entity: str | None = None
+    """Team or user whose project it is; default: yours."""
+    wandb_group: str | None = None
+    """Group of runs that it belongs to, e.g. of an experiment."""
+    wandb_tags: tuple[str, ...] = ()
+    """Labels to find it by."""
     sample_responses: int = 2
     """Responses of each step written with the metrics, to read."""
     progress_bar: bool = True
-    """Show steps, reward and time left on a terminal."""
+    """Draw a bar with steps, phase, reward and time left on a terminal; false, and in a log file:
+    a line for each step, and one for a phase that takes longer than 30 s."""
 
 
 @dataclass(frozen=True)

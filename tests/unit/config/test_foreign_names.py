@@ -1,0 +1,89 @@
+"""Names of other trainers lead to ours, and the page about them knows the schema."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from megatron_resrl.config.foreign_names import ABSENT, MEANT
+from megatron_resrl.config.load import SECTIONS, SETTINGS, read_recipe
+
+PAGE = (Path(__file__).resolve().parents[3] / "docs" / "migrating.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.strip("|").split("|")]
+    for line in PAGE.partition("## Names")[2].splitlines()
+    if line.startswith("|")
+][2:]
+
+
+def fix(name: str) -> str:
+    _, (problem,) = read_recipe(None, [f"--{name}=1"])
+    return problem.fix
+
+
+def test_every_setting_on_the_page_exists() -> None:
+    named = {name.partition(":")[0] for row in ROWS for name in re.findall(r"`([a-z_.]+)", row[-1])}
+    settings = {name for name in named if "." in name and name.partition(".")[0] in SECTIONS}
+    assert len(settings) > 40
+    assert settings <= set(SETTINGS), settings - set(SETTINGS)
+
+
+def test_every_foreign_name_on_the_page_is_answered() -> None:
+    unknown = []
+    for row in ROWS:
+        for cell in row[1:-1]:
+            for name in re.findall(r"`([a-z_.]+)`", cell):
+                leaf = name.rpartition(".")[2]
+                own = any(setting.rpartition(".")[2] == leaf for setting in SETTINGS)
+                if leaf not in MEANT and leaf not in ABSENT and name not in ABSENT and not own:
+                    unknown.append(name)
+    assert not unknown
+
+
+def test_the_names_meant_exist_and_no_name_is_ours() -> None:
+    assert {name for meant in MEANT.values() for name in meant.split(" and ")} <= set(SETTINGS)
+    assert not (set(MEANT) & set(ABSENT))
+    assert len(MEANT) + len(ABSENT) > 100
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("actor_rollout_ref.rollout.n", "use rollout.group_size"),
+        ("trainer.total_epochs", "a run's length is counted in steps"),
+        ("algorithm.kl_coef", "there is no KL term"),
+        ("optimizer.learning_rate", "use optimizer.lr;"),
+        ("model.name", "use model.path"),
+        ("reward.weights", "there is one reward function"),
+        ("rollout.stop", "use rollout.stop_token_ids"),
+        ("beta", "there is no KL term"),
+        ("use_kl_loss", "there is no KL term"),
+    ],
+)
+def test_a_foreign_name_is_answered_with_ours_or_with_what_is_missing(
+    name: str, meant: str
+) -> None:
+    assert fix(name).startswith(meant)
+    assert fix(name).endswith("see docs/migrating.md")
+
+
+@pytest.mark.parametrize(
+    ("name", "fixed"),
+    [
+        ("optimizer.lrr", "did you mean optimizer.lr?"),
+        ("optimzer.lr", "did you mean optimizer.lr?"),
+        ("sead", "did you mean seed?"),
+        ("optimizer.group_size", "did you mean rollout.group_size?"),
+        ("group_size", "did you mean rollout.group_size?"),
+        ("rollout.temprature", "did you mean rollout.temperature?"),
+    ],
+)
+def test_a_slip_is_answered_with_the_setting_that_was_meant(name: str, fixed: str) -> None:
+    assert fix(name) == fixed
+
+
+@pytest.mark.parametrize("name", ["evaluation.path", "logging.name", "rollout.frequency"])
+def test_a_name_of_another_section_that_says_little_is_not_guessed(name: str) -> None:
+    assert fix(name).startswith(f"{name.partition('.')[0]} has ")
