@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
 import typing
 from collections.abc import Callable, Sequence
-from typing import Literal, NoReturn
+from typing import Any, Literal, NoReturn
 
 from megatron_resrl import __version__
 from megatron_resrl.config.checks import inspect_recipe, require_valid, size_plan
@@ -93,7 +94,8 @@ def train(path: str | None, overrides: list[str]) -> int:
     recipe = _start(path, overrides, "train")
     from megatron_resrl.training.rl_loop import train as run_training
 
-    run_training(recipe)
+    with _activity():
+        run_training(recipe)
     return 0
 
 
@@ -102,7 +104,8 @@ def evaluate(path: str | None, overrides: list[str]) -> int:
     recipe = _start(path, overrides, "eval")
     from megatron_resrl.evaluation.run import evaluate as run_evaluation
 
-    run_evaluation(recipe)
+    with _activity():
+        run_evaluation(recipe)
     return 0
 
 
@@ -187,6 +190,13 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
 
     prepare_libraries(recipe)
     return recipe
+
+
+def _activity() -> contextlib.AbstractContextManager[Any]:
+    """Rank 0 says what it does where it takes long."""
+    from megatron_resrl.observe.activity import Activity
+
+    return Activity() if _rank_name() == "" else contextlib.nullcontext()
 
 
 def _prepare_megatron(recipe: Recipe) -> None:

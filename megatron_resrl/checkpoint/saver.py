@@ -85,6 +85,7 @@ class CheckpointSaver:
         self._running: _Running | None = None
         self._times: dict[str, float] = {}
 
+    @named_phase("checkpoint")
     def save(self, state: TrainerState) -> None:
         """Saves the policy as it is now; waits first for a save still going on. Collective.
 

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.observe.wandb_sink import WandbRun, WeightsAndBiases
 
 
 class _Sink(Protocol):
@@ -31,6 +32,7 @@ class MetricsLogger:
         output_dir: Directory of the run; made if absent.
         tensorboard: Write events to `<output_dir>/tensorboard`.
         wandb_project: Weights & Biases project; None: off.
+        wandb_name, wandb_entity, wandb_group, wandb_tags: See `logging.wandb_name` and so on.
         resume_step: The run continues after this step: what the files hold of later steps is
             dropped, since those steps are done again. None: a new run; files of an earlier run
             in the directory are set aside under another name.
@@ -46,6 +48,10 @@ class MetricsLogger:
         *,
         tensorboard: bool,
         wandb_project: str | None,
+        wandb_name: str | None = None,
+        wandb_entity: str | None = None,
+        wandb_group: str | None = None,
+        wandb_tags: Sequence[str] = (),
         resume_step: int | None = None,
     ) -> None:
         directory = Path(output_dir)
@@ -57,7 +63,8 @@ class MetricsLogger:
         if tensorboard:
             self._sinks.append(_TensorBoard(directory / "tensorboard", resume_step))
         if wandb_project is not None:
-            self._sinks.append(_WeightsAndBiases(wandb_project, directory, resume_step))
+            names = WandbRun(wandb_project, wandb_name, wandb_entity, wandb_group, wandb_tags)
+            self._sinks.append(WeightsAndBiases(names, directory, resume_step))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one step's metrics.
@@ -201,31 +208,3 @@ class _TensorBoard:
 
     def close(self) -> None:
         self._writer.close()
-
-
-class _WeightsAndBiases:
-    """One run of the service per output directory, continued when training is."""
-
-    def __init__(self, project: str, directory: Path, resume_step: int | None) -> None:
-        try:
-            import wandb
-        except ImportError as error:
-            raise ImportError(
-                f"logging.wandb_project is {project!r}, and wandb is not installed; install the "
-                "`wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
-            ) from error
-        identity = directory / "wandb_run_id.txt"
-        known = resume_step is not None and identity.exists()
-        self._run = wandb.init(
-            project=project,
-            dir=str(directory),
-            id=identity.read_text().strip() if known else None,
-            resume="allow",
-        )
-        identity.write_text(f"{self._run.id}\n")
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._run.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self._run.finish()

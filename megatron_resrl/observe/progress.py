@@ -4,10 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import time
 from typing import TextIO
 
 from tqdm import tqdm
+
+from megatron_resrl.observe.activity import describe, spoken
+from megatron_resrl.platform import phases
+
+REFRESH_S = 1.0
+"""Seconds between drawings of the bar."""
 
 
 def _has_columns(stream: TextIO) -> bool:
@@ -16,27 +23,37 @@ def _has_columns(stream: TextIO) -> bool:
 
 
 class Progress:
-    """Steps done, reward and time left.
+    """Steps done, what is being done, reward and time left.
 
-    On a terminal a bar that is drawn in place; anywhere else (a log file, a pipe) one plain line
-    per step, without control characters.
+    On a terminal a bar that is drawn in place, each second anew; anywhere else (a log file, a pipe)
+    one plain line per step, without control characters.
 
     Args:
         total: Steps of the whole run.
         start: Steps already done when this process began (after a resume).
-        enabled: False: nothing is written; for all ranks but one, or if the user wants silence.
+        enabled: False: nothing is written; for all ranks but one.
+        bar: False: lines on a terminal, too.
         stream: Where to write; default: standard error.
     """
 
     def __init__(
-        self, total: int, *, start: int = 0, enabled: bool = True, stream: TextIO | None = None
+        self,
+        total: int,
+        *,
+        start: int = 0,
+        enabled: bool = True,
+        bar: bool = True,
+        stream: TextIO | None = None,
     ) -> None:
         self._total = total
         self._start = start
         self._began = time.monotonic()
         self._stream = stream or sys.stderr
-        self._lines = enabled and not _has_columns(self._stream)
+        self._lines = enabled and not (bar and _has_columns(self._stream))
         self._bar = None
+        self._reward = ""
+        self._ended = threading.Event()
+        self._drawing = threading.Thread(target=self._draw, name="progress bar", daemon=True)
         if enabled and not self._lines:
             self._bar = tqdm(
                 total=total,
@@ -47,6 +64,7 @@ class Progress:
                 mininterval=0,
                 miniters=1,
             )
+            self._drawing.start()
 
     def begin(self) -> None:
         """Starts the clock: what came before the first step does not count for the time left."""
@@ -63,7 +81,8 @@ class Progress:
             reward: Mean reward of the step's responses.
         """
         if self._bar is not None:
-            self._bar.set_postfix_str(f"reward {reward:.3f}", refresh=False)
+            self._reward = f"reward {reward:.3f}"
+            self._bar.set_postfix_str(self._reward, refresh=False)
             self._bar.update(step - self._bar.n)
         elif self._lines:
             seconds = (time.monotonic() - self._began) / max(step - self._start, 1)
@@ -74,6 +93,7 @@ class Progress:
                 file=self._stream,
                 flush=True,
             )
+            spoken.now()
 
     def message(self, text: str) -> None:
         """Writes a line without tearing the bar apart."""
@@ -81,8 +101,19 @@ class Progress:
             self._bar.write(text, file=self._stream)
         elif self._lines:
             print(text, file=self._stream, flush=True)
+            spoken.now()
 
     def close(self) -> None:
         """Leaves the finished bar on the terminal."""
         if self._bar is not None:
+            self._ended.set()
+            self._drawing.join()
+            self._bar.set_postfix_str(self._reward, refresh=False)
             self._bar.close()
+
+    def _draw(self) -> None:
+        """The thread: the bar's clock runs, and its text follows the phases."""
+        while not self._ended.wait(REFRESH_S):
+            parts = [self._reward, describe(phases.current())]
+            self._bar.set_postfix_str(", ".join(filter(None, parts)), refresh=True)
+            spoken.now()

@@ -103,6 +103,11 @@ def progress(done: int, total: int, detail: str = "") -> None:
     _here.doing = replace(_here.doing, done=done, total=total, detail=detail)
 
 
+def detail(text: str) -> None:
+    """Says more of where the innermost phase of this rank is; what `progress` counted stays."""
+    _here.doing = replace(_here.doing, detail=text)
+
+
 @contextlib.contextmanager
 def named_phase(name: str) -> Iterator[None]:
     """Turns a collective's time-out or a lost peer inside the block into an error that names it.

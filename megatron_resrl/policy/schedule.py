@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_resrl.data.packing import MicroBatch
+from megatron_resrl.platform.phases import detail
 
 LastStage = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]
 """Takes the final hidden states [s, b, h] (or this rank's slice [s / TP, b, h] under sequence
@@ -64,7 +65,7 @@ def run_pipeline(
     rows, length = micro_batches[0].tokens.shape
     # megatron-core counts whole sequences.
     length *= parallel_state.get_context_parallel_world_size()
-    iterators = [iter(micro_batches) for _ in model_chunks]
+    iterators = [_announced(micro_batches) for _ in model_chunks]
     single = len(model_chunks) == 1
     with torch.set_grad_enabled(not forward_only):
         return get_forward_backward_func()(
@@ -76,6 +77,12 @@ def run_pipeline(
             micro_batch_size=rows,
             forward_only=forward_only,
         )
+
+
+def _announced(micro_batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
+    for number, batch in enumerate(micro_batches, start=1):
+        detail(f"micro-batch {number} of {len(micro_batches)}")
+        yield batch
 
 
 def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:

@@ -18,6 +18,7 @@ from typing import Any, SupportsFloat
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.phases import progress
 from megatron_resrl.rewards.registry import RewardFunction, absolute_name, get_reward
 
 SHOWN_CHARACTERS = 600
@@ -114,7 +115,11 @@ class Grader:
         try:
             for task in tasks:
                 futures.append(self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s))
-            return [self._result(task, future) for task, future in zip(tasks, futures, strict=True)]
+            grades: list[Grade] = []
+            for task, future in zip(tasks, futures, strict=True):
+                grades.append(self._result(task, future))
+                progress(len(grades), len(tasks))
+            return grades
         except (BrokenProcessPool, RuntimeError) as error:
             raise RewardError(
                 f"reward.function = {self._function_name!r}: its processes ended and cannot be "

@@ -91,6 +91,7 @@ def open_actor(recipe: Recipe, *, trainable: bool, tokenizer: Any | None = None)
                 engine.close()
 
 
+@named_phase("data")
 def read_prompts(
     files: Sequence[FileEntry | QuestionFile],
     data: DataConfig,

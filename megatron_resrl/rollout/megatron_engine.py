@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.platform.distributed import any_rank, gather_objects, largest
+from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
@@ -93,7 +94,8 @@ class MegatronEngine:
         done: dict[int, list[Response]] = {}
         with whole_sequences(self.policy.modules):
             for batch in self._batches_in_step(prompts, mine, sampling.n):
-                done |= self._decode(prompts, batch, sampling, seed, keys)
+                counted = (len(done) * sampling.n, len(mine) * sampling.n)
+                done |= self._decode(prompts, batch, sampling, seed, keys, counted)
         for theirs in gather_objects(done, decoders):
             done |= theirs
         if on_group and dist.get_rank() == 0:
@@ -146,8 +148,12 @@ class MegatronEngine:
         sampling: SamplingParams,
         seed: Sequence[int],
         keys: Sequence[int],
+        counted: tuple[int, int],
     ) -> dict[int, list[Response]]:
-        """Decodes `sampling.n` responses for each prompt index of `batch`, which may be empty."""
+        """Decodes `sampling.n` responses for each prompt index of `batch`, which may be empty.
+
+        `counted`: this replica's responses before the batch, and in all.
+        """
         count = sampling.max_new_tokens
         modules = self.policy.modules
         decoder = CachedDecoder(modules, [prompts[index] for index in batch] or [[0]], count)
@@ -166,6 +172,9 @@ class MegatronEngine:
         for position in range(count):
             tokens = self._draw(logits, running, position, sampling)
             unfinished = [row for row, growing in enumerate(running) if not growing.stopped]
+            before, total = counted
+            finished = before + len(samples) - len(unfinished)
+            progress(finished, total, f"token {position + 1} of at most {count}")
             goes_on = bool(unfinished) and position < count - 1
             if not (goes_on if together is None else any_rank(goes_on, together)):
                 break

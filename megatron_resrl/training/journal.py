@@ -41,10 +41,14 @@ class Journal:
             self.directory,
             tensorboard=recipe.logging.tensorboard,
             wandb_project=recipe.logging.wandb_project,
+            wandb_name=recipe.logging.wandb_name,
+            wandb_entity=recipe.logging.wandb_entity,
+            wandb_group=recipe.logging.wandb_group,
+            wandb_tags=recipe.logging.wandb_tags,
             resume_step=resume_step,
         )
         self.progress = Progress(
-            recipe.steps, start=resume_step or 0, enabled=recipe.logging.progress_bar
+            recipe.steps, start=resume_step or 0, bar=recipe.logging.progress_bar
         )
 
     def write_recipe(self, text: str) -> None:

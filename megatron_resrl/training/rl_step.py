@@ -10,6 +10,7 @@ import torch
 from megatron_resrl.algorithms import Algorithm, token_coefficients
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.policy import Policy, UpdateResult
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training import step_metrics
@@ -97,7 +98,8 @@ def rl_step(
     updates: list[UpdateResult] = []
     sums: list[dict[str, float]] = []
     row = {index: place for place, index in enumerate(mine)}
-    for mini_batch, share in zip(mini_batches, shares, strict=True):
+    parts = zip(mini_batches, shares, strict=True)
+    for number, (mini_batch, share) in enumerate(parts, start=1):
         if not advantages[mini_batch].any():
             left_out.append(mini_batch)
             policy.leave_out_update()
@@ -121,6 +123,7 @@ def rl_step(
             corrections=None if corrected.factors is None else corrected.factors[taught_rows],
         )
         with phase(timers, "update"):
+            progress(number, len(mini_batches))
             update, token_sums = update_policy(
                 policy, algorithm, [samples[index] for index in taught], targets, recipe
             )

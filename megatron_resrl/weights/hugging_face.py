@@ -24,6 +24,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.weights.files import ShardWriter, stored_shapes
 
 SHARD_BYTES = 5 * 10**9
@@ -217,6 +218,7 @@ def export_weights(
             yield name, tensor.detach()
 
 
+@named_phase("export")
 def save_hf_model(
     model_chunks: Sequence[GPTModel],
     hf_config: PretrainedConfig,

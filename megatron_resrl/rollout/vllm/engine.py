@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.platform.phases import progress
 from megatron_resrl.rollout.engine import (
     OnGroup,
     PendingRollout,
@@ -185,6 +186,7 @@ class VllmEngine(RolloutEngine):
         pool = self._pool
         if pool is None:
             return None
+        progress(rollout.finished, len(rollout.prompts) * rollout.sampling.n)
         pool.wait(rollout, SIGN_OF_LIFE_S)
         if rollout.error is not None:
             return _News(error=rollout.error)

@@ -47,6 +47,11 @@ class Rollout:
         """Everything is there and told, or never will be."""
         return self.error is not None or self.groups_told == len(self.prompts)
 
+    @property
+    def finished(self) -> int:
+        """Responses that are there."""
+        return len(self.prompts) * self.sampling.n - sum(self._missing)
+
     def key(self, job: Job) -> tuple[int, ...]:
         """What the random numbers of a sample are named by."""
         prompt = job.prompt if self.indices is None else self.indices[job.prompt]
