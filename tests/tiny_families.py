@@ -63,6 +63,13 @@ _LLAMA3_ROPE = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 32,
 }
+_YARN_ROPE = {
+    "rope_type": "yarn",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "original_max_position_embeddings": 16,
+}
+"""Multiplies sines and cosines by 1.14."""
 
 
 def family_configs() -> dict[str, PretrainedConfig]:
@@ -77,7 +84,9 @@ def family_configs() -> dict[str, PretrainedConfig]:
         "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
         "llama_tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True, rms_norm_eps=1e-5),
         "qwen2": Qwen2Config(**_SHAPE, tie_word_embeddings=True),
-        "qwen3": Qwen3Config(**_SHAPE, tie_word_embeddings=False, head_dim=16),
+        "qwen3": Qwen3Config(
+            **_SHAPE, tie_word_embeddings=False, head_dim=16, rope_parameters=_YARN_ROPE
+        ),
         "qwen3_moe": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, norm_topk_prob=True),
         "qwen3_moe_mixed": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, mlp_only_layers=[1]),
         "mistral": MistralConfig(**_SHAPE, head_dim=16, sliding_window=LONGEST),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -16,6 +17,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen3MoeConfig,
 )
+
+from megatron_resrl.weights.expected import expected_tensors
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -53,6 +56,14 @@ def write_model(directory: Path, *, experts: bool = False) -> Path:
     tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(directory)
     return directory
+
+
+def write_zeros(directory: Path) -> None:
+    """Replaces a model's weights by zeros of the shapes that its config.json asks for."""
+    config = json.loads((directory / "config.json").read_text())
+    shapes = expected_tensors(config)
+    zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    save_file(zeros, directory / "model.safetensors")
 
 
 def change_json(path: Path, **changes: Any) -> None:

@@ -20,7 +20,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.weights.model_files import copy_model_files
+from megatron_resrl.weights.model_files import write_model_files
 from megatron_resrl.weights.torch_dist_files import require_harmless
 
 logger = logging.getLogger(__name__)
@@ -55,14 +55,14 @@ class PendingSave:
         folder: Path,
         write_shards: Callable[[], dict[str, str]],
         trainer: dict[str, Any],
-        model_files: Path,
+        policy: Policy,
         retention: Retention,
         group: dist.ProcessGroup | None,
     ) -> None:
         self.folder = folder
         self._write_shards = write_shards
         self._trainer = trainer
-        self._model_files = model_files
+        self._policy = policy
         self._retention = retention
         self._group = group
 
@@ -88,8 +88,10 @@ class PendingSave:
             raise
 
     def _publish(self, digests: dict[str, str]) -> Path:
-        if self._model_files.is_dir():
-            copy_model_files(self._model_files, self.folder / MODEL_FILES)
+        hf_config = self._policy.hf_config
+        if Path(hf_config.name_or_path).is_dir():
+            files = self.folder / MODEL_FILES
+            write_model_files(hf_config, files, tokenizer=self._policy.tokenizer_path)
         return folders.publish(self.folder, self._trainer, digests, self._retention)
 
 
@@ -139,8 +141,7 @@ def begin_save(
             if dist.get_rank() == 0:
                 folders.abandon(folder)
             raise
-    model_files = Path(policy.hf_config.name_or_path)
-    return PendingSave(folder, write_shards, trainer, model_files, retention, group)
+    return PendingSave(folder, write_shards, trainer, policy, retention, group)
 
 
 def save_checkpoint(

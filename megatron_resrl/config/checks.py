@@ -19,6 +19,7 @@ from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS
+from megatron_resrl.config.checks_weights import WEIGHT_CHECKS
 from megatron_resrl.config.facts import Facts, Target, gather_facts
 from megatron_resrl.config.passthrough import check_passthrough
 from megatron_resrl.config.problems import Problem, RecipeError
@@ -29,6 +30,7 @@ Check = Callable[[Facts], Iterator[Problem]]
 
 SHARED_CHECKS: tuple[Check, ...] = (
     check_ranges,
+    *WEIGHT_CHECKS,
     *MODEL_CHECKS,
     *PARALLEL_CHECKS,
     *EXPERT_CHECKS,

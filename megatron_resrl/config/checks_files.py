@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_resrl.config.facts import Facts, read_json
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.question_files import KNOWN, kind_of, resolve_files
 from megatron_resrl.config.schema import DataConfig, FileEntry
@@ -80,7 +81,7 @@ def _check_tokenizer(facts: Facts) -> Iterator[Problem]:
     model, data = facts.recipe.model, facts.recipe.data
     setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
     value = model.path if model.tokenizer_path is None else model.tokenizer_path
-    directory = Path(value)
+    directory = find_model(value).files
     if setting == "model.path" and not facts.hf_config:
         return  # Reported as a wrong model directory.
     if not any((directory / name).is_file() for name in _TOKENIZER_FILES):

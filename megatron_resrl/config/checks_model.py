@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megatron_resrl.config.facts import Facts, read_json
+from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
 
 SUPPORTED_ARCHITECTURES = (
@@ -17,10 +16,18 @@ SUPPORTED_ARCHITECTURES = (
     "MistralForCausalLM",
     "MixtralForCausalLM",
 )
-SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3")
+SUPPORTED_ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-_DEFAULT_WINDOWS = {"MistralForCausalLM": 4096, "MixtralForCausalLM": None}
+_DEFAULT_WINDOWS = {
+    "MistralForCausalLM": 4096,
+    "MixtralForCausalLM": None,
+    "Qwen2ForCausalLM": 4096,
+    "Qwen3ForCausalLM": 4096,
+    "Qwen3MoeForCausalLM": 4096,
+}
 """Families with a `sliding_window`, and what transformers takes where config.json has none."""
+_DEFAULT_MAX_WINDOW_LAYERS = 28
+"""Of Qwen2 and Qwen3: layers before this one have no window."""
 
 _UNEVEN_STAGES = (
     "num_layers_in_first_pipeline_stage",
@@ -40,44 +47,8 @@ def rope_settings(hf_config: dict[str, Any]) -> dict[str, Any]:
     return settings
 
 
-def _unsupported(
-    facts: Facts, problem: str, fix: str, kind: Literal["recipe", "machine"] = "recipe"
-) -> Problem:
-    return Problem("model.path", facts.recipe.model.path, problem, fix, kind)
-
-
-def _check_weights(facts: Facts) -> Iterator[Problem]:
-    if not facts.hf_config:
-        return
-    directory = Path(facts.recipe.model.path)
-    index = directory / "model.safetensors.index.json"
-    try:
-        content = read_json(index)
-        shards = set(content["weight_map"].values()) if content is not None else set()
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        problem = f"its {index.name} cannot be read ({type(error).__name__}: {error})"
-        yield _unsupported(facts, problem, "fetch the model again")
-        return
-    missing = sorted(shard for shard in shards if not (directory / shard).is_file())
-    if missing:
-        problem = f"it lacks {', '.join(missing)}"
-        yield _unsupported(facts, problem, "fetch the model again", "machine")
-    elif not any(directory.glob("*.safetensors")) and not _holds_megatron_weights(directory):
-        fix = (
-            "save the model with safe_serialization, fetch its safetensors files, or make a "
-            "Megatron checkpoint with tools/convert_hf_to_megatron.py"
-        )
-        yield _unsupported(facts, "it has no *.safetensors file", fix, "machine")
-
-
-def _holds_megatron_weights(directory: Path) -> bool:
-    """Whether Megatron-LM's marker file names a torch_dist checkpoint."""
-    marker = directory / "latest_checkpointed_iteration.txt"
-    if not marker.is_file():
-        return False
-    named = marker.read_text(encoding="utf-8").strip()
-    folder = f"iter_{int(named):07d}" if named.isdigit() else named
-    return (directory / folder / ".metadata").is_file()
+def _unsupported(facts: Facts, problem: str, fix: str) -> Problem:
+    return Problem("model.path", facts.recipe.model.path, problem, fix)
 
 
 def _check_architecture(facts: Facts) -> Iterator[Problem]:
@@ -95,9 +66,12 @@ def _check_variants(facts: Facts) -> Iterator[Problem]:
     activation = config.get("hidden_act", "silu")
     if activation != "silu":
         yield _unsupported(facts, f"its hidden_act is {activation!r}", "only silu is supported")
-    sliding = "sliding_attention" in (config.get("layer_types") or ())
-    if config.get("use_sliding_window") or sliding:
-        yield _unsupported(facts, "it uses sliding-window attention (use_sliding_window)", fix)
+    kinds = set(config.get("layer_types") or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        yield _unsupported(facts, f"its layer_types name {min(unknown)}", fix)
+    elif "sliding_attention" in kinds and attention_window(config) is None:
+        problem = "its layer_types name sliding-window attention, but no sliding_window is in use"
+        yield _unsupported(facts, problem, fix)
     architecture = (config.get("architectures") or [""])[0]
     if config.get("attention_bias") and architecture != "Qwen2ForCausalLM":
         yield _unsupported(facts, "its attention_bias is true", fix)
@@ -111,10 +85,18 @@ def _check_variants(facts: Facts) -> Iterator[Problem]:
 def _check_rope(facts: Facts) -> Iterator[Problem]:
     if not facts.hf_config:
         return
-    rope_type = rope_settings(facts.hf_config)["rope_type"]
+    settings = rope_settings(facts.hf_config)
+    rope_type = settings["rope_type"]
     if rope_type not in SUPPORTED_ROPE_TYPES:
         fix = f"supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
         yield _unsupported(facts, f"its rope_type is {rope_type!r}", fix)
+    part = settings.get("partial_rotary_factor", facts.hf_config.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        yield _unsupported(facts, f"its partial_rotary_factor is {part}", "use a model without it")
+    fused = facts.recipe.model.megatron.get("apply_rope_fusion")
+    if rope_type == "yarn" and fused:
+        problem = "Transformer Engine's fused kernel leaves out what yarn multiplies attention with"
+        yield Problem("model.megatron.apply_rope_fusion", fused, problem, "set it to false")
 
 
 def _check_tensor_parallel(facts: Facts) -> Iterator[Problem]:
@@ -171,12 +153,27 @@ def _check_positions(facts: Facts) -> Iterator[Problem]:
         )
 
 
+def attention_window(hf_config: dict[str, Any]) -> int | None:
+    """Tokens that the layers with the shortest view attend to; None: all, in every layer."""
+    architecture = (hf_config.get("architectures") or [""])[0]
+    if architecture not in _DEFAULT_WINDOWS:
+        return None
+    window = hf_config.get("sliding_window", _DEFAULT_WINDOWS[architecture])
+    if not architecture.startswith("Qwen"):
+        return window
+    if not hf_config.get("use_sliding_window"):
+        return None
+    if kinds := hf_config.get("layer_types"):
+        return window if "sliding_attention" in kinds else None
+    if architecture == "Qwen3MoeForCausalLM":
+        return window
+    first = hf_config.get("max_window_layers", _DEFAULT_MAX_WINDOW_LAYERS)
+    return window if first < hf_config.get("num_hidden_layers", 0) else None
+
+
 def _check_window(facts: Facts) -> Iterator[Problem]:
     """Within the window, attention without one computes the same numbers."""
-    architecture = (facts.hf_config.get("architectures") or [""])[0]
-    if architecture not in _DEFAULT_WINDOWS:
-        return
-    window = facts.hf_config.get("sliding_window", _DEFAULT_WINDOWS[architecture])
+    window = attention_window(facts.hf_config)
     prompt = facts.recipe.data.max_prompt_length
     response = facts.recipe.rollout.max_response_length
     if window is not None and prompt + response > window:
@@ -198,6 +195,8 @@ def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
     for name in ("pad_token_id", "eos_token_id"):
         value = facts.hf_config.get(name)
         ids = value if isinstance(value, list) else [] if value is None else [value]
+        if name == "pad_token_id" and value == -1:
+            continue  # Published configurations say so where there is none; nothing here pads.
         if any(not 0 <= token < size for token in ids):
             what = "pad" if name == "pad_token_id" else "end-of-sequence"
             problem = f"out-of-vocabulary {what} token: its {name} is {value}"
@@ -226,7 +225,6 @@ def _check_recompute(facts: Facts) -> Iterator[Problem]:
 
 
 MODEL_CHECKS = (
-    _check_weights,
     _check_architecture,
     _check_variants,
     _check_rope,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_resrl.config.model_place import ModelPlace, find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe
 
@@ -36,6 +37,11 @@ class Facts:
         """Whether the run is for another kind of machine than this one, whose devices and packages
         then say nothing."""
         return self.target == "cuda" and not cuda_available()
+
+    @property
+    def model_place(self) -> ModelPlace:
+        """The directories of `model.path`."""
+        return find_model(self.recipe.model.path)
 
     @property
     def model_parallel_size(self) -> int:
@@ -96,17 +102,21 @@ def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
     ) -> tuple[dict[str, Any], list[Problem]]:
         return {}, [Problem("model.path", path, problem, fix, kind)]
 
-    fix = "give the local directory of a Hugging Face model (config.json, *.safetensors, tokenizer)"
+    fix = (
+        "give the local directory of a Hugging Face model (config.json, *.safetensors, tokenizer), "
+        "or a run's checkpoint"
+    )
     if not path:
         return wrong("no model is given", fix)
     if not Path(path).is_dir():
         return wrong("there is no such directory", fix, "machine")
     try:
-        content = read_json(Path(path) / "config.json")
+        content = read_json(find_model(path).files / "config.json")
     except ValueError as error:
         return wrong(f"its config.json is not valid JSON ({error})", "fetch the model again")
     except OSError as error:
-        return wrong(f"its config.json cannot be read ({error.strerror})", fix, "machine")
+        reason = f"its config.json cannot be read ({error.strerror})"
+        return wrong(reason, "give this user the right to read it", "machine")
     if content is None:
         return wrong("it has no config.json", fix)
     if not isinstance(content, dict):

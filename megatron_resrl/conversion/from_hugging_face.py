@@ -24,14 +24,12 @@ from megatron_resrl.conversion.model_directory import (
     chosen_dtype,
     read_model_config,
     some,
-    tell_dtype,
     whole_or_nothing,
-    written_dtype,
 )
 from megatron_resrl.conversion.report import ConversionReport, Tally
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
-from megatron_resrl.weights.model_files import MARKER, copy_model_files
+from megatron_resrl.weights.model_files import MARKER, copy_model_files, tell_weights, written_dtype
 from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
 
 _NAMES = {
@@ -104,7 +102,7 @@ def convert_hf_to_megatron(
         tally = _write(layout, stored, folder / RELEASE, ranks, DTYPES[name])
         (folder / MARKER).write_text(RELEASE)
         copy_model_files(source, folder)
-        tell_dtype(folder, name)
+        tell_weights(folder, dtype=name)
     return tally.report(
         source=source,
         target=target,

@@ -99,23 +99,6 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
     return config, written
 
 
-def written_dtype(config: dict[str, Any]) -> str | None:
-    """The dtype that a config.json claims, under its newer or older name."""
-    claimed = config.get("dtype") or config.get("torch_dtype")
-    return claimed.removeprefix("torch.") if isinstance(claimed, str) else None
-
-
-def tell_dtype(directory: Path, dtype: str) -> None:
-    """Makes a copied config.json name the dtype of the weights beside it."""
-    path = directory / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8"))
-    if written_dtype(config) == dtype:
-        return
-    name = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
-    config[name] = dtype
-    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def chosen_dtype(
     examples: dict[str, str], claimed: str | None, asked: str | None, source: Path
 ) -> str:

@@ -23,14 +23,13 @@ from megatron_resrl.conversion.model_directory import (
     parse_bytes,
     read_model_config,
     some,
-    tell_dtype,
     whole_or_nothing,
 )
 from megatron_resrl.conversion.report import ConversionReport, Tally
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import ShardWriter
 from megatron_resrl.weights.megatron_folders import find_checkpoint
-from megatron_resrl.weights.model_files import copy_model_files
+from megatron_resrl.weights.model_files import copy_model_files, tell_weights
 
 
 def convert_megatron_to_hf(
@@ -83,7 +82,7 @@ def convert_megatron_to_hf(
     with whole_or_nothing(target, source=path, force=force) as directory:
         tally = _write(layout, source, ShardWriter(directory, shard_bytes), DTYPES[name])
         copy_model_files(files, directory)
-        tell_dtype(directory, name)
+        tell_weights(directory, dtype=name)
     return tally.report(
         source=path,
         target=target,

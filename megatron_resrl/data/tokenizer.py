@@ -10,6 +10,7 @@ import tokenizers
 import transformers
 from transformers import AutoTokenizer
 
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import ModelConfig
 from megatron_resrl.errors import InputError
 
@@ -30,11 +31,12 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """
     setting = "model.tokenizer_path" if model.tokenizer_path else "model.path"
     path = model.tokenizer_path or model.path
+    files = find_model(path).files
     try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        return AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers raises Exception itself; the files may hold anything.
         raise InputError(
-            f"{setting} is {path!r}, which holds no readable tokenizer: {_cause(Path(path), error)}"
+            f"{setting} is {path!r}, which holds no readable tokenizer: {_cause(files, error)}"
         ) from error
 
 

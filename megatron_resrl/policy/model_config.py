@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,31 +12,60 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
+from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES, SUPPORTED_ROPE_TYPES
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
 from megatron_resrl.policy.experts import expert_fields
+from megatron_resrl.weights.tied import is_tied_in_name_only
+
+logger = logging.getLogger(__name__)
 
 
 def read_hf_config(path: str) -> PretrainedConfig:
-    """Reads `config.json` of a Hugging Face model directory.
+    """Reads `config.json` of a model.
+
+    A model that is tied there, and whose files have an output matrix of its own, is not tied, as
+    in transformers; the log says so.
+
+    Args:
+        path: See `find_model`.
+
+    Returns:
+        The configuration; `name_or_path` is the directory of its file and the tokenizer's.
 
     Raises:
-        InputError: There is no config.json, or its architecture is not supported.
+        InputError: There is no config.json, transformers does not accept it, its architecture is
+            not supported, or the files of the weights cannot be read.
     """
-    if not (Path(path) / "config.json").is_file():
+    place = find_model(path)
+    if not (place.files / "config.json").is_file():
         raise InputError(
             f"model.path is {path!r}, which has no config.json; give the directory of a "
-            "Hugging Face model"
+            "Hugging Face model, or a checkpoint of a run"
         )
-    hf_config = AutoConfig.from_pretrained(path, local_files_only=True)
+    try:
+        hf_config = AutoConfig.from_pretrained(place.files, local_files_only=True)
+    # transformers checks a configuration with errors of many classes.
+    except Exception as error:
+        raise InputError(
+            f"model.path is {path!r}, whose config.json transformers does not accept: {error}"
+        ) from error
     found = (hf_config.architectures or ["none"])[0]
     if found not in SUPPORTED_ARCHITECTURES:
         raise InputError(
             f"model.path {path!r} holds a {found}; supported are "
             f"{', '.join(SUPPORTED_ARCHITECTURES)}"
         )
+    if is_tied_in_name_only(place):
+        logger.warning(
+            "model.path %s ties the output matrix to the embedding (tie_word_embeddings in "
+            "config.json), but its files hold an lm_head.weight of other values: the model is "
+            "trained and saved untied, as transformers reads it",
+            path,
+        )
+        hf_config.tie_word_embeddings = False
     return hf_config
 
 
@@ -66,18 +95,37 @@ def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | No
         [head_dim / 2] float32.
 
     Raises:
-        InputError: A scaling that also rescales attention, which megatron-core's RoPE cannot.
+        InputError: An unsupported kind of scaling.
     """
     rope_type = rotary_settings(hf_config)["rope_type"]
     if rope_type == "default":
         return None
-    if rope_type not in ("llama3", "linear"):
+    return _rotary_scaling(hf_config, rope_type)[0].float()
+
+
+def _rotary_scaling(hf_config: PretrainedConfig, rope_type: str) -> tuple[torch.Tensor, float]:
+    """Scaled inverse frequencies, and the factor of sines and cosines."""
+    if rope_type not in SUPPORTED_ROPE_TYPES:
         raise InputError(
             f"rope type {rope_type!r} in the model's config.json is not supported; "
-            "supported are default, linear and llama3"
+            f"supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
         )
-    inverse_frequencies, _ = ROPE_INIT_FUNCTIONS[rope_type](hf_config, torch.device("cpu"))
-    return inverse_frequencies.float()
+    return ROPE_INIT_FUNCTIONS[rope_type](hf_config, torch.device("cpu"))
+
+
+def _scale_rotation(config: TransformerConfig, hf_config: PretrainedConfig) -> None:
+    """Makes megatron-core multiply sines and cosines as transformers does (yarn's "mscale").
+
+    megatron-core reads its factor from attributes that its class does not declare, as
+    1 + 0.1 * yarn_mscale * log(yarn_rotary_scaling_factor).
+    """
+    rope_type = rotary_settings(hf_config)["rope_type"]
+    if rope_type != "yarn":
+        return
+    _, factor = _rotary_scaling(hf_config, rope_type)
+    config.yarn_rotary_scaling_factor = math.e
+    config.yarn_mscale = 10 * (factor - 1)
+    config.yarn_mscale_all_dim = 0.0
 
 
 def transformer_config(
@@ -143,4 +191,6 @@ def transformer_config(
         "perform_initialization": False,
     }
     fields |= expert_fields(hf_config, parallel) | transformer_precision(precision)
-    return TransformerConfig(**(fields | model.megatron))
+    config = TransformerConfig(**(fields | model.megatron))
+    _scale_rotation(config, hf_config)
+    return config

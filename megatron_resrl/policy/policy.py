@@ -98,6 +98,7 @@ class Policy:
         config: megatron-core configuration.
         modules: This rank's bare model chunks.
         sequence_packing: Micro-batches are packed rather than padded.
+        tokenizer_path: Setting `model.tokenizer_path`; a saved policy gets that tokenizer.
     """
 
     def __init__(
@@ -107,12 +108,14 @@ class Policy:
         modules: list[PolicyModel],
         *,
         sequence_packing: bool = False,
+        tokenizer_path: str | None = None,
     ) -> None:
         """Collective over the pipeline; see `from_recipe`."""
         self.hf_config = hf_config
         self.config = config
         self.modules = modules
         self.sequence_packing = sequence_packing
+        self.tokenizer_path = tokenizer_path
         self._taps = TapPlaces(modules, config.num_layers)
         self.chunks: list[DistributedDataParallel] = []
         self.optimizer: MegatronOptimizer | None = None
@@ -132,7 +135,13 @@ class Policy:
         modules = [module.to(device(), config.params_dtype) for module in modules]
         load_model_weights(modules, hf_config, recipe.model.path)
         packing = recipe.algorithm.sequence_packing
-        policy = cls(hf_config, config, modules, sequence_packing=packing)
+        policy = cls(
+            hf_config,
+            config,
+            modules,
+            sequence_packing=packing,
+            tokenizer_path=recipe.model.tokenizer_path,
+        )
         if trainable:
             policy.chunks = wrap_in_ddp(modules, recipe.parallel)
             total = recipe.steps * recipe.algorithm.updates_per_step

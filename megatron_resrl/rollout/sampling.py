@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from transformers import GenerationConfig, PretrainedConfig
 
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.engine import SamplingParams
 
@@ -80,8 +80,9 @@ def default_stop_tokens(
         InputError: None of them names one.
     """
     named: list[Any] = [hf_config.eos_token_id, tokenizer.eos_token_id]
-    if (Path(model_path) / "generation_config.json").is_file():
-        named.append(GenerationConfig.from_pretrained(model_path).eos_token_id)
+    files = find_model(model_path).files
+    if (files / "generation_config.json").is_file():
+        named.append(GenerationConfig.from_pretrained(files).eos_token_id)
     ids: set[int] = set()
     for value in named:
         ids |= set(value) if isinstance(value, (list, tuple)) else {value} - {None}

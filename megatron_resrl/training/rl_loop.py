@@ -140,7 +140,10 @@ def _train(
             timers.collect()
     if recipe.checkpoint.export_hf:
         save_hf_model(
-            actor.policy.modules, actor.policy.hf_config, actor.tokenizer, output_dir / "hf"
+            actor.policy.modules,
+            actor.policy.hf_config,
+            output_dir / "hf",
+            tokenizer=recipe.model.tokenizer_path,
         )
     note_finished(recipe)
 

@@ -2,16 +2,17 @@
 
 Names, the merging of q/k/v and gate/up, and the split over ranks are mbridge's. Added here: the
 names of separate norms and experts (mbridge knows the fused and grouped ones of Transformer
-Engine), experts split otherwise than the other matrices, tied embeddings for every family, and
-Mistral.
+Engine), experts split otherwise than the other matrices, tied embeddings for every family,
+Mistral, and the choice of the files that are read.
 """
 
 from __future__ import annotations
 
 import copy
+import logging
 import re
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +22,22 @@ from mbridge import AutoBridge
 from mbridge.core.bridge import _MODEL_REGISTRY, Bridge
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
-from transformers import AutoModelForCausalLM, PretrainedConfig
+from safetensors import safe_open
+from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.phases import named_phase
-from megatron_resrl.weights.files import ShardWriter, stored_shapes
+from megatron_resrl.weights.expected import compare, listed
+from megatron_resrl.weights.files import ShardWriter, StoredTensor, stored_tensors
+from megatron_resrl.weights.model_files import write_model_files
+
+logger = logging.getLogger(__name__)
 
 SHARD_BYTES = 5 * 10**9
 """Largest size of one exported safetensors file (Hugging Face's convention)."""
 
 _SAME_WEIGHTS = {"mistral": "llama"}
 """Model types that mbridge does not know, and those whose weights have the same names."""
-_MIXTRAL_PARTS = {"gate": "w1", "down": "w2", "up": "w3"}
-"""What Mixtral's files call the matrices of an expert."""
 
 
 class _PolicyBridge:
@@ -76,8 +80,26 @@ class _PolicyBridge:
             return torch.cat(parts, dim=1)
         return super()._weight_merge_across_tp(name, parts, parameter)
 
-    def _get_actual_hf_path(self, weight_path: str) -> str:
-        return weight_path
+    def _get_safetensor_io(self, weights_path: str) -> _StoredWeights:
+        return _StoredWeights(stored_tensors(weights_path))
+
+
+class _StoredWeights:
+    """Reads for mbridge out of the files that `weight_files` chose; its own reader takes all."""
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = stored
+
+    def load_some_hf_weight(self, names: Sequence[str]) -> dict[str, torch.Tensor]:
+        """The tensors of these names, by name."""
+        names_of: dict[Path, list[str]] = defaultdict(list)
+        for name in names:
+            names_of[self._stored[name].file].append(name)
+        loaded = {}
+        for file, inside in names_of.items():
+            with safe_open(file, framework="pt") as tensors:
+                loaded |= {name: tensors.get_tensor(name) for name in inside}
+        return loaded
 
 
 class GroupedNames:
@@ -136,7 +158,7 @@ def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, 
 
     Raises:
         InputError: A file or a tensor is missing, unreadable, or of another shape than
-            `hf_config` says; named with the directory.
+            `hf_config` says, or quantized; named with the directory.
     """
     check_weights(hf_config, path)
     bridge_of(hf_config, model_chunks[0]).load_weights(
@@ -147,55 +169,24 @@ def load_weights(model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, 
 def check_weights(hf_config: PretrainedConfig, path: str) -> None:
     """Compares a directory's safetensors headers with the tensors that `hf_config` asks for.
 
-    transformers stacks the experts of a layer in memory; files hold one by one what it saves and
-    what is published.
+    Tensors that the model does not have are named in the log; transformers leaves them out too.
 
     Raises:
         InputError: See `load_weights`.
     """
-    with torch.device("meta"):
-        parameters = AutoModelForCausalLM.from_config(hf_config).named_parameters()
-    shapes = stored_shapes(path)
-    wrong = []
-    for name, parameter in parameters:
-        for stored, tensor in unstacked_experts(hf_config.model_type, name, parameter):
-            if stored not in shapes:
-                wrong.append(f"{stored} is missing")
-            elif shapes[stored] != tuple(tensor.shape):
-                wrong.append(f"{stored} is {shapes[stored]} instead of {tuple(tensor.shape)}")
-    if wrong:
-        listed = "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
+    found = compare(hf_config.to_dict(), stored_tensors(path))
+    if found.wrong:
         raise InputError(
-            f"model.path is {path!r}, whose weights do not fit its config.json: {listed}"
+            f"model.path is {path!r}, whose weights do not fit its config.json: "
+            f"{listed(found.wrong)}; {found.remedy}"
         )
-
-
-def unstacked_experts(
-    model_type: str, name: str, tensor: torch.Tensor
-) -> Iterator[tuple[str, torch.Tensor]]:
-    """A parameter of a transformers model as the tensors that files hold.
-
-    Args:
-        model_type: Of the model's configuration; Mixtral's files have names of their own.
-        name: Of the parameter.
-        tensor: Gates and ups of all experts [experts, 2 * inner, hidden], downs of all experts
-            [experts, hidden, inner], or any other parameter.
-
-    Yields:
-        Names and views: one or two per expert, or the parameter itself.
-    """
-    mixtral = model_type == "mixtral"
-    if mixtral:
-        name = name.replace(".mlp.", ".block_sparse_moe.")
-    layer, found, kind = name.rpartition(".experts.")
-    if not found:
-        yield name, tensor
-        return
-    for number, expert in enumerate(tensor):
-        parts = expert.chunk(2) if kind == "gate_up_proj" else (expert,)
-        for part, own in zip(kind.removesuffix("_proj").split("_"), parts, strict=True):
-            stored = _MIXTRAL_PARTS[part] if mixtral else f"{part}_proj"
-            yield f"{layer}.experts.{number}.{stored}.weight", own
+    if found.unexpected:
+        logger.warning(
+            "model.path %s holds tensors that a model of its config.json does not have; they are "
+            "left out: %s",
+            path,
+            listed(found.unexpected),
+        )
 
 
 @torch.no_grad()
@@ -222,14 +213,21 @@ def export_weights(
 def save_hf_model(
     model_chunks: Sequence[GPTModel],
     hf_config: PretrainedConfig,
-    tokenizer: Any,
     directory: str | Path,
+    *,
+    tokenizer: str | None = None,
 ) -> None:
     """Writes the policy as a Hugging Face model directory.
 
-    Sharded safetensors, configuration, tokenizer, and the generation configuration of the model
-    that `hf_config` was read from, if it has one (its end-of-sequence tokens are often there
-    only). Collective; global rank 0 writes.
+    Sharded safetensors, and copies of the files that the model came with, so that every reader
+    takes the two for the same model; config.json says the dtype of the weights, and whether they
+    are tied. Collective; global rank 0 writes.
+
+    Args:
+        model_chunks: This rank's bare model chunks.
+        hf_config: As `read_hf_config` reads it; it knows where the model's files are.
+        directory: Made if absent.
+        tokenizer: Setting `model.tokenizer_path`.
     """
     directory = Path(directory)
     writes = dist.get_rank() == 0
@@ -241,11 +239,6 @@ def save_hf_model(
             writer.add(name, tensor)
     if writes:
         writer.close()
-        config = copy.deepcopy(hf_config)
-        config.dtype = model_chunks[0].config.params_dtype
-        config.save_pretrained(directory)
-        generation = Path(hf_config.name_or_path) / "generation_config.json"
-        if generation.is_file():
-            shutil.copyfile(generation, directory / generation.name)
-        tokenizer.save_pretrained(directory)
+        dtype = str(model_chunks[0].config.params_dtype).removeprefix("torch.")
+        write_model_files(hf_config, directory, tokenizer=tokenizer, dtype=dtype)
     dist.barrier()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,17 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.models.gpt import GPTModel
+from safetensors import safe_open
 from transformers import PretrainedConfig
 
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.hugging_face import load_weights
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.weights.expected import listed
+from megatron_resrl.weights.files import StoredTensor, stored_tensors
+from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of, load_weights
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
-from megatron_resrl.weights.megatron_folders import find_checkpoint
+from megatron_resrl.weights.megatron_folders import find_checkpoint, is_torch_dist
 from megatron_resrl.weights.model_files import MARKER
 from megatron_resrl.weights.torch_dist_files import TorchDistReader, require_harmless
 
@@ -25,22 +30,69 @@ def load_model_weights(
 ) -> None:
     """Reads the weights of `model.path` into this rank's parameters. Collective.
 
-    A directory with Megatron-LM's marker file and no safetensors holds a torch_dist checkpoint,
-    out of which every rank reads what is its own; any other is a Hugging Face model.
+    A run's checkpoint, and a directory with Megatron-LM's marker file and no safetensors, are in
+    the torch_dist format, out of which every rank reads what is its own; any other is a Hugging
+    Face model.
 
     Args:
         model_chunks: This rank's bare model chunks.
         hf_config: The model's own configuration.
-        path: Directory of the model.
+        path: See `find_model`.
 
     Raises:
-        InputError: The directory is not whole or not of this model.
+        InputError: On all ranks: the directory is not whole or not of this model, or a weight is
+            not finite.
     """
-    directory = Path(path)
-    if any(directory.glob("*.safetensors")) or not (directory / MARKER).is_file():
-        load_weights(model_chunks, hf_config, path)
+    directory = find_model(path).weights
+    stored: Mapping[str, StoredTensor] = {}
+    if any(directory.glob("*.safetensors")) or not _holds_torch_dist(directory):
+        load_weights(model_chunks, hf_config, str(directory))
+        stored = stored_tensors(directory)
     else:
         _load_torch_dist(model_chunks, hf_config, find_checkpoint(directory))
+    _check_finite(model_chunks, hf_config, directory, stored)
+
+
+def _holds_torch_dist(directory: Path) -> bool:
+    return (directory / MARKER).is_file() or is_torch_dist(directory)
+
+
+def _check_finite(
+    model_chunks: Sequence[GPTModel],
+    hf_config: PretrainedConfig,
+    directory: Path,
+    stored: Mapping[str, StoredTensor],
+) -> None:
+    """Refuses NaN and infinity among the parameters, on all ranks alike."""
+    bridge = bridge_of(hf_config, model_chunks[0])
+    wrong = []
+    for model in map(GroupedNames, model_chunks):
+        bad = [name for name, value in model.named_parameters() if not value.isfinite().all()]
+        named = bridge._weight_name_mapping_mcore_local_to_global(model) if bad else {}
+        for name in bad:
+            wrong += _not_finite(bridge._weight_name_mapping_mcore_to_hf(named[name]), stored)
+    found = list(dict.fromkeys(name for of_rank in gather_objects(wrong) for name in of_rank))
+    if found:
+        dtype = str(model_chunks[0].config.params_dtype).removeprefix("torch.")
+        raise InputError(
+            f"model.path: {directory} holds weights that are NaN or infinite in {dtype}: "
+            f"{listed(found)}; use a whole copy of the model, or a wider precision.params_dtype"
+        )
+
+
+def _not_finite(names: Sequence[str], stored: Mapping[str, StoredTensor]) -> list[str]:
+    """Which of the tensors that one parameter is made of are at fault, with their files."""
+    wrong = []
+    for name in names:
+        if name not in stored:
+            wrong.append(name)
+            continue
+        with safe_open(stored[name].file, framework="pt") as tensors:
+            finite = tensors.get_tensor(name).isfinite().all()
+        if not finite:
+            wrong.append(f"{name} in {stored[name].file.name}")
+    # Finite in the files, too large for the parameters' type.
+    return wrong or list(names)
 
 
 @torch.no_grad()
@@ -48,7 +100,7 @@ def _load_torch_dist(
     model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, folder: Path
 ) -> None:
     require_harmless(folder, objects=False)
-    _check_vocabulary(hf_config, folder)
+    _check_embeddings(hf_config, folder)
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
         "singleton_local_shards": False,
@@ -72,9 +124,15 @@ def _load_torch_dist(
             raise RuntimeError(f"{folder}: not loaded are {missing} and {keys.unexpected_keys}")
 
 
-def _check_vocabulary(hf_config: PretrainedConfig, folder: Path) -> None:
+def _check_embeddings(hf_config: PretrainedConfig, folder: Path) -> None:
     """megatron-core fills rows that are not stored with zeros: right for padding only."""
     stored = TorchDistReader(folder).tensors
+    if hf_config.tie_word_embeddings and "output_layer.weight" in stored:
+        raise InputError(
+            f"model.path: {folder} has an output matrix of its own, but config.json ties it to "
+            "the embedding (tie_word_embeddings is true); set it to false, or convert the model "
+            "again"
+        )
     for name in ("embedding.word_embeddings.weight", "output_layer.weight"):
         rows = stored[name][0][0] if name in stored else hf_config.vocab_size
         if rows < hf_config.vocab_size:

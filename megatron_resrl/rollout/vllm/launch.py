@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.vllm.server import ServerSpec, clean_environment
+from megatron_resrl.weights.tied import is_tied_in_name_only
 
 MODEL_NAME = "policy"
 """What servers call the model; ours add something that no other server's name has."""
@@ -133,11 +135,13 @@ def as_flags(arguments: Mapping[str, Any]) -> list[str]:
 
 
 def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
-    vllm = recipe.vllm
+    vllm, place = recipe.vllm, find_model(recipe.model.path)
     return as_flags(
         {
-            "model": recipe.model.path,
+            "model": str(place.files),
             "tokenizer": recipe.model.tokenizer_path,
+            # As the trainer has it; the weights that it sends have the output matrix then.
+            "hf-overrides": {"tie_word_embeddings": False} if is_tied_in_name_only(place) else None,
             # The trainer's weights follow before the first request.
             "load-format": "dummy",
             "dtype": _DTYPES[recipe.precision.params_dtype],

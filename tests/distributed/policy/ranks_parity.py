@@ -317,7 +317,7 @@ def export_difference(policy: Policy, want: dict[str, torch.Tensor]) -> float:
 def save(policy: Policy, directory: Path) -> None:
     """In several files for one of the families."""
     hugging_face.SHARD_BYTES = 60_000 if directory.name == "qwen3" else 10**9
-    hugging_face.save_hf_model(policy.modules, policy.hf_config, tiny.tokenizer(), directory)
+    hugging_face.save_hf_model(policy.modules, policy.hf_config, directory)
 
 
 def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float]:

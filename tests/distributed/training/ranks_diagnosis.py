@@ -44,11 +44,6 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
 REFRESHES = ("rollout", "minibatch")
 
 
-class _Tokenizer:
-    def save_pretrained(self, directory: Path) -> None:
-        """The model's folder keeps none."""
-
-
 def recipe(model: Path, layout: str, parallel: dict[str, Any], refresh: str) -> Recipe:
     return Recipe(
         seed=5,
@@ -77,7 +72,7 @@ def measure(models: Path, layout: str, parallel: dict[str, Any], refresh: str) -
     weigher = TokenWeigher(policy, settings)
     outcome = rl_step(policy, algorithm_of(settings), weigher, samples, settings, 1, PhaseTimers())
     if (layout, refresh) == ("one", "rollout"):
-        save_hf_model(policy.modules, policy.hf_config, _Tokenizer(), models / "after")
+        save_hf_model(policy.modules, policy.hf_config, models / "after")
     return outcome.metrics
 
 

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_recipe import change_json, write_model, write_recipe
+from tiny_recipe import change_json, write_model, write_recipe, write_zeros
 
 from megatron_resrl.config.checks import check_recipe
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.problems import Problem
 
+SIZES = {
+    *("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size"),
+}
 Refused = Callable[..., Problem]
 
 
@@ -37,6 +40,8 @@ def check(model: Path, tmp_path: Path) -> Callable[..., list[Problem]]:
     ) -> list[Problem]:
         if config:
             change_json(model / "config.json", **config)
+            if SIZES & config.keys():
+                write_zeros(model)
         return check_recipe(load_recipe(str(recipe), overrides), world_size, command)
 
     return run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -52,20 +51,21 @@ def test_a_recipe_without_model_is_refused(refused):
     ("config", "said", "right"),
     [
         ({"architectures": ["GPT2LMHeadModel"]}, "GPT2LMHeadModel", "LlamaForCausalLM, Qwen2"),
-        ({"rope_parameters": {"rope_type": "yarn"}}, "rope_type is 'yarn'", "default, linear"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, "rope_type is 'longrope'", "llama3, yarn"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5", "without it"),
         (
             {"rope_parameters": None, "rope_scaling": {"type": "dynamic"}},
             "rope_type is 'dynamic'",
             "llama3",
         ),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'", "only silu"),
-        ({"use_sliding_window": True}, "sliding-window", "without it"),
         ({"layer_types": ["sliding_attention"]}, "sliding-window", "without it"),
+        ({"layer_types": ["chunked_attention"]}, "chunked_attention", "without it"),
         ({"attention_bias": True}, "attention_bias", "without it"),
         ({"mlp_bias": True}, "mlp_bias", "without it"),
         ({"quantization_config": {"bits": 4}}, "quantized", "unquantized"),
         ({"pad_token_id": 64}, "out-of-vocabulary pad token: its pad_token_id is 64", "0 to 63"),
-        ({"pad_token_id": -1}, "out-of-vocabulary pad token: its pad_token_id is -1", "0 to 63"),
+        ({"eos_token_id": -1}, "out-of-vocabulary end-of-sequence token", "0 to 63"),
         ({"eos_token_id": [1, 99]}, "out-of-vocabulary end-of-sequence token", "0 to 63"),
     ],
 )
@@ -82,7 +82,9 @@ def test_models_that_are_not_supported_are_refused(refused, model, config, said,
         {"rope_parameters": {"rope_type": "llama3", "rope_theta": 5e5}},
         {"rope_parameters": None, "rope_theta": 1e4, "rope_scaling": {"type": "linear"}},
         {"rope_parameters": None, "rope_theta": 1e4},
+        {"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}},
         {"pad_token_id": None},
+        {"pad_token_id": -1},
         {"architectures": ["Qwen2ForCausalLM"], "attention_bias": True},
         {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"] * 2},
     ],
@@ -99,27 +101,63 @@ def test_a_response_budget_beyond_the_positions_is_refused(refused):
     assert "at most 128" in problem.fix
 
 
-@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "MixtralForCausalLM"])
-def test_sequences_beyond_the_attention_window_are_refused(refused, architecture):
-    problem = refused(architectures=[architecture], sliding_window=31)
+_QWEN = {"use_sliding_window": True, "max_window_layers": 1}
+WINDOWED: dict[str, dict[str, Any]] = {
+    "mistral": {"architectures": ["MistralForCausalLM"]},
+    "mixtral": {"architectures": ["MixtralForCausalLM"]},
+    "qwen2": {"architectures": ["Qwen2ForCausalLM"], **_QWEN},
+    "qwen3": {"architectures": ["Qwen3ForCausalLM"], **_QWEN},
+    "qwen3_listed": {
+        **{"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True},
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "qwen3_moe": {"architectures": ["Qwen3MoeForCausalLM"], "use_sliding_window": True},
+}
+UNWINDOWED: dict[str, dict[str, Any]] = {
+    "no window": {"architectures": ["MistralForCausalLM"], "sliding_window": None},
+    "not used": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
+    "above the last layer": {
+        **{"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True},
+        "max_window_layers": 2,
+    },
+    "in no layer": {
+        **{"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True},
+        **{"max_window_layers": 0, "layer_types": ["full_attention"] * 2},
+    },
+}
+
+
+@pytest.fixture
+def unlike_its_weights(model: Path) -> None:
+    """The architecture changes, and weights with it: what is in the file does not matter here."""
+    (model / "model.safetensors").unlink()
+    (model / ".metadata").write_text("")
+
+
+@pytest.mark.usefixtures("unlike_its_weights")
+@pytest.mark.parametrize("family", WINDOWED)
+def test_sequences_beyond_the_attention_window_are_refused(refused, family: str):
+    problem = refused(**{"sliding_window": 31} | WINDOWED[family])
     assert (problem.setting, problem.value) == ("rollout.max_response_length", 16)
     for words in ("data.max_prompt_length 16", "32 tokens", "sliding_window is 31"):
         assert words in problem.problem
     assert "at most 31" in problem.fix
 
 
-@pytest.mark.parametrize("architecture", ["MistralForCausalLM", "MixtralForCausalLM"])
-@pytest.mark.parametrize("window", [32, None])
-def test_sequences_within_the_attention_window_have_no_problem(
-    check, model, architecture, window: int | None
-):
-    config = json.loads((model / "config.json").read_text())
-    config |= {"architectures": [architecture], "sliding_window": window}
-    (model / "config.json").write_text(json.dumps(config))
-    budget = f"--rollout.max_response_length={16 if window else 100}"
-    assert check(budget) == []
+@pytest.mark.usefixtures("unlike_its_weights")
+@pytest.mark.parametrize("family", WINDOWED)
+def test_sequences_within_the_attention_window_have_no_problem(check, family: str):
+    assert check(**{"sliding_window": 32} | WINDOWED[family]) == []
 
 
+@pytest.mark.usefixtures("unlike_its_weights")
+@pytest.mark.parametrize("case", UNWINDOWED)
+def test_a_window_that_no_layer_uses_limits_nothing(check, case: str):
+    budget = "--rollout.max_response_length=100"
+    assert check(budget, **{"sliding_window": 31} | UNWINDOWED[case]) == []
+
+
+@pytest.mark.usefixtures("unlike_its_weights")
 def test_without_a_window_in_the_file_the_one_of_transformers_counts(check):
     budget = f"--rollout.max_response_length={MistralConfig().sliding_window - 15}"
     positions = {"max_position_embeddings": 8192}

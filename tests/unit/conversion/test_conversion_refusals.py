@@ -92,7 +92,7 @@ def test_a_file_cut_short(model: Path) -> None:
 def test_a_file_that_the_index_names_and_that_is_absent(model: Path) -> None:
     file = file_of(model, "model.norm.weight")
     file.unlink()
-    refused(model, rf"{file.name} cannot be read")
+    refused(model, rf"lacks {file.name}; fetch the model again")
 
 
 def test_missing_tensors(model: Path) -> None:

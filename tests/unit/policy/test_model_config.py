@@ -46,9 +46,9 @@ def test_plain_rope_needs_no_frequencies_of_its_own() -> None:
     assert rotary_settings(config) == {"rope_theta": 10000.0, "rope_type": "default"}
 
 
-def test_a_rope_type_that_rescales_attention_is_refused_by_name() -> None:
-    rope = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}
-    with pytest.raises(ValueError, match=r"'yarn'.*supported are default, linear and llama3"):
+def test_an_unknown_rope_type_is_refused_by_name() -> None:
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
+    with pytest.raises(ValueError, match=r"'dynamic'.*supported are default, linear, llama3, y"):
         rotary_inverse_frequencies(LlamaConfig(rope_parameters=rope))
 
 

@@ -40,7 +40,7 @@ def test_complete_directories_of_every_family_pass(tmp_path: Path) -> None:
 def test_missing_tensors_are_named_with_the_directory(model: Path) -> None:
     change(model, model__norm__weight=None, model__layers__2__mlp__up_proj__weight=None)
     with pytest.raises(
-        ValueError, match=r"up_proj\.weight is missing; model\.norm\.weight is"
+        ValueError, match=r"model\.norm\.weight is missing; .*up_proj\.weight is missing"
     ) as e:
         check(model)
     assert str(model) in str(e.value)
@@ -99,7 +99,7 @@ def test_a_file_cut_short_is_named(model: Path) -> None:
 def test_a_file_that_the_index_names_but_is_not_there_is_named(model: Path) -> None:
     weight_map = dict.fromkeys(stored_shapes(model), "model-00001-of-00002.safetensors")
     (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
-    with pytest.raises(ValueError, match=r"model-00001-of-00002\.safetensors cannot be read"):
+    with pytest.raises(ValueError, match=r"lacks model-00001-of-00002\.safetensors; fetch"):
         check(model)
 
 
