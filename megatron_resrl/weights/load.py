@@ -20,8 +20,7 @@ from megatron_resrl.weights.expected import listed
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of, load_weights
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
-from megatron_resrl.weights.megatron_folders import find_checkpoint, is_torch_dist
-from megatron_resrl.weights.model_files import MARKER
+from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_torch_dist
 from megatron_resrl.weights.torch_dist_files import TorchDistReader, require_harmless
 
 
@@ -45,16 +44,12 @@ def load_model_weights(
     """
     directory = find_model(path).weights
     stored: Mapping[str, StoredTensor] = {}
-    if any(directory.glob("*.safetensors")) or not _holds_torch_dist(directory):
+    if holds_torch_dist(directory):
+        _load_torch_dist(model_chunks, hf_config, find_checkpoint(directory))
+    else:
         load_weights(model_chunks, hf_config, str(directory))
         stored = stored_tensors(directory)
-    else:
-        _load_torch_dist(model_chunks, hf_config, find_checkpoint(directory))
     _check_finite(model_chunks, hf_config, directory, stored)
-
-
-def _holds_torch_dist(directory: Path) -> bool:
-    return (directory / MARKER).is_file() or is_torch_dist(directory)
 
 
 def _check_finite(

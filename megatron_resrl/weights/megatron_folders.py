@@ -31,6 +31,13 @@ def find_checkpoint(path: Path) -> Path:
     return folder
 
 
+def holds_torch_dist(directory: Path) -> bool:
+    """Whether a model's directory holds its weights in megatron-core's format alone."""
+    if any(directory.glob("*.safetensors")):
+        return False
+    return (directory / MARKER).is_file() or is_torch_dist(directory)
+
+
 def is_torch_dist(folder: Path) -> bool:
     """Whether a folder is a checkpoint in megatron-core's format."""
     return (folder / ".metadata").is_file()

@@ -6,10 +6,10 @@ import hashlib
 import json
 from pathlib import Path
 
+from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import stored_tensors
-from megatron_resrl.weights.megatron_folders import find_checkpoint
-from megatron_resrl.weights.model_files import MARKER
+from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_torch_dist
 
 _VOLATILE = ("transformers_version", "_name_or_path")
 """Keys of config.json that say who wrote it."""
@@ -28,19 +28,20 @@ def model_digests(path: str, tokenizer_path: str | None) -> dict[str, str]:
     """Digests of a model's configuration, weights and tokenizer, by what they are of.
 
     Args:
-        path: Directory of the model.
+        path: See `find_model`.
         tokenizer_path: Directory of the tokenizer; None: the model's.
 
     Raises:
         InputError: There are no weights, or a file cannot be read.
     """
-    directory = Path(path)
+    place = find_model(path)
+    tokenizer = find_model(tokenizer_path or path).files
     try:
         return {
-            "config.json": _config_digest(directory / "config.json"),
-            "generation_config.json": _config_digest(directory / "generation_config.json"),
-            "weights": _weights_digest(directory),
-            "tokenizer": _files_digest(Path(tokenizer_path or path), _TOKENIZER_FILES),
+            "config.json": _config_digest(place.files / "config.json"),
+            "generation_config.json": _config_digest(place.files / "generation_config.json"),
+            "weights": _weights_digest(place.weights),
+            "tokenizer": _files_digest(tokenizer, _TOKENIZER_FILES),
         }
     except OSError as error:
         raise InputError(f"model.path = {path!r} cannot be read: {error}") from error
@@ -60,7 +61,7 @@ def _config_digest(path: Path) -> str:
 
 def _weights_digest(directory: Path) -> str:
     """Of the weight files' names, sizes and some of their bytes, whenever they were written."""
-    if any(directory.glob("*.safetensors")) or not (directory / MARKER).is_file():
+    if not holds_torch_dist(directory):
         files = sorted({tensor.file for tensor in stored_tensors(directory).values()})
     else:
         folder = find_checkpoint(directory)
