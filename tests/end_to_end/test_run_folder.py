@@ -79,6 +79,7 @@ def test_another_run_is_not_continued(task, change):
         assert way in said
 
 
+@pytest.mark.setting("checkpoint.resume")
 def test_other_questions_another_model_and_another_reward_text_are_seen(copy):
     run = copy.parent
     questions = (run / "train.jsonl").read_text().replace('"3 4"', '"9 9"')

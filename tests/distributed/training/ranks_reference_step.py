@@ -64,7 +64,6 @@ def _response(rollout: Rollout) -> Response:
 def run(models: Path, layout: str, name: str) -> dict[str, Any]:
     case = CASES[name]
     settings = recipe(case.settings | LAYOUTS[layout], models / case.family)
-    platform.initialize(settings.parallel, seed=0)
     policy = Policy.from_recipe(settings)
     algorithm = algorithm_of(settings)
     weigher = None
@@ -81,9 +80,15 @@ def run(models: Path, layout: str, name: str) -> dict[str, Any]:
 
 def main() -> None:
     models, output = Path(sys.argv[1]), Path(sys.argv[2])
-    found = {}
+    found, initialized = {}, None
     for pair in sys.argv[3:]:
-        found[pair] = run(models, *pair.split("=", 1))
+        layout, name = pair.split("=", 1)
+        parallel = recipe(CASES[name].settings | LAYOUTS[layout], models).parallel
+        if parallel != initialized:
+            # Anew only for another layout: the threads of groups that are replaced stay.
+            platform.initialize(parallel, seed=0)
+            initialized = parallel
+        found[pair] = run(models, layout, name)
     if dist.get_rank() == 0:
         torch.save(found, output)
     platform.shutdown()
