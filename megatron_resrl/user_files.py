@@ -23,7 +23,7 @@ def run_file(file: Path, kind: str) -> ModuleType:
     """Runs a file of the user's as a module.
 
     Args:
-        file: Python source.
+        file: Python source. It can import files beside it.
         kind: What is looked for there; part of the module's name.
     """
     # Registered under a name of its own: dataclasses and pickle look their module up there.
@@ -31,5 +31,10 @@ def run_file(file: Path, kind: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(module_name, file)
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
-    spec.loader.exec_module(module)
+    folder = str(file.parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.remove(folder)
     return module

@@ -2,43 +2,42 @@
 
 from __future__ import annotations
 
-import ctypes
-import math
+import contextlib
+import logging
 import multiprocessing
-import os
 import signal
-import sys
-import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, SupportsFloat
+from pathlib import Path
+from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.phases import progress
-from megatron_resrl.rewards.registry import RewardFunction, absolute_name, get_reward
+from megatron_resrl.rewards.grader_process import (
+    Failure,
+    GradingTask,
+    OutOfMemory,
+    check_values,
+    do_nothing,
+    grade,
+    shortened,
+    start_worker,
+)
+from megatron_resrl.rewards.registry import absolute_name, load_reward
 
-SHOWN_CHARACTERS = 600
-"""Of each part of a sample in an error message."""
+__all__ = ["Grade", "Grader", "GradingTask", "RewardError", "describe_sample"]
 
-PR_SET_PDEATHSIG = 1
-"""From Linux's sys/prctl.h: which signal a process gets when its parent has died."""
+logger = logging.getLogger(__name__)
 
+CHUNK = 64
+"""Ground truths that a process reads as one task."""
 
-@dataclass(frozen=True)
-class GradingTask:
-    """One response to grade: the arguments of a `RewardFunction`, and what to call it."""
-
-    response: str
-    ground_truth: Any
-    prompt: str
-    data_source: str
-    extra: dict[str, Any]
-    sample: str
-    """Names the sample in errors."""
+EARLY = 8
+"""Responses that all time out before it is said at once, and not when all are graded."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,9 @@ class Grade:
     score: float
     timed_out: bool
     """The function did not finish in time, and the score is 0 for that."""
+    killed: bool = False
+    """It asked for more than `reward.memory_gb`, or the system killed its process, as it does when
+    memory runs out; the score is 0 for that."""
 
 
 class RewardError(InputError):
@@ -60,37 +62,52 @@ class Grader:
     The processes start with the block and are reused until its end. Each response is a task of
     its own (handing one over takes about 0.2 ms), so that only the one that hangs is lost; its
     process is killed, wherever it hangs, and replaced. On Linux the processes end with the thread
-    that entered the block.
+    that entered the block, and their memory is limited.
 
     Args:
-        function_name: See `get_reward`.
+        function_name: See `load_reward`.
         workers: Number of processes.
         timeout_s: Seconds that grading one response may take.
+        memory_gb: GiB that it may take beyond what the process holds with the function loaded;
+            None: any.
+        log: File that takes what the function prints, at most `grader_process.LARGEST_LOG` bytes;
+            None: it goes where the caller's goes.
 
     Raises:
         InputError: The function cannot be used.
         ValueError: A number is out of range.
     """
 
-    def __init__(self, function_name: str, *, workers: int, timeout_s: float) -> None:
+    def __init__(
+        self,
+        function_name: str,
+        *,
+        workers: int,
+        timeout_s: float,
+        memory_gb: float | None = None,
+        log: Path | None = None,
+    ) -> None:
         if workers < 1:
             raise ValueError(f"reward.workers = {workers}: give at least 1")
         if not timeout_s > 0:
             raise ValueError(f"reward.timeout_s = {timeout_s}: give seconds above 0")
-        get_reward(function_name)
+        self._checks = load_reward(function_name).check is not None
+        if log is not None:
+            log.parent.mkdir(parents=True, exist_ok=True)
         self._function_name = function_name
         self._timeout_s = timeout_s
+        self._log = log
         self._pool = ProcessPool(
             max_workers=workers,
-            initializer=_start_worker,
-            initargs=(absolute_name(function_name),),
+            initializer=start_worker,
+            initargs=(absolute_name(function_name), memory_gb, log and str(log.absolute())),
             # Not forked: the trainer has threads, and may hold a CUDA context.
             context=multiprocessing.get_context("spawn"),
         )
 
     def __enter__(self) -> Grader:
         # The first task starts the processes, while the caller goes on.
-        self._pool.schedule(_do_nothing)
+        self._pool.schedule(do_nothing)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -105,39 +122,98 @@ class Grader:
 
         Returns:
             Their grades, in order. A function that does not finish in time scores 0. So does one
-            that ends its process with exit status 0, which looks the same from outside.
+            that ends its process with exit status 0, which looks the same from outside, and one
+            whose process runs out of memory or is killed.
 
         Raises:
-            RewardError: A function raised, returned something else than a finite number, or
-                crashed its process. The first such response, in order, is named.
+            RewardError: A function raised, returned something else than a score, or crashed its
+                process. The first such response, in order, is named.
         """
-        futures = []
-        try:
-            for task in tasks:
-                futures.append(self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s))
-            grades: list[Grade] = []
+        grades: list[Grade] = []
+        with self._scheduled(grade, tasks) as futures:
             for task, future in zip(tasks, futures, strict=True):
-                grades.append(self._result(task, future))
+                grades.append(self._grade_of(task, future))
                 progress(len(grades), len(tasks))
-            return grades
+                if EARLY == len(grades) < len(tasks) and all(each.timed_out for each in grades):
+                    logger.warning(
+                        "reward.function = %r: the first %d of %d responses all timed out after "
+                        "%g s (reward.timeout_s)",
+                        *(self._function_name, EARLY, len(tasks), self._timeout_s),
+                    )
+        return grades
+
+    def check_ground_truths(self, values: Sequence[Any]) -> list[str | None]:
+        """Asks the function whether it can use ground truths, before there are responses.
+
+        Args:
+            values: Any number.
+
+        Returns:
+            What is wrong with each, in order; None: nothing, or the function has no check. One
+            that takes too long, or kills its process, costs its own value only.
+
+        Raises:
+            RewardError: The processes cannot be used.
+        """
+        if not self._checks:
+            return [None] * len(values)
+        chunks = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
+        found: list[str | None] = []
+        with self._scheduled(check_values, chunks) as futures:
+            for chunk, future in zip(chunks, futures, strict=True):
+                problems, lost = self._checked(future)
+                if lost is None:
+                    found += problems
+                    continue
+                with self._scheduled(check_values, [[value] for value in chunk]) as single:
+                    for each in single:
+                        problems, lost = self._checked(each)
+                        found.append(problems[0] if lost is None else lost)
+        return found
+
+    def _checked(self, future: Any) -> tuple[list[str | None], str | None]:
+        """What was found, or why nothing was."""
+        try:
+            return future.result(), None
+        except TimeoutError:
+            return [], f"reading it takes longer than reward.timeout_s = {self._timeout_s:g} s"
+        except ProcessExpired as error:
+            return [], f"reading it crashes the grader (exit status {error.exitcode})"
+
+    @contextlib.contextmanager
+    def _scheduled(
+        self, function: Callable[[Any], Any], arguments: Sequence[Any]
+    ) -> Iterator[list[Any]]:
+        """Futures of a task for each argument; what is left at the end is cancelled."""
+        futures: list[Any] = []
+        try:
+            for argument in arguments:
+                future = self._pool.schedule(function, args=(argument,), timeout=self._timeout_s)
+                futures.append(future)
+            yield futures
         except (BrokenProcessPool, RuntimeError) as error:
+            where = "what they printed before" if self._log is None else str(self._log)
             raise RewardError(
                 f"reward.function = {self._function_name!r}: its processes ended and cannot be "
-                f"replaced ({error}); what they printed before says why"
+                f"replaced ({error}); {where} says why"
             ) from error
         finally:
             for future in futures:
                 future.cancel()  # After an error; what is done cannot be cancelled.
 
-    def _result(self, task: GradingTask, future: Any) -> Grade:
+    def _grade_of(self, task: GradingTask, future: Any) -> Grade:
         try:
             outcome = self._outcome(task, future)
         except TimeoutError:
             return Grade(score=0.0, timed_out=True)
         except ProcessExpired as error:
+            if error.exitcode == -signal.SIGKILL:  # As the system does when memory runs out.
+                return Grade(score=0.0, timed_out=False, killed=True)
             problem = f"crashed its process (exit status {error.exitcode})"
             raise RewardError(_describe(self._function_name, problem, task)) from None
-        if isinstance(outcome, _Failure):
+        if isinstance(outcome, OutOfMemory):
+            return Grade(score=0.0, timed_out=False, killed=True)
+        if isinstance(outcome, Failure):
             text = _describe(self._function_name, outcome.problem, task)
             raise RewardError(f"{text}\n{outcome.traceback}".rstrip())
         return Grade(score=outcome, timed_out=False)
@@ -150,89 +226,19 @@ class Grader:
         except ProcessExpired as error:
             if -error.exitcode not in (signal.SIGTERM, signal.SIGUSR1):
                 raise
-        return self._pool.schedule(_grade, args=(task,), timeout=self._timeout_s).result()
+        return self._pool.schedule(grade, args=(task,), timeout=self._timeout_s).result()
 
 
-def _describe(function_name: str, problem: str, task: GradingTask) -> str:
+def describe_sample(task: GradingTask) -> str:
+    """Lines with prompt, response and ground truth, shortened."""
     lines = [
-        f"reward.function = {function_name!r} {problem}",
         f"  sample: {task.sample} of {task.data_source}",
-        f"  prompt: {_shortened(repr(task.prompt))}",
-        f"  response: {_shortened(repr(task.response))}",
-        f"  ground truth: {_shortened(repr(task.ground_truth))}",
+        f"  prompt: {shortened(repr(task.prompt))}",
+        f"  response: {shortened(repr(task.response))}",
+        f"  ground truth: {shortened(repr(task.ground_truth))}",
     ]
     return "\n".join(lines)
 
 
-def _shortened(text: str, limit: int = SHOWN_CHARACTERS) -> str:
-    if len(text) <= limit:
-        return text
-    half = limit // 2
-    return f"{text[:half]} ... [{len(text) - 2 * half} characters] ... {text[-half:]}"
-
-
-# What follows runs in the grader processes.
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why there is no score. Text only: not every exception survives pickling."""
-
-    problem: str
-    traceback: str
-
-
-_reward: RewardFunction
-
-
-def _start_worker(function_name: str) -> None:
-    """Loads the function, so that no response's time pays for it."""
-    global _reward
-    # Signals that end a job are for the trainer, which still needs its graders to end in order.
-    os.setsid()
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    # A Python handler, such as the pool's, would wait for the end of a hanging C function.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # Idle processes notice when a killed trainer is gone; one that hangs needs the kernel.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    _reward = get_reward(function_name)
-
-
-def _do_nothing() -> None:
-    pass
-
-
-def _grade(task: GradingTask) -> float | _Failure:
-    try:
-        score = _reward(
-            task.response,
-            task.ground_truth,
-            prompt=task.prompt,
-            data_source=task.data_source,
-            extra=task.extra,
-        )
-    except BaseException as error:  # SystemExit too: nothing a function does may pass for a score.
-        cause = "".join(traceback.format_exception_only(error)).strip()
-        theirs = error.__traceback__ and error.__traceback__.tb_next
-        lines = traceback.format_exception(type(error), error, theirs)
-        return _Failure(
-            f"raised {_shortened(cause)}", _shortened("".join(lines), 10 * SHOWN_CHARACTERS)
-        )
-    number = _finite(score)
-    if number is None:
-        problem = (
-            f"returned {_shortened(repr(score))} ({type(score).__name__}), not a finite number"
-        )
-        return _Failure(problem, "")
-    return number
-
-
-def _finite(score: Any) -> float | None:
-    if not isinstance(score, SupportsFloat):
-        return None
-    try:
-        number = float(score)
-    except (TypeError, ValueError, OverflowError):  # An array; an integer of 400 digits.
-        return None
-    return number if math.isfinite(number) else None
+def _describe(function_name: str, problem: str, task: GradingTask) -> str:
+    return f"reward.function = {function_name!r} {problem}\n{describe_sample(task)}"

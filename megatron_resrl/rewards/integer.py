@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from megatron_resrl.rewards.ground_truths import accepted_answers, shown
+
 _NUMBER = re.compile(
     r"""
     (?<![0-9A-Za-z_])                       # not inside of a word or number: x2, 1e5
@@ -29,7 +31,8 @@ def integer_reward(
 
     Args:
         response: Decoded text.
-        ground_truth: An integer, or text with nothing but one (1,234 and 27.0 are fine).
+        ground_truth: An integer, or text with nothing but one (1,234 and 27.0 are fine), or a list
+            of those, of which any is right.
         prompt: Not used.
         data_source: Not used.
         extra: Not used.
@@ -37,22 +40,33 @@ def integer_reward(
     Raises:
         ValueError: The ground truth is not an integer.
     """
-    right = _whole(ground_truth)
+    right = _accepted(ground_truth)
     numbers = list(_NUMBER.finditer(_plain_minus(response)))
     if not numbers or numbers[-1]["rest"]:
         return 0.0
-    return float(_canonical(numbers[-1]) == right)
+    return float(_canonical(numbers[-1]) in right)
 
 
-def _whole(ground_truth: Any) -> str:
-    text = "" if isinstance(ground_truth, bool) else str(ground_truth).strip()
-    match = _INTEGER.fullmatch(_plain_minus(text))
-    if match is None:
-        raise ValueError(
-            f"the ground truth is {ground_truth!r}, not an integer: choose its column with "
-            "data.answer_key, or cut it out with data.answer_pattern"
-        )
-    return _canonical(match)
+def check_ground_truth(value: Any) -> None:
+    """Refuses what is no integer.
+
+    Raises:
+        ValueError: With what is wrong and what would be right.
+    """
+    _accepted(value)
+
+
+def _accepted(ground_truth: Any) -> list[str]:
+    fix = "choose its column with data.answer_key, or cut it out with data.answer_pattern"
+    try:
+        texts = accepted_answers(ground_truth)
+    except ValueError as error:
+        raise ValueError(f"{error}; it is not an integer: {fix}") from None
+    matches = [_INTEGER.fullmatch(_plain_minus(text)) for text in texts]
+    for text, match in zip(texts, matches, strict=True):
+        if match is None:
+            raise ValueError(f"the ground truth is {shown(text)}, not an integer: {fix}")
+    return [_canonical(match) for match in matches if match]
 
 
 def _plain_minus(text: str) -> str:

@@ -5,12 +5,10 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
-from fractions import Fraction
+from decimal import InvalidOperation
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig, is_expr_of_only_symbols
@@ -19,6 +17,7 @@ from sympy.core.relational import Equality
 
 from megatron_resrl.rewards.exactness import contradicts, same_number
 from megatron_resrl.rewards.final_answer import boxed, final_answer
+from megatron_resrl.rewards.ground_truths import accepted_answers, shown
 from megatron_resrl.rewards.spelling import exact_decimal, normalised
 from megatron_resrl.rewards.units import Value, same_unit, value_of
 
@@ -36,7 +35,6 @@ _EXTRACTION = LatexExtractionConfig(
         basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="last"
     ),
 )
-_SHOWN_CHARACTERS = 80
 
 
 def math_reward(
@@ -63,7 +61,7 @@ def math_reward(
 
     Source: https://github.com/huggingface/Math-Verify
     """
-    golds = [_read_gold(text) for text in _accepted(ground_truth)]
+    golds = [_read_gold(text) for text in accepted_answers(ground_truth)]
     answer = final_answer(response)
     return float(bool(answer) and any(_is_right(gold, answer) for gold in golds))
 
@@ -74,7 +72,7 @@ def check_ground_truth(value: Any) -> None:
     Raises:
         ValueError: With what is wrong and what would be right.
     """
-    for text in _accepted(value):
+    for text in accepted_answers(value):
         _read_gold(text)
 
 
@@ -86,36 +84,6 @@ class _Gold:
     value: Value
 
 
-def _accepted(ground_truth: Any) -> list[str]:
-    """The accepted answers as texts."""
-    if hasattr(ground_truth, "tolist"):  # An array or scalar of numpy, without importing it here.
-        ground_truth = ground_truth.tolist()
-    if isinstance(ground_truth, (list, tuple)):
-        if not ground_truth:
-            raise ValueError("the ground truth is an empty list: give at least one accepted answer")
-        return [_answer_text(each) for each in ground_truth]
-    return [_answer_text(ground_truth)]
-
-
-def _answer_text(answer: Any) -> str:
-    if hasattr(answer, "tolist"):
-        answer = answer.tolist()
-    if isinstance(answer, dict):
-        raise ValueError(
-            f"the ground truth has fields ({', '.join(map(str, answer))}) and is no answer: add "
-            "the answer's to data.answer_key, e.g. reward_model.ground_truth.target"
-        )
-    if isinstance(answer, bool) or not isinstance(answer, (str, int, float, Decimal, Fraction)):
-        raise ValueError(f"the ground truth is {_shown(answer)}: give a number or text")
-    if isinstance(answer, (float, Decimal)):
-        if not math.isfinite(answer):
-            raise ValueError(f"the ground truth is {answer!r}, a hole in the data: drop the row")
-        return exact_decimal(repr(answer) if isinstance(answer, float) else str(answer))
-    if isinstance(answer, Fraction):
-        return f"\\frac{{{answer.numerator}}}{{{answer.denominator}}}"
-    return str(answer).strip() if isinstance(answer, str) else str(answer)
-
-
 @functools.lru_cache(maxsize=4096)
 def _read_gold(text: str) -> _Gold:
     if "####" in text:
@@ -123,11 +91,9 @@ def _read_gold(text: str) -> _Gold:
             f"the ground truth is a whole solution ({text[-40:]!r}): cut the answer out with "
             "data.answer_pattern, e.g. '#### (.+)'"
         )
-    if text.lower() in ("nan", "none", "null", "<na>"):
-        raise ValueError(f"the ground truth is {text!r}, a hole in the data: drop the row")
     if problem := _as_code(text):
         raise ValueError(
-            f"the ground truth {_shown(text)} is {problem}, not a mathematical answer: name "
+            f"the ground truth {shown(text)} is {problem}, not a mathematical answer: name "
             "another column in data.answer_key, or give a reward.function that can judge it"
         )
     answer = text if (content := boxed(text)) is None else content
@@ -136,7 +102,7 @@ def _read_gold(text: str) -> _Gold:
     readable = any(_parsed(each) is not None for each in (normal, gold.value.text) if each)
     if not (readable or gold.value.choice or (normal and _words(normal) is not None)):
         raise ValueError(
-            f"the ground truth {_shown(text)} holds nothing that math-verify can read: correct "
+            f"the ground truth {shown(text)} holds nothing that math-verify can read: correct "
             "the row or drop it, or give a reward.function that can judge it"
         )
     return gold
@@ -256,8 +222,3 @@ def _parsed(text: str) -> Any:
         f"\\boxed{{{text}}}", [_EXTRACTION], fallback_mode="no_fallback", parsing_timeout=None
     )
     return found[0] if found else None
-
-
-def _shown(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."

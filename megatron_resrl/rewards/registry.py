@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,7 +16,11 @@ _BUILT_IN = {
     "math": ("megatron_resrl.rewards.math", "math_reward"),
     "integer": ("megatron_resrl.rewards.integer", "integer_reward"),
 }
-"""Module and attribute; a module is imported when its function is asked for."""
+"""Module and attribute; a module is imported when its function is asked for. Its function
+`check_ground_truth` judges ground truths."""
+
+CHECK = "check_ground_truth"
+"""Name of the function, in a reward's file, that refuses ground truths."""
 
 _FIX = f"give {', '.join(_BUILT_IN)}, or path.py:name"
 
@@ -35,23 +41,36 @@ class RewardFunction(Protocol):
             extra: The other columns of the question's row.
 
         Returns:
-            A finite number; above 0 means correct.
+            A finite number; above 0 means correct. Also a dictionary with such a `score`, or a
+            tuple that begins with it; what else they hold is not used.
         """
 
 
-def get_reward(name: str) -> RewardFunction:
-    """Finds a reward function.
+@dataclass(frozen=True)
+class Reward:
+    """A reward function, and what it says of ground truths before there are responses."""
+
+    function: RewardFunction
+    check: Callable[[Any], None] | None
+    """Raises ValueError, with what is wrong and what would be right; None: all are accepted."""
+
+
+def load_reward(name: str) -> Reward:
+    """Finds a reward function and its check of ground truths.
 
     Args:
-        name: `math`, `integer`, or `path.py:name`. That file is run to find the function.
+        name: `math`, `integer`, or `path.py:name`. That file is run to find the function, and
+            beside it `check_ground_truth(value)`, which it may have.
 
     Raises:
         SettingError: There is no such file or function, or it cannot be called like a
-            `RewardFunction`.
+            `RewardFunction` or a `compute_score(data_source, solution_str, ground_truth,
+            extra_info)`.
     """
     if name in _BUILT_IN:
-        module, attribute = _BUILT_IN[name]
-        return getattr(importlib.import_module(module), attribute)
+        path, attribute = _BUILT_IN[name]
+        module = importlib.import_module(path)
+        return Reward(getattr(module, attribute), getattr(module, CHECK))
     file, attribute = _split(name)
     module = run_file(file, "reward")
     if not hasattr(module, attribute):
@@ -60,8 +79,26 @@ def get_reward(name: str) -> RewardFunction:
         fix = f"its functions are {', '.join(own)}" if own else "it has no functions at all"
         raise _refusal(name, f"{file} has no function {attribute!r}", fix)
     function = getattr(module, attribute)
-    _require_callable(name, function)
-    return function
+    if _is_compute_score(function):
+        function = _from_compute_score(function)
+    else:
+        _require_callable(name, function)
+    return Reward(function, getattr(module, CHECK, None))
+
+
+def get_reward(name: str) -> RewardFunction:
+    """Finds a reward function, see `load_reward`."""
+    return load_reward(name).function
+
+
+def ground_truth_check(name: str) -> Callable[[Any], None]:
+    """Finds what refuses ground truths, see `Reward.check`; where there is nothing, no-one does."""
+    return load_reward(name).check or (lambda value: None)
+
+
+def user_folder(name: str) -> Path | None:
+    """The folder of a user's file; None: a built-in function."""
+    return None if name in _BUILT_IN else _split(name)[0].parent
 
 
 def absolute_name(name: str) -> str:
@@ -82,6 +119,32 @@ def _split(name: str) -> tuple[Path, str]:
     if not path.is_file():
         raise _refusal(name, f"there is no file {path}", _FIX)
     return path, attribute
+
+
+def _is_compute_score(function: Any) -> bool:
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
+    return {"data_source", "solution_str", "ground_truth"} <= parameters.keys()
+
+
+def _from_compute_score(function: Any) -> RewardFunction:
+    """A function with verl's arguments, whose `extra_info` is the row's column of that name."""
+    parameters = inspect.signature(function).parameters
+    takes_extra = "extra_info" in parameters or any(
+        parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()
+    )
+
+    def reward(
+        response: str, ground_truth: Any, *, prompt: str, data_source: str, extra: dict
+    ) -> Any:
+        extra_info = {"extra_info": extra.get("extra_info", extra)} if takes_extra else {}
+        return function(
+            data_source=data_source, solution_str=response, ground_truth=ground_truth, **extra_info
+        )
+
+    return reward
 
 
 def _require_callable(name: str, function: Any) -> None:
