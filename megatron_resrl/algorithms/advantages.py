@@ -29,23 +29,32 @@ def group_normalised(
         group are equal.
 
     Raises:
-        ValueError: Lengths differ, a reward is not finite, `group` is not integer, eps < 0.
+        ValueError: Lengths differ, a reward is not finite, `group` is not integer, eps < 0; without
+            scaling, an advantage is too large for a loss in float32.
     """
     if not eps >= 0:
         raise ValueError(f"eps is {eps}; it is added to a standard deviation and must be >= 0")
     rewards_B = finite_vector("rewards", rewards)
     member_B, size_K = _members(group, len(rewards_B))
-    sum_K = torch.zeros(len(size_K), dtype=torch.float64).index_add(0, member_B, rewards_B)
-    centred_B = rewards_B - (sum_K / size_K)[member_B]
     # By comparison, not by a variance of 0: the mean of equal numbers may differ from them by
     # rounding, which the division by eps would blow up.
-    lowest_K = torch.full_like(sum_K, torch.inf).scatter_reduce(0, member_B, rewards_B, "amin")
-    highest_K = torch.full_like(sum_K, -torch.inf).scatter_reduce(0, member_B, rewards_B, "amax")
+    start_K = torch.zeros(len(size_K), dtype=torch.float64)
+    lowest_K = (start_K + torch.inf).scatter_reduce(0, member_B, rewards_B, "amin")
+    highest_K = (start_K - torch.inf).scatter_reduce(0, member_B, rewards_B, "amax")
     flat_B = (lowest_K == highest_K)[member_B]
+    # In units of a power of two near each group's largest reward, whose squares are finite.
+    exponent_B = torch.frexp(torch.maximum(lowest_K.abs(), highest_K.abs())).exponent[member_B]
+    scaled_B = torch.ldexp(rewards_B, -exponent_B)
+    sum_K = start_K.index_add(0, member_B, scaled_B)
+    centred_B = scaled_B - (sum_K / size_K)[member_B]
     if scale_by_std:
-        squares_K = torch.zeros_like(sum_K).index_add(0, member_B, centred_B.square())
+        squares_K = start_K.index_add(0, member_B, centred_B.square())
         std_K = (squares_K / (size_K - 1).clamp(min=1)).sqrt()
-        centred_B = centred_B / (std_K[member_B] + eps)
+        eps_B = torch.ldexp(torch.full_like(rewards_B, eps), -exponent_B)
+        centred_B = centred_B / (std_K[member_B] + eps_B)
+    else:
+        centred_B = torch.ldexp(centred_B, exponent_B)
+        _require_float32(centred_B, rewards_B)
     return centred_B.masked_fill(flat_B, 0.0)
 
 
@@ -102,6 +111,15 @@ def finite_vector(name: str, values: Tensor) -> Tensor:
             "values like it); every value must be finite"
         )
     return values_B
+
+
+def _require_float32(advantages: Tensor, rewards: Tensor) -> None:
+    beyond = ~(advantages.abs() <= torch.finfo(torch.float32).max)
+    if beyond.any():
+        raise ValueError(
+            f"a reward is {float(rewards[beyond][0])}, and without scaling by the standard "
+            "deviation its advantage is too large for a loss in float32: scale the rewards down"
+        )
 
 
 def _members(group: Tensor, responses: int) -> tuple[Tensor, Tensor]:

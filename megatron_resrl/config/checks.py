@@ -17,6 +17,7 @@ from megatron_resrl.config.checks_notes import NOTES
 from megatron_resrl.config.checks_output import OUTPUT_CHECKS, ROOM_CHECKS
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
+from megatron_resrl.config.checks_rewards import REWARD_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS
 from megatron_resrl.config.checks_weights import WEIGHT_CHECKS
@@ -38,6 +39,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *VLLM_CHECKS,
     *RUN_CHECKS,
     *OUTPUT_CHECKS,
+    *REWARD_CHECKS,
     *ENVIRONMENT_CHECKS,
     check_passthrough,
 )

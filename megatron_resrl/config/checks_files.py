@@ -120,21 +120,6 @@ def _check_pad_token(
         yield Problem(setting, value, f"{problem}, the model's vocab_size is {size}", fix)
 
 
-def _check_reward(facts: Facts) -> Iterator[Problem]:
-    # Here, because rewards lie above the settings; only this check asks them.
-    from megatron_resrl.rewards.registry import get_reward
-
-    function = facts.recipe.reward.function
-    try:
-        get_reward(function)
-    except SettingError as error:
-        yield Problem.of(error)
-    except Exception as error:  # A user's file may raise anything while it is imported.
-        fix = "give math, integer, or path.py:name of a function that can"
-        problem = f"cannot be used ({type(error).__name__}: {error})"
-        yield Problem("reward.function", function, problem, fix)
-
-
 def _check_length_scaling(facts: Facts) -> Iterator[Problem]:
     reward = facts.recipe.reward
     if reward.length_scaling and reward.length_floor_at <= reward.length_full_until:
@@ -155,7 +140,6 @@ RUN_CHECKS = (
     _check_pass_at,
     _check_answer_pattern,
     _check_tokenizer,
-    _check_reward,
     _check_logging,
 )
 """For training and evaluation."""

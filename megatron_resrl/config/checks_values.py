@@ -68,6 +68,7 @@ RANGES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "vllm.bucket_bytes": _at_least(2**20),
     "reward.workers": _at_least(1),
     "reward.timeout_s": _ABOVE_ZERO,
+    "reward.memory_gb": (lambda value: 0.1 <= value < math.inf, "at least 0.1, or null for any"),
     "reward.length_full_until": _at_least(0),
     "reward.length_floor": _PROBABILITY,
     "reward.overlong_buffer": _at_least(1),

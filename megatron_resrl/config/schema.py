@@ -160,6 +160,9 @@ class RewardConfig:
     """Grader processes per rank."""
     timeout_s: float = 10.0
     """Seconds per response; a slower one scores 0 and is counted."""
+    memory_gb: float | None = 4.0
+    """GiB that grading may take beyond what a grader process holds at its start (Linux); a response
+    that needs more scores 0 and is counted. None: no limit."""
     length_scaling: bool = False
     """Scale down the reward of correct responses that are long (paper: true)."""
     length_full_until: int = 3500

@@ -6,6 +6,7 @@ import contextlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.engines import make_engine
 from megatron_resrl.rollout.environments.player import Player, player_of
+from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import default_stop_tokens
 
 
@@ -55,7 +57,13 @@ def open_ranks(recipe: Recipe) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def open_actor(recipe: Recipe, *, trainable: bool, tokenizer: Any | None = None) -> Iterator[Actor]:
+def open_actor(
+    recipe: Recipe,
+    *,
+    trainable: bool,
+    tokenizer: Any | None = None,
+    prompts: Sequence[Prompt] = (),
+) -> Iterator[Actor]:
     """Starts model, engine and grader processes; ends them with the block, see `open_ranks`.
 
     Process groups, too, where there are none yet.
@@ -64,6 +72,8 @@ def open_actor(recipe: Recipe, *, trainable: bool, tokenizer: Any | None = None)
         recipe: Checked settings.
         trainable: With an optimizer.
         tokenizer: The model's, where it is loaded already.
+        prompts: Whose ground truths the graders read before the model is loaded, see
+            `require_ground_truths`.
     """
     deadline = Deadline()
     ranks = contextlib.nullcontext() if dist.is_initialized() else open_ranks(recipe)
@@ -74,7 +84,11 @@ def open_actor(recipe: Recipe, *, trainable: bool, tokenizer: Any | None = None)
             recipe.reward.function,
             workers=recipe.reward.workers,
             timeout_s=recipe.reward.timeout_s,
+            memory_gb=recipe.reward.memory_gb,
+            log=Path(recipe.output_dir) / "rewards.log",
         ) as grader:
+            with named_phase("reading of ground truths"):
+                require_ground_truths(recipe, prompts, grader)
             with named_phase("start of the model"):
                 policy = Policy.from_recipe(recipe, trainable=trainable)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,17 @@ from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.platform.distributed import gather_objects
-from megatron_resrl.rewards.grader import Grade, Grader, GradingTask, RewardError
+from megatron_resrl.rewards.grader import (
+    Grade,
+    Grader,
+    GradingTask,
+    RewardError,
+    describe_sample,
+)
 from megatron_resrl.rewards.shaping import length_scaled, overlong_penalty
 from megatron_resrl.rollout.engine import Response
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -34,6 +43,8 @@ class Sample:
     """The score after length scaling and overlong penalty; what advantages are made of."""
     timed_out: bool
     """The grader did not finish, and the score is 0 for that."""
+    killed: bool = False
+    """The grader ran out of memory or was killed, and the score is 0 for that."""
     transcript: str | None = None
     """All turns and what the environment said between them, special tokens included; None: one
     turn."""
@@ -72,7 +83,7 @@ def grade_responses(
         All samples, group by group, the same on all ranks.
 
     Raises:
-        RewardError: On every rank, if a reward function failed on any of them.
+        RewardError: On every rank, if a reward function failed on any of them, or finished none.
     """
     pairs = [(group, response) for group, several in enumerate(responses) for response in several]
     texts = [
@@ -90,7 +101,7 @@ def grade_responses(
         for (group, response), text in zip(pairs, texts, strict=True)
         if response.score is None
     ]
-    graded = iter(_grade_over_ranks(tasks, grader))
+    graded = iter(_report_lost(tasks, _grade_over_ranks(tasks, grader), reward))
     grades = [
         next(graded) if response.score is None else Grade(response.score, timed_out=False)
         for _, response in pairs
@@ -105,6 +116,7 @@ def grade_responses(
             score=grade.score,
             reward=_shaped(grade.score, response, reward, length_limit),
             timed_out=grade.timed_out,
+            killed=grade.killed,
             transcript=_transcript(response, tokenizer),
             masked=mask_cut_off and response.finish_reason == "length",
         )
@@ -123,6 +135,35 @@ def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grad
         if isinstance(grades, RewardError):
             raise grades
     return [theirs[index % ranks][index // ranks] for index in range(len(tasks))]
+
+
+def _report_lost(
+    tasks: Sequence[GradingTask], grades: list[Grade], reward: RewardConfig
+) -> list[Grade]:
+    """Says which responses score 0 because they could not be graded.
+
+    Raises:
+        RewardError: There are several, and all are lost: the function is, not a response.
+    """
+    causes = {
+        f"timed out after {reward.timeout_s:g} s (reward.timeout_s)": [g.timed_out for g in grades],
+        f"ran out of memory or were killed by the system (reward.memory_gb = {reward.memory_gb})": [
+            g.killed for g in grades
+        ],
+    }
+    for cause, lost in causes.items():
+        if not any(lost):
+            continue
+        first = describe_sample(tasks[lost.index(True)])
+        said = f"reward.function = {reward.function!r}: {sum(lost)} of {len(tasks)} responses"
+        if all(lost) and len(tasks) > 1:
+            raise RewardError(
+                f"{said}, all there are, {cause}; make the function faster or smaller, or raise "
+                f"the limit. The first:\n{first}"
+            )
+        if dist.get_rank() == 0:
+            logger.warning("%s %s and score 0. The first:\n%s", said, cause, first)
+    return grades
 
 
 def _transcript(response: Response, tokenizer: Any) -> str | None:

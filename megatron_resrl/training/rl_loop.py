@@ -70,7 +70,8 @@ def train(recipe: Recipe) -> None:
     ):
         tokenizer = load_tokenizer(recipe.model)
         beginning = begin_run(recipe, tokenizer)
-        with open_actor(recipe, trainable=True, tokenizer=tokenizer) as actor:
+        prompts = [*beginning.prompts, *(p for s in beginning.evaluation_sets for p in s.prompts)]
+        with open_actor(recipe, trainable=True, tokenizer=tokenizer, prompts=prompts) as actor:
             _train(recipe, beginning, actor, interruption, lock)
 
 

@@ -139,3 +139,29 @@ def test_correct_means_a_score_above_zero_whatever_the_scale() -> None:
 def test_a_score_that_is_not_a_number_is_no_wrong_answer() -> None:
     with pytest.raises(ValueError, match=r"scores\[0\] is nan"):
         is_correct(torch.tensor([float("nan"), 1.0]))
+
+
+@pytest.mark.parametrize("size", [1e300, 1.7e308, 1e160, 1e-150, 1e-300])
+def test_the_size_of_rewards_does_not_matter_to_scaled_advantages(size: float) -> None:
+    rewards, group = torch.tensor([1.0, 0.0, 0.5, 0.25, -1.0, 1.0]).double(), torch.tensor([0] * 6)
+    expected = by_loop(rewards.numpy(), group.numpy(), eps=0.0)
+    ours = group_normalised(rewards * size, group, eps=0.0)
+    np.testing.assert_allclose(ours.numpy(), expected, rtol=ROUNDING)
+    assert torch.equal(
+        group_normalised(rewards * 2.0**900, group, eps=0.0),
+        group_normalised(rewards, group, eps=0.0),
+    )
+
+
+def test_large_and_usual_rewards_of_different_groups_do_not_disturb_each_other() -> None:
+    rewards = torch.tensor([1e300, -1e300, 1.0, 0.0], dtype=torch.float64)
+    group = torch.tensor([0, 0, 1, 1])
+    half = 1 / np.sqrt(2)
+    ours = group_normalised(rewards, group, eps=0.0)
+    np.testing.assert_allclose(ours.numpy(), [half, -half, half, -half], rtol=ROUNDING)
+
+
+def test_centred_advantages_beyond_the_losses_range_are_refused() -> None:
+    rewards, group = torch.tensor([1e300, 0.0], dtype=torch.float64), torch.tensor([0, 0])
+    with pytest.raises(ValueError, match=r"a reward is 1e\+300.*scale the rewards down"):
+        group_normalised(rewards, group, scale_by_std=False)

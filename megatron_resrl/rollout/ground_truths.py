@@ -1,0 +1,55 @@
+"""Ground truths are read by the graders before any response exists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch.distributed as dist
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.errors import InputError
+from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.rewards.grader import Grader, RewardError
+
+
+def require_ground_truths(recipe: Recipe, prompts: Sequence[Prompt], grader: Grader) -> None:
+    """Refuses questions whose answer the reward function cannot use. Collective.
+
+    Where an environment plays, it scores, and nothing is asked.
+
+    Args:
+        recipe: All settings.
+        prompts: Of training and evaluation, the same on all ranks, which share them.
+        grader: This rank's grader processes.
+
+    Raises:
+        InputError: On every rank, with the first such row, its value and the remedy.
+        RewardError: On every rank: grader processes cannot be used.
+    """
+    if recipe.rollout.environment is not None:
+        return
+    records = [prompt.record for prompt in prompts]
+    # Many questions share an answer, and many files are used twice.
+    distinct = {repr(record.ground_truth): record.ground_truth for record in records}
+    values = list(distinct.values())
+    rank, ranks = dist.get_rank(), dist.get_world_size()
+    try:
+        mine: list[str | None] | RewardError = grader.check_ground_truths(values[rank::ranks])
+    except RewardError as error:
+        mine = error
+    theirs = gather_objects(mine)
+    for found in theirs:
+        if isinstance(found, RewardError):
+            raise found
+    wrong = {
+        key: why
+        for index, key in enumerate(distinct)
+        if (why := theirs[index % ranks][index // ranks]) is not None
+    }
+    bad = [record for record in records if repr(record.ground_truth) in wrong]
+    if bad:
+        raise InputError(
+            f"reward.function = {recipe.reward.function!r} cannot use the answers of {len(bad)} of "
+            f"{len(records)} questions; the first, {bad[0]}: {wrong[repr(bad[0].ground_truth)]}"
+        )
