@@ -17,7 +17,7 @@ from megatron_resrl.config.checks_notes import NOTES
 from megatron_resrl.config.checks_output import OUTPUT_CHECKS, ROOM_CHECKS
 from megatron_resrl.config.checks_parallel import PARALLEL_CHECKS
 from megatron_resrl.config.checks_precision import PRECISION_CHECKS
-from megatron_resrl.config.checks_rewards import REWARD_CHECKS
+from megatron_resrl.config.checks_rewards import ANSWER_CHECKS, REWARD_CHECKS
 from megatron_resrl.config.checks_values import check_ranges
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS
 from megatron_resrl.config.checks_weights import WEIGHT_CHECKS
@@ -49,6 +49,7 @@ TRAINING_CHECKS: tuple[Check, ...] = (
     *ALGORITHM_CHECKS,
     *CORRECTION_CHECKS,
     *DATA_CHECKS,
+    *ANSWER_CHECKS,
     *CHECKPOINT_CHECKS,
     *ROOM_CHECKS,
     *COLLECTION_CHECKS,

@@ -13,7 +13,6 @@ from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.question_files import KNOWN, kind_of, resolve_files
 from megatron_resrl.config.schema import DataConfig, FileEntry
-from megatron_resrl.errors import SettingError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 

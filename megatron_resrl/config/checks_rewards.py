@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.question_files import QuestionFile, resolve_files
+from megatron_resrl.config.schema import FileEntry
 from megatron_resrl.errors import InputError, SettingError
 
 FIRST_ROWS = 100
@@ -18,37 +19,48 @@ WORKERS_PER_CORE = 4
 
 
 def _check_reward(facts: Facts) -> Iterator[Problem]:
-    # Here, because rewards lie above the settings; only this check asks them.
+    _, problem = _loaded(facts)
+    if problem is not None:
+        yield problem
+
+
+def _check_evaluation_answers(facts: Facts) -> Iterator[Problem]:
+    yield from _check_answers(facts, "evaluation.files", facts.recipe.evaluation.files)
+
+
+def _check_training_answers(facts: Facts) -> Iterator[Problem]:
+    yield from _check_answers(facts, "data.train_files", facts.recipe.data.train_files)
+
+
+def _loaded(facts: Facts) -> tuple[Callable[[Any], None] | None, Problem | None]:
+    """The function's check of ground truths, and why it cannot be used."""
+    # Here, because rewards lie above the settings; only these checks ask them.
     from megatron_resrl.rewards.registry import load_reward
 
     function = facts.recipe.reward.function
     try:
-        check = load_reward(function).check
+        return load_reward(function).check, None
     except SettingError as error:
-        yield Problem.of(error)
-        return
+        return None, Problem.of(error)
     except Exception as error:  # A user's file may raise anything while it is imported.
         fix = "give math, integer, or path.py:name of a function that can"
         problem = f"cannot be used ({type(error).__name__}: {error})"
-        yield Problem("reward.function", function, problem, fix)
-        return
-    # An environment scores in the reward function's place.
-    if check is not None and facts.recipe.rollout.environment is None:
-        recipe = facts.recipe
-        settings = {
-            "data.train_files": recipe.data.train_files,
-            "evaluation.files": recipe.evaluation.files,
-        }
-        for setting, entries in settings.items():
-            files, _ = resolve_files(setting, entries, recipe.data)
-            for file in files:
-                yield from _check_ground_truths(setting, file, check)
+        return None, Problem("reward.function", function, problem, fix)
 
 
-def _check_ground_truths(
+def _check_answers(facts: Facts, setting: str, entries: Sequence[FileEntry]) -> Iterator[Problem]:
+    if facts.recipe.rollout.environment is not None:
+        return  # It scores in the function's place.
+    check, _ = _loaded(facts)
+    if check is not None:
+        for file in resolve_files(setting, entries, facts.recipe.data)[0]:
+            yield from _check_first_answers(setting, file, check)
+
+
+def _check_first_answers(
     setting: str, file: QuestionFile, check: Callable[[Any], None]
 ) -> Iterator[Problem]:
-    """Reads the first rows. A file that cannot be read is another check's."""
+    """A file that cannot be read is another check's."""
     from megatron_resrl.data.prompts import load_prompts
 
     try:
@@ -69,8 +81,8 @@ def _check_ground_truths(
             wrong.append((record, error))
     if wrong:
         record, error = wrong[0]
-        count = f"{len(wrong)} of its first {len(records)} questions have an answer"
-        problem = f"{count} that the reward function cannot use; {record}"
+        count = f"{len(wrong)} of the first {len(records)} answers"
+        problem = f"the reward function cannot use {count}, from {record} on"
         yield Problem(setting, file.path, problem, str(error))
 
 
@@ -82,4 +94,8 @@ def _check_workers(facts: Facts) -> Iterator[Problem]:
         yield Problem("reward.workers", workers, problem, fix, "machine")
 
 
-REWARD_CHECKS = (_check_reward, _check_workers)
+REWARD_CHECKS = (_check_reward, _check_workers, _check_evaluation_answers)
+"""For training and evaluation."""
+
+ANSWER_CHECKS = (_check_training_answers,)
+"""For training only."""

@@ -29,6 +29,7 @@ from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.finite import require_finite_responses
+from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import EVALUATION_STREAM
 
 logger = logging.getLogger(__name__)
@@ -120,6 +121,8 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
         )
     with open_actor(recipe, trainable=False) as actor:
         sets = load_evaluation_sets(recipe, actor.tokenizer, actor.policy.hf_config.vocab_size)
+        prompts = [prompt for each in sets for prompt in each.prompts]
+        require_ground_truths(recipe, prompts, actor.grader)
         results = graded_sets(sets, actor, recipe)
         metrics = _named_metrics(results, recipe)
         if dist.get_rank() == 0:

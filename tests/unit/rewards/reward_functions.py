@@ -33,7 +33,30 @@ def behave(response: str, ground_truth: Any, **context: Any) -> Any:
         "terminated_once": lambda: _terminated_once(ground_truth),
         "own_session": lambda: float(os.getsid(0) == os.getpid()),
         "value": lambda: _VALUES[argument],
+        "allocate": lambda: float(len(bytearray(int(argument) * 2**20)) > 0),
+        "killed": lambda: os.kill(os.getpid(), signal.SIGKILL) or time.sleep(3600),
+        "print": lambda: _print(argument),
     }[word]()
+
+
+def check_ground_truth(value: Any) -> None:
+    """Accepts texts and hangs, crashes or fails where they ask for it."""
+    if value == "hang":
+        _loop()
+    if value == "crash":
+        _crash()
+    if value == "type error":
+        raise TypeError("no text")
+    if not isinstance(value, str):
+        raise ValueError(f"{value!r} is no text: give a text")
+
+
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Any, extra_info: Any = None
+) -> dict[str, Any]:
+    """A function with verl's arguments and result."""
+    given = (data_source, solution_str, ground_truth, extra_info)
+    return {"score": given == ("the source", "the response", "truth", {"index": 3}), "acc": 0.0}
 
 
 def compare_everything(
@@ -62,7 +85,19 @@ _VALUES = {
     "decimal": Decimal("0.5"),
     "complex": 1j,
     "list": [1.0],
+    "dict": {"score": 0.25, "acc": True, "format": 1.0},
+    "tuple": (0.75, {"reason": "rounded"}),
+    "dict without score": {"acc": 1.0},
+    "dict with text": {"score": "1.0"},
+    "empty tuple": (),
 }
+
+
+def _print(text: str) -> float:
+    print(text)
+    print(text, file=sys.stderr)
+    os.write(1, f"{text} from C\n".encode())
+    return 1.0
 
 
 def _terminated_once(mark: str) -> float:

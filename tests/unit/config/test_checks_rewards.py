@@ -1,0 +1,77 @@
+"""Ground truths that the reward function cannot use, and too many graders, are found by checks."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """Writes a file of questions with these answers."""
+
+    def write(*answers, name="questions.jsonl"):
+        rows = [json.dumps({"prompt": "3", "answer": answer}) for answer in answers]
+        (tmp_path / name).write_text("\n".join(rows))
+        return tmp_path / name
+
+    return write
+
+
+@pytest.mark.parametrize("setting", ["data.train_files", "evaluation.files"])
+@pytest.mark.parametrize(
+    ("answers", "said", "fix"),
+    [
+        (
+            ("4", "2 apples\n#### 2", "3"),
+            "cannot use 1 of the first 3 answers",
+            "data.answer_pattern, e.g. '#### (.+)'",
+        ),
+        (("4", {"target": "3"}), "1 of the first 2 answers", "reward_model.ground_truth.target"),
+        (('["assert f(1) == 2"]',) * 2, "2 of the first 2 answers", "data.answer_key"),
+        ((True,), "1 of the first 1 answers", "give a number or text"),
+        (("nan",), "1 of the first 1 answers", "drop the row"),
+    ],
+)
+def test_answers_that_math_cannot_use_are_found(refused, questions, setting, answers, said, fix):
+    file = questions(*answers)
+    problem = refused(f"--{setting}=[{file}]")
+    assert (problem.setting, problem.value) == (setting, str(file))
+    assert said in problem.problem
+    assert str(file) in problem.problem
+    assert fix in problem.fix
+
+
+def test_keys_of_a_file_are_used_and_training_files_are_no_matter_to_evaluations(check, questions):
+    good = questions("1 apple\n#### 1", name="good.jsonl")
+    entry = f"{{path: {good}, answer_pattern: '#### (.+)'}}"
+    assert check(f"--data.train_files=[{entry}]", f"--evaluation.files=[{entry}]") == []
+    bad = questions(True, name="bad.jsonl")
+    evaluation = f"--evaluation.files=[{entry}]"
+    assert check(f"--data.train_files=[{bad}]", evaluation, command="eval") == []
+    assert check(f"--data.train_files=[{bad}]", "--rollout.environment=calculator") == []
+
+
+def test_a_users_file_may_refuse_answers_too(refused, check, questions, tmp_path):
+    file = questions("yes", "no", "perhaps")
+    score = "def score(response, ground_truth, **context): return 1.0\n"
+    (tmp_path / "mine.py").write_text(score)
+    settings = (f"--reward.function={tmp_path / 'mine.py'}:score", f"--data.train_files=[{file}]")
+    assert check(*settings) == []
+    (tmp_path / "mine.py").write_text(
+        f"{score}"
+        "def check_ground_truth(value):\n"
+        "    if value not in ('yes', 'no'):\n"
+        "        raise ValueError(f'{value!r} is neither yes nor no: correct the row')\n"
+    )
+    problem = refused(*settings)
+    assert problem.fix == "'perhaps' is neither yes nor no: correct the row"
+
+
+def test_more_graders_than_the_machine_can_run_are_refused(refused, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
+    problem = refused("--reward.workers=9")
+    assert (problem.setting, problem.value, problem.kind) == ("reward.workers", 9, "machine")
+    assert "this machine has 2 cores" in problem.problem
+    assert "at most 8" in problem.fix
