@@ -26,7 +26,6 @@ pip_install() {
 }
 
 environment() {
-    command -v "$PYTHON" >/dev/null || fail "no $PYTHON here; name one: PYTHON=/path/to/python3.11"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
         fail "$("$PYTHON" --version) is too old for the versions in constraints.txt;" \
             "name Python 3.11 or newer: PYTHON=/path/to/python3.11"
@@ -59,13 +58,31 @@ if [[ $EXTRAS == te-on-cpu ]]; then
     exit
 fi
 
+known_extras() {
+    local known extra
+    # setup.py's own table; nothing of the package is needed to read it.
+    known=$("$PYTHON" - <<'PYTHON_END'
+import ast
+for node in ast.parse(open("setup.py").read()).body:
+    if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS":
+        print(" ".join(ast.literal_eval(node.value)))
+PYTHON_END
+    )
+    for extra in ${EXTRAS//,/ }; do
+        [[ " $known " == *" $extra "* ]] || fail "there is no extra '$extra'; there are: $known"
+    done
+}
+
 constraints=constraints.txt
 [[ ,$EXTRAS, == *,vllm,* ]] && constraints=constraints-vllm.txt
 
+command -v "$PYTHON" >/dev/null || fail "no $PYTHON here; name one: PYTHON=/path/to/python3.11"
+known_extras
 environment
 stamp="$VENV/installed-${EXTRAS//,/-}"
 wanted="$(cksum setup.py $constraints) $PWD"
 [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && exit
+echo "tools/install.sh: installing $EXTRAS into $VENV (a minute or more)"
 torch_build && pip_install -c $constraints -e ".[$EXTRAS]" ||
     fail "installing failed (pip's message is above); PyPI must be reachable"
 if [[ $constraints == constraints-vllm.txt ]]; then

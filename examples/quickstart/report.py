@@ -1,19 +1,23 @@
-"""Draws a finished run and tabulates what it changed.
+"""Draws a finished run and tabulates what it changed; or compares several runs.
 
     python examples/quickstart/report.py outputs/quickstart/run
+    python examples/quickstart/report.py outputs/grpo outputs/resrl ...
 
-reads `metrics.jsonl` in that directory, writes `report.png` and `report.md` beside it and prints
-the tables.
+reads `metrics.jsonl` in each directory. Of one run it writes `report.png` and `report.md` beside
+it; of several `comparison.png` and `comparison.md` beside the first, with the settings in which
+their `recipe.yaml` differ. The tables are printed, too.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
+import yaml
 
 matplotlib.use("Agg")  # no display needed; before pyplot chooses one
 
@@ -28,11 +32,12 @@ TRAINING_COLOUR = "#8a94a6"
 HELD_OUT_COLOUR = "#c2410c"
 
 
-def read_metrics(path: Path) -> list[Record]:
+def read_metrics(path: Path, *, evaluated: bool = True) -> list[Record]:
     """Reads a run's metrics.
 
     Args:
         path: A metrics.jsonl file.
+        evaluated: Whether evaluations before and after training are needed.
 
     Returns:
         One record per step, in order.
@@ -43,7 +48,9 @@ def read_metrics(path: Path) -> list[Record]:
     if not path.is_file():
         raise SystemExit(f"{path} does not exist; give the output_dir of a run that has started")
     records = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    if not training_steps(records) or len(evaluations(records)) < 2:
+    if not evaluated and not training_steps(records):
+        raise SystemExit(f"{path} has no training step yet")
+    if evaluated and (not training_steps(records) or len(evaluations(records)) < 2):
         raise SystemExit(
             f"{path} has {len(training_steps(records))} training steps and "
             f"{len(evaluations(records))} evaluations; a report needs at least 1 and 2"
@@ -138,17 +145,127 @@ def draw(records: Sequence[Record], path: Path) -> None:
     plt.close(figure)
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Reports on the run whose output directory is the only argument."""
-    if len(arguments) != 1:
-        raise SystemExit("usage: python examples/quickstart/report.py OUTPUT_DIR")
-    directory = Path(arguments[0])
+def comparison(runs: Mapping[str, Sequence[Record]]) -> str:
+    """Table of several runs: rewards, evaluations before and after, seconds; Markdown."""
+    measured = {name: evaluations(records) for name, records in runs.items()}
+    named = [name for each in measured.values() for name in (each[0] if each else {})]
+    metrics = list(dict.fromkeys(name for name in named if AVERAGE in name))
+    titles = ["run", "steps", "reward, first tenth", "last tenth", "seconds per step"]
+    titles += [metric.removeprefix("eval/").replace("/", " ") for metric in metrics]
+    rows = [f"| {' | '.join(titles)} |", "|---|" + "---:|" * (len(titles) - 1)]
+    for name, records in runs.items():
+        steps = training_steps(records)
+        tenth = max(1, len(steps) // 10)
+        cells = [name, str(len(steps))]
+        cells += [f"{mean(part, 'reward/mean'):.3f}" for part in (steps[:tenth], steps[-tenth:])]
+        cells.append(f"{mean(steps, 'time/step'):.2f}")
+        for metric in metrics:
+            values = [record[metric] for record in measured[name] if record.get(metric) is not None]
+            cells.append(f"{values[0]:.1%} to {values[-1]:.1%}" if values else "-")
+        rows.append(f"| {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
+def mean(steps: Sequence[Record], metric: str) -> float:
+    """Of a metric over steps; one that was not finite counts as 0."""
+    return sum(step[metric] or 0.0 for step in steps) / len(steps)
+
+
+def differences(recipes: Mapping[str, Mapping[str, Any]]) -> str:
+    """Table of the settings that are not the same in all recipes; Markdown.
+
+    Args:
+        recipes: Run -> its recipe.yaml.
+    """
+    flat = {name: dict(_flatten(recipe)) for name, recipe in recipes.items()}
+    settings = dict.fromkeys(setting for recipe in flat.values() for setting in recipe)
+    rows = [f"| setting | {' | '.join(flat)} |", "|---|" + "---|" * len(flat)]
+    for setting in settings:
+        values = [str(recipe.get(setting)) for recipe in flat.values()]
+        if setting != "output_dir" and len(set(values)) > 1:
+            rows.append(f"| {setting} | {' | '.join(values)} |")
+    return "\n".join(rows) if len(rows) > 2 else "All settings are the same."
+
+
+def _flatten(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for section, content in recipe.items():
+        if isinstance(content, Mapping):
+            yield from ((f"{section}.{name}", value) for name, value in content.items())
+        else:
+            yield section, content
+
+
+def draw_comparison(runs: Mapping[str, Sequence[Record]], path: Path) -> None:
+    """Plots the training rewards of several runs, and below them their held-out accuracies.
+
+    Args:
+        runs: Name -> all its records.
+        path: Where the PNG goes.
+    """
+    figure, (rewards, held_out) = plt.subplots(
+        2, 1, figsize=(7.2, 6.4), dpi=150, layout="constrained", sharex=True
+    )
+    for name, records in runs.items():
+        steps, measured = training_steps(records), evaluations(records)
+        numbers = [step["step"] for step in steps]
+        rewards.plot(numbers, [step["reward/mean"] for step in steps], label=name)
+        if measured:
+            accuracy = next(key for key in measured[0] if AVERAGE in key)
+            points = [(record["step"], record.get(accuracy)) for record in measured]
+            label = f"{name}, {accuracy.removeprefix('eval/')}"
+            held_out.plot(*zip(*points, strict=True), marker="o", label=label)
+    rewards.set(ylabel="mean reward of the step's rollouts")
+    held_out.set(xlabel="training step", ylabel="held-out questions")
+    held_out.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axes in (rewards, held_out):
+        axes.grid(axis="y", color="#e5e7eb")
+        if axes.lines:
+            axes.legend(frameon=False, fontsize=9)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def report(directory: Path) -> str:
+    """Writes the report of one run and returns its tables."""
     records = read_metrics(directory / "metrics.jsonl")
     draw(records, directory / "report.png")
     tables = f"{before_and_after(records)}\n\n{time_per_step(records)}\n"
     picture = "![Reward and held-out accuracy over training steps](report.png)"
     (directory / "report.md").write_text(f"{picture}\n\n{tables}", encoding="utf-8")
-    print(f"{tables}\nwritten: {directory / 'report.md'} and {directory / 'report.png'}")
+    return f"{tables}\nwritten: {directory / 'report.md'} and {directory / 'report.png'}"
+
+
+def compare(directories: Sequence[Path]) -> str:
+    """Writes the comparison of several runs beside the first and returns its tables."""
+    names = [directory.resolve().name for directory in directories]
+    if len(set(names)) < len(names):
+        names = [str(directory) for directory in directories]
+    named = dict(zip(names, directories, strict=True))
+    runs = {
+        name: read_metrics(directory / "metrics.jsonl", evaluated=False)
+        for name, directory in named.items()
+    }
+    tables = comparison(runs)
+    files = {name: directory / "recipe.yaml" for name, directory in named.items()}
+    if all(file.is_file() for file in files.values()):
+        recipes = {n: yaml.safe_load(file.read_text(encoding="utf-8")) for n, file in files.items()}
+        tables += f"\n\n{differences(recipes)}"
+    place = directories[0]
+    draw_comparison(runs, place / "comparison.png")
+    picture = "![Rewards and held-out accuracies over training steps](comparison.png)"
+    (place / "comparison.md").write_text(f"{picture}\n\n{tables}\n", encoding="utf-8")
+    return f"{tables}\n\nwritten: {place / 'comparison.md'} and {place / 'comparison.png'}"
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Reports on the run, or compares the runs, whose output directories are the arguments."""
+    if "-h" in arguments or "--help" in arguments:
+        print(__doc__.strip())
+        return
+    if not arguments:
+        raise SystemExit("usage: python examples/quickstart/report.py RUN [RUN ...]")
+    directories = [Path(argument) for argument in arguments]
+    print(report(directories[0]) if len(directories) == 1 else compare(directories))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from megatron_resrl.config.schema import Recipe
 class Algorithm(ABC):
     """A policy-gradient algorithm; its options are the fields of its dataclass.
 
-    A new one is a file with a subclass and a line in `registry.py`.
+    A new one is a subclass in a file of its own, which a recipe names as `algorithm.name:
+    path.py:name`; or a file here and a line in `registry.py`.
     """
 
     name: ClassVar[str]

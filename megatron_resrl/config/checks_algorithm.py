@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from megatron_resrl.config.checks_parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.errors import closest
+from megatron_resrl.errors import SettingError, closest
+from megatron_resrl.user_files import split_name
 
 
 def _check_algorithm(facts: Facts) -> Iterator[Problem]:
@@ -15,14 +16,16 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
     from megatron_resrl.algorithms.registry import algorithm_names, algorithm_of
 
     algorithm, known = facts.recipe.algorithm, algorithm_names()
-    if algorithm.name not in known:
+    if algorithm.name not in known and split_name(algorithm.name) is None:
         near = closest(algorithm.name, known)
         hint = f"did you mean {near}? " if near else ""
-        fix = f"{hint}registered are {', '.join(known)}"
+        fix = f"{hint}registered are {', '.join(known)}; your own is path.py:name"
         yield Problem("algorithm.name", algorithm.name, "there is no such algorithm", fix)
         return
     try:
         algorithm_of(facts.recipe)
+    except SettingError as error:
+        yield Problem.of(error)
     except (ValueError, TypeError) as error:  # Names must be strings, values what they say.
         fix = "correct the option or leave it out"
         yield Problem("algorithm.options", algorithm.options, str(error), fix)

@@ -6,6 +6,7 @@ import argparse
 import copy
 import dataclasses
 import functools
+import re
 import types
 import typing
 from collections.abc import Iterator, Sequence
@@ -122,10 +123,15 @@ def settings_parser(prog: str, description: str) -> ArgumentParser:
     group = parser.add_argument_group("run")
     group.add_class_arguments(Recipe, as_group=False, skip=set(SECTIONS))
     for name, cls in SECTIONS.items():
-        summary = (cls.__doc__ or "").splitlines()[0].rstrip(".")
+        summary = first_sentence(cls.__doc__ or "")
         group = parser.add_argument_group(f"{name} - {summary}")
         group.add_class_arguments(cls, name, as_group=False)
     return parser
+
+
+def first_sentence(text: str) -> str:
+    """Up to the first full stop, without it and on one line."""
+    return re.split(r"\.(?:\s|$)", " ".join(text.split()), maxsplit=1)[0]
 
 
 def _in(setting: str, section: str) -> bool:
@@ -360,4 +366,5 @@ def _expand_home(recipe: Recipe) -> Recipe:
         data=dataclasses.replace(data, train_files=tuple(map(expand, data.train_files))),
         evaluation=dataclasses.replace(evaluation, files=tuple(map(expand, evaluation.files))),
         reward=dataclasses.replace(recipe.reward, function=expand(recipe.reward.function)),
+        algorithm=dataclasses.replace(recipe.algorithm, name=expand(recipe.algorithm.name)),
     )

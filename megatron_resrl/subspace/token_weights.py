@@ -5,8 +5,10 @@ Source: ResRL, arXiv 2605.00380. Shapes: B responses, T positions, H hidden size
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +16,15 @@ from megatron_resrl.subspace.plan import GroupPlan, SubspaceSettings, make_plan,
 from megatron_resrl.subspace.report import GroupReport
 from megatron_resrl.subspace.stream import TokenWeightStream
 
+ArrayLike = Tensor | np.ndarray | Sequence[Any]
+"""What `torch.as_tensor` takes."""
+
 
 def token_weights(
-    hidden: Tensor,
-    response_mask: Tensor,
-    positive: Tensor,
-    group: Tensor,
+    hidden: ArrayLike,
+    response_mask: ArrayLike,
+    positive: ArrayLike,
+    group: ArrayLike,
     *,
     rank: int = 64,
     max_positive_tokens: int = 4096,
@@ -31,9 +36,10 @@ def token_weights(
 
     Args:
         hidden: [B, T, H] any float dtype; the state at [b, t] is the one that predicts response
-            token t. Masked positions are never read.
+            token t. Masked positions are never read. A tensor, or an array or nested list, like the
+            others.
         response_mask: [B, T], nonzero on valid response tokens.
-        positive: [B], nonzero on positive responses.
+        positive: [B], 1 or true on positive responses, 0 or false on the others.
         group: [B] int, prompt group of every response.
         rank: Directions of the positive subspace, k.
         max_positive_tokens: Positives of a group beyond this many are sampled uniformly, M.
@@ -45,7 +51,8 @@ def token_weights(
         [B, T] float32 weights, 1 where nothing applies.
 
     Raises:
-        ValueError: A setting out of range, or shapes that do not fit.
+        ValueError: A setting out of range, shapes that do not fit, or other values than 0 and 1 in
+            `positive`, such as rewards.
         FloatingPointError: Hidden states that are not finite.
     """
     settings = {"rank": rank, "max_positive_tokens": max_positive_tokens}
@@ -56,10 +63,10 @@ def token_weights(
 
 
 def token_weights_with_reports(
-    hidden: Tensor,
-    response_mask: Tensor,
-    positive: Tensor,
-    group: Tensor,
+    hidden: ArrayLike,
+    response_mask: ArrayLike,
+    positive: ArrayLike,
+    group: ArrayLike,
     *,
     seed: int = 0,
     method: str = "rows",
@@ -86,7 +93,11 @@ def token_weights_with_reports(
         ValueError: A setting out of range, or shapes that do not fit.
         FloatingPointError: Hidden states that are not finite.
     """
+    hidden, response_mask, positive, group = map(
+        torch.as_tensor, (hidden, response_mask, positive, group)
+    )
     _check_shapes(hidden, response_mask, positive, group)
+    _check_values(positive, group)
     numbers = SubspaceSettings(**settings)
     plan = make_plan(
         response_mask.cpu().bool(),
@@ -134,3 +145,14 @@ def _check_shapes(hidden: Tensor, response_mask: Tensor, positive: Tensor, group
     for name, tensor in (("positive", positive), ("group", group)):
         if tensor.shape != hidden.shape[:1]:
             raise ValueError(f"{name} has shape {tuple(tensor.shape)}, expected ({len(hidden)},)")
+
+
+def _check_values(positive: Tensor, group: Tensor) -> None:
+    other = positive[(positive != 0) & (positive != 1)]
+    if len(other):
+        raise ValueError(
+            f"positive has the value {other[0].item()}, expected 0 and 1; of rewards give the mask "
+            "of the responses that are correct, e.g. rewards > 0"
+        )
+    if group.is_floating_point() and bool((group != group.round()).any()):
+        raise ValueError(f"group has values that are no integers, e.g. {group[0].item()}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from megatron_resrl.algorithms import (
     group_normalised,
 )
 from megatron_resrl.config.schema import AlgorithmConfig, Recipe, ResrlConfig
+from megatron_resrl.errors import SettingError
 
 REWARDS = torch.tensor([1.0, 0.7, 0.0, 0.0, 1.0, 1.0], dtype=torch.float64)
 SCORES = torch.tensor([1.0, 1.0, 0.0, -0.5, 1.0, 1.0], dtype=torch.float64)
@@ -197,3 +199,64 @@ def test_an_unknown_option_is_answered_with_the_nearest_and_all_options() -> Non
 def test_option_values_out_of_range_are_named(name, options, message) -> None:
     with pytest.raises(ValueError, match=rf"algorithm\.options\.{message}"):
         get_algorithm(name, **options)
+
+
+RLOO = """
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from megatron_resrl.algorithms import Algorithm
+
+
+@dataclass(frozen=True)
+class RLOO(Algorithm):
+    name: ClassVar[str] = "rloo"
+    scale: float = 1.0
+
+    def sample_advantages(self, rewards, scores, group):
+        same = (group[:, None] == group[None, :]).double()
+        others = same.sum(1) - 1
+        return self.scale * (rewards.double() - (same @ rewards.double() - rewards) / others)
+
+
+@dataclass(frozen=True)
+class Unfinished(Algorithm):
+    name: ClassVar[str] = "unfinished"
+
+
+def not_a_class():
+    pass
+"""
+
+
+def test_an_algorithm_of_the_users_own_is_found_by_file_and_name(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(RLOO)
+    algorithm = get_algorithm(f"{file}:RLOO", scale=2.0)
+    advantages = algorithm.sample_advantages(REWARDS, SCORES, GROUP)
+    # Each reward less the mean of the others of its group, by hand.
+    expected = [1 - 0.7 / 3, 0.7 - 1 / 3, -1.7 / 3, -1.7 / 3, 0.0, 0.0]
+    torch.testing.assert_close(advantages, 2 * torch.tensor(expected, dtype=torch.float64))
+    assert algorithm_of(Recipe(algorithm=AlgorithmConfig(name=f"{file}:RLOO"))).scale == 1.0
+    with pytest.raises(ValueError, match=r"algorithm\.options has 'lambda'.*takes: scale"):
+        get_algorithm(f"{file}:RLOO", **{"lambda": 1})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent.py:RLOO", "there is no file"),
+        ("mine.py:RLO", "its algorithms are"),
+        ("mine.py:not_a_class", "has no algorithm 'not_a_class'"),
+        ("mine.py:Unfinished", "Unfinished does not define sample_advantages"),
+        ("broken.py:RLOO", "cannot be run (ZeroDivisionError: division by zero)"),
+    ],
+)
+def test_what_is_no_algorithm_is_named(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(RLOO)
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(SettingError) as caught:
+        get_algorithm(str(tmp_path / name))
+    assert caught.value.setting == "algorithm.name"
+    assert words in str(caught.value)

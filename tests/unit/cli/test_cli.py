@@ -126,9 +126,6 @@ def test_check_lists_what_this_machine_lacks_apart(recipe: Path) -> None:
     assert there.stderr.startswith("1 thing missing on this machine:")
     assert "only_there.jsonl" in there.stderr
     assert there.stdout.endswith("# no problems found for 4 ranks with CUDA\n")
-    wrong = start(*cuda, "--for=cuda", "--rollout.group_size=1")
-    assert wrong.returncode == 1
-    assert wrong.stderr.startswith("1 problem in the recipe:")
 
 
 def test_check_has_one_status_for_everything_that_is_wrong(recipe: Path, tmp_path: Path) -> None:
@@ -147,7 +144,14 @@ def test_help_of_a_command_lists_every_setting(command: str) -> None:
     assert result.stdout.startswith(f"usage: megatron-resrl {command} [RECIPE.yaml]")
     for setting in SETTINGS:
         assert f"--{setting} " in result.stdout
-    assert "Responses per prompt, at least 2 (paper: 4)." in " ".join(result.stdout.split())
+    text = " ".join(result.stdout.split())
+    assert "Responses per prompt, at least 2 (paper: 4)." in text
+    assert (
+        "correction - For responses drawn from another distribution than the trainer's: by o"
+        in text
+    )
+    assert "parallel - How ranks share the model:" in text
+    assert "grpo and resrl: `scale_by_std`" in text
 
 
 def test_help_and_version_of_the_program() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import itertools
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -73,3 +75,16 @@ def test_every_room_is_packaged(distribution) -> None:
         "megatron_resrl." + path.parent.name for path in (ROOT / "megatron_resrl").glob("*/*.py")
     }
     assert rooms | {"megatron_resrl"} <= set(distribution.packages)
+
+
+def test_the_installer_refuses_extras_that_there_are_not(distribution) -> None:
+    done = subprocess.run(
+        ["bash", ROOT / "tools" / "install.sh", "dev,quickstrat"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=os.environ | {"VENV": "/nowhere/venv", "PYTHON": sys.executable},
+    )
+    assert done.returncode == 1
+    assert "there is no extra 'quickstrat'; there are: " in done.stderr
+    assert set(distribution.extras_require) <= set(done.stderr.split())

@@ -74,3 +74,14 @@ def test_unusable_algorithm_options_are_refused(refused, option, said):
     problem = refused(f"--algorithm.options={{{option}}}")
     assert problem.setting == "algorithm.options"
     assert said in problem.problem
+
+
+def test_an_algorithm_of_the_users_own_is_looked_at(check, refused, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from megatron_resrl.algorithms.grpo import GRPO\n\n\nclass Mine(GRPO):\n    pass\n"
+    )
+    assert check(f"--algorithm.name={file}:Mine", "--algorithm.options={scale_by_std: false}") == []
+    problem = refused(f"--algorithm.name={file}:Yours")
+    assert problem.setting == "algorithm.name"
+    assert problem.fix == "its algorithms are Mine"

@@ -90,3 +90,37 @@ def test_a_run_that_has_not_trained_yet_is_refused_with_its_counts(
         logger.log(0, evaluation(0.1, 0.5, 14.0))
     with pytest.raises(SystemExit, match="0 training steps and 1 evaluations"):
         report.read_metrics(tmp_path / "metrics.jsonl")
+
+
+def test_runs_are_compared_with_the_settings_that_differ(
+    report: ModuleType,
+    run_directory: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = tmp_path_factory.mktemp("runs") / "grpo"
+    with MetricsLogger(other, tensorboard=False, wandb_project=None) as logger:
+        for step in range(1, 21):
+            logger.log(step, {"reward/mean": step / 20, "time/step": 2.0})
+    recipe = "output_dir: {}\nsteps: 4\nalgorithm:\n  name: {}\n  options: {}\n"
+    (other / "recipe.yaml").write_text(recipe.format("a", "grpo", "{eps: 0.5}"))
+    (run_directory / "recipe.yaml").write_text(recipe.format("b", "resrl", "{}"))
+    report.main([str(other), str(run_directory)])
+    printed = capsys.readouterr().out
+    name = run_directory.name
+    assert "| run | steps | reward, first tenth | last tenth | seconds per step |" in printed
+    assert "| grpo | 20 | 0.075 | 0.975 | 2.00 | - |" in printed
+    assert f"| {name} | 4 | 0.200 | 0.800 | 6.00 | 12.5% to 75.0% |" in printed
+    assert "| algorithm.name | grpo | resrl |" in printed
+    assert "| algorithm.options | {'eps': 0.5} | {} |" in printed
+    assert "output_dir" not in printed
+    assert "| steps |" not in printed.partition("| setting |")[2]
+    assert printed.partition("written:")[0].strip() in (other / "comparison.md").read_text()
+    assert (other / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_is_no_directory(report: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    report.main(["--help"])
+    assert "outputs/grpo outputs/resrl" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"RUN \[RUN \.\.\.\]"):
+        report.main([])

@@ -296,3 +296,28 @@ def test_shapes_that_do_not_fit_are_refused():
         token_weights(hidden.view(3, 10, 16), torch.ones(3, 9), positive[:3], group)
     with pytest.raises(ValueError, match="group has shape"):
         token_weights(hidden.view(3, 10, 16), torch.ones(3, 10), positive[:3], group[:2])
+
+
+def test_rewards_are_not_taken_for_the_mask_of_positives():
+    hidden, _ = mixed_group(30, 16)
+    batch = hidden.view(3, 10, 16), torch.ones(3, 10)
+    group = torch.zeros(3, dtype=torch.int64)
+    for wrong, named in (([-1.0, 1.0, 1.0], "-1.0"), ([0, 2, 1], "2"), ([0.5, 0, 1], "0.5")):
+        with pytest.raises(ValueError, match=f"positive has the value {named}, expected 0 and 1"):
+            token_weights(*batch, torch.tensor(wrong), group)
+    with pytest.raises(ValueError, match=r"positive has the value nan"):
+        token_weights(*batch, torch.tensor([float("nan"), 0.0, 1.0]), group)
+    with pytest.raises(ValueError, match="group has values that are no integers"):
+        token_weights(*batch, [1, 0, 0], [0.5, 0.5, 0.5])
+
+
+def test_arrays_and_lists_are_taken_like_tensors():
+    hidden, _ = mixed_group(30, 16)
+    hidden = hidden.view(3, 10, 16)
+    mask, positive, group = torch.ones(3, 10), torch.tensor([True, False, False]), torch.zeros(3)
+    expected = token_weights(hidden, mask, positive, group.long(), rank=4)
+    arrays = hidden.numpy(), mask.numpy(), positive.numpy(), group.numpy()
+    torch.testing.assert_close(token_weights(*arrays, rank=4), expected, rtol=0, atol=0)
+    lists = hidden.tolist(), mask.int().tolist(), [1, 0, 0], [0, 0, 0]
+    torch.testing.assert_close(token_weights(*lists, rank=4), expected, rtol=0, atol=1e-6)
+    assert expected[1:].min() < 1
