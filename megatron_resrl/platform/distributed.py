@@ -21,6 +21,9 @@ from megatron_resrl.platform.phases import join_board, leave_board, named_phase
 _object_group: dist.ProcessGroup | None = None
 """All ranks, over gloo: for Python objects, which need not pass through a GPU."""
 
+_LARGEST_MARGIN_S = 60.0
+"""Between a collective's time-out and the end of a rank that is stuck."""
+
 _TRACKER_OFFSETS = 2**16
 """megatron-core adds some thousands, and the tensor- and expert-parallel ranks, to the seed."""
 
@@ -70,7 +73,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
                 world_size=world_size,
                 device_id=gpu,
             )
-            join_board(store, rank, world_size)
+            join_board(store, rank, world_size, _stuck_after(timeout, on_gpu=gpu is not None))
             global _object_group
             _object_group = dist.new_group(backend="gloo", timeout=timeout)
     parallel_state.destroy_model_parallel()
@@ -88,6 +91,17 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed % 2**64)
     model_parallel_cuda_manual_seed(seed % (2**63 - _TRACKER_OFFSETS))
+
+
+def _stuck_after(timeout: datetime.timedelta, *, on_gpu: bool) -> float:
+    """Seconds after which a rank that does not move is ended.
+
+    With NCCL before its own watchdog aborts the process, which names nobody; with gloo after the
+    collective should have raised.
+    """
+    seconds = timeout.total_seconds()
+    margin = min(_LARGEST_MARGIN_S, seconds / 4)
+    return seconds - margin if on_gpu else seconds + margin
 
 
 def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:

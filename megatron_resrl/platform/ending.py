@@ -38,7 +38,7 @@ class Deadline:
             error: What ends the process, said and turned into its status if time runs out; None:
                 nothing went wrong until here.
         """
-        self._timer = threading.Timer(ENDING_S, _end, [error])
+        self._timer = threading.Timer(ENDING_S, _too_slow, [error])
         self._timer.daemon = True
         self._timer.start()
 
@@ -87,25 +87,38 @@ def record_failure(error: BaseException) -> None:
         print(f"torchrun's error file cannot be written: {problem}", file=sys.stderr)
 
 
-def _end(error: BaseException | None) -> None:
-    saying = threading.Thread(target=_say, args=[error], daemon=True)
+def end_process(error: BaseException) -> None:
+    """Ends the process from any thread, now, because its main thread cannot.
+
+    Args:
+        error: Why; said, and turned into the exit status.
+    """
+    _end(error, "its main thread does not move; the process ends")
+
+
+def _too_slow(error: BaseException | None) -> None:
+    _end(
+        error,
+        f"closing connections and helper processes took more than {ENDING_S:.0f} s; the process "
+        "ends without",
+    )
+
+
+def _end(error: BaseException | None, why: str) -> None:
+    saying = threading.Thread(target=_say, args=[error, why], daemon=True)
     saying.start()
     saying.join(_FLUSH_S)
     os._exit(1 if error is None else exit_status(error))
 
 
-def _say(error: BaseException | None) -> None:
+def _say(error: BaseException | None, why: str) -> None:
     if error is not None and not isinstance(error, SystemExit):
         record_failure(error)
     if isinstance(error, (InputError, RunError)):
         print(error, file=sys.stderr)
     elif error is not None and not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    print(
-        f"rank {os.environ.get('RANK', '0')}: closing connections and helper processes took more "
-        f"than {ENDING_S:.0f} s; the process ends without. It was here:",
-        file=sys.stderr,
-        flush=True,
-    )
+    rank = os.environ.get("RANK", "0")
+    print(f"rank {rank}: {why}. It was here:", file=sys.stderr, flush=True)
     faulthandler.dump_traceback()
     sys.stdout.flush()

@@ -16,6 +16,9 @@ _ON_CUDA = {
     # Tensors in flight are kept alive by their references; recording their streams as well delays
     # the reuse of their memory.
     "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
+    # The last collectives of a rank, written to a file when one of them times out.
+    "TORCH_NCCL_TRACE_BUFFER_SIZE": "2000",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 """Its name since torch 2.9, and before; the user may have set either."""
@@ -39,11 +42,12 @@ def library_variables(
 
     Returns:
         On CUDA: one hardware queue (`CUDA_DEVICE_MAX_CONNECTIONS`), no recorded streams
-        (`TORCH_NCCL_AVOID_RECORD_STREAMS`), and memory segments that grow instead of fragments,
-        but not where weights go to servers on the same GPUs: processes exchange whole segments,
-        and growing ones cannot always be exchanged. With `precision.deterministic`, on any
-        machine, the variables that have NCCL, cuBLAS and Transformer Engine compute the same bits
-        each time; these replace the user's.
+        (`TORCH_NCCL_AVOID_RECORD_STREAMS`), a record of the last collectives for when one times out
+        (`TORCH_NCCL_TRACE_BUFFER_SIZE`, `TORCH_NCCL_DUMP_ON_TIMEOUT`), and memory segments that
+        grow instead of fragments, but not where weights go to servers on the same GPUs: processes
+        exchange whole segments, and growing ones cannot always be exchanged. With
+        `precision.deterministic`, on any machine, the variables that have NCCL, cuBLAS and
+        Transformer Engine compute the same bits each time; these replace the user's.
     """
     chosen: dict[str, str] = {}
     if cuda:

@@ -1,7 +1,8 @@
 """What every rank is doing, so that one that waits in vain can say for whom and since when.
 
 Each rank writes the phase it enters to the job's store, and a thread of it writes a sign of life
-every second. A rank that is told of a time-out or a lost peer asks the store for the others.
+every second. A rank that is told of a time-out or a lost peer asks the store for the others, and
+so does a thread of it when the main thread waits for longer than a collective may take.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.errors import RunError
+from megatron_resrl.platform.ending import end_process
+from megatron_resrl.platform.watch import MainThreadWatch
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +69,7 @@ class _Here:
     doing: Doing = field(default_factory=Doing)
     step: int | None = None
     board: _Board | None = None
+    watch: MainThreadWatch | None = None
     failed: int | None = None
     """The exception that the innermost phase has noted; by id, as it would keep tensors alive."""
 
@@ -144,25 +148,30 @@ def _now() -> dict[str, object]:
 
 
 def _lost_peer(said: str) -> str:
-    rank = os.environ.get("RANK", "0")
-    where = f"phase {_here.doing.phase!r}, rank {rank}"
-    if _here.step is not None:
-        where += f", step {_here.step}"
     text = (
-        f"{where}: another rank did not take part in a collective within "
+        f"{_where()}: another rank did not take part in a collective within "
         f"parallel.timeout_minutes or has died ({said.splitlines()[0]})"
     )
     missing = _here.board.missing() if _here.board else []
     return "\n  ".join([text, *missing])
 
 
-def join_board(store: dist.Store, rank: int, world_size: int) -> None:
+def _where() -> str:
+    where = f"phase {_here.doing.phase!r}, rank {os.environ.get('RANK', '0')}"
+    return where if _here.step is None else f"{where}, step {_here.step}"
+
+
+def join_board(
+    store: dist.Store, rank: int, world_size: int, stuck_after_s: float | None = None
+) -> None:
     """Lets the other ranks see from now on what this one is doing, and this one the others.
 
     Args:
         store: Of the job, reachable by all ranks.
         rank: This rank.
         world_size: Number of ranks.
+        stuck_after_s: Seconds after which a main thread that does not move from a wait for other
+            ranks ends the process, see `MainThreadWatch`; None: it may wait for ever.
     """
     leave_board()
     _here.step = None
@@ -170,13 +179,28 @@ def join_board(store: dist.Store, rank: int, world_size: int) -> None:
         # A connection of its own: a rank that waits for a key keeps its connection to itself.
         own = dist.PrefixStore("megatron_resrl", store.clone())
         _here.board = _Board(own, rank, world_size)
+        if stuck_after_s is not None:
+            _here.watch = MainThreadWatch(stuck_after_s, _end_stuck)
 
 
 def leave_board() -> None:
-    """Ends this rank's signs of life."""
+    """Ends this rank's signs of life and the watch over its main thread."""
+    if _here.watch:
+        _here.watch.close()
     if _here.board:
         _here.board.close()
-    _here.board = None
+    _here.watch = _here.board = None
+
+
+def _end_stuck(place: str) -> None:
+    """Says where the main thread is stuck and for whom, and ends the process, which it cannot."""
+    text = (
+        f"{_where()}: this rank has waited for another one for longer than "
+        f"parallel.timeout_minutes allows, in {place}"
+    )
+    missing = _here.board.missing() if _here.board else []
+    error = CollectiveTimeout("\n  ".join([text, *missing]))
+    end_process(error)
 
 
 class _Board:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.platform.distributed import broadcast_object
+from megatron_resrl.platform.distributed import broadcast_object, gather_objects
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.rollout.engine import (
     OnGroup,
@@ -260,7 +260,7 @@ def _give_back_memory() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
-    dist.barrier()
+    gather_objects(None)  # Until all have.
 
 
 @dataclass(frozen=True)

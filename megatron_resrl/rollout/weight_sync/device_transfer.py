@@ -232,9 +232,9 @@ class IpcTransfer:
         for bucket in in_buckets(self._source, size):
             fill(buffer, bucket)
             self._gpu.synchronize()
-            dist.barrier()  # All ranks' buffers are filled,
+            gather_objects(None)  # All ranks' buffers are filled,
             client.update_weights(description(bucket) | {"ipc_handles_pickled": pickled})
-            dist.barrier()  # and read.
+            gather_objects(None)  # and read.
         del buffer
         self._gpu.collect()
 
