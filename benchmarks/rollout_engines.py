@@ -2,11 +2,12 @@
 
     python benchmarks/rollout_engines.py --vllm-python PYTHON [--model DIR] [--output FILE]
 
-Each engine answers the same prompts with the same model on the same threads, in a process of its
-own: `prompts` prompts x `samples` samples x `tokens` tokens at temperature 1, with no stop token,
-after one short answer to warm up. vLLM is the product's engine over HTTP; its server's start and
-the transfer of weights are not counted. The mismatch compares each engine's log-probabilities with
-the trainer's, recomputed with the same precision.
+The engines take turns, `--rounds` times, so that a noisy machine hits all. Each answers the same
+prompts with the same model on the same threads, in a process of its own: `prompts` prompts x
+`samples` samples x `tokens` tokens at temperature 1, with no stop token, after one short answer to
+warm up. vLLM is the product's engine over HTTP; its server's start and the transfer of weights are
+not counted. transformers reads every prompt once for each sample, the others once. The mismatch
+compares each engine's log-probabilities with the trainer's, recomputed with the same precision.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -38,6 +40,10 @@ from megatron_resrl.rollout.engines import make_engine
 ENGINES = ("transformers", "megatron", "vllm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 PROMPT_LENGTH = 32
+CAVEAT = (
+    "The model is untrained and its prompts are random tokens: its distributions are nearly flat, "
+    "and a trained model's log-probabilities differ by more."
+)
 
 
 def write_model(directory: Path) -> None:
@@ -155,6 +161,24 @@ def measure(engine: str, dtype: str, options: argparse.Namespace, work: str) -> 
     return found | {"rate": total / found["seconds"]}
 
 
+def measure_in_turn(
+    options: argparse.Namespace, work: str
+) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    """All runs, by precision and engine."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for _ in range(options.rounds):
+        for dtype in DTYPES:
+            for engine in ENGINES:
+                found.setdefault((dtype, engine), []).append(measure(engine, dtype, options, work))
+    return found
+
+
+def spread(values: list[float], digits: int) -> str:
+    """The median, the least and the largest."""
+    middle, least, largest = statistics.median(values), min(values), max(values)
+    return f"{middle:.{digits}f} ({least:.{digits}f} to {largest:.{digits}f})"
+
+
 def report(options: argparse.Namespace, work: str) -> str:
     machine = describe(("torch", "megatron-core", "transformers"), options.threads)
     lines = [
@@ -162,21 +186,23 @@ def report(options: argparse.Namespace, work: str) -> str:
         "",
         f"`python benchmarks/rollout_engines.py`, {machine}. {options.prompts} prompts of "
         f"{PROMPT_LENGTH} random tokens x {options.samples} samples x {options.tokens} tokens of "
-        f"{options.name}, one run.",
+        f"{options.name}; medians of {options.rounds} rounds in which the engines take turns, and "
+        "the least and the largest. transformers reads each prompt once for each of its samples.",
         "",
         "| engine | precision | tokens/s | against transformers | mean difference of log-probs | "
         "max | of probabilities, mean | KL, nats per token |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for dtype in DTYPES:
-        peer = 0.0
-        for engine in ENGINES:
-            found = measure(engine, dtype, options, work)
-            peer = peer or found["rate"]
-            names = ("mean", "max", "probability", "kl")
-            off = [f"{found[name]:.2g}" if name in found else "" for name in names]
-            cells = [engine, dtype, f"{found['rate']:.0f}", f"{found['rate'] / peer:.2f}", *off]
-            lines.append(f"| {' | '.join(cells)} |")
+    found = measure_in_turn(options, work)
+    for (dtype, engine), runs in found.items():
+        peers = found[dtype, "transformers"]
+        rates = [run["rate"] for run in runs]
+        ratios = [run["rate"] / peer["rate"] for run, peer in zip(runs, peers, strict=True)]
+        names = ("mean", "max", "probability", "kl")
+        off = [f"{runs[0][name]:.2g}" if name in runs[0] else "" for name in names]
+        cells = [engine, dtype, spread(rates, 0), spread(ratios, 2), *off]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += ["", options.caveat] if options.caveat else []
     return "\n".join(lines) + "\n"
 
 
@@ -187,6 +213,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=32)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path)
     parser.add_argument("--engine", choices=ENGINES, help=argparse.SUPPRESS)
@@ -199,6 +226,7 @@ def main() -> None:
         print(json.dumps(run(options)))
         return
     options.name = Path(options.model).name if options.model else "a random Llama of 135M"
+    options.caveat = "" if options.model else CAVEAT
     with tempfile.TemporaryDirectory() as work:
         if options.model is None:
             options.model = str(Path(work) / "model")

@@ -9,8 +9,10 @@ parallelism (TP2); two pipeline stages (PP2). Ranks are real processes over gloo
 torchrun, and divide the threads.
 
 * Time: steps of ResRL and GRPO on the same groups in turn, so that a noisy machine hits both;
-  medians, of the rank that spends most in the subspace. The responses are given: without the time
-  of sampling them shares come out too large. The subspace is a part of the scoring pass.
+  medians, of the rank that spends most in the subspace, and the spread of the ratio of two steps
+  made one after the other: where it is wider than the subspace's share, the ratio says nothing. The
+  responses are given: without the time of sampling them shares come out too large. The subspace is
+  a part of the scoring pass.
 * Bytes: sent per rank, in a stream of tokens dealt to two ranks, with nothing else on the network:
   predicted by `subspace.cost`, counted by `TokenRanks`, and seen on the loopback interface (half of
   the machine's growth, with the headers of TCP and gloo; the least of several runs, because other
@@ -134,7 +136,9 @@ def time_steps(settings: argparse.Namespace) -> dict[str, Any]:
             rl_step(policy, get_algorithm(name), used, taught, recipe, number, timers)
             if number:
                 times[name].append(timers.collect())
-    found = {name: _medians(steps) for name, steps in times.items()}
+    found: dict[str, Any] = {name: _medians(steps) for name, steps in times.items()}
+    pairs = zip(times["resrl"], times["grpo"], strict=True)
+    found["ratios"] = [sum(resrl.values()) / sum(grpo.values()) for resrl, grpo in pairs]
     ranks = gather_objects(found | {"sent": weigher.ranks.sent_bytes - sent})
     shutdown()
     return max(ranks, key=lambda rank: rank["resrl"]["subspace"])
@@ -231,10 +235,11 @@ def report(
         resrl, grpo = found["resrl"], found["grpo"]
         scoring = resrl["scoring"] + resrl["subspace"]
         shares.append(resrl["subspace"] / resrl["step"])
-        ratios.append(resrl["step"] / grpo["step"])
+        ratios.append(statistics.median(found["ratios"]))
         cells = [layout, *(f"{resrl[name]:.3f}" for name in (*PHASES, "step"))]
         cells += [f"{grpo['step']:.3f}", f"{resrl['subspace'] / scoring:.2%}"]
-        cells += [f"{shares[-1]:.2%}", f"{ratios[-1]:.3f}", f"{found['sent']}"]
+        spread = f"{min(found['ratios']):.3f} to {max(found['ratios']):.3f}"
+        cells += [f"{shares[-1]:.2%}", f"{ratios[-1]:.3f} ({spread})", f"{found['sent']}"]
         rows.append("| " + " | ".join(cells) + " |")
     bytes_rows = [
         f"| {method} | {n['predicted']:.0f} | {n['counted']:.0f} | {n['seen']:.0f} |"
@@ -247,9 +252,10 @@ def report(
             f"`python benchmarks/subspace_share.py`, {where}, divided by the ranks. Medians of "
             f"{settings.repeats} steps in turn; {settings.prompts} prompts of "
             f"{settings.prompt_tokens} tokens x {settings.group_size} responses of "
-            f"{settings.response_tokens} tokens, {settings.layers} layers of SmolLM2-135M's size, "
-            f"{settings.vocabulary} words, fp32, micro-batches of 16, `rows`. "
-            "Without sampling the responses.",
+            f"{settings.response_tokens} tokens, {settings.layers} layers of SmolLM2-135M's size "
+            f"with random weights, {settings.vocabulary} words, fp32, micro-batches of 16, `rows`. "
+            "Without sampling the responses. Step ratio: median, least and largest of two steps "
+            "one after the other.",
             "",
             "| s | scoring | subspace | update | other | step | GRPO step | subspace of scoring "
             "| subspace of step | step ratio | bytes sent |",
@@ -283,7 +289,7 @@ def main() -> None:
     parser.add_argument("--group-size", type=int, default=8)
     parser.add_argument("--prompt-tokens", type=int, default=35)
     parser.add_argument("--response-tokens", type=int, default=12)
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each algorithm")
+    parser.add_argument("--repeats", type=int, default=9, help="timed steps of each algorithm")
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of all ranks together")
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)

@@ -116,8 +116,9 @@ def report(
         "",
         f"`python benchmarks/training_curves.py`, {machine}. {options.steps} steps of ResRL, "
         f"seeds {', '.join(map(str, seeds))}, {options.name}. Mean reward of five steps: mean over "
-        "seeds ± standard deviation. The difference is agreed with if it is below twice its "
-        "standard error.",
+        "seeds ± standard deviation. With so few seeds a difference that is larger than twice its "
+        "standard error would be seen, and a smaller one would not: a table without one says that "
+        "no difference could be seen, not that there is none.",
         "",
         "| steps | megatron | vllm | difference | its standard error |",
         "|---|---|---|---|---|",

@@ -101,7 +101,14 @@ def server(python: str, model: Path, log: Path, recipe: schema.Recipe) -> Iterat
 
 def save_and_reload(policy: Policy, control: ServerControl, directory: Path) -> None:
     """The peer; the directory has the configuration already."""
-    tensors = {name: tensor.contiguous().clone() for name, tensor in weights_for_vllm(policy)}
+    seen: set[int] = set()
+    tensors = {}
+    for name, tensor in weights_for_vllm(policy):
+        # Copies of what shares memory alone, as our sender makes them.
+        own = tensor.contiguous()
+        storage = own.untyped_storage().data_ptr()
+        tensors[name] = own.clone() if storage in seen else own
+        seen.add(storage)
     save_file(tensors, directory / "model.safetensors", metadata={"format": "pt"})
     arguments = {"weights_path": str(directory)}
     control.post("/collective_rpc", {"method": "reload_weights", "kwargs": arguments})
@@ -114,8 +121,8 @@ def seconds_of(action: Callable[[], object]) -> float:
     return time.perf_counter() - began
 
 
-def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str, float]:
-    """Medians of one model."""
+def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str, Any]:
+    """Medians of one model, and the least and the largest ratio of a sync to the peer after it."""
     with tempfile.TemporaryDirectory(dir=settings.transfer_dir) as folder:
         model = Path(folder) / "model"
         write_model(model, size, precision)
@@ -145,25 +152,30 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
         "sync": statistics.median(syncs),
         "peer": statistics.median(peers),
         "export": exported,
+        "ratios": [sync / peer for sync, peer in zip(syncs, peers, strict=True)],
     }
 
 
-def report(found: dict[tuple[str, str], dict[str, float]], where: str, bucket: int) -> str:
+def report(
+    found: dict[tuple[str, str], dict[str, Any]], where: str, settings: argparse.Namespace
+) -> str:
     rows = []
     for (size, precision), one in found.items():
         rows.append(
             f"| {size} {precision} | {one['bytes'] / 1e6:.0f} | {one['sync']:.2f} "
             f"| {one['bytes'] / one['sync'] / 1e9:.2f} | {one['export']:.2f} | {one['peer']:.2f} "
-            f"| {one['sync'] / one['peer']:.2f} |"
+            f"| {one['sync'] / one['peer']:.2f} "
+            f"({min(one['ratios']):.2f} to {max(one['ratios']):.2f}) |"
         )
     return "\n".join(
         [
             "# New weights for a vLLM server",
             "",
             f"`python benchmarks/weight_sync.py`, {where}. One rank and one server on the same "
-            f"cores, random Llama models, buckets of {bucket / 2**20:.0f} MiB in shared memory. "
-            "Medians. `export` is the part of a sync in which the trainer makes Hugging Face "
-            "tensors.",
+            f"cores, random Llama models, buckets of {settings.bucket_bytes / 2**20:.0f} MiB in "
+            f"shared memory. Medians of {settings.repeats} runs in turn, and the least and the "
+            "largest ratio of two runs. `export` is the part of a sync in which the trainer makes "
+            "Hugging Face tensors.",
             "",
             "| model | MB | sync, s | GB/s | export, s | save + reload_weights, s | sync / peer |",
             "|---|---|---|---|---|---|---|",
@@ -178,14 +190,14 @@ def main() -> None:
     parser.add_argument("--vllm-python", default=default, help="interpreter that has vLLM")
     parser.add_argument("--transfer-dir", default="/dev/shm")
     parser.add_argument("--bucket-bytes", type=int, default=64 * 2**20)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--output", type=Path, help="also write the report to this file")
     settings = parser.parse_args()
     torch.set_num_threads(settings.threads)
     where = describe(("torch", "megatron-core"), settings.threads)
     found = {case: measure(*case, settings) for case in CASES}
-    text = report(found, where, settings.bucket_bytes)
+    text = report(found, where, settings)
     print(text)
     if settings.output:
         settings.output.write_text(text + "\n")

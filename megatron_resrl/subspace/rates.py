@@ -62,7 +62,8 @@ def measure_rates(
         process_group: Ranks that exchange rows or matrices; None: one rank, which sends nothing.
 
     Returns:
-        The rates; without other ranks the link is infinitely fast.
+        The rates, each rounded to a power of two: what is chosen by them should not change with
+        the noise of a measurement. Without other ranks the link is infinitely fast.
     """
     device = torch.device(device)
     size, copied = MEASURED_CUDA if device.type == "cuda" else MEASURED_CPU
@@ -77,7 +78,12 @@ def measure_rates(
         *_link_rates(source[: copied // 4], process_group),
         _best_seconds(lambda: torch.linalg.eigh(small), device) / len(small),
     ]
-    return MachineRates(*_rank_mean(local, device, process_group))
+    return MachineRates(*map(rounded, _rank_mean(local, device, process_group)))
+
+
+def rounded(rate: float) -> float:
+    """The power of two whose logarithm is nearest; 0 and infinity stay."""
+    return rate if rate == 0 or math.isinf(rate) else 2.0 ** round(math.log2(rate))
 
 
 def _best_seconds(work: Callable[[], object], device: torch.device) -> float:

@@ -174,7 +174,7 @@ class TokenWeigher:
         choice = (method, describe_choice(method, costs)) if self.holds_tap else None
         # The first rank that measured decides for all: rates differ from replica to replica.
         method, line = next(found for found in gather_objects(choice) if found is not None)
-        logger.info("%s", line)
+        logger.info("%s; resrl.subspace_method: %s has other runs take the same", line, method)
         return method
 
 
