@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,18 @@ def run_ranks_with_log(
 
 
 def ended_ranks(
-    script: Path | str, world_size: int, *args: object, timeout: float = 120, patient: bool = False
+    script: Path | str,
+    world_size: int,
+    *args: object,
+    timeout: float = 120,
+    patient: bool = False,
+    environment: Mapping[str, str] | None = None,
 ) -> tuple[list[int], str, str]:
     """Like `run_ranks`, however the ranks end.
 
     Args:
         patient: Let all ranks end by themselves also when one has failed.
+        environment: Further variables.
 
     Returns:
         Exit statuses by rank, standard output and standard error.
@@ -73,6 +80,7 @@ def ended_ranks(
         "MASTER_ADDR": "localhost",
         "MASTER_PORT": str(store.port),
         "TORCHELASTIC_USE_AGENT_STORE": "True",
+        **(environment or {}),
     }
     context = _server()
     with tempfile.TemporaryDirectory() as directory:

@@ -17,6 +17,9 @@ _SAID = ("No space left on device", "os error 28", "Disk quota exceeded", "os er
 _SHORT_WRITE = ("unexpected pos ", "failed writing file")
 """What torch says of a file that grew less than it was told to, for whatever reason."""
 
+_OTHERS = 2**26
+"""Bytes that other files of a run may take."""
+
 
 class DiskFull(RunError):
     """A file could not be written because its disk is full."""
@@ -64,6 +67,9 @@ def out_of_space(error: BaseException, place: Path, needed: int) -> str | None:
         )
     if not full:
         return None
+    if free < 2 * needed + _OTHERS:
+        # What was begun and could not be finished is deleted by now.
+        return f"no space left on {place}: {in_words(free)} free, needs more ({error})"
     return (
         f"no space left on a disk that the run writes to, or its quota is used up ({error}); "
         f"{in_words(free)} are free on {place}"

@@ -9,6 +9,8 @@ import os
 import pickle
 import shutil
 import socket
+import subprocess
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -19,13 +21,20 @@ from tiny_recipe import change_json
 from tiny_task import read_metrics, write_task
 
 from megatron_resrl.checkpoint.checksums import write_sums
+from megatron_resrl.checkpoint.inspection import inspect_checkpoint
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.sizes import checkpoint_bytes
+from megatron_resrl.training import run_lock
 from megatron_resrl.weights.torch_dist_files import read_index
 
 
-def train(recipe: Path, *settings: str, ranks: int = 1) -> tuple[list[int], str]:
+def train(recipe: Path, *settings: str, ranks: int = 1, **environment: str) -> tuple:
     """Exit statuses and what was said."""
     codes, out, err = ended_ranks(
-        "-m megatron_resrl", ranks, "train", recipe, *settings, timeout=300, patient=True
+        *("-m megatron_resrl", ranks, "train", recipe, *settings),
+        timeout=300,
+        patient=True,
+        environment=environment,
     )
     return codes, out + err
 
@@ -106,6 +115,112 @@ def test_other_questions_another_model_and_another_reward_text_are_seen(copy):
     codes, said = train(copy, "--steps=3", "--seed=4")
     assert codes == [0]
     assert "all 3 steps are done" in said
+
+
+def test_starting_over_leaves_nothing_that_a_restart_could_take(copy):
+    run = copy.parent / "run"
+    over = ("--checkpoint.resume=never", "--seed=4")
+    codes, said = train(copy, *over, "--steps=1")
+    assert codes == [0], said
+    assert "set it to auto before" in said.lower()
+    for name in ("checkpoints.1", "hf.1", "metrics.1.jsonl", "samples.1.jsonl", "recipe.1.yaml"):
+        assert (run / name).exists(), name
+    assert (run / "checkpoints.1" / "step_000002").is_dir()
+    assert [path.name for path in (run / "checkpoints").glob("step_*")] == ["step_000001"]
+    assert [line["step"] for line in read_metrics(run)] == [0, 1]
+
+    # Started again by Slurm, the job goes on with its own checkpoint.
+    codes, said = train(copy, *over, "--steps=2", SLURM_RESTART_COUNT="1")
+    assert codes == [0], said
+    assert "it continues what it began" in said
+    assert "resumed after step 1" in said
+    assert not (run / "checkpoints.2").exists()
+
+    for path in (run / "checkpoints").glob("step_*"):
+        (path / "common.pt").write_bytes(b"")
+    codes, said = train(copy, "--seed=4", "--steps=3")
+    assert codes == [2]
+    assert "every checkpoint in" in said
+
+
+def lock(run: Path) -> str:
+    """Makes the folder this process's, which goes on."""
+    run.mkdir(exist_ok=True)
+    text = json.dumps(dataclasses.asdict(run_lock._this_process()))
+    (run / run_lock.FILE).write_text(text)
+    return text
+
+
+def test_a_folder_in_use_is_left_as_it_is(copy):
+    run = copy.parent / "run"
+    lock(run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    codes, said = train(copy, "--steps=3", ranks=2)
+    assert codes == [2, 2]
+    host = socket.gethostname()
+    assert said.count(f"is in use by process {os.getpid()} on host {host}, since ") == 1
+    assert "Traceback" not in said
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+
+
+def test_an_evaluation_does_not_disturb_the_run_of_its_folder(copy):
+    run = copy.parent / "run"
+    text = lock(run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    codes, _, err = ended_ranks(
+        *("-m megatron_resrl", 1, "eval", copy, f"--model.path={run / 'hf'}"),
+        f"--evaluation.files=[{copy.parent / 'heldout.jsonl'}]",
+    )
+    assert codes == [0], err
+    assert {path: path.read_bytes() for path in before} == before
+    assert (run / run_lock.FILE).read_text() == text
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
+    """Mounts a disk of so many bytes."""
+    place = tmp_path / "disk"
+    place.mkdir()
+
+    def mount(size: int) -> Path:
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(place)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"cannot mount a small disk: {done.stderr.strip()}")
+        return place
+
+    yield mount
+    if place.is_mount():
+        subprocess.run(["umount", str(place)], check=True)
+
+
+FULL = {"at the start": 0, "in the first checkpoint": 0, "in the export": 1}
+
+
+@pytest.mark.parametrize("when", FULL)
+def test_a_full_disk_is_named(task, disk, when):
+    checkpoint = task.parent / "run" / "checkpoints" / "step_000002"
+    # Tensors alone; how many bytes their files add is not predicted.
+    predicted = checkpoint_bytes(load_recipe(str(task)))
+    parts = inspect_checkpoint(checkpoint).parts.values()
+    assert predicted == sum(part.bytes for part in parts)
+    files = [file.stat().st_size for file in checkpoint.rglob("*") if file.is_file()]
+    blocks = sum(-(-size // 4096) * 4096 for size in files)
+    room = {
+        "at the start": predicted - 4096,
+        "in the first checkpoint": (predicted + sum(files)) // 2,
+        # And metrics, samples, recipe, lock, a rollout and a marker.
+        "in the export": blocks + 12 * 4096,
+    }
+    place = disk(room[when])
+    codes, said = train(task, "--steps=1", f"--output_dir={place / 'run'}")
+    assert codes == [2], said
+    assert "no space left" in said
+    assert str(place) in said
+    assert " free, needs " in said
+    assert "Traceback" not in said
+    assert len(list(place.glob("run/checkpoints/step_*"))) == FULL[when]
+    assert not list(place.glob("run/run.lock"))
 
 
 class Evil:
