@@ -138,7 +138,7 @@ def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None)
         path = folder / f"{result.questions.name}.jsonl"
         if path.exists():
             path.rename(_unused(path))
-        with path.open("w", encoding="utf-8", newline="\n") as file:
+        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for line in result.lines(step):
                 file.write(_as_line(line))
         paths.append(path)

@@ -154,7 +154,7 @@ def _compare(checkpoint: Path, identity: Identity, recipe: Recipe) -> bool:
     """
     trainer = read_trainer_file(checkpoint)
     contents = trainer.get("extra", {}).get("contents")
-    found = changes(trainer["recipe"], contents, identity)
+    found = changes(trainer.get("recipe", ""), contents, identity)
     if contents is None:
         logger.warning(
             "%s was written before checkpoints knew their model, data and reward: these are not "

@@ -89,6 +89,8 @@ def identify(
         found = f"{len(each.prompts)}, digest {digest(each.prompts)[:16]}"
         contents[f"evaluation: questions of {each.name}"] = found
     contents["reward: function"] = _function(recipe.reward.function)
+    if split_name(recipe.algorithm.name):
+        contents["algorithm: class"] = _function(recipe.algorithm.name)
     if recipe.rollout.environment is not None:
         contents["environment: class"] = _function(recipe.rollout.environment)
     return Identity(flat_settings(recipe_yaml(recipe)), contents)
@@ -148,13 +150,16 @@ def changes(saved_recipe: str, saved_contents: dict[str, str] | None, own: Ident
     """Compares with the run that wrote a checkpoint.
 
     Args:
-        saved_recipe: Its recipe as YAML.
+        saved_recipe: Its recipe as YAML; empty: the checkpoint does not know it.
         saved_contents: Its contents; None: the checkpoint does not know them.
         own: Of this run.
     """
     saved = flat_settings(saved_recipe)
     defaults = flat_settings(recipe_yaml(_DEFAULTS))
+    # A setting that its version did not have was what it is by default.
     saved = {name: saved.get(name, defaults.get(name)) for name in own.settings}
+    if not saved_recipe:
+        saved = own.settings
     unused = () if _weighs(saved) or _weighs(own.settings) else ("resrl.",)
     meaning, harmless, data = [], [], False
     for name, before, now in _differences(saved, own.settings):
@@ -181,7 +186,7 @@ def flat_settings(text: str) -> dict[str, Any]:
     Dictionaries in a section's field stay whole.
     """
     flat = {}
-    for name, value in yaml.safe_load(text).items():
+    for name, value in (yaml.safe_load(text) or {}).items():
         if dataclasses.is_dataclass(getattr(_DEFAULTS, name, None)):
             flat |= {f"{name}.{field}": each for field, each in value.items()}
         else:

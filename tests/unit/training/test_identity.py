@@ -1,0 +1,126 @@
+"""Which changes make another run of one that is continued."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from megatron_resrl.config.load import recipe_yaml
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.training.identity import (
+    HARMLESS,
+    Changes,
+    Identity,
+    changes,
+    flat_settings,
+    rank_differences,
+)
+
+CONTENTS = {"model: weights": "a", "data: questions": "16, digest b", "evaluation: c": "d"}
+DEFAULT = Recipe()
+
+
+def recipe(**settings: Any) -> Recipe:
+    """The default recipe with dotted settings, spelled with "__"."""
+    changed = DEFAULT
+    for name, value in settings.items():
+        section, _, field = name.partition("__")
+        if field:
+            value = dataclasses.replace(getattr(changed, section), **{field: value})
+        changed = dataclasses.replace(changed, **{section: value})
+    return changed
+
+
+def compare(saved: Recipe | str, own: Recipe, *, before: Any = None, now: Any = None) -> Changes:
+    text = saved if isinstance(saved, str) else recipe_yaml(saved)
+    identity = Identity(flat_settings(recipe_yaml(own)), CONTENTS | (now or {}))
+    return changes(text, CONTENTS | before if before is not None else CONTENTS, identity)
+
+
+def test_the_same_run_has_no_changes():
+    assert compare(DEFAULT, DEFAULT) == Changes([], [], False)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"steps": 7},
+        {"output_dir": "elsewhere"},
+        {"parallel__tensor_model_parallel_size": 2},
+        {"optimizer__lr_decay_steps": 9},
+        {"checkpoint__save_every": 3},
+        {"rollout__engine": "vllm"},
+        {"correction__stop_kl": 1.0},
+        {"algorithm__micro_batch_size": 1},
+        {"model__path": "moved"},  # What lies there is compared.
+        {"data__train_files": ("moved.jsonl",)},
+        {"data__max_prompt_length": 9},
+    ],
+)
+def test_what_leaves_the_objective_as_it_is_is_only_listed(settings):
+    found = compare(DEFAULT, recipe(**settings))
+    assert not found.meaning
+    assert len(found.harmless) == (0 if "path" in str(settings) or "files" in str(settings) else 1)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"algorithm__name": "grpo"},
+        {"algorithm__clip_high": 0.3},
+        {"resrl__rank": 9},
+        {"reward__length_scaling": True},
+        {"correction__method": "icepop"},
+        {"rollout__group_size": 8},
+        {"rollout__temperature": 0.9},
+        {"model__hidden_dropout": 0.1},
+        {"seed": 1},
+        {"data__shuffle": False},
+    ],
+)
+def test_what_changes_the_objective_is_named_with_both_values(settings):
+    ((name, value),) = settings.items()
+    found = compare(DEFAULT, recipe(**settings))
+    (line,) = found.meaning
+    before = flat_settings(recipe_yaml(DEFAULT))[name.replace("__", ".")]
+    assert line == f"{name.replace('__', '.')}: {before!r} in the checkpoint, {value!r} now"
+    assert found.data == (name in ("seed", "data__shuffle"))
+
+
+def test_the_subspace_of_an_algorithm_without_one_may_change():
+    grpo = {"algorithm__name": "grpo"}
+    found = compare(recipe(**grpo), recipe(**grpo, resrl__rank=9))
+    assert not found.meaning
+    assert len(found.harmless) == 1
+
+
+def test_contents_count_wherever_they_lie():
+    found = compare(DEFAULT, DEFAULT, now={"data: questions": "17, digest e"})
+    assert found.meaning == ["data: questions: 16, digest b in the checkpoint, 17, digest e now"]
+    assert found.data
+    assert not compare(DEFAULT, DEFAULT, now={"evaluation: c": "e"}).meaning
+
+
+def test_an_older_checkpoint_lacks_what_it_does_not_know():
+    own = Identity(flat_settings(recipe_yaml(recipe(steps=7))), CONTENTS)
+    assert changes("", None, own) == Changes([], [], False)
+    assert len(changes("steps: 5\nseed: 0\n", None, own).harmless) == 1
+    assert len(changes("steps: 5\nseed: 1\n", None, own).meaning) == 1
+
+
+def test_harmless_settings_exist():
+    names = flat_settings(recipe_yaml(DEFAULT))
+    for each in HARMLESS:
+        assert each in names or any(name.startswith(each) for name in names), each
+
+
+def test_ranks_are_named_with_their_hosts():
+    first = Identity({"seed": 1, "model.path": "/a"}, {"data: questions": "16"})
+    second = Identity({"seed": 2, "model.path": "/b"}, {"data: questions": "17"})
+    assert rank_differences([("one", first), ("one", first), ("two", second)]) == [
+        "seed is 2 on rank 2 (host two), 1 on rank 0 (host one)",
+        "data: questions is '17' on rank 2 (host two), '16' on rank 0 (host one)",
+    ]
+    assert rank_differences([("one", first)] + [("two", second)] * 20)[-1] == "and 32 more"
