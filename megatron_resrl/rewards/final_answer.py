@@ -35,16 +35,19 @@ _DOUBTED = re.compile(
 """May say so; it does if another answer follows."""
 _HASHES = re.compile(r"^[ \t]*####(?!\#)[ \t]*(.*)$", re.MULTILINE)
 _STATED = re.compile(
-    r"""\b(?:answers?|(?:final|end)\ results?)\b
+    r"""(?:(?<!of\ )\b(?:the|my|our|your|its|final|correct|right|end)\s+(?:(?!number)\w+\s+){0,2}?
+            (?:answers?|results?)
+        |^\W*(?:answers?|(?:final\s)?results?)|\banswer(?=\**\s?[:=]))\b
         (?:(?!\b(?:is|are)\b)[^.:=\n]){0,60}?
         (?:\s(?:is|are|equals|would\ be|must\ be)\b|\**\s*[:=])
         (?![\s*]*not\b)[\s*:=]*""",
-    re.VERBOSE | re.IGNORECASE,
+    re.VERBOSE | re.IGNORECASE | re.MULTILINE,
 )
+"""A sentence that calls its end the answer; "12 answers are" and "each answer is" are none."""
 _SENTENCE_END = re.compile(r"\n|[.!?](?=[\s*\"'”)]|$)|\s(?:I\ hope\b)", re.IGNORECASE)
 _FILLER = re.compile(
     r"^(?:\s|\*|:|=|\b(?:therefore|thus|hence|so|simply|just|exactly|approximately|about|around|"
-    r"equal to|the (?:number|value|integer|option|choice)|option|choice|indeed)\b)+",
+    r"equal to|going to be|the (?:number|value|integer|option|choice)|option|choice|indeed)\b)+",
     re.IGNORECASE,
 )
 _REASON = re.compile(

@@ -69,7 +69,7 @@ _WORDS = re.compile(
     r"|(?<=\d)normal(?=\{)"
 )
 _THOUSANDS = re.compile(
-    r"(?<![\d.,{])(?<!\d[ ])(?P<sign>-?)(?P<digits>\d{1,3}(?P<mark>,|\{,\}|\{\\,\}|'|_)\d{3}"
+    r"(?<![\d.,])(?<!\d[ ])(?P<sign>-?)(?P<digits>\d{1,3}(?P<mark>,|\{,\}|\{\\,\}|'|_)\d{3}"
     r"(?:(?P=mark)\d{3})*)(?![\d_']|,\d)"
 )
 _SPACED_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?: \d{3})+(?! ?[\d/])")
@@ -96,6 +96,10 @@ def normalised(text: str) -> str:
     text = re.sub(r"(?:\\\\\s*)+$", "", _plain_symbols(text))
     text = re.sub(r"(?<=[\w)}])\*\*(?=[\w({-])", "^", text)
     text = re.sub(r"\\mathrm ?\{([eid])\}", r"\1", text)
+    # What a common normaliser of datasets makes of \frac\pi2.
+    text = re.sub(r"\\frac\{\\\}\{([a-z])\}([a-z]+)", r"\\frac\\\1\2 ", text)
+    text = re.sub(r"(?<![A-Za-z}\]])\{(\w*)\}(?= ?_|(?<=,\{\}))", r"\1", text)
+    text = re.sub(r"\\text\{([0-9A-Z]+)\}(?= ?_)", r"\1", text)
     text = re.sub(r"(?<=\d)(?:\\,|\\!,\\!|\\!,|,\\!|\{,\}|\\;|\\:)(?=\d{3}(?!\d))", "{,}", text)
     for pattern, replacement in (
         (_LAYOUT, " "),
@@ -158,6 +162,7 @@ def _joined_words(text: str) -> str:
     text = re.sub(r"\\text ?\{ ?\}", " ", "".join(parts))
     text = re.sub(r"\\text ?\{ ?\(?(-?\d[\d.,/]*?)\)?[.,;:]* ?\}", r"\1", text)
     text = re.sub(r"\\text ?\{ ?(-?\d[\d.,/]*)( [^{}]+)\}", r"\1\\text{\2}", text)
+    text = re.sub(r"\\text ?\{([^{}]*=[^{}]*)\}", r"\1", text)
     # The dataset's own spelling of words that lost their command.
     return re.sub(r"(?<![\\\w}\]])\{([A-Za-z][A-Za-z ,]+\d*)\}", r"\\text{\1}", text)
 
@@ -200,20 +205,17 @@ _NUMBERS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ..
 
 def _top_level_thousands(text: str) -> str:
     """1,234 is a number where no brackets make it a pair."""
-    depth, start, parts = 0, 0, []
-    for index, letter in enumerate(text):
-        if letter in "([{":
-            if depth == 0:
-                parts.append(_THOUSANDS.sub(_only_digits, text[start:index]))
-                start = index
-            depth += 1
-        elif letter in ")]}" and depth:
-            depth -= 1
-            if depth == 0:
-                parts.append(text[start : index + 1])
-                start = index + 1
-    parts.append(_THOUSANDS.sub(_only_digits, text[start:]) if depth == 0 else text[start:])
-    return "".join(parts)
+    outside: list[str] = []
+    inside: list[str] = []
+    for part in re.split(r"(\\[{}]|[()\[\]])", text):
+        if part in (r"\{", "(", "["):
+            inside.append(part)
+        elif part in (r"\}", ")", "]") and inside:
+            inside.pop()
+        elif not inside:
+            part = _THOUSANDS.sub(_only_digits, part)
+        outside.append(part)
+    return "".join(outside)
 
 
 def _named(text: str) -> str:
@@ -253,6 +255,8 @@ def _braced_arguments(text: str) -> str:
     text = re.sub(rf"\\frac ?{group} ?{token}", r"\\frac\1{\2}", text)
     text = re.sub(rf"\\frac ?{token} ?{group}", r"\\frac{\1}\2", text)
     text = re.sub(rf"\\sqrt ?{token}", r"\\sqrt{\1}", text)
+    text = re.sub(r"\{([^{}]+?) ?\\over(?![A-Za-z]) ?([^{}]+)\}", r"\\frac{\1}{\2}", text)
+    text = re.sub(r"^([^{}]+?) ?\\over(?![A-Za-z]) ?([^{}]+)$", r"\\frac{\1}{\2}", text)
     return re.sub(r"\\log ?_ ?([A-Za-z0-9]) ?(?=[\w\\])", r"\\log_{\1} ", text)
 
 

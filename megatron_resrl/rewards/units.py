@@ -36,6 +36,8 @@ _NAMES = {
     "radian": "rad radian radians",
     "km/h": "kmh kph kmph",
     "mi/h": "mph",
+    "am": "am",
+    "pm": "pm",
     "N": "N newton newtons",
     "J": "J joule joules",
     "W": "W watt watts",

@@ -277,6 +277,7 @@ def test_a_checkpoint_is_written_by_the_training_itself(tmp_path: Path) -> None:
 
 
 GRADERS = """\
+import contextlib
 import os
 import time
 from pathlib import Path
@@ -286,6 +287,9 @@ HERE = Path(__file__).parent
 
 def together(response, ground_truth, **context):
     \"\"\"1 if three graders run at once; the first takes longer than the default time-out.\"\"\"
+    print("a grader speaks")
+    with contextlib.suppress(MemoryError):
+        print(len(bytearray(2**29)), "bytes taken")  # The default would let it.
     (HERE / f"{os.getpid()}.grader").touch()
     until = time.monotonic() + 60
     while len(list(HERE.glob("*.grader"))) < 3 and time.monotonic() < until:
@@ -299,10 +303,15 @@ def together(response, ground_truth, **context):
 """
 
 
-@pytest.mark.setting("reward.workers", "reward.timeout_s")
-def test_three_graders_work_at_once_and_have_the_time_they_are_given(tmp_path: Path) -> None:
+@pytest.mark.setting("reward.workers", "reward.timeout_s", "reward.memory_gb")
+def test_three_graders_work_at_once_with_their_time_memory_and_log(tmp_path: Path) -> None:
     (tmp_path / "graders.py").write_text(GRADERS)
     reward = {"function": f"{tmp_path / 'graders.py'}:together", "workers": 3, "timeout_s": 90}
+    reward["memory_gb"] = 0.25
     run = _run(tmp_path, steps=1, reward=reward, evaluation={"files": []}, algorithm__name="grpo")
     assert run.metrics[-1]["reward/timeouts"] == 0
     assert run.metrics[-1]["reward/mean"] == 1
+    log = (run.folder / "rewards.log").read_text()
+    assert "a grader speaks" in log
+    assert "bytes taken" not in log
+    assert "a grader speaks" not in run.log

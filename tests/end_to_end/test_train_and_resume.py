@@ -113,6 +113,18 @@ def test_a_step_whose_groups_all_agree_is_reported_and_changes_nothing(tmp_path)
     assert all((tensor == after[name]).all() for name, tensor in before.items())
 
 
+def test_an_answer_that_the_reward_cannot_use_ends_the_run_before_its_first_step(tmp_path):
+    recipe = write_task(tmp_path, reward={"function": "math", "workers": 1})
+    rows = [json.dumps({"prompt": "3", "answer": str(n)}) for n in range(110)]
+    rows[104] = json.dumps({"prompt": "3", "answer": True})  # Beyond what checks read.
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    done = _train(recipe)
+    assert done.returncode == 2
+    assert f"{tmp_path / 'train.jsonl'}, line 105: the ground truth is True" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_reward_function_that_raises_ends_the_run_with_its_text_and_the_sample(tmp_path):
     done = _train(write_task(tmp_path), f"--reward.function={tmp_path / 'reward.py'}:broken")
     assert done.returncode == 2

@@ -154,3 +154,33 @@ def test_numbers_and_lists_of_accepted_answers_are_ground_truths(
     scores = {answer: math_reward(rf"\boxed{{{answer}}}", ground_truth) for answer in answers}
     assert scores == dict.fromkeys(answers, 1.0)
     assert math_reward(r"\boxed{6}", ground_truth) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "answer"),
+    [
+        ("gsm8k_train", {"prompt_key": "question"}, "#### (.+)"),
+        ("gsm8k_test", {"prompt_key": "question"}, "#### (.+)"),
+        ("math500", {"prompt_key": "problem", "answer_key": "solution"}, None),
+        ("aime24", {"prompt_key": "problem", "answer_key": "solution"}, None),
+    ],
+)
+def test_published_solutions_are_right_for_their_question_and_wrong_for_the_next(
+    reference: Path, file: str, keys: dict[str, str], answer: str | None
+) -> None:
+    path = reference / "questions" / f"{file}.parquet"
+    solutions = [record.ground_truth for record in load_prompts(path, **keys)]
+    answers = [
+        record.ground_truth
+        for record in load_prompts(path, **(keys | {"answer_key": "answer"}), answer_pattern=answer)
+    ]
+    assert len(solutions) == len(answers) >= 10
+    pairs = zip(solutions, answers, strict=True)
+    assert [truth for solution, truth in pairs if math_reward(solution, truth) != 1.0] == []
+    others = [*answers[1:], answers[0]]
+    taken = [
+        (mine, other)
+        for solution, mine, other in zip(solutions, answers, others, strict=True)
+        if mine != other and math_reward(solution, other) != 0.0
+    ]
+    assert taken == []
