@@ -9,6 +9,7 @@ from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
 from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
 from megatron_resrl.config.checks_collection import COLLECTION_CHECKS
 from megatron_resrl.config.checks_correction import CORRECTION_CHECKS
+from megatron_resrl.config.checks_data import DATA_ROW_CHECKS, RUN_ROW_CHECKS
 from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
@@ -40,6 +41,7 @@ SHARED_CHECKS: tuple[Check, ...] = (
     *RUN_CHECKS,
     *OUTPUT_CHECKS,
     *REWARD_CHECKS,
+    *RUN_ROW_CHECKS,
     *ENVIRONMENT_CHECKS,
     check_passthrough,
 )
@@ -50,6 +52,7 @@ TRAINING_CHECKS: tuple[Check, ...] = (
     *CORRECTION_CHECKS,
     *DATA_CHECKS,
     *ANSWER_CHECKS,
+    *DATA_ROW_CHECKS,
     *CHECKPOINT_CHECKS,
     *ROOM_CHECKS,
     *COLLECTION_CHECKS,

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-from megatron_resrl.config.facts import Facts, read_json
+from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.question_files import KNOWN, kind_of, resolve_files
+from megatron_resrl.config.question_files import KNOWN, kind_of, pattern_problem, resolve_files
 from megatron_resrl.config.schema import DataConfig, FileEntry
+from megatron_resrl.config.vocabulary import tokens_beyond
+from megatron_resrl.errors import SettingError
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
@@ -63,20 +63,12 @@ def _check_pass_at(facts: Facts) -> Iterator[Problem]:
 
 def _check_answer_pattern(facts: Facts) -> Iterator[Problem]:
     pattern = facts.recipe.data.answer_pattern
-    if pattern is None:
-        return
-    try:
-        groups = re.compile(pattern).groups
-    except re.error as error:
-        problem = f"not a valid regular expression ({error})"
-        yield Problem("data.answer_pattern", pattern, problem, "correct it")
-        return
-    if groups != 1:
-        fix = r"put parentheses around the answer, e.g. '#### (-?\d+)'"
-        yield Problem("data.answer_pattern", pattern, f"it has {groups} groups, not one", fix)
+    if pattern is not None and (wrong := pattern_problem(pattern)):
+        yield Problem("data.answer_pattern", pattern, *wrong)
 
 
-def _check_tokenizer(facts: Facts) -> Iterator[Problem]:
+def check_tokenizer(facts: Facts) -> Iterator[Problem]:
+    """Whether the tokenizer can be read, and fits the model and the recipe."""
     model, data = facts.recipe.model, facts.recipe.data
     setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
     value = model.path if model.tokenizer_path is None else model.tokenizer_path
@@ -87,36 +79,18 @@ def _check_tokenizer(facts: Facts) -> Iterator[Problem]:
         fix = "give a directory with the tokenizer of a Hugging Face model"
         yield Problem(setting, value, f"none of {', '.join(_TOKENIZER_FILES)} is there", fix)
         return
-    try:
-        settings = read_json(directory / "tokenizer_config.json") or {}
-        tokenizer = read_json(directory / "tokenizer.json") or {}
-    except ValueError as error:
-        problem = f"a tokenizer file is not valid JSON ({error})"
-        yield Problem(setting, value, problem, "fetch the tokenizer again")
+    tokenizer = facts.tokenizer
+    if isinstance(tokenizer, SettingError):
+        if not tokenizer.problem.startswith("config.json"):  # The model's checks say so.
+            yield Problem.of(tokenizer)
         return
-    if data.apply_chat_template and not _has_chat_template(directory, settings):
+    size = facts.hf_config.get("vocab_size")
+    if size is not None and (problem := tokens_beyond(tokenizer.get_vocab(), size)):
+        fix = "use the tokenizer of this model, or resize the model's embedding"
+        yield Problem(setting, value, problem, fix)
+    if data.apply_chat_template and not tokenizer.chat_template:
         fix = "use the tokenizer of an instruct model, or set data.apply_chat_template to false"
         yield Problem(setting, value, "the tokenizer has no chat template", fix)
-    yield from _check_pad_token(facts, setting, value, settings, tokenizer)
-
-
-def _has_chat_template(directory: Path, settings: dict[str, Any]) -> bool:
-    files = ("chat_template.jinja", "chat_template.json")
-    return bool(settings.get("chat_template")) or any((directory / f).is_file() for f in files)
-
-
-def _check_pad_token(
-    facts: Facts, setting: str, value: str, settings: dict[str, Any], tokenizer: dict[str, Any]
-) -> Iterator[Problem]:
-    """A pad token that was added to the tokenizer, but not to the model."""
-    size = facts.hf_config.get("vocab_size")
-    pad = settings.get("pad_token")
-    content = pad.get("content") if isinstance(pad, dict) else pad
-    added = {token["content"]: token["id"] for token in tokenizer.get("added_tokens", ())}
-    if size is not None and added.get(content, 0) >= size:
-        problem = f"out-of-vocabulary pad token: {content!r} has id {added[content]}"
-        fix = "use another pad token or a model that has been resized"
-        yield Problem(setting, value, f"{problem}, the model's vocab_size is {size}", fix)
 
 
 def _check_length_scaling(facts: Facts) -> Iterator[Problem]:
@@ -138,7 +112,7 @@ RUN_CHECKS = (
     _check_evaluation_files,
     _check_pass_at,
     _check_answer_pattern,
-    _check_tokenizer,
+    check_tokenizer,
     _check_logging,
 )
 """For training and evaluation."""

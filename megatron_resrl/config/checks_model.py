@@ -194,6 +194,8 @@ def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
     fix = f"correct config.json; token ids run from 0 to {size - 1}"
     for name in ("pad_token_id", "eos_token_id"):
         value = facts.hf_config.get(name)
+        if name == "pad_token_id" and isinstance(value, int) and value < 0:
+            continue  # None, as Meta spells it; nothing is padded with it.
         ids = value if isinstance(value, list) else [] if value is None else [value]
         if name == "pad_token_id" and value == -1:
             continue  # Published configurations say so where there is none; nothing here pads.

@@ -61,10 +61,10 @@ def _check_first_answers(
     setting: str, file: QuestionFile, check: Callable[[Any], None]
 ) -> Iterator[Problem]:
     """A file that cannot be read is another check's."""
-    from megatron_resrl.data.prompts import load_prompts
+    from megatron_resrl.data.prompts import read_records
 
     try:
-        records = load_prompts(
+        records, _ = read_records(
             file.path,
             prompt_key=file.prompt_key,
             answer_key=file.answer_key,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any, Literal
 from megatron_resrl.config.model_place import ModelPlace, find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import SettingError
 
 Target = Literal["here", "cuda"]
 """The machine that a recipe is judged for: this one, or one that has CUDA devices."""
@@ -26,6 +28,17 @@ class Facts:
     """config.json of `model.path`; empty if it could not be read."""
     target: Target = "here"
     """The machine that the run is for."""
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the recipe, or the `SettingError` that says why there is none."""
+        # Here, because data lie above the settings, and transformers takes seconds to import.
+        from megatron_resrl.data.tokenizer import load_tokenizer
+
+        try:
+            return load_tokenizer(self.recipe.model)
+        except SettingError as error:
+            return error
 
     @property
     def has_cuda(self) -> bool:

@@ -102,6 +102,18 @@ def set_name(path: str | Path) -> str:
     return name[: name.lower().rindex(kind)] if kind else Path(path).stem
 
 
+def pattern_problem(pattern: str) -> tuple[str, str] | None:
+    """Why an answer pattern cannot be used, and what would be right; None: it can."""
+    try:
+        groups = re.compile(pattern).groups
+    except re.error as error:
+        return f"not a valid regular expression ({error})", "correct it"
+    if groups != 1:
+        fix = r"put parentheses around the answer, e.g. '#### (-?\d+)'"
+        return f"it has {groups} groups, not one", fix
+    return None
+
+
 def _malformed(setting: str, entry: Any) -> Iterator[Problem]:
     if isinstance(entry, str):
         if not entry.strip():
@@ -115,6 +127,8 @@ def _malformed(setting: str, entry: Any) -> Iterator[Problem]:
             yield Problem(setting, entry, f"a file has no key {key!r}", fix)
         elif value is not None and not isinstance(value, str):
             yield Problem(setting, entry, f"{key} is {value!r}", "give a text")
+        elif key == "answer_pattern" and value is not None and (wrong := pattern_problem(value)):
+            yield Problem(setting, entry, f"answer_pattern {value!r}: {wrong[0]}", wrong[1])
     if not entry.get("path"):
         yield Problem(setting, entry, "it has no path", "give {path: FILE, prompt_key: COLUMN}")
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
+from megatron_resrl.config.vocabulary import read_ids, tokens_beyond
 from megatron_resrl.errors import InputError
 
 RELEASE = "release"
@@ -177,21 +178,11 @@ def some(names: list[str], shown: int = 5) -> str:
 
 def _check_tokenizer(directory: Path, vocab_size: int) -> None:
     """Refuses a tokenizer whose ids have no row in the embedding."""
-    path = directory / "tokenizer.json"
-    if not path.is_file():
-        return
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        vocabulary = content["model"].get("vocab") or {}
-        ids = vocabulary.values() if isinstance(vocabulary, dict) else range(len(vocabulary))
-        added = [token["id"] for token in content.get("added_tokens") or ()]
-        largest = max([*ids, *added], default=-1)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        beyond = tokens_beyond(read_ids(directory), vocab_size)
+    except ValueError as error:
+        raise InputError(f"{error}; fetch the model again") from error
+    if beyond is not None:
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); fetch the model again"
-        ) from error
-    if largest >= vocab_size:
-        raise InputError(
-            f"{path} has token ids up to {largest}, and the vocab_size in config.json is "
-            f"{vocab_size}; the two are not of one model, or the embedding was not resized"
+            f"{directory}: {beyond}; the two are not of one model, or the embedding was not resized"
         )

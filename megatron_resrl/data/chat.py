@@ -12,7 +12,7 @@ import jinja2.meta
 import jinja2.sandbox
 
 from megatron_resrl.data.records import PromptRecord
-from megatron_resrl.errors import InputError, closest
+from megatron_resrl.errors import InputError, SettingError, closest
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
@@ -101,21 +101,23 @@ class ChatRenderer:
 
     def _check_arguments(self) -> None:
         if taken := _OURS & self._arguments.keys():
-            raise InputError(f"data.chat_template_kwargs: {', '.join(sorted(taken))} cannot be set")
+            problem = f"{', '.join(sorted(taken))} cannot be set"
+            raise self._argument_error(problem, "leave it out; the trainer sets it")
         templates = self._tokenizer.chat_template
         sources = templates.values() if isinstance(templates, dict) else [templates]
         known = set().union(*(self._known(source) for source in sources))
         known -= _SUPPLIED | self._tokenizer.special_tokens_map.keys()
         for name in self._arguments:
             if name not in known:
-                near = closest(str(name), known)
-                hint = f"; did you mean {near}?" if near else ""
+                fix = f"it knows {', '.join(sorted(known)) or 'none'}"
                 if ":" in str(name):
-                    hint = "; put a blank after the colon"
-                raise InputError(
-                    f"data.chat_template_kwargs has {name!r}, which {self._name} does not know; it "
-                    f"knows {', '.join(sorted(known)) or 'none'}{hint}"
-                )
+                    fix += "; put a blank after the colon"
+                elif near := closest(str(name), known):
+                    fix += f"; did you mean {near}?"
+                raise self._argument_error(f"{self._name} does not know {name!r}", fix)
+
+    def _argument_error(self, problem: str, fix: str) -> SettingError:
+        return SettingError("data.chat_template_kwargs", self._arguments, problem, fix)
 
     def _known(self, source: str) -> frozenset[str]:
         try:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.question_files import set_name
+from megatron_resrl.config.question_files import pattern_problem, set_name
 from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
 from megatron_resrl.data.messages import read_messages, read_tools
 from megatron_resrl.data.records import Prompt, PromptRecord, TokenizedPrompts
@@ -24,7 +24,7 @@ from megatron_resrl.data.rows import (
     read_rows,
     shortened,
 )
-from megatron_resrl.errors import InputError
+from megatron_resrl.errors import InputError, SettingError
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +47,37 @@ def load_prompts(
 ) -> list[PromptRecord]:
     """Reads a file of questions. Reports and drops those whose prompt or answer is empty.
 
+    See `read_records`, which leaves the report out.
+    """
+    records, empty = read_records(
+        path,
+        prompt_key=prompt_key,
+        answer_key=answer_key,
+        answer_pattern=answer_pattern,
+        system_prompt=system_prompt,
+        data_source=data_source,
+        tools_key=tools_key,
+        limit=limit,
+    )
+    for kind, places in empty.items():
+        report = "%d questions have an empty %s and are dropped, the first: %s"
+        logger.warning(report, len(places), kind, places[0])
+    return records
+
+
+def read_records(
+    path: str | Path,
+    *,
+    prompt_key: str | None = None,
+    answer_key: str | None = None,
+    answer_pattern: str | None = None,
+    system_prompt: str | None = None,
+    data_source: str | None = None,
+    tools_key: str | None = "tools",
+    limit: int | None = None,
+) -> tuple[list[PromptRecord], dict[str, list[str]]]:
+    """Reads a file of questions and drops those whose prompt or answer is empty.
+
     Keys are column names; `a.b` is field b of column a. Nested columns may be structs or JSON
     text.
 
@@ -62,7 +93,8 @@ def load_prompts(
         limit: Read no more rows than that.
 
     Returns:
-        At least one record, in the file's order.
+        At least one record, in the file's order; and where a `prompt` or `answer` is empty, if any
+        is.
 
     Raises:
         InputError: The file, a row (its line, item or row is named) or the answer pattern cannot
@@ -100,8 +132,12 @@ def load_prompts(
                 place=where,
             )
         )
-    _report_empty(path, empty, bool(records))
-    return records
+    empty = {kind: places for kind, places in empty.items() if places}
+    if not records:
+        found = [f"{kind}s are empty, from {places[0]} on" for kind, places in empty.items()]
+        problem = f"all {' or '.join(found)}" if found else "it is empty"
+        raise InputError(f"{path}: {problem}; give a file with at least one answered question")
+    return records, empty
 
 
 def tokenize_prompts(
@@ -135,6 +171,38 @@ def tokenize_prompts(
             several messages where no template is to be applied, no tokens, or one that the model
             does not have; none is left.
     """
+    encoded = encode_prompts(
+        records,
+        tokenizer,
+        apply_chat_template=apply_chat_template,
+        chat_template_kwargs=chat_template_kwargs,
+        continue_final_message=continue_final_message,
+        vocab_size=vocab_size,
+    )
+    prompts, dropped = [], []
+    for record, ids in zip(records, encoded, strict=True):
+        if len(ids) > max_prompt_length:
+            dropped.append(record.index)
+        else:
+            prompts.append(Prompt(record, tuple(ids)))
+    if dropped:
+        report = report_too_long([len(ids) for ids in encoded], max_prompt_length)
+        if not prompts:
+            raise InputError(f"{report}: nothing is left, raise the limit")
+        logger.warning("%s: they are dropped", report)
+    return TokenizedPrompts(prompts, dropped)
+
+
+def encode_prompts(
+    records: Sequence[PromptRecord],
+    tokenizer: Any,
+    *,
+    apply_chat_template: bool = True,
+    chat_template_kwargs: dict[str, Any] | None = None,
+    continue_final_message: bool = False,
+    vocab_size: int | None = None,
+) -> list[list[int]]:
+    """The token ids of questions of any length; see `tokenize_prompts`."""
     if apply_chat_template:
         renderer = ChatRenderer(
             tokenizer,
@@ -145,7 +213,6 @@ def tokenize_prompts(
         encoded = _templated_ids(texts, tokenizer)
     else:
         encoded = _plain_ids([_plain_text(record) for record in records], tokenizer)
-    prompts, dropped, longest = [], [], 0
     for record, ids in zip(records, encoded, strict=True):
         if not ids:
             raise InputError(f"{record} has no tokens")
@@ -155,20 +222,16 @@ def tokenize_prompts(
                 f"{record}: its token {token!r} has id {max(ids)}, and the model's vocab_size is "
                 f"{vocab_size}; use the tokenizer of this model, or resize its embedding"
             )
-        longest = max(longest, len(ids))
-        if len(ids) > max_prompt_length:
-            dropped.append(record.index)
-        else:
-            prompts.append(Prompt(record, tuple(ids)))
-    if dropped:
-        report = (
-            f"{len(dropped)} of {len(records)} prompts are longer than "
-            f"data.max_prompt_length = {max_prompt_length} tokens; the longest has {longest}"
-        )
-        if not prompts:
-            raise InputError(f"{report}: nothing is left, raise the limit")
-        logger.warning("%s: they are dropped", report)
-    return TokenizedPrompts(prompts, dropped)
+    return encoded
+
+
+def report_too_long(lengths: Sequence[int], max_prompt_length: int) -> str:
+    """How many of these numbers of tokens are above the limit."""
+    longer = sum(length > max_prompt_length for length in lengths)
+    return (
+        f"{longer} of {len(lengths)} prompts are longer than data.max_prompt_length = "
+        f"{max_prompt_length} tokens; the longest has {max(lengths)}"
+    )
 
 
 def _prompt(row: dict[str, Any], prompt_key: str | None, where: str) -> tuple[str, Any]:
@@ -198,33 +261,12 @@ def _tools(row: dict[str, Any], key: str, where: str) -> list[dict[str, Any]] | 
     return None if value is ABSENT else read_tools(value, f"{where}, {key}")
 
 
-def _report_empty(path: Path, empty: dict[str, list[str]], any_left: bool) -> None:
-    """Says what is left out; refuses a file of which nothing is left."""
-    named = {kind: places for kind, places in empty.items() if places}
-    if not any_left:
-        found = [f"{kind}s are empty, from {places[0]} on" for kind, places in named.items()]
-        problem = f"all {' or '.join(found)}" if found else "it is empty"
-        raise InputError(f"{path}: {problem}; give a file with at least one answered question")
-    for kind, places in named.items():
-        report = "%d questions have an empty %s and are dropped, the first: %s"
-        logger.warning(report, len(places), kind, places[0])
-
-
 def _compiled(answer_pattern: str | None) -> re.Pattern[str] | None:
     if answer_pattern is None:
         return None
-    try:
-        pattern = re.compile(answer_pattern)
-    except re.error as error:
-        raise InputError(
-            f"data.answer_pattern = {answer_pattern!r} is not a regular expression: {error}"
-        ) from None
-    if pattern.groups != 1:
-        raise InputError(
-            f"data.answer_pattern = {answer_pattern!r} has {pattern.groups} groups; give it one "
-            "pair of parentheses, around the answer"
-        )
-    return pattern
+    if wrong := pattern_problem(answer_pattern):
+        raise SettingError("data.answer_pattern", answer_pattern, *wrong)
+    return re.compile(answer_pattern)
 
 
 def _cut(answer: Any, pattern: re.Pattern[str] | None, where: str) -> Any:

@@ -102,7 +102,7 @@ def columns(row: dict[str, Any]) -> str:
     for name, value in row.items():
         inner = parsed(value)
         names += [f"{name}.{key}" for key in inner] if isinstance(inner, dict) else [name]
-    return ", ".join(names)
+    return ", ".join(names) or "none"
 
 
 def check_text(value: Any, where: str) -> None:

@@ -41,6 +41,11 @@ class PromptSampler:
         """Number of complete epochs dealt."""
         return self._consumed // self._dataset["num_prompts"]
 
+    @property
+    def epochs(self) -> float:
+        """How often the dataset has been dealt."""
+        return self._consumed / self._dataset["num_prompts"]
+
     def next_batch(self) -> list[int]:
         """Indices of the next `batch_size` prompts; see `draw`."""
         return self.draw(self._batch_size)

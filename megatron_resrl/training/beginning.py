@@ -17,6 +17,7 @@ from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import read_trainer_file, step_of
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
@@ -115,6 +116,10 @@ def _training_prompts(recipe: Recipe, tokenizer: Any, vocab_size: int) -> list[P
         sum(dropped),
         recipe.data.max_prompt_length,
     )
+    if dist.get_rank() == 0:
+        said = [too_few(len(prompts), per_step), repetitions([each.record for each in prompts])]
+        for remark in filter(None, said):
+            logger.warning("training prompts: %s", remark)
     return prompts
 
 

@@ -121,6 +121,7 @@ def _train(
 
             saver.poll()
             metrics = outcome.metrics | rollout.metrics | synced | _times(timers, saver)
+            metrics["data/epoch"] = sampler.epochs
             if recipe.rollout.environment is not None:
                 metrics |= episode_metrics([sample.response for sample in samples])
             if not outcome.finite:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tiny_recipe import change_json
+from transformers import AutoTokenizer
 
 
 def test_a_tokenizer_without_chat_template_is_refused(refused, model):
@@ -28,13 +29,21 @@ def test_a_separate_tokenizer_is_checked_instead(refused, tmp_path):
     assert (problem.setting, problem.value) == ("model.tokenizer_path", f"{tmp_path}/other")
 
 
-def test_a_pad_token_added_to_the_tokenizer_alone_is_refused(refused, model):
-    change_json(model / "tokenizer_config.json", pad_token="[PAD]")
-    change_json(model / "tokenizer.json", added_tokens=[{"id": 64, "content": "[PAD]"}])
-    problem = refused()
-    assert problem.setting == "model.path"
-    assert "out-of-vocabulary pad token: '[PAD]' has id 64" in problem.problem
-    assert "vocab_size is 64" in problem.problem
+def test_tokens_added_to_the_tokenizer_alone_are_refused(refused, check, model, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    tokenizer.save_pretrained(tmp_path / "other")
+    problem = refused(f"--model.tokenizer_path={tmp_path}/other")
+    assert (problem.setting, problem.value) == ("model.tokenizer_path", f"{tmp_path}/other")
+    assert "token ids up to 64 ('[PAD]')" in problem.problem
+    assert "the vocab_size in config.json is 64" in problem.problem
+    assert check() == []
+    tokenizer.save_pretrained(model)
+    assert refused().setting == "model.path"
+
+
+def test_a_negative_pad_token_means_none(check):
+    assert check(pad_token_id=-1) == []
 
 
 @pytest.mark.parametrize(
@@ -70,7 +79,7 @@ def test_evaluation_files_of_one_name_are_refused(refused, tmp_path):
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         files.append(tmp_path / folder / "test.jsonl")
-        files[-1].write_text("{}\n")
+        files[-1].write_text('{"prompt": "3", "answer": "4"}\n')
     problem = refused(f"--evaluation.files=[{files[0]}, {files[1]}]")
     assert problem.setting == "evaluation.files"
     assert "'test'" in problem.problem

@@ -132,7 +132,7 @@ def test_a_tokenizer_with_more_tokens_than_the_vocabulary(model: Path) -> None:
     content = json.loads(path.read_text())
     content["added_tokens"].append({"id": 131, "content": "<more>"})
     path.write_text(json.dumps(content))
-    refused(model, r"token ids up to 131, and the vocab_size in config\.json is 131")
+    refused(model, r"token ids up to 131 \('<more>'\), and the vocab_size in config\.json is 131")
 
 
 @pytest.mark.parametrize(

@@ -359,15 +359,15 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("pattern", "said"),
     [
-        ("#### .+", "has 0 groups; give it one pair of parentheses"),
-        ("(a)(b)", "has 2 groups; give it one pair of parentheses"),
-        ("(", "is not a regular expression: missing )"),
+        ("#### .+", "it has 0 groups, not one; put parentheses around"),
+        ("(a)(b)", "it has 2 groups, not one; put parentheses around"),
+        ("(", "not a valid regular expression (missing )"),
     ],
 )
 def test_unusable_patterns_are_named(tmp_path: Path, pattern: str, said: str) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text('{"prompt": "?", "answer": 1}\n')
-    with pytest.raises(InputError, match=re.escape(f"answer_pattern = {pattern!r} {said}")):
+    with pytest.raises(InputError, match=re.escape(f"answer_pattern = {pattern!r}: {said}")):
         load_prompts(path, answer_pattern=pattern)
 
 

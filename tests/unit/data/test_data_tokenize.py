@@ -163,4 +163,7 @@ def test_a_prompt_without_tokens_is_named() -> None:
 
 def test_what_the_trainer_needs_of_the_template_cannot_be_changed() -> None:
     said = refused([record(0, "1+1?")], chat_template_kwargs={"tokenize": True})
-    assert said == "data.chat_template_kwargs: tokenize cannot be set"
+    assert said == (
+        "data.chat_template_kwargs = {'tokenize': True}: tokenize cannot be set; leave it out; the "
+        "trainer sets it"
+    )

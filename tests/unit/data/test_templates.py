@@ -170,8 +170,8 @@ def test_arguments_that_the_template_does_not_know_are_named(
         "{{ m.content }}", "{% generation %}{{ m.content }}{% endgeneration %}"
     )
     assert refused(ask(("user", "1+1?")), template, chat_template_kwargs=given) == (
-        f"data.chat_template_kwargs has {name!r}, which the chat template of 'models/tiny' does "
-        f"not know; it knows enable_thinking{hint}"
+        f"data.chat_template_kwargs = {given!r}: the chat template of 'models/tiny' does not know "
+        f"{name!r}; it knows enable_thinking{hint}"
     )
     assert rendered(
         ask(("user", "1+1?")), template, chat_template_kwargs={"enable_thinking": False}
