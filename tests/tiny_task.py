@@ -72,7 +72,7 @@ def write_task(directory: Path, *, experts: bool = False, **overrides: object) -
 
 def read_metrics(run: Path) -> list[dict]:
     """Lines of a run's metrics.jsonl without times."""
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
     return [
         {name: value for name, value in line.items() if not name.startswith("time")}
         for line in lines

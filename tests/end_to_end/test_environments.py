@@ -61,9 +61,7 @@ def test_an_example_trains_on_several_turns(prepared: Path, example: str) -> Non
         # Rollout and trainer agree on the policy's own tokens, and only these are compared.
         assert line["mismatch/log_prob_max"] < 1e-3
     assert 0 < steps[0]["reward/mean"] < 1
-    samples = [
-        json.loads(line) for line in (prepared / example / "samples.jsonl").read_text().splitlines()
-    ]
+    samples = [json.loads(line) for line in (prepared / example / "samples.jsonl").open()]
     told = {"calculator": "<|im_start|> tool", "number_game": "<|im_start|> user"}[example]
     several = [sample for sample in samples if "transcript" in sample]
     assert several

@@ -39,7 +39,7 @@ def _look(process_id: int, run: Path) -> Seen:
     status = Path(f"/proc/{process_id}/status").read_text()
     memory = next(line for line in status.splitlines() if line.startswith("VmRSS"))
     return Seen(
-        step=len((run / "metrics.jsonl").read_text().splitlines()) - 1,
+        step=(run / "metrics.jsonl").read_text().count("\n") - 1,
         memory_mib=int(memory.split()[1]) / 1024,
         descriptors=len(os.listdir(f"/proc/{process_id}/fd")),
         disk=_size(run / "checkpoints"),

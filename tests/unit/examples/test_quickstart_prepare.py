@@ -26,7 +26,7 @@ def prepare() -> ModuleType:
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.open()]
 
 
 def factors(row: dict[str, str]) -> tuple[int, int]:

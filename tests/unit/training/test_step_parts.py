@@ -77,7 +77,7 @@ def test_groups_with_signal_are_those_with_an_advantage():
 def test_a_dumped_batch_holds_every_sample_with_its_token_ids(tmp_path):
     samples = [_sample(0, (-1.0, -2.0)), _sample(1)]
     path = dump_batch(tmp_path, 7, samples)
-    records = [json.loads(line) for line in path.read_text().splitlines()]
+    records = [json.loads(line) for line in path.open()]
     assert path.name == "step_000007.jsonl"
     assert [record["response_ids"] for record in records] == [[0, 1], [0]]
     assert records[0]["prompt_ids"] == [1, 2]
