@@ -53,8 +53,8 @@ def _run(directory: Path, **overrides: object) -> Run:
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     """Four steps of GRPO in which hardly a setting has its default."""
     directory = tmp_path_factory.mktemp("settings")
-    rows = [{"question": f"{n} {n + 1}", "solution": f"so #### {n}"} for n in range(3, 19)]
-    rows.insert(1, {"question": "3 4 5 6 7 8", "solution": "#### 8"})  # Longer than the limit.
+    rows = [{"query": f"{n} {n + 1}", "solution": f"so #### {n}"} for n in range(3, 19)]
+    rows.insert(1, {"query": "3 4 5 6 7 8", "solution": "#### 8"})  # Longer than the limit.
     text = "".join(json.dumps(row) + "\n" for row in rows)
     for name in ("own.jsonl", "held.jsonl"):
         (directory / name).write_text(text)
@@ -69,7 +69,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         algorithm__name="grpo",
         data={
             "train_files": [str(directory / "own.jsonl")],
-            "prompt_key": "question",
+            "prompt_key": "query",
             "answer_key": "solution",
             "answer_pattern": "#### (.+)",
             "system_prompt": "60",
@@ -128,6 +128,11 @@ def test_a_step_has_its_groups(run: Run) -> None:
 def test_questions_come_in_the_order_of_the_file_without_the_long_one(run: Run) -> None:
     firsts = [sample["prompt"] for sample in run.samples if sample["step"] == 1][::5]
     assert firsts == ["3 4", "4 5", "5 6"]
+
+
+def test_epochs_are_counted(run: Run) -> None:
+    assert [line["data/epoch"] for line in run.metrics[1:]] == [3 / 16, 6 / 16, 9 / 16, 12 / 16]
+    assert "16 training prompts: one epoch is 5.3 steps; 1 dropped" in run.log
 
 
 @pytest.mark.setting("data.answer_key", "data.answer_pattern")

@@ -117,3 +117,10 @@ def test_drawing_further_prompts_goes_on_in_the_same_stream(
     drawn = list(chain(*(mixed.draw(count) for count in counts)))
     assert drawn + mixed.next_batch() == plain.draw(sum(counts) + 2)
     assert mixed.state_dict() == plain.state_dict()
+
+
+def test_epochs_are_counted_in_parts_too() -> None:
+    sampler = PromptSampler(8, 4, seed=0)
+    assert sampler.epochs == 0
+    take(sampler, 3)
+    assert (sampler.epochs, sampler.epoch) == (1.5, 1)

@@ -49,7 +49,6 @@ def test_a_chat_that_ends_with_the_assistant_is_refused_with_its_row() -> None:
     assert "data.continue_final_message to true" in said
 
 
-@pytest.mark.setting("data.continue_final_message")
 def test_a_prefill_is_continued_as_transformers_does() -> None:
     record = ask(("user", "1+1?"), ("assistant", "it is"))
     theirs = build_tokenizer(CHATML).apply_chat_template(
