@@ -35,7 +35,7 @@ def run_on_engine_layers(*arguments: object, timeout: float) -> str:
         AssertionError: It failed; the message holds the output.
         subprocess.TimeoutExpired: The time ran out.
     """
-    path = [str(HERE / "site"), os.environ.get("PYTHONPATH", "")]
+    path = [str(HERE / "site"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
         "TE_ON_CPU": str(FOLDER),
