@@ -117,9 +117,11 @@ def gradients_are_finite(chunks: Sequence[DistributedDataParallel]) -> bool:
     """Whether no rank holds an infinite or NaN gradient, nor one whose square is infinite and would
     stay in the second moment for ever; the same answer on all ranks."""
     # Extremes are NaN if any entry is; isfinite() of every entry would make copies of the buffer.
-    finite = all(
-        bool(torch.stack(torch.aminmax(buffer.grad_data)).float().square().isfinite().all())
-        for chunk in chunks
-        for buffer in chunk.buffers + chunk.expert_parallel_buffers
+    finite = torch.stack(
+        [
+            torch.stack(torch.aminmax(buffer.grad_data)).float().square().isfinite().all()
+            for chunk in chunks
+            for buffer in chunk.buffers + chunk.expert_parallel_buffers
+        ]
     )
-    return not any_rank(not finite)
+    return not any_rank(not finite.all())

@@ -108,12 +108,14 @@ class CachedDecoder:
         config = self.modules[0].config
         shape = (count, rows, config.hidden_size)
         hidden = torch.empty(shape, dtype=config.pipeline_dtype, device=self.device)
-        dist.recv(hidden, src=parallel_state.get_pipeline_model_parallel_prev_rank())
+        source = parallel_state.get_pipeline_model_parallel_prev_rank()
+        dist.recv(hidden, src=source, group=parallel_state.get_pipeline_model_parallel_group())
         return hidden
 
     def _send(self, hidden: torch.Tensor) -> None:
         destination = parallel_state.get_pipeline_model_parallel_next_rank()
-        dist.send(hidden.contiguous(), dst=destination)
+        group = parallel_state.get_pipeline_model_parallel_group()
+        dist.send(hidden.contiguous(), dst=destination, group=group)
 
 
 @contextlib.contextmanager

@@ -223,17 +223,15 @@ class MegatronEngine:
             dist.broadcast(
                 drawn, src=source, group=parallel_state.get_pipeline_model_parallel_group()
             )
-        tokens = drawn[0].long()
-        for growing, token, log_prob in zip(
-            running, tokens.tolist(), drawn[1].tolist(), strict=True
-        ):
+        token_ids, log_probs = drawn.tolist()
+        for growing, token, log_prob in zip(running, map(int, token_ids), log_probs, strict=True):
             if not growing.stopped:
                 growing.token_ids.append(token)
                 growing.log_probs.append(log_prob)
                 # What is not a number will not become one; the caller refuses the response.
                 broken = not math.isfinite(log_prob)
                 growing.stopped = broken or token in sampling.stop_token_ids
-        return tokens
+        return drawn[0].long()
 
     def _device(self) -> torch.device:
         return next(self.policy.modules[0].parameters()).device

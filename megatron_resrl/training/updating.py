@@ -88,7 +88,7 @@ def update_policy(
             "resrl/negative_mass_unweighted": (
                 wrong_share * placed.advantages[sequence].abs()
             ).sum(),
-            "tokens": torch.tensor(float(len(sequence))),
+            "tokens": total.new_full((), float(len(sequence))),
             "clipped_low": loss.clipped_low.sum(),
             "clipped_high": loss.clipped_high.sum(),
             "dual_clipped": loss.dual_clipped.sum(),
@@ -99,8 +99,13 @@ def update_policy(
         [sample.tokens for sample in samples], settings.micro_batch_size
     )
     result = policy.update(micro_batches, loss_function, temperature=recipe.rollout.temperature)
-    sums: dict[str, float] = {}
-    for collected in result.collected:
-        for name, value in collected.items():
-            sums[name] = sums.get(name, 0.0) + float(value)
-    return result, sums
+    return result, _sums(result.collected)
+
+
+def _sums(collected: list[dict[str, torch.Tensor]]) -> dict[str, float]:
+    """Of each quantity over the micro-batches; read from the device at once."""
+    if not collected:
+        return {}
+    rows = [torch.stack([value.double() for value in one.values()]) for one in collected]
+    columns = zip(*torch.stack(rows).tolist(), strict=True)
+    return dict(zip(collected[0], map(sum, columns), strict=True))
