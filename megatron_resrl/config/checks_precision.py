@@ -16,6 +16,9 @@ _CAPABILITY = {
 }
 """FP8 recipe -> first compute capability that has it, and that generation's name."""
 
+_WIDTHS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}
+"""FP8 recipe -> what the sizes of a rank's matrices are multiples of."""
+
 _CUDA_ONLY_OPTIMIZER = ("optimizer_cpu_offload", "use_precision_aware_optimizer")
 
 
@@ -47,6 +50,43 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
         )
 
 
+def _check_fp8_widths(facts: Facts) -> Iterator[Problem]:
+    """Every matrix of a layer is one that Transformer Engine's FP8 products take."""
+    precision, parallel = facts.recipe.precision, facts.recipe.parallel
+    ranks = parallel.tensor_model_parallel_size
+    if precision.fp8 is None or ranks < 1:
+        return
+    # The blockwise recipe gathers the input of a layer in whole blocks.
+    gathered = precision.fp8_recipe == "blockwise" and parallel.sequence_parallel
+    multiple = _WIDTHS[precision.fp8_recipe]
+    for name, width, wanted in (
+        ("hidden_size", _width(facts, "hidden_size"), 128 if gathered else multiple),
+        ("intermediate_size", _width(facts, "intermediate_size", ranks), multiple),
+        ("num_attention_heads", _width(facts, "num_attention_heads", ranks, heads=True), multiple),
+        ("num_key_value_heads", _width(facts, "num_key_value_heads", ranks, heads=True), multiple),
+    ):
+        if width is not None and width % wanted:
+            problem = (
+                f"products with the {precision.fp8_recipe} recipe take multiples of {wanted}, and "
+                f"the model's {name} makes matrices of {width} on each of {ranks} "
+                "tensor-parallel ranks"
+            )
+            fix = "use fewer tensor-parallel ranks or set it to null"
+            yield Problem("precision.fp8", precision.fp8, problem, fix)
+
+
+def _width(facts: Facts, name: str, ranks: int = 1, *, heads: bool = False) -> int | None:
+    """A rank's share of a width in config.json; None if it is not said or cannot be shared out."""
+    config = facts.hf_config
+    count = config.get(name)
+    if not isinstance(count, int) or count % ranks:
+        return None
+    if not heads:
+        return count // ranks
+    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+    return count // ranks * size
+
+
 def _check_delayed_scaling(facts: Facts) -> Iterator[Problem]:
     precision = facts.recipe.precision
     if precision.fp8 is None or precision.fp8_recipe != "delayed":
@@ -69,4 +109,4 @@ def _check_optimizer_device(facts: Facts) -> Iterator[Problem]:
             yield Problem(setting, True, problem, "leave it out", "machine")
 
 
-PRECISION_CHECKS = (_check_fp8, _check_delayed_scaling, _check_optimizer_device)
+PRECISION_CHECKS = (_check_fp8, _check_fp8_widths, _check_delayed_scaling, _check_optimizer_device)

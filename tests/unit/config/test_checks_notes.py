@@ -50,3 +50,14 @@ def test_notes_are_no_problems() -> None:
     found = [each for each in inspect_recipe(Recipe(steps=2), 1) if each.kind == "note"]
     assert [each.setting for each in found] == ["optimizer.lr_warmup_steps"]
     assert "ends at 20% of optimizer.lr" in found[0].problem
+
+
+def test_fp32_on_cuda_is_noted_for_its_attention() -> None:
+    for target, params_dtype, noted in (
+        ("cuda", "fp32", ["precision.params_dtype"]),
+        ("cuda", "bf16", []),
+    ):
+        recipe = load_recipe(None, [f"--precision.params_dtype={params_dtype}"])
+        found = [each for each in inspect_recipe(recipe, 1, target=target) if each.kind == "note"]
+        attention = [each.setting for each in found if "attention" in each.problem]
+        assert attention == noted

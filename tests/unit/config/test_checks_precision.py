@@ -15,6 +15,41 @@ def test_fp8_without_transformer_engine_and_cuda_is_refused(check):
     assert "CUDA is absent; set it to null" in text
 
 
+WIDE = {
+    "hidden_size": 256,
+    "intermediate_size": 512,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+}
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "said"),
+    [
+        ((), {"hidden_size": 250}, "multiples of 16, and the model's hidden_size"),
+        ((), {"intermediate_size": 1000}, "intermediate_size makes matrices of 250 on each of 4"),
+        (("fp8_recipe=mxfp8",), {"head_dim": 16}, "num_key_value_heads makes matrices of 16"),
+        (("fp8_recipe=blockwise",), {"hidden_size": 320}, "128, and the model's hidden_size"),
+        ((), {}, None),
+        (("fp8_recipe=mxfp8",), {}, None),
+        (("fp8_recipe=blockwise",), {}, None),
+    ],
+)
+def test_matrices_that_fp8_products_do_not_take_are_refused(check, settings, config, said):
+    parallel = ("tensor_model_parallel_size=4", "sequence_parallel=true")
+    problems = check(
+        "--precision.fp8=hybrid",
+        *(f"--precision.{setting}" for setting in settings),
+        *(f"--parallel.{setting}" for setting in parallel),
+        world_size=4,
+        **WIDE | config,
+    )
+    found = [problem.problem for problem in problems if "tensor-parallel ranks" in problem.problem]
+    assert len(found) == (said is not None)
+    assert not found or said in found[0]
+
+
 def test_delayed_scaling_with_first_and_last_layers_in_bf16_is_refused(check):
     problems = check(
         "--precision.fp8=hybrid",
