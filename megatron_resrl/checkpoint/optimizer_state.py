@@ -95,9 +95,11 @@ def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
             fitted["optimizer"] = {"param_groups": groups}
             fitted["param_state_sharding_type"] = saved["param_state_sharding_type"]
         else:
-            _inner(fitted)["param_groups"] = groups
+            inner = _inner(fitted)
+            inner["param_groups"] = groups
+            inner["state"].pop("common_step", None)
             if isinstance(part.optimizer, _TORCH_ADAM):
-                _inner(fitted)["state"]["common_step"] = torch.tensor(float(steps))
+                inner["state"]["common_step"] = torch.tensor(float(steps))
     return own[0] if len(parts) == 1 else dict(enumerate(own))
 
 
