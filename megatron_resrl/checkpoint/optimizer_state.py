@@ -97,9 +97,10 @@ def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
         else:
             inner = _inner(fitted)
             inner["param_groups"] = groups
-            inner["state"].pop("common_step", None)
+            states = inner.setdefault("state", {})
+            states.pop("common_step", None)
             if isinstance(part.optimizer, _TORCH_ADAM):
-                inner["state"]["common_step"] = torch.tensor(float(steps))
+                states["common_step"] = torch.tensor(float(steps))
     return own[0] if len(parts) == 1 else dict(enumerate(own))
 
 
