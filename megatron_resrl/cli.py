@@ -14,6 +14,7 @@ from megatron_resrl import __version__
 from megatron_resrl.config.checks import inspect_recipe, require_valid, size_plan
 from megatron_resrl.config.facts import Target, cuda_available
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
+from megatron_resrl.config.named_paths import named_paths
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.weight_transfer import transfer_note
@@ -94,7 +95,7 @@ def train(path: str | None, overrides: list[str]) -> int:
     recipe = _start(path, overrides, "train")
     from megatron_resrl.training.rl_loop import train as run_training
 
-    with _activity():
+    with _activity(), named_paths(recipe):
         run_training(recipe)
     return 0
 
@@ -104,7 +105,7 @@ def evaluate(path: str | None, overrides: list[str]) -> int:
     recipe = _start(path, overrides, "eval")
     from megatron_resrl.evaluation.run import evaluate as run_evaluation
 
-    with _activity():
+    with _activity(), named_paths(recipe):
         run_evaluation(recipe)
     return 0
 

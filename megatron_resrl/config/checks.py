@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Literal
 
 from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
@@ -23,6 +24,7 @@ from megatron_resrl.config.checks_values import check_ranges
 from megatron_resrl.config.checks_vllm import VLLM_CHECKS
 from megatron_resrl.config.checks_weights import WEIGHT_CHECKS
 from megatron_resrl.config.facts import Facts, Target, gather_facts
+from megatron_resrl.config.named_paths import setting_error
 from megatron_resrl.config.passthrough import check_passthrough
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
@@ -81,7 +83,13 @@ def inspect_recipe(
     facts, problems = gather_facts(recipe, world_size, target)
     checks = SHARED_CHECKS + (TRAINING_CHECKS if command == "train" else ())
     for check in checks:
-        problems.extend(check(facts))
+        try:
+            problems.extend(check(facts))
+        except OSError as error:
+            found = setting_error(recipe, error)
+            if found is None:
+                raise
+            problems.append(replace(Problem.of(found), kind="machine"))
     if command == "eval" and not recipe.evaluation.files:
         fix = "give files with questions, or a folder of them"
         problems.append(Problem("evaluation.files", (), "there is nothing to evaluate", fix))
