@@ -17,6 +17,8 @@ RELATIVE_ERROR = 5e-4
 ZERO = 1e-60
 """Difference, relative to the numbers, of what is written differently but the same."""
 
+_ODD = (ArithmeticError, AttributeError, NotImplementedError, RecursionError, TypeError, ValueError)
+"""What sympy raises for values that it cannot evaluate or compare."""
 _DIGITS = 15
 _MOST_DIGITS = 300
 _HUGE = 10**5
@@ -26,14 +28,19 @@ _POINT = tuple(Rational(upper, lower) for upper, lower in ((37, 29), (71, 43), (
 
 
 def same_number(gold: Any, answer: Any) -> bool | None:
-    """Whether two numbers are equal; None: they are not both numbers.
+    """Whether two numbers are equal; None: they are not both numbers, or odd ones.
 
     Exact numbers are compared exactly. A number with a decimal point may differ by rounding to
     `DECIMAL_PLACES`, but not by more than `RELATIVE_ERROR`. 9% is both 9 and 0.09, unless the other
     one is a percentage too.
     """
-    if not (_is_number(gold) and _is_number(answer)):
+    try:
+        return _same(gold, answer) if _is_number(gold) and _is_number(answer) else None
+    except _ODD:
         return None
+
+
+def _same(gold: Expr, answer: Expr) -> bool:
     decimal = gold.has(Float) or answer.has(Float)
     gold, gold_percent = _without_percent(gold)
     answer, answer_percent = _without_percent(answer)
@@ -53,7 +60,10 @@ def contradicts(gold: Any, answer: Any) -> bool:
 
     math-verify rounds absolutely, so that it takes x/2^99 and x/2^98 for equal.
     """
-    return any(same_number(one, other) is False for one, other in _pairs(gold, answer))
+    try:
+        return any(same_number(one, other) is False for one, other in _pairs(gold, answer))
+    except _ODD:
+        return False
 
 
 def _pairs(gold: Any, answer: Any) -> Iterator[tuple[Any, Any]]:

@@ -115,12 +115,12 @@ def final_answer(response: str) -> str:
         rest = response[boxes[-1].end :]
         if doubted := _DOUBTED.search(rest):
             after = rest[doubted.end() :]
-            if answer := _after_hashes(after) or _stated(after):
+            if answer := _after_hashes(after) or stated(after):
                 return answer
         if retracted := _RETRACTED.search(rest):
             return _last_expression(rest[retracted.end() :])
         return _joined(response, boxes)
-    return _after_hashes(response) or _stated(response) or _last_expression(response)
+    return _after_hashes(response) or stated(response) or _last_expression(response)
 
 
 def boxed(text: str) -> str | None:
@@ -183,12 +183,12 @@ def _after_hashes(text: str) -> str:
         last = not text[match.end() :].strip()
         # Otherwise it is a headline.
         if line and (last or not re.search(r"(?<!\\)\b[A-Za-z]{3,}", _without_commands(line))):
-            return _stated(line) or _formula_of(line) or line
+            return stated(line) or _formula_of(line) or line
     return ""
 
 
-def _stated(text: str) -> str:
-    """The last answer that is called one, unless it is taken back."""
+def stated(text: str) -> str:
+    """The last answer that a text calls one, or what is said after it is taken back; or nothing."""
     for match in reversed(list(_STATED.finditer(text))):
         end = _SENTENCE_END.search(text, match.end())
         stop = end.start() if end else len(text)

@@ -16,7 +16,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Equality
 
 from megatron_resrl.rewards.exactness import contradicts, same_number
-from megatron_resrl.rewards.final_answer import boxed, final_answer
+from megatron_resrl.rewards.final_answer import boxed, final_answer, stated
 from megatron_resrl.rewards.ground_truths import accepted_answers, shown
 from megatron_resrl.rewards.spelling import exact_decimal, normalised
 from megatron_resrl.rewards.units import Value, same_unit, value_of
@@ -35,6 +35,9 @@ _EXTRACTION = LatexExtractionConfig(
         basic_latex=True, units=False, malformed_operators=False, nits=False, boxed="last"
     ),
 )
+
+SENTENCE_WORDS = 6
+"""Beside numbers, outside of boxes: from so many on, a ground truth is no answer."""
 
 
 def math_reward(
@@ -91,12 +94,13 @@ def _read_gold(text: str) -> _Gold:
             f"the ground truth is a whole solution ({text[-40:]!r}): cut the answer out with "
             "data.answer_pattern, e.g. '#### (.+)'"
         )
-    if problem := _as_code(text):
+    if (problem := _kind_of(text)) and boxed(text) is None:
         raise ValueError(
             f"the ground truth {shown(text)} is {problem}, not a mathematical answer: name "
-            "another column in data.answer_key, or give a reward.function that can judge it"
+            "another column in data.answer_key, cut the answer out with data.answer_pattern, or "
+            "give a reward.function that can judge it"
         )
-    answer = text if (content := boxed(text)) is None else content
+    answer = boxed(text) or stated(text) or text
     normal = normalised(_number_text(answer))
     gold = _Gold(normal, value_of(normal, letters=False))
     readable = any(_parsed(each) is not None for each in (normal, gold.value.text) if each)
@@ -118,12 +122,17 @@ def _number_text(text: str) -> str:
         return text
 
 
-def _as_code(text: str) -> str | None:
-    """What a text is that is written for a program; None: it may be an answer."""
+def _kind_of(text: str) -> str | None:
+    """What a text without a box is if it is no answer; None: it may be one."""
     if re.match(r"\s*(?:assert|def|import|from|print|return|class)\b(?!\s*[=}])", text):
         return "code"
     if re.search(r"<(?:think|tool_call|answer)>", text):
         return "a whole response"
+    if re.search(r"^\s*(?:def|return|import|while|for|if) .*", text, re.MULTILINE) and "\n" in text:
+        return "code"
+    plain = re.sub(r"\\text ?\{[^{}]*\}|\\[A-Za-z]+", " ", text)
+    if len(re.findall(r"[A-Za-z]{2,}", plain)) >= SENTENCE_WORDS and re.search(r"\d", plain):
+        return "a sentence"
     if text[:1] not in ("{", "["):
         return None
     try:
@@ -172,8 +181,7 @@ def _same(gold: str, answer: str) -> bool:
     expected, found = _parsed(gold), _parsed(answer)
     if expected is None or found is None or _is_zero_form(expected, found):
         return False
-    equal = _numbers_agree(expected, found)
-    if equal is not None:
+    if (equal := same_number(expected, found)) is not None:
         return equal
     return verify([expected], [found], timeout_seconds=None) and not contradicts(expected, found)
 
@@ -187,13 +195,6 @@ def _is_zero_form(gold: Any, answer: Any) -> bool:
         and bool(answer.lhs.free_symbols)
         and not is_expr_of_only_symbols(answer.lhs)
     )
-
-
-def _numbers_agree(gold: Any, answer: Any) -> bool | None:
-    try:
-        return same_number(gold, answer)
-    except (ArithmeticError, AttributeError, TypeError, ValueError):  # Of sympy, for odd values.
-        return None
 
 
 def _squeezed(text: str) -> str:
