@@ -170,6 +170,18 @@ def _check_placement(facts: Facts) -> Iterator[Problem]:
         yield Problem(setting, value, problem, "give vllm.devices, or set it to colocated")
 
 
+def _check_shared_memory(facts: Facts) -> Iterator[Problem]:
+    """A vLLM server takes nine tenths of its GPU unless it is told otherwise."""
+    recipe = facts.recipe
+    if not _uses_vllm(facts) or recipe.vllm.urls or not facts.has_cuda:
+        return
+    given = {name.lstrip("-").replace("_", "-") for name in recipe.vllm.arguments}
+    if recipe.rollout.placement == "colocated" and "gpu-memory-utilization" not in given:
+        problem = "without gpu-memory-utilization a server takes 0.9 of the trainer's GPU"
+        fix = 'e.g. {"gpu-memory-utilization": 0.5}'
+        yield Problem("vllm.arguments", recipe.vllm.arguments, problem, fix, "note")
+
+
 def _check_own_devices(facts: Facts, devices: Sequence[str]) -> Iterator[Problem]:
     """Servers start on the host of rank 0, whose ranks use its first GPUs, one each."""
     named = {gpu.strip() for entry in devices for gpu in entry.split(",")}
@@ -214,5 +226,6 @@ VLLM_CHECKS = (
     _check_devices,
     _check_staleness,
     _check_placement,
+    _check_shared_memory,
     _check_weight_transfer,
 )

@@ -101,7 +101,8 @@ def served_model(control: ServerControl) -> ServedModel:
     try:
         card = answer["data"][0]
         known = ServedModel(card["id"], card["root"] or card["id"], card["max_model_len"])
-        if card["owned_by"] == "vllm" and isinstance(known.max_length, int):
+        named = isinstance(known.name, str) and isinstance(known.path, str)
+        if card["owned_by"] == "vllm" and named and isinstance(known.max_length, int):
             return known
     except (LookupError, TypeError):
         pass

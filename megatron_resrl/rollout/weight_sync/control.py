@@ -68,6 +68,27 @@ class ServerControl:
         """GETs like `post`."""
         return self._call("GET", route, None, params, timeout_s)
 
+    def field(
+        self, method: str, route: str, name: str, *, params: Mapping[str, Any] | None = None
+    ) -> Any:
+        """One value of the object that a route answers with.
+
+        Args:
+            method: GET or POST.
+            route: Of the server.
+            name: The value's.
+            params: Of the call.
+
+        Raises:
+            ServerFailure: As `post`, or the answer has no such value.
+        """
+        answer = self._call(method, route, None, params, None)
+        if isinstance(answer, dict) and name in answer:
+            return answer[name]
+        raise ServerFailure(
+            f"{method} {self.url}{route} answered without {name!r}: {shortened(str(answer))}"
+        )
+
     def _call(
         self,
         method: str,

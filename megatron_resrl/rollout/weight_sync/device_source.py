@@ -130,7 +130,7 @@ class SyncClient:
         sizes: dict[str, int] = {}
 
         def ask(server: ServerControl) -> None:
-            sizes[server.url] = server.get("/get_world_size")["world_size"]
+            sizes[server.url] = server.field("GET", "/get_world_size", "world_size")
 
         self.receivers.each(ask)
         return {server.url: sizes[server.url] for server in self.receivers.alive}

@@ -115,7 +115,7 @@ def recover(server: ServerControl) -> None:
     Raises:
         ServerFailure: The server did not do it.
     """
-    if not server.get("/is_paused")["is_paused"]:
+    if not server.field("GET", "/is_paused", "is_paused"):
         return
     # An error if the pause came before the update, or another trainer has closed it.
     with contextlib.suppress(ServerFailure):
@@ -141,7 +141,7 @@ def finish_update(server: ServerControl, version: int, *, timeout_s: float | Non
     server.post("/finish_weight_update", body, timeout_s=timeout_s)
     if server.cache_sleeps:
         server.post("/wake_up", params={"tags": "kv_cache"})
-    answer = server.post("/reset_prefix_cache", params={"reset_running_requests": "true"})
-    if not answer["success"]:
+    everything = {"reset_running_requests": "true"}
+    if not server.field("POST", "/reset_prefix_cache", "success", params=everything):
         raise ServerFailure(f"{server.url} did not reset its prefix cache after new weights")
     server.post("/resume")

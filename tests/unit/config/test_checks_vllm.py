@@ -197,3 +197,16 @@ def test_a_key_in_a_setting_that_is_written_down_is_refused():
     problem = problems(python=sys.executable, environment={"VLLM_API_KEY": "s3cret"})[0]
     assert problem.setting == "vllm.environment"
     assert "s3cret" not in str(problem)
+
+
+def test_a_server_that_would_take_the_trainers_gpu_is_a_note():
+    def notes(**vllm):
+        recipe = Recipe(rollout=RolloutConfig(engine="vllm"), vllm=VllmConfig(**vllm))
+        facts = Facts(recipe, 1, {}, "cuda")
+        found = [problem for check in VLLM_CHECKS for problem in check(facts)]
+        return [each for each in found if each.kind == "note" and "0.9" in each.problem]
+
+    (note,) = notes(python=sys.executable)
+    assert note.setting == "vllm.arguments"
+    assert not notes(python=sys.executable, arguments={"gpu_memory_utilization": 0.5})
+    assert not notes(urls=(URL,))

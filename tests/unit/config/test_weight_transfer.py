@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_resrl.cli import main
 from megatron_resrl.config.schema import Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.config.weight_transfer import transfer_backend, transfer_note
 
@@ -43,3 +44,10 @@ def test_nothing_is_said_where_nothing_is_sent():
     assert transfer_note(Recipe(), has_cuda=True) is None
     replay = Recipe(rollout=RolloutConfig(engine="vllm", replay="rollouts"))
     assert transfer_note(replay, has_cuda=True) is None
+
+
+def test_check_prints_it(capsys):
+    main(["check", "--rollout.engine", "vllm"])
+    assert "# weights go to the servers by vllm.weight_transfer" in capsys.readouterr().out
+    main(["check"])
+    assert "weights go to" not in capsys.readouterr().out

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import sys
 from pathlib import Path
@@ -49,6 +50,8 @@ def looked_at(url: str, api_key: str | None = None) -> Slot:
         (vllm_like(OLLAMA), "llama3"),
         (vllm_like({"object": "list", "data": None}), "is no vLLM server"),
         (vllm_like([1, 2]), "is no vLLM server"),
+        (vllm_like(model_card(7)), "is no vLLM server"),
+        (vllm_like(model_card("policy", root=["m"])), "is no vLLM server"),
         (vllm_like("{not json"), "{not json"),
         (vllm_like(model_card(max_model_len=None)), "is no vLLM server"),
         (vllm_like(model_card(owned_by="sglang")), "sglang"),
@@ -65,6 +68,17 @@ def test_something_else_is_named_with_its_address_and_its_answer(answer, said):
     assert "vllm.urls" in message
     assert len(message) < 700
     assert "\n" not in message
+
+
+@pytest.mark.parametrize("answer", [{"detail": "paused"}, [True], "yes"])
+def test_control_routes_of_another_kind_are_no_control_routes(answer):
+    def paused(request):
+        if request.route == "/is_paused":
+            return 200, json.dumps(answer)
+        return vllm_like(model_card())(request)
+
+    with answering(paused) as url, pytest.raises(StartFailure, match="cannot be controlled"):
+        looked_at(url)
 
 
 def test_what_speaks_no_http_is_refused_at_once():
