@@ -68,8 +68,8 @@ class NcclTransfer:
     """One broadcast from global rank 0 to the workers of all servers.
 
     The group is made anew when the set of servers changes. A server that fails before the
-    broadcast is left out; NCCL cannot leave out one that dies in the middle of it, and after
-    `timeout_s` the group is given up, and all its servers count as failed.
+    broadcast is left out. NCCL cannot leave out one that fails while others join or receive: the
+    group is given up, and all servers that wait in it count as failed, too.
     """
 
     def __init__(
@@ -94,18 +94,28 @@ class NcclTransfer:
         self._members -= {server.url for server in servers}
 
     def send(self, servers: Sequence[ServerControl], version: int) -> tuple[int, tuple[str, ...]]:
-        """See `DeviceTransfer`."""
+        """See `DeviceTransfer`.
+
+        Raises:
+            NcclFailure: On all ranks.
+        """
         with Receivers(servers) as receivers:
             client = SyncClient(receivers, version, timeout_s=self.timeout_s)
             receivers.each(pause)
             facts = self._source.metadata()
             while broadcast_object(bool(receivers.alive)):
                 self._source.begin_round()
-                sent = False
+                sent, problem = False, None
                 if dist.get_rank() == 0:
-                    sent = self._connected(client) and self._sent(client, facts)
+                    try:
+                        sent = self._connected(client) and self._sent(client, facts)
+                    except nccl.NcclFailure as failure:
+                        problem = failure
                 self._source.finish_pass()
-                if broadcast_object(sent):
+                sent, problem = broadcast_object((sent, problem))
+                if problem is not None:
+                    raise problem
+                if sent:
                     break
             failed = broadcast_object(tuple(receivers.failures))
         return self._source.num_bytes, failed
@@ -155,9 +165,9 @@ class NcclTransfer:
     def _sent(self, client: SyncClient, facts: Sequence[ParameterFacts]) -> bool:
         """On rank 0: sends one pass. Returns whether the update was closed."""
         assert self._group is not None
-        before = len(client.receivers.alive)
+        members = len(client.receivers.alive)
         client.start_weight_update()
-        if len(client.receivers.alive) < before:
+        if len(client.receivers.alive) < members:
             return False  # The broadcast would wait for it.
         told = broadcast_announcement(facts)
         calls = client.receivers.start(lambda server: client.update_one(server, told))

@@ -25,6 +25,8 @@ LIBRARY_VARIABLE = "VLLM_NCCL_SO_PATH"
 class NcclFailure(RunError):
     """NCCL refused a call; the message holds its own words."""
 
+    common = True
+
 
 class UniqueId(ctypes.Structure):
     """`ncclUniqueId`, which is passed by value."""

@@ -16,9 +16,11 @@ from answering import answering
 from nccl_double import nccl_double
 from served_engine import one_rank
 
+from megatron_resrl.errors import UNUSABLE, exit_status
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
 from megatron_resrl.rollout.weight_sync.device_transfer import IpcTransfer, NcclTransfer
+from megatron_resrl.rollout.weight_sync.nccl import NcclFailure
 from megatron_resrl.rollout.weight_sync.packed import as_bytes
 
 WEIGHTS = [(name, torch.randn(size)) for name, size in [("a", 5), ("b", 40), ("c", 3), ("d", 1)]]
@@ -160,6 +162,14 @@ def test_a_server_that_dies_in_the_broadcast_ends_it_for_all_of_its_group(calls)
         assert set(failed) == {control.url for control in controls}
         assert kinds(calls())[-1] == "abort"
         assert "/resume" not in bad.routes + left.routes
+
+
+def test_nccls_own_refusal_ends_the_run_with_its_words(calls):
+    server = Server(workers=12)  # The library refuses groups of 13.
+    with served(server) as controls, pytest.raises(NcclFailure, match="invalid usage") as failure:
+        NcclTransfer(source(), HostGpu(), 64, timeout_s=20).send(controls, 1)
+    assert failure.value.common
+    assert exit_status(failure.value) == UNUSABLE
 
 
 def test_a_restarted_server_is_introduced_again(calls):
