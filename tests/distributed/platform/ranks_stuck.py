@@ -14,7 +14,7 @@ from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.platform.phases import begin_step, named_phase
 
-TIMEOUT_S = 3.0
+TIMEOUT_S = 8.0
 LONG_S = 100
 
 
