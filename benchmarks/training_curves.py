@@ -90,7 +90,8 @@ def rewards_of(
     command = [sys.executable, "-m", "megatron_resrl", "train", str(recipe)]
     command += ["--output_dir", str(run), "--steps", str(options.steps), "--seed", str(seed)]
     command += ["--rollout.engine", engine, "--evaluation.files", "[]"]
-    command += ["--checkpoint.export_hf", "false", "--logging.tensorboard", "false"]
+    command += ["--checkpoint.export_hf", "false", "--checkpoint.save_every", "0"]
+    command += ["--logging.tensorboard", "false"]
     command += ["--logging.progress_bar", "false", "--vllm.python", options.vllm_python]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

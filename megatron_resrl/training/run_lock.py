@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -130,6 +131,7 @@ class RunLock:
                 if found is None and not self.path.exists():
                     continue  # Its run has just ended.
                 if _alive(self.path, found, own):
+                    found = read_holder(self.path) or found
                     raise FolderInUse(
                         f"output_dir = {str(self.path.parent)!r} is in use by "
                         f"{found or 'a run that is starting'}; wait for its end, or choose another "
@@ -172,13 +174,23 @@ def _this_process() -> Holder:
         host=socket.gethostname(),
         pid=os.getpid(),
         started=time.time(),
-        command=shlex.join(sys.argv),
+        command=shlex.join(_without_keys(sys.argv)),
         job=os.environ.get("SLURM_JOB_ID"),
         restarts=_restarts(),
         machine=_machine(),
         born=_born(os.getpid()) or "",
         token=uuid.uuid4().hex,
     )
+
+
+def _without_keys(command: Sequence[str]) -> Iterator[str]:
+    """A command line for everyone who may read the directory."""
+    hide = False
+    for word in command:
+        name, equals, _ = word.partition("=")
+        is_key = name.endswith("api_key")
+        yield "..." if hide else f"{name}=..." if is_key and equals else word
+        hide = is_key and not equals
 
 
 def _restarts() -> int:

@@ -86,6 +86,8 @@ def main(work: Path) -> None:
     faster = replace(recipe, optimizer=OptimizerConfig(lr=1.0))
     seen["other learning rate"] = RolloutLog(faster).read(3) == []
     append(log, 3, GROUPS)
+    seen["other model at the same place"] = RolloutLog(recipe, "its digest").read(3) == []
+    append(log, 3, GROUPS)
     path = log.directory / "step_000003.groups"
     spoil(path, -20)
     if dist.get_rank() == 0:

@@ -141,6 +141,15 @@ def test_a_run_whose_folder_was_taken_over_learns_it(tmp_path, monkeypatch):
     assert (tmp_path / run_lock.FILE).exists()  # It is the other run's.
 
 
+@pytest.mark.parametrize("given", [["--vllm.api_key", "s3 cret"], ["--vllm.api_key=s3 cret"]])
+def test_keys_are_not_written_down(tmp_path, monkeypatch, given):
+    monkeypatch.setattr(sys, "argv", ["train", *given, "--seed", "1"])
+    with RunLock(tmp_path):
+        text = (tmp_path / run_lock.FILE).read_text()
+    assert "cret" not in text
+    assert "--seed 1" in text
+
+
 def test_heartbeats_change_the_time_of_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
     with RunLock(tmp_path):
