@@ -18,6 +18,7 @@ from megatron_resrl.checkpoint.folders import read_trainer_file, step_of
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.remarks import repetitions, too_few
+from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
@@ -54,6 +55,8 @@ class NothingLeftToDo(RunError):
 class Beginning:
     """Where a run begins; the same on all ranks."""
 
+    tokenizer: Any
+    """The model's."""
     prompts: list[Prompt]
     evaluation_sets: list[EvaluationSet]
     identity: Identity
@@ -63,7 +66,7 @@ class Beginning:
     """The data's order begins anew although the run continues."""
 
 
-def begin_run(recipe: Recipe, tokenizer: Any) -> Beginning:
+def begin_run(recipe: Recipe) -> Beginning:
     """Reads the questions, compares the ranks, and looks for what the run continues. Collective.
 
     Raises:
@@ -72,9 +75,11 @@ def begin_run(recipe: Recipe, tokenizer: Any) -> Beginning:
         NothingLeftToDo: On all ranks.
         CheckpointError: There are checkpoints, and all of them are damaged.
     """
+    tokenizer: Any = None
     prompts: list[Prompt] = []
     sets: list[EvaluationSet] = []
     try:
+        tokenizer = load_tokenizer(recipe.model)
         vocab_size = read_hf_config(recipe.model.path).vocab_size
         prompts = _training_prompts(recipe, tokenizer, vocab_size)
         sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
@@ -85,7 +90,7 @@ def begin_run(recipe: Recipe, tokenizer: Any) -> Beginning:
     output_dir = Path(recipe.output_dir)
     if recipe.checkpoint.resume == "never" and not _started_again():
         on_first_rank(lambda: _start_over(output_dir))
-        return Beginning(prompts, sets, identity, None)
+        return Beginning(tokenizer, prompts, sets, identity, None)
     checkpoint = checkpoint_to_resume(
         output_dir, verify_checksums=recipe.checkpoint.verify_checksums
     )
@@ -93,13 +98,13 @@ def begin_run(recipe: Recipe, tokenizer: Any) -> Beginning:
     if checkpoint is not None:
         new_data = on_first_rank(lambda: _compare(checkpoint, identity, recipe))
     on_first_rank(lambda: _require_work(checkpoint, recipe))
-    return Beginning(prompts, sets, identity, checkpoint, new_data)
+    return Beginning(tokenizer, prompts, sets, identity, checkpoint, new_data)
 
 
-def note_finished(recipe: Recipe) -> None:
-    """Writes down, on rank 0, that nothing is left to do."""
+def note_finished(recipe: Recipe, step: int) -> None:
+    """Writes down, on rank 0, that nothing is left to do after the last step."""
     if dist.get_rank() == 0:
-        note = {"step": recipe.steps, "time": round(time.time(), 3)}
+        note = {"step": step, "time": round(time.time(), 3)}
         (Path(recipe.output_dir) / FINISHED).write_text(json.dumps(note) + "\n")
 
 

@@ -25,7 +25,6 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.sizes import checkpoint_bytes
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
-from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.disk import full_disk_named
@@ -68,8 +67,8 @@ def train(recipe: Recipe) -> None:
         open_ranks(recipe),
         RunLock(output_dir) as lock,
     ):
-        tokenizer = load_tokenizer(recipe.model)
-        beginning = begin_run(recipe, tokenizer)
+        beginning = begin_run(recipe)
+        tokenizer = beginning.tokenizer
         prompts = [*beginning.prompts, *(p for s in beginning.evaluation_sets for p in s.prompts)]
         with open_actor(recipe, trainable=True, tokenizer=tokenizer, prompts=prompts) as actor:
             _train(recipe, beginning, actor, interruption, lock)
@@ -147,7 +146,7 @@ def _train(
             output_dir / "hf",
             tokenizer=recipe.model.tokenizer_path,
         )
-    note_finished(recipe)
+    note_finished(recipe, max(first - 1, recipe.steps))
 
 
 def _saver(recipe: Recipe, actor: Actor, rollout_log: RolloutLog) -> CheckpointSaver:

@@ -69,6 +69,16 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(task):
     assert not (task.parent / "run" / "run.lock").exists()
 
 
+def test_fewer_steps_than_were_done_export_what_there_is_once(copy):
+    (copy.parent / "run" / "finished.json").unlink()
+    codes, said = train(copy, "--steps=1")
+    assert codes == [0]
+    assert "resumed after step 2" in said
+    codes, said = train(copy, "--steps=1")
+    assert codes == [0]
+    assert "all 1 steps are done" in said
+
+
 CHANGES = {
     "algorithm": (["--algorithm.name=nsr"], "algorithm.name: 'grpo' in the checkpoint, 'nsr' now"),
     "group": (["--rollout.group_size=4"], "rollout.group_size: 6 in the checkpoint, 4 now"),
