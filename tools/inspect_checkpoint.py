@@ -17,14 +17,7 @@ from jsonargparse import auto_cli
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from megatron_resrl.checkpoint.folders import CheckpointError
-from megatron_resrl.checkpoint.inspection import (
-    as_json,
-    checkpoint_folders,
-    inspect_checkpoint,
-    report,
-)
-from megatron_resrl.errors import UNUSABLE
+from megatron_resrl.errors import UNUSABLE, InputError, RunError
 
 
 def inspect(path: Path, verify: bool = False, tensors: bool = False, json: bool = False) -> int:
@@ -39,9 +32,20 @@ def inspect(path: Path, verify: bool = False, tensors: bool = False, json: bool 
     Returns:
         Exit status.
     """
+    from megatron_resrl.platform.cpu import adapt_megatron_core
+
+    # First, because megatron-core warns of what a CPU lacks when it is imported.
+    adapt_megatron_core()
+    from megatron_resrl.checkpoint.inspection import (
+        as_json,
+        checkpoint_folders,
+        inspect_checkpoint,
+        report,
+    )
+
     try:
         found = [inspect_checkpoint(each, verify=verify) for each in checkpoint_folders(path)]
-    except CheckpointError as error:
+    except (InputError, RunError) as error:
         print(error, file=sys.stderr)
         return UNUSABLE
     for each in found:

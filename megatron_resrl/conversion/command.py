@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from jsonargparse import ArgumentParser
 
 from megatron_resrl.conversion.report import ConversionReport
-from megatron_resrl.errors import UNUSABLE, InputError
+from megatron_resrl.errors import UNUSABLE, InputError, RunError
 
 
 def run_conversion(
@@ -31,7 +31,7 @@ def run_conversion(
     options = parser.parse_args([_plain(word) for word in given])
     try:
         report = convert(**options.as_dict())
-    except InputError as error:
+    except (InputError, RunError) as error:
         print(error, file=sys.stderr)
         return UNUSABLE
     print(report)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,13 +21,14 @@ from megatron_resrl.conversion.model_directory import (
     DTYPES,
     RELEASE,
     DtypeName,
+    check_dtypes,
     check_left_out,
-    chosen_dtype,
     read_model_config,
     some,
     whole_or_nothing,
 )
-from megatron_resrl.conversion.report import ConversionReport, Tally
+from megatron_resrl.conversion.report import KEPT, ConversionReport, Tally, dtype_name
+from megatron_resrl.conversion.torch_dist_source import HF_DTYPES
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 from megatron_resrl.weights.model_files import MARKER, copy_model_files, tell_weights, written_dtype
@@ -65,7 +67,7 @@ def convert_hf_to_megatron(
         pipeline_model_parallel_size: Ranks over which the layers are shared out.
         make_vocab_size_divisible_by: Rows of the vocabulary are padded with zeros until each
             tensor-parallel rank has a multiple of this.
-        dtype: Type to write; default: the one of the files, which config.json must name too.
+        dtype: Type to write; default: each tensor's own, one of which config.json must name.
         force: Replace `output` if it exists.
 
     Returns:
@@ -91,22 +93,26 @@ def convert_hf_to_megatron(
     stored = stored_tensors(source)
     unexpected = _check_tensors(layout, stored, source)
     check_left_out(unexpected, source)
-    examples = {
-        _NAMES.get(tensor.dtype, tensor.dtype): tensor_name
-        for tensor_name, tensor in stored.items()
-        if tensor_name not in unexpected
+    names = {
+        name: _NAMES.get(tensor.dtype, tensor.dtype)
+        for name, tensor in stored.items()
+        if name not in unexpected
     }
-    name = chosen_dtype(examples, written_dtype(config), dtype, source)
-    with whole_or_nothing(target, source=source, force=force) as folder:
-        ranks = _Ranks(tensor_model_parallel_size, pipeline_model_parallel_size)
-        tally = _write(layout, stored, folder / RELEASE, ranks, DTYPES[name])
+    examples = {kind: name for name, kind in names.items()}
+    check_dtypes(examples, written_dtype(config), dtype, source)
+    dtypes = {name: DTYPES[dtype or kind] for name, kind in names.items()}
+    types = _Types(dtypes, _stored_types(layout, dtypes))
+    ranks = _Ranks(tensor_model_parallel_size, pipeline_model_parallel_size)
+    needed = sum(types.of(p).itemsize * math.prod(p.shape) for p in layout.parameters)
+    with whole_or_nothing(target, source=source, force=force, needed=needed) as folder:
+        tally = _write(layout, stored, folder / RELEASE, ranks, types)
         (folder / MARKER).write_text(RELEASE)
         copy_model_files(source, folder)
-        tell_weights(folder, dtype=name)
+        tell_weights(folder, dtype=dtype, tied=hf_config.tie_word_embeddings)
     return tally.report(
         source=source,
         target=target,
-        dtype=name,
+        dtype=dtype or (KEPT if len(examples) > 1 else min(examples)),
         unexpected=unexpected,
         seconds=time.perf_counter() - started,
     )
@@ -124,12 +130,46 @@ class _Ranks:
         return self.tensor_parallel * self.pipeline_parallel
 
 
+@dataclass(frozen=True)
+class _Types:
+    """What the weights are written in."""
+
+    hugging_face: dict[str, torch.dtype]
+    """By the tensor's name: what it is, or is asked to become."""
+    stored: dict[str, torch.dtype]
+    """By the stored tensor's key: wide enough for all that is in it."""
+
+    def of(self, parameter: Parameter) -> torch.dtype:
+        """In which a parameter is stored."""
+        return self.stored[parameter.pieces[0].key]
+
+    def narrower(self, layout: ModelLayout) -> dict[str, str]:
+        """Names of the types of those tensors that are stored in a wider one."""
+        return {
+            name: dtype_name(self.hugging_face[name])
+            for parameter in layout.parameters
+            for name in parameter.hf_shapes
+            if self.hugging_face[name] != self.of(parameter)
+        }
+
+
+def _stored_types(layout: ModelLayout, dtypes: dict[str, torch.dtype]) -> dict[str, torch.dtype]:
+    """A stored tensor may hold all layers of a kind, and queries, keys and values at once."""
+    types: dict[str, torch.dtype] = {}
+    for parameter in layout.parameters:
+        for piece in parameter.pieces:
+            for name in parameter.hf_shapes:
+                before = types.get(piece.key, dtypes[name])
+                types[piece.key] = torch.promote_types(before, dtypes[name])
+    return types
+
+
 def _write(
     layout: ModelLayout,
     stored: dict[str, StoredTensor],
     folder: Path,
     ranks: _Ranks,
-    dtype: torch.dtype,
+    types: _Types,
 ) -> Tally:
     """Reads, reshapes, cuts and writes one parameter after the other."""
     folder.mkdir()
@@ -142,12 +182,14 @@ def _write(
         for name, key in layout.objects
     ]
     blocks = [block for parts in cuts.values() for block, _ in parts]
-    writer = TorchDistWriter(folder, ranks.count, blocks, objects, dtype)
+    writer = TorchDistWriter(folder, ranks.count, blocks, objects, types.stored)
     tally = Tally()
     for parameter in layout.parameters:
         tensors = [_read(stored[name], name) for name in parameter.hf_shapes]
-        tally.note(parameter, tensors, dtype)
-        tensors = [tensor.to(dtype) for tensor in tensors]
+        asked = [types.hugging_face[name] for name in parameter.hf_shapes]
+        tally.note(parameter, [tensor.dtype for tensor in tensors], asked)
+        kept = zip(tensors, asked, strict=True)
+        tensors = [tensor.to(dtype).to(types.of(parameter)) for tensor, dtype in kept]
         whole = layout.bridge._weight_to_mcore_format(parameter.bridge_name, tensors)
         del tensors
         for block, place in cuts[parameter.name]:
@@ -157,6 +199,7 @@ def _write(
             "checkpoint_version": 3.0,
             "iteration": 0,
             "content_metadata": {"singleton_local_shards": False},
+            HF_DTYPES: types.narrower(layout),
         }
     )
     return tally

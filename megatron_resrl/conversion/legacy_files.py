@@ -74,6 +74,7 @@ class LegacyReader:
                 f"{first[0]} has checkpoint_version {version}, which orders queries, keys and "
                 "values otherwise; load and save it with a Megatron-LM that writes version 3.0"
             )
+        self.hf_dtypes: dict[str, str] = {}
         self.arguments = dict(vars(content["args"])) if "args" in content else {}
         sizes = _sizes(first, self.arguments)
         _check_expected(folder, sizes, tensor_parallel, pipeline_parallel)

@@ -76,7 +76,10 @@ class ModelLayout:
     """mbridge's, for one tensor at a time."""
 
     def stage(self, name: str, stages: int) -> int:
-        """Pipeline rank, of `stages`, that holds what is called `name`."""
+        """Pipeline rank, of `stages`, that holds what is called `name`.
+
+        Stages differ by one layer where the layers do not divide.
+        """
         layer = re.match(r"decoder\.layers\.(\d+)\.", name)
         if layer:
             return int(layer[1]) * stages // self.num_layers
@@ -134,10 +137,10 @@ def padded_rows(vocab_size: int, tensor_parallel: int, divisible_by: int) -> int
 
 
 def check_sizes(hf_config: PretrainedConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
-    """Refuses sizes that do not divide the model.
+    """Refuses sizes that the model cannot be shared out over.
 
     Raises:
-        InputError: Names the option, its value, and what it would have to divide.
+        InputError: Names the option, its value, and what would be right.
     """
     for option, size in (
         ("tensor-model-parallel-size", tensor_parallel),
@@ -146,10 +149,10 @@ def check_sizes(hf_config: PretrainedConfig, tensor_parallel: int, pipeline_para
         if size < 1:
             raise InputError(f"--{option} is {size}; it must be at least 1")
     layers = hf_config.num_hidden_layers
-    if layers % pipeline_parallel:
+    if pipeline_parallel > layers:
         raise InputError(
-            f"--pipeline-model-parallel-size is {pipeline_parallel}, which does not divide the "
-            f"model's {layers} layers; choose a divisor of {layers}"
+            f"--pipeline-model-parallel-size is {pipeline_parallel}, more than the model's "
+            f"{layers} layers; choose at most {layers}"
         )
     divided = {
         "attention heads": hf_config.num_attention_heads,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,6 +29,8 @@ class MegatronSource(Protocol):
 
     arguments: dict[str, Any]
     """Of the Megatron-LM run that wrote it; empty if the checkpoint does not say."""
+    hf_dtypes: Mapping[str, str]
+    """Names of the types of Hugging Face tensors that are stored in a wider one."""
 
     @property
     def has_output_matrix(self) -> bool:

@@ -14,8 +14,10 @@ import torch
 from transformers import PretrainedConfig
 
 from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
+from megatron_resrl.config.sizes import existing_parent, in_words
 from megatron_resrl.config.vocabulary import read_ids, tokens_beyond
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.disk import full_disk_named
 
 RELEASE = "release"
 """What Megatron-LM's marker file says of a model that was not trained here: its folder's name."""
@@ -24,23 +26,27 @@ DtypeName = Literal["float32", "float16", "bfloat16"]
 
 _OF_A_LAYER = re.compile(r"(^|\.)layers\..*(weight|bias)\d*$")
 _BUFFER = re.compile(r"(inv_freq|masked_bias|attn\.bias)$")
+SMALLEST_SHARD = 10**6
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @contextlib.contextmanager
-def whole_or_nothing(output: Path, *, source: Path, force: bool) -> Iterator[Path]:
+def whole_or_nothing(output: Path, *, source: Path, force: bool, needed: int) -> Iterator[Path]:
     """A directory that gets its name when the block has ended well, and is deleted otherwise.
 
     Args:
         output: The name.
         source: What is read.
         force: Replace what has the name already.
+        needed: Bytes that will be written.
 
     Yields:
         `<output>.incomplete`, empty.
 
     Raises:
-        InputError: The name is taken, or inside of the source or around it.
+        InputError: The name is taken, or inside of the source or around it, the disk has no room,
+            or the directory cannot be made.
+        DiskFull: The disk was filled meanwhile.
     """
     output, source = output.resolve(), source.resolve()
     if output == source or output in source.parents or source in output.parents:
@@ -53,12 +59,24 @@ def whole_or_nothing(output: Path, *, source: Path, force: bool) -> Iterator[Pat
         )
     incomplete = output.with_name(output.name + ".incomplete")
     shutil.rmtree(incomplete, ignore_errors=True)
-    incomplete.mkdir(parents=True)
+    place = existing_parent(output)
+    free = shutil.disk_usage(place).free
+    if free < needed:
+        raise InputError(
+            f"--output {output}: no space left on {place}: {in_words(free)} free, needs "
+            f"{in_words(needed)}"
+        )
     try:
-        yield incomplete
-        if output.is_dir():
-            shutil.rmtree(output)
-        incomplete.rename(output)
+        incomplete.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"--output {output} cannot be made: {error}") from error
+    try:
+        with full_disk_named(output.parent, needed):
+            yield incomplete
+            if output.is_dir():
+                shutil.rmtree(output)
+            output.unlink(missing_ok=True)
+            incomplete.rename(output)
     except BaseException:
         shutil.rmtree(incomplete, ignore_errors=True)
         raise
@@ -100,10 +118,10 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
     return config, written
 
 
-def chosen_dtype(
+def check_dtypes(
     examples: dict[str, str], claimed: str | None, asked: str | None, source: Path
-) -> str:
-    """The dtype to write.
+) -> None:
+    """Refuses types that are not those of weights, or not the one that config.json has.
 
     Args:
         examples: A tensor's name by every dtype found.
@@ -112,8 +130,8 @@ def chosen_dtype(
         source: For messages.
 
     Raises:
-        InputError: Tensors that are not float32, float16 or bfloat16; several types, or another one
-            than config.json's, without an explicit choice.
+        InputError: Tensors that are not float32, float16 or bfloat16; or none of config.json's type
+            without an explicit choice.
     """
     wrong = sorted(examples.keys() - DTYPES.keys())
     if wrong:
@@ -121,21 +139,12 @@ def chosen_dtype(
             f"{source}: {examples[wrong[0]]} is {wrong[0]}; only {', '.join(DTYPES)} can be "
             "converted"
         )
-    if asked is not None:
-        return asked
-    if len(examples) > 1:
-        listed = ", ".join(f"{name} is {kind}" for kind, name in sorted(examples.items()))
+    if asked is None and claimed is not None and claimed not in examples:
+        found = ", ".join(sorted(examples))
         raise InputError(
-            f"{source} holds tensors of differing dtype: {listed}; give --dtype to convert all "
-            "of them to one"
+            f"{source} holds tensors of {found}, but its config.json says {claimed}; give "
+            f"--dtype {min(examples)} or --dtype {claimed} to convert them"
         )
-    (only,) = examples
-    if claimed is not None and claimed != only:
-        raise InputError(
-            f"{source} holds tensors of {only}, but its config.json says {claimed}; give "
-            f"--dtype {only} to keep them as they are, or --dtype {claimed} to convert them"
-        )
-    return only
 
 
 def check_left_out(unexpected: tuple[str, ...], source: Path) -> None:
@@ -159,15 +168,20 @@ def check_left_out(unexpected: tuple[str, ...], source: Path) -> None:
 
 
 def parse_bytes(text: str, option: str) -> int:
-    """A size such as 5GB (10^9 bytes each).
+    """A size such as 5GB (10^9 bytes each), of at least `SMALLEST_SHARD`.
 
     Raises:
-        InputError: Not a size.
+        InputError: Not a size, or a smaller one.
     """
-    found = re.fullmatch(r"(\d+)\s*(|KB|MB|GB)", text.strip().upper())
-    if not found or not int(found[1]):
-        raise InputError(f"{option} is {text!r}; give a size such as 500MB or 5GB")
-    return int(found[1]) * _UNITS[found[2]]
+    found = re.fullmatch(r"(\d+)\s*(|KB|MB|GB)", str(text).strip().upper())
+    size = int(found[1]) * _UNITS[found[2]] if found else 0
+    if size < SMALLEST_SHARD:
+        few = f", {size} bytes" if size else ""
+        raise InputError(
+            f"{option} is {str(text)!r}{few}; give a size such as 500MB or 5GB, at least "
+            f"{SMALLEST_SHARD / 10**6:g}MB"
+        )
+    return size
 
 
 def some(names: list[str], shown: int = 5) -> str:

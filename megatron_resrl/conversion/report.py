@@ -14,6 +14,7 @@ import torch
 
 from megatron_resrl.conversion.megatron_layout import Parameter
 
+KEPT = "each as it was"
 LISTED = 5
 """Names of a kind that the text shows."""
 
@@ -27,10 +28,11 @@ class ConversionReport:
     tensors: int
     """Hugging Face tensors."""
     bytes: int
-    """Of those tensors, in the dtype written."""
+    """Of those tensors, as written."""
     dtypes: dict[str, int]
     """Tensors read, by dtype."""
     written_dtype: str
+    """Or `KEPT`: each tensor has its own."""
     unexpected: tuple[str, ...]
     """Stored in the source, not part of the model, and left out."""
     reshaped: dict[str, tuple[str, ...]]
@@ -70,17 +72,23 @@ class Tally:
     dtypes: Counter[str] = field(default_factory=Counter)
     reshaped: dict[str, list[str]] = field(default_factory=dict)
 
-    def note(self, parameter: Parameter, read: Sequence[torch.Tensor], dtype: torch.dtype) -> None:
+    def note(
+        self,
+        parameter: Parameter,
+        read: Sequence[torch.dtype],
+        written: Sequence[torch.dtype],
+    ) -> None:
         """Counts one Megatron parameter.
 
         Args:
             parameter: Its description.
-            read: The tensors it was read from.
-            dtype: Written.
+            read: Types of the tensors it was read from, one per Hugging Face tensor.
+            written: Likewise.
         """
         self.tensors += len(parameter.hf_shapes)
-        self.bytes += dtype.itemsize * sum(map(math.prod, parameter.hf_shapes.values()))
-        self.dtypes.update(str(tensor.dtype).removeprefix("torch.") for tensor in read)
+        sizes = map(math.prod, parameter.hf_shapes.values())
+        self.bytes += sum(size * t.itemsize for size, t in zip(sizes, written, strict=True))
+        self.dtypes.update(map(dtype_name, read))
         how = _reshaping(parameter)
         if how is not None:
             self.reshaped.setdefault(how, []).append(parameter.name)
@@ -119,6 +127,11 @@ def _reshaping(parameter: Parameter) -> str | None:
     if parameter.is_vocabulary and parameter.shape != shape:
         return f"vocabulary of {shape[0]} padded to {parameter.shape[0]}"
     return None
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """E.g. bfloat16."""
+    return str(dtype).removeprefix("torch.")
 
 
 def peak_memory() -> int:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PretrainedConfig
@@ -18,18 +21,18 @@ from megatron_resrl.conversion.megatron_source import (
 from megatron_resrl.conversion.model_directory import (
     DTYPES,
     DtypeName,
+    check_dtypes,
     check_left_out,
-    chosen_dtype,
     parse_bytes,
     read_model_config,
     some,
     whole_or_nothing,
 )
-from megatron_resrl.conversion.report import ConversionReport, Tally
+from megatron_resrl.conversion.report import KEPT, ConversionReport, Tally, dtype_name
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import ShardWriter
 from megatron_resrl.weights.megatron_folders import find_checkpoint
-from megatron_resrl.weights.model_files import copy_model_files, tell_weights
+from megatron_resrl.weights.model_files import copy_model_files, tell_weights, written_dtype
 
 
 def convert_megatron_to_hf(
@@ -47,15 +50,16 @@ def convert_megatron_to_hf(
     Memory: one safetensors file and the shares of one Megatron parameter.
 
     Args:
-        input: A directory made by the other direction, a run's `checkpoints/step_*`, or a
-            directory of Megatron-LM: `iter_*` or `release`, in the torch_dist format or with
-            `mp_rank_*` folders, or the one above.
+        input: A directory made by the other direction, a run's `checkpoints/step_*`, or its
+            output_dir for the newest of those, or a directory of Megatron-LM: `iter_*` or
+            `release`, in the torch_dist format or with `mp_rank_*` folders, or the one above.
         output: Directory to make.
         tensor_model_parallel_size: That the checkpoint was saved with; default: what it says. A
             torch_dist checkpoint has the weights of any size.
         pipeline_model_parallel_size: Likewise.
         model_files: Directory of config.json and the tokenizer, where the checkpoint has none.
-        dtype: Type to write; default: the checkpoint's.
+        dtype: Type to write; default: the checkpoint's, or what tensors were before they came into
+            it by the other direction.
         max_shard_size: Largest safetensors file, such as 500MB or 5GB.
         force: Replace `output` if it exists.
 
@@ -71,38 +75,65 @@ def convert_megatron_to_hf(
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size")
     folder = find_checkpoint(path)
     files = find_model_files(path, folder, model_files)
-    hf_config, _ = read_model_config(files)
+    hf_config, config = read_model_config(files)
     check_sizes(hf_config, tensor_model_parallel_size or 1, pipeline_model_parallel_size or 1)
     source = open_checkpoint(folder, tensor_model_parallel_size, pipeline_model_parallel_size)
     check_arguments(source, hf_config, folder)
     layout = model_layout(hf_config, _vocabulary_rows(source, hf_config, folder))
     unexpected = source.unexpected(layout)
     check_left_out(unexpected, folder)
-    name = chosen_dtype(_check_parameters(layout, source, folder), None, dtype, folder)
-    with whole_or_nothing(target, source=path, force=force) as directory:
-        tally = _write(layout, source, ShardWriter(directory, shard_bytes), DTYPES[name])
+    stored = _check_parameters(layout, source, folder)
+    check_dtypes({dtype_name(kind): name for name, kind in stored.items()}, None, dtype, folder)
+    types = _written_types(layout, source, stored, dtype)
+    shapes = {name: shape for p in layout.parameters for name, shape in p.hf_shapes.items()}
+    needed = sum(math.prod(shape) * types[name].itemsize for name, shape in shapes.items())
+    with whole_or_nothing(target, source=path, force=force, needed=needed) as directory:
+        tally = _write(layout, source, ShardWriter(directory, shard_bytes), types)
         copy_model_files(files, directory)
-        tell_weights(directory, dtype=name)
+        told = dtype or _told(config, types)
+        tell_weights(directory, dtype=told, tied=hf_config.tie_word_embeddings)
+    several = len(set(types.values())) > 1
     return tally.report(
         source=path,
         target=target,
-        dtype=name,
+        dtype=KEPT if several else dtype_name(next(iter(types.values()))),
         unexpected=unexpected,
         seconds=time.perf_counter() - started,
     )
 
 
+def _written_types(
+    layout: ModelLayout, source: MegatronSource, stored: dict[str, torch.dtype], asked: str | None
+) -> dict[str, torch.dtype]:
+    """The type of each Hugging Face tensor: asked for, as it once was, or as it is stored."""
+    return {
+        name: DTYPES[asked or source.hf_dtypes.get(name, dtype_name(stored[parameter.name]))]
+        for parameter in layout.parameters
+        for name in parameter.hf_shapes
+    }
+
+
+def _told(config: dict[str, Any], types: dict[str, torch.dtype]) -> str | None:
+    """The commonest type, if config.json names one that no tensor has."""
+    claimed, counted = written_dtype(config), Counter(map(dtype_name, types.values()))
+    return None if claimed is None or claimed in counted else counted.most_common(1)[0][0]
+
+
 def _write(
-    layout: ModelLayout, source: MegatronSource, writer: ShardWriter, dtype: torch.dtype
+    layout: ModelLayout,
+    source: MegatronSource,
+    writer: ShardWriter,
+    types: dict[str, torch.dtype],
 ) -> Tally:
     """Reads, takes apart and writes one parameter after the other."""
     tally = Tally()
     for parameter in layout.parameters:
         whole = source.read(parameter)
-        tally.note(parameter, [whole] * len(parameter.hf_shapes), dtype)
+        written = [types[name] for name in parameter.hf_shapes]
+        tally.note(parameter, [whole.dtype] * len(written), written)
         names, tensors = layout.bridge._weight_to_hf_format(parameter.bridge_name, whole)
         for name, tensor in zip(names, tensors, strict=True):
-            writer.add(name, tensor.to(dtype))
+            writer.add(name, tensor.to(types[name]))
     writer.close()
     return tally
 
@@ -124,16 +155,18 @@ def _vocabulary_rows(source: MegatronSource, hf_config: PretrainedConfig, folder
     return rows
 
 
-def _check_parameters(layout: ModelLayout, source: MegatronSource, folder: Path) -> dict[str, str]:
+def _check_parameters(
+    layout: ModelLayout, source: MegatronSource, folder: Path
+) -> dict[str, torch.dtype]:
     """Compares names and shapes with what the model is made of.
 
     Returns:
-        A parameter's name by every dtype found.
+        The type that each parameter is stored in, by name.
 
     Raises:
         InputError: A parameter is missing or of another shape.
     """
-    missing, wrong, examples = [], [], {}
+    missing, wrong, types = [], [], {}
     for parameter in layout.parameters:
         found = source.describe(parameter)
         if found is None:
@@ -142,9 +175,9 @@ def _check_parameters(layout: ModelLayout, source: MegatronSource, folder: Path)
         shape, dtype = found
         if shape != parameter.shape:
             wrong.append(f"{parameter.name} is {shape} instead of {parameter.shape}")
-        examples[str(dtype).removeprefix("torch.")] = parameter.name
+        types[parameter.name] = dtype
     if missing:
         raise InputError(f"{folder} lacks parameters that config.json asks for: {some(missing)}")
     if wrong:
         raise InputError(f"{folder} does not fit config.json: {some(wrong)}")
-    return examples
+    return types

@@ -13,6 +13,9 @@ from megatron_resrl.conversion.megatron_names import position, stored_keys
 from megatron_resrl.weights.inert_pickle import read_torch_file
 from megatron_resrl.weights.torch_dist_files import TorchDistReader
 
+HF_DTYPES = "hf_dtypes"
+"""Entry of common.pt: types of Hugging Face tensors that are stored in a wider one."""
+
 _NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")
 
 
@@ -31,6 +34,7 @@ class TorchDistSource:
         self._tensors = self._reader.tensors
         common = folder / "common.pt"
         content = read_torch_file(common, mapped=False) if common.is_file() else {}
+        self.hf_dtypes: dict[str, str] = content.get(HF_DTYPES, {})
         self.arguments: dict[str, Any] = dict(vars(content["args"])) if "args" in content else {}
 
     @property

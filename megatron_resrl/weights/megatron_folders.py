@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_resrl.config.model_place import newest_checkpoint
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.model_files import MARKER
 
 
 def find_checkpoint(path: Path) -> Path:
-    """The folder with the weights: `path`, or the one that Megatron-LM's marker file in it names.
+    """The folder with the weights.
+
+    Args:
+        path: That folder, one with Megatron-LM's marker file that names it, or a run's output_dir
+            or `checkpoints`, which stand for the newest checkpoint.
 
     Raises:
         InputError: There is none.
@@ -20,9 +25,16 @@ def find_checkpoint(path: Path) -> Path:
         return path
     marker = path / MARKER
     if not marker.is_file():
+        if newest := newest_checkpoint(path):
+            return newest
+        hint = (
+            "; it holds the safetensors of a Hugging Face model"
+            if any(path.glob("*.safetensors"))
+            else ""
+        )
         raise InputError(
             f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor mp_rank_* "
-            f"folders, nor {MARKER}"
+            f"folders, nor {MARKER}, nor checkpoints of a run{hint}"
         )
     named = marker.read_text().strip()
     folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)

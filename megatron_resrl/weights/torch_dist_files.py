@@ -10,7 +10,7 @@ import dataclasses
 import io
 import os
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -64,7 +64,7 @@ class TorchDistWriter:
         ranks: int,
         blocks: Sequence[Block],
         objects: Sequence[tuple[int, str]],
-        dtype: torch.dtype,
+        dtypes: Mapping[str, torch.dtype],
     ) -> None:
         """
         Args:
@@ -72,7 +72,7 @@ class TorchDistWriter:
             ranks: Number of ranks that the checkpoint is shared by.
             blocks: All that will be written.
             objects: Rank and key of every empty object; they are written at once.
-            dtype: Of all blocks.
+            dtypes: Of every stored tensor, by key.
         """
         self._directory = directory
         self._writer = FileSystemWriter(directory, sync_files=False)
@@ -80,7 +80,7 @@ class TorchDistWriter:
         self._writer.set_up_storage_writer(True)
         items: list[list[WriteItem]] = [[] for _ in range(ranks)]
         for block in blocks:
-            items[block.rank].append(_tensor_item(block, dtype))
+            items[block.rank].append(_tensor_item(block, dtypes[block.key]))
         for rank, key in objects:
             items[rank].append(WriteItem(MetadataIndex(key), WriteItemType.BYTE_IO))
         plans, self._metadata = create_default_global_save_plan([SavePlan(i) for i in items])

@@ -14,10 +14,11 @@ import torch
 from safetensors.torch import save_file
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch.distributed.checkpoint import FileSystemReader
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from megatron_resrl.config.checks import check_recipe
 from megatron_resrl.config.schema import ModelConfig, Recipe
+from megatron_resrl.conversion import model_directory
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
 from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
@@ -27,6 +28,12 @@ SIZES = {torch.float32: (2, 2), torch.bfloat16: (4, 1), torch.float16: (1, 1)}
 @pytest.fixture(scope="module")
 def families(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return tiny.write_families(tmp_path_factory.mktemp("families"))
+
+
+@pytest.fixture(autouse=True)
+def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiny models are cut into several files, which the command would refuse."""
+    monkeypatch.setattr(model_directory, "SMALLEST_SHARD", 1)
 
 
 @pytest.mark.parametrize("dtype", SIZES, ids=str)
@@ -45,6 +52,72 @@ def test_every_tensor_returns_bit_by_bit(
     assert len(list(back.glob("*.safetensors"))) > 1
     assert report.tensors == len(want)
     assert report.bytes == sum(tensor.nbytes for tensor in want.values())
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen3_moe_mixed"])
+def test_tensors_of_differing_types_return_as_they_were(
+    families: dict[str, Path], tmp_path: Path, family: str
+) -> None:
+    source = tmp_path / "mixed"
+    shutil.copytree(families[family], source)
+    want = tiny_conversion.tensors(source)
+    for name in want:
+        # Norms and routers in fp32 as published; and one of three that become one parameter, and
+        # one layer's of all that are stored together.
+        if "norm" not in name and "mlp.gate." not in name and "v_proj" not in name:
+            half = torch.float16 if ".2.self_attn.o_proj" in name else torch.bfloat16
+            want[name] = want[name].to(half)
+    save_file(want, source / "model.safetensors", metadata={"format": "pt"})
+    megatron, back = tmp_path / "megatron", tmp_path / "back"
+    report = convert_hf_to_megatron(str(source), str(megatron), 2, 2)
+    returned = convert_megatron_to_hf(str(megatron), str(back))
+    assert tiny_conversion.differing(tiny_conversion.tensors(back), want) == []
+    assert report.dtypes.keys() == {"bfloat16", "float32", "float16"}
+    assert report.bytes == returned.bytes == sum(tensor.nbytes for tensor in want.values())
+    for folder in (megatron, back):
+        assert (folder / "config.json").read_bytes() == (source / "config.json").read_bytes()
+
+
+@pytest.mark.parametrize(("layers", "stages"), [(5, 2), (7, 3)])
+def test_layers_that_do_not_divide_by_the_stages_return_bit_by_bit(
+    families: dict[str, Path], tmp_path: Path, layers: int, stages: int
+) -> None:
+    config = AutoConfig.from_pretrained(families["qwen2"])
+    config.num_hidden_layers, config.layer_types = layers, ["full_attention"] * layers
+    source, megatron, back = tmp_path / "deep", tmp_path / "megatron", tmp_path / "back"
+    AutoModelForCausalLM.from_config(config).save_pretrained(source)
+    convert_hf_to_megatron(str(source), str(megatron), 1, stages)
+    convert_megatron_to_hf(str(megatron), str(back))
+    want = tiny_conversion.tensors(source)
+    assert tiny_conversion.differing(tiny_conversion.tensors(back), want) == []
+    sizes = [(megatron / "release" / f"__{rank}_0.distcp").stat().st_size for rank in range(stages)]
+    assert min(sizes) > 0
+
+
+def test_a_tied_model_with_another_output_matrix_returns_untied(
+    families: dict[str, Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(families["llama_tied"], tmp_path / "source"))
+    want = tiny_conversion.tensors(source) | {"lm_head.weight": torch.randn(131, 48)}
+    save_file(want, source / "model.safetensors", metadata={"format": "pt"})
+    megatron, back = tmp_path / "megatron", tmp_path / "back"
+    assert convert_hf_to_megatron(str(source), str(megatron)).unexpected == ()
+    convert_megatron_to_hf(str(megatron), str(back))
+    assert tiny_conversion.differing(tiny_conversion.tensors(back), want) == []
+    for folder in (megatron, back):
+        assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
+
+
+def test_a_stray_file_beside_the_model_is_not_converted(
+    families: dict[str, Path], tmp_path: Path
+) -> None:
+    source = Path(shutil.copytree(families["qwen3"], tmp_path / "source"))
+    want = tiny_conversion.tensors(source)
+    stray = {name: torch.zeros_like(tensor) for name, tensor in want.items()}
+    save_file(stray, source / "step_100.safetensors", metadata={"format": "pt"})
+    convert_hf_to_megatron(str(source), str(tmp_path / "megatron"))
+    convert_megatron_to_hf(str(tmp_path / "megatron"), str(tmp_path / "back"))
+    assert tiny_conversion.differing(tiny_conversion.tensors(tmp_path / "back"), want) == []
 
 
 def test_logits_before_and_after_are_equal(families: dict[str, Path], tmp_path: Path) -> None:
