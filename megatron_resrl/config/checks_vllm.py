@@ -59,9 +59,10 @@ def _check_urls_alone(facts: Facts) -> Iterator[Problem]:
         value = getattr(vllm, name)
         if value != getattr(unset, name):
             problem = "the servers of vllm.urls are already running"
-            yield Problem(
-                f"vllm.{name}", value, problem, "remove it, or vllm.urls to start servers"
-            )
+            fix = "remove it, or vllm.urls to start servers"
+            # Values of variables and arguments may be secrets.
+            shown = sorted(value) if isinstance(value, dict) else value
+            yield Problem(f"vllm.{name}", shown, problem, fix)
 
 
 def _check_arguments(facts: Facts) -> Iterator[Problem]:
@@ -179,7 +180,7 @@ def _check_shared_memory(facts: Facts) -> Iterator[Problem]:
     if recipe.rollout.placement == "colocated" and "gpu-memory-utilization" not in given:
         problem = "without gpu-memory-utilization a server takes 0.9 of the trainer's GPU"
         fix = 'e.g. {"gpu-memory-utilization": 0.5}'
-        yield Problem("vllm.arguments", recipe.vllm.arguments, problem, fix, "note")
+        yield Problem("vllm.arguments", sorted(given), problem, fix, "note")
 
 
 def _check_own_devices(facts: Facts, devices: Sequence[str]) -> Iterator[Problem]:

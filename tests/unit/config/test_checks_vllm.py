@@ -210,3 +210,14 @@ def test_a_server_that_would_take_the_trainers_gpu_is_a_note():
     assert note.setting == "vllm.arguments"
     assert not notes(python=sys.executable, arguments={"gpu_memory_utilization": 0.5})
     assert not notes(urls=(URL,))
+
+
+@pytest.mark.parametrize("name", ["environment", "arguments"])
+def test_no_problem_shows_the_values_of_variables_and_arguments(name):
+    for urls in ((), (URL,)):
+        given = {name: {"VLLM_API_KEY": "s3cret", "api-key": "s3cret"}, "urls": urls}
+        recipe = Recipe(rollout=RolloutConfig(engine="vllm"), vllm=VllmConfig(**given))
+        facts = Facts(recipe, 1, {}, "cuda")
+        found = [problem for check in VLLM_CHECKS for problem in check(facts)]
+        assert found
+        assert "s3cret" not in "".join(map(str, found))
