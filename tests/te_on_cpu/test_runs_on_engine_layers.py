@@ -16,7 +16,6 @@ def test_fp8_trains_decodes_and_resumes() -> None:
 def test_steps_decoding_and_conversion() -> None:
     passed = passes_on_engine_layers(
         "tests/distributed/training/test_reference_step.py",
-        "tests/distributed/training/test_token_weights.py",
         "tests/distributed/rollout/test_episodes.py",
         "tests/distributed/rollout/test_idle_replica.py",
         "tests/distributed/conversion",

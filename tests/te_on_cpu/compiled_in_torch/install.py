@@ -28,7 +28,13 @@ import torch
 from compiled_in_torch import attention, kinds, optimizers, packed_ring, products, quantization
 
 _ANSWERED = (attention, optimizers, packed_ring, products, quantization)
-_TRITON = "transformer_engine.pytorch.triton"
+_TRITON = (
+    "transformer_engine.pytorch.triton",
+    "transformer_engine.pytorch.triton.cross_entropy",
+    "transformer_engine.pytorch.triton.pad",
+    "transformer_engine.pytorch.triton.permutation",
+)
+"""Modules of Triton's kernels."""
 
 
 def install() -> None:
@@ -37,9 +43,8 @@ def install() -> None:
     for name in ("onnxscript", "onnx", "onnx_ir"):
         if importlib.util.find_spec(name) is None:
             sys.modules[name] = _specified(mock.MagicMock(), name)
-    for name in (_TRITON, *(f"{_TRITON}.{kind}" for kind in ("permutation", "pad"))):
+    for name in _TRITON:
         sys.modules[name] = _unanswered_module(name)
-    sys.modules[f"{_TRITON}.cross_entropy"] = _unanswered_module(f"{_TRITON}.cross_entropy")
     _answer_device_queries()
     _load_python_files()
     _name_layouts_and_masks()
