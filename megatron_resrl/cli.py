@@ -60,8 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Returns:
         Exit status: 0 done, 1 `check` found problems, 2 the run could not start or ended with an
-        error that explains itself; that of `Interrupted` if a signal ended it early. `check` ends
-        with 1 whatever is wrong, 2 only says that it was not asked properly.
+        error that explains itself; that of `Interrupted` if a signal ended it early, 130 if Ctrl-C
+        did before there was a step to finish.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import netrc
+import os
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 
 from megatron_resrl.config.facts import Facts
 from megatron_resrl.config.problems import Problem
@@ -81,6 +84,27 @@ def _note_attention_in_fp32(facts: Facts) -> Iterator[Problem]:
         yield _note("precision.params_dtype", "fp32", problem, "bf16 is for training on GPUs")
 
 
+def _note_wandb(facts: Facts) -> Iterator[Problem]:
+    project = facts.recipe.logging.wandb_project
+    mode = os.environ.get("WANDB_MODE", "online")
+    if project is None or mode != "online" or facts.elsewhere or _wandb_key_there():
+        return
+    problem = "nobody is logged in on this machine; the run would be kept on disk for `wandb sync`"
+    fix = "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline if that is meant"
+    yield _note("logging.wandb_project", project, problem, fix)
+
+
+def _wandb_key_there() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").partition("://")[2]
+    file = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    try:
+        return netrc.netrc(str(file)).authenticators(host.strip("/")) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
+
+
 NOTES = (
     _note_warm_up,
     _note_learning_rate,
@@ -88,6 +112,7 @@ NOTES = (
     _note_saving,
     _note_temperature,
     _note_greedy_samples,
+    _note_wandb,
     _note_attention_in_fp32,
 )
 """For training only."""

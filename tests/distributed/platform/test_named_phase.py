@@ -27,7 +27,9 @@ def test_a_rank_that_does_not_arrive_is_reported_with_phase_and_rank_after_the_t
     assert message.startswith("phase 'rollout', rank 0: another rank did not take part")
     assert "parallel.timeout_minutes" in message
     assert "rank 1 did not answer, though its process runs" in message
-    assert re.search(r"last seen entering phase 'scoring' of step 3, \d+ s ago", message)
+    assert re.search(
+        r"last seen entering phase 'scoring' of step 3, \d+ s ago \(\S+, local rank 1\)", message
+    )
     # The time-out is 4 s; a busy machine may be late to notice.
     assert 3.5 < seconds < 20 + ANSWER_WITHIN_S
 

@@ -51,6 +51,24 @@ def test_a_rank_without_the_others_is_refused_with_the_cause_in_torchruns_file(
     assert int(written["extraInfo"]["timestamp"]) > 0
 
 
+@pytest.mark.setting("precision.deterministic")
+def test_a_deterministic_run_starts_with_its_switches(recipe: Path) -> None:
+    script = (
+        "import os, torch; from megatron_resrl import cli; "
+        f"cli._start({str(recipe)!r}, ['--precision.deterministic=true'], 'train'); "
+        "print(os.environ['NCCL_ALGO'], torch.are_deterministic_algorithms_enabled())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env=environment(),
+        cwd=REPOSITORY,
+    )
+    assert done.stdout == "Ring True\n", done.stderr
+
+
 def test_torchrun_shows_our_sentence_as_the_root_cause(recipe: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "megatron_resrl", "train", str(recipe), "--steps=0"]

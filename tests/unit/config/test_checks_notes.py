@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from megatron_resrl.config.checks import inspect_recipe
@@ -40,6 +42,23 @@ def test_a_usual_recipe_has_no_notes() -> None:
 )
 def test_what_is_probably_not_meant_is_named(overrides: tuple[str, ...], setting: str) -> None:
     assert notes(*overrides) == [setting]
+
+
+def test_a_service_without_a_key_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "netrc"
+    monkeypatch.setenv("NETRC", str(file))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    asked = "--logging.wandb_project=p"
+    assert notes(asked) == ["logging.wandb_project"]
+    assert notes() == []
+    for name, value in (("WANDB_API_KEY", "k"), ("WANDB_MODE", "offline")):
+        with monkeypatch.context() as here:
+            here.setenv(name, value)
+            assert notes(asked) == []
+    file.write_text("machine api.wandb.ai login user password k\n")
+    file.chmod(0o600)
+    assert notes(asked) == []
 
 
 def test_a_warm_up_is_counted_in_optimizer_steps() -> None:
