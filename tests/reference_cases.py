@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -197,6 +198,23 @@ CASES: dict[str, Case] = {
     "much at once, experts": Case(HARD, masked=True, family="qwen3_moe"),
     "much at once, tied matrices": Case(HARDER, family="llama_tied"),
 }
+CROSSED: dict[str, tuple[Any, ...]] = {
+    "resrl.positives": ("score", "advantage"),
+    "algorithm.aggregation": ("sequence_mean", "token_mean"),
+    "resrl.subspace_method": ("rows", "gram"),
+    "algorithm.updates_per_step": (1, 2, 4),
+    "resrl.refresh": ("rollout", "minibatch"),
+    "resrl.weights": ("residual", "constant", "random"),
+}
+"""Settings of which every combination is run on request."""
+COMBINATIONS = {
+    " ".join(map(str, values)): Case(
+        dict(zip(CROSSED, values, strict=True)),
+        {"algorithm.clip_low": 0.05, "algorithm.dual_clip": 1.2, **LENGTH_SCALING},
+        masked=values[1] == "token_mean",
+    )
+    for values in itertools.product(*CROSSED.values())
+}
 LAYOUTS: dict[str, dict[str, Any]] = {
     "one": {},
     "TP2+SP": {
@@ -210,6 +228,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "EP2": {"parallel.expert_model_parallel_size": 2},
 }
 LAYOUTS["TP2+SP packed"] = LAYOUTS["TP2+SP"] | {"algorithm.sequence_packing": True}
+LAYOUTS["one packed"] = {"algorithm.sequence_packing": True}
 LAYOUTS["CP2 packed"] = LAYOUTS["CP2"] | {"algorithm.sequence_packing": True}
 
 

@@ -71,9 +71,10 @@ def _reason(policy: Policy, model_path: str) -> str:
             bad.append(f"{name} ({count} of {weight.numel()} values)")
     if not bad:
         return (
-            f"All weights are finite, so its activations overflow (model.path = {model_path!r}, "
-            f"{policy.config.params_dtype}): the weights do not belong to this configuration, or "
-            "grew too large in training; lower optimizer.lr or go back to an older checkpoint"
+            f"All weights of the trainer are finite, so that activations overflow: model.path = "
+            f"{model_path!r} does not bear {policy.config.params_dtype}, or its weights grew too "
+            "large in training (lower optimizer.lr or go back to an older checkpoint), or the "
+            "engine that drew the tokens has others (rollout.verify_weights compares them)"
         )
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,9 @@ from megatron_resrl.rollout.weight_sync.control import authorization, shortened
 
 ROUTE = "/inference/v1/generate"
 """vLLM's token-in, token-out route (`--enable-scale-out`)."""
+
+
+_NO_LOG_PROB = -9999.0
 
 
 class RequestFailure(RunError):
@@ -127,12 +131,21 @@ def read_response(answer: Any, sampling: SamplingParams, version: int) -> Respon
             f"the response ended with {reason!r} at token {tokens[-1]}; stop tokens are "
             f"{sampling.stop_token_ids}"
         )
-    log_probs = tuple(float(entry["logprob"]) for entry in choice["logprobs"]["content"])
+    log_probs = tuple(_log_prob(entry["logprob"]) for entry in choice["logprobs"]["content"])
     if len(log_probs) != len(tokens):
         raise RequestFailure(f"{len(tokens)} tokens came with {len(log_probs)} log-probs")
     return Response(
         tokens, log_probs, reason, weight_versions=_versions(choice.get("weight_versions"), version)
     )
+
+
+def _log_prob(written: float | None) -> float:
+    """A drawn token's, NaN where the server had none.
+
+    vLLM writes -9999.0 for NaN and for what is smaller, older versions null; nothing is drawn with
+    such a probability.
+    """
+    return math.nan if written is None or written <= _NO_LOG_PROB else float(written)
 
 
 def _versions(spans: Sequence[Mapping[str, Any]] | None, version: int) -> tuple[int, int]:

@@ -13,7 +13,7 @@ from typing import Any
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
-from reference_cases import CASES, LAYOUTS, THINK_MARKERS, recipe, rollouts
+from reference_cases import CASES, COMBINATIONS, LAYOUTS, THINK_MARKERS, recipe, rollouts
 from reference_step import Rollout
 
 from megatron_resrl.algorithms import algorithm_of
@@ -62,7 +62,7 @@ def _response(rollout: Rollout) -> Response:
 
 
 def run(models: Path, layout: str, name: str) -> dict[str, Any]:
-    case = CASES[name]
+    case = (CASES | COMBINATIONS)[name]
     settings = recipe(case.settings | LAYOUTS[layout], models / case.family)
     policy = Policy.from_recipe(settings)
     algorithm = algorithm_of(settings)
@@ -83,7 +83,7 @@ def main() -> None:
     found, initialized = {}, None
     for pair in sys.argv[3:]:
         layout, name = pair.split("=", 1)
-        parallel = recipe(CASES[name].settings | LAYOUTS[layout], models).parallel
+        parallel = recipe((CASES | COMBINATIONS)[name].settings | LAYOUTS[layout], models).parallel
         if parallel != initialized:
             # Anew only for another layout: the threads of groups that are replaced stay.
             platform.initialize(parallel, seed=0)

@@ -16,7 +16,7 @@ import pytest
 import tiny_families as tiny
 import torch
 from ranks import run_ranks
-from reference_cases import CASES, THINK_MARKERS, recipe, rollouts
+from reference_cases import CASES, COMBINATIONS, LENGTHS, THINK_MARKERS, recipe, rollouts
 from reference_step import Trained, train
 
 TOLERANCE = 1e-6
@@ -42,6 +42,11 @@ RANKS = {
     ],
 }
 """Layouts and cases by number of ranks."""
+CROSSED_LAYOUTS = {
+    1: ("one", "one packed"),
+    2: ("TP2+SP", "PP2", "CP2", "DP2 split", "CP2 packed", "TP2+SP packed", "DP2"),
+}
+"""For combinations in turn; the last takes at least as many groups per update as replicas."""
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +72,34 @@ def product(folder: Path) -> Any:
 
 
 @pytest.fixture(scope="module")
+def combined(folder: Path) -> Any:
+    """By number of ranks, what the product made of all combinations."""
+
+    @functools.cache
+    def measure(ranks: int) -> dict[str, Any]:
+        script = Path(__file__).with_name("ranks_reference_step.py")
+        output = folder / f"combined {ranks}.pt"
+        pairs = []
+        for number, (name, case) in enumerate(COMBINATIONS.items()):
+            layouts = CROSSED_LAYOUTS[ranks]
+            if case.settings["algorithm.updates_per_step"] == len(LENGTHS):
+                layouts = layouts[:-1]
+            pairs.append(f"{layouts[number % len(layouts)]}={name}")
+        # Layout by layout, because process groups take long.
+        run_ranks(script, ranks, folder, output, *sorted(pairs), timeout=1200)
+        return {pair.split("=", 1)[1]: made for pair, made in torch.load(output).items()}
+
+    return measure
+
+
+@pytest.fixture(scope="module")
 def reference(folder: Path) -> Any:
     """What the reference makes of a case, or of what is left of it where its changes are
     ignored."""
     known: dict[str, Trained] = {}
 
     def of(name: str, *, ignoring: bool = False) -> Trained:
-        case = CASES[name]
+        case = (CASES | COMBINATIONS)[name]
         settings = case.ignored if ignoring else case.settings
         key = repr((case.family, case.masked, case.flat, sorted(settings.items())))
         if key not in known:
@@ -102,8 +128,17 @@ def _pairs() -> Iterator[Any]:
 
 @pytest.mark.parametrize(("ranks", "pair"), list(_pairs()))
 def test_every_weight_and_number_is_the_reference_s(product, reference, ranks, pair):
-    name = pair.split("=", 1)[1]
-    found, expected = product(ranks)[pair], reference(name)
+    compare(product(ranks)[pair], reference(pair.split("=", 1)[1]))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("name", COMBINATIONS)
+def test_every_combination_is_the_reference_s(combined, reference, ranks, name):
+    compare(combined(ranks)[name], reference(name))
+
+
+def compare(found: dict[str, Any], expected: Trained) -> None:
     # No token lies where rounding decides whether it is clipped.
     assert expected.margin > 1e-5
     difference = largest_difference(found["weights"], expected.weights)
@@ -135,6 +170,31 @@ def test_replicas_that_share_groups_exchange_their_hidden_states(product):
     whole = _first_step(product, 2, "DP2=much at once")
     split = _first_step(product, 2, "DP2 split=much at once")
     assert split["resrl/sent_bytes"] > 0 == whole["resrl/sent_bytes"]
+
+
+@pytest.mark.parametrize(
+    "arms",
+    [
+        (
+            "positives by score, rewards of the other sign",
+            "constant weights",
+            "random weights",
+        ),
+        (
+            "mean over tokens",
+            "constant weights, mean over tokens",
+            "random weights, mean over tokens",
+        ),
+    ],
+)
+def test_all_arms_punish_wrong_answers_as_hard(product, arms):
+    found = [_first_step(product, 1, f"one={arm}") for arm in arms]
+    method = found[0]["resrl/negative_mass"]
+    assert 0.3 < found[0]["resrl/negative_mass_share"] < 0.95
+    for metrics in found:
+        assert metrics["resrl/negative_mass"] == pytest.approx(method, rel=1e-6)  # fp32
+        share = metrics["resrl/negative_mass"] / metrics["resrl/negative_mass_unweighted"]
+        assert metrics["resrl/negative_mass_share"] == pytest.approx(share)
 
 
 @pytest.mark.setting("resrl.window_tokens")
