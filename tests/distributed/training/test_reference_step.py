@@ -192,7 +192,7 @@ def test_all_arms_punish_wrong_answers_as_hard(product, arms):
     method = found[0]["resrl/negative_mass"]
     assert 0.3 < found[0]["resrl/negative_mass_share"] < 0.95
     for metrics in found:
-        assert metrics["resrl/negative_mass"] == pytest.approx(method, rel=1e-6)  # fp32
+        assert metrics["resrl/negative_mass"] == pytest.approx(method, rel=3e-6)  # fp32
         share = metrics["resrl/negative_mass"] / metrics["resrl/negative_mass_unweighted"]
         assert metrics["resrl/negative_mass_share"] == pytest.approx(share)
 
