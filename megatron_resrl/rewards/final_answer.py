@@ -37,7 +37,7 @@ _HASHES = re.compile(r"^[ \t]*####(?!\#)[ \t]*(.*)$", re.MULTILINE)
 _STATED = re.compile(
     r"""(?:(?<!of\ )\b(?:the|my|our|your|its|final|correct|right|end)\s+(?:(?!number)\w+\s+){0,2}?
             (?:answers?|results?)
-        |^\W*(?:answers?|(?:final\s)?results?)|\banswer(?=\**\s?[:=]))\b
+        |^[^\w\n]{0,20}(?:answers?|(?:final\s)?results?)|\banswer(?=\**\s?[:=]))\b
         (?:(?!\b(?:is|are)\b)[^.:=\n]){0,60}?
         (?:\s(?:is|are|equals|would\ be|must\ be)\b|\**\s*[:=])
         (?![\s*]*not\b)[\s*:=]*""",
@@ -57,8 +57,8 @@ _REASON = re.compile(
 
 _MATH = re.compile(
     r"""\$\$(?P<double>.+?)\$\$
-    |\\\[(?P<bracket>.+?)\\\]
-    |\\\((?P<paren>.+?)\\\)
+    |\\\[(?P<bracket>(?:(?!\\\[).)+?)\\\]
+    |\\\((?P<paren>(?:(?!\\\().)+?)\\\)
     |(?<!\\)\$(?P<tight>(?![\s$])(?:\\.|[^$\n\\])*?(?<=\S))(?<!\\)\$(?!\d)
     |(?<!\\)\$[ \t]+(?P<loose>(?:\\.|[^$\n\\])+?)[ \t]+\$(?!\d)""",
     re.VERBOSE | re.DOTALL,
@@ -178,9 +178,10 @@ def _joined(text: str, boxes: list[_Span]) -> str:
 
 
 def _after_hashes(text: str) -> str:
+    end = len(text.rstrip())
     for match in reversed(list(_HASHES.finditer(text))):
         line = match[1].strip().strip("*").strip()
-        last = not text[match.end() :].strip()
+        last = match.end() >= end
         # Otherwise it is a headline.
         if line and (last or not re.search(r"(?<!\\)\b[A-Za-z]{3,}", _without_commands(line))):
             return stated(line) or _formula_of(line) or line
