@@ -42,7 +42,7 @@ def _check_room(facts: Facts) -> Iterator[Problem]:
     try:
         sizes = sizes_of(facts.recipe, facts.world_size, facts.hf_config)
         first, needed = disk_needed(facts.recipe, sizes)
-        place = existing_parent(Path(facts.recipe.output_dir))
+        place = existing_parent(Path(facts.recipe.output_dir) / "checkpoints")
         free = shutil.disk_usage(place).free
     except (KeyError, TypeError, ZeroDivisionError, OSError, ValueError):
         return  # Said by the checks of the model and of the directory.

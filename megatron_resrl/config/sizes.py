@@ -167,8 +167,11 @@ def plan(facts: Facts) -> Iterator[str]:
     recipe = facts.recipe
     try:
         sizes = sizes_of(recipe, facts.world_size, facts.hf_config)
-    except (KeyError, TypeError, ZeroDivisionError):
-        return  # The checks of the model say what is missing.
+        _, needed = disk_needed(recipe, sizes)
+        place = existing_parent(Path(recipe.output_dir) / "checkpoints")
+        free = shutil.disk_usage(place).free
+    except (KeyError, TypeError, ZeroDivisionError, OSError, ValueError):
+        return  # The checks of the model and of the output directory say what is wrong.
     yield f"size: {sizes.parameters / 1e9:.3g} billion parameters"
     large = " (more than the 80 GB of an H100)" if sizes.rank > _DEVICE_BYTES else ""
     yield (
@@ -181,12 +184,9 @@ def plan(facts: Facts) -> Iterator[str]:
         f"  each step: {rollout.prompts_per_step} prompts x {rollout.group_size} responses of up "
         f"to {rollout.max_response_length} tokens, {sizes.step_tokens:,} in all"
     )
-    _, needed = disk_needed(recipe, sizes)
-    place = existing_parent(Path(recipe.output_dir))
     yield (
         f"  disk: a checkpoint {in_words(sizes.checkpoint)}, the export {in_words(sizes.export)}; "
-        f"{in_words(needed)} for what the run keeps, {in_words(shutil.disk_usage(place).free)} "
-        f"are free on {place}"
+        f"{in_words(needed)} for what the run keeps, {in_words(free)} are free on {place}"
     )
 
 

@@ -157,3 +157,27 @@ def test_the_plan_counts_tokens_and_compares_with_a_device(tmp_path):
     assert "70.6 billion parameters" in lines
     assert "each rank: 1.27 TB (more than the 80 GB of an H100)" in lines
     assert "256 prompts x 4 responses of up to 4096 tokens, 4,194,304 in all" in lines
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--output_dir=/tmp/" + "a" * 300,
+        "--parallel.pipeline_model_parallel_size=0",
+        "--checkpoint.save_every=-3",
+        "--model.path=/nowhere",
+    ],
+)
+def test_a_wrong_recipe_has_no_plan_or_one(tmp_path, given):
+    text = as_json(tiny_families.family_configs()["llama"])
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    lines = size_plan(load_recipe(None, [f"--model.path={tmp_path}", given]), 1)
+    assert len(lines) in (0, 4)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "vocab_size"])
+@pytest.mark.parametrize("value", [None, "64", 0, []])
+def test_a_wrong_config_has_no_plan_or_one(tmp_path, name, value):
+    text = as_json(tiny_families.family_configs()["qwen2"]) | {name: value}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    assert len(size_plan(load_recipe(None, [f"--model.path={tmp_path}"]), 1)) in (0, 4)
