@@ -56,7 +56,7 @@ class Journal:
         if not self.writes:
             return
         path = self.directory / "recipe.yaml"
-        if path.is_file() and path.read_text(encoding="utf-8") != text:
+        if path.is_file() and path.read_text(encoding="utf-8", errors="replace") != text:
             set_aside(path)
         path.write_text(text, encoding="utf-8")
 
