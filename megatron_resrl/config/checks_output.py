@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,7 @@ def _problem(facts: Facts, problem: str, fix: str) -> Problem:
 
 
 def _check_directory(facts: Facts) -> Iterator[Problem]:
-    """Nothing is made here: the nearest folder that is there is looked at."""
+    """Tries the nearest folder that is there; nothing stays."""
     path = Path(facts.recipe.output_dir)
     fix = "give a directory that can be made and written to"
     try:
@@ -31,8 +32,13 @@ def _check_directory(facts: Facts) -> Iterator[Problem]:
         return
     if not place.is_dir():
         yield _problem(facts, f"{place} is a file", fix)
-    elif not os.access(place, os.W_OK | os.X_OK):
-        yield _problem(facts, f"{place} cannot be written to by this user", fix)
+        return
+    try:
+        # Rights alone do not tell: of the superuser, on read-only and special file systems.
+        os.rmdir(tempfile.mkdtemp(dir=place))
+    except OSError as error:
+        reason = error.strerror or str(error)
+        yield _problem(facts, f"{place} cannot be written to ({reason})", fix)
 
 
 def _check_room(facts: Facts) -> Iterator[Problem]:
@@ -43,9 +49,12 @@ def _check_room(facts: Facts) -> Iterator[Problem]:
         sizes = sizes_of(facts.recipe, facts.world_size, facts.hf_config)
         first, needed = disk_needed(facts.recipe, sizes)
         place = existing_parent(Path(facts.recipe.output_dir) / "checkpoints")
-        free = shutil.disk_usage(place).free
+        usage = shutil.disk_usage(place)
+        free = usage.free
     except (KeyError, TypeError, ZeroDivisionError, OSError, ValueError):
         return  # Said by the checks of the model and of the directory.
+    if usage.total == 0:
+        return  # Some file systems do not say how large they are.
     if free < first:
         yield _problem(
             facts,

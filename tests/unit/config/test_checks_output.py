@@ -57,10 +57,16 @@ def _read_only_mount(directory: Path) -> Path:
     return place
 
 
+def test_a_place_that_takes_no_directories_is_refused_whoever_asks(refused):
+    if not Path("/proc/self").is_dir():
+        pytest.skip("there is no /proc, where nobody can make a directory")
+    assert "/proc cannot be written to" in refused("--output_dir=/proc/run").problem
+
+
 def test_a_disk_without_room_for_the_first_checkpoint_is_named(
     refused, tmp_path, model, monkeypatch
 ):
-    usage = type("Usage", (), {"free": 100_000})
+    usage = type("Usage", (), {"free": 100_000, "total": 200_000})
     monkeypatch.setattr("megatron_resrl.config.checks_output.shutil.disk_usage", lambda _: usage)
     problem = refused("--precision.params_dtype=fp32")
     assert problem.setting == "output_dir"
