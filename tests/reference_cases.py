@@ -210,7 +210,13 @@ CROSSED: dict[str, tuple[Any, ...]] = {
 COMBINATIONS = {
     " ".join(map(str, values)): Case(
         dict(zip(CROSSED, values, strict=True)),
-        {"algorithm.clip_low": 0.05, "algorithm.dual_clip": 1.2, **LENGTH_SCALING},
+        # Smaller steps, because the rounding of four of them adds up.
+        {
+            "optimizer.lr": 5e-3,
+            "algorithm.clip_low": 0.05,
+            "algorithm.dual_clip": 1.2,
+            **LENGTH_SCALING,
+        },
         masked=values[1] == "token_mean",
     )
     for values in itertools.product(*CROSSED.values())

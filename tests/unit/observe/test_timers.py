@@ -73,14 +73,9 @@ def test_the_current_phase_is_the_innermost_and_survives_errors() -> None:
 
 def test_real_sleep_is_counted_for_its_phase() -> None:
     timers = PhaseTimers()
-    began = time.perf_counter()
     with timers.phase("rollout"):
         time.sleep(0.05)
-    seconds = timers.collect()
-    whole = time.perf_counter() - began
-    assert seconds["rollout"] >= 0.05
-    # The sum misses only the moments before creation and after collecting.
-    assert sum(seconds.values()) <= whole + 0.01
+    assert timers.collect()["rollout"] >= 0.05
 
 
 def test_the_device_is_waited_for_at_every_border() -> None:
