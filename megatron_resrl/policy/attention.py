@@ -8,6 +8,9 @@ from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
+from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
+    _yarn_get_concentration_factor_from_config as rotary_factor,
+)
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
@@ -180,6 +183,7 @@ class RotatedCacheAttention(SelfAttention):
                 key,
                 rotary_pos_emb[1][first : first + key.shape[0]],
                 config=self.config,
+                mscale=rotary_factor(self.config),  # As for queries, in the base class.
                 cp_group=self.pg_collection.cp,
             )
         query, key, value, rotary_pos_emb, *rest = super()._adjust_key_value_for_inference(

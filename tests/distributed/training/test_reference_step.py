@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from ranks import run_ranks
 from reference_cases import CASES, COMBINATIONS, LENGTHS, THINK_MARKERS, recipe, rollouts
 from reference_step import Trained, train
 
-TOLERANCE = 1e-6
+TOLERANCE = 2e-6 if "TE_ON_CPU" in os.environ else 1e-6
+"""Transformer Engine's layers round once more: they normalise and multiply in one module."""
 SHOWN = 3e-5
 """What the settings of a case have to change at least."""
 METRICS = (

@@ -98,6 +98,8 @@ def test_ctrl_c_while_loading_is_one_sentence(recipe: Path) -> None:
             text=True,
             env=environment(),
             cwd=REPOSITORY,
+            # Shells start what runs in the background with Ctrl-C ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         with pipe.open("w"):  # Returns when the other end is opened.
             process.send_signal(signal.SIGINT)

@@ -142,8 +142,10 @@ def test_a_request_that_no_server_can_serve_ends_the_rollout_with_its_answer(eng
 
 @pytest.mark.setting("vllm.urls")
 def test_a_server_at_an_address_serves_and_stays(engine, model_path, tmp_path):
-    url = engine._pool.slots[0].url
-    with engine_of(served_recipe(model_path, tmp_path, urls=(url + "/",))) as other:
+    slot = engine._pool.slots[0]
+    with engine_of(
+        served_recipe(model_path, tmp_path, urls=(slot.url + "/",), api_key=slot.api_key)
+    ) as other:
         ((response,),) = other.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
     assert len(response.token_ids) == 4
     engine.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
