@@ -61,7 +61,7 @@ class ObservationTokens:
         for special in self._special:
             text = text.replace(special, "")
         ids = self._tokenizer(self._between(text), add_special_tokens=False)["input_ids"]
-        if drawn and drawn[-1] in ids:
+        if self._templated and drawn and drawn[-1] in ids:
             place = ids.index(drawn[-1])
             # Some templates put a space before the end-of-turn token.
             if not self._tokenizer.decode(ids[:place]).strip():

@@ -118,7 +118,7 @@ def test_what_only_the_model_or_the_trainer_can_say_is_refused() -> None:
     [
         ("--model.megatron.init_method_std=wide", "expects float or int"),
         ("--model.megatron.init_method_std=true", "expects a number"),
-        ("--model.megatron.add_qkv_bias=1", "expects bool"),
+        ("--model.megatron.attention_softmax_in_fp32=1", "expects bool"),
         ("--parallel.ddp.bucket_size=large", "expects int or NoneType"),
     ],
 )

@@ -64,6 +64,8 @@ def test_special_tokens_in_an_observation_are_taken_out() -> None:
 def test_without_a_template_the_text_itself_is_appended() -> None:
     observations = ObservationTokens(tokenizer(CHATML), "user", apply_chat_template=False)
     assert list(observations.encode("three", ids("one [E]"))) == ids("three")
+    # Also where it begins with the token that ended the turn: there is no template to repeat it.
+    assert list(observations.encode("three two", ids("one three"))) == ids("three two")
 
 
 @pytest.mark.parametrize(
