@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from megatron_resrl import __version__
-from megatron_resrl.config.checks import inspect_recipe, require_valid, size_plan
+from megatron_resrl.config.checks import inspect_recipe, prompt_preview, require_valid, size_plan
 from megatron_resrl.config.facts import Target, cuda_available
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.named_paths import named_paths
@@ -125,6 +125,8 @@ def check(path: str | None, overrides: list[str]) -> int:
     print(recipe_yaml(recipe), end="")
     for line in size_plan(recipe, world_size):
         print(f"# {line}")
+    if prompt := prompt_preview(recipe):
+        print(f"# {prompt}")
     if chosen := transfer_note(recipe, has_cuda=target == "cuda" or cuda_available()):
         print(f"# {chosen}")
     notes = [problem for problem in problems if problem.kind == "note"]

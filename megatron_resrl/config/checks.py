@@ -10,7 +10,7 @@ from megatron_resrl.config.checks_algorithm import ALGORITHM_CHECKS
 from megatron_resrl.config.checks_checkpoint import CHECKPOINT_CHECKS
 from megatron_resrl.config.checks_collection import COLLECTION_CHECKS
 from megatron_resrl.config.checks_correction import CORRECTION_CHECKS
-from megatron_resrl.config.checks_data import DATA_ROW_CHECKS, RUN_ROW_CHECKS
+from megatron_resrl.config.checks_data import DATA_ROW_CHECKS, RUN_ROW_CHECKS, first_prompt
 from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
 from megatron_resrl.config.checks_experts import EXPERT_CHECKS
 from megatron_resrl.config.checks_files import DATA_CHECKS, RUN_CHECKS
@@ -100,6 +100,12 @@ def size_plan(recipe: Recipe, world_size: int) -> list[str]:
     """Lines that say what a run takes of memory and disk; none where the model is not known."""
     facts, _ = gather_facts(recipe, world_size)
     return list(plan(facts))
+
+
+def prompt_preview(recipe: Recipe) -> str | None:
+    """A line with the first training question as the model is given it; None where none is."""
+    facts, _ = gather_facts(recipe, world_size=1)
+    return first_prompt(facts)
 
 
 def check_recipe(

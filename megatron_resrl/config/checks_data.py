@@ -30,6 +30,9 @@ _WHOLE_BYTES = 4_000_000
 _FORMATTED = 400
 """Formatted and tokenized of all files together; at least one question of each."""
 
+_SHOWN_CHARACTERS = 600
+"""Of a prompt."""
+
 _PLACE = re.compile(r"(line|row|item) \d+")
 
 
@@ -83,6 +86,36 @@ def read_first_rows(
         except InputError as error:
             problems.append(_problem(setting, file, error))
     return found, problems
+
+
+def first_prompt(facts: Facts) -> str | None:
+    """The first training question as the model is given it, special tokens included.
+
+    Returns:
+        A line for people; None where there is none, which the checks say.
+    """
+    files, _ = read_first_rows("data.train_files", facts, facts.recipe.data.train_files)
+    unusable = isinstance(facts.tokenizer, SettingError) or list(check_tokenizer(facts))
+    if unusable or not files or not files[0].records:
+        return None
+    from megatron_resrl.data.prompts import encode_prompts
+
+    data = facts.recipe.data
+    try:
+        (ids,) = encode_prompts(
+            files[0].records[:1],
+            facts.tokenizer,
+            apply_chat_template=data.apply_chat_template,
+            chat_template_kwargs=data.chat_template_kwargs,
+            continue_final_message=data.continue_final_message,
+        )
+    except InputError:
+        return None
+    text = repr(facts.tokenizer.decode(ids))
+    if len(text) > _SHOWN_CHARACTERS:
+        half = _SHOWN_CHARACTERS // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return f"first prompt: {len(ids)} tokens, {text}"
 
 
 def check_training_rows(facts: Facts) -> Iterator[Problem]:

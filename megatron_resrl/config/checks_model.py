@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from megatron_resrl.config.facts import Facts
+from megatron_resrl.config.facts import Facts, read_json
 from megatron_resrl.config.problems import Problem
 
 SUPPORTED_ARCHITECTURES = (
@@ -197,8 +197,6 @@ def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
         if name == "pad_token_id" and isinstance(value, int) and value < 0:
             continue  # None, as Meta spells it; nothing is padded with it.
         ids = value if isinstance(value, list) else [] if value is None else [value]
-        if name == "pad_token_id" and value == -1:
-            continue  # Published configurations say so where there is none; nothing here pads.
         if any(not 0 <= token < size for token in ids):
             what = "pad" if name == "pad_token_id" else "end-of-sequence"
             problem = f"out-of-vocabulary {what} token: its {name} is {value}"
@@ -207,6 +205,24 @@ def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
     if any(not 0 <= token < size for token in stop):
         problem = f"out of the model's vocabulary of {size} tokens"
         yield Problem("rollout.stop_token_ids", stop, problem, f"use ids from 0 to {size - 1}")
+
+
+def _check_generation_config(facts: Facts) -> Iterator[Problem]:
+    """Its end-of-sequence tokens end responses."""
+    size = facts.hf_config.get("vocab_size")
+    path = facts.model_place.files / "generation_config.json"
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        fix = "correct the file or remove it"
+        yield _unsupported(facts, f"its generation_config.json cannot be read ({error})", fix)
+        return
+    value = content.get("eos_token_id") if isinstance(content, dict) else None
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if size is not None and any(not isinstance(i, int) or not 0 <= i < size for i in ids):
+        problem = f"its generation_config.json has eos_token_id {value}, which is no token"
+        fix = f"correct the file; token ids run from 0 to {size - 1}"
+        yield _unsupported(facts, problem, fix)
 
 
 def _check_recompute(facts: Facts) -> Iterator[Problem]:
@@ -235,5 +251,6 @@ MODEL_CHECKS = (
     _check_positions,
     _check_window,
     _check_special_tokens,
+    _check_generation_config,
     _check_recompute,
 )

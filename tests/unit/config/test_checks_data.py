@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tiny_recipe import change_json, write_recipe
 
-from megatron_resrl.config.checks import inspect_recipe
+from megatron_resrl.config.checks import inspect_recipe, prompt_preview
 from megatron_resrl.config.load import load_recipe
 
 GOOD = {"prompt": "3", "answer": "4"}
@@ -157,3 +157,11 @@ def test_repeated_questions_are_noted(model, tmp_path) -> None:
     assert "2 of 2 questions come more than once, up to 3 times" in found["data.train_files"]
     assert f"({file}, line 1 and {file}, line 3)" in found["data.train_files"]
     assert "1 of them with different answers" in found["data.train_files"]
+
+
+def test_one_prompt_is_shown_as_the_model_is_given_it(model, tmp_path) -> None:
+    recipe = load_recipe(str(write_recipe(tmp_path, model)), ("--data.system_prompt=7",))
+    assert prompt_preview(recipe) == "first prompt: 2 tokens, '7 3'"
+    file = write(tmp_path / "bad.jsonl", "no JSON")
+    recipe = load_recipe(str(write_recipe(tmp_path, model)), (f"--data.train_files={file}",))
+    assert prompt_preview(recipe) is None

@@ -193,3 +193,18 @@ def test_inconsistent_recomputation_is_refused(
     )
     assert problem.setting == setting
     assert right in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ('{"eos_token_id": [1, 64]}', "has eos_token_id [1, 64], which is no token"),
+        ('{"eos_token_id": "</s>"}', "has eos_token_id </s>, which is no token"),
+        ("{", "generation_config.json cannot be read"),
+    ],
+)
+def test_end_of_sequence_tokens_that_only_generation_names_are_checked(
+    refused, model, content, said
+):
+    (model / "generation_config.json").write_text(content)
+    assert said in refused().problem
