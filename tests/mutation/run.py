@@ -47,7 +47,7 @@ class Fault:
 
 def code_faults(rooms: Sequence[str], sample: int, seed: int) -> list[Fault]:
     """`sample` mutants of every room, without those that are known to change nothing."""
-    equivalent = set(EQUIVALENT.read_text().split("\n"))
+    equivalent = set(EQUIVALENT.read_text(encoding="utf-8").split("\n"))
     faults = []
     for room in rooms:
         target = TARGETS[room]
