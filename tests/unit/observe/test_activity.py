@@ -91,7 +91,6 @@ def test_the_bar_follows_the_phase_and_its_clock_runs(monkeypatch: pytest.Monkey
     os.close(reader)
 
 
-@pytest.mark.setting("logging.progress_bar")
 def test_without_a_bar_a_terminal_gets_lines() -> None:
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))

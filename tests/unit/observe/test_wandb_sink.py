@@ -80,7 +80,6 @@ def run(directory: Path, resume_step: int | None = None, **names: object) -> Non
         metrics.log((resume_step or 0) + 2, {"reward": 0.6})
 
 
-@pytest.mark.setting("logging.wandb_project")
 @pytest.mark.setting("logging.wandb_name")
 @pytest.mark.setting("logging.wandb_entity")
 @pytest.mark.setting("logging.wandb_group")

@@ -94,10 +94,10 @@ def test_the_launchers_variables_stay_with_the_trainer(monkeypatch):
 
 @pytest.mark.setting("vllm.servers", "vllm.devices", "vllm.tensor_parallel_size")
 def test_every_server_sees_its_own_gpus():
-    vllm = VllmConfig(servers=2, devices=("0,1", "2,3"), tensor_parallel_size=2)
+    vllm = VllmConfig(servers=2, devices=("4,5", "6,7"), tensor_parallel_size=2)
     first, second = specs(vllm, cuda=True)
-    assert first.environment["CUDA_VISIBLE_DEVICES"] == "0,1"
-    assert second.environment["CUDA_VISIBLE_DEVICES"] == "2,3"
+    assert first.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
+    assert second.environment["CUDA_VISIBLE_DEVICES"] == "6,7"
     assert flag(first, "--tensor-parallel-size") == "2"
 
 

@@ -1,0 +1,29 @@
+"""What of the settings reaches what a run writes down."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from megatron_resrl.config.schema import LoggingConfig, Recipe
+from megatron_resrl.training import journal
+
+
+@pytest.mark.setting("logging.wandb_project", "logging.progress_bar")
+def test_settings_reach_metrics_and_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+    for name in ("MetricsLogger", "Progress"):
+        monkeypatch.setattr(journal, name, lambda *_, **options: given.update(options))
+    logging = LoggingConfig(wandb_project="mine", progress_bar=False)
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        journal.Journal(Recipe(output_dir=str(tmp_path), logging=logging), resume_step=None)
+    finally:
+        dist.destroy_process_group()
+    assert given["wandb_project"] == "mine"
+    assert given["bar"] is False
