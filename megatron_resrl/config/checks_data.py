@@ -98,17 +98,8 @@ def first_prompt(facts: Facts) -> str | None:
     unusable = isinstance(facts.tokenizer, SettingError) or list(check_tokenizer(facts))
     if unusable or not files or not files[0].records:
         return None
-    from megatron_resrl.data.prompts import encode_prompts
-
-    data = facts.recipe.data
     try:
-        (ids,) = encode_prompts(
-            files[0].records[:1],
-            facts.tokenizer,
-            apply_chat_template=data.apply_chat_template,
-            chat_template_kwargs=data.chat_template_kwargs,
-            continue_final_message=data.continue_final_message,
-        )
+        (ids,) = _encoded(facts, files[0].records[:1])
     except InputError:
         return None
     text = repr(facts.tokenizer.decode(ids))
@@ -138,7 +129,7 @@ def _tokenized(setting: str, facts: Facts, files: Sequence[FirstRows]) -> Iterat
     unreadable = isinstance(facts.tokenizer, SettingError)
     if not files or unreadable or list(check_tokenizer(facts)):
         return
-    from megatron_resrl.data.prompts import encode_prompts, report_too_long
+    from megatron_resrl.data.prompts import report_too_long
 
     data = facts.recipe.data
     said: set[str] = set()
@@ -146,13 +137,7 @@ def _tokenized(setting: str, facts: Facts, files: Sequence[FirstRows]) -> Iterat
     for each in files:
         records = each.records[:count]
         try:
-            encoded = encode_prompts(
-                records,
-                facts.tokenizer,
-                apply_chat_template=data.apply_chat_template,
-                chat_template_kwargs=data.chat_template_kwargs,
-                continue_final_message=data.continue_final_message,
-            )
+            encoded = _encoded(facts, records)
         except InputError as error:
             # What is said of a setting or a template is the same for every file.
             same = _PLACE.sub("", str(error).replace(each.file.path, ""))
@@ -171,6 +156,20 @@ def _tokenized(setting: str, facts: Facts, files: Sequence[FirstRows]) -> Iterat
                 f"raise it; the shortest has {min(lengths)}",
                 "note" if where else "recipe",
             )
+
+
+def _encoded(facts: Facts, records: Sequence[PromptRecord]) -> list[list[int]]:
+    """Token ids of questions, as a run would give them to the model."""
+    from megatron_resrl.data.prompts import encode_prompts
+
+    data = facts.recipe.data
+    return encode_prompts(
+        records,
+        facts.tokenizer,
+        apply_chat_template=data.apply_chat_template,
+        chat_template_kwargs=data.chat_template_kwargs,
+        continue_final_message=data.continue_final_message,
+    )
 
 
 def _notes(facts: Facts, files: Sequence[FirstRows]) -> Iterator[Problem]:
