@@ -11,16 +11,16 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from megatron_resrl import __version__
-from megatron_resrl.config.checks import inspect_recipe, prompt_preview, require_valid, size_plan
-from megatron_resrl.config.facts import Target, cuda_available
+from megatron_resrl.checks.facts import Target, cuda_available
+from megatron_resrl.checks.named_paths import named_paths
+from megatron_resrl.checks.recipe import inspect_recipe, prompt_preview, require_valid, size_plan
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
-from megatron_resrl.config.named_paths import named_paths
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.config.weight_transfer import transfer_note
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
 from megatron_resrl.platform.ending import process_ends_with_block, record_failure
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
+from megatron_resrl.rollout.weight_sync.choice import transfer_note
 
 PROBLEMS = 1
 """Exit status of `check` where something is wrong."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _CHECKPOINTS = "checkpoints"
 _LATEST = "latest"
@@ -63,3 +65,15 @@ def newest_checkpoint(path: Path) -> Path | None:
 
 def _is_checkpoint(path: Path) -> bool:
     return _STEP.fullmatch(path.name) is not None and (path / _INDEX).is_file()
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; None if there is no such file.
+
+    Raises:
+        ValueError: Not valid JSON; the message holds the position.
+        OSError: The file cannot be read.
+    """
+    if not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -13,11 +13,10 @@ from typing import Any, Literal
 import torch
 from transformers import PretrainedConfig
 
-from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES
-from megatron_resrl.config.sizes import existing_parent, in_words
-from megatron_resrl.config.vocabulary import read_ids, tokens_beyond
 from megatron_resrl.errors import InputError
-from megatron_resrl.platform.disk import full_disk_named
+from megatron_resrl.platform.disk import existing_parent, full_disk_named, in_words
+from megatron_resrl.policy.architectures import SUPPORTED_ARCHITECTURES
+from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
 
 RELEASE = "release"
 """What Megatron-LM's marker file says of a model that was not trained here: its folder's name."""

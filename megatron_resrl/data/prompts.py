@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.question_files import pattern_problem, set_name
 from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
 from megatron_resrl.data.messages import read_messages, read_tools
+from megatron_resrl.data.question_files import pattern_problem, set_name
 from megatron_resrl.data.records import Prompt, PromptRecord, TokenizedPrompts
 from megatron_resrl.data.rows import (
     ABSENT,

@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from megatron_resrl.config.question_files import KNOWN, kind_of
+from megatron_resrl.data.question_files import KNOWN, kind_of
 from megatron_resrl.errors import InputError
 
 ABSENT = object()

@@ -15,8 +15,8 @@ import yaml
 
 from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
-from megatron_resrl.config.question_files import question_files
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.question_files import question_files
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.evaluation.results import (
     SUMMARY,

@@ -42,7 +42,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
     A single process without a launcher needs no environment.
 
     Args:
-        parallel: Layout; must divide the world size (checked before, see `config.checks`).
+        parallel: Layout; must divide the world size (checked before, see `checks`).
         seed: Of the global generators and megatron-core's random tracker, which draws dropout
             masks. Each pipeline stage adds 100 per stage, as Megatron-LM does.
 

@@ -12,11 +12,11 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-from megatron_resrl.config.checks_model import SUPPORTED_ARCHITECTURES, SUPPORTED_ROPE_TYPES
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
+from megatron_resrl.policy.architectures import SUPPORTED_ARCHITECTURES, SUPPORTED_ROPE_TYPES
 from megatron_resrl.policy.experts import expert_fields
 from megatron_resrl.weights.tied import is_tied_in_name_only
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_resrl.config.question_files import QuestionFile, question_files
 from megatron_resrl.config.schema import DataConfig, FileEntry, Recipe
 from megatron_resrl.data.prompts import Prompt, load_prompts, tokenize_prompts
+from megatron_resrl.data.question_files import QuestionFile, question_files
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.platform.ending import Deadline

@@ -22,13 +22,13 @@ from megatron_resrl.checkpoint import (
 )
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.config.sizes import checkpoint_bytes
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.disk import full_disk_named
 from megatron_resrl.platform.phases import begin_step
+from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.rollout.actor import Actor, open_actor, open_ranks
 from megatron_resrl.rollout.environments.metrics import episode_metrics
 from megatron_resrl.training.beginning import Beginning, begin_run, note_finished

@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from safetensors import safe_open
 
-from megatron_resrl.config.facts import read_json
-from megatron_resrl.config.model_place import ModelPlace
+from megatron_resrl.config.model_place import ModelPlace, read_json
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 
 EMBEDDING = "model.embed_tokens.weight"

@@ -23,7 +23,7 @@ from tiny_task import read_metrics, write_task
 from megatron_resrl.checkpoint.checksums import write_sums
 from megatron_resrl.checkpoint.inspection import inspect_checkpoint
 from megatron_resrl.config.load import load_recipe
-from megatron_resrl.config.sizes import checkpoint_bytes
+from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.training import run_lock
 from megatron_resrl.weights.torch_dist_files import read_index
 

@@ -15,7 +15,7 @@ from faults import Fault, assert_same_run, run_task
 from safetensors.torch import load_file
 from tiny_task import read_metrics, write_task
 
-from megatron_resrl.config.checks_checkpoint import evaluation_metric_names
+from megatron_resrl.checks.checkpoint import evaluation_metric_names
 from megatron_resrl.config.schema import EvaluationConfig
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.config.weight_transfer import Backend, transfer_backend
 from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.weight_sync.choice import Backend, transfer_backend
 
 WORKER_FOLDER = Path(__file__).with_name("worker")
 """Goes onto a server's PYTHONPATH."""

@@ -12,11 +12,11 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.config.weight_transfer import transfer_note
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.weight_sync.backends import chosen_backend
+from megatron_resrl.rollout.weight_sync.choice import transfer_note
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
 from megatron_resrl.rollout.weight_sync.device_transfer import (

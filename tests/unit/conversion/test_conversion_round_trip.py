@@ -16,7 +16,7 @@ from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from torch.distributed.checkpoint import FileSystemReader
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from megatron_resrl.config.checks import check_recipe
+from megatron_resrl.checks.recipe import check_recipe
 from megatron_resrl.config.schema import ModelConfig, Recipe
 from megatron_resrl.conversion import model_directory
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron

@@ -13,7 +13,7 @@ import pytest
 from tiny_recipe import write_model
 from transformers import AutoTokenizer
 
-from megatron_resrl.config.checks import inspect_recipe
+from megatron_resrl.checks.recipe import inspect_recipe
 from megatron_resrl.config.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[3]

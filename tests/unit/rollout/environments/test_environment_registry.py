@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_resrl.config.checks_environments import ENVIRONMENT_CHECKS
-from megatron_resrl.config.facts import Facts
+from megatron_resrl.checks.environments import ENVIRONMENT_CHECKS
+from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.schema import Recipe, RolloutConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.environments.number_game import NumberGame

@@ -1,0 +1,1 @@
+"""Checks of a recipe across its sections, before any long work; above all rooms that they ask."""

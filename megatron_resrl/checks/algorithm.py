@@ -1,0 +1,73 @@
+"""The objective, its sampling distribution and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import SettingError, closest
+from megatron_resrl.user_files import split_name
+
+
+def _check_algorithm(facts: Facts) -> Iterator[Problem]:
+    # Here, because torch takes a second to import, which `--help` need not wait for.
+    from megatron_resrl.algorithms.registry import algorithm_names, algorithm_of
+
+    algorithm, known = facts.recipe.algorithm, algorithm_names()
+    if algorithm.name not in known and split_name(algorithm.name) is None:
+        near = closest(algorithm.name, known)
+        hint = f"did you mean {near}? " if near else ""
+        fix = f"{hint}registered are {', '.join(known)}; your own is path.py:name"
+        yield Problem("algorithm.name", algorithm.name, "there is no such algorithm", fix)
+        return
+    try:
+        algorithm_of(facts.recipe)
+    except SettingError as error:
+        yield Problem.of(error)
+    except (ValueError, TypeError) as error:  # Names must be strings, values what they say.
+        fix = "correct the option or leave it out"
+        yield Problem("algorithm.options", algorithm.options, str(error), fix)
+
+
+def _check_sampling(facts: Facts) -> Iterator[Problem]:
+    if facts.recipe.rollout.temperature == 0:
+        problem = "greedy responses of a group are all the same and teach nothing"
+        yield Problem("rollout.temperature", 0.0, problem, "set it above 0, e.g. 1.0")
+
+
+def _check_quantiles(facts: Facts) -> Iterator[Problem]:
+    low, high = facts.recipe.resrl.quantiles
+    if not 0 <= low < high <= 1:
+        problem = "not two increasing quantiles between 0 and 1"
+        yield Problem("resrl.quantiles", [low, high], problem, "use e.g. [0.2, 0.8]")
+
+
+def _check_layer(facts: Facts) -> Iterator[Problem]:
+    layer, layers = facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")
+    if layers is None or -layers - 1 <= layer <= layers:
+        return
+    problem = f"the model has {layers} layers, whose hidden states are {-layers - 1} to {layers}"
+    yield Problem("resrl.layer", layer, problem, "use e.g. -2, the input of the last layer")
+
+
+def _check_schedule(facts: Facts) -> Iterator[Problem]:
+    optimizer = facts.recipe.optimizer
+    if optimizer.min_lr > optimizer.lr:
+        problem = f"larger than optimizer.lr, which is {optimizer.lr}"
+        yield Problem("optimizer.min_lr", optimizer.min_lr, problem, "use a smaller one")
+    decay = optimizer.lr_decay_steps
+    if decay is not None and decay <= optimizer.lr_warmup_steps:
+        problem = f"not after the warm-up: optimizer.lr_warmup_steps is {optimizer.lr_warmup_steps}"
+        yield Problem("optimizer.lr_decay_steps", decay, problem, "use more steps or null")
+
+
+ALGORITHM_CHECKS = (
+    _check_algorithm,
+    _check_sampling,
+    _check_quantiles,
+    _check_layer,
+    _check_schedule,
+    *TRAINING_BATCH_CHECKS,
+)

@@ -1,0 +1,56 @@
+"""Saving and resuming."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import DataConfig, EvaluationConfig
+from megatron_resrl.data.question_files import resolve_files
+from megatron_resrl.errors import closest
+
+_EVALUATION = "eval/"
+
+
+def evaluation_metric_names(evaluation: EvaluationConfig) -> list[str]:
+    """Names of the metrics that an evaluation logs."""
+    kinds = [f"avg@{evaluation.samples_per_prompt}", *(f"pass@{k}" for k in evaluation.pass_at)]
+    kinds += ["response_length", "questions", "dropped", "timeouts", "truncated"]
+    files, _ = resolve_files("evaluation.files", evaluation.files, DataConfig())
+    return [f"{_EVALUATION}{file.name}/{kind}" for file in files for kind in kinds]
+
+
+def _check_best_metric(facts: Facts) -> Iterator[Problem]:
+    """Only metrics of evaluations are known beforehand."""
+    name, evaluation = facts.recipe.checkpoint.best_metric, facts.recipe.evaluation
+    if name is None or not name.startswith(_EVALUATION):
+        return
+    known = evaluation_metric_names(evaluation)
+    if name not in known:
+        meant = closest(name, known) or ", ".join(known) or "give evaluation.files"
+        problem = "evaluations of this recipe do not log it"
+        yield Problem("checkpoint.best_metric", name, problem, f"did you mean {meant}?")
+        return
+    save_every = facts.recipe.checkpoint.save_every
+    if save_every >= facts.recipe.steps:
+        return  # Only the last step is saved, which is evaluated.
+    if save_every and not evaluation.every:
+        yield Problem(
+            "checkpoint.best_metric",
+            name,
+            "it is measured before the first and after the last step only (evaluation.every 0), "
+            "so that no other checkpoint can be best",
+            f"evaluate at the steps that are saved, e.g. evaluation.every {save_every}",
+        )
+    elif save_every and evaluation.every % save_every and save_every % evaluation.every:
+        yield Problem(
+            "checkpoint.best_metric",
+            name,
+            f"few checkpoints have it: evaluation.every is {evaluation.every} and "
+            f"checkpoint.save_every {save_every}",
+            "let one be a multiple of the other",
+        )
+
+
+CHECKPOINT_CHECKS = (_check_best_metric,)

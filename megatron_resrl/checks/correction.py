@@ -1,0 +1,49 @@
+"""Responses drawn from another distribution than the trainer's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.problems import Problem
+
+
+def _check_truncation(facts: Facts) -> Iterator[Problem]:
+    """The loss's log-probabilities are those of the whole, untruncated distribution."""
+    rollout, correction = facts.recipe.rollout, facts.recipe.correction
+    if correction.method == "none":
+        reason = (
+            "training samples would come from a truncated distribution, the loss's "
+            "log-probabilities from the whole one, and correction.method none leaves it at that"
+        )
+        fix = "or correct for it with correction.method token_tis"
+        if 0 < rollout.top_p < 1:
+            yield Problem("rollout.top_p", rollout.top_p, reason, f"set it to 1.0, {fix}")
+        if rollout.top_k > 0:
+            yield Problem("rollout.top_k", rollout.top_k, reason, f"set it to 0, {fix}")
+    elif correction.method == "icepop" and 0 < rollout.top_p < correction.band[0]:
+        yield Problem(
+            "rollout.top_p",
+            rollout.top_p,
+            "the ratio of a token drawn from a nucleus is the nucleus's mass, which may be as "
+            f"small as this, and correction.band drops ratios below {correction.band[0]}",
+            "use a larger top_p, a band that begins below it, or correction.method token_tis",
+        )
+
+
+def _check_band(facts: Facts) -> Iterator[Problem]:
+    low, high = facts.recipe.correction.band
+    if not 0 <= low < 1 < high < float("inf"):
+        problem = "not two ratios on both sides of 1, the ratio of equal distributions"
+        yield Problem("correction.band", [low, high], problem, "use e.g. [0.5, 5.0]")
+
+
+def _check_gates(facts: Facts) -> Iterator[Problem]:
+    warn, stop = facts.recipe.correction.warn_kl, facts.recipe.correction.stop_kl
+    if warn is not None and stop is not None and warn > stop:
+        problem = f"larger than correction.stop_kl, which is {stop}: the run ends unwarned"
+        fix = f"use at most {stop}, or null for no warning"
+        yield Problem("correction.warn_kl", warn, problem, fix)
+
+
+CORRECTION_CHECKS = (_check_truncation, _check_band, _check_gates)

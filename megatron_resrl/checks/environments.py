@@ -1,0 +1,27 @@
+"""What answers the policy between its turns."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import SettingError
+from megatron_resrl.rollout.environments.registry import get_environment
+
+
+def _check_environment(facts: Facts) -> Iterator[Problem]:
+    rollout = facts.recipe.rollout
+    if rollout.environment is None:
+        if rollout.environment_options:
+            problem = "there is no environment to take them"
+            fix = "set rollout.environment or leave them out"
+            yield Problem("rollout.environment_options", rollout.environment_options, problem, fix)
+        return
+    try:
+        get_environment(rollout.environment, rollout.environment_options)
+    except SettingError as error:
+        yield Problem.of(error)
+
+
+ENVIRONMENT_CHECKS = (_check_environment,)

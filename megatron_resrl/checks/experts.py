@@ -1,0 +1,162 @@
+"""Mixture-of-experts models, and how the ranks share their experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.policy.architectures import experts_of
+
+
+def _is_mixtral(hf_config: dict[str, Any]) -> bool:
+    return hf_config["architectures"][0] == "MixtralForCausalLM"
+
+
+def _sizes(facts: Facts) -> tuple[int, int]:
+    """Ranks over which the experts are split, and each of them."""
+    parallel = facts.recipe.parallel
+    tensor = parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size
+    return parallel.expert_model_parallel_size, tensor
+
+
+def _check_dense_model(facts: Facts) -> Iterator[Problem]:
+    if not facts.hf_config or experts_of(facts.hf_config) is not None:
+        return
+    parallel, problem = facts.recipe.parallel, "the model has no experts"
+    if parallel.expert_model_parallel_size > 1:
+        setting = "parallel.expert_model_parallel_size"
+        yield Problem(setting, parallel.expert_model_parallel_size, problem, "set it to 1")
+    if parallel.expert_tensor_parallel_size is not None:
+        setting = "parallel.expert_tensor_parallel_size"
+        yield Problem(setting, parallel.expert_tensor_parallel_size, problem, "set it to null")
+
+
+def _check_ranks(facts: Facts) -> Iterator[Problem]:
+    """megatron-core's rule, and ours that a replica's ranks all exchange with the same others."""
+    copies = facts.data_parallel_size
+    if experts_of(facts.hf_config) is None or copies is None:
+        return
+    model, tensor = _sizes(facts)
+    parallel, shared = facts.recipe.parallel, model * tensor
+    replica = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    stage = replica * copies
+    setting = "parallel.expert_model_parallel_size"
+    asked = f"expert_model_parallel_size {model} x expert_tensor_parallel_size {tensor}"
+    if shared < 1:
+        return
+    if stage % shared:
+        yield Problem(
+            setting,
+            model,
+            f"{shared} ranks ({asked}) are to share the experts, and a pipeline stage has {stage}",
+            f"choose sizes whose product divides {stage}",
+        )
+    elif shared % replica and replica % shared:
+        yield Problem(
+            setting,
+            model,
+            f"{shared} ranks ({asked}) are to share the experts, and the {replica} ranks of a "
+            "replica's stage (tensor x context parallel) would exchange tokens with different ones",
+            f"choose sizes whose product divides {replica} or is a multiple of it",
+        )
+
+
+def _check_split_groups(facts: Facts) -> Iterator[Problem]:
+    """Replicas wait for each other between windows of groups, and in every layer with experts."""
+    parallel = facts.recipe.parallel
+    replica = parallel.tensor_model_parallel_size * parallel.context_parallel_size
+    model, tensor = _sizes(facts)
+    if experts_of(facts.hf_config) is None or model * tensor <= replica:
+        return
+    if facts.recipe.resrl.split_groups:
+        yield Problem(
+            "resrl.split_groups",
+            True,
+            f"{model * tensor} ranks share the experts, more than the {replica} of one replica's "
+            "stage: replicas that wait for each other's experts cannot also wait for each other's "
+            "groups",
+            "set it to false, or choose a smaller parallel.expert_model_parallel_size",
+        )
+
+
+def _check_experts(facts: Facts) -> Iterator[Problem]:
+    experts = experts_of(facts.hf_config)
+    if experts is None:
+        return
+    model, tensor = _sizes(facts)
+    if model >= 1 and experts % model:
+        problem, fix = f"the model has {experts} experts", f"choose a size that divides {experts}"
+        yield Problem("parallel.expert_model_parallel_size", model, problem, fix)
+    # Mixtral's experts have the size that other families give to dense layers.
+    name = "intermediate_size" if _is_mixtral(facts.hf_config) else "moe_intermediate_size"
+    inner = facts.hf_config.get(name)
+    if inner is not None and tensor >= 1 and inner % tensor:
+        problem = f"the model's experts have an inner size ({name}) of {inner}"
+        fix = f"choose a size that divides {inner}"
+        yield Problem("parallel.expert_tensor_parallel_size", tensor, problem, fix)
+
+
+def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
+    if experts_of(facts.hf_config) is None:
+        return
+    model, tensor = _sizes(facts)
+    whole = facts.recipe.parallel.tensor_model_parallel_size
+    setting = "parallel.expert_tensor_parallel_size"
+    if model == 1 and tensor != whole:
+        yield Problem(
+            setting,
+            tensor,
+            "with parallel.expert_model_parallel_size 1 megatron-core sums gradients of experts as "
+            f"those of the other matrices, which are split over {whole} ranks",
+            "set it to null, or split the experts with parallel.expert_model_parallel_size",
+        )
+    elif model > 1 and tensor > 1 and not facts.has_cuda:
+        yield Problem(
+            setting,
+            tensor,
+            "experts that are split both ways do not run over gloo, and CUDA is absent",
+            "set it to 1",
+            "machine",
+        )
+
+
+def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
+    parallel = facts.recipe.parallel
+    if experts_of(facts.hf_config) is None or parallel.sequence_parallel:
+        return
+    if parallel.tensor_model_parallel_size > 1:
+        yield Problem(
+            "parallel.sequence_parallel",
+            False,
+            "megatron-core trains experts under tensor parallelism only with it",
+            "set it to true",
+        )
+
+
+def _check_routing(facts: Facts) -> Iterator[Problem]:
+    config = facts.hf_config
+    if experts_of(config) is None:
+        return
+    divides = _is_mixtral(config) or config.get("norm_topk_prob")
+    if config.get("num_experts_per_tok") == 1 and divides:
+        reason = "as in every Mixtral" if _is_mixtral(config) else "norm_topk_prob"
+        yield Problem(
+            "model.path",
+            facts.recipe.model.path,
+            "its tokens go to one expert (num_experts_per_tok) whose weight is always 1 "
+            f"({reason}), so that its router cannot learn",
+            "use a model without it",
+        )
+
+
+EXPERT_CHECKS = (
+    _check_dense_model,
+    _check_ranks,
+    _check_experts,
+    _check_split_groups,
+    _check_expert_tensor_parallel,
+    _check_sequence_parallel,
+    _check_routing,
+)

@@ -1,0 +1,124 @@
+"""What the checks look at: the recipe, the number of ranks, and the model's config.json."""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_resrl.config.model_place import ModelPlace, find_model, read_json
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.errors import SettingError
+
+Target = Literal["here", "cuda"]
+"""The machine that a recipe is judged for: this one, or one that has CUDA devices."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Read once, so that every check stays a small function."""
+
+    recipe: Recipe
+    world_size: int
+    """Ranks of the run."""
+    hf_config: dict[str, Any]
+    """config.json of `model.path`; empty if it could not be read."""
+    target: Target = "here"
+    """The machine that the run is for."""
+
+    @functools.cached_property
+    def tokenizer(self) -> Any:
+        """The tokenizer of the recipe, or the `SettingError` that says why there is none."""
+        # Here, because transformers takes seconds to import.
+        from megatron_resrl.data.tokenizer import load_tokenizer
+
+        try:
+            return load_tokenizer(self.recipe.model)
+        except SettingError as error:
+            return error
+
+    @property
+    def has_cuda(self) -> bool:
+        """Whether the run has CUDA devices."""
+        return self.target == "cuda" or cuda_available()
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether the run is for another kind of machine than this one, whose devices and packages
+        then say nothing."""
+        return self.target == "cuda" and not cuda_available()
+
+    @property
+    def model_place(self) -> ModelPlace:
+        """The directories of `model.path`."""
+        return find_model(self.recipe.model.path)
+
+    @property
+    def model_parallel_size(self) -> int:
+        """Ranks that hold one copy of the model."""
+        parallel = self.recipe.parallel
+        return (
+            parallel.tensor_model_parallel_size
+            * parallel.pipeline_model_parallel_size
+            * parallel.context_parallel_size
+        )
+
+    @property
+    def data_parallel_size(self) -> int | None:
+        """Copies of the model; None if the ranks cannot be divided into copies."""
+        size = self.model_parallel_size
+        return None if size < 1 or self.world_size % size else self.world_size // size
+
+
+def gather_facts(
+    recipe: Recipe, world_size: int, target: Target = "here"
+) -> tuple[Facts, list[Problem]]:
+    """Reads config.json.
+
+    Args:
+        recipe: The settings.
+        world_size: Ranks of the run.
+        target: The machine that the run is for.
+
+    Returns:
+        The facts, and what is wrong with the model's directory.
+    """
+    hf_config, problems = _read_hf_config(recipe.model.path)
+    return Facts(recipe, world_size, hf_config, target), problems
+
+
+def cuda_available() -> bool:
+    """Whether this machine has a CUDA device."""
+    import torch  # Here, because most recipes need no device to be checked.
+
+    return torch.cuda.is_available()
+
+
+def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
+    def wrong(
+        problem: str, fix: str, kind: Literal["recipe", "machine"] = "recipe"
+    ) -> tuple[dict[str, Any], list[Problem]]:
+        return {}, [Problem("model.path", path, problem, fix, kind)]
+
+    fix = (
+        "give the local directory of a Hugging Face model (config.json, *.safetensors, tokenizer), "
+        "or a run's checkpoint"
+    )
+    if not path:
+        return wrong("no model is given", fix)
+    if not Path(path).is_dir():
+        return wrong("there is no such directory", fix, "machine")
+    try:
+        content = read_json(find_model(path).files / "config.json")
+    except ValueError as error:
+        return wrong(f"its config.json is not valid JSON ({error})", "fetch the model again")
+    except OSError as error:
+        reason = f"its config.json cannot be read ({error.strerror})"
+        return wrong(reason, "give this user the right to read it", "machine")
+    if content is None:
+        return wrong("it has no config.json", fix)
+    if not isinstance(content, dict):
+        return wrong("its config.json is not an object", "fetch the model again")
+    return content, []

@@ -1,0 +1,121 @@
+"""Files that a run reads or writes: questions, tokenizer, reward function, output directory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.model_place import find_model
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import DataConfig, FileEntry
+from megatron_resrl.data.question_files import KNOWN, kind_of, pattern_problem, resolve_files
+from megatron_resrl.errors import SettingError
+from megatron_resrl.weights.vocabulary import tokens_beyond
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+
+
+def _check_questions(
+    setting: str, entries: tuple[FileEntry, ...], data: DataConfig
+) -> Iterator[Problem]:
+    files, problems = resolve_files(setting, entries, data)
+    yield from problems
+    for file in dict.fromkeys(each.path for each in files):
+        path = Path(file)
+        if kind_of(path) is None:
+            fix = f"give a file that ends in {KNOWN}"
+            yield Problem(setting, file, f"unknown kind of file {path.suffix!r}", fix)
+        elif not path.is_file():
+            fix = f"correct the path; relative ones start from {Path.cwd()}"
+            yield Problem(setting, file, "there is no such file", fix, "machine")
+        elif path.stat().st_size == 0:
+            yield Problem(setting, file, "the file is empty", "give a file with questions")
+
+
+def _check_training_files(facts: Facts) -> Iterator[Problem]:
+    files = facts.recipe.data.train_files
+    if not files:
+        fix = "give files with questions, or a folder of them"
+        yield Problem("data.train_files", files, "there is nothing to train on", fix)
+    yield from _check_questions("data.train_files", files, facts.recipe.data)
+
+
+def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
+    entries, data = facts.recipe.evaluation.files, facts.recipe.data
+    yield from _check_questions("evaluation.files", entries, data)
+    names = [file.name for file in resolve_files("evaluation.files", entries, data)[0]]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
+        fix = "give one another name, e.g. {path: FILE, name: NAME}"
+        yield Problem("evaluation.files", entries, problem, fix)
+
+
+def _check_pass_at(facts: Facts) -> Iterator[Problem]:
+    evaluation = facts.recipe.evaluation
+    samples = evaluation.samples_per_prompt
+    if any(not 1 <= k <= samples for k in evaluation.pass_at):
+        problem = f"pass@k needs k samples, and evaluation.samples_per_prompt is {samples}"
+        fix = f"use k from 1 to {samples} or take more samples"
+        yield Problem("evaluation.pass_at", evaluation.pass_at, problem, fix)
+
+
+def _check_answer_pattern(facts: Facts) -> Iterator[Problem]:
+    pattern = facts.recipe.data.answer_pattern
+    if pattern is not None and (wrong := pattern_problem(pattern)):
+        yield Problem("data.answer_pattern", pattern, *wrong)
+
+
+def check_tokenizer(facts: Facts) -> Iterator[Problem]:
+    """Whether the tokenizer can be read, and fits the model and the recipe."""
+    model, data = facts.recipe.model, facts.recipe.data
+    setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
+    value = model.path if model.tokenizer_path is None else model.tokenizer_path
+    directory = find_model(value).files
+    if setting == "model.path" and not facts.hf_config:
+        return  # Reported as a wrong model directory.
+    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+        fix = "give a directory with the tokenizer of a Hugging Face model"
+        yield Problem(setting, value, f"none of {', '.join(_TOKENIZER_FILES)} is there", fix)
+        return
+    tokenizer = facts.tokenizer
+    if isinstance(tokenizer, SettingError):
+        if not tokenizer.problem.startswith("config.json"):  # The model's checks say so.
+            yield Problem.of(tokenizer)
+        return
+    size = facts.hf_config.get("vocab_size")
+    if size is not None and (problem := tokens_beyond(tokenizer.get_vocab(), size)):
+        fix = "use the tokenizer of this model, or resize the model's embedding"
+        yield Problem(setting, value, problem, fix)
+    if data.apply_chat_template and not tokenizer.chat_template:
+        fix = "use the tokenizer of an instruct model, or set data.apply_chat_template to false"
+        yield Problem(setting, value, "the tokenizer has no chat template", fix)
+
+
+def _check_length_scaling(facts: Facts) -> Iterator[Problem]:
+    reward = facts.recipe.reward
+    if reward.length_scaling and reward.length_floor_at <= reward.length_full_until:
+        problem = f"reward.length_full_until is {reward.length_full_until}"
+        fix = "the floor must be reached at a larger length"
+        yield Problem("reward.length_floor_at", reward.length_floor_at, problem, fix)
+
+
+def _check_logging(facts: Facts) -> Iterator[Problem]:
+    project = facts.recipe.logging.wandb_project
+    if project is not None and find_spec("wandb") is None:
+        fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
+        yield Problem("logging.wandb_project", project, "wandb is not installed", fix, "machine")
+
+
+RUN_CHECKS = (
+    _check_evaluation_files,
+    _check_pass_at,
+    _check_answer_pattern,
+    check_tokenizer,
+    _check_logging,
+)
+"""For training and evaluation."""
+
+DATA_CHECKS = (_check_training_files, _check_length_scaling)
+"""For training only."""

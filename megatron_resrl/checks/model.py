@@ -1,0 +1,215 @@
+"""The model's directory: what is supported, what divides, what fits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.model_place import read_json
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.policy.architectures import (
+    SUPPORTED_ARCHITECTURES,
+    SUPPORTED_ROPE_TYPES,
+    attention_window,
+    rope_settings,
+)
+
+_UNEVEN_STAGES = (
+    "num_layers_in_first_pipeline_stage",
+    "num_layers_in_last_pipeline_stage",
+    "account_for_embedding_in_pipeline_split",
+    "account_for_loss_in_pipeline_split",
+    "pipeline_model_parallel_layout",
+)
+"""megatron-core fields that place layers otherwise than evenly; it checks those itself."""
+
+
+def _unsupported(facts: Facts, problem: str, fix: str) -> Problem:
+    return Problem("model.path", facts.recipe.model.path, problem, fix)
+
+
+def _check_architecture(facts: Facts) -> Iterator[Problem]:
+    if not facts.hf_config:
+        return
+    found = facts.hf_config.get("architectures") or ["no architecture"]
+    if found[0] not in SUPPORTED_ARCHITECTURES:
+        fix = f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
+        yield _unsupported(facts, f"its config.json names {found[0]}", fix)
+
+
+def _check_variants(facts: Facts) -> Iterator[Problem]:
+    """Options of the supported families that would change the numbers."""
+    config, fix = facts.hf_config, "use a model without it"
+    activation = config.get("hidden_act", "silu")
+    if activation != "silu":
+        yield _unsupported(facts, f"its hidden_act is {activation!r}", "only silu is supported")
+    kinds = set(config.get("layer_types") or ())
+    if unknown := kinds - {"full_attention", "sliding_attention"}:
+        yield _unsupported(facts, f"its layer_types name {min(unknown)}", fix)
+    elif "sliding_attention" in kinds and attention_window(config) is None:
+        problem = "its layer_types name sliding-window attention, but no sliding_window is in use"
+        yield _unsupported(facts, problem, fix)
+    architecture = (config.get("architectures") or [""])[0]
+    if config.get("attention_bias") and architecture != "Qwen2ForCausalLM":
+        yield _unsupported(facts, "its attention_bias is true", fix)
+    if config.get("mlp_bias"):
+        yield _unsupported(facts, "its mlp_bias is true", fix)
+    if config.get("quantization_config"):
+        problem = "its weights are quantized (quantization_config)"
+        yield _unsupported(facts, problem, "use the unquantized weights")
+
+
+def _check_rope(facts: Facts) -> Iterator[Problem]:
+    if not facts.hf_config:
+        return
+    settings = rope_settings(facts.hf_config)
+    rope_type = settings["rope_type"]
+    if rope_type not in SUPPORTED_ROPE_TYPES:
+        fix = f"supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
+        yield _unsupported(facts, f"its rope_type is {rope_type!r}", fix)
+    part = settings.get("partial_rotary_factor", facts.hf_config.get("partial_rotary_factor"))
+    if part not in (None, 1):
+        yield _unsupported(facts, f"its partial_rotary_factor is {part}", "use a model without it")
+    fused = facts.recipe.model.megatron.get("apply_rope_fusion")
+    if rope_type == "yarn" and fused:
+        problem = "Transformer Engine's fused kernel leaves out what yarn multiplies attention with"
+        yield Problem("model.megatron.apply_rope_fusion", fused, problem, "set it to false")
+
+
+def _check_tensor_parallel(facts: Facts) -> Iterator[Problem]:
+    size = facts.recipe.parallel.tensor_model_parallel_size
+    heads = facts.hf_config.get("num_attention_heads")
+    groups = facts.hf_config.get("num_key_value_heads") or heads
+    inner = facts.hf_config.get("intermediate_size")
+
+    def wrong(what: str, rule: str) -> Problem:
+        fix = f"choose a size that {rule}"
+        return Problem("parallel.tensor_model_parallel_size", size, f"the model has {what}", fix)
+
+    if size <= 1:
+        return
+    if heads is not None and heads % size:
+        yield wrong(f"{heads} attention heads", f"divides {heads}")
+    # megatron-core shares a key-value head between ranks when there are fewer heads than ranks.
+    if groups is not None and groups % size and size % groups:
+        yield wrong(f"{groups} key-value heads", f"divides {groups} or is a multiple of it")
+    if inner is not None and inner % size:
+        yield wrong(f"an intermediate_size of {inner}", f"divides {inner}")
+
+
+def _check_pipeline(facts: Facts) -> Iterator[Problem]:
+    recipe = facts.recipe
+    ranks = recipe.parallel.pipeline_model_parallel_size
+    chunks = recipe.parallel.virtual_pipeline_model_parallel_size or 1
+    layers = facts.hf_config.get("num_hidden_layers")
+    uneven = any(recipe.model.megatron.get(field) for field in _UNEVEN_STAGES)
+    if layers is None or uneven or ranks < 1 or chunks < 1 or layers % (ranks * chunks) == 0:
+        return
+    virtual = f" x {chunks} virtual stages" if chunks > 1 else ""
+    yield Problem(
+        "parallel.pipeline_model_parallel_size",
+        ranks,
+        f"the model has {layers} layers, not divisible by {ranks} pipeline ranks{virtual}",
+        f"choose sizes whose product divides {layers}, or place layers with "
+        f"model.megatron.{_UNEVEN_STAGES[0]}",
+    )
+
+
+def _check_positions(facts: Facts) -> Iterator[Problem]:
+    positions = facts.hf_config.get("max_position_embeddings")
+    prompt = facts.recipe.data.max_prompt_length
+    response = facts.recipe.rollout.max_response_length
+    if positions is not None and prompt + response > positions:
+        yield Problem(
+            "rollout.max_response_length",
+            response,
+            f"response budget larger than the model's positions: with data.max_prompt_length "
+            f"{prompt} it makes {prompt + response} tokens, and max_position_embeddings is "
+            f"{positions}",
+            f"let the two add up to at most {positions}",
+        )
+
+
+def _check_window(facts: Facts) -> Iterator[Problem]:
+    """Within the window, attention without one computes the same numbers."""
+    window = attention_window(facts.hf_config)
+    prompt = facts.recipe.data.max_prompt_length
+    response = facts.recipe.rollout.max_response_length
+    if window is not None and prompt + response > window:
+        yield Problem(
+            "rollout.max_response_length",
+            response,
+            f"sequences longer than the model's attention window, which is not implemented: with "
+            f"data.max_prompt_length {prompt} it makes {prompt + response} tokens, and "
+            f"sliding_window is {window}",
+            f"let the two add up to at most {window}, within which the window changes nothing",
+        )
+
+
+def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
+    size = facts.hf_config.get("vocab_size")
+    if size is None:
+        return
+    fix = f"correct config.json; token ids run from 0 to {size - 1}"
+    for name in ("pad_token_id", "eos_token_id"):
+        value = facts.hf_config.get(name)
+        if name == "pad_token_id" and isinstance(value, int) and value < 0:
+            continue  # None, as Meta spells it; nothing is padded with it.
+        ids = value if isinstance(value, list) else [] if value is None else [value]
+        if any(not 0 <= token < size for token in ids):
+            what = "pad" if name == "pad_token_id" else "end-of-sequence"
+            problem = f"out-of-vocabulary {what} token: its {name} is {value}"
+            yield _unsupported(facts, f"{problem}, its vocab_size is {size}", fix)
+    stop = facts.recipe.rollout.stop_token_ids or ()
+    if any(not 0 <= token < size for token in stop):
+        problem = f"out of the model's vocabulary of {size} tokens"
+        yield Problem("rollout.stop_token_ids", stop, problem, f"use ids from 0 to {size - 1}")
+
+
+def _check_generation_config(facts: Facts) -> Iterator[Problem]:
+    """Its end-of-sequence tokens end responses."""
+    size = facts.hf_config.get("vocab_size")
+    path = facts.model_place.files / "generation_config.json"
+    try:
+        content = read_json(path)
+    except (OSError, ValueError) as error:
+        fix = "correct the file or remove it"
+        yield _unsupported(facts, f"its generation_config.json cannot be read ({error})", fix)
+        return
+    value = content.get("eos_token_id") if isinstance(content, dict) else None
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if size is not None and any(not isinstance(i, int) or not 0 <= i < size for i in ids):
+        problem = f"its generation_config.json has eos_token_id {value}, which is no token"
+        fix = f"correct the file; token ids run from 0 to {size - 1}"
+        yield _unsupported(facts, problem, fix)
+
+
+def _check_recompute(facts: Facts) -> Iterator[Problem]:
+    model = facts.recipe.model
+    details = {
+        "model.recompute_method": model.recompute_method,
+        "model.recompute_num_layers": model.recompute_num_layers,
+    }
+    for setting, value in details.items():
+        if model.recompute_granularity == "full" and value is None:
+            problem = "full recomputation (model.recompute_granularity) needs it"
+            fix = "set it, e.g. model.recompute_method uniform, model.recompute_num_layers 1"
+            yield Problem(setting, value, problem, fix)
+        if model.recompute_granularity != "full" and value is not None:
+            problem = f"model.recompute_granularity is {model.recompute_granularity!r}"
+            fix = "leave it out or set model.recompute_granularity to full"
+            yield Problem(setting, value, problem, fix)
+
+
+MODEL_CHECKS = (
+    _check_architecture,
+    _check_variants,
+    _check_rope,
+    _check_tensor_parallel,
+    _check_pipeline,
+    _check_positions,
+    _check_window,
+    _check_special_tokens,
+    _check_generation_config,
+    _check_recompute,
+)

@@ -1,0 +1,98 @@
+"""The reward function, and the first ground truths that it will get."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.data.prompts import read_records
+from megatron_resrl.data.question_files import QuestionFile, resolve_files
+from megatron_resrl.errors import InputError, SettingError
+from megatron_resrl.rewards.registry import load_reward
+
+FIRST_ROWS = 100
+"""Of each file, whose ground truths are read; a run reads all of them."""
+
+WORKERS_PER_CORE = 4
+
+
+def _check_reward(facts: Facts) -> Iterator[Problem]:
+    _, problem = _loaded(facts)
+    if problem is not None:
+        yield problem
+
+
+def _check_evaluation_answers(facts: Facts) -> Iterator[Problem]:
+    yield from _check_answers(facts, "evaluation.files", facts.recipe.evaluation.files)
+
+
+def _check_training_answers(facts: Facts) -> Iterator[Problem]:
+    yield from _check_answers(facts, "data.train_files", facts.recipe.data.train_files)
+
+
+def _loaded(facts: Facts) -> tuple[Callable[[Any], None] | None, Problem | None]:
+    """The function's check of ground truths, and why it cannot be used."""
+    function = facts.recipe.reward.function
+    try:
+        return load_reward(function).check, None
+    except SettingError as error:
+        return None, Problem.of(error)
+    except Exception as error:  # A user's file may raise anything while it is imported.
+        fix = "give math, integer, or path.py:name of a function that can"
+        problem = f"cannot be used ({type(error).__name__}: {error})"
+        return None, Problem("reward.function", function, problem, fix)
+
+
+def _check_answers(facts: Facts, setting: str, entries: Sequence[FileEntry]) -> Iterator[Problem]:
+    if facts.recipe.rollout.environment is not None:
+        return  # It scores in the function's place.
+    check, _ = _loaded(facts)
+    if check is not None:
+        for file in resolve_files(setting, entries, facts.recipe.data)[0]:
+            yield from _check_first_answers(setting, file, check)
+
+
+def _check_first_answers(
+    setting: str, file: QuestionFile, check: Callable[[Any], None]
+) -> Iterator[Problem]:
+    """A file that cannot be read is another check's."""
+    try:
+        records, _ = read_records(
+            file.path,
+            prompt_key=file.prompt_key,
+            answer_key=file.answer_key,
+            answer_pattern=file.answer_pattern,
+            limit=FIRST_ROWS,
+        )
+    except InputError:
+        return
+    wrong = []
+    for record in records:
+        try:
+            check(record.ground_truth)
+        except Exception as error:  # A user's check may raise anything.
+            wrong.append((record, error))
+    if wrong:
+        record, error = wrong[0]
+        count = f"{len(wrong)} of the first {len(records)} answers"
+        problem = f"the reward function cannot use {count}, from {record} on"
+        yield Problem(setting, file.path, problem, str(error))
+
+
+def _check_workers(facts: Facts) -> Iterator[Problem]:
+    workers, cores = facts.recipe.reward.workers, len(os.sched_getaffinity(0))
+    if workers > WORKERS_PER_CORE * cores:
+        problem = f"every rank starts as many processes, and this machine has {cores} cores"
+        fix = f"give at most {WORKERS_PER_CORE * cores}; 1 or 2 suit most functions"
+        yield Problem("reward.workers", workers, problem, fix, "machine")
+
+
+REWARD_CHECKS = (_check_reward, _check_workers, _check_evaluation_answers)
+"""For training and evaluation."""
+
+ANSWER_CHECKS = (_check_training_answers,)
+"""For training only."""

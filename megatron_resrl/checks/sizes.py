@@ -1,0 +1,59 @@
+"""What `check` says of the size of a run, and the disk that it needs."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.platform.disk import existing_parent, in_words
+from megatron_resrl.policy.sizes import Sizes, sizes_of
+
+_DEVICE_BYTES = 80e9
+"""Of an H100, the device to compare with where there is none."""
+
+
+def disk_needed(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:
+    """Bytes that must be free for the run: for its first checkpoint, and for all that it keeps.
+
+    What is there already is replaced: a new checkpoint is written before an old one is deleted.
+    """
+    settings, folder = recipe.checkpoint, Path(recipe.output_dir) / "checkpoints"
+    saves = math.ceil(recipe.steps / settings.save_every) if settings.save_every else 1
+    there = 0 if settings.resume == "never" else len(list(folder.glob("step_*[0-9]")))
+    kept = max(1, min(settings.keep_last + 1, there + saves) - there)
+    export = sizes.export if settings.export_hf else 0
+    return sizes.checkpoint, kept * sizes.checkpoint + export
+
+
+def plan(facts: Facts) -> Iterator[str]:
+    """Lines for people: what the run will take."""
+    if not facts.hf_config or facts.data_parallel_size is None:
+        return
+    recipe = facts.recipe
+    try:
+        sizes = sizes_of(recipe, facts.world_size, facts.hf_config)
+        _, needed = disk_needed(recipe, sizes)
+        place = existing_parent(Path(recipe.output_dir) / "checkpoints")
+        free = shutil.disk_usage(place).free
+    except (KeyError, TypeError, ZeroDivisionError, OSError, ValueError):
+        return  # The checks of the model and of the output directory say what is wrong.
+    yield f"size: {sizes.parameters / 1e9:.3g} billion parameters"
+    large = " (more than the 80 GB of an H100)" if sizes.rank > _DEVICE_BYTES else ""
+    yield (
+        f"  each rank: {in_words(sizes.rank)}{large}: weights {in_words(sizes.weights)}, gradients "
+        f"{in_words(sizes.gradients)}, optimizer {in_words(sizes.optimizer)}; activations and the "
+        "KV cache come on top"
+    )
+    rollout = recipe.rollout
+    yield (
+        f"  each step: {rollout.prompts_per_step} prompts x {rollout.group_size} responses of up "
+        f"to {rollout.max_response_length} tokens, {sizes.step_tokens:,} in all"
+    )
+    yield (
+        f"  disk: a checkpoint {in_words(sizes.checkpoint)}, the export {in_words(sizes.export)}; "
+        f"{in_words(needed)} for what the run keeps, {in_words(free)} are free on {place}"
+    )

@@ -1,0 +1,82 @@
+"""The model's weight files, as far as their headers tell: whole, readable, of this config.json."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from megatron_resrl.checks.facts import Facts
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.errors import InputError
+from megatron_resrl.policy.architectures import SUPPORTED_ARCHITECTURES
+from megatron_resrl.weights.expected import compare, listed
+from megatron_resrl.weights.files import WeightsNotHere, stored_tensors
+
+Kind = Literal["recipe", "machine", "note"]
+
+
+def _check_weights(facts: Facts) -> Iterator[Problem]:
+    if not facts.hf_config:
+        return
+    directory = facts.model_place.weights
+    if (directory / "adapter_config.json").is_file():
+        problem = "it holds an adapter (adapter_config.json), which transformers adds to the model"
+        yield _wrong(facts, problem, "merge the two and give the merged model")
+    elif any(directory.glob("*.safetensors")):
+        yield from _check_safetensors(facts, directory)
+    elif not _holds_megatron_weights(directory):
+        yield _wrong(
+            facts,
+            "it has no *.safetensors file",
+            "fetch the model's safetensors files, or load the model with transformers and save it "
+            "again",
+            "machine",
+        )
+
+
+def _check_safetensors(facts: Facts, directory: Path) -> Iterator[Problem]:
+    try:
+        stored = stored_tensors(directory)
+    except InputError as error:
+        # The line begins with the directory.
+        message = re.sub(rf"^{re.escape(str(directory))} ", "it ", str(error))
+        problem, _, fix = message.rpartition("; ")
+        kind = "machine" if isinstance(error, WeightsNotHere) else "recipe"
+        yield _wrong(facts, problem, fix, kind)
+        return
+    if (facts.hf_config.get("architectures") or [""])[0] not in SUPPORTED_ARCHITECTURES:
+        return
+    try:
+        found = compare(facts.hf_config, stored)
+    # Sizes that config.json leaves to transformers' defaults; the run compares with those.
+    except (KeyError, TypeError):
+        return
+    if found.wrong:
+        problem = f"its weights do not fit its config.json: {listed(found.wrong)}"
+        yield _wrong(facts, problem, found.remedy)
+    elif found.unexpected:
+        problem = (
+            f"its files hold tensors that config.json has no place for: {listed(found.unexpected)}"
+        )
+        yield _wrong(facts, problem, "they are left out, as by transformers", "note")
+
+
+def _holds_megatron_weights(directory: Path) -> bool:
+    """Whether it is a run's checkpoint, or Megatron-LM's marker file names a torch_dist folder."""
+    if (directory / ".metadata").is_file():
+        return True
+    marker = directory / "latest_checkpointed_iteration.txt"
+    if not marker.is_file():
+        return False
+    named = marker.read_text(encoding="utf-8").strip()
+    folder = f"iter_{int(named):07d}" if named.isdigit() else named
+    return (directory / folder / ".metadata").is_file()
+
+
+def _wrong(facts: Facts, problem: str, fix: str, kind: Kind = "recipe") -> Problem:
+    return Problem("model.path", facts.recipe.model.path, problem, fix, kind)
+
+
+WEIGHT_CHECKS = (_check_weights,)

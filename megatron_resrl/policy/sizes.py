@@ -1,0 +1,141 @@
+"""How large a model and its training state are, from config.json and the recipe alone.
+
+Bytes of a rank are those of weights, gradients and optimizer; activations, the logits and the KV
+cache of rollouts come on top. Parameters are counted without padding.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_resrl.config.model_place import find_model, read_json
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.policy.architectures import experts_of
+
+_ITEM_BYTES = {"fp32": 4, "bf16": 2}
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """Numbers of a model's parameters."""
+
+    embedding: int
+    head: int
+    """0: tied to the embedding."""
+    in_layers: int
+    """Of all layers, without their experts."""
+    experts: int
+    """Of all experts of all layers."""
+    layers: int
+    """Their number."""
+
+    @property
+    def total(self) -> int:
+        """Of the whole model."""
+        return self.embedding + self.head + self.in_layers + self.experts
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a run; bytes are those of files or of one rank's tensors."""
+
+    parameters: int
+    weights: int
+    """Of the rank that holds most."""
+    gradients: int
+    optimizer: int
+    """fp32 masters, where weights are not fp32 themselves, and two moments."""
+    step_tokens: int
+    """Response tokens that a step may have."""
+    checkpoint: int
+    export: int
+
+    @property
+    def rank(self) -> int:
+        """Bytes of the rank that holds most."""
+        return self.weights + self.gradients + self.optimizer
+
+
+def count_parameters(hf_config: dict[str, Any]) -> Parameters:
+    """Parameters of a supported model.
+
+    Args:
+        hf_config: Its config.json.
+
+    Raises:
+        KeyError, TypeError: A size is not there.
+    """
+    hidden, inner = hf_config["hidden_size"], hf_config["intermediate_size"]
+    layers, heads = hf_config["num_hidden_layers"], hf_config["num_attention_heads"]
+    groups = hf_config.get("num_key_value_heads") or heads
+    head = hf_config.get("head_dim") or hidden // heads
+    attention = hidden * head * (2 * heads + 2 * groups) + 2 * hidden
+    if hf_config.get("model_type") == "qwen2":
+        attention += head * (heads + 2 * groups)
+    if hf_config.get("model_type") in ("qwen3", "qwen3_moe"):
+        attention += 2 * head
+    experts = experts_of(hf_config) or 0
+    sparse = _sparse_layers(hf_config) if experts else 0
+    wide = hf_config.get("moe_intermediate_size") or inner
+    dense = 3 * hidden * inner * (layers - sparse)
+    vocabulary = hf_config["vocab_size"] * hidden
+    tied = hf_config.get("tie_word_embeddings", False)
+    return Parameters(
+        embedding=vocabulary + hidden,  # With the final norm.
+        head=0 if tied else vocabulary,
+        in_layers=attention * layers + dense + hidden * experts * sparse,
+        experts=3 * hidden * wide * experts * sparse,
+        layers=layers,
+    )
+
+
+def sizes_of(recipe: Recipe, world_size: int, hf_config: dict[str, Any]) -> Sizes:
+    """The sizes of a run whose layout fits the number of ranks.
+
+    Raises:
+        KeyError, TypeError: config.json lacks a size.
+    """
+    count = count_parameters(hf_config)
+    parallel = recipe.parallel
+    tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    share = math.ceil(count.layers / stages) / count.layers
+    ends = max(count.embedding, count.head) if stages > 1 else count.embedding + count.head
+    shared = (share * count.in_layers + ends) / tensor
+    expert_ranks = parallel.expert_model_parallel_size * (
+        parallel.expert_tensor_parallel_size or tensor
+    )
+    experts = share * count.experts / expert_ranks
+    item = _ITEM_BYTES[recipe.precision.params_dtype]
+    distributed = parallel.use_distributed_optimizer
+    masters = 0 if item == 4 else 4
+    replicas = max(1, world_size // (tensor * stages)) if distributed else 1
+    expert_replicas = max(1, world_size // (expert_ranks * stages)) if distributed else 1
+    rollout = recipe.rollout
+    return Sizes(
+        parameters=count.total,
+        weights=int(item * (shared + experts)),
+        gradients=int(4 * (shared + experts)),
+        optimizer=int((masters + 8) * (shared / replicas + experts / expert_replicas)),
+        step_tokens=rollout.prompts_per_step * rollout.group_size * rollout.max_response_length,
+        # The distributed optimizer saves masters of fp32 weights, too.
+        checkpoint=count.total * (item + 8 + (4 if distributed else masters)),
+        export=count.total * item,
+    )
+
+
+def checkpoint_bytes(recipe: Recipe) -> int:
+    """Bytes of a checkpoint of a run; 0 where config.json does not say."""
+    try:
+        hf_config = read_json(find_model(recipe.model.path).files / "config.json")
+        return sizes_of(recipe, 1, hf_config).checkpoint
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return 0
+
+
+def _sparse_layers(hf_config: dict[str, Any]) -> int:
+    """Layers with experts."""
+    layers = hf_config["num_hidden_layers"]
+    dense, step = hf_config.get("mlp_only_layers") or (), hf_config.get("decoder_sparse_step") or 1
+    return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))

@@ -1,0 +1,184 @@
+"""Sizes predicted from config.json, against transformers' own models."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import tiny_families
+import torch
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MixtralConfig,
+    PretrainedConfig,
+    Qwen2Config,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
+
+from megatron_resrl.checks.recipe import size_plan
+from megatron_resrl.checks.sizes import disk_needed
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.schema import (
+    CheckpointConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+)
+from megatron_resrl.policy.sizes import count_parameters, sizes_of
+
+PUBLISHED = {
+    "Llama-3.1-8B": LlamaConfig(
+        vocab_size=128256,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        tie_word_embeddings=False,
+    ),
+    "Qwen2.5-0.5B": Qwen2Config(
+        vocab_size=151936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_hidden_layers=24,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
+    "Qwen3-4B": Qwen3Config(
+        vocab_size=151936,
+        hidden_size=2560,
+        intermediate_size=9728,
+        num_hidden_layers=36,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        head_dim=128,
+        tie_word_embeddings=True,
+    ),
+    "Qwen3-30B-A3B": Qwen3MoeConfig(
+        vocab_size=151936,
+        hidden_size=2048,
+        intermediate_size=6144,
+        moe_intermediate_size=768,
+        num_hidden_layers=48,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+        head_dim=128,
+        num_experts=128,
+        tie_word_embeddings=False,
+    ),
+    "Mixtral-8x7B": MixtralConfig(
+        vocab_size=32000,
+        hidden_size=4096,
+        intermediate_size=14336,
+        num_hidden_layers=32,
+        num_attention_heads=32,
+        num_key_value_heads=8,
+        num_local_experts=8,
+        tie_word_embeddings=False,
+    ),
+}
+MODELS = PUBLISHED | tiny_families.family_configs()
+
+
+def as_json(config: PretrainedConfig) -> dict:
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    return config.to_dict() | {
+        "architectures": [type(model).__name__],
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_as_many_as_transformers_makes(name):
+    hf_config = as_json(MODELS[name])
+    assert count_parameters(hf_config).total == hf_config["parameters"]
+
+
+def recipe(**parallel: object) -> Recipe:
+    return Recipe(parallel=ParallelConfig(**parallel), precision=PrecisionConfig("bf16"))
+
+
+def test_a_rank_alone_holds_eighteen_bytes_per_parameter():
+    hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
+    count = hf_config["parameters"]
+    sizes = sizes_of(recipe(), 1, hf_config)
+    assert (sizes.weights, sizes.gradients, sizes.optimizer) == (2 * count, 4 * count, 12 * count)
+    assert (sizes.checkpoint, sizes.export) == (14 * count, 2 * count)
+
+
+def test_ranks_share_layers_matrices_and_the_optimizer():
+    hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
+    count = count_parameters(hf_config)
+    sizes = sizes_of(
+        recipe(tensor_model_parallel_size=2, pipeline_model_parallel_size=4), 32, hf_config
+    )
+    own = (count.in_layers // 4 + count.embedding) // 2
+    assert sizes.weights == 2 * own
+    assert sizes.optimizer == 12 * own // 4
+    assert sizes.checkpoint == 14 * count.total
+
+
+def test_experts_are_shared_by_their_own_layout():
+    hf_config = as_json(PUBLISHED["Qwen3-30B-A3B"])
+    count = count_parameters(hf_config)
+    sizes = sizes_of(
+        recipe(expert_model_parallel_size=8, use_distributed_optimizer=False), 8, hf_config
+    )
+    own = count.total - count.experts + count.experts // 8
+    assert sizes.weights == 2 * own
+    assert sizes.optimizer == 12 * own
+
+
+def test_the_disk_has_to_hold_one_checkpoint_more_than_is_kept(tmp_path):
+    hf_config = as_json(tiny_families.family_configs()["llama"])
+    settings = Recipe(
+        output_dir=str(tmp_path), steps=100, checkpoint=CheckpointConfig(save_every=10, keep_last=2)
+    )
+    sizes = sizes_of(settings, 1, hf_config)
+    first, needed = disk_needed(settings, sizes)
+    assert (first, needed) == (sizes.checkpoint, 3 * sizes.checkpoint + sizes.export)
+    (tmp_path / "checkpoints" / "step_000010").mkdir(parents=True)
+    assert disk_needed(settings, sizes)[1] == 2 * sizes.checkpoint + sizes.export
+
+
+def test_the_plan_counts_tokens_and_compares_with_a_device(tmp_path):
+    text = {
+        **as_json(PUBLISHED["Llama-3.1-8B"]),
+        "num_hidden_layers": 80,
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_attention_heads": 64,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    lines = "\n".join(size_plan(load_recipe(None, [f"--model.path={tmp_path}"]), 1))
+    assert "70.6 billion parameters" in lines
+    assert "each rank: 1.27 TB (more than the 80 GB of an H100)" in lines
+    assert "256 prompts x 4 responses of up to 4096 tokens, 4,194,304 in all" in lines
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        "--output_dir=/tmp/" + "a" * 300,
+        "--parallel.pipeline_model_parallel_size=0",
+        "--checkpoint.save_every=-3",
+        "--model.path=/nowhere",
+    ],
+)
+def test_a_wrong_recipe_has_no_plan_or_one(tmp_path, given):
+    text = as_json(tiny_families.family_configs()["llama"])
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    lines = size_plan(load_recipe(None, [f"--model.path={tmp_path}", given]), 1)
+    assert len(lines) in (0, 4)
+
+
+@pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "vocab_size"])
+@pytest.mark.parametrize("value", [None, "64", 0, []])
+def test_a_wrong_config_has_no_plan_or_one(tmp_path, name, value):
+    text = as_json(tiny_families.family_configs()["qwen2"]) | {name: value}
+    (tmp_path / "config.json").write_text(json.dumps(text))
+    assert len(size_plan(load_recipe(None, [f"--model.path={tmp_path}"]), 1)) in (0, 4)

@@ -1,0 +1,147 @@
+"""Paths, folders, patterns and mappings with keys of their own."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_resrl.config.load import load_recipe, recipe_yaml
+from megatron_resrl.config.problems import RecipeError
+from megatron_resrl.config.schema import DataConfig
+from megatron_resrl.data.question_files import kind_of, question_files, resolve_files, set_name
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name in ("b.jsonl", "a.parquet", "c.JSON", "d.jsonl.gz", ".hidden.jsonl", "README.md"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "e.json.zst").write_text("x")
+    return tmp_path
+
+
+def names(*entries: Any, data: DataConfig | None = None) -> list[str]:
+    files = question_files("data.train_files", entries, data or DataConfig())
+    return [Path(file.path).name for file in files]
+
+
+def test_folders_and_patterns_stand_for_their_files_in_order(folder: Path) -> None:
+    assert names(str(folder)) == ["a.parquet", "b.jsonl", "c.JSON", "d.jsonl.gz"]
+    assert names(f"{folder}/") == names(str(folder))
+    assert names(f"{folder}/*") == names(str(folder))
+    assert names(f"{folder}/[ab].*") == ["a.parquet", "b.jsonl"]
+    assert names(f"{folder}/**/*.zst") == ["e.json.zst"]
+    assert names(f"{folder}/b.jsonl", str(folder / "deep")) == ["b.jsonl", "e.json.zst"]
+
+
+def test_a_file_with_a_pattern_for_a_name_is_that_file(folder: Path) -> None:
+    (folder / "[a].jsonl").write_text("x")
+    assert names(f"{folder}/[a].jsonl") == ["[a].jsonl"]
+
+
+def test_keys_of_an_entry_hold_for_it_alone() -> None:
+    data = DataConfig(prompt_key="q", answer_pattern="#(.*)", system_prompt="be brief")
+    own = {"path": "aime.parquet", "prompt_key": None, "answer_pattern": None, "name": "hard"}
+    plain, special = question_files("data.train_files", ["gsm.jsonl.gz", own], data)
+    assert (plain.path, plain.name) == ("gsm.jsonl.gz", "gsm")
+    assert (plain.prompt_key, plain.answer_pattern) == ("q", "#(.*)")
+    assert (special.path, special.name) == ("aime.parquet", "hard")
+    assert (special.prompt_key, special.answer_pattern) == (None, None)
+    assert plain.system_prompt == special.system_prompt == "be brief"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("", "it is empty; give the path of a file"),
+        ({"prompt_key": "q"}, "it has no path; give {path: FILE"),
+        ({"path": "a.jsonl", "promptkey": "q"}, "no key 'promptkey'; did you mean prompt_key?"),
+        ({"path": "a.jsonl", "weight": "q"}, "no key 'weight'; a file has answer_key, answer_pat"),
+        ({"path": "a.jsonl", "prompt_key": 3}, "prompt_key is 3; give a text"),
+        ({"path": 3}, "path is 3; give a text"),
+        ("nowhere/*.jsonl", "no file of a known kind"),
+    ],
+)
+def test_unusable_entries_are_named(entry: Any, said: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        names("b.jsonl", entry)
+    # Ranks send each other what they found.
+    assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+    assert f"data.train_files = {entry!r}: " in str(caught.value)
+    assert said in str(caught.value)
+
+
+def test_a_folder_without_files_and_one_name_for_many_are_named(folder: Path) -> None:
+    with pytest.raises(RecipeError, match=r"holds no file .* folders in it are not read"):
+        names(str(folder / "deep" / ".."), {"path": str(folder.parent)})
+    with pytest.raises(RecipeError, match="4 files cannot have one name"):
+        names({"path": str(folder), "name": "all"})
+
+
+def test_what_is_missing_is_left_to_whoever_reads() -> None:
+    files, problems = resolve_files("data.train_files", ["none.jsonl"], DataConfig())
+    assert ([file.path for file in files], problems) == (["none.jsonl"], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "shown"),
+    [
+        ("a.b.jsonl", ".jsonl", "a.b"),
+        ("A.JSONL.GZ", ".jsonl", "A"),
+        ("a.json.zst", ".json", "a"),
+        ("a.parquet.gz", None, "a.parquet"),
+        ("a.csv", None, "a"),
+    ],
+)
+def test_names_say_the_kind(name: str, kind: str | None, shown: str) -> None:
+    assert (kind_of(f"data/{name}"), set_name(f"data/{name}")) == (kind, shown)
+
+
+@pytest.mark.parametrize("setting", ["data.train_files", "evaluation.files"])
+@pytest.mark.parametrize(
+    ("given", "entries"),
+    [
+        ("a.jsonl", ("a.jsonl",)),
+        ("data/*.jsonl", ("data/*.jsonl",)),
+        ("*.jsonl", ("*.jsonl",)),
+        ("['*.jsonl', 'null', '1']", ("*.jsonl", "null", "1")),
+        ("{path: a.jsonl, prompt_key: q}", ({"path": "a.jsonl", "prompt_key": "q"},)),
+        (
+            "[a.jsonl, {path: ~/b.jsonl, answer_pattern: '#(.*)', answer_key: null}]",
+            (
+                "a.jsonl",
+                {
+                    "path": str(Path("~/b.jsonl").expanduser()),
+                    "answer_pattern": "#(.*)",
+                    "answer_key": None,
+                },
+            ),
+        ),
+    ],
+)
+def test_entries_survive_the_command_line_and_the_written_recipe(
+    tmp_path: Path, setting: str, given: str, entries: tuple[Any, ...]
+) -> None:
+    recipe = load_recipe(None, [f"--{setting}", given])
+    section, _, name = setting.partition(".")
+    assert getattr(getattr(recipe, section), name) == entries
+    (tmp_path / "recipe.yaml").write_text(recipe_yaml(recipe))
+    assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
+
+
+def test_one_path_in_a_recipe_file_needs_no_brackets(tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text("data:\n  train_files: 'data/*.jsonl'\n")
+    recipe = load_recipe(str(tmp_path / "recipe.yaml"))
+    assert recipe.data.train_files == ("data/*.jsonl",)
+
+
+@pytest.mark.parametrize("text", ["data:\n  train_files: [*.jsonl]\n", "data: {train_files: *.a}"])
+def test_a_bare_pattern_in_yaml_gets_a_hint(tmp_path: Path, text: str) -> None:
+    (tmp_path / "recipe.yaml").write_text(text)
+    with pytest.raises(RecipeError, match=r"put a pattern in quotes, e\.g\. \['\*\.jsonl'\]"):
+        load_recipe(str(tmp_path / "recipe.yaml"))
+    with pytest.raises(RecipeError, match="put a pattern in quotes"):
+        load_recipe(None, ["--data.train_files=[*.jsonl]"])
