@@ -249,6 +249,18 @@ def recipe(settings: Mapping[str, Any], model: Path) -> Recipe:
     return made
 
 
+def plain_settings(settings: Mapping[str, Any], model: Path) -> dict[str, Any]:
+    """The recipe of `settings` as nested dicts, for the reference.
+
+    The settings are written in once more: where the schema ignored one, the reference must not.
+    """
+    made = dataclasses.asdict(recipe(settings, model))
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        (made[section] if section else made)[key] = value
+    return made
+
+
 def rollouts(step: int, case: Case) -> list[Rollout]:
     """Four groups of four for a step, from an engine that nearly agrees with a random model."""
     generator = torch.Generator().manual_seed(100 + step)

@@ -84,7 +84,6 @@ def test_groups_without_signal_are_refilled_and_the_step_keeps_its_size(recorded
             assert line["rollout/refill_rounds"] == 2
 
 
-@pytest.mark.setting("rollout.replay")
 def test_a_replayed_run_equals_the_recorded_one_bit_by_bit(recorded, copy, tmp_path):
     done = _train(copy(), f"--rollout.replay={recorded / 'record'}")
     assert done.code == 0, done.text
@@ -92,6 +91,7 @@ def test_a_replayed_run_equals_the_recorded_one_bit_by_bit(recorded, copy, tmp_p
     assert not list((tmp_path / "run").glob("rollouts/*"))
 
 
+@pytest.mark.setting("rollout.replay")
 def test_a_replay_with_another_seed_names_step_prompt_and_file(recorded, copy):
     done = _train(copy(), f"--rollout.replay={recorded / 'record'}", "--seed=4")
     assert done.code == 2, done.text

@@ -6,7 +6,6 @@ them by up to 1e-2, and gradients that differ in their last bits move that by so
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ import pytest
 import tiny_families as tiny
 import torch
 from ranks import run_ranks
-from reference_cases import CASES, COMBINATIONS, LENGTHS, THINK_MARKERS, recipe, rollouts
+from reference_cases import CASES, COMBINATIONS, LENGTHS, THINK_MARKERS, plain_settings, rollouts
 from reference_step import Trained, train
 
 TOLERANCE = 2e-6 if "TE_ON_CPU" in os.environ else 1e-6
@@ -105,7 +104,7 @@ def reference(folder: Path) -> Any:
         settings = case.ignored if ignoring else case.settings
         key = repr((case.family, case.masked, case.flat, sorted(settings.items())))
         if key not in known:
-            made = dataclasses.asdict(recipe(settings, folder / case.family))
+            made = plain_settings(settings, folder / case.family)
             steps = [rollouts(step, case) for step in range(1, made["steps"] + 1)]
             markers = THINK_MARKERS if made["resrl"]["mask_think"] else None
             known[key] = train(tiny.read_model(folder / case.family), steps, made, markers)
