@@ -109,12 +109,12 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     """Takes one step per message received; answers with the step and its completions."""
     from megatron_resrl.algorithms import get_algorithm
     from megatron_resrl.config import schema
+    from megatron_resrl.observe.phases import phase
     from megatron_resrl.observe.timers import PhaseTimers
     from megatron_resrl.rollout.actor import open_actor, read_prompts
     from megatron_resrl.rollout.collect import grade_responses
     from megatron_resrl.rollout.engine import SamplingParams
     from megatron_resrl.training.journal import Journal
-    from megatron_resrl.training.phases import phase
     from megatron_resrl.training.rl_step import rl_step
 
     recipe = schema.Recipe(

@@ -35,7 +35,7 @@ from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import Response, SamplingParams
-from megatron_resrl.rollout.engines import make_engine
+from megatron_resrl.rollout.engines.factory import make_engine
 
 ENGINES = ("transformers", "megatron", "vllm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

@@ -18,7 +18,7 @@ import torch
 from torch.distributed import TCPStore
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-PRELOADED = ("megatron_resrl.rollout.megatron_engine", "megatron_resrl.training.rl_step")
+PRELOADED = ("megatron_resrl.rollout.engines.megatron", "megatron_resrl.training.rl_step")
 """Imported once per test process, which takes longer than most ranks compute."""
 
 

@@ -25,7 +25,7 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
     VllmConfig,
 )
-from megatron_resrl.rollout.vllm.engine import VllmEngine
+from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 
 VARIABLE = "MEGATRON_RESRL_VLLM_PYTHON"

@@ -4,14 +4,12 @@ from megatron_resrl.checkpoint.checkpoint import TrainerState, load_checkpoint, 
 from megatron_resrl.checkpoint.folders import CheckpointError, latest_checkpoint
 from megatron_resrl.checkpoint.resume import checkpoint_to_resume
 from megatron_resrl.checkpoint.retention import Retention
-from megatron_resrl.checkpoint.rollout_log import RolloutLog
 from megatron_resrl.checkpoint.saver import CheckpointSaver
 
 __all__ = [
     "CheckpointError",
     "CheckpointSaver",
     "Retention",
-    "RolloutLog",
     "TrainerState",
     "checkpoint_to_resume",
     "latest_checkpoint",

@@ -21,7 +21,7 @@ from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
-from megatron_resrl.rollout.engines import make_engine
+from megatron_resrl.rollout.engines.factory import make_engine
 from megatron_resrl.rollout.environments.player import Player, player_of
 from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import default_stop_tokens

@@ -16,7 +16,6 @@ from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.checkpoint import (
     CheckpointSaver,
     Retention,
-    RolloutLog,
     TrainerState,
     load_checkpoint,
 )
@@ -25,21 +24,22 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets
+from megatron_resrl.observe.phases import PHASES, phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.disk import full_disk_named
 from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.rollout.actor import Actor, open_actor, open_ranks
+from megatron_resrl.rollout.collector import Collector
 from megatron_resrl.rollout.environments.metrics import episode_metrics
+from megatron_resrl.rollout.log import RolloutLog
+from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.training.beginning import Beginning, begin_run, note_finished
-from megatron_resrl.training.collector import Collector
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.not_finite import NotFiniteSteps
-from megatron_resrl.training.phases import PHASES, phase
 from megatron_resrl.training.records import dump_path
 from megatron_resrl.training.rl_step import rl_step
-from megatron_resrl.training.rollout_queue import RolloutQueue
 from megatron_resrl.training.run_lock import RunLock
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.training.without_signal import WithoutSignal

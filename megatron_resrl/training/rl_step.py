@@ -9,6 +9,7 @@ import torch
 
 from megatron_resrl.algorithms import Algorithm, token_coefficients
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.policy import Policy, UpdateResult
@@ -16,7 +17,6 @@ from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.training import step_metrics
 from megatron_resrl.training.correcting import correct
 from megatron_resrl.training.diagnosis import InterferenceSample, displaced_likelihood
-from megatron_resrl.training.phases import phase
 from megatron_resrl.training.scoring import Scored, score_samples
 from megatron_resrl.training.sharing import own_share, split_into_mini_batches
 from megatron_resrl.training.token_weights import TokenWeigher

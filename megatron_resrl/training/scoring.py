@@ -11,13 +11,13 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.packing import MicroBatch, drawn_mask
 from megatron_resrl.errors import RunError
+from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import GroupReport
-from megatron_resrl.training.phases import phase
 from megatron_resrl.training.token_weights import WeighingPass, response_name
 
 

@@ -14,7 +14,7 @@ from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import Response, SamplingParams
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.weight_sync.worker.megatron_resrl_checksums import (

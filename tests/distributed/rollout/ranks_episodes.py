@@ -21,11 +21,11 @@ from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.environments.chat import ObservationTokens
 from megatron_resrl.rollout.environments.episodes import Episodes
 from megatron_resrl.rollout.environments.registry import get_environment
 from megatron_resrl.rollout.environments.running import EnvironmentFailed
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
 
 LAYOUTS = {
     1: {"one": {}},

@@ -18,7 +18,7 @@ from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.engines.megatron import MegatronEngine
 
 
 def main(model: str) -> None:

@@ -18,8 +18,8 @@ from served_engine import NoSender, served_recipe
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.vllm.engine import VllmEngine
-from megatron_resrl.rollout.vllm.pool import RolloutFailure
+from megatron_resrl.rollout.engines.vllm import VllmEngine
+from megatron_resrl.rollout.serving.pool import RolloutFailure
 
 
 class CollectiveSender(NoSender):

@@ -19,8 +19,8 @@ from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.finite import require_finite_responses
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
 from megatron_resrl.training.scoring import score_samples
 from megatron_resrl.training.token_weights import TokenWeigher
 

@@ -23,7 +23,7 @@ from megatron_resrl.checkpoint.checkpoint import begin_save
 from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy, UpdateResult
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
+from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.weights.hugging_face import export_weights
 
 BF16 = 0.01

@@ -10,7 +10,7 @@ import torch
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.platform.libraries import library_variables, prepare_libraries
 from megatron_resrl.platform.precision import transformer_precision
-from megatron_resrl.rollout.vllm.launch import server_specs
+from megatron_resrl.rollout.serving.launch import server_specs
 
 DETERMINISTIC = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",

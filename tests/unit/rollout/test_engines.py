@@ -22,7 +22,7 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.engines import make_engine
+from megatron_resrl.rollout.engines.factory import make_engine
 from megatron_resrl.rollout.environments.player import player_of
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.sender import WeightSender

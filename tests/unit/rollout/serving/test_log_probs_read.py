@@ -7,7 +7,7 @@ import math
 import pytest
 
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.vllm.requests import read_response
+from megatron_resrl.rollout.serving.requests import read_response
 
 
 @pytest.mark.parametrize("written", [None, -9999.0, float("nan")])

@@ -9,7 +9,7 @@ from served_engine import engine_of, one_rank, served_recipe, wait_until, write_
 from transformers import AutoModelForCausalLM
 
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.vllm.slot import token_count
+from megatron_resrl.rollout.serving.server_state import token_count
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3, 4, 5, 6, 7], list(range(10, 60)) * 3, [9]]

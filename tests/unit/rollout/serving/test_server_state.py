@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
-from megatron_resrl.rollout.vllm.requests import make_client
-from megatron_resrl.rollout.vllm.slot import Slot, State
+from megatron_resrl.rollout.serving.requests import make_client
+from megatron_resrl.rollout.serving.server_state import Slot, State
 
 OK, SICK, DROPPED = "200 OK", "503 Service Unavailable", None
 METRICS = 'vllm:generation_tokens_total{engine="0"} %d\nvllm:prompt_tokens_total 3.0\n'

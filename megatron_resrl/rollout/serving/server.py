@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_resrl.errors import RunError
-from megatron_resrl.rollout.vllm import guardian
+from megatron_resrl.rollout.serving import guardian
 
 LOG_LINES = 20
 """Last lines of a server's log that an error shows."""

@@ -15,7 +15,7 @@ import torch
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import InputError
-from megatron_resrl.rollout.vllm.server import ServerSpec, clean_environment
+from megatron_resrl.rollout.serving.server import ServerSpec, clean_environment
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
 MODEL_NAME = "policy"

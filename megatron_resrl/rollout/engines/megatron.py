@@ -15,13 +15,13 @@ from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.cached_decoder import CachedDecoder, whole_sequences
 from megatron_resrl.rollout.engine import (
     OnGroup,
     PendingRollout,
     Response,
     SamplingParams,
 )
+from megatron_resrl.rollout.engines.cached_decoder import CachedDecoder, whole_sequences
 from megatron_resrl.rollout.sampling import draw_tokens, uniform_numbers
 
 

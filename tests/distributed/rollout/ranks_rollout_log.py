@@ -9,11 +9,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_resrl.checkpoint import CheckpointError, RolloutLog
+from megatron_resrl.checkpoint import CheckpointError
 from megatron_resrl.config.schema import OptimizerConfig, ParallelConfig, Recipe
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.group_table import Group
+from megatron_resrl.rollout.log import RolloutLog
 
 GROUPS = [
     Group(

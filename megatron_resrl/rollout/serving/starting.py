@@ -9,10 +9,10 @@ import httpx
 
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.vllm.identity import answers_as_ours, served_model, why_not_ready
-from megatron_resrl.rollout.vllm.requests import request_body, send_request
-from megatron_resrl.rollout.vllm.server import ServerProcess, StartFailure
-from megatron_resrl.rollout.vllm.slot import Slot
+from megatron_resrl.rollout.serving.identity import answers_as_ours, served_model, why_not_ready
+from megatron_resrl.rollout.serving.requests import request_body, send_request
+from megatron_resrl.rollout.serving.server import ServerProcess, StartFailure
+from megatron_resrl.rollout.serving.server_state import Slot
 from megatron_resrl.rollout.weight_sync.control import ServerFailure
 from megatron_resrl.rollout.weight_sync.receivers import recover
 

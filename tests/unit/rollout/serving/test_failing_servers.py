@@ -25,10 +25,10 @@ from served_engine import (
 )
 
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.vllm import pool as pool_module
-from megatron_resrl.rollout.vllm.engine import VllmEngine
-from megatron_resrl.rollout.vllm.server import StartFailure
-from megatron_resrl.rollout.vllm.slot import State
+from megatron_resrl.rollout.engines.vllm import VllmEngine
+from megatron_resrl.rollout.serving import pool as pool_module
+from megatron_resrl.rollout.serving.server import StartFailure
+from megatron_resrl.rollout.serving.server_state import State
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3 + prompt, 4, 5, 6, 7] for prompt in range(10)]
@@ -214,8 +214,8 @@ TRAINER = """
 import sys, time
 from pathlib import Path
 from served_engine import served_recipe
-from megatron_resrl.rollout.vllm.launch import server_specs
-from megatron_resrl.rollout.vllm.server import ServerProcess
+from megatron_resrl.rollout.serving.launch import server_specs
+from megatron_resrl.rollout.serving.server import ServerProcess
 recipe = served_recipe(Path(sys.argv[1]), Path(sys.argv[2]))
 (spec,) = server_specs(recipe, cuda=False, weight_flags=((), {}))
 print(ServerProcess(spec).pid, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_resrl.training.collector import choose_groups
+from megatron_resrl.rollout.collector import choose_groups
 
 signals = st.lists(st.booleans(), min_size=1, max_size=6)
 

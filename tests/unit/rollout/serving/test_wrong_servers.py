@@ -14,11 +14,11 @@ from served_engine import NoSender, one_rank
 
 from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.errors import UNUSABLE, InputError, exit_status
-from megatron_resrl.rollout.vllm.engine import VllmEngine
-from megatron_resrl.rollout.vllm.identity import answers_as_ours, require_model
-from megatron_resrl.rollout.vllm.server import ServerProcess, ServerSpec, StartFailure
-from megatron_resrl.rollout.vllm.slot import Slot
-from megatron_resrl.rollout.vllm.starting import await_answer
+from megatron_resrl.rollout.engines.vllm import VllmEngine
+from megatron_resrl.rollout.serving.identity import answers_as_ours, require_model
+from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec, StartFailure
+from megatron_resrl.rollout.serving.server_state import Slot
+from megatron_resrl.rollout.serving.starting import await_answer
 
 OLLAMA = {"object": "list", "data": [{"id": "llama3", "object": "model", "owned_by": "library"}]}
 HTML = "<html><body>\n" + "a proxy's page " * 100 + "</body></html>"

@@ -20,9 +20,10 @@ import httpx
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.rollout.vllm.identity import require_model
-from megatron_resrl.rollout.vllm.launch import max_model_length
-from megatron_resrl.rollout.vllm.requests import (
+from megatron_resrl.rollout.serving.identity import require_model
+from megatron_resrl.rollout.serving.jobs import Job, Rollout
+from megatron_resrl.rollout.serving.launch import max_model_length
+from megatron_resrl.rollout.serving.requests import (
     RequestFailure,
     RequestRefused,
     make_client,
@@ -31,10 +32,9 @@ from megatron_resrl.rollout.vllm.requests import (
     sample_seed,
     send_request,
 )
-from megatron_resrl.rollout.vllm.rollout import Job, Rollout
-from megatron_resrl.rollout.vllm.server import ServerSpec, StartFailure
-from megatron_resrl.rollout.vllm.slot import Slot, State
-from megatron_resrl.rollout.vllm.starting import await_answer, start_process, warm_up
+from megatron_resrl.rollout.serving.server import ServerSpec, StartFailure
+from megatron_resrl.rollout.serving.server_state import Slot, State
+from megatron_resrl.rollout.serving.starting import await_answer, start_process, warm_up
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")

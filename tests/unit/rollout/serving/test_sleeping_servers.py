@@ -19,7 +19,7 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.vllm.engine import VllmEngine
+from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
 
 WEIGHTS, CACHE = "weights", "kv_cache"

@@ -11,11 +11,10 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from megatron_resrl.checkpoint import RolloutLog
 from megatron_resrl.checkpoint.first_rank import on_first_rank
-from megatron_resrl.checkpoint.rollout_log import run_identity
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.policy.finite import LogitsNotFinite
 from megatron_resrl.rollout.actor import Actor
@@ -23,9 +22,9 @@ from megatron_resrl.rollout.collect import Sample, grade_responses, penalty_of
 from megatron_resrl.rollout.engine import PendingRollout, Response, SamplingParams
 from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.group_table import Group
+from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.recording import Recording, RecordingError, sampling_settings
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
-from megatron_resrl.training.phases import phase
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from enum import Enum
 
 import httpx
 
-from megatron_resrl.rollout.vllm.rollout import Job
-from megatron_resrl.rollout.vllm.server import ServerProcess, ServerSpec
+from megatron_resrl.rollout.serving.jobs import Job
+from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 
 _PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")

@@ -11,7 +11,7 @@ from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.training.collector import Collected, Collecting, Collector
+from megatron_resrl.rollout.collector import Collected, Collecting, Collector
 
 
 class TooStale(RunError):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import RolloutEngine
-from megatron_resrl.rollout.megatron_engine import MegatronEngine
-from megatron_resrl.rollout.replayed import NoEngine
+from megatron_resrl.rollout.engines.megatron import MegatronEngine
+from megatron_resrl.rollout.engines.replay import NoEngine
 
 
 def make_engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> RolloutEngine:
@@ -25,7 +25,7 @@ def make_engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> RolloutEn
     if trainable and recipe.rollout.replay:
         return NoEngine(recipe.rollout.replay)
     # Here, because the embedded engine needs neither.
-    from megatron_resrl.rollout.vllm.engine import VllmEngine
+    from megatron_resrl.rollout.engines.vllm import VllmEngine
     from megatron_resrl.rollout.weight_sync.backends import server_arguments
     from megatron_resrl.rollout.weight_sync.sender import WeightSender
 

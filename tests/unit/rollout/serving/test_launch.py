@@ -17,7 +17,7 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.errors import InputError
-from megatron_resrl.rollout.vllm.launch import api_key_of, as_flags, server_specs, visible_gpus
+from megatron_resrl.rollout.serving.launch import api_key_of, as_flags, server_specs, visible_gpus
 
 RECIPE = Recipe(
     output_dir="out",

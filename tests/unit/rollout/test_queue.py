@@ -10,9 +10,9 @@ from megatron_resrl.config.schema import Recipe, RolloutConfig
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.rollout.collector import Collected
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.training.collector import Collected
-from megatron_resrl.training.rollout_queue import RolloutQueue, TooStale
+from megatron_resrl.rollout.queue import RolloutQueue, TooStale
 
 PROMPTS = [
     Prompt(PromptRecord(index, [{"role": "user", "content": str(index)}], "", "", {}), (index,))

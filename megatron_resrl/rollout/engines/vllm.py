@@ -22,11 +22,11 @@ from megatron_resrl.rollout.engine import (
     RolloutEngine,
     SamplingParams,
 )
-from megatron_resrl.rollout.vllm.launch import api_key_of, server_specs, visible_gpus
-from megatron_resrl.rollout.vllm.pool import Pool
-from megatron_resrl.rollout.vllm.rollout import Rollout
-from megatron_resrl.rollout.vllm.server import ServerSpec
-from megatron_resrl.rollout.vllm.slot import Slot, State
+from megatron_resrl.rollout.serving.jobs import Rollout
+from megatron_resrl.rollout.serving.launch import api_key_of, server_specs, visible_gpus
+from megatron_resrl.rollout.serving.pool import Pool
+from megatron_resrl.rollout.serving.server import ServerSpec
+from megatron_resrl.rollout.serving.server_state import Slot, State
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
 SIGN_OF_LIFE_S = 10.0

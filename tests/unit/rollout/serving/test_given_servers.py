@@ -21,10 +21,10 @@ from vllm_server import vllm_server
 
 from megatron_resrl.config.schema import Recipe, VllmConfig
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.vllm.engine import VllmEngine
-from megatron_resrl.rollout.vllm.pool import RolloutFailure
-from megatron_resrl.rollout.vllm.server import StartFailure
-from megatron_resrl.rollout.vllm.slot import State
+from megatron_resrl.rollout.engines.vllm import VllmEngine
+from megatron_resrl.rollout.serving.pool import RolloutFailure
+from megatron_resrl.rollout.serving.server import StartFailure
+from megatron_resrl.rollout.serving.server_state import State
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 

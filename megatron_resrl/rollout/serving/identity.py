@@ -9,9 +9,9 @@ import httpx
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import InputError
-from megatron_resrl.rollout.vllm.launch import MODEL_NAME, max_model_length
-from megatron_resrl.rollout.vllm.server import StartFailure
-from megatron_resrl.rollout.vllm.slot import Slot
+from megatron_resrl.rollout.serving.launch import MODEL_NAME, max_model_length
+from megatron_resrl.rollout.serving.server import StartFailure
+from megatron_resrl.rollout.serving.server_state import Slot
 from megatron_resrl.rollout.weight_sync.control import (
     ServerControl,
     ServerFailure,

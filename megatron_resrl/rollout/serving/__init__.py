@@ -1,0 +1,1 @@
+"""vLLM servers: started or found, watched, given requests."""
