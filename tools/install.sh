@@ -6,7 +6,7 @@
 #   tools/install.sh te-on-cpu         # after dev: Transformer Engine's Python into .te, for tests
 #
 # VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
-# is made with. Running it again installs only after setup.py or the constraints have changed.
+# is made with. Running it again installs only after pyproject.toml or the constraints have changed.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -25,10 +25,15 @@ pip_install() {
     "$VENV/bin/python" -m pip install -qq --no-compile "$@"
 }
 
-environment() {
+check_python() {
+    command -v "$PYTHON" >/dev/null ||
+        fail "no $PYTHON here; name one: PYTHON=/path/to/python3.11"
     "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' ||
-        fail "$("$PYTHON" --version) is too old for the versions in constraints.txt;" \
+        fail "$("$PYTHON" --version) is too old;" \
             "name Python 3.11 or newer: PYTHON=/path/to/python3.11"
+}
+
+environment() {
     if ! "$VENV/bin/python" -m pip --version >/dev/null 2>&1; then
         "$PYTHON" -m venv "$VENV" ||
             fail "cannot make a virtual environment in $VENV (on Debian: apt-get install python3-venv)"
@@ -60,12 +65,11 @@ fi
 
 known_extras() {
     local known extra
-    # setup.py's own table; nothing of the package is needed to read it.
+    # The table in pyproject.toml; nothing of the package is needed to read it.
     known=$("$PYTHON" - <<'PYTHON_END'
-import ast
-for node in ast.parse(open("setup.py").read()).body:
-    if isinstance(node, ast.Assign) and node.targets[0].id == "EXTRAS":
-        print(" ".join(ast.literal_eval(node.value)))
+import tomllib
+with open("pyproject.toml", "rb") as file:
+    print(" ".join(tomllib.load(file)["project"]["optional-dependencies"]))
 PYTHON_END
     )
     for extra in ${EXTRAS//,/ }; do
@@ -76,11 +80,11 @@ PYTHON_END
 constraints=constraints.txt
 [[ ,$EXTRAS, == *,vllm,* ]] && constraints=constraints-vllm.txt
 
-command -v "$PYTHON" >/dev/null || fail "no $PYTHON here; name one: PYTHON=/path/to/python3.11"
+check_python
 known_extras
 environment
 stamp="$VENV/installed-${EXTRAS//,/-}"
-wanted="$(cksum setup.py $constraints) $PWD"
+wanted="$(cksum pyproject.toml $constraints) $PWD"
 [[ $(cat "$stamp" 2>/dev/null) == "$wanted" ]] && exit
 echo "tools/install.sh: installing $EXTRAS into $VENV (a minute or more)"
 torch_build && pip_install -c $constraints -e ".[$EXTRAS]" ||

@@ -148,7 +148,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
     kept: list[Path] = []
     if recipe.evaluation.keep_responses:
         kept = keep_responses(results, folder, step=None)
-    now = datetime.datetime.now(datetime.timezone.utc)
+    now = datetime.datetime.now(datetime.UTC)
     content = {
         "model": str(Path(recipe.model.path).absolute()),
         "date": now.isoformat(timespec="seconds"),

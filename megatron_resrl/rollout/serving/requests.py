@@ -97,7 +97,7 @@ async def send_request(
     where = f"POST {url}{ROUTE}"
     try:
         answer = await asyncio.wait_for(client.post(url + ROUTE, json=body), timeout_s)
-    except asyncio.TimeoutError as error:
+    except TimeoutError as error:
         cause = f"{where} was not answered within vllm.request_timeout_s = {timeout_s:g} s"
         raise RequestFailure(cause) from error
     except httpx.HTTPError as error:
