@@ -29,6 +29,8 @@ def run_file(file: Path, kind: str) -> ModuleType:
     # Registered under a name of its own: dataclasses and pickle look their module up there.
     module_name = f"megatron_resrl_{kind}_{file.stem}"
     spec = importlib.util.spec_from_file_location(module_name, file)
+    assert spec is not None  # A path that ends in .py has a loader.
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[module_name] = module
     folder = str(file.parent)

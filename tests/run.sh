@@ -11,5 +11,7 @@ VENV=.venv-vllm tools/install.sh vllm
 VENV=$venv tools/install.sh te-on-cpu || true
 "$venv/bin/ruff" check .
 "$venv/bin/ruff" format --check .
+"$venv/bin/codespell"
+"$venv/bin/mypy"
 # The distributed tests start their own ranks; more threads than cores would only slow them down.
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
