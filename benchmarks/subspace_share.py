@@ -14,7 +14,7 @@ torchrun, and divide the threads.
   responses are given: without the time of sampling them shares come out too large. The subspace is
   a part of the scoring pass.
 * Bytes: sent per rank, in a stream of tokens dealt to two ranks, with nothing else on the network:
-  predicted by `subspace.cost`, counted by `TokenRanks`, and seen on the loopback interface (half of
+  counted by `TokenRanks`, and seen on the loopback interface (half of
   the machine's growth, with the headers of TCP and gloo; the least of several runs, because other
   programs use the interface as well).
 """
@@ -55,9 +55,7 @@ from megatron_resrl.subspace import (
     TokenWeightStream,
     make_plan,
 )
-from megatron_resrl.subspace.cost import METHODS, PassShape, cost_of
-from megatron_resrl.subspace.plan import MIN_WINDOW_ROWS
-from megatron_resrl.subspace.rates import H100_NODE
+from megatron_resrl.subspace.collectors import COLLECTORS
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 
@@ -151,25 +149,14 @@ def _medians(steps: list[dict[str, float]]) -> dict[str, float]:
 
 
 def count_bytes(settings: argparse.Namespace) -> dict[str, dict[str, float]]:
-    """Predicted, counted and seen bytes per rank of both methods, on two ranks."""
+    """Counted and seen bytes per rank of both methods, on two ranks."""
     dist.init_process_group("gloo")
     tokens = settings.group_size // 2 * settings.response_tokens
-    shape = PassShape(
-        groups=settings.prompts,
-        positive_tokens=min(tokens, SUBSPACE.max_positive_tokens),
-        negative_tokens=tokens,
-        hidden_size=HIDDEN_SIZE,
-        rank=SUBSPACE.rank,
-        itemsize=4,
-        ranks=2,
-        window_rows=2 * max(min(tokens, SUBSPACE.max_positive_tokens), MIN_WINDOW_ROWS),
-    )
     found = {}
-    for method in METHODS:
-        plan = _plan(shape, tokens, method)
+    for method in COLLECTORS:
+        plan = _plan(settings.prompts, tokens, method)
         runs = [_stream_once(plan, tokens, method) for _ in range(settings.repeats + 1)]
         found[method] = {
-            "predicted": cost_of(method, shape, H100_NODE).bytes_sent,
             "counted": statistics.mean(gather_objects(runs[0][0])),
             "seen": min(seen for _, seen in runs) / 2,
         }
@@ -177,16 +164,16 @@ def count_bytes(settings: argparse.Namespace) -> dict[str, dict[str, float]]:
     return found
 
 
-def _plan(shape: PassShape, tokens: int, method: str) -> GroupPlan:
+def _plan(groups: int, tokens: int, method: str) -> GroupPlan:
     """Of one right and one wrong response per group."""
-    rows = torch.arange(2 * shape.groups)
+    rows = torch.arange(2 * groups)
     return make_plan(
         torch.ones(len(rows), tokens, dtype=torch.bool),
         rows % 2 == 0,
         rows // 2,
         SUBSPACE,
         key=lambda number: number,
-        ranks=shape.ranks,
+        ranks=2,
         window_groups=1 if method == "gram" else None,
     )
 
@@ -242,8 +229,7 @@ def report(
         cells += [f"{shares[-1]:.2%}", f"{ratios[-1]:.3f} ({spread})", f"{found['sent']}"]
         rows.append("| " + " | ".join(cells) + " |")
     bytes_rows = [
-        f"| {method} | {n['predicted']:.0f} | {n['counted']:.0f} | {n['seen']:.0f} |"
-        for method, n in sent.items()
+        f"| {method} | {n['counted']:.0f} | {n['seen']:.0f} |" for method, n in sent.items()
     ]
     return "\n".join(
         [
@@ -264,8 +250,8 @@ def report(
             "",
             "Bytes per rank when two ranks share the tokens and do nothing else:",
             "",
-            "| method | predicted | counted | on the loopback interface |",
-            "|---|---|---|---|",
+            "| method | counted | on the loopback interface |",
+            "|---|---|---|",
             *bytes_rows,
             "",
             f"subspace_share={max(shares):.5f} step_ratio={max(ratios):.3f}",

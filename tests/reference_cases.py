@@ -230,7 +230,6 @@ LAYOUTS: dict[str, dict[str, Any]] = {
     "PP2": {"parallel.pipeline_model_parallel_size": 2},
     "CP2": {"parallel.context_parallel_size": 2},
     "DP2": {},
-    "DP2 split": {"resrl.split_groups": True},
     "EP2": {"parallel.expert_model_parallel_size": 2},
 }
 LAYOUTS["TP2+SP packed"] = LAYOUTS["TP2+SP"] | {"algorithm.sequence_packing": True}

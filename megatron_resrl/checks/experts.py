@@ -63,24 +63,6 @@ def _check_ranks(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_split_groups(facts: Facts) -> Iterator[Problem]:
-    """Replicas wait for each other between windows of groups, and in every layer with experts."""
-    parallel = facts.recipe.parallel
-    replica = parallel.tensor_model_parallel_size * parallel.context_parallel_size
-    model, tensor = _sizes(facts)
-    if experts_of(facts.hf_config) is None or model * tensor <= replica:
-        return
-    if facts.recipe.resrl.split_groups:
-        yield Problem(
-            "resrl.split_groups",
-            True,
-            f"{model * tensor} ranks share the experts, more than the {replica} of one replica's "
-            "stage: replicas that wait for each other's experts cannot also wait for each other's "
-            "groups",
-            "set it to false, or choose a smaller parallel.expert_model_parallel_size",
-        )
-
-
 def _check_experts(facts: Facts) -> Iterator[Problem]:
     experts = experts_of(facts.hf_config)
     if experts is None:
@@ -155,7 +137,6 @@ EXPERT_CHECKS = (
     _check_dense_model,
     _check_ranks,
     _check_experts,
-    _check_split_groups,
     _check_expert_tensor_parallel,
     _check_sequence_parallel,
     _check_routing,

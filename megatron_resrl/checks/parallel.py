@@ -72,7 +72,7 @@ def _check_updates_per_step(facts: Facts) -> Iterator[Problem]:
 def _check_data_parallel_batch(facts: Facts) -> Iterator[Problem]:
     prompts = facts.recipe.rollout.prompts_per_step
     updates, copies = facts.recipe.algorithm.updates_per_step, facts.data_parallel_size
-    if updates < 1 or prompts % updates or copies is None or facts.recipe.resrl.split_groups:
+    if updates < 1 or prompts % updates or copies is None:
         return
     if (prompts // updates) % copies:
         yield Problem(

@@ -128,6 +128,7 @@ _MISSING = {
     "there is no critic; advantages are of whole responses": (
         "critic critic_pretrain gae_lambda gamma lam"
     ),
+    "it is gone: each data-parallel replica has whole groups of responses": "split_groups",
     "the ratio is of each token, clipped as in PPO": (
         "loss_mode importance_sampling_level sequence_level_importance_ratios"
     ),

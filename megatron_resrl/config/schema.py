@@ -242,12 +242,11 @@ class ResrlConfig:
     """Texts that open and close a span of thinking."""
     subspace_method: Literal["gram", "rows", "auto"] = "auto"
     """What is kept of a group's positives and exchanged between ranks. `gram`: Gram matrices;
-    `rows`: the sampled hidden states, sent to the group's owner; `auto`: the cheaper one."""
+    `rows`: the sampled hidden states, sent to the group's owner; `auto`: `rows`, unless a group can
+    have more than 32 times as many sampled positive tokens as the hidden size."""
     window_tokens: int | None = None
     """Positive tokens that a rank collects before bases are made. More: more groups solved
     together, for more memory. Default: those of the largest group, at least 1024."""
-    split_groups: bool = False
-    """Deal the responses of each group over the data-parallel ranks, for very large groups."""
     diagnose_every: int = 0
     """Steps between measurements of displaced likelihood, gradient interference and spectrum; 0:
     never. One more forward pass over the positive responses each time."""

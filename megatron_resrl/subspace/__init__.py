@@ -1,6 +1,7 @@
 """From hidden states to token weights: the subspace of a prompt group's positive tokens."""
 
 from megatron_resrl.subspace.basis import Basis, basis_from_rows, basis_from_statistics
+from megatron_resrl.subspace.collectors import automatic_method
 from megatron_resrl.subspace.plan import (
     GroupPlan,
     SubspaceSettings,
@@ -28,6 +29,7 @@ __all__ = [
     "SubspaceSettings",
     "TokenRanks",
     "TokenWeightStream",
+    "automatic_method",
     "basis_from_rows",
     "basis_from_statistics",
     "gather_statistics",

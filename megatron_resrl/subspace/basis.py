@@ -105,7 +105,7 @@ def basis_from_rows(x_GNH: Tensor, valid_GN: Tensor, rank: int) -> Basis:
     noise_G = NOISE_SHARE * (trace_G + valid_GN.sum(1) * mean_GH.square().sum(1))
     pairs = None
     if x_GNH.dtype == torch.float32:
-        solve = _FLOAT32_FORMS.get(rows_work(tokens, hidden_size, wanted)[0])
+        solve = _FLOAT32_FORMS.get(form_for_rows(tokens, hidden_size, wanted))
         pairs = solve(x_GNH, wanted, noise_G) if solve else None
     if pairs is None:
         pairs = _in_full(x_GNH, wanted, noise_G)
@@ -175,37 +175,14 @@ def first_columns(wanted: int) -> int:
     return -(-max(4 * wanted, 96) // BLOCK) * BLOCK + 3 * BLOCK
 
 
-@dataclass(frozen=True)
-class Work:
-    """Arithmetic of one group's decomposition at the first size of its search space."""
-
-    products: int
-    """Float32 operations of products of large matrices."""
-    narrow: int
-    """Operations of products with few columns, in the number format of the operator."""
-    double: int
-    """Float64 operations beside those."""
-    eigen_size: int
-    """Columns of the float64 problem that is decomposed in full."""
-
-    @property
-    def flops(self) -> int:
-        """Float32 operations that take as long on a CPU."""
-        eigen = EIGEN_FLOPS * self.eigen_size**3
-        return self.products + NARROW * self.narrow + 2 * self.double + eigen
-
-
-def _space_work(size: int, columns: int, *, products: int, operator: int) -> Work:
-    """Of a Krylov space: its operator, orthogonalisation, and the small problem."""
-    around = 4 * size * columns**2
-    return Work(products, operator + around, around, columns)
-
-
 Form = Literal["full", "gram", "rows"]
 
 
-def rows_work(tokens: int, hidden_size: int, wanted: int) -> tuple[Form, Work]:
-    """The cheapest form for the float32 rows of a group, and its work.
+def form_for_rows(tokens: int, hidden_size: int, wanted: int) -> Form:
+    """The form with the least arithmetic for the float32 rows of a group.
+
+    Counts float32 operations, and others as the float32 operations that take as long on a CPU:
+    float64 twice, products with few columns `NARROW` times.
 
     Args:
         tokens: N.
@@ -213,27 +190,29 @@ def rows_work(tokens: int, hidden_size: int, wanted: int) -> tuple[Form, Work]:
         wanted: Directions, at most min(N, H).
     """
     small, columns = min(tokens, hidden_size), first_columns(wanted)
-    area = tokens * hidden_size
-    full = Work(0, 0, 2 * area * small, small)
     if 3 * columns > 2 * small:
-        return "full", full
-    half_gram, refined = area * small, 6 * area * wanted
-    forms: dict[Form, Work] = {
-        "full": full,
-        "gram": _space_work(
-            small, columns, products=half_gram + refined, operator=2 * small**2 * columns
-        ),
-        "rows": _space_work(small, columns, products=0, operator=4 * area * columns),
+        return "full"
+    area = tokens * hidden_size
+    half_gram, refinement = area * small, 6 * area * wanted
+    operator = 2 * small**2 * columns
+    flops: dict[Form, int] = {
+        "full": 4 * area * small + EIGEN_FLOPS * small**3,
+        "gram": half_gram + refinement + _space_flops(small, columns, operator),
+        "rows": _space_flops(small, columns, 4 * area * columns),
     }
-    return min(forms.items(), key=lambda item: item[1].flops)
+    return min(flops, key=flops.__getitem__)
 
 
-def matrix_work(size: int, wanted: int) -> Work:
-    """Of a positive float64 matrix: a Krylov space where that is less than half of the work."""
+def space_pays(size: int, wanted: int) -> bool:
+    """Whether a Krylov space of a float64 matrix takes less than half of its decomposition."""
     columns = first_columns(wanted)
-    space = _space_work(size, columns, products=0, operator=2 * size**2 * columns)
-    full = Work(0, 0, 0, size)
-    return space if full.flops > 2 * space.flops else full
+    return EIGEN_FLOPS * size**3 > 2 * _space_flops(size, columns, 2 * size**2 * columns)
+
+
+def _space_flops(size: int, columns: int, operator: int) -> int:
+    """Of a Krylov space: its operator, orthogonalisation, and the small problem."""
+    around = 4 * size * columns**2
+    return NARROW * (operator + around) + 2 * around + EIGEN_FLOPS * columns**3
 
 
 Pairs = tuple[Tensor, Tensor]
@@ -267,7 +246,7 @@ def _inverse_root(values_GK: Tensor) -> Tensor:
 def _from_gram(gram_GSS: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
     """Leading eigenpairs [G, K], [G, S, K] of positive matrices in float64."""
     size = gram_GSS.shape[1]
-    if matrix_work(size, wanted).eigen_size < size:
+    if space_pays(size, wanted):
         space = MatrixSpace(gram_GSS)
         pairs = _grown(space, wanted, wanted, size, noise_G)
         if pairs is not None:

@@ -138,7 +138,7 @@ class InterferenceSample:
         self,
         policy: Policy,
         samples: Sequence[Sample],
-        shared: Sequence[int],
+        mine: Sequence[int],
         positive: torch.Tensor,
         recipe: Recipe,
         step: int,
@@ -147,7 +147,7 @@ class InterferenceSample:
         Args:
             policy: Whose states are collected.
             samples: Of the step.
-            shared: Indices of the samples of this replica, or of all where groups are split.
+            mine: Indices of the samples of this replica.
             positive: [samples] bool.
             recipe: How many tokens, and whether to measure the logit factor.
             step: A key of the draw.
@@ -157,7 +157,7 @@ class InterferenceSample:
         self.samples = samples
         longest = max(len(sample.response.token_ids) for sample in samples)
         self._slot = torch.full((len(samples), longest), -1)
-        self.groups = draw_tokens(samples, shared, positive, recipe, step)
+        self.groups = draw_tokens(samples, mine, positive, recipe, step)
         tokens = [token for pair in self.groups for side in pair for token in side]
         for slot, token in enumerate(tokens):
             self._slot[token] = slot
@@ -195,7 +195,7 @@ class InterferenceSample:
                     )
                 )
                 start = end
-        replicas = _of_replicas(found, everywhere=not self.recipe.resrl.split_groups)
+        replicas = _of_replicas(found)
         groups = [group for replica in replicas for group in replica]
         if not groups:
             return {}
@@ -208,17 +208,11 @@ class InterferenceSample:
         row, position = (slots >= 0).nonzero(as_tuple=True)
         place = slots[row, position].to(device())
         weights[place] = token_weights[row.to(device()), position.to(device())]
-        if self.recipe.resrl.split_groups:
-            group = parallel_state.get_data_parallel_group()
-            dist.all_reduce(weights, group=group)
         return weights
 
     def _add_up(self, states: torch.Tensor) -> torch.Tensor:
-        """Every context-parallel rank, and replica where groups are split, has some of them."""
-        if self.recipe.resrl.split_groups:
-            group = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        else:
-            group = self.policy.context_parallel_group
+        """Sum over the context-parallel ranks, each of which has some of them."""
+        group = self.policy.context_parallel_group
         if dist.get_world_size(group) > 1:
             dist.all_reduce(states, group=group)
         return states
@@ -255,12 +249,11 @@ class InterferenceSample:
         return torch.tensor(ids, dtype=torch.int64, device=device())
 
 
-def _of_replicas(value: object, *, everywhere: bool = True) -> list:
-    """One value per replica (its last stage), or that of the first replica only."""
+def _of_replicas(value: object) -> list:
+    """One value per replica (its last stage)."""
     speaks = (
         is_last_stage()
         and parallel_state.get_tensor_model_parallel_rank() == 0
         and parallel_state.get_context_parallel_rank() == 0
-        and (everywhere or parallel_state.get_data_parallel_rank() == 0)
     )
     return [found[0] for found in gather_objects([value] if speaks else None) if found]

@@ -32,7 +32,7 @@ HARMLESS = (
     *("reward.workers", "reward.timeout_s", "reward.memory_gb"),
     *("correction.warn_kl", "correction.stop_kl"),
     *("algorithm.micro_batch_size", "algorithm.sequence_packing"),
-    *("resrl.subspace_method", "resrl.window_tokens", "resrl.split_groups"),
+    *("resrl.subspace_method", "resrl.window_tokens"),
     *("resrl.diagnose_every", "resrl.interference_tokens", "resrl.logit_factor"),
 )
 """Settings that may change when a run is resumed, or with a dot at the end whole sections. They

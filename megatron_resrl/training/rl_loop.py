@@ -84,7 +84,7 @@ def _train(
     )
     resumed = _resume(beginning, actor, sampler)
     first = resumed.step + 1 if resumed else 1
-    weigher = _weigher(recipe, actor, resumed) if algorithm.needs_hidden_states else None
+    weigher = _weigher(recipe, actor) if algorithm.needs_hidden_states else None
     rollout_log = RolloutLog(recipe, beginning.identity.digest())
     timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
     collector = Collector(recipe, actor, rollout_log, timers)
@@ -132,8 +132,6 @@ def _train(
             interrupted = step < recipe.steps and interruption.requested()
             if interrupted or _due(step, recipe.checkpoint.save_every, recipe.steps):
                 extra = {"contents": beginning.identity.contents, "begun": rollouts.begun()}
-                if weigher:
-                    extra["subspace_method"] = weigher.method
                 position = sampler.state_dict()
                 saver.save(TrainerState(step, position, extra, metrics, recipe_yaml(recipe)))
             if interrupted:
@@ -177,13 +175,11 @@ def _resume(beginning: Beginning, actor: Actor, sampler: PromptSampler) -> Train
     return state
 
 
-def _weigher(recipe: Recipe, actor: Actor, resumed: TrainerState | None) -> TokenWeigher:
-    """Weighs tokens as the run did before it was resumed."""
+def _weigher(recipe: Recipe, actor: Actor) -> TokenWeigher:
     markers = None
     if recipe.resrl.mask_think:
         markers = think_marker_ids(actor.tokenizer, recipe.resrl.think_markers)
-    method = resumed.extra.get("subspace_method") if resumed else None
-    return TokenWeigher(actor.policy, recipe, think_markers=markers, method=method)
+    return TokenWeigher(actor.policy, recipe, think_markers=markers)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -67,16 +67,14 @@ def rl_step(
     advantages = advantages.masked_fill(masked, 0.0)
 
     loss_shares = _loss_shares(samples, advantages, recipe)
-    split = recipe.resrl.split_groups
     mini_batches = split_into_mini_batches(samples, recipe.algorithm.updates_per_step)
-    shares = [own_share(samples, each, split_groups=split) for each in mini_batches]
+    shares = [own_share(samples, each) for each in mini_batches]
     mine = [index for share in shares for index in share]
     everyones = [index for mini_batch in mini_batches for index in mini_batch]
     diagnose = recipe.resrl.diagnose_every > 0 and step % recipe.resrl.diagnose_every == 0
     drawn = None
     if diagnose:
-        shared = everyones if split else mine
-        drawn = InterferenceSample(policy, samples, shared, positive, recipe, step)
+        drawn = InterferenceSample(policy, samples, mine, positive, recipe, step)
 
     def score(wanted: list[int], own: list[int], *, draw: bool) -> Scored:
         weighing = weigher and weigher.begin(samples, wanted, own, positive, step, loss_shares)
@@ -131,7 +129,7 @@ def rl_step(
         sums.append(token_sums)
 
     metrics = step_metrics.of_samples(samples, advantages) | corrected.metrics
-    replicas = step_metrics.gather_reports(own_samples, scored, sums, split=split)
+    replicas = step_metrics.gather_reports(own_samples, scored, sums)
     metrics |= step_metrics.of_replicas(replicas, spectrum=diagnose)
     metrics |= step_metrics.of_updates(updates, len(left_out))
     if diagnose:

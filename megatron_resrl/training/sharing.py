@@ -28,21 +28,15 @@ def split_into_mini_batches(samples: Sequence[Sample], count: int) -> list[list[
     ]
 
 
-def own_share(
-    samples: Sequence[Sample], mini_batch: Sequence[int], *, split_groups: bool = False
-) -> list[int]:
+def own_share(samples: Sequence[Sample], mini_batch: Sequence[int]) -> list[int]:
     """The sample indices of a mini-batch that this data-parallel replica trains on.
 
     Args:
         samples: Of the step.
         mini_batch: Indices of whole groups.
-        split_groups: Deal the responses of each group over the replicas, not whole groups.
     """
     replicas = parallel_state.get_data_parallel_world_size()
     replica = parallel_state.get_data_parallel_rank()
-    if split_groups:
-        # One after the other, going on where the group before ended: as many for each.
-        return list(mini_batch[replica::replicas])
     members: dict[int, list[int]] = {}
     for index in mini_batch:
         members.setdefault(samples[index].group, []).append(index)

@@ -35,7 +35,7 @@ class ReplicaReport:
 
 
 def gather_reports(
-    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]], *, split: bool
+    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
 ) -> list[ReplicaReport]:
     """What the last stages of all replicas know, on every rank. Collective.
 
@@ -43,26 +43,24 @@ def gather_reports(
         samples: Of this replica.
         scored: Their scores, and the reports of the weights that each update used.
         sums: Token sums of each optimizer step; under context parallelism of this rank's tokens.
-        split: Groups are split over replicas, which all report the same ones.
     """
     report = None
     if is_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0:
         report = ReplicaReport(sums, 0, 0.0, [], {})
         if parallel_state.get_context_parallel_rank() == 0:
-            first = parallel_state.get_data_parallel_rank() == 0
-            report = _report(samples, scored, sums, groups=first or not split)
+            report = _report(samples, scored, sums)
     return [replica for replica in gather_objects(report) if replica is not None]
 
 
 def _report(
-    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]], *, groups: bool
+    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
 ) -> ReplicaReport:
     drawn = drawn_mask([sample.tokens for sample in samples], scored.entropy.shape[1])
     return ReplicaReport(
         sums=sums,
         tokens=int(drawn.sum()),
         entropy=float(scored.entropy.cpu()[drawn].sum()),
-        groups=list(scored.reports.values()) if groups else [],
+        groups=list(scored.reports.values()),
         weighing=scored.metrics,
     )
 

@@ -8,7 +8,6 @@ Shapes: B responses of the pool (what one set of ranks shares), T longest respon
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -19,7 +18,7 @@ from megatron.core import parallel_state
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.packing import MicroBatch, drawn_mask
 from megatron_resrl.data.think import think_mask
-from megatron_resrl.platform.distributed import broadcast_object, device, gather_objects
+from megatron_resrl.platform.distributed import broadcast_object, device
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import (
@@ -28,14 +27,10 @@ from megatron_resrl.subspace import (
     SubspaceSettings,
     TokenRanks,
     TokenWeightStream,
+    automatic_method,
     make_plan,
     sampling_key,
 )
-from megatron_resrl.subspace.cost import PassShape, choose_method, describe_choice
-from megatron_resrl.subspace.plan import MIN_WINDOW_ROWS
-from megatron_resrl.subspace.rates import measure_rates
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class TokenWeigher:
     """Weighs the tokens of a run's scoring passes.
 
     Attributes:
-        method: `rows` or `gram`; chosen once per run, so that resuming gives the same numbers.
+        method: `rows` or `gram`.
         ranks: Who shares the tokens of a pool with this rank.
     """
 
@@ -65,22 +60,24 @@ class TokenWeigher:
         recipe: Recipe,
         *,
         think_markers: tuple[int, int] | None = None,
-        method: str | None = None,
     ) -> None:
         """
         Args:
             policy: Whose hidden states are read.
             recipe: Of the run.
             think_markers: Token ids between which responses think, if thinking is masked.
-            method: What `auto` chose when the run began; None: choose at the first pass.
         """
         self.policy = policy
         self.recipe = recipe
         self.settings = recipe.resrl
         self.think_markers = think_markers
-        chosen = self.settings.subspace_method
-        self.method = method if chosen == "auto" else chosen
-        self.ranks = _token_ranks(policy, split_groups=self.settings.split_groups)
+        self.method = self.settings.subspace_method
+        if self.method == "auto":
+            # One wrong response at least, or the group is skipped.
+            longest = (recipe.rollout.group_size - 1) * recipe.rollout.max_response_length
+            tokens = min(self.settings.max_positive_tokens, longest)
+            self.method = automatic_method(tokens, policy.config.hidden_size)
+        self.ranks = _token_ranks(policy)
         self.holds_tap = policy.holds_tap(self.settings.layer)
 
     def begin(
@@ -92,7 +89,7 @@ class TokenWeigher:
         step: int,
         loss_shares: torch.Tensor | None = None,
     ) -> WeighingPass:
-        """Plans a pass. Collective over all ranks where the method is still open.
+        """Plans a pass.
 
         Args:
             samples: Of the step.
@@ -104,12 +101,10 @@ class TokenWeigher:
             loss_shares: [samples] float64 on the CPU: what each token of a response counts in the
                 loss, which controls have to match; None: all count alike.
         """
-        pool = list(mini_batch if self.settings.split_groups else mine)
+        pool = list(mine)
         counted, thought = self._token_masks(samples, pool)
         numbers = self._numbers()
         group = torch.tensor([samples[index].group for index in pool])
-        if self.method is None:
-            self.method = self._choose(counted, group)
         plan = make_plan(
             counted,
             positive[pool],
@@ -151,31 +146,6 @@ class TokenWeigher:
             found = think_mask(sequences, *self.think_markers)
             thought[:, : found.shape[1]] = found
         return drawn & ~thought, thought
-
-    def _choose(self, counted: torch.Tensor, group: torch.Tensor) -> str:
-        """Predicts both methods for groups of this size, half of them right, and logs it."""
-        rates = measure_rates(device(), self.ranks.process_group if self.holds_tap else None)
-        groups = len(group.unique())
-        half = max(1, int(counted.sum()) // (2 * groups))
-        tokens = min(self.settings.max_positive_tokens, half)
-        collected = self.settings.window_tokens or max(MIN_WINDOW_ROWS, tokens)
-        config = self.policy.config
-        shape = PassShape(
-            groups=groups,
-            positive_tokens=tokens,
-            negative_tokens=half,
-            hidden_size=config.hidden_size,
-            rank=self.settings.rank,
-            itemsize=config.params_dtype.itemsize,
-            ranks=self.ranks.size,
-            window_rows=collected * self.ranks.size,
-        )
-        method, costs = choose_method(shape, rates)
-        choice = (method, describe_choice(method, costs)) if self.holds_tap else None
-        # The first rank that measured decides for all: rates differ from replica to replica.
-        method, line = next(found for found in gather_objects(choice) if found is not None)
-        logger.info("%s; resrl.subspace_method: %s has other runs take the same", line, method)
-        return method
 
 
 class WeighingPass:
@@ -255,16 +225,13 @@ class WeighingPass:
         }
 
 
-def _token_ranks(policy: Policy, *, split_groups: bool) -> TokenRanks:
+def _token_ranks(policy: Policy) -> TokenRanks:
     """The ranks of this stage that tap tokens of the same groups.
 
     Tensor-parallel ranks tap slices of each sequence under sequence parallelism, else copies;
-    context-parallel ranks tap pieces; data-parallel ranks share groups only where these are split.
+    context-parallel ranks tap pieces; a group is whole within a data-parallel replica.
     """
-    if split_groups:
-        group = parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True)
-    else:
-        group = parallel_state.get_tensor_and_context_parallel_group()
+    group = parallel_state.get_tensor_and_context_parallel_group()
     size = policy.config.tensor_model_parallel_size
     if policy.config.sequence_parallel or size == 1:
         return TokenRanks(group)

@@ -22,7 +22,6 @@ LAYOUTS = {
         "--algorithm.sequence_packing=true",
     ],
     "CP2 packed": ["--parallel.context_parallel_size=2", "--algorithm.sequence_packing=true"],
-    "DP2 split": ["--resrl.split_groups=true"],
 }
 EXPERT_LAYOUTS = {
     "DP2xEP2": ["--parallel.expert_model_parallel_size=2"],

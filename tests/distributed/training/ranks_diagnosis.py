@@ -38,7 +38,6 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "PP2": {"pipeline_model_parallel_size": 2},
         "CP2": {"context_parallel_size": 2},
         "DP2": {},
-        "DP2 split": {},
     },
 }
 REFRESHES = ("rollout", "minibatch")
@@ -55,7 +54,6 @@ def recipe(model: Path, layout: str, parallel: dict[str, Any], refresh: str) -> 
         resrl=ResrlConfig(
             rank=6,
             refresh=refresh,
-            split_groups="split" in layout,
             subspace_method="rows",
             diagnose_every=1,
             interference_tokens=7,

@@ -27,7 +27,7 @@ from megatron_resrl.training.token_weights import TokenWeigher
 
 MASKED = (0, 7, 13)
 """A right response, and a wrong one of two groups."""
-LAYOUTS = {1: {"one": {}}, 2: {"DP2 split": {}, "PP2": {"pipeline_model_parallel_size": 2}}}
+LAYOUTS = {1: {"one": {}}, 2: {"DP2": {}, "PP2": {"pipeline_model_parallel_size": 2}}}
 
 
 def masked_rollouts() -> list[Sample]:

@@ -48,7 +48,7 @@ LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
         "PP2": {"pipeline_model_parallel_size": 2},
         "CP2": {"context_parallel_size": 2},
         "CP2 packed": {"context_parallel_size": 2},
-        "DP2 split": {},
+        "DP2": {},
     },
 }
 ALGORITHMS = {"grpo": "sequence_mean", "resrl": "token_mean"}
@@ -93,7 +93,6 @@ def recipe(
         ),
         resrl=ResrlConfig(
             rank=6,
-            split_groups="split" in layout,
             subspace_method="rows",
             diagnose_every=1,
             interference_tokens=100,

@@ -48,7 +48,6 @@ class Layout:
     parallel: dict[str, Any] = dataclasses.field(default_factory=dict)
     megatron: dict[str, Any] = dataclasses.field(default_factory=dict)
     packed: bool = False
-    split: bool = False
     family: str = "qwen3"
     micro_batch_sizes: tuple[int, ...] = (3,)
     layer: int = -2
@@ -71,7 +70,6 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "CP2": Layout(CP2),
         "CP2 packed": Layout(CP2, packed=True, micro_batch_sizes=(9,)),
         "DP2": Layout(),
-        "DP2 split": Layout(split=True, micro_batch_sizes=(1,)),
         "TP2+SPxEP2 moe": Layout(
             SP2 | EP2 | {"expert_tensor_parallel_size": 1}, family="qwen3_moe"
         ),
@@ -79,7 +77,7 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
     },
     4: {
         "CP2xTP2+SP packed": Layout(CP2 | SP2, packed=True),
-        "TP2xDP2 split": Layout(TP2, split=True),
+        "TP2xDP2": Layout(TP2),
     },
 }
 SLOW_LAYOUTS: dict[int, dict[str, Layout]] = {
@@ -100,7 +98,6 @@ SLOW_LAYOUTS: dict[int, dict[str, Layout]] = {
         "PP2 layer 1": Layout(PP2, layer=1),
         "CP2": Layout(CP2, micro_batch_sizes=(1, 4)),
         "CP2 packed": Layout(CP2, packed=True),
-        "DP2 split": Layout(split=True),
     },
     4: {
         "CP2xTP2+SP": Layout(CP2 | SP2),
@@ -108,11 +105,11 @@ SLOW_LAYOUTS: dict[int, dict[str, Layout]] = {
         "TP2+SPxPP2": Layout(SP2 | PP2),
         "TP2+SPxPP2xVPP2": Layout(SP2 | VPP2),
         "TP4+SP": Layout({"tensor_model_parallel_size": 4, "sequence_parallel": True}),
-        "CP2xDP2 split packed": Layout(CP2, split=True, packed=True),
+        "CP2xDP2 packed": Layout(CP2, packed=True),
+        "PP2xDP2": Layout(PP2),
         "TP2+SPxPP2xEP2 moe": Layout(
             SP2 | PP2 | EP2 | {"expert_tensor_parallel_size": 1}, family="qwen3_moe"
         ),
-        "PP2xDP2 split": Layout(PP2, split=True),
     },
 }
 """Its single ranks are what the others are compared with."""
@@ -131,7 +128,6 @@ def recipe(layout: Layout, models: Path, method: str, micro_batch_size: int) -> 
             rank=6,
             max_positive_tokens=24,  # fewer than the first group has
             subspace_method=method,
-            split_groups=layout.split,
             layer=layout.layer,
         ),
     )
@@ -141,7 +137,7 @@ def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str
     """[samples, T] weights of all replicas put together, and all groups' reports."""
     samples, positive = rollouts()
     everyone = list(range(len(samples)))
-    mine = own_share(samples, everyone, split_groups=settings.resrl.split_groups)
+    mine = own_share(samples, everyone)
     weigher = TokenWeigher(policy, settings, think_markers=THINK_MARKERS)
     weighing = weigher.begin(samples, everyone, mine, positive, step=1)
     scored = score_samples(policy, samples, mine, settings, PhaseTimers(), weighing=weighing)

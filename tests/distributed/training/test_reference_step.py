@@ -37,7 +37,6 @@ RANKS = {
         *(f"{layout}={name}" for layout in ("TP2+SP", "PP2", "DP2", "CP2") for name in HARDEST),
         "TP2+SP packed=much at once",
         "CP2 packed=much at once over two steps",
-        "DP2 split=much at once",
         "PP2=much at once, tied matrices",
         "EP2=much at once, experts",
     ],
@@ -45,7 +44,7 @@ RANKS = {
 """Layouts and cases by number of ranks."""
 CROSSED_LAYOUTS = {
     1: ("one", "one packed"),
-    2: ("TP2+SP", "PP2", "CP2", "DP2 split", "CP2 packed", "TP2+SP packed", "DP2"),
+    2: ("TP2+SP", "PP2", "CP2", "CP2 packed", "TP2+SP packed", "DP2"),
 }
 """For combinations in turn; the last takes at least as many groups per update as replicas."""
 
@@ -164,13 +163,6 @@ def test_ignoring_the_settings_of_a_case_would_show(reference, name):
 
 def _first_step(product: Any, ranks: int, pair: str) -> dict[str, float]:
     return product(ranks)[pair]["metrics"][0]
-
-
-@pytest.mark.setting("resrl.split_groups")
-def test_replicas_that_share_groups_exchange_their_hidden_states(product):
-    whole = _first_step(product, 2, "DP2=much at once")
-    split = _first_step(product, 2, "DP2 split=much at once")
-    assert split["resrl/sent_bytes"] > 0 == whole["resrl/sent_bytes"]
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ TOLERANCE = 1e-5
 """Asked for, of fp32 weights over layouts."""
 
 
-CASES = {"default": 42, "slow": 56}
+CASES = {"default": 40, "slow": 54}
 """Layouts, methods and micro-batch sizes of each part."""
 
 

@@ -153,10 +153,3 @@ def test_a_router_that_cannot_learn_is_refused() -> None:
     assert problems(1, QWEN3_MOE | {"num_experts_per_tok": 1, "norm_topk_prob": False}) == []
     # Mixtral divides by the sum of the weights without a setting that says so.
     assert "as in every Mixtral" in refused(1, MIXTRAL | {"num_experts_per_tok": 1}).problem
-
-
-def test_groups_cannot_be_split_over_replicas_that_share_experts() -> None:
-    split = ResrlConfig(split_groups=True)
-    (problem,) = problems(2, ep=2, resrl=split)
-    assert (problem.setting, problem.value) == ("resrl.split_groups", True)
-    assert problems(4, tp=2, ep=2, etp=1, resrl=split) == []

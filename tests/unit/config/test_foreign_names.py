@@ -60,6 +60,7 @@ def test_the_names_meant_exist_and_no_name_is_ours() -> None:
         ("rollout.stop", "use rollout.stop_token_ids"),
         ("beta", "there is no KL term"),
         ("use_kl_loss", "there is no KL term"),
+        ("resrl.split_groups", "it is gone: each data-parallel replica has whole groups"),
     ],
 )
 def test_a_foreign_name_is_answered_with_ours_or_with_what_is_missing(

@@ -72,7 +72,7 @@ def test_every_float32_form_spans_the_leading_singular_vectors(
     form, tokens, hidden_size, monkeypatch
 ):
     x_NH = layer_norm(decaying(tokens, hidden_size))
-    monkeypatch.setattr(basis_module, "rows_work", lambda *_: (form, None))
+    monkeypatch.setattr(basis_module, "form_for_rows", lambda *_: form)
     monkeypatch.setattr(basis_module, "_in_full", None)  # not fallen back to
     check_against_svd(from_rows(x_NH, 32), x_NH, 32)
 
