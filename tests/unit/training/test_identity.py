@@ -110,6 +110,12 @@ def test_an_older_checkpoint_lacks_what_it_does_not_know():
     assert len(changes("steps: 5\nseed: 1\n", None, own).meaning) == 1
 
 
+def test_changes_ignore_settings_that_are_gone():
+    saved = recipe_yaml(DEFAULT).replace("resrl:\n", "resrl:\n  split_groups: true\n")
+    assert "split_groups" in saved
+    assert compare(saved, DEFAULT) == Changes([], [], False)
+
+
 def test_harmless_settings_exist():
     names = flat_settings(recipe_yaml(DEFAULT))
     for each in HARMLESS:
