@@ -18,7 +18,7 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from megatron_resrl.weights.expected import expected_tensors
+from megatron_resrl.policy.families import find_family
 
 CHAT_TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}"
 
@@ -61,7 +61,7 @@ def write_model(directory: Path, *, experts: bool = False) -> Path:
 def write_zeros(directory: Path) -> None:
     """Replaces a model's weights by zeros of the shapes that its config.json asks for."""
     config = json.loads((directory / "config.json").read_text())
-    shapes = expected_tensors(config)
+    shapes = find_family(config).tensors()
     zeros = {name: torch.zeros(shape) for name, shape in shapes.items()}
     save_file(zeros, directory / "model.safetensors")
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.policy.architectures import experts_of
+from megatron_resrl.policy.families.mixture import Mixture
 
 
-def _is_mixtral(hf_config: dict[str, Any]) -> bool:
-    return hf_config["architectures"][0] == "MixtralForCausalLM"
+def _mixture(facts: Facts) -> Mixture | None:
+    """The model, if it has experts."""
+    return facts.family if isinstance(facts.family, Mixture) else None
 
 
 def _sizes(facts: Facts) -> tuple[int, int]:
@@ -22,7 +22,7 @@ def _sizes(facts: Facts) -> tuple[int, int]:
 
 
 def _check_dense_model(facts: Facts) -> Iterator[Problem]:
-    if not facts.hf_config or experts_of(facts.hf_config) is not None:
+    if not facts.hf_config or _mixture(facts) is not None:
         return
     parallel, problem = facts.recipe.parallel, "the model has no experts"
     if parallel.expert_model_parallel_size > 1:
@@ -36,7 +36,7 @@ def _check_dense_model(facts: Facts) -> Iterator[Problem]:
 def _check_ranks(facts: Facts) -> Iterator[Problem]:
     """megatron-core's rule, and ours that a replica's ranks all exchange with the same others."""
     copies = facts.data_parallel_size
-    if experts_of(facts.hf_config) is None or copies is None:
+    if _mixture(facts) is None or copies is None:
         return
     model, tensor = _sizes(facts)
     parallel, shared = facts.recipe.parallel, model * tensor
@@ -64,16 +64,15 @@ def _check_ranks(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_experts(facts: Facts) -> Iterator[Problem]:
-    experts = experts_of(facts.hf_config)
-    if experts is None:
+    mixture = _mixture(facts)
+    if mixture is None or mixture.experts is None:
         return
+    experts = mixture.experts
     model, tensor = _sizes(facts)
     if model >= 1 and experts % model:
         problem, fix = f"the model has {experts} experts", f"choose a size that divides {experts}"
         yield Problem("parallel.expert_model_parallel_size", model, problem, fix)
-    # Mixtral's experts have the size that other families give to dense layers.
-    name = "intermediate_size" if _is_mixtral(facts.hf_config) else "moe_intermediate_size"
-    inner = facts.hf_config.get(name)
+    name, inner = mixture.expert_size_field, mixture.expert_size
     if inner is not None and tensor >= 1 and inner % tensor:
         problem = f"the model's experts have an inner size ({name}) of {inner}"
         fix = f"choose a size that divides {inner}"
@@ -81,7 +80,7 @@ def _check_experts(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
-    if experts_of(facts.hf_config) is None:
+    if _mixture(facts) is None:
         return
     model, tensor = _sizes(facts)
     whole = facts.recipe.parallel.tensor_model_parallel_size
@@ -106,7 +105,7 @@ def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
 
 def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
     parallel = facts.recipe.parallel
-    if experts_of(facts.hf_config) is None or parallel.sequence_parallel:
+    if _mixture(facts) is None or parallel.sequence_parallel:
         return
     if parallel.tensor_model_parallel_size > 1:
         yield Problem(
@@ -118,12 +117,11 @@ def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_routing(facts: Facts) -> Iterator[Problem]:
-    config = facts.hf_config
-    if experts_of(config) is None:
+    mixture = _mixture(facts)
+    if mixture is None:
         return
-    divides = _is_mixtral(config) or config.get("norm_topk_prob")
-    if config.get("num_experts_per_tok") == 1 and divides:
-        reason = "as in every Mixtral" if _is_mixtral(config) else "norm_topk_prob"
+    if facts.hf_config.get("num_experts_per_tok") == 1 and mixture.divides_routing:
+        reason = "norm_topk_prob" if "norm_topk_prob" in facts.hf_config else "as in every Mixtral"
         yield Problem(
             "model.path",
             facts.recipe.model.path,

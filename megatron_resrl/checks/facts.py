@@ -11,6 +11,7 @@ from megatron_resrl.config.model_place import ModelPlace, find_model, read_json
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import SettingError
+from megatron_resrl.policy.families import Family, find_family
 
 Target = Literal["here", "cuda"]
 """The machine that a recipe is judged for: this one, or one that has CUDA devices."""
@@ -27,6 +28,11 @@ class Facts:
     """config.json of `model.path`; empty if it could not be read."""
     target: Target = "here"
     """The machine that the run is for."""
+
+    @functools.cached_property
+    def family(self) -> Family | None:
+        """The model's family; None: it is not supported, or config.json could not be read."""
+        return find_family(self.hf_config) if self.hf_config.get("architectures") else None
 
     @functools.cached_property
     def tokenizer(self) -> Any:

@@ -7,12 +7,7 @@ from collections.abc import Iterator
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.model_place import read_json
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.policy.architectures import (
-    SUPPORTED_ARCHITECTURES,
-    SUPPORTED_ROPE_TYPES,
-    attention_window,
-    rope_settings,
-)
+from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES
 
 _UNEVEN_STAGES = (
     "num_layers_in_first_pipeline_stage",
@@ -31,47 +26,20 @@ def _unsupported(facts: Facts, problem: str, fix: str) -> Problem:
 def _check_architecture(facts: Facts) -> Iterator[Problem]:
     if not facts.hf_config:
         return
-    found = facts.hf_config.get("architectures") or ["no architecture"]
-    if found[0] not in SUPPORTED_ARCHITECTURES:
+    if facts.family is None:
+        found = facts.hf_config.get("architectures") or ["no architecture"]
         fix = f"supported are {', '.join(SUPPORTED_ARCHITECTURES)}"
         yield _unsupported(facts, f"its config.json names {found[0]}", fix)
-
-
-def _check_variants(facts: Facts) -> Iterator[Problem]:
-    """Options of the supported families that would change the numbers."""
-    config, fix = facts.hf_config, "use a model without it"
-    activation = config.get("hidden_act", "silu")
-    if activation != "silu":
-        yield _unsupported(facts, f"its hidden_act is {activation!r}", "only silu is supported")
-    kinds = set(config.get("layer_types") or ())
-    if unknown := kinds - {"full_attention", "sliding_attention"}:
-        yield _unsupported(facts, f"its layer_types name {min(unknown)}", fix)
-    elif "sliding_attention" in kinds and attention_window(config) is None:
-        problem = "its layer_types name sliding-window attention, but no sliding_window is in use"
-        yield _unsupported(facts, problem, fix)
-    architecture = (config.get("architectures") or [""])[0]
-    if config.get("attention_bias") and architecture != "Qwen2ForCausalLM":
-        yield _unsupported(facts, "its attention_bias is true", fix)
-    if config.get("mlp_bias"):
-        yield _unsupported(facts, "its mlp_bias is true", fix)
-    if config.get("quantization_config"):
-        problem = "its weights are quantized (quantization_config)"
-        yield _unsupported(facts, problem, "use the unquantized weights")
-
-
-def _check_rope(facts: Facts) -> Iterator[Problem]:
-    if not facts.hf_config:
         return
-    settings = rope_settings(facts.hf_config)
-    rope_type = settings["rope_type"]
-    if rope_type not in SUPPORTED_ROPE_TYPES:
-        fix = f"supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
-        yield _unsupported(facts, f"its rope_type is {rope_type!r}", fix)
-    part = settings.get("partial_rotary_factor", facts.hf_config.get("partial_rotary_factor"))
-    if part not in (None, 1):
-        yield _unsupported(facts, f"its partial_rotary_factor is {part}", "use a model without it")
+    for problem, fix in facts.family.problems():
+        yield _unsupported(facts, problem, fix)
+
+
+def _check_rope_fusion(facts: Facts) -> Iterator[Problem]:
     fused = facts.recipe.model.megatron.get("apply_rope_fusion")
-    if rope_type == "yarn" and fused:
+    if facts.family is None or not fused:
+        return
+    if any(settings["rope_type"] == "yarn" for settings in facts.family.rotary.values()):
         problem = "Transformer Engine's fused kernel leaves out what yarn multiplies attention with"
         yield Problem("model.megatron.apply_rope_fusion", fused, problem, "set it to false")
 
@@ -132,7 +100,7 @@ def _check_positions(facts: Facts) -> Iterator[Problem]:
 
 def _check_window(facts: Facts) -> Iterator[Problem]:
     """Within the window, attention without one computes the same numbers."""
-    window = attention_window(facts.hf_config)
+    window = None if facts.family is None else facts.family.window
     prompt = facts.recipe.data.max_prompt_length
     response = facts.recipe.rollout.max_response_length
     if window is not None and prompt + response > window:
@@ -203,8 +171,7 @@ def _check_recompute(facts: Facts) -> Iterator[Problem]:
 
 MODEL_CHECKS = (
     _check_architecture,
-    _check_variants,
-    _check_rope,
+    _check_rope_fusion,
     _check_tensor_parallel,
     _check_pipeline,
     _check_positions,

@@ -10,7 +10,6 @@ from typing import Literal
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.errors import InputError
-from megatron_resrl.policy.architectures import SUPPORTED_ARCHITECTURES
 from megatron_resrl.weights.expected import compare, listed
 from megatron_resrl.weights.files import WeightsNotHere, stored_tensors
 
@@ -46,10 +45,10 @@ def _check_safetensors(facts: Facts, directory: Path) -> Iterator[Problem]:
         kind = "machine" if isinstance(error, WeightsNotHere) else "recipe"
         yield _wrong(facts, problem, fix, kind)
         return
-    if (facts.hf_config.get("architectures") or [""])[0] not in SUPPORTED_ARCHITECTURES:
+    if facts.family is None:
         return
     try:
-        found = compare(facts.hf_config, stored)
+        found = compare(facts.family, stored)
     # Sizes that config.json leaves to transformers' defaults; the run compares with those.
     except (KeyError, TypeError):
         return

@@ -7,10 +7,10 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from mbridge.core.bridge import Bridge
 from megatron.core.dist_checkpointing.mapping import (
     ShardedObject,
     ShardedTensor,
@@ -21,6 +21,9 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.cpu import adapt_megatron_core
+
+if TYPE_CHECKING:
+    from megatron_resrl.weights.hugging_face import PolicyBridge
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class ModelLayout:
     objects: tuple[tuple[str, str], ...]
     """Empty extra states that megatron-core's layers ask for: name and key."""
     num_layers: int
-    bridge: Bridge
-    """mbridge's, for one tensor at a time."""
+    bridge: PolicyBridge
+    """For one tensor at a time."""
 
     def stage(self, name: str, stages: int) -> int:
         """Pipeline rank, of `stages`, that holds what is called `name`.
@@ -178,7 +181,7 @@ def _parameter(
     bridge_name: str,
     parameter: torch.nn.Parameter,
     stored: ShardedTensor | ShardedTensorFactory,
-    bridge: Bridge,
+    bridge: PolicyBridge,
 ) -> Parameter:
     blocks = stored.build() if isinstance(stored, ShardedTensorFactory) else [stored]
     names, tensors = bridge._weight_to_hf_format(bridge_name, parameter.detach())

@@ -13,6 +13,7 @@ from megatron_resrl.conversion.legacy_files import LegacyReader
 from megatron_resrl.conversion.megatron_layout import ModelLayout, Parameter
 from megatron_resrl.conversion.torch_dist_source import TorchDistSource
 from megatron_resrl.errors import InputError
+from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.megatron_folders import is_torch_dist
 
 _SAME = {
@@ -95,10 +96,8 @@ def check_arguments(source: MegatronSource, hf_config: PretrainedConfig, folder:
     Raises:
         InputError: Names what differs.
     """
-    from megatron_resrl.policy.model_config import head_dim
-
     own = {name: getattr(hf_config, field, None) for name, field in _SAME.items()}
-    own["kv_channels"] = head_dim(hf_config)
+    own["kv_channels"] = family_of(hf_config).head_size
     if source.arguments.get("group_query_attention"):
         own["num_query_groups"] = hf_config.num_key_value_heads
     for name, value in own.items():

@@ -15,7 +15,7 @@ from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.disk import existing_parent, full_disk_named, in_words
-from megatron_resrl.policy.architectures import SUPPORTED_ARCHITECTURES
+from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES
 from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
 
 RELEASE = "release"

@@ -16,12 +16,9 @@ from megatron.core.tensor_parallel.layers import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import PretrainedConfig
 
+from megatron_resrl.policy.families import family_of
 from megatron_resrl.policy.layer_spec import decoder_spec
-from megatron_resrl.policy.model_config import (
-    padded_vocab_size,
-    rotary_inverse_frequencies,
-    rotary_settings,
-)
+from megatron_resrl.policy.model_config import padded_vocab_size, rotary_inverse_frequencies
 
 
 class PolicyModel(GPTModel):
@@ -104,7 +101,7 @@ def _unscaled_chunk(
         pre_process=parallel_state.is_pipeline_first_stage(**placement),
         post_process=parallel_state.is_pipeline_last_stage(**placement),
         position_embedding_type="rope",
-        rotary_base=rotary_settings(hf_config)["rope_theta"],
+        rotary_base=family_of(hf_config).rotary[None]["rope_theta"],
         share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
         vp_stage=vp_stage,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,11 +17,15 @@ from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
-from megatron_resrl.policy.architectures import SUPPORTED_ARCHITECTURES, SUPPORTED_ROPE_TYPES
-from megatron_resrl.policy.experts import expert_fields
+from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES, family_of, find_family
+from megatron_resrl.policy.families.family import ROPE_TYPES
+from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
 logger = logging.getLogger(__name__)
+
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu}
+"""By transformers' names."""
 
 
 def read_hf_config(path: str) -> PretrainedConfig:
@@ -52,8 +57,8 @@ def read_hf_config(path: str) -> PretrainedConfig:
         raise InputError(
             f"model.path is {path!r}, whose config.json transformers does not accept: {error}"
         ) from error
-    found = (hf_config.architectures or ["none"])[0]
-    if found not in SUPPORTED_ARCHITECTURES:
+    if not hf_config.architectures or find_family(hf_config.to_dict()) is None:
+        found = (hf_config.architectures or ["none"])[0]
         raise InputError(
             f"model.path {path!r} holds a {found}; supported are "
             f"{', '.join(SUPPORTED_ARCHITECTURES)}"
@@ -69,23 +74,9 @@ def read_hf_config(path: str) -> PretrainedConfig:
     return hf_config
 
 
-def head_dim(hf_config: PretrainedConfig) -> int:
-    """Size of one attention head."""
-    explicit = getattr(hf_config, "head_dim", None)
-    return explicit or hf_config.hidden_size // hf_config.num_attention_heads
-
-
 def padded_vocab_size(vocab_size: int, tensor_model_parallel_size: int) -> int:
     """Vocabulary rows after padding, so that every tensor-parallel rank holds as many."""
     return math.ceil(vocab_size / tensor_model_parallel_size) * tensor_model_parallel_size
-
-
-def rotary_settings(hf_config: PretrainedConfig) -> dict[str, Any]:
-    """`rope_theta`, `rope_type` and the type's own fields, whichever way the file spells them."""
-    settings = dict(getattr(hf_config, "rope_parameters", None) or {})
-    settings.setdefault("rope_theta", getattr(hf_config, "rope_theta", 10000.0))
-    settings.setdefault("rope_type", "default")
-    return settings
 
 
 def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | None:
@@ -97,7 +88,7 @@ def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | No
     Raises:
         InputError: An unsupported kind of scaling.
     """
-    rope_type = rotary_settings(hf_config)["rope_type"]
+    rope_type = family_of(hf_config).rotary[None]["rope_type"]
     if rope_type == "default":
         return None
     return _rotary_scaling(hf_config, rope_type)[0].float()
@@ -105,10 +96,10 @@ def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | No
 
 def _rotary_scaling(hf_config: PretrainedConfig, rope_type: str) -> tuple[torch.Tensor, float]:
     """Scaled inverse frequencies, and the factor of sines and cosines."""
-    if rope_type not in SUPPORTED_ROPE_TYPES:
+    if rope_type not in ROPE_TYPES:
         raise InputError(
             f"rope type {rope_type!r} in the model's config.json is not supported; "
-            f"supported are {', '.join(SUPPORTED_ROPE_TYPES)}"
+            f"supported are {', '.join(ROPE_TYPES)}"
         )
     return ROPE_INIT_FUNCTIONS[rope_type](hf_config, torch.device("cpu"))
 
@@ -119,7 +110,7 @@ def _scale_rotation(config: TransformerConfig, hf_config: PretrainedConfig) -> N
     megatron-core reads its factor from attributes that its class does not declare, as
     1 + 0.1 * yarn_mscale * log(yarn_rotary_scaling_factor).
     """
-    rope_type = rotary_settings(hf_config)["rope_type"]
+    rope_type = family_of(hf_config).rotary[None]["rope_type"]
     if rope_type != "yarn":
         return
     _, factor = _rotary_scaling(hf_config, rope_type)
@@ -146,22 +137,11 @@ def transformer_config(
         The configuration; its loss is a sum whose denominators the caller has put in
         (`calculate_per_token_loss`), so that gradients do not depend on the layout.
     """
+    family = family_of(hf_config)
     interleaved = (parallel.virtual_pipeline_model_parallel_size or 1) > 1
     cuda = torch.cuda.is_available()
     fields: dict[str, Any] = {
-        "num_layers": hf_config.num_hidden_layers,
-        "hidden_size": hf_config.hidden_size,
-        "ffn_hidden_size": hf_config.intermediate_size,
-        "num_attention_heads": hf_config.num_attention_heads,
-        "num_query_groups": hf_config.num_key_value_heads,
-        "kv_channels": head_dim(hf_config),
-        "layernorm_epsilon": hf_config.rms_norm_eps,
-        "normalization": "RMSNorm",
-        "activation_func": F.silu,
-        "gated_linear_unit": True,
-        "add_bias_linear": False,
-        "add_qkv_bias": hf_config.model_type == "qwen2",
-        "qk_layernorm": hf_config.model_type in ("qwen3", "qwen3_moe"),
+        "activation_func": ACTIVATIONS[family.activation],
         "attention_dropout": model.attention_dropout,
         "hidden_dropout": model.hidden_dropout,
         "recompute_granularity": model.recompute_granularity,
@@ -190,7 +170,13 @@ def transformer_config(
         # Weights are overwritten right after construction.
         "perform_initialization": False,
     }
-    fields |= expert_fields(hf_config, parallel) | transformer_precision(precision)
+    fields |= family.transformer_fields() | transformer_precision(precision)
+    if family.experts is not None:
+        fields |= {
+            "moe_grouped_gemm": uses_transformer_engine(),
+            "expert_model_parallel_size": parallel.expert_model_parallel_size,
+            "expert_tensor_parallel_size": parallel.expert_tensor_parallel_size,
+        }
     config = TransformerConfig(**(fields | model.megatron))
     _scale_rotation(config, hf_config)
     return config

@@ -7,12 +7,13 @@ cache of rollouts come on top. Parameters are counted without padding.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_resrl.config.model_place import find_model, read_json
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.policy.architectures import experts_of
+from megatron_resrl.policy.families import Family, find_family
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2}
 
@@ -58,46 +59,41 @@ class Sizes:
         return self.weights + self.gradients + self.optimizer
 
 
-def count_parameters(hf_config: dict[str, Any]) -> Parameters:
-    """Parameters of a supported model.
-
-    Args:
-        hf_config: Its config.json.
+def count_parameters(family: Family) -> Parameters:
+    """Parameters of a model.
 
     Raises:
-        KeyError, TypeError: A size is not there.
+        KeyError, TypeError: A size is not in its configuration.
     """
-    hidden, inner = hf_config["hidden_size"], hf_config["intermediate_size"]
-    layers, heads = hf_config["num_hidden_layers"], hf_config["num_attention_heads"]
-    groups = hf_config.get("num_key_value_heads") or heads
-    head = hf_config.get("head_dim") or hidden // heads
-    attention = hidden * head * (2 * heads + 2 * groups) + 2 * hidden
-    if hf_config.get("model_type") == "qwen2":
-        attention += head * (heads + 2 * groups)
-    if hf_config.get("model_type") in ("qwen3", "qwen3_moe"):
-        attention += 2 * head
-    experts = experts_of(hf_config) or 0
-    sparse = _sparse_layers(hf_config) if experts else 0
-    wide = hf_config.get("moe_intermediate_size") or inner
-    dense = 3 * hidden * inner * (layers - sparse)
-    vocabulary = hf_config["vocab_size"] * hidden
-    tied = hf_config.get("tie_word_embeddings", False)
-    return Parameters(
-        embedding=vocabulary + hidden,  # With the final norm.
-        head=0 if tied else vocabulary,
-        in_layers=attention * layers + dense + hidden * experts * sparse,
-        experts=3 * hidden * wide * experts * sparse,
-        layers=layers,
-    )
+    embedding = head = in_layers = experts = 0
+    for name, shape in family.tensors().items():
+        count = math.prod(shape)
+        if name == "lm_head.weight":
+            head += count
+        elif ".experts." in name:
+            experts += count
+        elif name.startswith("model.layers."):
+            in_layers += count
+        else:  # With the final norm.
+            embedding += count
+    return Parameters(embedding, head, in_layers, experts, family.config["num_hidden_layers"])
 
 
-def sizes_of(recipe: Recipe, world_size: int, hf_config: dict[str, Any]) -> Sizes:
+def sizes_of(recipe: Recipe, world_size: int, hf_config: Mapping[str, Any]) -> Sizes:
     """The sizes of a run whose layout fits the number of ranks.
 
+    Args:
+        recipe: The settings.
+        world_size: Ranks of the run.
+        hf_config: config.json of the model.
+
     Raises:
-        KeyError, TypeError: config.json lacks a size.
+        KeyError, TypeError: config.json lacks a size, or its architecture is not supported.
     """
-    count = count_parameters(hf_config)
+    family = find_family(hf_config)
+    if family is None:
+        raise KeyError("architectures")
+    count = count_parameters(family)
     parallel = recipe.parallel
     tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     share = math.ceil(count.layers / stages) / count.layers
@@ -132,10 +128,3 @@ def checkpoint_bytes(recipe: Recipe) -> int:
         return sizes_of(recipe, 1, hf_config).checkpoint
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return 0
-
-
-def _sparse_layers(hf_config: dict[str, Any]) -> int:
-    """Layers with experts."""
-    layers = hf_config["num_hidden_layers"]
-    dense, step = hf_config.get("mlp_only_layers") or (), hf_config.get("decoder_sparse_step") or 1
-    return sum(layer not in dense and (layer + 1) % step == 0 for layer in range(layers))

@@ -1,4 +1,4 @@
-"""The tensors that a model's configuration asks for, and how those of its files differ.
+"""How the tensors of a model's files differ from those that its configuration asks for.
 
 Nothing here needs torch: recipes are checked with it.
 """
@@ -6,97 +6,20 @@ Nothing here needs torch: recipes are checked with it.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_resrl.policy.families.family import Family
 from megatron_resrl.weights.files import StoredTensor
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 """safetensors' names of the types that weights may have."""
 
-_EXPERT_PARTS = {
-    "qwen3_moe": ("mlp", {"gate": "gate_proj", "up": "up_proj", "down": "down_proj"}),
-    "mixtral": ("block_sparse_moe", {"gate": "w1", "up": "w3", "down": "w2"}),
-}
-"""What files call the block of experts, and the matrices of each."""
 _QUANTIZATION = re.compile(
     r"(scales?(_inv|_2)?|qweight|qzeros|g_idx|zero_point|zeros|absmax|SCB|"
     r"quant_map|nested_absmax|nested_quant_map|weight_format|quant_state\..+)$"
 )
-
-
-def expected_tensors(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor that files of the model hold, as transformers saves them.
-
-    Args:
-        config: config.json of a supported family, or a configuration's `to_dict()`.
-
-    Raises:
-        KeyError: A size is not in it.
-    """
-    family, hidden = config["model_type"], config["hidden_size"]
-    embedding = (config["vocab_size"], hidden)
-    tensors = {"model.embed_tokens.weight": embedding, "model.norm.weight": (hidden,)}
-    if not config.get("tie_word_embeddings", False):
-        tensors["lm_head.weight"] = embedding
-    for number in range(config["num_hidden_layers"]):
-        layer = f"model.layers.{number}"
-        tensors[f"{layer}.input_layernorm.weight"] = (hidden,)
-        tensors[f"{layer}.post_attention_layernorm.weight"] = (hidden,)
-        for name, shape in _attention(config):
-            tensors[f"{layer}.self_attn.{name}"] = shape
-        sparse = family in _EXPERT_PARTS and _is_sparse(config, number)
-        for name, shape in _experts(config) if sparse else _dense(config):
-            tensors[f"{layer}.{name}"] = shape
-    return tensors
-
-
-def head_size(config: Mapping[str, Any]) -> int:
-    """Size of one attention head; Qwen3's is 128 where config.json does not say it."""
-    default = 128 if config["model_type"] == "qwen3" else 0
-    size = config.get("head_dim", default)
-    return size or config["hidden_size"] // config["num_attention_heads"]
-
-
-def _attention(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    family, hidden, size = config["model_type"], config["hidden_size"], head_size(config)
-    heads = config["num_attention_heads"]
-    groups = config.get("num_key_value_heads") if family == "llama" else None
-    groups = groups or (heads if family == "llama" else config["num_key_value_heads"])
-    for part, rows in (("q", heads * size), ("k", groups * size), ("v", groups * size)):
-        yield f"{part}_proj.weight", (rows, hidden)
-        if family == "qwen2":
-            yield f"{part}_proj.bias", (rows,)
-    yield "o_proj.weight", (hidden, heads * size)
-    if family in ("qwen3", "qwen3_moe"):
-        yield "q_norm.weight", (size,)
-        yield "k_norm.weight", (size,)
-
-
-def _dense(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    hidden, inner = config["hidden_size"], config["intermediate_size"]
-    yield "mlp.gate_proj.weight", (inner, hidden)
-    yield "mlp.up_proj.weight", (inner, hidden)
-    yield "mlp.down_proj.weight", (hidden, inner)
-
-
-def _experts(config: Mapping[str, Any]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    block, names = _EXPERT_PARTS[config["model_type"]]
-    hidden = config["hidden_size"]
-    inner = config["moe_intermediate_size" if block == "mlp" else "intermediate_size"]
-    count = config["num_experts"] if "num_experts" in config else config["num_local_experts"]
-    yield f"{block}.gate.weight", (count, hidden)
-    for number in range(count):
-        for part, name in names.items():
-            shape = (hidden, inner) if part == "down" else (inner, hidden)
-            yield f"{block}.experts.{number}.{name}.weight", shape
-
-
-def _is_sparse(config: Mapping[str, Any], layer: int) -> bool:
-    """Whether a layer has experts; Mixtral has no dense one."""
-    dense = config.get("mlp_only_layers") or ()
-    return layer not in dense and not (layer + 1) % config.get("decoder_sparse_step", 1)
 
 
 @dataclass(frozen=True)
@@ -111,22 +34,22 @@ class Comparison:
     """For what is wrong."""
 
 
-def compare(config: Mapping[str, Any], stored: Mapping[str, StoredTensor]) -> Comparison:
+def compare(family: Family, stored: Mapping[str, StoredTensor]) -> Comparison:
     """Compares the headers of a model's files with its configuration.
 
     Args:
-        config: See `expected_tensors`.
+        family: The model's.
         stored: By name, as `stored_tensors` reads them.
 
     Raises:
-        KeyError: A size is not in `config`.
+        KeyError: A size is not in the configuration.
     """
-    expected = expected_tensors(config)
+    expected = family.tensors()
     wrong, quantized = [], []
     for name, shape in expected.items():
         found = stored.get(name)
         if found is None:
-            wrong.append(_missing(name, config))
+            wrong.append(_missing(name, family.config))
         elif found.dtype not in FLOATS:
             quantized.append(f"{name} is {found.dtype}")
         elif found.shape != shape:

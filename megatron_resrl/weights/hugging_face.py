@@ -1,9 +1,8 @@
 """Hugging Face weights <-> megatron-core parameters, in any TP x EP x PP layout.
 
-Names, the merging of q/k/v and gate/up, and the split over ranks are mbridge's. Added here: the
-names of separate norms and experts (mbridge knows the fused and grouped ones of Transformer
-Engine), experts split otherwise than the other matrices, tied embeddings for every family,
-Mistral, and the choice of the files that are read.
+The names are the family's (`policy/families`); merging q/k/v and gate/up, the split over ranks and
+the collectives are mbridge's. Added here: experts split otherwise than the other matrices, the
+names of experts in megatron-core's own layers, and the choice of the files that are read.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from mbridge import AutoBridge
-from mbridge.core.bridge import _MODEL_REGISTRY, Bridge
+from mbridge.core import LLMBridge
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.transformer_config import TransformerConfig
 from safetensors import safe_open
@@ -27,6 +25,7 @@ from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.phases import named_phase
+from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.expected import compare, listed
 from megatron_resrl.weights.files import ShardWriter, StoredTensor, stored_tensors
 from megatron_resrl.weights.model_files import write_model_files
@@ -36,15 +35,19 @@ logger = logging.getLogger(__name__)
 SHARD_BYTES = 5 * 10**9
 """Largest size of one exported safetensors file (Hugging Face's convention)."""
 
-_SAME_WEIGHTS = {"mistral": "llama"}
-"""Model types that mbridge does not know, and those whose weights have the same names."""
 
-
-class _PolicyBridge:
-    """What mbridge's bridges lack for our models; put before one of them in the base classes."""
+class PolicyBridge(LLMBridge):
+    """mbridge's exchange of weights with names that are ours."""
 
     def __init__(self, hf_config: PretrainedConfig, config: TransformerConfig, rows: int) -> None:
+        """
+        Args:
+            hf_config: The model's own configuration.
+            config: The megatron-core configuration made from it.
+            rows: Of the embedding and the output matrix, with padding.
+        """
         self._transformer_config = config
+        self.family = family_of(hf_config)
         # mbridge takes a head size of null, as Mixtral's files have it, for a number.
         hf_config = copy.copy(hf_config)
         hf_config.head_dim = config.kv_channels
@@ -55,20 +58,8 @@ class _PolicyBridge:
     def _build_config(self) -> TransformerConfig:
         return self._transformer_config
 
-    def _adjust_mapping_for_shared_weights(self) -> None:
-        # A copy: mbridge writes into a mapping that all instances of the class share.
-        tied = self.hf_config.tie_word_embeddings
-        output = "model.embed_tokens.weight" if tied else "lm_head.weight"
-        self._DIRECT_MAPPING = {**type(self)._DIRECT_MAPPING, "output_layer.weight": output}
-        # A mixture of experts may have dense layers too.
-        self._MLP_MAPPING = {**Bridge._MLP_MAPPING, **type(self)._MLP_MAPPING}
-
     def _weight_name_mapping_mcore_to_hf(self, name: str) -> list[str]:
-        if name.endswith(".input_layernorm.weight"):
-            return [f"model.layers.{name.split('.')[2]}.input_layernorm.weight"]
-        if name.endswith(".pre_mlp_layernorm.weight"):
-            return [f"model.layers.{name.split('.')[2]}.post_attention_layernorm.weight"]
-        return super()._weight_name_mapping_mcore_to_hf(name)
+        return self.family.hugging_face_names(name)
 
     def _weight_merge_across_tp(
         self, name: str, parts: list[torch.Tensor], parameter: torch.Tensor
@@ -127,21 +118,13 @@ class GroupedNames:
         return self._state
 
 
-def bridge_of(hf_config: PretrainedConfig, model: GPTModel) -> Bridge:
-    """mbridge's bridge for the family, with what it lacks.
+def bridge_of(hf_config: PretrainedConfig, model: GPTModel) -> PolicyBridge:
+    """The bridge between a model chunk and Hugging Face's tensors.
 
     Raises:
-        InputError: Of another family.
+        InputError: The architecture is not supported.
     """
-    model_type = _SAME_WEIGHTS.get(hf_config.model_type, hf_config.model_type)
-    if model_type not in _MODEL_REGISTRY:
-        raise InputError(
-            f"model type {hf_config.model_type!r} has no weight mapping; mbridge knows "
-            f"{', '.join(AutoBridge.list_supported_models())}"
-        )
-    family = _MODEL_REGISTRY[model_type]
-    bridge_class = type(f"Policy{family.__name__}", (_PolicyBridge, family), {})
-    return bridge_class(hf_config, model.config, model.vocab_size)
+    return PolicyBridge(hf_config, model.config, model.vocab_size)
 
 
 @torch.no_grad()
@@ -174,7 +157,7 @@ def check_weights(hf_config: PretrainedConfig, path: str) -> None:
     Raises:
         InputError: See `load_weights`.
     """
-    found = compare(hf_config.to_dict(), stored_tensors(path))
+    found = compare(family_of(hf_config), stored_tensors(path))
     if found.wrong:
         raise InputError(
             f"model.path is {path!r}, whose weights do not fit its config.json: "

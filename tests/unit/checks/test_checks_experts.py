@@ -10,7 +10,7 @@ from megatron_resrl.checks.experts import EXPERT_CHECKS
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, Recipe, ResrlConfig
-from megatron_resrl.policy.architectures import experts_of
+from megatron_resrl.policy.families import find_family
 
 QWEN3_MOE = {
     "architectures": ["Qwen3MoeForCausalLM"],
@@ -73,10 +73,10 @@ def test_layouts_that_run_have_no_problem(
     assert problems(world_size, model, **parallel) == []
 
 
-def test_both_spellings_of_the_number_of_experts_are_read() -> None:
+def test_family_reads_both_spellings_of_the_number_of_experts() -> None:
     newer = {"architectures": QWEN3_MOE["architectures"], "num_local_experts": 8}
-    assert experts_of(QWEN3_MOE) == experts_of(newer) == experts_of(MIXTRAL) == 8
-    assert experts_of(DENSE) is None
+    counts = [find_family(config).experts for config in (QWEN3_MOE, newer, MIXTRAL, DENSE)]
+    assert counts == [8, 8, 8, None]
 
 
 def test_expert_sizes_of_a_dense_model_are_refused() -> None:

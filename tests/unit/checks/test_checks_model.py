@@ -76,6 +76,14 @@ def test_models_that_are_not_supported_are_refused(refused, model, config, said,
     assert right in problem.fix
 
 
+@pytest.fixture
+def unlike_its_weights(model: Path) -> None:
+    """The architecture changes, and weights with it: what is in the file does not matter here."""
+    (model / "model.safetensors").unlink()
+    (model / ".metadata").write_text("")
+
+
+@pytest.mark.usefixtures("unlike_its_weights")
 @pytest.mark.parametrize(
     "config",
     [
@@ -125,13 +133,6 @@ UNWINDOWED: dict[str, dict[str, Any]] = {
         **{"max_window_layers": 0, "layer_types": ["full_attention"] * 2},
     },
 }
-
-
-@pytest.fixture
-def unlike_its_weights(model: Path) -> None:
-    """The architecture changes, and weights with it: what is in the file does not matter here."""
-    (model / "model.safetensors").unlink()
-    (model / ".metadata").write_text("")
 
 
 @pytest.mark.usefixtures("unlike_its_weights")

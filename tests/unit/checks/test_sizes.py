@@ -26,6 +26,7 @@ from megatron_resrl.config.schema import (
     PrecisionConfig,
     Recipe,
 )
+from megatron_resrl.policy.families import find_family
 from megatron_resrl.policy.sizes import count_parameters, sizes_of
 
 PUBLISHED = {
@@ -95,7 +96,7 @@ def as_json(config: PretrainedConfig) -> dict:
 @pytest.mark.parametrize("name", MODELS)
 def test_parameters_are_as_many_as_transformers_makes(name):
     hf_config = as_json(MODELS[name])
-    assert count_parameters(hf_config).total == hf_config["parameters"]
+    assert count_parameters(find_family(hf_config)).total == hf_config["parameters"]
 
 
 def recipe(**parallel: object) -> Recipe:
@@ -112,7 +113,7 @@ def test_a_rank_alone_holds_eighteen_bytes_per_parameter():
 
 def test_ranks_share_layers_matrices_and_the_optimizer():
     hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
-    count = count_parameters(hf_config)
+    count = count_parameters(find_family(hf_config))
     sizes = sizes_of(
         recipe(tensor_model_parallel_size=2, pipeline_model_parallel_size=4), 32, hf_config
     )
@@ -124,7 +125,7 @@ def test_ranks_share_layers_matrices_and_the_optimizer():
 
 def test_experts_are_shared_by_their_own_layout():
     hf_config = as_json(PUBLISHED["Qwen3-30B-A3B"])
-    count = count_parameters(hf_config)
+    count = count_parameters(find_family(hf_config))
     sizes = sizes_of(
         recipe(expert_model_parallel_size=8, use_distributed_optimizer=False), 8, hf_config
     )

@@ -17,12 +17,11 @@ from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.platform.precision import transformer_precision
+from megatron_resrl.policy.families import family_of
 from megatron_resrl.policy.model_config import (
-    head_dim,
     padded_vocab_size,
     read_hf_config,
     rotary_inverse_frequencies,
-    rotary_settings,
     transformer_config,
 )
 
@@ -31,7 +30,7 @@ def test_llama3_rope_scaling_gives_the_frequencies_of_transformers() -> None:
     config = tiny.family_configs()["llama"]
     theirs = LlamaRotaryEmbedding(config).inv_freq
     ours = rotary_inverse_frequencies(config)
-    plain = 1 / rotary_settings(config)["rope_theta"] ** (torch.arange(0, 12, 2) / 12)
+    plain = 1 / family_of(config).rotary[None]["rope_theta"] ** (torch.arange(0, 12, 2) / 12)
     assert torch.equal(ours, theirs)
     # The tiny model must exercise the scaling: kept, interpolated and divided frequencies.
     ratio = plain / ours
@@ -43,7 +42,7 @@ def test_llama3_rope_scaling_gives_the_frequencies_of_transformers() -> None:
 def test_plain_rope_needs_no_frequencies_of_its_own() -> None:
     config = tiny.family_configs()["qwen2"]
     assert rotary_inverse_frequencies(config) is None
-    assert rotary_settings(config) == {"rope_theta": 10000.0, "rope_type": "default"}
+    assert family_of(config).rotary[None] == {"rope_theta": 10000.0, "rope_type": "default"}
 
 
 def test_an_unknown_rope_type_is_refused_by_name() -> None:
@@ -55,7 +54,7 @@ def test_an_unknown_rope_type_is_refused_by_name() -> None:
 def test_a_rope_theta_beside_the_scaling_is_found(tmp_path: Path) -> None:
     old = {"rope_theta": 500000.0, "rope_scaling": None, "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(old | {"model_type": "llama"}))
-    assert rotary_settings(read_hf_config(str(tmp_path)))["rope_theta"] == 500000.0
+    assert family_of(read_hf_config(str(tmp_path))).rotary[None]["rope_theta"] == 500000.0
 
 
 def test_a_directory_without_config_is_refused_by_name(tmp_path: Path) -> None:
@@ -70,11 +69,10 @@ def test_an_unsupported_architecture_is_refused_with_the_supported_ones(tmp_path
         read_hf_config(str(tmp_path))
 
 
-def test_head_size_is_the_explicit_one_or_the_hidden_size_over_the_heads() -> None:
-    assert head_dim(tiny.family_configs()["qwen3"]) == 16
-    assert head_dim(tiny.family_configs()["qwen2"]) == 12
-    assert head_dim(tiny.family_configs()["mistral"]) == 16
-    assert head_dim(tiny.family_configs()["mixtral"]) == 12
+def test_head_size_is_explicit_or_hidden_size_over_heads() -> None:
+    sizes = {name: family_of(config).head_size for name, config in tiny.family_configs().items()}
+    assert (sizes["qwen3"], sizes["qwen2"]) == (16, 12)
+    assert (sizes["mistral"], sizes["mixtral"]) == (16, 12)
 
 
 @pytest.mark.parametrize(("ranks", "rows"), [(1, 131), (2, 132), (4, 132), (8, 136)])
