@@ -46,23 +46,15 @@ def _check_rope_fusion(facts: Facts) -> Iterator[Problem]:
 
 def _check_tensor_parallel(facts: Facts) -> Iterator[Problem]:
     size = facts.recipe.parallel.tensor_model_parallel_size
-    heads = facts.hf_config.get("num_attention_heads")
-    groups = facts.hf_config.get("num_key_value_heads") or heads
-    inner = facts.hf_config.get("intermediate_size")
-
-    def wrong(what: str, rule: str) -> Problem:
-        fix = f"choose a size that {rule}"
-        return Problem("parallel.tensor_model_parallel_size", size, f"the model has {what}", fix)
-
-    if size <= 1:
+    if facts.family is None or size <= 1:
         return
-    if heads is not None and heads % size:
-        yield wrong(f"{heads} attention heads", f"divides {heads}")
-    # megatron-core shares a key-value head between ranks when there are fewer heads than ranks.
-    if groups is not None and groups % size and size % groups:
-        yield wrong(f"{groups} key-value heads", f"divides {groups} or is a multiple of it")
-    if inner is not None and inner % size:
-        yield wrong(f"an intermediate_size of {inner}", f"divides {inner}")
+    for what, rule in facts.family.indivisible(size):
+        yield Problem(
+            "parallel.tensor_model_parallel_size",
+            size,
+            f"the model has {what}",
+            f"choose a size that {rule}",
+        )
 
 
 def _check_pipeline(facts: Facts) -> Iterator[Problem]:

@@ -30,6 +30,7 @@ from megatron_resrl.conversion.model_directory import (
 from megatron_resrl.conversion.report import KEPT, ConversionReport, Tally, dtype_name
 from megatron_resrl.conversion.torch_dist_source import HF_DTYPES
 from megatron_resrl.errors import InputError
+from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 from megatron_resrl.weights.model_files import MARKER, copy_model_files, tell_weights, written_dtype
 from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
@@ -80,7 +81,8 @@ def convert_hf_to_megatron(
     started = time.perf_counter()
     source, target = Path(input), Path(output)
     hf_config, config = read_model_config(source)
-    check_sizes(hf_config, tensor_model_parallel_size, pipeline_model_parallel_size)
+    sizes = (tensor_model_parallel_size, pipeline_model_parallel_size)
+    check_sizes(family_of(hf_config), *sizes)
     if make_vocab_size_divisible_by < 1:
         raise InputError(
             f"--make-vocab-size-divisible-by is {make_vocab_size_divisible_by}; it must be at "
@@ -102,7 +104,7 @@ def convert_hf_to_megatron(
     check_dtypes(examples, written_dtype(config), dtype, source)
     dtypes = {name: DTYPES[dtype or kind] for name, kind in names.items()}
     types = _Types(dtypes, _stored_types(layout, dtypes))
-    ranks = _Ranks(tensor_model_parallel_size, pipeline_model_parallel_size)
+    ranks = _Ranks(*sizes)
     needed = sum(types.of(p).itemsize * math.prod(p.shape) for p in layout.parameters)
     with whole_or_nothing(target, source=source, force=force, needed=needed) as folder:
         tally = _write(layout, stored, folder / RELEASE, ranks, types)

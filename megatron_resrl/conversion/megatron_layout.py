@@ -21,6 +21,7 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.cpu import adapt_megatron_core
+from megatron_resrl.policy.families import Family
 
 if TYPE_CHECKING:
     from megatron_resrl.weights.hugging_face import PolicyBridge
@@ -139,7 +140,7 @@ def padded_rows(vocab_size: int, tensor_parallel: int, divisible_by: int) -> int
     return math.ceil(vocab_size / multiple) * multiple
 
 
-def check_sizes(hf_config: PretrainedConfig, tensor_parallel: int, pipeline_parallel: int) -> None:
+def check_sizes(family: Family, tensor_parallel: int, pipeline_parallel: int) -> None:
     """Refuses sizes that the model cannot be shared out over.
 
     Raises:
@@ -151,28 +152,16 @@ def check_sizes(hf_config: PretrainedConfig, tensor_parallel: int, pipeline_para
     ):
         if size < 1:
             raise InputError(f"--{option} is {size}; it must be at least 1")
-    layers = hf_config.num_hidden_layers
+    layers = family.config["num_hidden_layers"]
     if pipeline_parallel > layers:
         raise InputError(
             f"--pipeline-model-parallel-size is {pipeline_parallel}, more than the model's "
             f"{layers} layers; choose at most {layers}"
         )
-    divided = {
-        "attention heads": hf_config.num_attention_heads,
-        "intermediate_size": hf_config.intermediate_size,
-        "moe_intermediate_size": getattr(hf_config, "moe_intermediate_size", None),
-    }
-    for what, value in divided.items():
-        if value is not None and value % tensor_parallel:
-            raise InputError(
-                f"--tensor-model-parallel-size is {tensor_parallel}, which does not divide the "
-                f"model's {what} of {value}; choose a divisor of {value}"
-            )
-    groups = hf_config.num_key_value_heads
-    if groups % tensor_parallel and tensor_parallel % groups:
+    for what, rule in family.indivisible(tensor_parallel, experts=True):
         raise InputError(
-            f"--tensor-model-parallel-size is {tensor_parallel}, and the model has {groups} "
-            "key-value heads; choose a divisor or a multiple of that"
+            f"--tensor-model-parallel-size is {tensor_parallel}, and the model has {what}; choose "
+            f"a size that {rule}"
         )
 
 

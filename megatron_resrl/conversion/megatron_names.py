@@ -1,43 +1,13 @@
-"""The names that Megatron's versions and layers give to one and the same parameter.
+"""The keys under which torch_dist checkpoints store one and the same parameter.
 
 The name used here is that of megatron-core's own layers, e.g.
-`decoder.layers.3.input_layernorm.weight`. Transformer Engine's layers call that one
-`decoder.layers.3.self_attention.linear_qkv.layer_norm_weight`, and Megatron-LM before
-megatron-core `language_model.encoder.layers.3.input_norm.weight`.
+`decoder.layers.3.input_layernorm.weight`. Transformer Engine's layers call the same parameter
+`decoder.layers.3.self_attention.linear_qkv.layer_norm_weight`.
 """
 
 from __future__ import annotations
 
 import re
-
-_OLDER = (
-    (r"^language_model\.(encoder|transformer)\.final_(layer)?norm\.", "decoder.final_layernorm."),
-    (r"^language_model\.(encoder|transformer)\.", "decoder."),
-    (r"^language_model\.embedding\.", "embedding."),
-    (r"^language_model\.output_layer\.", "output_layer."),
-    (r"\.input_norm\.", ".input_layernorm."),
-    (r"\.(post_attention_norm|post_attention_layernorm)\.", ".pre_mlp_layernorm."),
-    (r"\.self_attention\.query_key_value\.", ".self_attention.linear_qkv."),
-    (r"\.(self_)?attention\.dense\.", ".self_attention.linear_proj."),
-    (r"\.mlp\.dense_h_to_4h\.", ".mlp.linear_fc1."),
-    (r"\.mlp\.dense_4h_to_h\.", ".mlp.linear_fc2."),
-)
-_FUSED = (
-    (r"\.self_attention\.linear_qkv\.layer_norm_(\w+)$", r".input_layernorm.\1"),
-    (r"\.mlp\.linear_fc1\.layer_norm_(\w+)$", r".pre_mlp_layernorm.\1"),
-    (
-        r"\.mlp\.experts\.(linear_fc\d)\.(weight|bias)(\d+)$",
-        r".mlp.experts.local_experts.\3.\1.\2",
-    ),
-)
-
-
-def own_name(name: str) -> str:
-    """The name of megatron-core's own layers for a parameter of a model's state dict."""
-    name = name.removeprefix("module.")
-    for pattern, replacement in (*_OLDER, *_FUSED):
-        name = re.sub(pattern, replacement, name)
-    return name
 
 
 def stored_keys(name: str, key: str) -> list[str]:

@@ -11,13 +11,8 @@ from typing import Any
 import torch
 from transformers import PretrainedConfig
 
-from megatron_resrl.conversion.megatron_layout import ModelLayout, check_sizes, model_layout
-from megatron_resrl.conversion.megatron_source import (
-    MegatronSource,
-    check_arguments,
-    find_model_files,
-    open_checkpoint,
-)
+from megatron_resrl.conversion.megatron_layout import ModelLayout, model_layout
+from megatron_resrl.conversion.megatron_source import check_arguments, find_model_files
 from megatron_resrl.conversion.model_directory import (
     DTYPES,
     DtypeName,
@@ -29,6 +24,7 @@ from megatron_resrl.conversion.model_directory import (
     whole_or_nothing,
 )
 from megatron_resrl.conversion.report import KEPT, ConversionReport, Tally, dtype_name
+from megatron_resrl.conversion.torch_dist_source import TorchDistSource
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import ShardWriter
 from megatron_resrl.weights.megatron_folders import find_checkpoint
@@ -38,8 +34,6 @@ from megatron_resrl.weights.model_files import copy_model_files, tell_weights, w
 def convert_megatron_to_hf(
     input: str,
     output: str,
-    tensor_model_parallel_size: int | None = None,
-    pipeline_model_parallel_size: int | None = None,
     model_files: str | None = None,
     dtype: DtypeName | None = None,
     max_shard_size: str = "5GB",
@@ -52,11 +46,8 @@ def convert_megatron_to_hf(
     Args:
         input: A directory made by the other direction, a run's `checkpoints/step_*`, or its
             output_dir for the newest of those, or a directory of Megatron-LM: `iter_*` or
-            `release`, in the torch_dist format or with `mp_rank_*` folders, or the one above.
+            `release` in the torch_dist format, or the one above.
         output: Directory to make.
-        tensor_model_parallel_size: That the checkpoint was saved with; default: what it says. A
-            torch_dist checkpoint has the weights of any size.
-        pipeline_model_parallel_size: Likewise.
         model_files: Directory of config.json and the tokenizer, where the checkpoint has none.
         dtype: Type to write; default: the checkpoint's, or what tensors were before they came into
             it by the other direction.
@@ -76,8 +67,7 @@ def convert_megatron_to_hf(
     folder = find_checkpoint(path)
     files = find_model_files(path, folder, model_files)
     hf_config, config = read_model_config(files)
-    check_sizes(hf_config, tensor_model_parallel_size or 1, pipeline_model_parallel_size or 1)
-    source = open_checkpoint(folder, tensor_model_parallel_size, pipeline_model_parallel_size)
+    source = TorchDistSource(folder)
     check_arguments(source, hf_config, folder)
     layout = model_layout(hf_config, _vocabulary_rows(source, hf_config, folder))
     unexpected = source.unexpected(layout)
@@ -103,7 +93,7 @@ def convert_megatron_to_hf(
 
 
 def _written_types(
-    layout: ModelLayout, source: MegatronSource, stored: dict[str, torch.dtype], asked: str | None
+    layout: ModelLayout, source: TorchDistSource, stored: dict[str, torch.dtype], asked: str | None
 ) -> dict[str, torch.dtype]:
     """The type of each Hugging Face tensor: asked for, as it once was, or as it is stored."""
     return {
@@ -121,7 +111,7 @@ def _told(config: dict[str, Any], types: dict[str, torch.dtype]) -> str | None:
 
 def _write(
     layout: ModelLayout,
-    source: MegatronSource,
+    source: TorchDistSource,
     writer: ShardWriter,
     types: dict[str, torch.dtype],
 ) -> Tally:
@@ -138,7 +128,7 @@ def _write(
     return tally
 
 
-def _vocabulary_rows(source: MegatronSource, hf_config: PretrainedConfig, folder: Path) -> int:
+def _vocabulary_rows(source: TorchDistSource, hf_config: PretrainedConfig, folder: Path) -> int:
     rows = source.vocabulary_rows
     if rows is None:
         raise InputError(f"{folder} lacks embedding.word_embeddings.weight; it is not of a GPT")
@@ -156,7 +146,7 @@ def _vocabulary_rows(source: MegatronSource, hf_config: PretrainedConfig, folder
 
 
 def _check_parameters(
-    layout: ModelLayout, source: MegatronSource, folder: Path
+    layout: ModelLayout, source: TorchDistSource, folder: Path
 ) -> dict[str, torch.dtype]:
     """Compares names and shapes with what the model is made of.
 

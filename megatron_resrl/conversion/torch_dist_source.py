@@ -33,7 +33,7 @@ class TorchDistSource:
         self._reader = TorchDistReader(folder)
         self._tensors = self._reader.tensors
         common = folder / "common.pt"
-        content = read_torch_file(common, mapped=False) if common.is_file() else {}
+        content = read_torch_file(common) if common.is_file() else {}
         self.hf_dtypes: dict[str, str] = content.get(HF_DTYPES, {})
         self.arguments: dict[str, Any] = dict(vars(content["args"])) if "args" in content else {}
 

@@ -129,25 +129,18 @@ def read_pickle(path: Path) -> Any:
         raise InputError(f"{path} cannot be read ({error!r}); copy it again") from error
 
 
-def read_torch_file(path: Path, *, mapped: bool) -> Any:
+def read_torch_file(path: Path) -> Any:
     """Reads a file of `torch.save`.
 
-    Args:
-        path: Of the file.
-        mapped: Its tensors are read from the file when they are used.
-
     Raises:
-        InputError: It is damaged, or in torch's format from before 1.6, which cannot be mapped.
+        InputError: It is damaged.
     """
     import megatron_resrl.weights.inert_pickle as this_module
 
     try:
-        return torch.load(
-            path, map_location="cpu", mmap=mapped, weights_only=False, pickle_module=this_module
-        )
+        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=this_module)
     # See `read_pickle`.
     except Exception as error:
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); copy it again, or, if torch "
-            "before 1.6 wrote it, load and save it with a newer one"
+            f"{path} cannot be read ({type(error).__name__}: {error}); copy it again"
         ) from error

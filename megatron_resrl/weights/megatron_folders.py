@@ -17,12 +17,13 @@ def find_checkpoint(path: Path) -> Path:
             or `checkpoints`, which stand for the newest checkpoint.
 
     Raises:
-        InputError: There is none.
+        InputError: There is none, or it is in Megatron-LM's older format.
     """
     if not path.is_dir():
         raise InputError(f"there is no directory {path}")
-    if is_torch_dist(path) or is_legacy(path):
+    if is_torch_dist(path):
         return path
+    _refuse_legacy(path)
     marker = path / MARKER
     if not marker.is_file():
         if newest := newest_checkpoint(path):
@@ -33,12 +34,13 @@ def find_checkpoint(path: Path) -> Path:
             else ""
         )
         raise InputError(
-            f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor mp_rank_* "
-            f"folders, nor {MARKER}, nor checkpoints of a run{hint}"
+            f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor {MARKER}, "
+            f"nor checkpoints of a run{hint}"
         )
     named = marker.read_text().strip()
     folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
-    if not (is_torch_dist(folder) or is_legacy(folder)):
+    if not is_torch_dist(folder):
+        _refuse_legacy(folder)
         raise InputError(f"{marker} says {named!r}, but {folder} holds no checkpoint")
     return folder
 
@@ -55,6 +57,11 @@ def is_torch_dist(folder: Path) -> bool:
     return (folder / ".metadata").is_file()
 
 
-def is_legacy(folder: Path) -> bool:
-    """Whether a folder is a checkpoint in Megatron-LM's older format."""
-    return any(folder.glob("mp_rank_*"))
+def _refuse_legacy(folder: Path) -> None:
+    """Refuses Megatron-LM's older format, one file per rank."""
+    if any(folder.glob("mp_rank_*")):
+        raise InputError(
+            f"{folder} holds mp_rank_* folders, Megatron-LM's older format (--ckpt-format torch); "
+            "write it as torch_dist with Megatron-LM: --ckpt-convert-format torch_dist "
+            "--ckpt-convert-save DIRECTORY"
+        )

@@ -165,6 +165,27 @@ class Family:
         """Experts of each sparse layer; None: the model is dense."""
         return None
 
+    def indivisible(self, ranks: int, *, experts: bool = False) -> Iterator[tuple[str, str]]:
+        """What tensor-parallel ranks cannot share evenly.
+
+        Args:
+            ranks: Their number, at least 1.
+            experts: Whether each expert is split over as many ranks, too.
+
+        Yields:
+            What the model has, and what a number of ranks must do to fit.
+        """
+        heads = self.config.get("num_attention_heads")
+        groups = self.config.get("num_key_value_heads") or heads
+        inner = self.config.get("intermediate_size")
+        if heads is not None and heads % ranks:
+            yield f"{heads} attention heads", f"divides {heads}"
+        # megatron-core copies a key-value head to several ranks when there are fewer than ranks.
+        if groups is not None and groups % ranks and ranks % groups:
+            yield f"{groups} key-value heads", f"divides {groups} or is a multiple of it"
+        if inner is not None and inner % ranks:
+            yield f"an intermediate_size of {inner}", f"divides {inner}"
+
     def transformer_fields(self) -> dict[str, Any]:
         """Fields of megatron-core's `TransformerConfig` that describe the model.
 

@@ -40,6 +40,12 @@ class Mixture(Family):
         """Whether each layer has experts."""
         return [True] * self.config["num_hidden_layers"]
 
+    def indivisible(self, ranks: int, *, experts: bool = False) -> Iterator[tuple[str, str]]:
+        """See `Family`."""
+        yield from super().indivisible(ranks)
+        if experts and self.expert_size is not None and self.expert_size % ranks:
+            yield f"a {self.expert_size_field} of {self.expert_size}", f"divides {self.expert_size}"
+
     def transformer_fields(self) -> dict[str, Any]:
         """See `Family`.
 

@@ -41,36 +41,10 @@ def write_model(path: Path) -> None:
     empty.to_empty(device="cpu").save_pretrained(path, max_shard_size=SHARD)
 
 
-def write_legacy(path: Path, config: bytes) -> None:
-    """A Megatron-LM checkpoint of the same shape, of one rank."""
-    layer = {
-        "input_layernorm.weight": (HIDDEN,),
-        "self_attention.linear_qkv.weight": (3 * HIDDEN, HIDDEN),
-        "self_attention.linear_proj.weight": (HIDDEN, HIDDEN),
-        "pre_mlp_layernorm.weight": (HIDDEN,),
-        "mlp.linear_fc1.weight": (2 * INNER, HIDDEN),
-        "mlp.linear_fc2.weight": (HIDDEN, INNER),
-    }
-    shapes = {
-        "embedding.word_embeddings.weight": (VOCABULARY, HIDDEN),
-        "decoder.final_layernorm.weight": (HIDDEN,),
-        "output_layer.weight": (VOCABULARY, HIDDEN),
-    }
-    for number in range(LAYERS):
-        shapes |= {f"decoder.layers.{number}.{name}": shape for name, shape in layer.items()}
-    state = {name: torch.empty(shape, dtype=torch.bfloat16) for name, shape in shapes.items()}
-    (path / "mp_rank_00").mkdir(parents=True)
-    (path / "config.json").write_bytes(config)
-    torch.save(
-        {"checkpoint_version": 3.0, "model": state}, path / "mp_rank_00" / "model_optim_rng.pt"
-    )
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("large")
     write_model(folder / "model")
-    write_legacy(folder / "legacy", (folder / "model" / "config.json").read_bytes())
     convert_hf_to_megatron(str(folder / "model"), str(folder / "megatron"), 2)
     return folder
 
@@ -93,15 +67,12 @@ def most_held(convert: Callable[..., ConversionReport], source: Path, **options:
     return max(held)
 
 
-def test_towards_megatron_less_than_a_layer_is_held(folder: Path) -> None:
+def test_convert_to_megatron_holds_less_than_a_layer(folder: Path) -> None:
     held = most_held(convert_hf_to_megatron, folder / "model", tensor_model_parallel_size=2)
     assert LARGEST <= held < LAYER
 
 
-@pytest.mark.parametrize("source", ["megatron", "legacy"])
-def test_towards_hugging_face_less_than_a_file_and_a_layer_is_held(
-    folder: Path, source: str
-) -> None:
+def test_convert_to_hf_holds_less_than_a_file_and_a_layer(folder: Path) -> None:
     size = f"{SHARD // 10**6}MB"
-    held = most_held(convert_megatron_to_hf, folder / source, max_shard_size=size)
+    held = most_held(convert_megatron_to_hf, folder / "megatron", max_shard_size=size)
     assert SHARD - LAYER < held < SHARD + LAYER

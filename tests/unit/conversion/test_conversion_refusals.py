@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import pathlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -135,8 +137,8 @@ def test_a_tokenizer_with_more_tokens_than_the_vocabulary(model: Path) -> None:
 @pytest.mark.parametrize(
     ("sizes", "match"),
     [
-        ((3, 1), "tensor-model-parallel-size is 3, .* attention heads of 4"),
-        ((8, 1), "tensor-model-parallel-size is 8, .* attention heads of 4"),
+        ((3, 1), "tensor-model-parallel-size is 3, .* has 4 attention heads; .* divides 4$"),
+        ((8, 1), "tensor-model-parallel-size is 8, .* has 4 attention heads; .* divides 4$"),
         ((1, 5), "pipeline-model-parallel-size is 5, more than the model's 4 layers"),
         ((0, 1), "tensor-model-parallel-size is 0; it must be at least 1"),
     ],
@@ -198,6 +200,23 @@ def test_a_failure_half_way_leaves_nothing(model: Path, monkeypatch: pytest.Monk
 def test_a_directory_without_a_checkpoint(megatron: Path) -> None:
     (megatron / "latest_checkpointed_iteration.txt").unlink()
     refused(megatron, "holds no Megatron checkpoint: neither")
+
+
+@pytest.mark.parametrize("above", [True, False])
+def test_find_checkpoint_refuses_the_older_format(megatron: Path, above: bool) -> None:
+    shutil.rmtree(megatron / "release")
+    (megatron / "release" / "mp_rank_00").mkdir(parents=True)
+    refused_path = megatron if above else megatron / "release"
+    with pytest.raises(InputError, match=r"release holds mp_rank_\* .*--ckpt-convert-format"):
+        convert_megatron_to_hf(str(refused_path), str(megatron.parent / "output"))
+
+
+def test_convert_to_hf_refuses_a_config_with_other_heads(megatron: Path) -> None:
+    common = megatron / "release" / "common.pt"
+    content = torch.load(common, weights_only=True)
+    arguments = argparse.Namespace(num_attention_heads=8, program=pathlib.PurePath("megatron"))
+    torch.save(content | {"args": arguments}, common)
+    refused(megatron, r"num_attention_heads 8, and config\.json says 4")
 
 
 def test_a_marker_that_names_nothing(megatron: Path) -> None:

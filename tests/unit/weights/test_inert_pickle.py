@@ -25,8 +25,7 @@ class MakesADirectory:
         return os.mkdir, (str(self.path),)
 
 
-@pytest.mark.parametrize("mapped", [True, False])
-def test_calls_are_not_made_and_tensors_are_read(tmp_path: Path, mapped: bool) -> None:
+def test_read_torch_file_makes_no_calls_and_reads_tensors(tmp_path: Path) -> None:
     file, made = tmp_path / "file.pt", tmp_path / "made"
     tensor = torch.randn(3, 4).to(torch.bfloat16)
     content = {
@@ -35,7 +34,7 @@ def test_calls_are_not_made_and_tensors_are_read(tmp_path: Path, mapped: bool) -
         "other": [MakesADirectory(made)],
     }
     torch.save(content, file)
-    read = read_torch_file(file, mapped=mapped)
+    read = read_torch_file(file)
     assert not made.exists()
     assert read["args"].layers == 4
     assert isinstance(read["args"].kind, Inert)
@@ -44,7 +43,7 @@ def test_calls_are_not_made_and_tensors_are_read(tmp_path: Path, mapped: bool) -
     assert torch.equal(read["model"]["b"], tensor)
 
 
-def test_plain_pickles_are_read_alike(tmp_path: Path) -> None:
+def test_read_pickle_makes_no_calls(tmp_path: Path) -> None:
     file, made = tmp_path / "file", tmp_path / "made"
     file.write_bytes(pickle.dumps([1, MakesADirectory(made)]))
     number, stand_in = read_pickle(file)
@@ -53,9 +52,9 @@ def test_plain_pickles_are_read_alike(tmp_path: Path) -> None:
     assert not made.exists()
 
 
-def test_damaged_files_are_named(tmp_path: Path) -> None:
+def test_read_torch_file_names_damaged_files(tmp_path: Path) -> None:
     file = tmp_path / "file.pt"
     torch.save({"a": torch.ones(100)}, file)
     file.write_bytes(file.read_bytes()[:300])
     with pytest.raises(InputError, match=r"file\.pt cannot be read .*copy it again"):
-        read_torch_file(file, mapped=True)
+        read_torch_file(file)
