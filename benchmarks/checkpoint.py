@@ -47,8 +47,8 @@ from megatron_resrl.checkpoint import (
     policy_state,
 )
 from megatron_resrl.config import schema
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 
 
@@ -86,7 +86,7 @@ def take_step(policy: Policy, settings: argparse.Namespace) -> float:
     sequences = [TokenSequence(tuple(row[:half]), tuple(row[half:])) for row in drawn]
     began = time.perf_counter()
     policy.update(
-        policy.micro_batches(sequences, settings.sequences),
+        policy.micro_batches(TokenBatch.from_sequences(sequences), settings.sequences),
         lambda log_probs, *_: (-log_probs.mean(), None),
     )
     return time.perf_counter() - began

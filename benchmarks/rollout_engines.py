@@ -31,8 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from machine import describe
 
 from megatron_resrl.config import schema
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.engines.factory import make_engine
@@ -134,7 +134,8 @@ def mismatch(
     """The engine's log-probabilities of some responses against the trainer's."""
     chosen = [(tuple(p), group[0]) for p, group in zip(prompts, groups, strict=True)][:16]
     sequences = [TokenSequence(prompt, response.token_ids) for prompt, response in chosen]
-    own = policy.score(policy.micro_batches(sequences, 4), temperature=1.0)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 4)
+    own = policy.score(batches, temperature=1.0)
     trainer = torch.cat([scores.log_probs for scores in own]).double()
     engine = torch.tensor([v for _, response in chosen for v in response.log_probs]).double()
     ratio = trainer - engine

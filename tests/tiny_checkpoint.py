@@ -21,7 +21,7 @@ from megatron_resrl.config.schema import (
     PrecisionConfig,
     Recipe,
 )
-from megatron_resrl.data.packing import MicroBatch, TokenSequence
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy, UpdateResult
 
 VOCABULARY = 71
@@ -100,4 +100,4 @@ def take_step(policy: Policy, number: int) -> UpdateResult:
         value = -(weights * log_probs).sum() / _TOKENS
         return value, value.item()
 
-    return policy.update(policy.micro_batches(sequences, 1), loss)
+    return policy.update(policy.micro_batches(TokenBatch.from_sequences(sequences), 1), loss)

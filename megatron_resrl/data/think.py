@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.errors import InputError
 
 
@@ -28,35 +27,43 @@ def think_marker_ids(tokenizer: Any, markers: tuple[str, str]) -> tuple[int, int
     return vocabulary[markers[0]], vocabulary[markers[1]]
 
 
-def think_mask(sequences: Sequence[TokenSequence], opening: int, closing: int) -> torch.Tensor:
+def think_mask(
+    token_ids_BL: Tensor,
+    prompt_lengths_B: Tensor,
+    response_lengths_B: Tensor,
+    markers: tuple[int, int],
+    longest: int,
+) -> Tensor:
     """Marks response tokens from an opening marker to the next closing one, both included.
 
     A span may begin in the prompt (chat templates open it there) and runs to the end of the
     response where nothing closes it. A closing marker without an opening one marks nothing.
 
     Args:
-        sequences: B prompts with their responses.
-        opening: Token id of the opening marker.
-        closing: Token id of the closing marker.
+        token_ids_BL: [B, L] int64 on the CPU: prompt, response, padding.
+        prompt_lengths_B: [B] int64.
+        response_lengths_B: [B] int64.
+        markers: Token ids of the opening and of the closing marker.
+        longest: T, at least the tokens of the longest response.
 
     Returns:
-        [B, T] bool on the CPU, T the longest response; False beyond a response's end.
+        [B, T] bool on the CPU; False past a response's end.
     """
-    rows = [torch.tensor((*s.prompt, *s.response), dtype=torch.int64) for s in sequences]
-    tokens_BL = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=-1)
-    place_L = torch.arange(tokens_BL.shape[1]).expand_as(tokens_BL)
-    never = torch.full_like(place_L, -1)
-    opened_BL = torch.where(tokens_BL == opening, place_L, never).cummax(1).values
-    closed_BL = torch.where(tokens_BL == closing, place_L, never).cummax(1).values
-    inside_BL = (opened_BL > closed_BL) | ((closed_BL == place_L) & _was_open(opened_BL, closed_BL))
-    prompts_B1 = torch.tensor([len(s.prompt) for s in sequences]).unsqueeze(1)
-    lengths_B1 = torch.tensor([len(s.response) for s in sequences]).unsqueeze(1)
-    position_T = torch.arange(int(lengths_B1.max()))
-    source_BT = (prompts_B1 + position_T).clamp_max(tokens_BL.shape[1] - 1)
-    return inside_BL.gather(1, source_BT) & (position_T < lengths_B1)
+    opening, closing = markers
+    position_BL = torch.arange(token_ids_BL.shape[1]).expand_as(token_ids_BL)
+    never = torch.full_like(position_BL, -1)
+    # Position of the last opening and of the last closing marker up to each token.
+    opened_BL = torch.where(token_ids_BL == opening, position_BL, never).cummax(1).values
+    closed_BL = torch.where(token_ids_BL == closing, position_BL, never).cummax(1).values
+    closes_BL = (closed_BL == position_BL) & _was_open(opened_BL, closed_BL)
+    inside_BL = (opened_BL > closed_BL) | closes_BL
+    # [B, L] -> [B, T]: response token t stands behind the prompt.
+    position_T = torch.arange(longest)
+    source_BT = (prompt_lengths_B[:, None] + position_T).clamp_max(token_ids_BL.shape[1] - 1)
+    return inside_BL.gather(1, source_BT) & (position_T < response_lengths_B[:, None])
 
 
-def _was_open(opened_BL: torch.Tensor, closed_BL: torch.Tensor) -> torch.Tensor:
+def _was_open(opened_BL: Tensor, closed_BL: Tensor) -> Tensor:
     """Whether a span was open just before each place."""
     before_BL = torch.zeros_like(opened_BL, dtype=torch.bool)
     before_BL[:, 1:] = opened_BL[:, :-1] > closed_BL[:, :-1]

@@ -19,7 +19,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch.nn.functional import scaled_dot_product_attention
 
-from megatron_resrl.data.packing import zigzag_positions
+from megatron_resrl.policy.batches import zigzag_positions
 
 
 class SdpaCoreAttention(MegatronModule):

@@ -22,13 +22,13 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import PretrainedConfig
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import (
+from megatron_resrl.platform.distributed import device, largest
+from megatron_resrl.policy.batches import (
     MicroBatch,
-    TokenSequence,
+    TokenBatch,
     length_alignment,
     make_micro_batches,
 )
-from megatron_resrl.platform.distributed import device, largest
 from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import TapPlaces
@@ -177,24 +177,30 @@ class Policy:
         return self._taps.chunk(layer) is not None
 
     def micro_batches(
-        self, sequences: Sequence[TokenSequence], micro_batch_size: int
+        self, batch: TokenBatch, micro_batch_size: int, rows: Sequence[int] | None = None
     ) -> list[MicroBatch]:
         """Cuts this data-parallel rank's sequences into micro-batches that the layout can take.
 
-        Context-parallel ranks pass the same sequences and get their shares of them. Collective over
+        Context-parallel ranks pass the same batch and get their shares of it. Collective over
         replicas that share their experts: all get as many micro-batches, some without response
         tokens.
+
+        Args:
+            batch: On the CPU.
+            micro_batch_size: Sequences per micro-batch; the last may hold fewer.
+            rows: Rows of the batch, in the order in which they are to pass; None: all.
         """
         config = self.config
         interleaved = config.virtual_pipeline_model_parallel_size is not None
-        count = max(1, math.ceil(len(sequences) / micro_batch_size))
+        count = max(1, math.ceil(len(batch if rows is None else rows) / micro_batch_size))
         together = lock_step_group()
         if together is not None:
             count = largest(count, together)
         stages = config.pipeline_model_parallel_size
-        batches = make_micro_batches(
-            sequences,
+        micro_batches = make_micro_batches(
+            batch,
             micro_batch_size,
+            rows=rows,
             length_multiple=length_alignment(
                 sequence_parallel_size=(
                     config.tensor_model_parallel_size if config.sequence_parallel else 1
@@ -208,7 +214,7 @@ class Policy:
             context_parallel_rank=parallel_state.get_context_parallel_rank(),
             context_parallel_size=config.context_parallel_size,
         )
-        return [batch.to(device()) for batch in batches]
+        return [micro_batch.to(device()) for micro_batch in micro_batches]
 
     def score(
         self,

@@ -12,8 +12,8 @@ from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_resrl.data.packing import MicroBatch
 from megatron_resrl.platform.phases import detail
+from megatron_resrl.policy.batches import MicroBatch
 
 LastStage = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]
 """Takes the final hidden states [s, b, h] (or this rank's slice [s / TP, b, h] under sequence

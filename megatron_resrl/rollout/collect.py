@@ -10,9 +10,9 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import RewardConfig
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.policy.batches import TokenSequence
 from megatron_resrl.rewards.grader import (
     Grade,
     Grader,

@@ -15,9 +15,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import drawn_mask
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, gather_objects
+from megatron_resrl.policy.batches import drawn_mask
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample

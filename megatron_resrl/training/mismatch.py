@@ -15,8 +15,8 @@ from megatron_resrl.algorithms import (
     log_ratios,
     weight_sums,
 )
-from megatron_resrl.data.packing import drawn_mask
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.policy.batches import drawn_mask
 from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample
 

@@ -9,11 +9,11 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import MicroBatch, drawn_mask
 from megatron_resrl.errors import RunError
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, drawn_mask
 from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
@@ -96,7 +96,8 @@ def score_samples(
         on_final_states(hidden, sample_of[batch.host.sequence_index], batch.host.response_position)
 
     micro_batches = policy.micro_batches(
-        [samples[index].tokens for index in order], recipe.algorithm.micro_batch_size
+        TokenBatch.from_sequences([samples[index].tokens for index in order]),
+        recipe.algorithm.micro_batch_size,
     )
     try:
         scores = policy.score(

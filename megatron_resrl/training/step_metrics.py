@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from megatron.core import parallel_state
 
-from megatron_resrl.data.packing import drawn_mask
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.policy.batches import drawn_mask
 from megatron_resrl.policy.policy import UpdateResult
 from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample

@@ -16,9 +16,9 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import MicroBatch, drawn_mask
 from megatron_resrl.data.think import think_mask
 from megatron_resrl.platform.distributed import broadcast_object, device
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, drawn_mask
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import (
@@ -143,8 +143,14 @@ class TokenWeigher:
         drawn[[samples[index].masked for index in pool]] = False  # Neither right nor wrong.
         thought = torch.zeros_like(drawn)
         if self.think_markers is not None:
-            found = think_mask(sequences, *self.think_markers)
-            thought[:, : found.shape[1]] = found
+            batch = TokenBatch.from_sequences(sequences)
+            thought = think_mask(
+                batch.token_ids,
+                batch.prompt_lengths,
+                batch.response_lengths,
+                self.think_markers,
+                longest,
+            )
         return drawn & ~thought, thought
 
 

@@ -9,8 +9,8 @@ import torch
 
 from megatron_resrl.algorithms import Algorithm, ppo_clip
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.packing import MicroBatch
 from megatron_resrl.platform.distributed import device
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch
 from megatron_resrl.policy.policy import Policy, UpdateResult
 from megatron_resrl.rollout.collect import Sample
 
@@ -96,7 +96,7 @@ def update_policy(
         }
 
     micro_batches = policy.micro_batches(
-        [sample.tokens for sample in samples], settings.micro_batch_size
+        TokenBatch.from_sequences([sample.tokens for sample in samples]), settings.micro_batch_size
     )
     result = policy.update(micro_batches, loss_function, temperature=recipe.rollout.temperature)
     return result, _sums(result.collected)

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from safetensors.torch import load_file, save_file
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.hugging_face import export_weights
@@ -86,7 +86,7 @@ def one_bad_gradient(path: Path) -> dict[str, Any]:
     policy = Policy.from_recipe(settings)
     before = dict(export_weights(policy.modules, policy.hf_config))
     before = {name: tensor.clone() for name, tensor in before.items()}
-    batches = policy.micro_batches(sequences(), 3)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences()), 3)
 
     def loss(factor: float) -> Any:
         return lambda log_probs, entropy, batch: (-factor * log_probs.sum() / 100, None)
@@ -127,7 +127,7 @@ def bf16(path: Path, want: tiny.Reference) -> dict[str, float]:
     settings = recipe(path, "bf16", tensor_model_parallel_size=2, sequence_parallel=True)
     platform.initialize(settings.parallel, seed=0)
     policy = Policy.from_recipe(settings)
-    (batch,) = policy.micro_batches(sequences(), 6)
+    (batch,) = policy.micro_batches(TokenBatch.from_sequences(sequences()), 6)
     (scores,) = policy.score([batch], temperature=tiny.TEMPERATURE)
     factors = tiny.loss_coefficients()[batch.sequence_index, batch.response_position]
     result = policy.update(

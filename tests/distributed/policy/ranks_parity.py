@@ -31,8 +31,8 @@ from megatron_resrl.config.schema import (
     PrecisionConfig,
     Recipe,
 )
-from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.hidden_states import TapPlaces
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
@@ -325,7 +325,7 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
     mine = own_share()
     pairs = tiny.ragged_token_ids()
     sequences = [TokenSequence(*pairs[index]) for index in mine]
-    batches = policy.micro_batches(sequences, 2)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 2)
     own = {
         name: [getattr(want, name)[index] for index in mine]
         for name in ("log_probs", "entropy", "hidden", "logits")
@@ -337,7 +337,7 @@ def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float
     if layout.saves:
         save(policy, path.parent / "saved" / path.name)
     for step, micro_batch_size in enumerate((2, 1)):
-        batches = policy.micro_batches(sequences, micro_batch_size)
+        batches = policy.micro_batches(TokenBatch.from_sequences(sequences), micro_batch_size)
         differences = update_differences(policy, batches, mine, want, step)
         differences["weights"] = export_difference(policy, want.weights[step + 1])
         found |= {f"step_{step}_{name}": value for name, value in differences.items()}

@@ -20,8 +20,8 @@ from megatron.core import parallel_state
 from ranks_parity import ONE_AND_THREE, THREE_AND_ONE, Layout, largest
 from transformers import AutoModelForCausalLM
 
-from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy, TappedStates
 
 NONE_LAST = {"megatron": {"pipeline_model_parallel_layout": "Etttt|L"}}
@@ -52,7 +52,7 @@ def hidden_states(path: Path) -> list[list[torch.Tensor]]:
 def tap(policy: Policy, layer: int, want: list[torch.Tensor]) -> float:
     """Largest difference of one entry; infinite if tokens are missing or taken twice."""
     sequences = [TokenSequence(*pair) for pair in tiny.ragged_token_ids()]
-    batches = policy.micro_batches(sequences, 2)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 2)
     tapped: list[tuple[int, int, torch.Tensor]] = []
     order: list[range] = []
 

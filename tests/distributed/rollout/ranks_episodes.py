@@ -16,9 +16,9 @@ import torch.distributed as dist
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
@@ -58,7 +58,7 @@ def log_prob_difference(policy: Policy, responses: list[list[Response]]) -> floa
     """Largest difference of the engine's log-probs of drawn tokens from the trainer's."""
     flat = [(prompt, r) for prompt, rs in zip(PROMPTS, responses, strict=True) for r in rs]
     sequences = [TokenSequence(p.token_ids, r.token_ids, r.response_mask) for p, r in flat]
-    batches = policy.micro_batches(sequences, 4)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 4)
     scores = policy.score(batches)
     worst = torch.zeros(())
     for batch, score in zip(batches if scores else [], scores, strict=True):

@@ -14,8 +14,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
@@ -33,7 +33,7 @@ def main(model: str) -> None:
     initialize(recipe.parallel, 0)
     policy = Policy.from_recipe(recipe)
     engine = MegatronEngine(policy, max_running_samples=4)
-    batches = policy.micro_batches([TokenSequence((3, 4), (5, 6))], 1)
+    batches = policy.micro_batches(TokenBatch.from_sequences([TokenSequence((3, 4), (5, 6))]), 1)
 
     def generate() -> list[int]:
         (responses,) = engine.generate([[3, 4, 5]], SamplingParams(4, (), n=1), seed=(0,))

@@ -16,8 +16,8 @@ import torch.distributed as dist
 from tiny_families import read_model
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
@@ -116,7 +116,7 @@ def decode(path: Path, layout: dict) -> dict:
         for response in several
     ]
     flat = [response for several in responses for response in several]
-    batches = policy.micro_batches(sequences, 4)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 4)
     scores = policy.score(batches)
     difference = 0.0
     for batch, score in zip(batches if scores else [], scores, strict=True):
@@ -125,7 +125,7 @@ def decode(path: Path, layout: dict) -> dict:
         difference = max([difference, *(score.log_probs - engines).abs().tolist()])
     # A length that was scored is decoded again, whatever has been cached for it.
     as_long_as_decoded = TokenSequence(tuple(PROMPTS[0]), (9,) * (NEW_TOKENS + 1))
-    policy.score(policy.micro_batches([as_long_as_decoded], 1))
+    policy.score(policy.micro_batches(TokenBatch.from_sequences([as_long_as_decoded]), 1))
     again = engine.generate(PROMPTS, sampled, seed=(0, 5))
     worst = torch.tensor(difference)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)

@@ -9,8 +9,8 @@ import torch
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import ModelConfig, OptimizerConfig, PrecisionConfig, Recipe
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 
 
@@ -22,7 +22,7 @@ def main(model: str) -> None:
     )
     initialize(recipe.parallel, 0)
     policy = Policy.from_recipe(recipe)
-    batches = policy.micro_batches([TokenSequence((3, 4), (5, 6))], 1)
+    batches = policy.micro_batches(TokenBatch.from_sequences([TokenSequence((3, 4), (5, 6))]), 1)
     before = [parameter.clone() for parameter in policy.modules[0].parameters()]
 
     def update(factor: float) -> tuple[bool, bool]:

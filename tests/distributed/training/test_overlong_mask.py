@@ -13,7 +13,7 @@ from ranks import run_ranks
 from tiny_rollouts import LONGEST, rollouts
 
 from megatron_resrl.algorithms import get_algorithm
-from megatron_resrl.data.packing import drawn_mask
+from megatron_resrl.policy.batches import drawn_mask
 from megatron_resrl.subspace import token_weights
 
 MASKED = [0, 7, 13]

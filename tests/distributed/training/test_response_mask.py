@@ -16,7 +16,7 @@ from ranks import run_ranks
 from tiny_rollouts import CAP, LONGEST, rollouts, with_engine_log_probs
 
 from megatron_resrl.algorithms import get_algorithm
-from megatron_resrl.data.packing import drawn_mask
+from megatron_resrl.policy.batches import drawn_mask
 from megatron_resrl.subspace import token_weights
 
 LAYOUTS = 8

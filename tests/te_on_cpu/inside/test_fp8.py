@@ -20,7 +20,7 @@ from megatron_resrl.checkpoint import (
     load_checkpoint,
 )
 from megatron_resrl.checkpoint.checkpoint import begin_save
-from megatron_resrl.data.packing import MicroBatch, TokenSequence
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy, UpdateResult
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
@@ -69,7 +69,7 @@ def reference(model: Path, policy: Policy, sequences: list[TokenSequence]) -> to
 
 def score(policy: Policy, sequences: list[TokenSequence]) -> torch.Tensor:
     """The policy's own, in the order of `reference`."""
-    batches = policy.micro_batches(sequences, 2)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 2)
     return in_order([each.log_probs for each in policy.score(batches)], batches)
 
 
@@ -88,7 +88,7 @@ def in_order(log_probs: list[torch.Tensor], batches: list[MicroBatch]) -> torch.
 
 def update(policy: Policy, sequences: list[TokenSequence]) -> tuple[UpdateResult, torch.Tensor]:
     """One step, and the log-probabilities that its loss saw, in the order of `reference`."""
-    batches = policy.micro_batches(sequences, 2)
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 2)
     seen: list[torch.Tensor] = []
 
     def loss(log_probs: torch.Tensor, entropy: torch.Tensor, batch: object) -> tuple:

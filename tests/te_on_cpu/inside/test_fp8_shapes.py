@@ -14,7 +14,12 @@ from transformer_engine.pytorch.tensor.mxfp8_tensor import MXFP8Quantizer
 from transformer_engine.pytorch.utils import assert_dim_for_all_gather, assert_dim_for_fp8_exec
 from transformer_engine_torch import DType
 
-from megatron_resrl.data.packing import TokenSequence, length_alignment, make_micro_batches
+from megatron_resrl.policy.batches import (
+    TokenBatch,
+    TokenSequence,
+    length_alignment,
+    make_micro_batches,
+)
 
 WIDTH = 256
 QUANTIZERS: dict[str, Callable] = {
@@ -55,7 +60,7 @@ def test_the_lengths_of_micro_batches_are_accepted(
     )
     sequences = [TokenSequence((3,) * prompt, (4,) * answer) for prompt, answer in lengths]
     batches = make_micro_batches(
-        sequences,
+        TokenBatch.from_sequences(sequences),
         2,
         length_multiple=alignment,
         packed=packed,

@@ -1,20 +1,28 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_families import tokenizer
 
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.data.think import think_marker_ids, think_mask
 from megatron_resrl.errors import InputError
 
 OPEN, CLOSE = 8, 9
 
 
+def mask_of(pairs: list[tuple[list[int], list[int]]]) -> list[list[bool]]:
+    """The mask of prompts with responses."""
+    rows = [torch.tensor(prompt + response) for prompt, response in pairs]
+    prompts, responses = (torch.tensor(list(map(len, side))) for side in zip(*pairs, strict=True))
+    token_ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+    return think_mask(token_ids, prompts, responses, (OPEN, CLOSE), int(responses.max())).tolist()
+
+
 def marked(prompt: list[int], response: list[int]) -> str:
     """The response with a # on every token of thinking."""
-    (row,) = think_mask([TokenSequence(tuple(prompt), tuple(response))], OPEN, CLOSE).tolist()
+    (row,) = mask_of([(prompt, response)])
     return "".join("#" if inside else "." for inside in row)
 
 
@@ -31,7 +39,7 @@ def marked(prompt: list[int], response: list[int]) -> str:
         ([1, OPEN], [CLOSE], "#"),
     ],
 )
-def test_spans_of_thinking_are_found(prompt, response, expected):
+def test_think_mask_marks_spans_between_markers(prompt, response, expected):
     assert marked(prompt, response) == expected
 
 
@@ -46,9 +54,8 @@ def test_spans_of_thinking_are_found(prompt, response, expected):
         max_size=5,
     )
 )
-def test_the_mask_equals_reading_token_by_token(sequences):
-    rows = think_mask([TokenSequence(tuple(p), tuple(r)) for p, r in sequences], OPEN, CLOSE)
-    for row, (prompt, response) in zip(rows.tolist(), sequences, strict=True):
+def test_think_mask_equals_reading_token_by_token(sequences):
+    for row, (prompt, response) in zip(mask_of(sequences), sequences, strict=True):
         inside, read = False, []
         for token in prompt + response:
             inside = inside or token == OPEN
@@ -58,7 +65,7 @@ def test_the_mask_equals_reading_token_by_token(sequences):
         assert row == expected + [False] * (len(row) - len(expected))
 
 
-def test_markers_have_to_be_tokens_of_the_model():
+def test_think_marker_ids_must_be_single_tokens():
     assert think_marker_ids(tokenizer(), ("w3", "w7")) == (3, 7)
     with pytest.raises(InputError, match=r"resrl\.think_markers has '<think>'.*mask_think"):
         think_marker_ids(tokenizer(), ("w3", "<think>"))

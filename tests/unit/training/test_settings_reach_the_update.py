@@ -13,6 +13,7 @@ from tiny_rollouts import LONGEST, rollouts
 from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.batches import TokenBatch
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.training.updating import Targets, update_policy
 
@@ -60,7 +61,7 @@ def test_packed_responses_stand_behind_each_other(model: Path) -> None:
     for packed in (False, True):
         recipe = recipe_of(model, sequence_packing=packed)
         policy = Policy.from_recipe(recipe, trainable=False)
-        (batch,) = policy.micro_batches(tokens, 4)
+        (batch,) = policy.micro_batches(TokenBatch.from_sequences(tokens), 4)
         shapes[packed] = tuple(batch.tokens.shape)
     assert shapes[False][0] == 4
     assert shapes[True][0] == 1

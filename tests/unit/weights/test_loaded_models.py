@@ -17,10 +17,10 @@ from transformers import AutoTokenizer
 from megatron_resrl.checkpoint.checkpoint import TrainerState, save_checkpoint
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
-from megatron_resrl.data.packing import TokenSequence
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.cpu import adapt_megatron_core
 from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 
 WEIGHTS = "model.safetensors"
 HEAD = "lm_head.weight"
@@ -82,7 +82,8 @@ def policy_of(path: Path, *, tokenizer: Path | None = None, trainable: bool = Fa
 
 def ours(policy) -> list[torch.Tensor]:
     sequences = [TokenSequence(*pair) for pair in tiny.ragged_token_ids()]
-    return [s.log_probs for s in policy.score(policy.micro_batches(sequences, 1), temperature=1.0)]
+    batches = policy.micro_batches(TokenBatch.from_sequences(sequences), 1)
+    return [scores.log_probs for scores in policy.score(batches, temperature=1.0)]
 
 
 def theirs(path: Path) -> list[torch.Tensor]:

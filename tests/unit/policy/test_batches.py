@@ -13,10 +13,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_resrl.data.packing import (
+from megatron_resrl.policy.batches import (
     MicroBatch,
+    TokenBatch,
     TokenSequence,
-    drawn_mask,
     length_alignment,
     make_micro_batches,
     zigzag_positions,
@@ -58,11 +58,17 @@ batches = st.tuples(st.lists(sequence, min_size=1, max_size=7), st.integers(1, 4
 )
 
 
+def micro_batches(
+    sequences: list[TokenSequence], micro_batch_size: int, **options: Any
+) -> list[MicroBatch]:
+    return make_micro_batches(TokenBatch.from_sequences(sequences), micro_batch_size, **options)
+
+
 def shares(case: Case) -> list[list[MicroBatch]]:
     """[rank][micro-batch]."""
     sequences, size, ranks, options = case
     return [
-        make_micro_batches(sequences, size, context_parallel_rank=rank, **options)
+        micro_batches(sequences, size, context_parallel_rank=rank, **options)
         for rank in range(ranks)
     ]
 
@@ -74,7 +80,7 @@ def tokens_of(batch: MicroBatch) -> list[tuple[int, int, int]]:
 
 
 @given(batches)
-def test_every_response_token_is_on_exactly_one_rank_once_and_in_order(case: Case) -> None:
+def test_micro_batches_hold_each_generated_token_once_in_order(case: Case) -> None:
     per_rank = [[token for batch in made for token in tokens_of(batch)] for made in shares(case)]
     assert all(tokens == sorted(tokens) for tokens in per_rank)
     assert sorted(itertools.chain.from_iterable(per_rank)) == [
@@ -147,12 +153,12 @@ def test_aligned_lengths_can_be_shared_out(
     assert {len(own) for own in held} == {length // context_parallel}
 
 
-def test_context_parallel_shares_are_megatrons_zigzag() -> None:
+def test_zigzag_positions_are_those_of_megatron() -> None:
     held = [zigzag_positions(8, rank, 2).tolist() for rank in range(2)]
     assert held == [[0, 1, 6, 7], [2, 3, 4, 5]]
 
 
-def test_without_need_nothing_is_padded() -> None:
+def test_length_alignment_is_1_where_nothing_needs_more() -> None:
     assert length_alignment() == 1
     assert length_alignment(sequence_parallel_size=4) == 4
     assert length_alignment(sequence_parallel_size=2, context_parallel_size=2) == 4
@@ -162,45 +168,45 @@ def test_without_need_nothing_is_padded() -> None:
     assert length_alignment(sequence_parallel_size=2, fp8_recipe="mxfp8") == 64
 
 
-def test_packed_one_sequencelie_behind_each_other_and_count_their_own_positions() -> None:
+def test_micro_batches_packed_sequences_count_own_positions() -> None:
     sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
-    (batch,) = make_micro_batches(sequences, 2, packed=True, length_multiple=2)
+    (batch,) = micro_batches(sequences, 2, packed=True, length_multiple=2)
     assert batch.tokens.tolist() == [[1, 2, 3, 0, 5, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
     assert batch.packed_lengths == (4, 2)
     assert batch.state_index.tolist() == [1, 2, 4]
 
 
-def test_uniform_packed_micro_batches_end_with_a_sequence_of_padding() -> None:
+def test_micro_batches_uniform_packed_end_with_padding() -> None:
     sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
-    made = make_micro_batches(sequences, 1, packed=True, uniform=True)
+    made = micro_batches(sequences, 1, packed=True, uniform=True)
     assert [batch.packed_lengths for batch in made] == [(3,), (1, 2)]
 
 
-def test_lengths_that_context_parallel_ranks_cannot_share_are_refused() -> None:
+def test_micro_batches_refuse_lengths_that_ranks_cannot_share() -> None:
     with pytest.raises(ValueError, match="need a multiple of 4"):
-        make_micro_batches([], 1, length_multiple=2, context_parallel_size=2)
+        micro_batches([], 1, length_multiple=2, context_parallel_size=2)
 
 
-def test_the_last_token_of_a_sequence_is_predicted_and_not_fed() -> None:
-    made = make_micro_batches([TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))], 2)
+def test_micro_batches_predict_the_last_token_without_feeding_it() -> None:
+    made = micro_batches([TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))], 2)
     assert [batch.tokens.tolist() for batch in made] == [[[1, 2, 3], [5, 0, 0]]]
     assert made[0].position_ids.tolist() == [[0, 1, 2], [0, 1, 2]]
     assert made[0].targets.tolist() == [3, 4, 6]
 
 
-def test_appended_micro_batches_have_no_response_tokens() -> None:
-    made = make_micro_batches([TokenSequence((1,), (2,))], 1, count_multiple=3)
+def test_micro_batches_appended_have_no_response_tokens() -> None:
+    made = micro_batches([TokenSequence((1,), (2,))], 1, count_multiple=3)
     assert [len(batch.targets) for batch in made] == [1, 0, 0]
 
 
-def test_a_sequence_without_prompt_is_refused_because_nothing_predicts_its_first_token() -> None:
+def test_token_batch_refuses_a_sequence_without_prompt() -> None:
     with pytest.raises(ValueError, match="sequence 1 has no prompt token"):
-        make_micro_batches([TokenSequence((1,), (2,)), TokenSequence((), (2, 3))], 2)
+        micro_batches([TokenSequence((1,), (2,)), TokenSequence((), (2, 3))], 2)
 
 
-def test_moving_to_a_device_keeps_everything_and_remembers_the_host() -> None:
-    batch = make_micro_batches([TokenSequence((1, 2), (3, 4))], 1)[0]
+def test_micro_batch_on_a_device_remembers_the_host() -> None:
+    batch = micro_batches([TokenSequence((1, 2), (3, 4))], 1)[0]
     moved = batch.to(torch.device("meta"))
     tensors = {name: v for name, v in vars(batch).items() if isinstance(v, torch.Tensor)}
     assert all(vars(moved)[name].device.type == "meta" for name in tensors)
@@ -211,14 +217,14 @@ def test_moving_to_a_device_keeps_everything_and_remembers_the_host() -> None:
     assert batch.host is batch
 
 
-def test_no_one_sequencegive_one_micro_batch_without_response_tokens():
-    (batch,) = make_micro_batches([], 4, length_multiple=2)
+def test_micro_batches_of_no_sequence_are_one_without_tokens():
+    (batch,) = micro_batches([], 4, length_multiple=2)
     assert batch.tokens.shape == (1, 2)
     assert len(batch.targets) == 0
 
 
 @given(batches)
-def test_a_mask_that_is_all_true_changes_nothing(case: Case) -> None:
+def test_token_batch_mask_defaults_to_all_generated(case: Case) -> None:
     sequences, *rest = case
     without = [TokenSequence(one.prompt, one.response) for one in sequences]
     all_true = [
@@ -232,13 +238,35 @@ def test_a_mask_that_is_all_true_changes_nothing(case: Case) -> None:
 
 
 @given(batches)
-def test_the_drawn_mask_marks_the_tokens_that_micro_batches_predict(case: Case) -> None:
-    sequences = case[0]
-    marked = drawn_mask(sequences, max(len(one.response) for one in sequences) + 1)
+def test_loss_mask_marks_the_tokens_that_are_predicted(case: Case) -> None:
+    marked = TokenBatch.from_sequences(case[0]).loss_mask
     predicted = {place[:2] for made in shares(case) for batch in made for place in tokens_of(batch)}
     assert set(map(tuple, marked.nonzero().tolist())) == predicted
 
 
-def test_a_mask_of_another_length_is_refused() -> None:
+def test_token_batch_refuses_a_mask_of_another_length() -> None:
     with pytest.raises(ValueError, match="sequence 0 has 2 response tokens and a mask of 1"):
-        make_micro_batches([TokenSequence((1,), (2, 3), (True,))], 1)
+        micro_batches([TokenSequence((1,), (2, 3), (True,))], 1)
+
+
+@given(batches, st.data())
+def test_micro_batches_of_rows_equal_those_of_the_selection(case: Case, data: st.DataObject):
+    batch = TokenBatch.from_sequences(case[0])
+    rows = data.draw(st.permutations(range(len(batch))).map(lambda all_rows: all_rows[:3]))
+    of_rows = make_micro_batches(batch, case[1], rows=rows)
+    of_selection = make_micro_batches(batch.select(rows), case[1])
+    for one, other in zip(of_rows, of_selection, strict=True):
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.targets, other.targets)
+        assert torch.equal(one.state_index, other.state_index)
+        assert one.sequences == tuple(rows[row] for row in other.sequences)
+        assert one.sequence_index.tolist() == [rows[row] for row in other.sequence_index]
+
+
+def test_token_batch_select_keeps_widths_and_order():
+    batch = TokenBatch.from_sequences([TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))])
+    chosen = batch.select([1])
+    assert chosen.token_ids.tolist() == [[5, 6, 0, 0]]
+    assert chosen.loss_mask.tolist() == [[True, False]]
+    assert batch.select([1, 0]).prompt_lengths.tolist() == [1, 2]
+    assert batch.select([]).loss_mask.shape == (0, 2)

@@ -1,0 +1,355 @@
+"""Token batches of prompts with responses, and the micro-batches that the model is fed.
+
+Shapes: B responses, L tokens of the longest prompt with its response, T tokens of the longest
+response; in a micro-batch b rows of s positions, n response tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """A prompt and one response, as token ids."""
+
+    prompt: tuple[int, ...]
+    response: tuple[int, ...]
+    response_mask: tuple[bool, ...] | None = None
+    """Whether the policy generated each response token; None: all."""
+
+    def __len__(self) -> int:
+        return len(self.prompt) + len(self.response)
+
+
+Batch = TypeVar("Batch", bound="TokenBatch")
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """B prompts with one response each, as tensors whose first dimension is the response."""
+
+    token_ids: Tensor
+    """[B, L] int64: prompt, response, padding of 0."""
+    prompt_lengths: Tensor
+    """[B] int64 tokens of each prompt, at least 1."""
+    response_lengths: Tensor
+    """[B] int64 tokens of each response, those of an environment included."""
+    loss_mask: Tensor
+    """[B, T] bool: response tokens that the policy generated. The others, an environment's, are fed
+    as context and are no target; False past a response's end."""
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @classmethod
+    def from_sequences(cls, sequences: Sequence[TokenSequence]) -> TokenBatch:
+        """Pads sequences into one batch on the CPU.
+
+        Raises:
+            ValueError: A sequence has no prompt token, so that no state predicts its first response
+                token, or a mask of another length than its response.
+        """
+        masks = []
+        for number, sequence in enumerate(sequences):
+            if not sequence.prompt:
+                raise ValueError(
+                    f"sequence {number} has no prompt token; the first token of a response is "
+                    "predicted from the one before it"
+                )
+            mask = sequence.response_mask
+            if mask is not None and len(mask) != len(sequence.response):
+                raise ValueError(
+                    f"sequence {number} has {len(sequence.response)} response tokens and a mask of "
+                    f"{len(mask)}; one truth value per token is right"
+                )
+            masks.append(torch.tensor(mask or [True] * len(sequence.response), dtype=torch.bool))
+        rows = [torch.tensor((*one.prompt, *one.response)) for one in sequences]
+        return cls(
+            token_ids=padded(rows, torch.int64),
+            prompt_lengths=torch.tensor([len(one.prompt) for one in sequences], dtype=torch.int64),
+            response_lengths=torch.tensor(
+                [len(one.response) for one in sequences], dtype=torch.int64
+            ),
+            loss_mask=padded(masks, torch.bool),
+        )
+
+    def select(self: Batch, rows: Sequence[int] | Tensor) -> Batch:
+        """The batch of these rows, in their order; L and T stay."""
+        index = torch.as_tensor(rows, dtype=torch.int64)
+        return self._map(lambda value: value[index])
+
+    def to(self: Batch, device: torch.device | str) -> Batch:
+        """The same on another device."""
+        return self._map(lambda value: value.to(device))
+
+    def _map(self: Batch, change: Callable[[Tensor], Tensor]) -> Batch:
+        return dataclasses.replace(
+            self, **{name: change(value) for name, value in vars(self).items()}
+        )
+
+
+def drawn_mask(sequences: Sequence[TokenSequence], longest: int) -> Tensor:
+    """[B, longest] bool: response tokens that the policy generated."""
+    mask_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
+    loss_mask = TokenBatch.from_sequences(sequences).loss_mask
+    mask_BT[:, : loss_mask.shape[1]] = loss_mask
+    return mask_BT
+
+
+def padded(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """[len(rows), longest row], padded with 0; [0, 0] without rows."""
+    if not rows:
+        return torch.zeros(0, 0, dtype=dtype)
+    return pad_sequence(list(rows), batch_first=True).to(dtype)
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Model input. The state at position t - 1 predicts the token at position t.
+
+    Padded, it is a matrix of `b` right-padded sequences; packed, the padded sequences lie behind
+    each other in one row (b = 1). The last token of a sequence is predicted, never fed.
+
+    Under context parallelism it is one rank's share: the positions that `zigzag_positions` gives
+    it of every sequence, and the `n` response tokens whose predicting state is among them, sequence
+    by sequence. `s` counts this rank's positions. Response tokens that the policy did not generate
+    are among the tokens, not among the `n`.
+    """
+
+    tokens: Tensor
+    """[b, s] int64."""
+    position_ids: Tensor
+    """[b, s] int64: positions in the whole sequence."""
+    state_index: Tensor
+    """[n] int64: index into the flattened [s * b] states of the one that predicts each token."""
+    targets: Tensor
+    """[n] int64: the response tokens."""
+    sequence_index: Tensor
+    """[n] int64: the row of the token batch that each token belongs to."""
+    response_position: Tensor
+    """[n] int64: index of the token in its response."""
+    sequences: tuple[int, ...]
+    """Rows of the token batch in this micro-batch, in order; the same on all context-parallel
+    ranks, also on those without a response token of some rows."""
+    packed_lengths: tuple[int, ...] | None = None
+    """Padded lengths of the whole packed sequences, in order; they may end with one of nothing but
+    padding. None: not packed."""
+    original: MicroBatch | None = None
+    """The same on the CPU, if this one was moved."""
+
+    @property
+    def host(self) -> MicroBatch:
+        """The same on the CPU, for index computations that must not wait for a device."""
+        return self.original or self
+
+    def to(self, device: torch.device) -> MicroBatch:
+        """The same on another device."""
+        moved = {
+            name: value.to(device)
+            for name, value in vars(self).items()
+            if isinstance(value, Tensor)
+        }
+        return dataclasses.replace(self, **moved, original=self.host)
+
+
+_FP8_TOKENS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}
+"""FP8 recipe -> tokens of a rank that its matrix products take a multiple of."""
+_BLOCK_TOKENS = 128
+"""Of the blockwise recipe's blocks: whole ones only can be gathered in FP8."""
+
+
+def length_alignment(
+    *,
+    sequence_parallel_size: int = 1,
+    context_parallel_size: int = 1,
+    fp8_recipe: str | None = None,
+) -> int:
+    """What padded lengths must be a multiple of.
+
+    Args:
+        sequence_parallel_size: Tensor-parallel ranks that share tokens out; 1 without sequence
+            parallelism.
+        context_parallel_size: Ranks that share sequences out, two pieces each.
+        fp8_recipe: Of Transformer Engine; None: no FP8.
+    """
+    pieces = 2 if context_parallel_size > 1 else 1
+    tokens = 1 if fp8_recipe is None else _FP8_TOKENS[fp8_recipe]
+    if fp8_recipe == "blockwise" and sequence_parallel_size > 1:
+        tokens = _BLOCK_TOKENS
+    return context_parallel_size * math.lcm(pieces, sequence_parallel_size * tokens)
+
+
+def zigzag_positions(length: int, rank: int, size: int) -> Tensor:
+    """Positions of a sequence that a context-parallel rank holds, ascending.
+
+    Of 2 * size equal pieces rank r holds pieces r and 2 * size - 1 - r, so that all ranks have as
+    much causal attention to compute (Megatron's and Transformer Engine's order).
+
+    Args:
+        length: Of the whole sequence; a multiple of 2 * size if size > 1.
+        rank: This rank.
+        size: Context-parallel ranks.
+
+    Returns:
+        [length / size] int64.
+    """
+    if size == 1:
+        return torch.arange(length)
+    piece = torch.arange(length // (2 * size))
+    return torch.cat([rank * len(piece) + piece, (2 * size - 1 - rank) * len(piece) + piece])
+
+
+def make_micro_batches(
+    batch: TokenBatch,
+    micro_batch_size: int,
+    *,
+    rows: Sequence[int] | None = None,
+    pad_token_id: int = 0,
+    length_multiple: int = 1,
+    packed: bool = False,
+    uniform: bool = False,
+    count_multiple: int = 1,
+    context_parallel_rank: int = 0,
+    context_parallel_size: int = 1,
+) -> list[MicroBatch]:
+    """Cuts rows of a batch, in order, into micro-batches.
+
+    Args:
+        batch: Of this data-parallel rank, on the CPU.
+        micro_batch_size: Sequences per micro-batch; the last may hold fewer.
+        rows: Which rows; neighbours share a micro-batch. No row at all gives one micro-batch
+            without response tokens. None: all.
+        pad_token_id: Fills the tail of shorter sequences; any valid id, causal attention keeps it
+            from being seen.
+        length_multiple: Padded lengths are multiples of it, see `length_alignment`.
+        packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
+            only, instead of below each other.
+        uniform: Give all micro-batches one shape (the interleaved schedule needs it).
+        count_multiple: Append micro-batches without response tokens up to a multiple of it.
+        context_parallel_rank: Whose share of each sequence to make.
+        context_parallel_size: Ranks that share each sequence.
+
+    Returns:
+        Micro-batches on the CPU; their number and shapes do not depend on the rank.
+
+    Raises:
+        ValueError: Padded lengths could not be shared evenly.
+    """
+    if context_parallel_size > 1 and length_multiple % (2 * context_parallel_size):
+        raise ValueError(
+            f"length_multiple is {length_multiple}; {context_parallel_size} context-parallel "
+            f"ranks need a multiple of {2 * context_parallel_size}"
+        )
+    rows = tuple(range(len(batch)) if rows is None else rows)
+    parts = [
+        rows[start : start + micro_batch_size] for start in range(0, len(rows), micro_batch_size)
+    ]
+    # At least one: a replica without sequences still takes part in the others' step.
+    parts = parts or [()]
+    parts += [()] * (-len(parts) % count_multiple)
+
+    # The last token of a sequence is predicted, never fed.
+    fed_B = (batch.prompt_lengths + batch.response_lengths - 1).clamp_min(1)
+    padded_B = (-(-fed_B // length_multiple) * length_multiple).tolist()
+    lengths = [[padded_B[row] for row in part] for part in parts]
+    combine = sum if packed else max
+    widths = [combine(own) if own else length_multiple for own in lengths]
+    if uniform:
+        widths = [max(widths)] * len(widths)
+    share = _Share(context_parallel_rank, context_parallel_size, pad_token_id)
+    if packed:
+        return [
+            share.packed(batch, part, own, width)
+            for part, own, width in zip(parts, lengths, widths, strict=True)
+        ]
+    return [
+        share.padded(batch, part, micro_batch_size if uniform else max(1, len(part)), width)
+        for part, width in zip(parts, widths, strict=True)
+    ]
+
+
+@dataclass(frozen=True)
+class _Share:
+    """Makes one context-parallel rank's share of micro-batches."""
+
+    rank: int
+    size: int
+    pad_token_id: int
+
+    def padded(
+        self, batch: TokenBatch, part: tuple[int, ...], lines: int, width: int
+    ) -> MicroBatch:
+        """Rows `part` of the batch below each other, `width` whole positions each."""
+        positions = self._positions(width).repeat(lines, 1)
+        places = [(row, line, 0, width) for line, row in enumerate(part)]
+        return self._fill(batch, part, positions, places)
+
+    def packed(
+        self, batch: TokenBatch, part: tuple[int, ...], lengths: list[int], width: int
+    ) -> MicroBatch:
+        """Rows `part` of the batch behind each other, then padding up to `width` positions."""
+        padding = width - sum(lengths)
+        segments = (*lengths, padding) if padding else tuple(lengths)
+        positions = torch.cat([self._positions(length) for length in segments])[None]
+        places, start = [], 0
+        for row, length in zip(part, lengths, strict=True):
+            places.append((row, 0, start, length))
+            start += length // self.size
+        filled = self._fill(batch, part, positions, places)
+        return dataclasses.replace(filled, packed_lengths=segments)
+
+    def _positions(self, length: int) -> Tensor:
+        return zigzag_positions(length, self.rank, self.size)
+
+    def _fill(
+        self,
+        batch: TokenBatch,
+        part: tuple[int, ...],
+        position_ids: Tensor,
+        places: list[tuple[int, int, int, int]],
+    ) -> MicroBatch:
+        """Puts rows at (row of the batch, line, first local position, whole length)."""
+        tokens = torch.full_like(position_ids, self.pad_token_id)
+        lines = len(tokens)
+        columns: list[list[Tensor]] = [[], [], [], []]
+        for row, line, start, length in places:
+            prompt = int(batch.prompt_lengths[row])
+            response = int(batch.response_lengths[row])
+            whole = batch.token_ids[row, : prompt + response]
+            fed = whole[:-1]
+            # Positions of the sequence that this context-parallel rank has.
+            local = self._positions(length)
+            real = (local < len(fed)).nonzero().flatten()
+            tokens[line, start + real] = fed[local[real]]
+            # The state at position t predicts the token at t + 1: response token t + 1 - prompt.
+            target = local - (prompt - 1)
+            predicting = ((target >= 0) & (target < response)).nonzero().flatten()
+            predicting = predicting[batch.loss_mask[row, target[predicting]]]
+            target = target[predicting]
+            # States are flattened as [s, b].
+            columns[0].append((start + predicting) * lines + line)
+            columns[1].append(whole[prompt + target])
+            columns[2].append(torch.full_like(target, row))
+            columns[3].append(target)
+        empty = torch.empty(0, dtype=torch.int64)
+        state_index, targets, sequence_index, response_position = (
+            torch.cat([empty, *column]) for column in columns
+        )
+        return MicroBatch(
+            tokens=tokens,
+            position_ids=position_ids,
+            state_index=state_index,
+            targets=targets,
+            sequence_index=sequence_index,
+            response_position=response_position,
+            sequences=part,
+        )
