@@ -213,7 +213,6 @@ def make_micro_batches(
     micro_batch_size: int,
     *,
     rows: Sequence[int] | None = None,
-    pad_token_id: int = 0,
     length_multiple: int = 1,
     packed: bool = False,
     uniform: bool = False,
@@ -228,8 +227,6 @@ def make_micro_batches(
         micro_batch_size: Sequences per micro-batch; the last may hold fewer.
         rows: Which rows; neighbours share a micro-batch. No row at all gives one micro-batch
             without response tokens. None: all.
-        pad_token_id: Fills the tail of shorter sequences; any valid id, causal attention keeps it
-            from being seen.
         length_multiple: Padded lengths are multiples of it, see `length_alignment`.
         packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
             only, instead of below each other.
@@ -265,7 +262,7 @@ def make_micro_batches(
     widths = [combine(own) if own else length_multiple for own in lengths]
     if uniform:
         widths = [max(widths)] * len(widths)
-    share = _Share(context_parallel_rank, context_parallel_size, pad_token_id)
+    share = _Share(context_parallel_rank, context_parallel_size)
     if packed:
         return [
             share.packed(batch, part, own, width)
@@ -283,7 +280,6 @@ class _Share:
 
     rank: int
     size: int
-    pad_token_id: int
 
     def padded(
         self, batch: TokenBatch, part: tuple[int, ...], lines: int, width: int
@@ -318,7 +314,8 @@ class _Share:
         places: list[tuple[int, int, int, int]],
     ) -> MicroBatch:
         """Puts rows at (row of the batch, line, first local position, whole length)."""
-        tokens = torch.full_like(position_ids, self.pad_token_id)
+        # Token 0 fills the tails: causal attention keeps it from being seen.
+        tokens = torch.zeros_like(position_ids)
         lines = len(tokens)
         columns: list[list[Tensor]] = [[], [], [], []]
         for row, line, start, length in places:
