@@ -112,7 +112,15 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     )
 
 
-@pytest.mark.setting("output_dir", "steps", "model.path", "reward.function", "data.train_files")
+@pytest.mark.setting("reward.function")
+def test_responses_are_graded_by_the_function_of_the_recipe(run: Run) -> None:
+    firsts = [sample["response"].split()[:1] for sample in run.samples]
+    even = [bool(first) and first[0].isdigit() and int(first[0]) % 2 == 0 for first in firsts]
+    assert [sample["score"] for sample in run.samples] == even
+    assert 0 < sum(even) < len(even)
+
+
+@pytest.mark.setting("output_dir", "steps", "model.path", "data.train_files")
 def test_the_run_has_its_steps_in_its_folder(run: Run) -> None:
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
     assert all(sample["score"] in (0.0, 1.0) for sample in run.samples)
