@@ -58,7 +58,7 @@ TARGETS = {
     "policy": Target(
         ("policy",),
         (
-            ("tests/unit/policy",),
+            ("tests/unit/policy", "tests/unit/checks/test_sizes.py"),
             (_STEP,),
             ("tests/distributed/policy",),
         ),
