@@ -33,7 +33,7 @@ def start(
     )
 
 
-def test_check_prints_the_resolved_recipe_of_a_good_one(recipe: Path, tmp_path: Path) -> None:
+def test_check_prints_the_resolved_recipe(recipe: Path, tmp_path: Path) -> None:
     result = start("check", recipe, "--optimizer.lr=3e-5")
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
@@ -44,7 +44,7 @@ def test_check_prints_the_resolved_recipe_of_a_good_one(recipe: Path, tmp_path: 
     assert load_recipe(str(written)) == load_recipe(str(recipe), ["--optimizer.lr=3e-5"])
 
 
-def test_check_reports_all_problems_at_once_and_still_prints_the_recipe(recipe: Path) -> None:
+def test_check_reports_all_problems_and_prints_the_recipe(recipe: Path) -> None:
     result = start(
         "check",
         recipe,
@@ -76,7 +76,7 @@ def test_check_reports_all_problems_at_once_and_still_prints_the_recipe(recipe: 
     assert "Warning" not in result.stderr
 
 
-def test_check_asks_the_launcher_for_the_number_of_ranks(recipe: Path) -> None:
+def test_check_takes_the_number_of_ranks_from_the_launcher(recipe: Path) -> None:
     result = start("check", recipe, environment={"WORLD_SIZE": "3"})
     assert result.returncode == 1
     assert "3 data-parallel copies" in result.stderr
@@ -86,7 +86,7 @@ def test_check_asks_the_launcher_for_the_number_of_ranks(recipe: Path) -> None:
 
 
 @pytest.mark.parametrize("command", ["train", "eval"])
-def test_a_recipe_with_problems_ends_a_run_without_traceback(recipe: Path, command: str) -> None:
+def test_train_ends_without_traceback_on_a_wrong_recipe(recipe: Path, command: str) -> None:
     result = start(command, recipe, "--model.path=nowhere", "--evaluation.files=[x.jsonl]")
     assert result.returncode == 2
     assert "model.path = 'nowhere': there is no such directory" in result.stderr
@@ -94,14 +94,14 @@ def test_a_recipe_with_problems_ends_a_run_without_traceback(recipe: Path, comma
     assert "Traceback" not in result.stderr
 
 
-def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+def test_train_names_a_missing_recipe(tmp_path: Path) -> None:
     result = start("train", tmp_path / "none.yaml")
     assert result.returncode == 2
     assert "there is no such file" in result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_of_the_ranks_of_a_node_only_the_first_speaks(recipe: Path) -> None:
+def test_train_prints_problems_on_one_rank_per_node(recipe: Path) -> None:
     bad = ("train", recipe, "--steps=0")
     second = start(*bad, environment={"RANK": "1", "LOCAL_RANK": "1", "WORLD_SIZE": "2"})
     assert (second.returncode, second.stderr) == (2, "")
@@ -110,7 +110,7 @@ def test_of_the_ranks_of_a_node_only_the_first_speaks(recipe: Path) -> None:
     assert other_node.stderr.startswith("rank 2: 1 problem in the recipe:")
 
 
-def test_check_lists_what_this_machine_lacks_apart(recipe: Path) -> None:
+def test_check_lists_apart_what_this_machine_lacks(recipe: Path) -> None:
     cuda = (
         *("check", recipe, "--world_size=4"),
         *("--precision.fp8=hybrid", "--rollout.engine=vllm", "--vllm.python=/nowhere/python"),
@@ -128,7 +128,7 @@ def test_check_lists_what_this_machine_lacks_apart(recipe: Path) -> None:
     assert there.stdout.endswith("# no problems found for 4 ranks with CUDA\n")
 
 
-def test_check_has_one_status_for_everything_that_is_wrong(recipe: Path, tmp_path: Path) -> None:
+def test_check_has_one_exit_status_for_all_problems(recipe: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.yaml"
     broken.write_text("model: [")
     for asked in ((broken,), (tmp_path / "none.yaml",), (recipe, "--for", "tpu")):
@@ -154,7 +154,7 @@ def test_help_of_a_command_lists_every_setting(command: str) -> None:
     assert "grpo and resrl: `scale_by_std`" in text
 
 
-def test_help_and_version_of_the_program() -> None:
+def test_main_prints_help_and_version() -> None:
     shown = start("--help")
     assert shown.returncode == 0
     for command in ("train", "eval", "check"):
@@ -162,7 +162,7 @@ def test_help_and_version_of_the_program() -> None:
     assert start("--version").stdout == f"megatron-resrl {__version__}\n"
 
 
-def test_unknown_commands_are_refused() -> None:
+def test_main_refuses_unknown_commands() -> None:
     result = start("trian")
     assert result.returncode == 2
     assert "unknown command 'trian'; commands are train, eval, check" in result.stderr

@@ -37,9 +37,7 @@ def start(*arguments: object, **variables: object) -> subprocess.CompletedProces
     )
 
 
-def test_a_rank_without_the_others_is_refused_with_the_cause_in_torchruns_file(
-    recipe: Path, tmp_path: Path
-) -> None:
+def test_train_writes_the_cause_into_the_torchrun_error_file(recipe: Path, tmp_path: Path) -> None:
     file = tmp_path / "error.json"
     result = start("train", recipe, RANK=1, LOCAL_RANK=1, TORCHELASTIC_ERROR_FILE=file)
     assert result.returncode == 2
@@ -52,7 +50,7 @@ def test_a_rank_without_the_others_is_refused_with_the_cause_in_torchruns_file(
 
 
 @pytest.mark.setting("precision.deterministic")
-def test_a_deterministic_run_starts_with_its_switches(recipe: Path) -> None:
+def test_train_starts_a_deterministic_run_with_its_switches(recipe: Path) -> None:
     script = (
         "import os, torch; from megatron_resrl import cli; "
         f"cli._start({str(recipe)!r}, ['--precision.deterministic=true'], 'train'); "
@@ -69,7 +67,7 @@ def test_a_deterministic_run_starts_with_its_switches(recipe: Path) -> None:
     assert done.stdout == "Ring True\n", done.stderr
 
 
-def test_torchrun_shows_our_sentence_as_the_root_cause(recipe: Path) -> None:
+def test_torchrun_shows_our_message_as_the_root_cause(recipe: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "megatron_resrl", "train", str(recipe), "--steps=0"]
     done = subprocess.run(
@@ -87,7 +85,7 @@ def test_torchrun_shows_our_sentence_as_the_root_cause(recipe: Path) -> None:
     assert "Traceback (most recent call last)" not in done.stderr.partition("torch/")[0]
 
 
-def test_ctrl_c_while_loading_is_one_sentence(recipe: Path) -> None:
+def test_ctrl_c_while_loading_prints_one_sentence(recipe: Path) -> None:
     # The recipe is a pipe: the command waits for it until it is interrupted.
     pipe = recipe.with_name("pipe.yaml")
     os.mkfifo(pipe)

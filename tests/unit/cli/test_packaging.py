@@ -56,7 +56,7 @@ def pins() -> dict[str, str]:
     }
 
 
-def test_every_direct_dependency_is_pinned_within_its_range(project) -> None:
+def test_constraints_pin_every_dependency_within_its_range(project) -> None:
     extras = {
         name: needs for name, needs in project["optional-dependencies"].items() if name != "vllm"
     }
@@ -68,7 +68,7 @@ def test_every_direct_dependency_is_pinned_within_its_range(project) -> None:
         assert requirement.specifier.contains(version), f"{text} is pinned to {version}"
 
 
-def test_the_extras_are_there_and_apex_is_never_required(project) -> None:
+def test_extras_are_complete_and_never_require_apex(project) -> None:
     assert {"vllm", "te", "wandb", "dev", "quickstart", "bench"} <= set(
         project["optional-dependencies"]
     )
@@ -127,7 +127,7 @@ def test_wheel_metadata_comes_from_pyproject(wheel, project) -> None:
     assert wheel.read(f"{information}/licenses/LICENSE") == (ROOT / "LICENSE").read_bytes()
 
 
-def test_the_installer_refuses_extras_that_there_are_not(project) -> None:
+def test_installer_refuses_an_unknown_extra(project) -> None:
     done = subprocess.run(
         ["bash", ROOT / "tools" / "install.sh", "dev,quickstrat"],
         capture_output=True,

@@ -31,11 +31,11 @@ def messages(path: str | None, *overrides: str) -> list[str]:
     return [str(problem) for problem in error.value.problems]
 
 
-def test_without_file_and_overrides_every_setting_has_its_default() -> None:
+def test_load_recipe_without_file_has_every_default() -> None:
     assert load_recipe(None) == Recipe()
 
 
-def test_yaml_values_reach_the_frozen_dataclasses(tmp_path: Path) -> None:
+def test_load_recipe_puts_yaml_into_frozen_dataclasses(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "steps: 7\noptimizer: {lr: 1e-5}\ndata:\n  train_files: [a.jsonl, b.jsonl]\n"
@@ -51,13 +51,13 @@ def test_yaml_values_reach_the_frozen_dataclasses(tmp_path: Path) -> None:
         recipe.steps = 8  # type: ignore[misc]
 
 
-def test_command_line_wins_over_yaml_in_both_spellings(tmp_path: Path) -> None:
+def test_load_recipe_lets_overrides_win_in_both_spellings(tmp_path: Path) -> None:
     path = write(tmp_path, "steps: 7\noptimizer: {lr: 1e-5, weight_decay: 0.5}\n")
     recipe = load_recipe(path, ["--optimizer.lr=2e-5", "--steps", "9"])
     assert (recipe.optimizer.lr, recipe.optimizer.weight_decay, recipe.steps) == (2e-5, 0.5, 9)
 
 
-def test_lists_and_mappings_are_given_as_yaml_or_json() -> None:
+def test_load_recipe_reads_lists_and_mappings_in_overrides() -> None:
     recipe = load_recipe(
         None,
         [
@@ -76,7 +76,7 @@ def test_lists_and_mappings_are_given_as_yaml_or_json() -> None:
     assert (recipe.optimizer.lr, recipe.optimizer.clip_grad) == (3e-5, 0.0)
 
 
-def test_a_dotted_name_sets_one_key_of_a_pass_through_mapping(tmp_path: Path) -> None:
+def test_load_recipe_sets_one_key_of_a_mapping_by_dotted_name(tmp_path: Path) -> None:
     path = write(tmp_path, "model:\n  megatron: {init_method_std: 0.1}\n")
     recipe = load_recipe(path, ["--model.megatron.window_size", "[4, 0]"])
     assert recipe.model.megatron == {"init_method_std": 0.1, "window_size": [4, 0]}
@@ -84,7 +84,7 @@ def test_a_dotted_name_sets_one_key_of_a_pass_through_mapping(tmp_path: Path) ->
     assert nested.algorithm.options == {"a": {"b": 1, "c": "x"}}
 
 
-def test_text_settings_take_the_words_as_they_are() -> None:
+def test_load_recipe_takes_texts_as_they_are() -> None:
     recipe = load_recipe(
         None,
         ["--data.answer_pattern", r"#### ([0-9]+): *$", "--data.system_prompt=true"],
@@ -94,7 +94,7 @@ def test_text_settings_take_the_words_as_they_are() -> None:
     assert load_recipe(None, ["--data.system_prompt", "null"]).data.system_prompt is None
 
 
-def test_quoted_yaml_text_stays_text_everywhere(tmp_path: Path) -> None:
+def test_load_recipe_keeps_quoted_yaml_text(tmp_path: Path) -> None:
     path = write(
         tmp_path,
         "data:\n  system_prompt: 'null'\n  answer_pattern: '#(.*)'\n  train_files: ['1', 'null']\n"
@@ -107,7 +107,7 @@ def test_quoted_yaml_text_stays_text_everywhere(tmp_path: Path) -> None:
     assert recipe.algorithm.options == {"a": "#x", "b": "2", "#c": "true"}
 
 
-def test_home_is_expanded_and_relative_paths_stay_relative() -> None:
+def test_load_recipe_expands_home_and_keeps_relative_paths() -> None:
     home = os.path.expanduser("~")
     recipe = load_recipe(
         None,
@@ -128,7 +128,7 @@ def test_home_is_expanded_and_relative_paths_stay_relative() -> None:
     assert recipe.output_dir == f"{home}/out"
 
 
-def test_the_resolved_recipe_reads_back_equal(tmp_path: Path) -> None:
+def test_recipe_yaml_reads_back_equal(tmp_path: Path) -> None:
     recipe = load_recipe(
         None,
         [
@@ -152,7 +152,7 @@ def test_the_resolved_recipe_reads_back_equal(tmp_path: Path) -> None:
         ("rollout: {temprature: 1}\n", "rollout.temprature", "rollout.temperature", 1),
     ],
 )
-def test_unknown_yaml_keys_are_refused_with_line_and_nearest_match(
+def test_load_recipe_names_line_and_match_of_unknown_keys(
     tmp_path: Path, text: str, name: str, meant: str, line: int
 ) -> None:
     path = write(tmp_path, text)
@@ -171,7 +171,7 @@ def test_unknown_yaml_keys_are_refused_with_line_and_nearest_match(
         ("--tensor_model_parallel_size=2", "tensor_model", "parallel.tensor_model_parallel_size"),
     ],
 )
-def test_unknown_overrides_are_refused_with_nearest_match(
+def test_load_recipe_names_the_match_of_unknown_overrides(
     override: str, name: str, meant: str
 ) -> None:
     (message,) = messages(None, override)
@@ -180,7 +180,7 @@ def test_unknown_overrides_are_refused_with_nearest_match(
     assert f"did you mean {meant}?" in message
 
 
-def test_an_unknown_name_like_no_other_gets_the_list_of_the_section() -> None:
+def test_load_recipe_lists_the_section_for_a_strange_name() -> None:
     (message,) = messages(None, "--checkpoint.zzz=1")
     assert "checkpoint has save_every, async_save, keep_last, keep_every, best_metric" in message
 
@@ -202,7 +202,7 @@ def test_an_unknown_name_like_no_other_gets_the_list_of_the_section() -> None:
         ("--optimizer=3", "3", "write its settings below it"),
     ],
 )
-def test_wrong_types_name_setting_value_and_expected_type(
+def test_load_recipe_names_value_and_type_expected(
     override: str, value: str, expected: str
 ) -> None:
     (message,) = messages(None, override)
@@ -211,13 +211,13 @@ def test_wrong_types_name_setting_value_and_expected_type(
     assert expected in message
 
 
-def test_a_wrong_type_in_yaml_names_its_line(tmp_path: Path) -> None:
+def test_load_recipe_names_the_line_of_a_wrong_type(tmp_path: Path) -> None:
     path = write(tmp_path, "steps: 3\noptimizer:\n  clip_grad: much\n")
     (message,) = messages(path)
     assert f"optimizer.clip_grad = 'much': wrong type ({path}, line 3); give a number" == message
 
 
-def test_all_problems_are_reported_at_once_and_the_rest_is_kept(tmp_path: Path) -> None:
+def test_read_recipe_reports_all_problems_and_keeps_the_rest(tmp_path: Path) -> None:
     path = write(tmp_path, "steps: x\nseed: 5\nfoo: 1\n")
     recipe, problems = read_recipe(path, ["--optimizer.lr=y", "stray", "--resrl.rank"])
     assert {p.setting for p in problems} == {
@@ -238,20 +238,20 @@ def test_all_problems_are_reported_at_once_and_the_rest_is_kept(tmp_path: Path) 
         ("- steps\n", "it holds a list, not settings"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, said: str) -> None:
+def test_load_recipe_refuses_a_file_that_is_no_recipe(tmp_path: Path, text: str, said: str) -> None:
     path = write(tmp_path, text)
     (message,) = messages(path)
     assert path in message
     assert said in message
 
 
-def test_a_missing_recipe_file_is_named(tmp_path: Path) -> None:
+def test_load_recipe_names_a_missing_file(tmp_path: Path) -> None:
     (message,) = messages(str(tmp_path / "none.yaml"))
     assert "none.yaml" in message
     assert "there is no such file" in message
 
 
-def test_invalid_yaml_in_an_override_names_the_setting() -> None:
+def test_load_recipe_names_the_setting_of_invalid_yaml() -> None:
     (message,) = messages(None, "--data.train_files=[a")
     assert message.startswith("data.train_files = '[a'")
     assert "not valid YAML" in message

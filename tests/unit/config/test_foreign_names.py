@@ -23,14 +23,14 @@ def fix(name: str) -> str:
     return problem.fix
 
 
-def test_every_setting_on_the_page_exists() -> None:
+def test_migrating_page_names_settings_that_exist() -> None:
     named = {name.partition(":")[0] for row in ROWS for name in re.findall(r"`([a-z_.]+)", row[-1])}
     settings = {name for name in named if "." in name and name.partition(".")[0] in SECTIONS}
     assert len(settings) > 40
     assert settings <= set(SETTINGS), settings - set(SETTINGS)
 
 
-def test_every_foreign_name_on_the_page_is_answered() -> None:
+def test_foreign_names_of_the_page_are_all_answered() -> None:
     unknown = []
     for row in ROWS:
         for cell in row[1:-1]:
@@ -42,7 +42,7 @@ def test_every_foreign_name_on_the_page_is_answered() -> None:
     assert not unknown
 
 
-def test_the_names_meant_exist_and_no_name_is_ours() -> None:
+def test_foreign_names_map_to_ours_and_are_none_of_ours() -> None:
     assert {name for meant in MEANT.values() for name in meant.split(" and ")} <= set(SETTINGS)
     assert not (set(MEANT) & set(ABSENT))
     assert len(MEANT) + len(ABSENT) > 100
@@ -63,9 +63,7 @@ def test_the_names_meant_exist_and_no_name_is_ours() -> None:
         ("resrl.split_groups", "it is gone: each data-parallel replica has whole groups"),
     ],
 )
-def test_a_foreign_name_is_answered_with_ours_or_with_what_is_missing(
-    name: str, meant: str
-) -> None:
+def test_foreign_name_is_answered_with_ours_or_what_is_missing(name: str, meant: str) -> None:
     assert fix(name).startswith(meant)
     assert fix(name).endswith("see docs/migrating.md")
 
@@ -81,10 +79,10 @@ def test_a_foreign_name_is_answered_with_ours_or_with_what_is_missing(
         ("rollout.temprature", "did you mean rollout.temperature?"),
     ],
 )
-def test_a_slip_is_answered_with_the_setting_that_was_meant(name: str, fixed: str) -> None:
+def test_misspelled_name_is_answered_with_the_setting_meant(name: str, fixed: str) -> None:
     assert fix(name) == fixed
 
 
 @pytest.mark.parametrize("name", ["evaluation.path", "logging.name", "rollout.frequency"])
-def test_a_name_of_another_section_that_says_little_is_not_guessed(name: str) -> None:
+def test_short_name_of_another_section_is_not_guessed(name: str) -> None:
     assert fix(name).startswith(f"{name.partition('.')[0]} has ")

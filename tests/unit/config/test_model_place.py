@@ -28,17 +28,17 @@ def of_step(run: Path, step: int) -> ModelPlace:
     return ModelPlace(checkpoint / "hf", checkpoint)
 
 
-def test_a_models_directory_is_itself(run: Path) -> None:
+def test_model_place_is_the_directory_of_a_model(run: Path) -> None:
     assert find_model(run / "hf") == ModelPlace(run / "hf", run / "hf")
     assert find_model(run / "nowhere") == ModelPlace(run / "nowhere", run / "nowhere")
 
 
-def test_a_checkpoint_has_the_models_files_below_it(run: Path) -> None:
+def test_model_place_is_below_a_checkpoint(run: Path) -> None:
     assert find_model(run / "checkpoints" / "step_000002") == of_step(run, 2)
 
 
 @pytest.mark.parametrize("part", ["", "checkpoints"])
-def test_a_run_stands_for_its_newest_checkpoint(run: Path, part: str) -> None:
+def test_model_place_is_the_newest_checkpoint_of_a_run(run: Path, part: str) -> None:
     assert find_model(run / part) == of_step(run, 10)
     (run / "checkpoints" / "latest").write_text("step_000002\n")
     assert find_model(str(run / part)) == of_step(run, 2)
@@ -46,6 +46,6 @@ def test_a_run_stands_for_its_newest_checkpoint(run: Path, part: str) -> None:
     assert find_model(run / part) == of_step(run, 10)
 
 
-def test_a_run_without_checkpoints_stands_for_its_exported_model(run: Path) -> None:
+def test_model_place_is_the_exported_model_of_a_run(run: Path) -> None:
     (run / "checkpoints").rename(run / "elsewhere")
     assert find_model(run) == ModelPlace(run / "hf", run / "hf")

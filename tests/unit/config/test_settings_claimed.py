@@ -12,7 +12,7 @@ from setting_claims import claims
 from megatron_resrl.config.load import SETTINGS
 
 
-def test_every_setting_is_claimed_by_a_test() -> None:
+def test_settings_are_all_claimed_by_a_test() -> None:
     missing = sorted(set(SETTINGS) - set(claims()))
     assert not missing, (
         "no test claims to fail where these settings are ignored; mark one with "
@@ -20,6 +20,6 @@ def test_every_setting_is_claimed_by_a_test() -> None:
     )
 
 
-def test_only_settings_that_exist_are_claimed() -> None:
+def test_settings_that_are_claimed_exist() -> None:
     unknown = {name: files for name, files in claims().items() if name not in SETTINGS}
     assert not unknown

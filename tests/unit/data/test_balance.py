@@ -10,7 +10,7 @@ from megatron_resrl.data.balance import deal_groups
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.data())
-def test_every_group_goes_to_one_rank_and_every_rank_gets_as_many(
+def test_balance_gives_whole_groups_and_every_rank_as_many(
     ranks: int, per_rank: int, data: st.DataObject
 ) -> None:
     size = ranks * per_rank
@@ -21,17 +21,17 @@ def test_every_group_goes_to_one_rank_and_every_rank_gets_as_many(
     assert all(hand == sorted(hand) for hand in hands)
 
 
-def test_long_groups_are_spread_and_short_ones_fill_up() -> None:
+def test_balance_spreads_long_groups_and_fills_with_short() -> None:
     tokens = [900, 800, 100, 200, 700, 600, 300, 400]
     hands = deal_groups(tokens, 2)
     loads = [sum(tokens[group] for group in hand) for hand in hands]
     assert loads == [2000, 2000]
 
 
-def test_equal_groups_are_dealt_the_same_way_every_time() -> None:
+def test_balance_deals_equal_groups_alike_every_time() -> None:
     assert deal_groups([5] * 6, 3) == [[0, 3], [1, 4], [2, 5]]
 
 
-def test_groups_that_do_not_divide_evenly_are_refused_with_both_numbers() -> None:
+def test_balance_refuses_groups_that_do_not_divide_evenly() -> None:
     with pytest.raises(ValueError, match=r"5 groups .* 2 data-parallel ranks"):
         deal_groups([1] * 5, 2)

@@ -69,7 +69,7 @@ def tokens(tokenizer: Any, text: str, template: str | None = None) -> list[str]:
         (gemma(), "<bos>"),
     ],
 )
-def test_families_that_begin_with_bos_have_one(tokenizer: Any, bos: str) -> None:
+def test_tokenize_begins_with_one_bos_where_the_family_does(tokenizer: Any, bos: str) -> None:
     plain = tokens(tokenizer, "ab b")
     assert plain[0] == bos
     assert plain.count(bos) == 1
@@ -87,18 +87,18 @@ def test_families_that_begin_with_bos_have_one(tokenizer: Any, bos: str) -> None
     assert bos not in tokens(tokenizer, "ab b", WITHOUT)
 
 
-def test_bos_inside_of_a_text_stays() -> None:
+def test_tokenize_keeps_bos_inside_of_a_text() -> None:
     assert tokens(llama(add_bos_token=True), "a<s>b").count("<s>") == 2
 
 
-def test_families_without_bos_get_none() -> None:
+def test_tokenize_adds_no_bos_to_families_without() -> None:
     ids = qwen()("ab b")["input_ids"]
     assert tokens(qwen(), "ab b") == qwen().convert_ids_to_tokens(ids)
     assert tokens(qwen(), "ab b", WITHOUT) == tokens(qwen(), "ab b")
     assert tokens(qwen(), "<|endoftext|>ab").count("<|endoftext|>") == 1
 
 
-def test_a_beginning_of_two_tokens_is_not_doubled_and_no_end_is_put_before_the_response() -> None:
+def test_tokenize_doubles_no_beginning_and_adds_no_end() -> None:
     expected = ["[gMASK]", "<sop>", "a", "b"]
     assert tokens(two_marks(), "a b") == expected
     assert tokens(two_marks(), "[gMASK] <sop> a b") == expected

@@ -39,14 +39,14 @@ def write(request: pytest.FixtureRequest, tmp_path: Path) -> Write:
     return write
 
 
-def test_a_text_becomes_a_user_message(write: Write) -> None:
+def test_read_records_makes_a_text_a_user_message(write: Write) -> None:
     path = write([{"prompt": "1+1?", "answer": "2"}, {"prompt": "2+2?", "answer": "4"}])
     first, second = load_prompts(path)
     assert first == PromptRecord(0, [USER], "2", "sums", {"answer": "2"})
     assert (second.index, second.messages[0]["content"]) == (1, "2+2?")
 
 
-def test_the_layout_that_rlvr_trainers_share_is_read(write: Write) -> None:
+def test_read_records_reads_the_layout_of_rlvr_trainers(write: Write) -> None:
     row = {
         "data_source": "arithmetic",
         "prompt": [SYSTEM, USER],
@@ -61,7 +61,7 @@ def test_the_layout_that_rlvr_trainers_share_is_read(write: Write) -> None:
     assert record.extra == {k: row[k] for k in ("ability", "reward_model", "extra_info")}
 
 
-def test_nested_columns_may_be_json_text(write: Write) -> None:
+def test_read_records_reads_nested_columns_from_json_text(write: Write) -> None:
     row = {
         "prompt": json.dumps([USER]),
         "reward_model": json.dumps({"ground_truth": json.dumps({"target": [2]})}),
@@ -77,7 +77,7 @@ def test_keys_reach_into_nested_columns(write: Write) -> None:
     assert (record.messages, record.ground_truth) == ([USER], 2)
 
 
-def test_a_column_name_may_hold_dots_itself(write: Write) -> None:
+def test_keys_allow_column_names_with_dots(write: Write) -> None:
     (record,) = load_prompts(write([{"prompt": "1+1?", "a.b": 2}]), answer_key="a.b")
     assert record.ground_truth == 2
 
@@ -93,21 +93,21 @@ def test_a_column_name_may_hold_dots_itself(write: Write) -> None:
         ({"answer": False}, False),
     ],
 )
-def test_the_usual_answer_columns_are_found_in_order(
+def test_answer_key_finds_the_usual_columns_in_order(
     write: Write, columns: dict[str, Any], answer: Any
 ) -> None:
     (record,) = load_prompts(write([{"prompt": "1+1?", **columns}]))
     assert record.ground_truth == answer
 
 
-def test_a_pattern_cuts_the_answer_out_of_its_column(write: Write) -> None:
+def test_answer_pattern_cuts_the_answer_out_of_its_column(write: Write) -> None:
     path = write([{"prompt": "1+1?", "answer": "1 and 1 is 2\n#### 2 "}])
     (record,) = load_prompts(path, answer_pattern="#### (.+)")
     assert record.ground_truth == "2"
     assert record.extra["answer"] == "1 and 1 is 2\n#### 2 "
 
 
-def test_a_system_prompt_is_added_where_there_is_none(write: Write) -> None:
+def test_system_prompt_is_added_where_there_is_none(write: Write) -> None:
     other = {"role": "system", "content": "be kind"}
     path = write([{"prompt": [USER], "answer": 2}, {"prompt": [other, USER], "answer": 2}])
     first, second = load_prompts(path, system_prompt="be brief")
@@ -115,7 +115,7 @@ def test_a_system_prompt_is_added_where_there_is_none(write: Write) -> None:
     assert second.messages == [other, USER]
 
 
-def test_fields_that_other_messages_have_are_left_out(write: Write) -> None:
+def test_read_records_drops_fields_of_other_messages(write: Write) -> None:
     named = {**USER, "name": "ann"}
     first, second = load_prompts(
         write([{"prompt": [named], "answer": 2}, {"prompt": [USER], "answer": 2}])
@@ -123,19 +123,19 @@ def test_fields_that_other_messages_have_are_left_out(write: Write) -> None:
     assert (first.messages, second.messages) == ([named], [USER])
 
 
-def test_text_that_looks_like_json_stays_text(write: Write) -> None:
+def test_read_records_keeps_text_that_looks_like_json(write: Write) -> None:
     texts = ["[1, 2", '{"a": 1}', "[[1, 2], [3, 4]] is a matrix", '["role"]', "[]"]
     records = load_prompts(write([{"prompt": text, "answer": 1} for text in texts]))
     assert [record.messages[0]["content"] for record in records] == texts
 
 
-def test_the_data_source_can_be_given(write: Write) -> None:
+def test_data_source_can_be_given(write: Write) -> None:
     path = write([{"prompt": "1+1?", "answer": 2, "data_source": "own"}])
     assert load_prompts(path)[0].data_source == "own"
     assert load_prompts(path, data_source="given")[0].data_source == "given"
 
 
-def test_empty_answers_are_dropped_and_reported(
+def test_read_records_drops_and_reports_empty_answers(
     write: Write, caplog: pytest.LogCaptureFixture
 ) -> None:
     answers = ["1", "", None, "  ", "5"]
@@ -151,14 +151,14 @@ def test_empty_answers_are_dropped_and_reported(
 
 
 @pytest.mark.parametrize("answer", [float("nan"), [], [""], ["", None]])
-def test_holes_are_empty_answers(write: Write, answer: Any) -> None:
+def test_read_records_takes_holes_for_empty_answers(write: Write, answer: Any) -> None:
     filled = 5.0 if isinstance(answer, float) else ["5"]
     path = write([{"prompt": "?", "answer": filled}, {"prompt": "?", "answer": answer}])
     (record,) = load_prompts(path)
     assert record.ground_truth == filled
 
 
-def test_a_hole_of_pandas_is_an_empty_answer(tmp_path: Path) -> None:
+def test_read_records_takes_a_hole_of_pandas_for_empty(tmp_path: Path) -> None:
     table = pyarrow.table({"prompt": ["3", "4"], "answer": pyarrow.array([float("nan"), 5.0])})
     pyarrow.parquet.write_table(table, tmp_path / "sums.parquet")
     assert [record.ground_truth for record in load_prompts(tmp_path / "sums.parquet")] == [5.0]
@@ -168,7 +168,7 @@ USER_SAYS_NOTHING = [{"role": "user", "content": " "}]
 
 
 @pytest.mark.parametrize("prompt", [None, "", " \n", [], USER_SAYS_NOTHING])
-def test_empty_prompts_are_dropped_and_reported(
+def test_read_records_drops_and_reports_empty_prompts(
     write: Write, caplog: pytest.LogCaptureFixture, prompt: Any
 ) -> None:
     full = [USER] if isinstance(prompt, list) else "1+1?"
@@ -182,7 +182,7 @@ def test_empty_prompts_are_dropped_and_reported(
     ]
 
 
-def test_a_system_message_does_not_fill_an_empty_prompt(write: Write) -> None:
+def test_system_message_does_not_fill_an_empty_prompt(write: Write) -> None:
     path = write(
         [{"prompt": [SYSTEM, *USER_SAYS_NOTHING], "answer": 2}, {"prompt": [USER], "answer": 2}]
     )
@@ -190,7 +190,7 @@ def test_a_system_message_does_not_fill_an_empty_prompt(write: Write) -> None:
 
 
 @pytest.mark.parametrize("empty", ["prompt", "answer"])
-def test_a_file_with_nothing_but_empty_questions_is_refused(write: Write, empty: str) -> None:
+def test_read_records_refuses_a_file_of_empty_questions(write: Write, empty: str) -> None:
     with pytest.raises(InputError, match=rf"all {empty}s are empty, from .*, {empty} on; give"):
         load_prompts(write([{"prompt": "?", "answer": "1"} | {empty: ""}] * 2))
 
@@ -205,14 +205,14 @@ def test_a_file_with_nothing_but_empty_questions_is_refused(write: Write, empty:
         ({"prompt": None, "question": [USER]}, "1+1?"),
     ],
 )
-def test_the_usual_prompt_columns_are_found_in_order(
+def test_prompt_key_finds_the_usual_columns_in_order(
     write: Write, columns: dict[str, Any], said: str
 ) -> None:
     (record,) = load_prompts(write([{**columns, "answer": 2}]))
     assert record.messages == [{"role": "user", "content": said}]
 
 
-def test_reading_can_stop_early(write: Write) -> None:
+def test_read_records_can_stop_early(write: Write) -> None:
     path = write([{"prompt": "1+1?", "answer": 2}] * 3)
     assert len(load_prompts(path, limit=2)) == 2
 
@@ -276,7 +276,7 @@ BAD_ROWS = [
 
 
 @pytest.mark.parametrize(("row", "settings", "said"), BAD_ROWS)
-def test_the_first_unusable_row_is_named(
+def test_read_records_names_the_first_unusable_row(
     write: Write, row: dict[str, Any], settings: dict[str, str], said: str
 ) -> None:
     if "ud8" in repr(row) or "udc" in repr(row):
@@ -302,7 +302,9 @@ def test_the_first_unusable_row_is_named(
         ("null", "it is a null; give one object per line"),
     ],
 )
-def test_malformed_json_is_named_with_its_line(tmp_path: Path, line: str, said: str) -> None:
+def test_read_records_names_the_line_of_malformed_json(
+    tmp_path: Path, line: str, said: str
+) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text(f'{{"prompt": "?", "answer": 1}}\n\n{line}\n')
     with pytest.raises(InputError) as caught:
@@ -310,7 +312,7 @@ def test_malformed_json_is_named_with_its_line(tmp_path: Path, line: str, said: 
     assert str(caught.value).startswith(f"{path}, line 3: {said}")
 
 
-def test_only_the_text_around_malformed_json_is_shown(tmp_path: Path) -> None:
+def test_read_records_shows_text_around_malformed_json_only(tmp_path: Path) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text('{"prompt": "' + "a" * 5000 + '" oops, "answer": "' + "b" * 5000 + '"}')
     with pytest.raises(InputError, match=r'near \'a{28}" oops, "answer"') as caught:
@@ -318,7 +320,7 @@ def test_only_the_text_around_malformed_json_is_shown(tmp_path: Path) -> None:
     assert len(str(caught.value)) < 200 + len(str(path))
 
 
-def test_blank_lines_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path: Path) -> None:
+def test_read_records_allows_blank_lines_bom_and_line_ends(tmp_path: Path) -> None:
     path = tmp_path / "sums.jsonl"
     rows = ['{"prompt": "é\u2028?", "answer": 1}', "", '{"prompt": "?", "answer": 2}', "  "]
     path.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(rows).encode())
@@ -327,7 +329,7 @@ def test_blank_lines_a_byte_order_mark_and_other_line_ends_are_fine(tmp_path: Pa
     assert [record.index for record in records] == [0, 1]
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_read_records_names_files_that_cannot_be_read(tmp_path: Path) -> None:
     def refused(name: str, content: bytes | None) -> str:
         path = tmp_path / name
         if content is not None:
@@ -349,7 +351,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         load_prompts(tmp_path)
 
 
-def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
+def test_read_records_refuses_a_parquet_file_without_rows(tmp_path: Path) -> None:
     path = tmp_path / "none.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"prompt": pyarrow.array([], "string")}), path)
     with pytest.raises(InputError, match="it is empty; give a file with"):
@@ -364,7 +366,7 @@ def test_a_parquet_file_without_rows_is_refused(tmp_path: Path) -> None:
         ("(", "not a valid regular expression (missing )"),
     ],
 )
-def test_unusable_patterns_are_named(tmp_path: Path, pattern: str, said: str) -> None:
+def test_answer_pattern_that_is_unusable_is_named(tmp_path: Path, pattern: str, said: str) -> None:
     path = tmp_path / "sums.jsonl"
     path.write_text('{"prompt": "?", "answer": 1}\n')
     with pytest.raises(InputError, match=re.escape(f"answer_pattern = {pattern!r}: {said}")):
@@ -375,7 +377,7 @@ texts = st.text(min_size=1).filter(str.strip)
 
 
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=5))
-def test_any_text_comes_back_unchanged_from_both_kinds_of_file(
+def test_read_records_keeps_any_text_in_both_kinds_of_file(
     tmp_path_factory: pytest.TempPathFactory, pairs: list[tuple[str, str]]
 ) -> None:
     folder = tmp_path_factory.mktemp("texts")

@@ -42,7 +42,7 @@ TARGET = {"answer_key": "reward_model.ground_truth.target"}
         ),
     ],
 )
-def test_a_dataset_is_read_as_a_whole(
+def test_read_records_reads_whole_public_datasets(
     reference: Path, name: str, keys: dict[str, str], rows: int, first: Any, source: str
 ) -> None:
     records = load_prompts(reference / "questions" / f"{name}.parquet", **keys)

@@ -22,7 +22,7 @@ def take(sampler: PromptSampler, batches: int) -> list[list[int]]:
 
 
 @given(sizes, sizes, seeds, st.booleans(), st.integers(1, 12))
-def test_every_epoch_uses_every_prompt_once_whatever_the_batch_size(
+def test_sampler_uses_every_prompt_once_per_epoch(
     num_prompts: int, batch_size: int, seed: int, shuffle: bool, batches: int
 ) -> None:
     sampler = PromptSampler(num_prompts, batch_size, seed, shuffle)
@@ -37,7 +37,7 @@ def test_every_epoch_uses_every_prompt_once_whatever_the_batch_size(
 
 
 @given(sizes, sizes, seeds, st.booleans(), st.integers(0, 10))
-def test_a_resumed_sampler_yields_what_one_never_stopped_yields(
+def test_sampler_resumes_to_the_same_stream(
     num_prompts: int, batch_size: int, seed: int, shuffle: bool, before: int
 ) -> None:
     straight = PromptSampler(num_prompts, batch_size, seed, shuffle)
@@ -51,7 +51,7 @@ def test_a_resumed_sampler_yields_what_one_never_stopped_yields(
 
 
 @given(sizes, sizes, sizes, seeds)
-def test_the_stream_does_not_depend_on_the_batch_size(
+def test_sampler_stream_does_not_depend_on_the_batch_size(
     num_prompts: int, one: int, other: int, seed: int
 ) -> None:
     first = take(PromptSampler(num_prompts, one, seed), other)
@@ -59,26 +59,26 @@ def test_the_stream_does_not_depend_on_the_batch_size(
     assert list(chain(*first)) == list(chain(*second))
 
 
-def test_another_batch_size_continues_where_the_run_stopped() -> None:
+def test_sampler_continues_with_another_batch_size() -> None:
     sampler, other = PromptSampler(10, 4, seed=1), PromptSampler(10, 2, seed=1)
     take(sampler, 1)
     other.load_state_dict(sampler.state_dict())
     assert list(chain(*take(other, 2))) == sampler.next_batch()
 
 
-def test_epochs_and_seeds_differ_in_their_order() -> None:
+def test_sampler_orders_epochs_and_seeds_differently() -> None:
     sampler = PromptSampler(100, 100, seed=0)
     epochs = take(sampler, 3) + take(PromptSampler(100, 100, seed=1), 1)
     assert len({tuple(epoch) for epoch in epochs}) == 4
     assert all(Counter(epoch) == Counter(range(100)) for epoch in epochs)
 
 
-def test_without_shuffling_prompts_come_in_file_order() -> None:
+def test_sampler_without_shuffling_keeps_file_order() -> None:
     sampler = PromptSampler(5, 3, seed=0, shuffle=False)
     assert take(sampler, 4) == [[0, 1, 2], [3, 4, 0], [1, 2, 3], [4, 0, 1]]
 
 
-def test_indices_are_plain_integers() -> None:
+def test_sampler_gives_plain_integers() -> None:
     assert all(type(index) is int for index in PromptSampler(5, 7, seed=0).next_batch())
 
 
@@ -90,7 +90,7 @@ def test_indices_are_plain_integers() -> None:
         ((5, 2, 0, False), "shuffle = True, this run False"),
     ],
 )
-def test_the_state_of_another_run_is_refused(settings: tuple[Any, ...], said: str) -> None:
+def test_sampler_refuses_the_state_of_another_run(settings: tuple[Any, ...], said: str) -> None:
     state = PromptSampler(5, 2, 0, True).state_dict()
     with pytest.raises(ValueError, match=f"the saved sampler has {said}: resume with the same"):
         PromptSampler(*settings).load_state_dict(state)
@@ -104,13 +104,13 @@ def test_the_state_of_another_run_is_refused(settings: tuple[Any, ...], said: st
         ((5, 2, -1), "seed = -1: give at least 0"),
     ],
 )
-def test_settings_out_of_range_are_named(settings: tuple[int, int, int], said: str) -> None:
+def test_sampler_names_settings_out_of_range(settings: tuple[int, int, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         PromptSampler(*settings)
 
 
 @given(sizes, st.lists(sizes, max_size=6), seeds)
-def test_drawing_further_prompts_goes_on_in_the_same_stream(
+def test_sampler_takes_further_prompts_from_the_same_stream(
     num_prompts: int, counts: list[int], seed: int
 ) -> None:
     mixed, plain = PromptSampler(num_prompts, 2, seed), PromptSampler(num_prompts, 1, seed)
@@ -119,7 +119,7 @@ def test_drawing_further_prompts_goes_on_in_the_same_stream(
     assert mixed.state_dict() == plain.state_dict()
 
 
-def test_epochs_are_counted_in_parts_too() -> None:
+def test_sampler_counts_parts_of_epochs() -> None:
     sampler = PromptSampler(8, 4, seed=0)
     assert sampler.epochs == 0
     take(sampler, 3)

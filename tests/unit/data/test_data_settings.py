@@ -25,33 +25,33 @@ def texts(template: str, data: DataConfig, *rows: dict[str, Any], limit: int | N
 
 
 @pytest.mark.setting("data.continue_final_message")
-def test_a_prefill_is_continued(tmp_path: Path) -> None:
+def test_continue_final_message_continues_a_prefill(tmp_path: Path) -> None:
     data = DataConfig((str(tmp_path / "a.jsonl"),), continue_final_message=True)
     row = {"prompt": [ASKED, {"role": "assistant", "content": "it is"}], "answer": "2"}
     assert texts(CHATML, data, row) == ["<start>user\n1+1?<end><start>assistant\nit is"]
 
 
 @pytest.mark.setting("data.tools_key")
-def test_tools_come_from_their_column(tmp_path: Path) -> None:
+def test_tools_key_names_the_column_of_tools(tmp_path: Path) -> None:
     data = DataConfig((str(tmp_path / "a.jsonl"),), tools_key="functions")
     row = {"prompt": [ASKED], "functions": [TOOL], "tools": "abacus", "answer": "2"}
     assert texts(WITH_TOOLS, data, row) == ["plus <start>1+1?<end>"]
 
 
 @pytest.mark.setting("data.apply_chat_template")
-def test_texts_are_taken_as_they_are(tmp_path: Path) -> None:
+def test_apply_chat_template_off_takes_texts_as_they_are(tmp_path: Path) -> None:
     data = DataConfig((str(tmp_path / "a.jsonl"),), apply_chat_template=False)
     rows = [{"prompt": text, "answer": "2"} for text in ("1+1?", "<bos>1+1?")]
     assert texts(CHATML, data, *rows) == ["<bos>1+1?"] * 2
 
 
-def test_only_the_first_rows_are_read(tmp_path: Path) -> None:
+def test_max_prompts_reads_only_the_first_rows(tmp_path: Path) -> None:
     data = DataConfig((str(tmp_path / "a.jsonl"),))
     rows = [{"prompt": text, "answer": "2"} for text in ("1", "2")]
     assert len(texts(CHATML, data, *rows, {"prompt": 3}, limit=2)) == 2
 
 
-def test_entries_are_read_with_their_own_keys(tmp_path: Path) -> None:
+def test_file_entries_are_read_with_their_own_keys(tmp_path: Path) -> None:
     (tmp_path / "b.jsonl").write_text('{"text": "2+2?", "final": "so #4", "answer": "5"}\n')
     own = {"path": str(tmp_path / "b.jsonl"), "prompt_key": "text", "answer_key": "final"}
     own |= {"answer_pattern": "#(.+)", "system_prompt": "be brief", "data_source": "own"}

@@ -52,7 +52,7 @@ def text_of(tokenizer: Any, token_ids: tuple[int, ...]) -> str:
     return "".join(tokenizer.convert_ids_to_tokens(token_ids))
 
 
-def test_the_chat_template_is_applied_up_to_where_the_assistant_begins() -> None:
+def test_tokenize_applies_the_template_up_to_the_assistant() -> None:
     tokenizer = build_tokenizer()
     records = [record(0, "1+1?"), record(1, "2+2?")]
     tokenized = tokenize_prompts(records, tokenizer, max_prompt_length=100)
@@ -63,7 +63,7 @@ def test_the_chat_template_is_applied_up_to_where_the_assistant_begins() -> None
     assert tokenized.dropped == []
 
 
-def test_token_ids_are_those_of_transformers() -> None:
+def test_tokenize_gives_the_ids_of_transformers() -> None:
     tokenizer = build_tokenizer()
     one = record(0, "what is 6*7?", "be quick")
     expected = tokenizer.apply_chat_template(
@@ -75,7 +75,7 @@ def test_token_ids_are_those_of_transformers() -> None:
     assert list(prompt.token_ids) == expected
 
 
-def test_settings_reach_the_chat_template() -> None:
+def test_chat_template_kwargs_reach_the_template() -> None:
     tokenizer = build_tokenizer()
     (prompt,) = tokenize_prompts(
         [record(0, "1+1?")],
@@ -86,7 +86,7 @@ def test_settings_reach_the_chat_template() -> None:
     assert text_of(tokenizer, prompt.token_ids).endswith("<start>assistant\nno thinking")
 
 
-def test_without_a_template_the_text_gets_what_the_tokenizer_adds() -> None:
+def test_tokenize_without_template_adds_what_the_tokenizer_does() -> None:
     tokenizer = build_tokenizer(chat_template=None)
     (prompt,) = tokenize_prompts(
         [record(0, "1+1=")], tokenizer, max_prompt_length=100, apply_chat_template=False
@@ -95,7 +95,7 @@ def test_without_a_template_the_text_gets_what_the_tokenizer_adds() -> None:
     assert text_of(tokenizer, prompt.token_ids) == "<bos>1+1="
 
 
-def test_prompts_over_the_limit_are_dropped_and_reported(
+def test_tokenize_drops_and_reports_prompts_over_the_limit(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     records = [record(3, "a" * 4), record(5, "a" * 5), record(8, "a" * 9), record(9, "a")]
@@ -112,13 +112,15 @@ def test_prompts_over_the_limit_are_dropped_and_reported(
     ]
 
 
-def test_nothing_is_reported_where_nothing_is_dropped(caplog: pytest.LogCaptureFixture) -> None:
+def test_tokenize_reports_nothing_where_nothing_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     with caplog.at_level(logging.INFO):
         tokenize_prompts([record(0, "1+1?")], build_tokenizer(), max_prompt_length=100)
     assert caplog.messages == []
 
 
-def test_no_records_give_no_prompts() -> None:
+def test_tokenize_makes_no_prompts_of_no_records() -> None:
     tokenized = tokenize_prompts([], build_tokenizer(), max_prompt_length=5)
     assert (tokenized.prompts, tokenized.dropped) == ([], [])
 
@@ -130,38 +132,38 @@ def refused(records: list[PromptRecord], template: str | None = TEMPLATE, **sett
     return str(caught.value)
 
 
-def test_a_limit_that_leaves_nothing_is_an_error() -> None:
+def test_tokenize_refuses_a_limit_that_leaves_nothing() -> None:
     assert refused([record(0, "1+1?")], max_prompt_length=5) == (
         "1 of 1 prompts are longer than data.max_prompt_length = 5 tokens; the longest has 22: "
         "nothing is left, raise the limit"
     )
 
 
-def test_a_tokenizer_without_a_chat_template_is_named() -> None:
+def test_tokenize_names_a_tokenizer_without_template() -> None:
     assert refused([record(0, "1+1?")], template=None) == (
         "the tokenizer of 'models/tiny' has no chat template: use the tokenizer of an instruct "
         "model (model.tokenizer_path), or set data.apply_chat_template to false"
     )
 
 
-def test_a_prompt_that_the_chat_template_refuses_is_named() -> None:
+def test_tokenize_names_a_prompt_that_the_template_refuses() -> None:
     assert refused([record(0, "1+1?"), record(4, "1+1?", role="tool")]) == (
         "the chat template of 'models/tiny' refuses prompt 4 of sums, with roles tool: "
         "tools are not supported"
     )
 
 
-def test_several_messages_need_a_chat_template() -> None:
+def test_tokenize_needs_a_template_for_several_messages() -> None:
     said = refused([record(4, "be brief", "1+1?")], apply_chat_template=False)
     assert said.startswith("prompt 4 of sums has 2 messages, which only a chat template can join")
 
 
-def test_a_prompt_without_tokens_is_named() -> None:
+def test_tokenize_names_a_prompt_without_tokens() -> None:
     template = "{{ messages[0].content }}"
     assert refused([record(4, "§")], template=template) == "prompt 4 of sums has no tokens"
 
 
-def test_what_the_trainer_needs_of_the_template_cannot_be_changed() -> None:
+def test_chat_template_kwargs_cannot_change_what_is_needed() -> None:
     said = refused([record(0, "1+1?")], chat_template_kwargs={"tokenize": True})
     assert said == (
         "data.chat_template_kwargs = {'tokenize': True}: tokenize cannot be set; leave it out; the "

@@ -43,21 +43,21 @@ def prompts(**changes: Any) -> list[Prompt]:
         {"extra": EXTRA | {"new": None}},
     ],
 )
-def test_any_difference_shows(change: dict[str, Any]) -> None:
+def test_prompt_digest_shows_any_difference(change: dict[str, Any]) -> None:
     assert digest(prompts(**change)) != digest(prompts())
 
 
-def test_order_and_number_show() -> None:
+def test_prompt_digest_shows_order_and_number() -> None:
     one = prompts()
     assert len({digest(one), digest(one[::-1]), digest(one[:1]), digest([*one, *one])}) == 4
 
 
-def test_position_in_the_file_and_order_of_columns_do_not_count() -> None:
+def test_prompt_digest_ignores_position_and_column_order() -> None:
     turned = dict(reversed(EXTRA.items()))
     assert digest(prompts(index=7, extra=turned)) == digest(prompts())
 
 
-def test_processes_agree() -> None:
+def test_prompt_digest_is_the_same_in_every_process() -> None:
     program = "import sys; sys.path.insert(0, sys.argv[1]); import test_digest as t; "
     program += "print(t.digest(t.prompts()))"
     folder = __file__.rpartition("/")[0]

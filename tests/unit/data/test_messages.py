@@ -44,7 +44,7 @@ def part(text: str) -> dict[str, str]:
         ([part("1+1?") | {"image_url": None}], "1+1?"),
     ],
 )
-def test_parts_of_type_text_are_joined(content: list[Any], text: str) -> None:
+def test_messages_join_parts_of_type_text(content: list[Any], text: str) -> None:
     prompt = [{"role": "user", "content": content}]
     for given in (prompt, json.dumps(prompt)):
         assert read_messages(given, {}, "here") == [{"role": "user", "content": text}]
@@ -63,13 +63,13 @@ def test_parts_of_type_text_are_joined(content: list[Any], text: str) -> None:
         ([3], "part 0 of its content is a int, 3"),
     ],
 )
-def test_other_parts_are_named(content: list[Any], said: str) -> None:
+def test_messages_name_other_parts(content: list[Any], said: str) -> None:
     with pytest.raises(InputError) as caught:
         read_messages([{"role": "user", "content": content}], {}, "here")
     assert said in str(caught.value)
 
 
-def test_a_picture_beside_the_text_is_named() -> None:
+def test_messages_name_a_picture_beside_the_text() -> None:
     prompt = [{"role": "user", "content": "<image>what?"}]
     with pytest.raises(InputError, match="here: <image> stands for what is in the column 'images'"):
         read_messages(prompt, {"images": [{"bytes": b"png"}]}, "here")
@@ -78,7 +78,7 @@ def test_a_picture_beside_the_text_is_named() -> None:
 
 @pytest.mark.parametrize("arguments", [{"city": "Paris"}, '{"city": "Paris"}'])
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
-def test_calls_and_tools_come_out_of_both_kinds_of_file_alike(
+def test_messages_read_calls_and_tools_from_both_kinds_of_file(
     tmp_path: Path, kind: str, arguments: Any
 ) -> None:
     calling = {
@@ -97,7 +97,7 @@ def test_calls_and_tools_come_out_of_both_kinds_of_file_alike(
     assert load_prompts(path, tools_key=None)[0].tools is None
 
 
-def test_tools_may_be_json_text_and_rows_may_lack_them(tmp_path: Path) -> None:
+def test_messages_read_tools_from_json_text_or_lack_them(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     rows = [{"functions": json.dumps([TOOL])}, {"functions": None}, {"functions": []}, {}]
     path.write_text("".join(json.dumps(r | {"prompt": "?", "answer": 1}) + "\n" for r in rows))
@@ -105,7 +105,7 @@ def test_tools_may_be_json_text_and_rows_may_lack_them(tmp_path: Path) -> None:
     assert found == [[TOOL], None, None, None]
 
 
-def test_fields_that_other_tools_of_a_parquet_column_have_are_left_out() -> None:
+def test_messages_drop_parquet_fields_of_other_tools() -> None:
     with_nulls = {"function": {"name": "a", "parameters": {"city": None, "day": {"type": "int"}}}}
     assert read_tools([with_nulls], "here") == [
         {"function": {"name": "a", "parameters": {"day": {"type": "int"}}}}
@@ -113,12 +113,12 @@ def test_fields_that_other_tools_of_a_parquet_column_have_are_left_out() -> None
 
 
 @pytest.mark.parametrize("tools", ["calculator", ["calculator"], 3, {"name": "weather"}])
-def test_tools_that_are_no_schemas_are_named(tools: Any) -> None:
+def test_messages_name_tools_that_are_no_schemas(tools: Any) -> None:
     with pytest.raises(InputError, match=r"here: it is a .*; give a list of JSON schemas"):
         read_tools(tools, "here")
 
 
 @pytest.mark.parametrize("calls", ["weather(Paris)", [3]])
-def test_calls_that_are_no_objects_are_named(calls: Any) -> None:
+def test_messages_name_calls_that_are_no_objects(calls: Any) -> None:
     with pytest.raises(InputError, match="here, message 1: its tool_calls are "):
         read_messages([USER, {"role": "assistant", "tool_calls": calls}], {}, "here")

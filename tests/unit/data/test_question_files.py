@@ -28,7 +28,7 @@ def names(*entries: Any, data: DataConfig | None = None) -> list[str]:
     return [Path(file.path).name for file in files]
 
 
-def test_folders_and_patterns_stand_for_their_files_in_order(folder: Path) -> None:
+def test_question_files_expand_folders_and_patterns_in_order(folder: Path) -> None:
     assert names(str(folder)) == ["a.parquet", "b.jsonl", "c.JSON", "d.jsonl.gz"]
     assert names(f"{folder}/") == names(str(folder))
     assert names(f"{folder}/*") == names(str(folder))
@@ -37,12 +37,12 @@ def test_folders_and_patterns_stand_for_their_files_in_order(folder: Path) -> No
     assert names(f"{folder}/b.jsonl", str(folder / "deep")) == ["b.jsonl", "e.json.zst"]
 
 
-def test_a_file_with_a_pattern_for_a_name_is_that_file(folder: Path) -> None:
+def test_question_files_take_a_file_named_like_a_pattern(folder: Path) -> None:
     (folder / "[a].jsonl").write_text("x")
     assert names(f"{folder}/[a].jsonl") == ["[a].jsonl"]
 
 
-def test_keys_of_an_entry_hold_for_it_alone() -> None:
+def test_question_files_keep_the_keys_of_an_entry_apart() -> None:
     data = DataConfig(prompt_key="q", answer_pattern="#(.*)", system_prompt="be brief")
     own = {"path": "aime.parquet", "prompt_key": None, "answer_pattern": None, "name": "hard"}
     plain, special = question_files("data.train_files", ["gsm.jsonl.gz", own], data)
@@ -65,7 +65,7 @@ def test_keys_of_an_entry_hold_for_it_alone() -> None:
         ("nowhere/*.jsonl", "no file of a known kind"),
     ],
 )
-def test_unusable_entries_are_named(entry: Any, said: str) -> None:
+def test_question_files_name_unusable_entries(entry: Any, said: str) -> None:
     with pytest.raises(RecipeError) as caught:
         names("b.jsonl", entry)
     # Ranks send each other what they found.
@@ -74,14 +74,14 @@ def test_unusable_entries_are_named(entry: Any, said: str) -> None:
     assert said in str(caught.value)
 
 
-def test_a_folder_without_files_and_one_name_for_many_are_named(folder: Path) -> None:
+def test_question_files_name_empty_folders_and_shared_names(folder: Path) -> None:
     with pytest.raises(RecipeError, match=r"holds no file .* folders in it are not read"):
         names(str(folder / "deep" / ".."), {"path": str(folder.parent)})
     with pytest.raises(RecipeError, match="4 files cannot have one name"):
         names({"path": str(folder), "name": "all"})
 
 
-def test_what_is_missing_is_left_to_whoever_reads() -> None:
+def test_question_files_leave_missing_files_to_the_reader() -> None:
     files, problems = resolve_files("data.train_files", ["none.jsonl"], DataConfig())
     assert ([file.path for file in files], problems) == (["none.jsonl"], [])
 
@@ -96,7 +96,9 @@ def test_what_is_missing_is_left_to_whoever_reads() -> None:
         ("a.csv", None, "a"),
     ],
 )
-def test_names_say_the_kind(name: str, kind: str | None, shown: str) -> None:
+def test_question_files_show_the_kind_in_their_name(
+    name: str, kind: str | None, shown: str
+) -> None:
     assert (kind_of(f"data/{name}"), set_name(f"data/{name}")) == (kind, shown)
 
 
@@ -122,7 +124,7 @@ def test_names_say_the_kind(name: str, kind: str | None, shown: str) -> None:
         ),
     ],
 )
-def test_entries_survive_the_command_line_and_the_written_recipe(
+def test_file_entries_survive_command_line_and_written_recipe(
     tmp_path: Path, setting: str, given: str, entries: tuple[Any, ...]
 ) -> None:
     recipe = load_recipe(None, [f"--{setting}", given])
@@ -132,14 +134,14 @@ def test_entries_survive_the_command_line_and_the_written_recipe(
     assert load_recipe(str(tmp_path / "recipe.yaml")) == recipe
 
 
-def test_one_path_in_a_recipe_file_needs_no_brackets(tmp_path: Path) -> None:
+def test_file_entries_of_one_path_need_no_brackets(tmp_path: Path) -> None:
     (tmp_path / "recipe.yaml").write_text("data:\n  train_files: 'data/*.jsonl'\n")
     recipe = load_recipe(str(tmp_path / "recipe.yaml"))
     assert recipe.data.train_files == ("data/*.jsonl",)
 
 
 @pytest.mark.parametrize("text", ["data:\n  train_files: [*.jsonl]\n", "data: {train_files: *.a}"])
-def test_a_bare_pattern_in_yaml_gets_a_hint(tmp_path: Path, text: str) -> None:
+def test_file_entries_give_a_hint_on_a_bare_pattern_in_yaml(tmp_path: Path, text: str) -> None:
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(RecipeError, match=r"put a pattern in quotes, e\.g\. \['\*\.jsonl'\]"):
         load_recipe(str(tmp_path / "recipe.yaml"))

@@ -45,25 +45,25 @@ KINDS: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_every_kind_of_file_gives_its_rows(tmp_path: Path, name: str) -> None:
+def test_read_rows_reads_every_kind_of_file(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
     path.write_bytes(KINDS[name])
     assert [row for _, row in read_rows(path)] == ROWS
 
 
-def test_parquet_gives_the_same_rows(tmp_path: Path) -> None:
+def test_read_rows_reads_the_same_rows_from_parquet(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
     assert [row for _, row in read_rows(path)] == ROWS
 
 
-def test_one_object_in_a_json_file_is_one_row(tmp_path: Path) -> None:
+def test_read_rows_takes_one_json_object_for_one_row(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text(json.dumps(ROWS[0], indent=2))
     assert [row for _, row in read_rows(path)] == ROWS[:1]
 
 
-def test_rows_of_a_list_are_named_by_their_number(tmp_path: Path) -> None:
+def test_read_rows_names_rows_of_a_list_by_number(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"prompt": "?", "answer": 1}, {"prompt": 3, "answer": 1}]')
     with pytest.raises(InputError, match=r"a\.json, item 1, prompt: it is a int, 3"):
@@ -85,7 +85,7 @@ def test_rows_of_a_list_are_named_by_their_number(tmp_path: Path) -> None:
         ("a.json", lambda data: data.decode().encode("utf-16"), "it is not UTF-8"),
     ],
 )
-def test_damaged_files_are_named(
+def test_read_rows_names_damaged_files(
     tmp_path: Path, name: str, damage: Callable[[bytes], bytes], said: str
 ) -> None:
     path = tmp_path / name
@@ -96,7 +96,7 @@ def test_damaged_files_are_named(
     assert said in str(caught.value)
 
 
-def test_a_truncated_parquet_file_is_named(tmp_path: Path) -> None:
+def test_read_rows_names_a_truncated_parquet_file(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS * 1000), path)
     whole = path.read_bytes()

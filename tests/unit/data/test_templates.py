@@ -43,13 +43,13 @@ def refused(record: PromptRecord, template: Any = CHATML, **settings: Any) -> st
     return str(caught.value)
 
 
-def test_a_chat_that_ends_with_the_assistant_is_refused_with_its_row() -> None:
+def test_chat_names_the_row_that_ends_with_the_assistant() -> None:
     said = refused(ask(("user", "1+1?"), ("assistant", "it is")))
     assert said.startswith("a.jsonl, line 7: its last message is the assistant's; take it out if")
     assert "data.continue_final_message to true" in said
 
 
-def test_a_prefill_is_continued_as_transformers_does() -> None:
+def test_chat_continues_a_prefill_as_transformers_does() -> None:
     record = ask(("user", "1+1?"), ("assistant", "it is"))
     theirs = build_tokenizer(CHATML).apply_chat_template(
         record.messages, tokenize=False, continue_final_message=True
@@ -58,19 +58,19 @@ def test_a_prefill_is_continued_as_transformers_does() -> None:
     assert rendered(record, continue_final_message=True) == theirs
 
 
-def test_prompts_without_prefill_begin_an_answer_beside_those_with_one() -> None:
+def test_chat_mixes_prompts_with_and_without_prefill() -> None:
     said = rendered(ask(("user", "1+1?")), continue_final_message=True)
     assert said == "<start>user\n1+1?<end><start>assistant\n"
 
 
-def test_a_call_of_tools_cannot_be_continued() -> None:
+def test_chat_refuses_to_continue_a_tool_call() -> None:
     record = ask(("user", "1+1?"))
     record.messages.append({"role": "assistant", "content": None, "tool_calls": [TOOL]})
     said = refused(record, WITH_TOOLS, continue_final_message=True)
     assert "refuses a.jsonl, line 7, with roles user, assistant: " in said
 
 
-def test_tools_and_their_calls_are_rendered_by_the_template() -> None:
+def test_chat_renders_tools_and_their_calls() -> None:
     call = {"function": {"name": "plus", "arguments": {"a": 1}}}
     record = ask(("user", "1+1?"), tools=[TOOL])
     calling = {"role": "assistant", "content": None, "tool_calls": [call]}
@@ -80,13 +80,13 @@ def test_tools_and_their_calls_are_rendered_by_the_template() -> None:
     )
 
 
-def test_a_template_of_its_own_for_tools_is_used() -> None:
+def test_chat_uses_the_template_for_tools() -> None:
     templates = {"default": CHATML, "tool_use": WITH_TOOLS}
     assert rendered(ask(("user", "1+1?"), tools=[TOOL]), templates).startswith("plus <start>1")
     assert rendered(ask(("user", "1+1?")), templates).startswith("<start>user\n1+1?")
 
 
-def test_tools_that_the_template_does_not_show_are_named() -> None:
+def test_chat_names_tools_that_the_template_hides() -> None:
     said = refused(ask(("user", "1+1?"), tools=[TOOL]))
     assert said.startswith("a.jsonl, line 7: it has tools, which the chat template of 'models/tin")
     assert "data.tools_key to null" in said
@@ -101,7 +101,7 @@ def test_tools_that_the_template_does_not_show_are_named() -> None:
         ("narrator", "roles are system, developer, user, assistant, tool, function"),
     ],
 )
-def test_foreign_roles_are_named(role: str, hint: str) -> None:
+def test_chat_names_foreign_roles(role: str, hint: str) -> None:
     said = refused(ask(("system", "be brief"), (role, "1+1?")))
     assert said == (
         "a.jsonl, line 7: the chat template of 'models/tiny' does not know the role "
@@ -109,12 +109,12 @@ def test_foreign_roles_are_named(role: str, hint: str) -> None:
     )
 
 
-def test_a_role_that_the_template_names_is_known() -> None:
+def test_chat_knows_a_role_that_the_template_names() -> None:
     template = CHATML.replace("m.role +", "('user' if m.role == 'narrator' else m.role) +")
     assert rendered(ask(("narrator", "1+1?")), template).startswith("<start>user\n1+1?")
 
 
-def test_messages_that_the_template_leaves_out_are_named() -> None:
+def test_chat_names_messages_that_the_template_omits() -> None:
     only_users = "{% for m in messages if m.role == 'user' %}{{ m.content }}{% endfor %}"
     said = refused(ask(("system", "be brief"), ("user", "1+1?")), only_users)
     assert said.startswith(
@@ -134,14 +134,14 @@ def test_messages_that_the_template_leaves_out_are_named() -> None:
         ("{{ {}['a'].b }}", "has no attribute 'a'"),
     ],
 )
-def test_a_template_that_fails_is_named_with_row_and_roles(template: str, said: str) -> None:
+def test_chat_names_row_and_roles_where_a_template_fails(template: str, said: str) -> None:
     message = refused(ask(("user", "1+1?")), template)
     start = "the chat template of 'models/tiny' refuses a.jsonl, line 7, with roles user: "
     assert message.startswith(start)
     assert said in message
 
 
-def test_a_template_that_is_no_template_is_named() -> None:
+def test_chat_names_a_template_that_is_none() -> None:
     said = refused(
         ask(("user", "1+1?")), "{% for %}", chat_template_kwargs={"enable_thinking": False}
     )
@@ -160,9 +160,7 @@ def test_a_template_that_is_no_template_is_named() -> None:
         ({"range": 1}, ""),
     ],
 )
-def test_arguments_that_the_template_does_not_know_are_named(
-    given: dict[str, Any], hint: str
-) -> None:
+def test_chat_names_arguments_unknown_to_the_template(given: dict[str, Any], hint: str) -> None:
     (name,) = given
     template = TEMPLATE + "{% for i in range(0) %}{% break %}{% endfor %}{{ bos_token if 0 }}"
     template = template.replace(
@@ -177,7 +175,7 @@ def test_arguments_that_the_template_does_not_know_are_named(
     ).endswith("no thinking")
 
 
-def test_a_token_that_the_model_does_not_have_is_named_with_its_row() -> None:
+def test_chat_names_the_row_of_a_token_the_model_lacks() -> None:
     said = refused(ask(("user", "1+1?")), vocab_size=len(SPECIAL))
     assert said.startswith("a.jsonl, line 7: its token '")
     assert said.endswith(
@@ -186,7 +184,7 @@ def test_a_token_that_the_model_does_not_have_is_named_with_its_row() -> None:
     assert rendered(ask(("user", "1+1?")), vocab_size=1000)
 
 
-def test_half_a_surrogate_pair_in_a_system_prompt_is_named(tmp_path: Path) -> None:
+def test_chat_names_half_a_surrogate_pair(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"prompt": "1+1?", "answer": 2}\n')
     with pytest.raises(InputError, match=r"data\.system_prompt: character 3 is half of"):
         load_prompts(tmp_path / "a.jsonl", system_prompt="be \ud835")

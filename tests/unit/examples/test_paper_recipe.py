@@ -102,7 +102,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_every_number_is_the_paper_s():
+def test_paper_recipe_has_every_number_of_the_paper():
     recipe = load_recipe(FOLDER / "math_qwen3_4b.yaml")
     found = {}
     for name in PAPER:
@@ -114,14 +114,14 @@ def test_every_number_is_the_paper_s():
     assert recipe.model.path.endswith("Qwen3-4B")
 
 
-def test_the_recipe_has_no_problem_on_eight_gpus(place, monkeypatch):
+def test_paper_recipe_has_no_problem_on_eight_gpus(place, monkeypatch):
     monkeypatch.chdir(place)
     recipe = load_recipe(FOLDER / "math_qwen3_4b.yaml")
     found = [each for each in inspect_recipe(recipe, 8, target="cuda") if each.kind == "recipe"]
     assert found == [], "\n".join(map(str, found))
 
 
-def test_the_readme_leaves_the_first_of_each_question(tmp_path, monkeypatch):
+def test_paper_readme_keeps_the_first_of_each_question(tmp_path, monkeypatch):
     prompts = [[{"role": "user", "content": text}] for text in ("a", "b", "a", "c", "b")]
     table = pa.table({"prompt": prompts, "place": [0, 1, 2, 3, 4]})
     (tmp_path / "data").mkdir()
@@ -133,7 +133,7 @@ def test_the_readme_leaves_the_first_of_each_question(tmp_path, monkeypatch):
     assert kept["place"].to_pylist() == [0, 1, 3]
 
 
-def test_no_file_calls_a_default_the_paper_s_where_it_is_not():
+def test_files_call_no_default_the_one_of_the_paper_wrongly():
     """A default beside the paper's number says so in its docstring."""
     schema = "".join(
         (ROOT / f"megatron_resrl/config/{name}.py").read_text()

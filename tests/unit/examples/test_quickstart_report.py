@@ -50,7 +50,7 @@ def evaluation(average: float, any_right: float, length: float) -> dict[str, flo
     }
 
 
-def test_the_table_compares_the_first_evaluation_with_the_last(
+def test_before_and_after_compares_first_and_last_evaluation(
     report: ModuleType, run_directory: Path
 ) -> None:
     table = report.before_and_after(report.read_metrics(run_directory / "metrics.jsonl"))
@@ -59,7 +59,7 @@ def test_the_table_compares_the_first_evaluation_with_the_last(
     assert "| heldout response length | 14.5 | 4.0 | -10.5 |" in table
 
 
-def test_the_time_table_averages_over_the_training_steps_and_adds_up(
+def test_time_per_step_averages_training_steps_and_adds_up(
     report: ModuleType, run_directory: Path
 ) -> None:
     lines = report.time_per_step(report.read_metrics(run_directory / "metrics.jsonl")).splitlines()
@@ -72,7 +72,7 @@ def test_the_time_table_averages_over_the_training_steps_and_adds_up(
     ]
 
 
-def test_the_report_is_printed_and_written_with_a_picture(
+def test_report_is_printed_and_written_with_a_picture(
     report: ModuleType, run_directory: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report.main([str(run_directory)])
@@ -81,9 +81,7 @@ def test_the_report_is_printed_and_written_with_a_picture(
     assert (run_directory / "report.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_run_that_has_not_trained_yet_is_refused_with_its_counts(
-    report: ModuleType, tmp_path: Path
-) -> None:
+def test_report_refuses_a_run_that_has_not_trained(report: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"metrics\.jsonl does not exist"):
         report.read_metrics(tmp_path / "metrics.jsonl")
     with MetricsLogger(tmp_path, tensorboard=False, wandb_project=None) as logger:
@@ -92,7 +90,7 @@ def test_a_run_that_has_not_trained_yet_is_refused_with_its_counts(
         report.read_metrics(tmp_path / "metrics.jsonl")
 
 
-def test_runs_are_compared_with_the_settings_that_differ(
+def test_report_compares_runs_by_the_settings_that_differ(
     report: ModuleType,
     run_directory: Path,
     tmp_path_factory: pytest.TempPathFactory,
@@ -119,7 +117,9 @@ def test_runs_are_compared_with_the_settings_that_differ(
     assert (other / "comparison.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_help_is_no_directory(report: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_does_not_take_help_for_a_directory(
+    report: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
     report.main(["--help"])
     assert "outputs/grpo outputs/resrl" in capsys.readouterr().out
     with pytest.raises(SystemExit, match=r"RUN \[RUN \.\.\.\]"):

@@ -28,7 +28,7 @@ def before_the_first_step():
     phases._here.step = None
 
 
-def test_a_phase_is_described_by_its_parts_until_it_ends() -> None:
+def test_activity_describes_a_phase_by_its_parts() -> None:
     with named_phase("rollout"):
         progress(11, 16)
         assert describe(phases.current()) == "rollout 11/16"
@@ -40,7 +40,7 @@ def test_a_phase_is_described_by_its_parts_until_it_ends() -> None:
         assert describe(phases.current()) == "rollout"
 
 
-def test_a_silent_phase_is_named_in_the_log_again_and_again(
+def test_activity_names_a_silent_phase_in_the_log_repeatedly(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -67,14 +67,14 @@ def test_a_silent_phase_is_named_in_the_log_again_and_again(
     assert caplog.messages[-1].startswith("step 3: rollout 11/16, for ")
 
 
-def test_nothing_is_added_while_others_speak(caplog: pytest.LogCaptureFixture) -> None:
+def test_activity_is_silent_while_others_write(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with Activity(silence_s=1000.0):
         logging.getLogger("other").info("hello")
     assert caplog.messages == ["hello"]
 
 
-def test_the_bar_follows_the_phase_and_its_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_progress_bar_follows_the_phase_and_its_clock_runs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(progress_display, "REFRESH_S", 0.05)
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
@@ -91,7 +91,7 @@ def test_the_bar_follows_the_phase_and_its_clock_runs(monkeypatch: pytest.Monkey
     os.close(reader)
 
 
-def test_without_a_bar_a_terminal_gets_lines() -> None:
+def test_activity_writes_lines_to_a_terminal_without_a_bar() -> None:
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(writer, "w") as terminal:

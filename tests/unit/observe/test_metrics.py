@@ -28,7 +28,7 @@ def run(directory: Path, first: int, last: int, **options: object) -> None:
             metrics.log_samples(step, [{"response": f"é{step}"}, {"response": "b"}])
 
 
-def test_each_step_is_one_json_line_with_step_time_and_values(tmp_path: Path) -> None:
+def test_metrics_write_one_json_line_per_step(tmp_path: Path) -> None:
     run(tmp_path / "new", 1, 2)
     records = lines(tmp_path / "new" / "metrics.jsonl")
     assert [(r["step"], r["reward"]) for r in records] == [(1, 0.1), (2, 0.2)]
@@ -37,14 +37,14 @@ def test_each_step_is_one_json_line_with_step_time_and_values(tmp_path: Path) ->
     assert samples[2] == {"step": 2, "response": "é2"}
 
 
-def test_lines_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
+def test_metrics_are_on_disk_before_the_run_ends(tmp_path: Path) -> None:
     metrics = logger(tmp_path)
     metrics.log(1, {"reward": 0.5})
     assert len(lines(tmp_path / "metrics.jsonl")) == 1
     metrics.close()
 
 
-def test_values_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
+def test_metrics_write_non_finite_values_as_valid_json(tmp_path: Path) -> None:
     with logger(tmp_path) as metrics:
         metrics.log(1, {"grad_norm": float("nan"), "loss": float("inf"), "reward": 1})
     text = (tmp_path / "metrics.jsonl").read_text()
@@ -59,14 +59,14 @@ def test_values_that_are_not_finite_stay_valid_json(tmp_path: Path) -> None:
     }
 
 
-def test_a_step_logged_twice_is_refused(tmp_path: Path) -> None:
+def test_metrics_refuse_a_step_logged_twice(tmp_path: Path) -> None:
     with logger(tmp_path) as metrics:
         metrics.log(3, {"reward": 0.5})
         with pytest.raises(ValueError, match="step 3 come after those of step 3"):
             metrics.log(3, {"accuracy": 0.5})
 
 
-def test_a_resumed_run_has_one_line_per_step(tmp_path: Path) -> None:
+def test_metrics_have_one_line_per_step_after_a_resume(tmp_path: Path) -> None:
     run(tmp_path, 1, 4)
     run(tmp_path, 3, 5, resume_step=2)
     assert [r["step"] for r in lines(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
@@ -74,13 +74,13 @@ def test_a_resumed_run_has_one_line_per_step(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.new"))
 
 
-def test_after_a_resume_steps_already_kept_cannot_be_logged_again(tmp_path: Path) -> None:
+def test_metrics_refuse_steps_from_before_a_resume(tmp_path: Path) -> None:
     run(tmp_path, 1, 4)
     with logger(tmp_path, resume_step=2) as metrics, pytest.raises(ValueError, match="step 2"):
         metrics.log(2, {"reward": 0.5})
 
 
-def test_a_line_torn_by_a_crash_is_dropped_on_resume(tmp_path: Path) -> None:
+def test_metrics_drop_a_line_torn_by_a_crash(tmp_path: Path) -> None:
     run(tmp_path, 1, 2)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 3, "rew')
@@ -92,7 +92,7 @@ LINE_ENDS = "".join(c for c in map(chr, range(0x110000)) if len(f"a{c}a".splitli
 TEXT = f"{LINE_ENDS}\x00\ufeff\ufffe\U0001f600 \ud800 \udfff"
 
 
-def test_any_text_is_read_back_and_resumed_over(tmp_path: Path) -> None:
+def test_metrics_read_back_and_resume_over_any_text(tmp_path: Path) -> None:
     with logger(tmp_path) as metrics:
         metrics.log(1, {f"eval/a{TEXT}/avg@4": 0.5})
         metrics.log_samples(1, [{"response": TEXT}, {"response": "b"}])
@@ -104,7 +104,7 @@ def test_any_text_is_read_back_and_resumed_over(tmp_path: Path) -> None:
     assert (tmp_path / "samples.jsonl").read_bytes().count(b"\n") == 4
 
 
-def test_a_character_torn_by_a_crash_is_dropped_on_resume(tmp_path: Path) -> None:
+def test_metrics_drop_a_character_torn_by_a_crash(tmp_path: Path) -> None:
     run(tmp_path, 1, 1)
     with (tmp_path / "samples.jsonl").open("ab") as file:
         file.write('{"step": 2, "response": "é'.encode()[:-1])
@@ -112,7 +112,7 @@ def test_a_character_torn_by_a_crash_is_dropped_on_resume(tmp_path: Path) -> Non
     assert [r["step"] for r in lines(tmp_path / "samples.jsonl")] == [1, 1, 2, 2]
 
 
-def test_a_foreign_line_is_an_error_that_names_file_and_line(tmp_path: Path) -> None:
+def test_metrics_name_file_and_line_of_a_foreign_line(tmp_path: Path) -> None:
     run(tmp_path, 1, 1)
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write("hello\n")
@@ -120,7 +120,7 @@ def test_a_foreign_line_is_an_error_that_names_file_and_line(tmp_path: Path) -> 
         logger(tmp_path, resume_step=2)
 
 
-def test_a_new_run_sets_files_of_an_earlier_one_aside(tmp_path: Path) -> None:
+def test_metrics_of_an_earlier_run_are_set_aside(tmp_path: Path) -> None:
     run(tmp_path, 1, 2)
     run(tmp_path, 1, 1)
     run(tmp_path, 1, 3)
@@ -139,7 +139,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     assert scalars == [(s, pytest.approx(s / 10, abs=1e-6)) for s in range(1, 6)]
 
 
-def test_without_wandb_the_message_names_the_extra(tmp_path: Path) -> None:
+def test_wandb_that_is_missing_names_the_extra(tmp_path: Path) -> None:
     if importlib.util.find_spec("wandb") is not None:
         pytest.skip("wandb is installed")
     with pytest.raises(ImportError, match=r"'quickrun'.*pip install megatron-resrl\[wandb\]"):

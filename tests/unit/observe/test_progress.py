@@ -13,7 +13,7 @@ import termios
 from megatron_resrl.observe.progress import Progress
 
 
-def test_without_a_terminal_each_step_is_one_plain_line() -> None:
+def test_progress_writes_one_plain_line_per_step_to_a_file() -> None:
     stream = io.StringIO()
     progress = Progress(4, start=1, stream=stream)
     progress.update(2, 0.25)
@@ -29,7 +29,7 @@ def test_without_a_terminal_each_step_is_one_plain_line() -> None:
     assert "\x1b" not in stream.getvalue()
 
 
-def test_a_disabled_display_writes_nothing() -> None:
+def test_progress_writes_nothing_when_disabled() -> None:
     stream = io.StringIO()
     progress = Progress(4, enabled=False, stream=stream)
     progress.update(1, 0.5)
@@ -38,7 +38,7 @@ def test_a_disabled_display_writes_nothing() -> None:
     assert stream.getvalue() == ""
 
 
-def test_a_terminal_gets_a_bar_with_steps_and_reward() -> None:
+def test_progress_shows_a_bar_with_steps_and_reward() -> None:
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(writer, "w") as terminal:
@@ -56,7 +56,7 @@ def test_a_terminal_gets_a_bar_with_steps_and_reward() -> None:
     assert "a line above the bar" in drawn
 
 
-def test_a_terminal_without_a_size_gets_plain_lines() -> None:
+def test_progress_writes_plain_lines_without_a_terminal_size() -> None:
     reader, writer = pty.openpty()
     with os.fdopen(writer, "w") as terminal:
         progress = Progress(4, stream=terminal)
@@ -66,7 +66,7 @@ def test_a_terminal_without_a_size_gets_plain_lines() -> None:
     assert drawn.startswith("step 1/4  reward 0.250")
 
 
-def test_time_before_the_first_step_does_not_count_for_the_time_left(monkeypatch) -> None:
+def test_progress_leaves_startup_time_out_of_the_time_left(monkeypatch) -> None:
     now = [100.0]
     monkeypatch.setattr("megatron_resrl.observe.progress.time.monotonic", lambda: now[0])
     stream = io.StringIO()

@@ -20,7 +20,7 @@ class Clock:
         self.now += seconds
 
 
-def test_inner_phases_are_not_counted_in_outer_ones_and_all_add_up(
+def test_timers_count_inner_phases_once_and_add_up(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(monkeypatch)
@@ -45,7 +45,7 @@ def test_inner_phases_are_not_counted_in_outer_ones_and_all_add_up(
     )
 
 
-def test_collect_starts_the_next_step_even_inside_a_phase(
+def test_timers_collect_starts_a_step_inside_a_phase(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     clock = Clock(monkeypatch)
@@ -58,7 +58,7 @@ def test_collect_starts_the_next_step_even_inside_a_phase(
     assert timers.collect() == {"other": 0.0}
 
 
-def test_the_current_phase_is_the_innermost_and_survives_errors() -> None:
+def test_current_phase_is_the_innermost_also_after_errors() -> None:
     timers = PhaseTimers()
     assert timers.current_phase() == "other"
     with timers.phase("reward"):
@@ -71,14 +71,14 @@ def test_the_current_phase_is_the_innermost_and_survives_errors() -> None:
     assert set(timers.collect()) == {"pool", "reward", "update", "other"}
 
 
-def test_real_sleep_is_counted_for_its_phase() -> None:
+def test_timers_count_real_time_for_its_phase() -> None:
     timers = PhaseTimers()
     with timers.phase("rollout"):
         time.sleep(0.05)
     assert timers.collect()["rollout"] >= 0.05
 
 
-def test_the_device_is_waited_for_at_every_border() -> None:
+def test_timers_wait_for_the_device_at_every_border() -> None:
     calls: list[None] = []
     timers = PhaseTimers(synchronize=lambda: calls.append(None))
     with timers.phase("a"):

@@ -84,7 +84,7 @@ def run(directory: Path, resume_step: int | None = None, **names: object) -> Non
 @pytest.mark.setting("logging.wandb_entity")
 @pytest.mark.setting("logging.wandb_group")
 @pytest.mark.setting("logging.wandb_tags")
-def test_a_service_that_works_gets_every_step_and_its_names(
+def test_wandb_sink_sends_every_step_and_name(
     service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(wandb_sink, "FINISH_S", 60.0)
@@ -117,7 +117,7 @@ def test_a_service_that_works_gets_every_step_and_its_names(
         ({"finish": HANG}, "it has not finished within"),
     ],
 )
-def test_a_service_that_does_not_is_one_warning(
+def test_wandb_sink_warns_once_of_a_service_that_fails(
     service,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -142,7 +142,7 @@ def test_a_service_that_does_not_is_one_warning(
     assert all(thread.daemon for thread in threads)
 
 
-def test_steps_do_not_wait_for_a_service_that_hangs(
+def test_wandb_sink_never_waits_for_a_service_that_hangs(
     service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     service(init=HANG)

@@ -50,20 +50,20 @@ SAFETENSORS = SafetensorError(
     ],
     ids=["system", "quota", "torch", "safetensors", "another rank"],
 )
-def test_place_and_sizes_are_named(error, monkeypatch):
+def test_full_disk_names_place_and_sizes(error, monkeypatch):
     full = said(error, 5_000_000, monkeypatch)
     assert str(full).startswith("no space left on /tmp: 5 MB free, needs 1 GB (")
     assert str(error) in str(full)
     assert full.common == isinstance(error, Common)
 
 
-def test_the_cause_of_an_error_counts(monkeypatch):
+def test_full_disk_is_found_in_the_cause_of_an_error(monkeypatch):
     error = KeyError("x")
     error.__cause__ = TORCH
     assert said(error, 0, monkeypatch)
 
 
-def test_a_disk_with_room_is_not_blamed(monkeypatch):
+def test_full_disk_is_not_blamed_where_there_is_room(monkeypatch):
     assert "is used up" in str(said(SAFETENSORS, 10**12, monkeypatch))
     assert said(TORCH, 10**12, monkeypatch) is None
     assert said(OSError(errno.EACCES, "Permission denied"), 0, monkeypatch) is None

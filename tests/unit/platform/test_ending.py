@@ -31,9 +31,7 @@ with ending.process_ends_with_block():
         ("raise MemoryError('too large')", 1, "MemoryError: too large"),
     ],
 )
-def test_a_thread_that_never_ends_does_not_keep_the_process(
-    ending: str, status: int, said: str
-) -> None:
+def test_process_ends_though_a_thread_never_does(ending: str, status: int, said: str) -> None:
     done = _run(SCRIPT.format(ending=ending))
     assert done.returncode == status
     assert said in done.stderr
@@ -41,7 +39,7 @@ def test_a_thread_that_never_ends_does_not_keep_the_process(
     assert "in wait" in done.stderr  # Where it hung.
 
 
-def test_what_is_closed_in_time_is_not_ended() -> None:
+def test_deadline_does_not_end_what_closes_in_time() -> None:
     done = _run(
         """
 import time
@@ -65,7 +63,7 @@ def _run(script: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_deadline_in_time_has_let_go_of_the_error() -> None:
+def test_deadline_met_in_time_lets_go_of_the_error() -> None:
     class Failure(ValueError):
         """One that can be watched."""
 

@@ -33,17 +33,17 @@ TASK = {**JOB, "SLURM_NTASKS": "12", "SLURM_PROCID": "7", "SLURM_LOCALID": "1", 
         ("gpu-[099-101]", ["gpu-099", "gpu-100", "gpu-101"]),
     ],
 )
-def test_host_lists_are_expanded(text: str, hosts: list[str]) -> None:
+def test_host_list_is_expanded(text: str, hosts: list[str]) -> None:
     assert expand_hosts(text) == hosts
 
 
 @pytest.mark.parametrize("text", ["", "n[1-2", "n[a-c]"])
-def test_what_is_no_host_list_is_refused(text: str) -> None:
+def test_host_list_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is no"):
         expand_hosts(text)
 
 
-def test_tasks_of_srun_are_ranks() -> None:
+def test_rank_variables_make_tasks_of_srun_ranks() -> None:
     assert rank_variables(TASK) == {
         "RANK": "7",
         "WORLD_SIZE": "12",
@@ -57,7 +57,7 @@ def test_tasks_of_srun_are_ranks() -> None:
     assert not {"MASTER_ADDR", "MASTER_PORT"} & set(given)
 
 
-def test_tasks_of_srun_on_one_host_meet_there() -> None:
+def test_rank_variables_of_srun_on_one_host_meet_there() -> None:
     task = {"SLURM_PROCID": "0", "SLURM_LOCALID": "0", "SLURM_NTASKS": "2", "SLURM_JOB_ID": "77"}
     found = rank_variables({**task, "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"})
     assert (found["RANK"], found["WORLD_SIZE"], found["MASTER_ADDR"]) == ("0", "2", "127.0.0.1")
@@ -79,13 +79,13 @@ def test_tasks_of_srun_on_one_host_meet_there() -> None:
         {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"},
     ],
 )
-def test_a_process_that_is_alone_or_started_by_torchrun_needs_nothing(
+def test_rank_variables_need_nothing_alone_or_under_torchrun(
     environment: dict[str, str],
 ) -> None:
     assert rank_variables(environment) == {}
 
 
-def test_ranks_of_mpirun_are_ranks_also_within_a_slurm_job() -> None:
+def test_rank_variables_take_mpirun_also_within_slurm() -> None:
     rank = {"OMPI_COMM_WORLD_RANK": "3", "OMPI_COMM_WORLD_SIZE": "4"}
     rank |= {"OMPI_COMM_WORLD_LOCAL_RANK": "1", "OMPI_COMM_WORLD_LOCAL_SIZE": "2"}
     found = rank_variables({**JOB, "SLURM_PROCID": "1", "SLURM_NTASKS": "2", **rank})
@@ -114,7 +114,7 @@ def test_ranks_of_mpirun_are_ranks_also_within_a_slurm_job() -> None:
         ({**TASK, "SLURM_JOB_NODELIST": "n["}, "SLURM_JOB_NODELIST = 'n['"),
     ],
 )
-def test_wrong_variables_are_named(environment: dict[str, str], words: str) -> None:
+def test_rank_variables_that_are_wrong_are_named(environment: dict[str, str], words: str) -> None:
     with pytest.raises(InputError) as caught:
         rank_variables(environment)
     assert words in str(caught.value)
@@ -130,7 +130,7 @@ def test_wrong_variables_are_named(environment: dict[str, str], words: str) -> N
         ({"MASTER_ADDR": "nobody.invalid"}, "MASTER_ADDR = 'nobody.invalid': there is no such"),
     ],
 )
-def test_a_meeting_place_that_does_not_exist_is_named(
+def test_meeting_place_that_does_not_exist_is_named(
     monkeypatch: pytest.MonkeyPatch, changes: dict[str, str], words: str
 ) -> None:
     monkeypatch.setattr(launch, "_RESOLVE_S", 0.0)
@@ -141,7 +141,7 @@ def test_a_meeting_place_that_does_not_exist_is_named(
     assert words in str(caught.value)
 
 
-def test_a_name_server_that_is_busy_for_a_moment_is_asked_again(
+def test_meeting_place_asks_a_busy_name_server_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: list[str] = []
@@ -158,7 +158,7 @@ def test_a_name_server_that_is_busy_for_a_moment_is_asked_again(
     assert asked == ["127.0.0.1"] * 2
 
 
-def test_a_port_that_another_process_has_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_meeting_place_names_a_port_in_use(monkeypatch: pytest.MonkeyPatch) -> None:
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = str(other.getsockname()[1])
         for name, value in (TORCHRUN | {"RANK": "0", "MASTER_PORT": port}).items():
@@ -178,7 +178,9 @@ def test_a_port_that_another_process_has_is_named(monkeypatch: pytest.MonkeyPatc
         ({"LOCAL_RANK": "0", "TORCHELASTIC_RUN_ID": "x"}, 1, 0),
     ],
 )
-def test_each_rank_of_a_host_has_a_gpu(environment: dict[str, str], visible: int, gpu: int) -> None:
+def test_device_of_gives_each_rank_of_a_host_a_gpu(
+    environment: dict[str, str], visible: int, gpu: int
+) -> None:
     assert device_of(environment, visible) == gpu
 
 
@@ -186,6 +188,6 @@ def test_each_rank_of_a_host_has_a_gpu(environment: dict[str, str], visible: int
     ("environment", "visible"),
     [({"LOCAL_RANK": "4"}, 4), ({"LOCAL_RANK": "1", "TORCHELASTIC_RUN_ID": "x"}, 1)],
 )
-def test_more_ranks_than_gpus_are_refused(environment: dict[str, str], visible: int) -> None:
+def test_device_of_refuses_more_ranks_than_gpus(environment: dict[str, str], visible: int) -> None:
     with pytest.raises(InputError, match="start as many ranks on a host as it has GPUs"):
         device_of(environment, visible)

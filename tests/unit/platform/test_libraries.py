@@ -25,7 +25,7 @@ def chosen(
     return library_variables(load_recipe(None, overrides), environment or {}, cuda=cuda)
 
 
-def test_on_cuda_defaults_are_set_unless_given() -> None:
+def test_prepare_libraries_sets_cuda_defaults_unless_given() -> None:
     assert chosen() == {
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",
         "TORCH_NCCL_AVOID_RECORD_STREAMS": "1",
@@ -39,13 +39,13 @@ def test_on_cuda_defaults_are_set_unless_given() -> None:
     assert chosen(cuda=False) == {}
 
 
-def test_memory_that_servers_on_the_same_gpus_read_is_not_in_growing_segments() -> None:
+def test_prepare_libraries_keeps_shared_memory_unexpandable() -> None:
     vllm = ("--rollout.engine=vllm", "--rollout.placement")
     assert "PYTORCH_ALLOC_CONF" not in chosen(*vllm, "colocated")
     assert "PYTORCH_ALLOC_CONF" in chosen(*vllm, "disaggregated")
 
 
-def test_servers_do_not_inherit_the_trainers_switches(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_servers_do_not_inherit_switches_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in chosen().items():
         monkeypatch.setenv(name, value)
     recipe = load_recipe(None, ["--rollout.engine=vllm"])
@@ -54,7 +54,7 @@ def test_servers_do_not_inherit_the_trainers_switches(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.setting("precision.deterministic")
-def test_a_deterministic_run_replaces_what_would_allow_other_bits(
+def test_deterministic_run_replaces_switches_that_change_bits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in DETERMINISTIC:

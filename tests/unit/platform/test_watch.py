@@ -55,11 +55,11 @@ def users_sleep() -> types.FunctionType:
     ],
     ids=["in C", "event", "queue", "process", "user"],
 )
-def test_what_may_be_a_collective(action, counts):
+def test_watch_knows_what_may_be_a_collective(action, counts):
     assert may_be_collective(innermost_frame_of(action)) is counts
 
 
-def test_a_place_has_function_file_and_line():
+def test_watch_place_has_function_file_and_line():
     assert place_of(innermost_frame_of(in_c)).startswith(f"in_c ({__file__}:")
 
 
@@ -81,7 +81,7 @@ print(stuck)
         ("until = time.monotonic() + 2\nwhile time.monotonic() < until: time.sleep(0.01)", False),
     ],
 )
-def test_only_a_main_thread_that_does_not_move_is_stuck(block, stuck):
+def test_watch_calls_only_a_main_thread_that_rests_stuck(block, stuck):
     done = subprocess.run(
         [sys.executable, "-c", WATCHED.format(block=block)],
         capture_output=True,

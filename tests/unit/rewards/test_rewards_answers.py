@@ -158,12 +158,12 @@ def _scores(answers: dict[str, tuple[str, ...]]) -> dict[tuple[str, str], float]
 
 
 @pytest.mark.parametrize("kind", EQUAL)
-def test_answers_are_equal_in_every_spelling(kind: str) -> None:
+def test_math_answers_are_equal_in_every_spelling(kind: str) -> None:
     assert [pair for pair, score in _scores(EQUAL[kind]).items() if score != 1.0] == []
 
 
 @pytest.mark.parametrize("kind", DIFFERENT)
-def test_different_answers_are_not_taken_for_equal(kind: str) -> None:
+def test_math_answers_that_differ_are_not_equal(kind: str) -> None:
     assert [pair for pair, score in _scores(DIFFERENT[kind]).items() if score != 0.0] == []
 
 
@@ -214,14 +214,14 @@ def test_different_answers_are_not_taken_for_equal(kind: str) -> None:
         ("", ""),
     ],
 )
-def test_the_final_answer_is_never_one_that_was_taken_back(response: str, answer: str) -> None:
+def test_final_answer_is_never_one_that_was_taken_back(response: str, answer: str) -> None:
     assert final_answer(response) == answer
 
 
 @pytest.mark.parametrize(
     "piece", ["####\n", "\\[", "\\(", "$$", "$x$ ", r"\boxed{", "{", "1 ", "1,"]
 )
-def test_long_garbage_is_read_in_linear_time(piece: str) -> None:
+def test_final_answer_reads_long_garbage_in_linear_time(piece: str) -> None:
     """A quadratic reader would take the whole test run, and every grader's time-out."""
     final_answer(piece * (100_000 // len(piece)))
 
@@ -244,7 +244,7 @@ def _integer_spellings(number: int) -> list[str]:
 
 @settings(max_examples=12)
 @given(number=INTEGERS)
-def test_any_integer_equals_itself_in_any_spelling_and_not_its_neighbour(number: int) -> None:
+def test_math_integers_equal_their_spellings_not_neighbours(number: int) -> None:
     for spelling in _integer_spellings(number):
         response = rf"\boxed{{{spelling}}}"
         assert math_reward(response, number) == 1.0, spelling
@@ -253,9 +253,7 @@ def test_any_integer_equals_itself_in_any_spelling_and_not_its_neighbour(number:
 
 @settings(max_examples=25)
 @given(upper=st.integers(-5000, 5000), lower=st.integers(2, 5000))
-def test_any_fraction_equals_itself_in_any_spelling_and_not_its_neighbour(
-    upper: int, lower: int
-) -> None:
+def test_math_fractions_equal_their_spellings_not_neighbours(upper: int, lower: int) -> None:
     value = Fraction(upper, lower)
     spellings = [
         rf"\frac{{{upper}}}{{{lower}}}",
@@ -273,9 +271,7 @@ def test_any_fraction_equals_itself_in_any_spelling_and_not_its_neighbour(
 
 @settings(max_examples=25)
 @given(digits=st.integers(1, 10**6 - 1), exponent=st.integers(-30, 30))
-def test_any_float_equals_itself_in_any_spelling_and_not_one_a_hundredth_off(
-    digits: int, exponent: int
-) -> None:
+def test_math_floats_equal_their_spellings_not_one_percent_off(digits: int, exponent: int) -> None:
     number = float(f"{digits}e{exponent}")
     for spelling in (
         f"{number!r}",

@@ -33,17 +33,17 @@ def grader() -> Iterator[Grader]:
         yield grader
 
 
-def test_grades_come_in_the_order_of_their_tasks(grader: Grader) -> None:
+def test_grader_keeps_the_order_of_tasks(grader: Grader) -> None:
     grades = grader.grade([task(f"echo {number}") for number in range(50)])
     assert grades == [Grade(float(number), timed_out=False) for number in range(50)]
 
 
-def test_nothing_to_grade_gives_no_grades(grader: Grader) -> None:
+def test_grader_gives_no_grades_for_no_tasks(grader: Grader) -> None:
     assert grader.grade([]) == []
 
 
 @pytest.mark.parametrize("hang", ["loop", "stubborn", "sleep", "regex", "c"])
-def test_a_hanging_function_costs_its_own_score_only(grader: Grader, hang: str) -> None:
+def test_grader_lets_a_hanging_function_cost_one_score(grader: Grader, hang: str) -> None:
     tasks = [task(f"echo {number}") for number in range(20)]
     tasks[5] = task(hang)
     grades = grader.grade(tasks)
@@ -52,24 +52,24 @@ def test_a_hanging_function_costs_its_own_score_only(grader: Grader, hang: str) 
     assert not any(grade.timed_out for grade in grades)
 
 
-def test_every_response_has_the_whole_time_out(grader: Grader) -> None:
+def test_grader_gives_every_response_the_whole_timeout(grader: Grader) -> None:
     # Together 4 s on 2 processes: a time-out per call or per batch would cut some of them off.
     grades = grader.grade([task(f"nap {0.4 * TIMEOUT_S}")] * 10)
     assert grades == [Grade(1.0, timed_out=False)] * 10
 
 
-def test_processes_are_reused(grader: Grader) -> None:
+def test_grader_reuses_its_processes(grader: Grader) -> None:
     first = {grade.score for grade in grader.grade([task("pid")] * 20)}
     second = {grade.score for grade in grader.grade([task("pid")] * 20)}
     assert len(first | second) <= 2
 
 
-def test_a_thousand_long_responses_are_graded(grader: Grader) -> None:
+def test_grader_grades_a_thousand_long_responses(grader: Grader) -> None:
     grades = grader.grade([task(f"echo 1 {' ' * 2000}") for _ in range(1000)])
     assert sum(grade.score for grade in grades) == 1000
 
 
-def test_an_exception_ends_the_grading_with_its_text_and_the_sample(grader: Grader) -> None:
+def test_grader_ends_at_an_exception_and_names_the_sample(grader: Grader) -> None:
     with pytest.raises(RewardError) as caught:
         grader.grade([task("echo 1"), task("raise no such key", {"target": 3}), task("sleep")])
     lines = str(caught.value).splitlines()
@@ -85,7 +85,7 @@ def test_an_exception_ends_the_grading_with_its_text_and_the_sample(grader: Grad
     assert "grader.py" not in str(caught.value)
 
 
-def test_after_an_error_the_next_call_does_not_wait_for_what_was_left() -> None:
+def test_grader_drops_what_an_error_left_before_the_next_call() -> None:
     # Whoever waited for the ones that hang would wait for hours.
     with Grader(f"{FUNCTIONS}:behave", workers=1, timeout_s=3600) as grader:
         with pytest.raises(RewardError):
@@ -93,26 +93,24 @@ def test_after_an_error_the_next_call_does_not_wait_for_what_was_left() -> None:
         assert grader.grade([task("echo 1")]) == [Grade(1.0, timed_out=False)]
 
 
-def test_an_exit_is_an_error_and_no_score(grader: Grader) -> None:
+def test_grader_takes_an_exit_for_an_error(grader: Grader) -> None:
     with pytest.raises(RewardError, match="raised SystemExit"):
         grader.grade([task("system_exit")])
 
 
-def test_a_crashed_process_is_an_error_that_names_the_sample(grader: Grader) -> None:
+def test_grader_names_the_sample_that_crashed_its_process(grader: Grader) -> None:
     with pytest.raises(RewardError, match=r"crashed its process \(exit status 41\)") as caught:
         grader.grade([task("echo 1"), task("crash", sample="prompt 99")])
     assert "prompt 99 of the source" in str(caught.value)
     assert grader.grade([task("echo 1")]) == [Grade(1.0, timed_out=False)]
 
 
-def test_a_response_whose_process_a_launcher_ended_is_graded_again(
-    grader: Grader, tmp_path: Path
-) -> None:
+def test_grader_retries_when_a_launcher_ended_its_process(grader: Grader, tmp_path: Path) -> None:
     tasks = [task("echo 2"), task("terminated_once", str(tmp_path / "mark")), task("echo 3")]
     assert [grade.score for grade in grader.grade(tasks)] == [2.0, 1.0, 3.0]
 
 
-def test_signals_to_the_group_of_the_trainer_do_not_reach_its_graders(grader: Grader) -> None:
+def test_grader_processes_get_no_signals_of_the_trainer_group(grader: Grader) -> None:
     assert grader.grade([task("own_session")])[0].score == 1.0
 
 
@@ -131,19 +129,19 @@ def test_signals_to_the_group_of_the_trainer_do_not_reach_its_graders(grader: Gr
         ("huge", "(int), not a finite number"),
     ],
 )
-def test_scores_that_are_no_finite_number_are_errors(grader: Grader, value: str, said: str) -> None:
+def test_grader_refuses_scores_that_are_not_finite(grader: Grader, value: str, said: str) -> None:
     with pytest.raises(RewardError, match=re.escape(said)):
         grader.grade([task(f"value {value}")])
 
 
-def test_whatever_converts_to_a_finite_number_is_a_score(grader: Grader) -> None:
+def test_grader_accepts_what_converts_to_a_finite_number(grader: Grader) -> None:
     names = ("true", "int", "decimal", "dict", "tuple")
     grades = grader.grade([task(f"value {name}") for name in names])
     assert [grade.score for grade in grades] == [1.0, 2.0, 0.5, 0.25, 0.75]
     assert {type(grade.score) for grade in grades} == {float}
 
 
-def test_long_samples_are_shortened_in_errors(grader: Grader) -> None:
+def test_grader_shortens_long_samples_in_errors(grader: Grader) -> None:
     with pytest.raises(RewardError) as caught:
         grader.grade([task(f"raise {'x' * 100_000}end")])
     text = str(caught.value)
@@ -152,26 +150,26 @@ def test_long_samples_are_shortened_in_errors(grader: Grader) -> None:
     assert len(text) < 10_000
 
 
-def test_an_error_can_be_sent_to_other_ranks(grader: Grader) -> None:
+def test_grader_error_can_be_sent_to_other_ranks(grader: Grader) -> None:
     with pytest.raises(RewardError) as caught:
         grader.grade([task("raise it")])
     assert isinstance(caught.value, InputError)
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
-def test_a_function_gets_every_argument() -> None:
+def test_grader_passes_every_argument() -> None:
     with Grader(f"{FUNCTIONS}:compare_everything", workers=1, timeout_s=30) as grader:
         (grade,) = grader.grade([task("the response", {"target": [1, "2"]})])
     assert grade.score == 1.0
 
 
-def test_grader_processes_do_not_import_what_is_slow_to_import() -> None:
+def test_grader_processes_import_nothing_slow() -> None:
     with Grader(f"{FUNCTIONS}:count_heavy_imports", workers=1, timeout_s=30) as grader:
         (grade,) = grader.grade([task("")])
     assert grade.score == 0
 
 
-def test_the_program_that_grader_processes_import_again_is_light() -> None:
+def test_grader_processes_import_a_light_main_program() -> None:
     code = "import sys, megatron_resrl.__main__; print({'torch', 'transformers'} & {*sys.modules})"
     root = Path(__file__).parents[3]
     out = subprocess.run(
@@ -180,7 +178,7 @@ def test_the_program_that_grader_processes_import_again_is_light() -> None:
     assert out.stdout.strip() == "set()"
 
 
-def test_answers_that_math_verify_cannot_finish_are_timed_out() -> None:
+def test_grader_times_out_what_math_verify_cannot_finish() -> None:
     with Grader("math", workers=1, timeout_s=TIMEOUT_S) as grader:
         grades = grader.grade(
             [task(r"\boxed{(x+1)^{1000000}}", "x+3"), task(r"\boxed{3+x}", "x+3")]
@@ -188,7 +186,7 @@ def test_answers_that_math_verify_cannot_finish_are_timed_out() -> None:
     assert grades == [Grade(0.0, timed_out=True), Grade(1.0, timed_out=False)]
 
 
-def test_a_relative_function_is_found_whatever_the_directory(
+def test_grader_finds_a_relative_file_from_any_directory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "mine.py").write_text("def score(response, ground_truth, **context): return 0.5")
@@ -199,7 +197,7 @@ def test_a_relative_function_is_found_whatever_the_directory(
         assert grader.grade([task("")]) == [Grade(0.5, timed_out=False)]
 
 
-def test_a_function_that_only_fails_in_grader_processes_ends_the_grading(tmp_path: Path) -> None:
+def test_grader_ends_where_a_function_fails_only_in_workers(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(
         "import multiprocessing\n"
@@ -221,18 +219,18 @@ def test_a_function_that_only_fails_in_grader_processes_ends_the_grading(tmp_pat
         ({"workers": 1, "timeout_s": float("nan")}, r"reward.timeout_s = nan"),
     ],
 )
-def test_settings_out_of_range_are_named(settings: dict[str, Any], said: str) -> None:
+def test_grader_names_settings_out_of_range(settings: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Grader("integer", **settings)
 
 
-def test_an_unknown_function_is_refused_before_any_process_starts() -> None:
+def test_grader_refuses_an_unknown_function_before_it_starts() -> None:
     with pytest.raises(InputError, match=r"reward\.function = 'maths'"):
         Grader("maths", workers=1, timeout_s=1.0)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs Linux's parent-death signal")
-def test_no_grader_process_outlives_a_killed_trainer(tmp_path: Path) -> None:
+def test_grader_processes_die_with_a_killed_trainer(tmp_path: Path) -> None:
     script = tmp_path / "trainer.py"
     script.write_text(
         "from megatron_resrl.rewards.grader import Grader, GradingTask\n"
@@ -263,26 +261,26 @@ def _runs(pid: int) -> bool:
     return state != "Z"
 
 
-def test_a_compute_score_function_gets_its_arguments_and_the_rows_extra_info() -> None:
+def test_grader_calls_compute_score_with_its_extra_info() -> None:
     with Grader(f"{FUNCTIONS}:compute_score", workers=1, timeout_s=30) as grader:
         extra = {"extra_info": {"index": 3}, "level": 1}
         given = GradingTask("the response", "truth", "", "the source", extra, "")
         assert grader.grade([given]) == [Grade(1.0, timed_out=False)]
 
 
-def test_a_process_that_the_system_killed_costs_one_score(grader: Grader) -> None:
+def test_grader_lets_a_killed_process_cost_one_score(grader: Grader) -> None:
     grades = grader.grade([task("echo 1"), task("killed"), task("echo 2")])
     assert grades == [Grade(1.0, False), Grade(0.0, False, killed=True), Grade(2.0, False)]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux")
-def test_a_response_that_needs_too_much_memory_costs_one_score() -> None:
+def test_grader_lets_too_much_memory_cost_one_score() -> None:
     with Grader(f"{FUNCTIONS}:behave", workers=1, timeout_s=60, memory_gb=0.25) as grader:
         grades = grader.grade([task("allocate 200"), task("allocate 300"), task("allocate 1")])
     assert grades == [Grade(1.0, False), Grade(0.0, False, killed=True), Grade(1.0, False)]
 
 
-def test_ground_truths_are_judged_one_by_one_where_a_chunk_hangs(grader: Grader) -> None:
+def test_grader_checks_ground_truths_singly_if_a_chunk_hangs(grader: Grader) -> None:
     values: list[Any] = ["fine"] * 100
     values[3], values[5], values[70], values[80] = "hang", 5, "type error", "crash"
     found = grader.check_ground_truths(values)
@@ -296,13 +294,13 @@ def test_ground_truths_are_judged_one_by_one_where_a_chunk_hangs(grader: Grader)
     assert grader.grade([task("echo 1")]) == [Grade(1.0, timed_out=False)]
 
 
-def test_ground_truths_of_a_function_without_a_check_are_all_accepted(tmp_path: Path) -> None:
+def test_grader_accepts_all_ground_truths_without_a_check(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text("def score(response, ground_truth, **context): return 1")
     with Grader(f"{tmp_path / 'mine.py'}:score", workers=1, timeout_s=30) as grader:
         assert grader.check_ground_truths([None, {}, 3]) == [None] * 3
 
 
-def test_a_function_can_import_files_beside_it_at_any_time(tmp_path: Path) -> None:
+def test_grader_lets_a_function_import_files_beside_it(tmp_path: Path) -> None:
     (tmp_path / "beside_a.py").write_text("FACTOR = 2.0")
     (tmp_path / "beside_b.py").write_text("OFFSET = 0.5")
     (tmp_path / "mine.py").write_text(
@@ -317,7 +315,7 @@ def test_a_function_can_import_files_beside_it_at_any_time(tmp_path: Path) -> No
     assert sys.path == path
 
 
-def test_what_functions_print_goes_to_a_log_of_bounded_size(
+def test_grader_logs_prints_in_a_file_of_bounded_size(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     log = tmp_path / "run" / "rewards.log"
@@ -330,7 +328,7 @@ def test_what_functions_print_goes_to_a_log_of_bounded_size(
     assert "hello" not in out + err
 
 
-def test_hanging_responses_are_said_long_before_all_are_graded(
+def test_grader_reports_hanging_responses_early(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     with Grader(f"{FUNCTIONS}:behave", workers=4, timeout_s=0.5) as grader:

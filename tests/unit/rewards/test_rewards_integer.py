@@ -46,7 +46,7 @@ words = st.text(
         ("42 in x2", 42),
     ],
 )
-def test_the_last_integer_is_the_answer(response: str, ground_truth: Any) -> None:
+def test_integer_reward_takes_the_last_integer(response: str, ground_truth: Any) -> None:
     assert integer_reward(response, ground_truth) == 1.0
 
 
@@ -70,12 +70,12 @@ def test_the_last_integer_is_the_answer(response: str, ground_truth: Any) -> Non
         ("420", 42),
     ],
 )
-def test_any_other_number_is_wrong(response: str, ground_truth: Any) -> None:
+def test_integer_reward_rejects_any_other_number(response: str, ground_truth: Any) -> None:
     assert integer_reward(response, ground_truth) == 0.0
 
 
 @given(words, st.integers(), st.sampled_from(["{}", "{:,}"]), words)
-def test_an_integer_between_words_is_right_and_its_neighbours_are_wrong(
+def test_integer_reward_tells_an_integer_from_its_neighbours(
     before: str, number: int, style: str, after: str
 ) -> None:
     response = f"{before} {style.format(number)} {after}"
@@ -85,19 +85,19 @@ def test_an_integer_between_words_is_right_and_its_neighbours_are_wrong(
 
 
 @given(st.text(max_size=60), st.integers())
-def test_no_response_is_an_error(response: str, number: int) -> None:
+def test_integer_reward_scores_any_response(response: str, number: int) -> None:
     assert integer_reward(response, number) in (0.0, 1.0)
 
 
 @pytest.mark.parametrize(
     "ground_truth", ["forty-two", "", "2.5", "#### 42", "4 2", "1,23", None, True, {}, 0.5, 1e400]
 )
-def test_ground_truths_that_are_no_integer_are_named(ground_truth: Any) -> None:
+def test_integer_reward_names_ground_truths_that_are_none(ground_truth: Any) -> None:
     with pytest.raises(ValueError, match=r"not an integer.*data\.answer_key.*data\.answer_pattern"):
         integer_reward("42", ground_truth)
 
 
-def test_gsm8k_has_integer_answers(reference: Path) -> None:
+def test_integer_reward_accepts_the_answers_of_gsm8k(reference: Path) -> None:
     file = reference / "questions" / "gsm8k_test.parquet"
     records = load_prompts(file, prompt_key="question", answer_pattern="#### (.+)")
     assert len(records) == 40

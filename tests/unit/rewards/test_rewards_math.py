@@ -35,7 +35,9 @@ from megatron_resrl.rewards.math import check_ground_truth, math_reward
         (r"First 12, then 15, so \boxed{18}", r"the answer is $\boxed{18}$"),
     ],
 )
-def test_equal_answers_are_right_however_they_are_written(response: str, ground_truth: Any) -> None:
+def test_math_reward_accepts_equal_answers_in_any_notation(
+    response: str, ground_truth: Any
+) -> None:
     assert math_reward(response, ground_truth) == 1.0
 
 
@@ -56,7 +58,7 @@ def test_equal_answers_are_right_however_they_are_written(response: str, ground_
         ("\x00\ud800", "34"),
     ],
 )
-def test_other_answers_are_wrong_and_garbage_is_no_error(response: str, ground_truth: Any) -> None:
+def test_math_reward_rejects_other_answers_and_garbage(response: str, ground_truth: Any) -> None:
     assert math_reward(response, ground_truth) == 0.0
 
 
@@ -88,14 +90,14 @@ def test_other_answers_are_wrong_and_garbage_is_no_error(response: str, ground_t
         ('<tool_call>\n{"name": "area"}\n</tool_call>', "a whole response"),
     ],
 )
-def test_ground_truths_that_are_no_answer_are_named(ground_truth: Any, said: str) -> None:
+def test_math_check_names_ground_truths_that_are_no_answer(ground_truth: Any, said: str) -> None:
     with pytest.raises(ValueError, match=said):
         math_reward("3", ground_truth)
     with pytest.raises(ValueError, match=said):
         check_ground_truth(ground_truth)
 
 
-def test_math_verify_does_not_warn_about_its_missing_time_outs(
+def test_math_reward_silences_the_warning_of_math_verify(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("parser", "grader"):
@@ -117,7 +119,7 @@ def test_math_verify_does_not_warn_about_its_missing_time_outs(
         ("gsm8k_test", {"prompt_key": "question", "answer_pattern": "#### (.+)"}),
     ],
 )
-def test_real_ground_truths_are_equal_to_themselves(
+def test_math_reward_accepts_real_ground_truths_as_answers(
     reference: Path, file: str, keys: dict[str, str]
 ) -> None:
     records = load_prompts(reference / "questions" / f"{file}.parquet", **keys)
@@ -151,7 +153,7 @@ def test_real_ground_truths_are_equal_to_themselves(
         (numpy.array([0.5, 3.0]), ("0.5", "3")),
     ],
 )
-def test_numbers_and_lists_of_accepted_answers_are_ground_truths(
+def test_math_check_accepts_numbers_and_lists_of_answers(
     ground_truth: Any, answers: tuple[str, ...]
 ) -> None:
     check_ground_truth(ground_truth)
@@ -169,7 +171,7 @@ def test_numbers_and_lists_of_accepted_answers_are_ground_truths(
         ("aime24", {"prompt_key": "problem", "answer_key": "solution"}, None),
     ],
 )
-def test_published_solutions_are_right_for_their_question_and_wrong_for_the_next(
+def test_math_reward_fits_published_solutions_to_their_questions(
     reference: Path, file: str, keys: dict[str, str], answer: str | None
 ) -> None:
     path = reference / "questions" / f"{file}.parquet"

@@ -47,22 +47,22 @@ def file(tmp_path: Path) -> Path:
     return file
 
 
-def test_built_in_functions_have_names() -> None:
+def test_load_reward_finds_built_in_functions() -> None:
     assert get_reward("math") is math_reward
     assert get_reward("integer") is integer_reward
 
 
-def test_a_function_is_found_by_file_and_name(file: Path) -> None:
+def test_load_reward_finds_a_function_by_file_and_name(file: Path) -> None:
     reward = get_reward(f"{file}:exact")
     assert reward("4", "4", prompt="", data_source="", extra={}) == 1.0
     assert reward("5", "4", prompt="", data_source="", extra={}) == 0.0
 
 
-def test_any_callable_object_will_do(file: Path) -> None:
+def test_load_reward_takes_any_callable(file: Path) -> None:
     assert get_reward(f"{file}:double")("4", "4", prompt="", data_source="", extra={}) == 2.0
 
 
-def test_positional_arguments_may_have_other_names(file: Path) -> None:
+def test_load_reward_allows_other_positional_names(file: Path) -> None:
     assert get_reward(f"{file}:other_names")("4", "4", prompt="", data_source="", extra={}) == 1.0
 
 
@@ -83,7 +83,7 @@ def test_positional_arguments_may_have_other_names(file: Path) -> None:
         ("{file}:needs_more", "missing a required argument: 'tokenizer'"),
     ],
 )
-def test_what_cannot_be_used_is_named_with_what_would_be_right(
+def test_load_reward_names_what_cannot_be_used_and_a_remedy(
     file: Path, name: str, said: str
 ) -> None:
     name = name.format(file=file)
@@ -93,14 +93,14 @@ def test_what_cannot_be_used_is_named_with_what_would_be_right(
     assert said.format(file=file) in str(caught.value)
 
 
-def test_a_file_that_fails_fails_with_its_own_error(tmp_path: Path) -> None:
+def test_load_reward_shows_the_error_of_a_file_that_fails(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text("import math\nmath.no_such_function\ndef score(): pass\n")
     with pytest.raises(AttributeError, match="no_such_function"):
         get_reward(f"{file}:score")
 
 
-def test_a_name_can_be_made_independent_of_the_directory(
+def test_reward_name_is_made_independent_of_the_directory(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(file.parent)
