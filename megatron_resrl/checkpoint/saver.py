@@ -108,7 +108,7 @@ class CheckpointSaver:
         else:
             with named_phase("checkpoint write"):
                 self._note("write", self._finish(pending, state.step))
-        self._note("stolen", time.perf_counter() - began)
+        self._note("blocking", time.perf_counter() - began)
 
     @property
     def saving(self) -> bool:
@@ -139,7 +139,7 @@ class CheckpointSaver:
         return self._written
 
     def times(self) -> dict[str, float]:
-        """Seconds since the last call: `stolen` from steps, and `write` of the saves that ended."""
+        """Seconds since the last call: `blocking` training, and `write` of the saves that ended."""
         times, self._times = self._times, {}
         return times
 

@@ -48,9 +48,10 @@ def _check_room(facts: Facts) -> Iterator[Problem]:
     if not facts.hf_config or facts.data_parallel_size is None:
         return
     try:
-        sizes = sizes_of(facts.recipe, facts.world_size, facts.hf_config)
-        first, needed = disk_needed(facts.recipe, sizes)
-        place = existing_parent(Path(facts.recipe.output_dir) / "checkpoints")
+        recipe = facts.recipe
+        sizes = sizes_of(recipe.parallel, recipe.precision, facts.world_size, facts.hf_config)
+        first, needed = disk_needed(recipe, sizes)
+        place = existing_parent(Path(recipe.output_dir) / "checkpoints")
         usage = shutil.disk_usage(place)
         free = usage.free
     except (KeyError, TypeError, ZeroDivisionError, OSError, ValueError):

@@ -35,7 +35,7 @@ def plan(facts: Facts) -> Iterator[str]:
         return
     recipe = facts.recipe
     try:
-        sizes = sizes_of(recipe, facts.world_size, facts.hf_config)
+        sizes = sizes_of(recipe.parallel, recipe.precision, facts.world_size, facts.hf_config)
         _, needed = disk_needed(recipe, sizes)
         place = existing_parent(Path(recipe.output_dir) / "checkpoints")
         free = shutil.disk_usage(place).free
@@ -49,9 +49,10 @@ def plan(facts: Facts) -> Iterator[str]:
         "KV cache come on top"
     )
     rollout = recipe.rollout
+    tokens = rollout.prompts_per_step * rollout.group_size * rollout.max_response_length
     yield (
         f"  each step: {rollout.prompts_per_step} prompts x {rollout.group_size} responses of up "
-        f"to {rollout.max_response_length} tokens, {sizes.step_tokens:,} in all"
+        f"to {rollout.max_response_length} tokens, {tokens:,} in all"
     )
     yield (
         f"  disk: a checkpoint {in_words(sizes.checkpoint)}, the export {in_words(sizes.export)}; "

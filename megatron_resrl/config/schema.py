@@ -341,19 +341,27 @@ class LoggingConfig:
 
 
 @dataclass(frozen=True)
-class Recipe:
-    """All settings of a run."""
+class RunSettings:
+    """What every training stage has: where it writes, its length, model, layout and optimizer."""
 
     output_dir: str = "outputs/run"
     """Everything the run writes goes below this directory."""
     seed: int = 0
-    """Keys every random choice together with step, group and sample."""
+    """Random seed; combined with step, group and sample index."""
     steps: int = 100
     """Training steps (each: roll out, grade, update)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+
+
+@dataclass(frozen=True)
+class Recipe(RunSettings):
+    """All settings of a run of reinforcement learning."""
+
     data: DataConfig = field(default_factory=DataConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
     vllm: VllmConfig = field(default_factory=VllmConfig)
@@ -361,6 +369,4 @@ class Recipe:
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     resrl: ResrlConfig = field(default_factory=ResrlConfig)
-    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    logging: LoggingConfig = field(default_factory=LoggingConfig)

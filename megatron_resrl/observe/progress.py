@@ -23,7 +23,7 @@ def _has_columns(stream: TextIO) -> bool:
 
 
 class Progress:
-    """Steps done, what is being done, reward and time left.
+    """Steps done, what is being done, a headline metric and time left.
 
     On a terminal a bar that is drawn in place, each second anew; anywhere else (a log file, a pipe)
     one plain line per step, without control characters.
@@ -51,7 +51,7 @@ class Progress:
         self._stream = stream or sys.stderr
         self._lines = enabled and not (bar and _has_columns(self._stream))
         self._bar = None
-        self._reward = ""
+        self._headline = ""
         self._ended = threading.Event()
         self._drawing = threading.Thread(target=self._draw, name="progress bar", daemon=True)
         if enabled and not self._lines:
@@ -73,26 +73,22 @@ class Progress:
             self._bar.reset()
             self._bar.n = self._bar.last_print_n = self._start
 
-    def update(self, step: int, reward: float) -> None:
+    def update(self, step: int, headline: str) -> None:
         """Reports that `step` (from 1) is done.
 
         Args:
             step: Steps of the whole run done so far.
-            reward: Mean reward of the step's responses.
+            headline: What to show of the step, e.g. `reward 0.250`; may be empty.
         """
         if self._bar is not None:
-            self._reward = f"reward {reward:.3f}"
-            self._bar.set_postfix_str(self._reward, refresh=False)
+            self._headline = headline
+            self._bar.set_postfix_str(headline, refresh=False)
             self._bar.update(step - self._bar.n)
         elif self._lines:
             seconds = (time.monotonic() - self._began) / max(step - self._start, 1)
             left = tqdm.format_interval((self._total - step) * seconds)
-            print(
-                f"step {step}/{self._total}  reward {reward:.3f}  {seconds:.1f} s/step  "
-                f"{left} left",
-                file=self._stream,
-                flush=True,
-            )
+            parts = (f"step {step}/{self._total}", headline, f"{seconds:.1f} s/step", f"{left} left")
+            print("  ".join(filter(None, parts)), file=self._stream, flush=True)
             spoken.now()
 
     def message(self, text: str) -> None:
@@ -108,12 +104,12 @@ class Progress:
         if self._bar is not None:
             self._ended.set()
             self._drawing.join()
-            self._bar.set_postfix_str(self._reward, refresh=False)
+            self._bar.set_postfix_str(self._headline, refresh=False)
             self._bar.close()
 
     def _draw(self) -> None:
         """The thread: the bar's clock runs, and its text follows the phases."""
         while not self._ended.wait(REFRESH_S):
-            parts = [self._reward, describe(phases.current())]
+            parts = [self._headline, describe(phases.current())]
             self._bar.set_postfix_str(", ".join(filter(None, parts)), refresh=True)
             spoken.now()

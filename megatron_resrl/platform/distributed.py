@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import os
 import random
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +18,7 @@ from torch.distributed.rendezvous import rendezvous
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.cpu import adapt_megatron_core
+from megatron_resrl.platform.ending import Deadline
 from megatron_resrl.platform.launch import device_of, require_meeting_place
 from megatron_resrl.platform.phases import join_board, leave_board, named_phase
 
@@ -33,6 +37,22 @@ def device() -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda", torch.cuda.current_device())
     return torch.device("cpu")
+
+
+@contextlib.contextmanager
+def process_groups(parallel: ParallelConfig, seed: int) -> Iterator[None]:
+    """Starts the process groups, see `initialize`, and ends them with the block.
+
+    A connection that hangs while it is closed does not keep the process alive, see `Deadline`.
+    """
+    deadline = Deadline()
+    initialize(parallel, seed)
+    try:
+        yield
+    finally:
+        deadline.start(sys.exc_info()[1])
+        shutdown()
+        deadline.cancel()
 
 
 def initialize(parallel: ParallelConfig, seed: int) -> None:

@@ -21,7 +21,12 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import PretrainedConfig
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import (
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    PrecisionConfig,
+)
 from megatron_resrl.platform.distributed import device, largest
 from megatron_resrl.policy.batches import (
     MicroBatch,
@@ -110,7 +115,7 @@ class Policy:
         sequence_packing: bool = False,
         tokenizer_path: str | None = None,
     ) -> None:
-        """Collective over the pipeline; see `from_recipe`."""
+        """Collective over the pipeline; see `build`."""
         self.hf_config = hf_config
         self.config = config
         self.modules = modules
@@ -122,31 +127,43 @@ class Policy:
         self.scheduler: OptimizerParamScheduler | None = None
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe, *, trainable: bool = True) -> Policy:
-        """Builds the model of `recipe.model.path` in the recipe's layout and loads its weights.
+    def build(
+        cls,
+        model: ModelConfig,
+        parallel: ParallelConfig,
+        precision: PrecisionConfig,
+        *,
+        optimizer: OptimizerConfig | None = None,
+        total_updates: int = 1,
+        sequence_packing: bool = False,
+    ) -> Policy:
+        """Builds the model of `model.path` in a layout and loads its weights. Collective.
 
         Args:
-            recipe: Checked settings; process groups exist.
-            trainable: Also make gradient buffers and the optimizer.
+            model: Where the weights are, and what differs from their configuration.
+            parallel: Layout; its process groups exist.
+            precision: Number formats.
+            optimizer: Makes gradient buffers and an optimizer; None: the policy only scores.
+            total_updates: Optimizer steps of the whole run, the default length of the
+                learning-rate decay.
+            sequence_packing: Pack the sequences of a micro-batch instead of padding them.
         """
-        hf_config = read_hf_config(recipe.model.path)
-        config = transformer_config(hf_config, recipe.model, recipe.parallel, recipe.precision)
+        hf_config = read_hf_config(model.path)
+        config = transformer_config(hf_config, model, parallel, precision)
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
-        load_model_weights(modules, hf_config, recipe.model.path)
-        packing = recipe.algorithm.sequence_packing
+        load_model_weights(modules, hf_config, model.path)
         policy = cls(
             hf_config,
             config,
             modules,
-            sequence_packing=packing,
-            tokenizer_path=recipe.model.tokenizer_path,
+            sequence_packing=sequence_packing,
+            tokenizer_path=model.tokenizer_path,
         )
-        if trainable:
-            policy.chunks = wrap_in_ddp(modules, recipe.parallel)
-            total = recipe.steps * recipe.algorithm.updates_per_step
+        if optimizer is not None:
+            policy.chunks = wrap_in_ddp(modules, parallel)
             policy.optimizer, policy.scheduler = make_optimizer(
-                policy.chunks, recipe.optimizer, recipe.parallel, total
+                policy.chunks, optimizer, parallel, total_updates
             )
             finish_parameter_gather(policy.chunks)
         return policy

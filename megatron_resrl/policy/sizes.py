@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_resrl.config.model_place import find_model, read_json
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.policy.families import Family, find_family
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2}
@@ -48,8 +48,6 @@ class Sizes:
     gradients: int
     optimizer: int
     """fp32 masters, where weights are not fp32 themselves, and two moments."""
-    step_tokens: int
-    """Response tokens that a step may have."""
     checkpoint: int
     export: int
 
@@ -79,12 +77,18 @@ def count_parameters(family: Family) -> Parameters:
     return Parameters(embedding, head, in_layers, experts, family.config["num_hidden_layers"])
 
 
-def sizes_of(recipe: Recipe, world_size: int, hf_config: Mapping[str, Any]) -> Sizes:
+def sizes_of(
+    parallel: ParallelConfig,
+    precision: PrecisionConfig,
+    world_size: int,
+    hf_config: Mapping[str, Any],
+) -> Sizes:
     """The sizes of a run whose layout fits the number of ranks.
 
     Args:
-        recipe: The settings.
-        world_size: Ranks of the run.
+        parallel: Layout.
+        precision: Number formats.
+        world_size: Number of ranks.
         hf_config: config.json of the model.
 
     Raises:
@@ -94,7 +98,6 @@ def sizes_of(recipe: Recipe, world_size: int, hf_config: Mapping[str, Any]) -> S
     if family is None:
         raise KeyError("architectures")
     count = count_parameters(family)
-    parallel = recipe.parallel
     tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     share = math.ceil(count.layers / stages) / count.layers
     ends = max(count.embedding, count.head) if stages > 1 else count.embedding + count.head
@@ -103,28 +106,28 @@ def sizes_of(recipe: Recipe, world_size: int, hf_config: Mapping[str, Any]) -> S
         parallel.expert_tensor_parallel_size or tensor
     )
     experts = share * count.experts / expert_ranks
-    item = _ITEM_BYTES[recipe.precision.params_dtype]
+    item = _ITEM_BYTES[precision.params_dtype]
     distributed = parallel.use_distributed_optimizer
     masters = 0 if item == 4 else 4
     replicas = max(1, world_size // (tensor * stages)) if distributed else 1
     expert_replicas = max(1, world_size // (expert_ranks * stages)) if distributed else 1
-    rollout = recipe.rollout
     return Sizes(
         parameters=count.total,
         weights=int(item * (shared + experts)),
         gradients=int(4 * (shared + experts)),
         optimizer=int((masters + 8) * (shared / replicas + experts / expert_replicas)),
-        step_tokens=rollout.prompts_per_step * rollout.group_size * rollout.max_response_length,
         # The distributed optimizer saves masters of fp32 weights, too.
         checkpoint=count.total * (item + 8 + (4 if distributed else masters)),
         export=count.total * item,
     )
 
 
-def checkpoint_bytes(recipe: Recipe) -> int:
+def checkpoint_bytes(
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig
+) -> int:
     """Bytes of a checkpoint of a run; 0 where config.json does not say."""
     try:
-        hf_config = read_json(find_model(recipe.model.path).files / "config.json")
-        return sizes_of(recipe, 1, hf_config).checkpoint
+        hf_config = read_json(find_model(model.path).files / "config.json")
+        return sizes_of(parallel, precision, 1, hf_config).checkpoint
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return 0

@@ -12,13 +12,9 @@ from typing import Any
 
 import yaml
 
-from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.load import recipe_yaml
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.digest import digest
-from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import InputError
-from megatron_resrl.evaluation.run import EvaluationSet
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.user_files import split_name
 from megatron_resrl.weights.model_digest import model_digests
@@ -46,7 +42,6 @@ _BY_CONTENT = (
 """Settings that name a place: what lies there counts."""
 
 _SHOWN_DIFFERENCES = 8
-_DEFAULTS = Recipe()
 
 
 @dataclass(frozen=True)
@@ -57,6 +52,8 @@ class Identity:
     """Dotted name -> value, as YAML has it."""
     contents: dict[str, str]
     """What lies where settings point to, by name: digests and numbers."""
+    unused: tuple[str, ...] = ()
+    """Settings, or with a dot at the end sections, that this run does not read."""
 
     def digest(self) -> str:
         """Of the contents that training depends on."""
@@ -75,66 +72,68 @@ class Changes:
     """The order of the questions has to begin anew."""
 
 
-def identify(
-    recipe: Recipe, prompts: Sequence[Prompt], evaluation_sets: Sequence[EvaluationSet]
+def identity_of(
+    settings: RunSettings, contents: dict[str, str], unused: Sequence[str] = ()
 ) -> Identity:
-    """What this rank would train, on what.
-
-    Raises:
-        InputError: A file cannot be read.
-    """
-    model = model_digests(recipe.model.path, recipe.model.tokenizer_path)
-    contents = {f"model: {what}": value for what, value in model.items()}
-    contents["data: questions"] = f"{len(prompts)}, digest {digest(prompts)[:16]}"
-    for each in evaluation_sets:
-        found = f"{len(each.prompts)}, digest {digest(each.prompts)[:16]}"
-        contents[f"evaluation: questions of {each.name}"] = found
-    contents["reward: function"] = _function(recipe.reward.function)
-    if split_name(recipe.algorithm.name):
-        contents["algorithm: class"] = _function(recipe.algorithm.name)
-    if recipe.rollout.environment is not None:
-        contents["environment: class"] = _function(recipe.rollout.environment)
-    return Identity(flat_settings(recipe_yaml(recipe)), contents)
-
-
-def require_same_on_all_ranks(own: Identity | InputError) -> None:
-    """Ends all ranks if one of them would train something else. Collective.
+    """What this rank would train.
 
     Args:
-        own: What this rank found, or why it found nothing.
+        settings: Of the run.
+        contents: See `Identity.contents`; those of the model are added.
+        unused: See `Identity.unused`.
+
+    Raises:
+        InputError: A file of the model cannot be read.
+    """
+    model = model_digests(settings.model.path, settings.model.tokenizer_path)
+    own = {f"model: {what}": value for what, value in model.items()}
+    return Identity(
+        flat_settings(recipe_yaml(settings), settings), own | contents, tuple(unused)
+    )
+
+
+def function_content(name: str) -> str:
+    """What a setting of the form `path.py:name`, or a registered name, stands for.
+
+    Raises:
+        InputError: The file cannot be read.
+    """
+    found = split_name(name)
+    if found is None:
+        return name
+    file, attribute = found
+    try:
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error}") from error
+    return f"{attribute} of {file.name}, digest {digest}"
+
+
+def require_same_on_all_ranks(own: Identity) -> None:
+    """Ends all ranks if one of them would train something else. Collective.
 
     Raises:
         InputError: On all ranks; it names what differs, and the hosts.
     """
-    everyones = gather_objects((socket.gethostname(), own))
-    failed = {
-        str(found): f"rank {rank} on host {host}: "
-        for rank, (host, found) in reversed(list(enumerate(everyones)))
-        if isinstance(found, InputError)
-    }
-    if failed:
-        several = len(everyones) > 1
-        lines = [(where if several else "") + what for what, where in failed.items()]
-        raise _common(InputError("\n".join(lines)))
-    differences = rank_differences(everyones)
+    differences = rank_differences(gather_objects((socket.gethostname(), own)))
     if differences:
-        raise _common(
-            InputError(
-                "the ranks do not see the same run; give all hosts the same recipe, data, reward "
-                "and model:\n" + "\n".join(f"  - {line}" for line in differences)
-            )
+        error = InputError(
+            "the ranks do not see the same run; give all hosts the same recipe, data, reward "
+            "and model:\n" + "\n".join(f"  - {line}" for line in differences)
         )
+        error.common = True
+        raise error
 
 
-def rank_differences(everyones: Sequence[tuple[str, Identity]]) -> list[str]:
-    """What differs from the first rank, one line per rank and setting.
+def rank_differences(identities: Sequence[tuple[str, Identity]]) -> list[str]:
+    """What differs from rank 0, one line per rank and setting.
 
     Args:
-        everyones: Host and identity of each rank.
+        identities: Host and identity of each rank.
     """
-    first_host, first = everyones[0]
+    first_host, first = identities[0]
     lines = []
-    for rank, (host, own) in enumerate(everyones):
+    for rank, (host, own) in enumerate(identities):
         for name, theirs, value in [
             *_differences(first.settings, own.settings, leave_out=_BY_CONTENT),
             *_differences(first.contents, own.contents),
@@ -147,21 +146,26 @@ def rank_differences(everyones: Sequence[tuple[str, Identity]]) -> list[str]:
     return lines[:_SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
 
 
-def changes(saved_recipe: str, saved_contents: dict[str, str] | None, own: Identity) -> Changes:
+def changes(
+    saved_recipe: str,
+    saved_contents: dict[str, str] | None,
+    own: Identity,
+    defaults: RunSettings,
+) -> Changes:
     """Compares with the run that wrote a checkpoint.
 
     Args:
         saved_recipe: Its recipe as YAML; empty: the checkpoint does not know it.
         saved_contents: Its contents; None: the checkpoint does not know them.
         own: Of this run.
+        defaults: A recipe of this stage with nothing but defaults.
     """
-    saved = flat_settings(saved_recipe)
-    defaults = flat_settings(recipe_yaml(_DEFAULTS))
-    # A setting that its version did not have was what it is by default.
-    saved = {name: saved.get(name, defaults.get(name)) for name in own.settings}
+    saved = flat_settings(saved_recipe, defaults)
+    # A setting that the checkpoint's version did not have was what it is by default.
+    before = flat_settings(recipe_yaml(defaults), defaults)
+    saved = {name: saved.get(name, before.get(name)) for name in own.settings}
     if not saved_recipe:
         saved = own.settings
-    unused = () if _weighs(saved) or _weighs(own.settings) else ("resrl.",)
     meaning, harmless, data = [], [], False
     for name, before, now in _differences(saved, own.settings):
         if name in _BY_CONTENT and saved_contents is not None:
@@ -169,7 +173,7 @@ def changes(saved_recipe: str, saved_contents: dict[str, str] | None, own: Ident
         line = f"{name}: {before!r} in the checkpoint, {now!r} now"
         # Of the data's settings, the questions that come of them are compared.
         of_content = name in _BY_CONTENT or (name.startswith("data.") and name != "data.shuffle")
-        if of_content or _is_one_of(name, (*HARMLESS, *unused)):
+        if of_content or _is_one_of(name, (*HARMLESS, *own.unused)):
             harmless.append(line)
         else:
             meaning.append(line)
@@ -181,14 +185,18 @@ def changes(saved_recipe: str, saved_contents: dict[str, str] | None, own: Ident
     return Changes(meaning, harmless, data)
 
 
-def flat_settings(text: str) -> dict[str, Any]:
+def flat_settings(text: str, like: RunSettings) -> dict[str, Any]:
     """Dotted name -> value of a recipe with every setting written out.
 
     Dictionaries in a section's field stay whole.
+
+    Args:
+        text: The recipe as YAML.
+        like: Says which names are sections.
     """
     flat = {}
     for name, value in (yaml.safe_load(text) or {}).items():
-        if dataclasses.is_dataclass(getattr(_DEFAULTS, name, None)):
+        if dataclasses.is_dataclass(getattr(like, name, None)):
             flat |= {f"{name}.{field}": each for field, each in value.items()}
         else:
             flat[name] = value
@@ -212,37 +220,3 @@ def _is_one_of(name: str, patterns: Sequence[str]) -> bool:
 
 def _trains(content: str) -> bool:
     return not content.startswith("evaluation:")
-
-
-def _weighs(settings: dict[str, Any]) -> bool:
-    """Whether the algorithm uses the section `resrl`."""
-    algorithm = dataclasses.replace(
-        _DEFAULTS.algorithm,
-        name=settings["algorithm.name"],
-        options=settings["algorithm.options"],
-    )
-    try:
-        return algorithm_of(dataclasses.replace(_DEFAULTS, algorithm=algorithm)).needs_hidden_states
-    except ValueError:
-        return True  # An algorithm that this version does not know.
-
-
-def _function(name: str) -> str:
-    """What a setting of the form `path.py:name`, or a registered name, stands for."""
-    found = split_name(name)
-    if found is None:
-        return name
-    file, attribute = found
-    try:
-        return f"{attribute} of {file.name}, digest {_text_digest(file.read_bytes())}"
-    except OSError as error:
-        raise InputError(f"{file} cannot be read: {error}") from error
-
-
-def _text_digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
-def _common(error: InputError) -> InputError:
-    error.common = True
-    return error

@@ -1,4 +1,4 @@
-"""What is settled before the model is built: that the ranks agree, and where the run goes on."""
+"""Where a run starts: anew, or from a checkpoint of the same run."""
 
 from __future__ import annotations
 
@@ -8,28 +8,16 @@ import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint import checkpoint_to_resume
 from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import read_trainer_file, step_of
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.data.prompts import Prompt
-from megatron_resrl.data.remarks import repetitions, too_few
-from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import InputError, RunError
-from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
-from megatron_resrl.policy.model_config import read_hf_config
-from megatron_resrl.rollout.actor import read_prompts
-from megatron_resrl.training.identity import (
-    Identity,
-    changes,
-    identify,
-    require_same_on_all_ranks,
-)
+from megatron_resrl.training.identity import Identity, changes
 
 logger = logging.getLogger(__name__)
 
@@ -52,83 +40,49 @@ class NothingLeftToDo(RunError):
 
 
 @dataclass(frozen=True)
-class Beginning:
-    """Where a run begins; the same on all ranks."""
+class StartingPoint:
+    """Where a run starts; the same on all ranks."""
 
-    tokenizer: Any
-    """The model's."""
-    prompts: list[Prompt]
-    evaluation_sets: list[EvaluationSet]
-    identity: Identity
     checkpoint: Path | None
-    """Whose state the run continues; None: it starts."""
+    """Whose state the run continues; None: it starts from step 1."""
     new_data: bool = False
-    """The data's order begins anew although the run continues."""
+    """The order of the data begins anew although the run continues."""
 
 
-def begin_run(recipe: Recipe) -> Beginning:
-    """Reads the questions, compares the ranks, and looks for what the run continues. Collective.
+def find_starting_point(settings: RunSettings, identity: Identity) -> StartingPoint:
+    """Looks for the checkpoint that a run continues. Collective.
+
+    Args:
+        settings: Of the run; the section `checkpoint` says whether it may resume.
+        identity: What the run trains, the same on all ranks.
 
     Raises:
-        InputError: On all ranks: the ranks do not see the same run, a file cannot be read, or
-            another run than the checkpoint's would be continued.
-        NothingLeftToDo: On all ranks.
+        InputError: On all ranks: the checkpoint is of another run.
+        NothingLeftToDo: On all ranks: the last step is saved and exported.
         CheckpointError: There are checkpoints, and all of them are damaged.
     """
-    tokenizer: Any = None
-    prompts: list[Prompt] = []
-    sets: list[EvaluationSet] = []
-    try:
-        tokenizer = load_tokenizer(recipe.model)
-        vocab_size = read_hf_config(recipe.model.path).vocab_size
-        prompts = _training_prompts(recipe, tokenizer, vocab_size)
-        sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
-        identity: Identity | InputError = identify(recipe, prompts, sets)
-    except InputError as error:
-        identity = error
-    require_same_on_all_ranks(identity)
-    output_dir = Path(recipe.output_dir)
-    if recipe.checkpoint.resume == "never" and not _started_again():
+    output_dir = Path(settings.output_dir)
+    if settings.checkpoint.resume == "never" and not _restarted_by_launcher():
         on_first_rank(lambda: _start_over(output_dir))
-        return Beginning(tokenizer, prompts, sets, identity, None)
+        return StartingPoint(None)
     checkpoint = checkpoint_to_resume(
-        output_dir, verify_checksums=recipe.checkpoint.verify_checksums
+        output_dir, verify_checksums=settings.checkpoint.verify_checksums
     )
     new_data = False
     if checkpoint is not None:
-        new_data = on_first_rank(lambda: _compare(checkpoint, identity, recipe))
-    on_first_rank(lambda: _require_work(checkpoint, recipe))
-    return Beginning(tokenizer, prompts, sets, identity, checkpoint, new_data)
+        new_data = on_first_rank(lambda: _compare(checkpoint, identity, settings))
+    on_first_rank(lambda: _require_work(checkpoint, settings))
+    return StartingPoint(checkpoint, new_data)
 
 
-def note_finished(recipe: Recipe, step: int) -> None:
-    """Writes down, on rank 0, that nothing is left to do after the last step."""
+def note_finished(output_dir: Path, step: int) -> None:
+    """Writes down, on rank 0, that nothing is left to do after `step`."""
     if dist.get_rank() == 0:
         note = {"step": step, "time": round(time.time(), 3)}
-        (Path(recipe.output_dir) / FINISHED).write_text(json.dumps(note) + "\n")
+        (output_dir / FINISHED).write_text(json.dumps(note) + "\n")
 
 
-def _training_prompts(recipe: Recipe, tokenizer: Any, vocab_size: int) -> list[Prompt]:
-    prompts, dropped = read_prompts(
-        recipe.data.train_files, recipe.data, tokenizer, vocab_size=vocab_size
-    )
-    per_step = recipe.rollout.prompts_per_step
-    logger.info(
-        "%d training prompts: one epoch is %.1f steps; %d dropped, longer than "
-        "data.max_prompt_length=%d tokens",
-        len(prompts),
-        len(prompts) / per_step,
-        sum(dropped),
-        recipe.data.max_prompt_length,
-    )
-    if dist.get_rank() == 0:
-        said = [too_few(len(prompts), per_step), repetitions([each.record for each in prompts])]
-        for remark in filter(None, said):
-            logger.warning("training prompts: %s", remark)
-    return prompts
-
-
-def _started_again() -> bool:
+def _restarted_by_launcher() -> bool:
     """Whether a launcher restarted this job: what is in the folder is its own."""
     counts = [os.environ.get(name, "0") for name in _RESTARTS]
     again = any(count.isdecimal() and int(count) > 0 for count in counts)
@@ -156,7 +110,7 @@ def _start_over(output_dir: Path) -> None:
     )
 
 
-def _compare(checkpoint: Path, identity: Identity, recipe: Recipe) -> bool:
+def _compare(checkpoint: Path, identity: Identity, settings: RunSettings) -> bool:
     """Says how the run differs from the checkpoint's.
 
     Returns:
@@ -164,7 +118,7 @@ def _compare(checkpoint: Path, identity: Identity, recipe: Recipe) -> bool:
     """
     trainer = read_trainer_file(checkpoint)
     contents = trainer.get("extra", {}).get("contents")
-    found = changes(trainer.get("recipe", ""), contents, identity)
+    found = changes(trainer.get("recipe", ""), contents, identity, type(settings)())
     if contents is None:
         logger.warning(
             "%s was written before checkpoints knew their model, data and reward: these are not "
@@ -175,7 +129,7 @@ def _compare(checkpoint: Path, identity: Identity, recipe: Recipe) -> bool:
         logger.info("changed since %s: %s", checkpoint.name, line)
     if not found.meaning:
         return False
-    if recipe.checkpoint.resume != "changed":
+    if settings.checkpoint.resume != "changed":
         raise InputError(
             f"{checkpoint} is of another run than this recipe:\n"
             + "\n".join(f"  - {line}" for line in found.meaning)
@@ -190,14 +144,14 @@ def _compare(checkpoint: Path, identity: Identity, recipe: Recipe) -> bool:
     return found.data
 
 
-def _require_work(checkpoint: Path | None, recipe: Recipe) -> None:
-    output_dir = Path(recipe.output_dir)
+def _require_work(checkpoint: Path | None, settings: RunSettings) -> None:
+    output_dir = Path(settings.output_dir)
     note = output_dir / FINISHED
     step = 0 if checkpoint is None else step_of(checkpoint)
-    exported = (output_dir / "hf").is_dir() or not recipe.checkpoint.export_hf
-    if step >= recipe.steps and exported and _finished_step(note) == step:
+    exported = (output_dir / "hf").is_dir() or not settings.checkpoint.export_hf
+    if step >= settings.steps and exported and _finished_step(note) == step:
         raise NothingLeftToDo(
-            f"all {recipe.steps} steps are done (the last checkpoint is {checkpoint}); raise steps "
+            f"all {settings.steps} steps are done (the last checkpoint is {checkpoint}); raise steps "
             "or choose another output_dir"
         )
     note.unlink(missing_ok=True)

@@ -1,0 +1,85 @@
+"""The questions of a run of reinforcement learning, read before the model is built."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch.distributed as dist
+
+from megatron_resrl.algorithms import algorithm_of
+from megatron_resrl.config.schema import DataConfig, Recipe
+from megatron_resrl.data.digest import digest
+from megatron_resrl.data.prompts import Prompt, read_prompts
+from megatron_resrl.data.remarks import repetitions, too_few
+from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
+from megatron_resrl.policy.model_config import read_hf_config
+from megatron_resrl.training.identity import Identity, function_content, identity_of
+from megatron_resrl.user_files import split_name
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Questions:
+    """What a run asks, as one rank reads it."""
+
+    tokenizer: Any
+    """The model's."""
+    prompts: list[Prompt]
+    """To train on."""
+    evaluation_sets: list[EvaluationSet]
+    identity: Identity
+    """Of the whole run, questions included."""
+
+    @property
+    def all_prompts(self) -> list[Prompt]:
+        """Those of training and of all evaluation sets."""
+        held_out = (prompt for each in self.evaluation_sets for prompt in each.prompts)
+        return [*self.prompts, *held_out]
+
+
+def read_questions(recipe: Recipe) -> Questions:
+    """Reads and tokenizes all questions.
+
+    Raises:
+        InputError: A file cannot be read or used.
+    """
+    tokenizer = load_tokenizer(recipe.model)
+    vocab_size = read_hf_config(recipe.model.path).vocab_size
+    prompts = _training_prompts(recipe.data, recipe.rollout.prompts_per_step, tokenizer, vocab_size)
+    sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
+    contents = {"data: questions": _content(prompts)}
+    contents |= {f"evaluation: questions of {each.name}": _content(each.prompts) for each in sets}
+    contents["reward: function"] = function_content(recipe.reward.function)
+    if split_name(recipe.algorithm.name):
+        contents["algorithm: class"] = function_content(recipe.algorithm.name)
+    if recipe.rollout.environment is not None:
+        contents["environment: class"] = function_content(recipe.rollout.environment)
+    unused = () if algorithm_of(recipe).needs_hidden_states else ("resrl.",)
+    return Questions(tokenizer, prompts, sets, identity_of(recipe, contents, unused))
+
+
+def _content(prompts: list[Prompt]) -> str:
+    return f"{len(prompts)}, digest {digest(prompts)[:16]}"
+
+
+def _training_prompts(
+    data: DataConfig, prompts_per_step: int, tokenizer: Any, vocab_size: int
+) -> list[Prompt]:
+    prompts, dropped = read_prompts(data.train_files, data, tokenizer, vocab_size=vocab_size)
+    logger.info(
+        "%d training prompts: one epoch is %.1f steps; %d dropped, longer than "
+        "data.max_prompt_length=%d tokens",
+        len(prompts),
+        len(prompts) / prompts_per_step,
+        sum(dropped),
+        data.max_prompt_length,
+    )
+    if dist.get_rank() == 0:
+        records = [prompt.record for prompt in prompts]
+        for remark in filter(None, [too_few(len(prompts), prompts_per_step), repetitions(records)]):
+            logger.warning("training prompts: %s", remark)
+    return prompts
