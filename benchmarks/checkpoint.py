@@ -50,6 +50,7 @@ from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 
 
 def write_model(directory: Path) -> None:
@@ -74,7 +75,7 @@ def build(model: Path) -> Policy:
         optimizer=schema.OptimizerConfig(lr=1e-5, lr_warmup_steps=0),
     )
     initialize(recipe.parallel, 0)
-    return Policy.from_recipe(recipe)
+    return build_policy(recipe)
 
 
 def take_step(policy: Policy, settings: argparse.Namespace) -> float:

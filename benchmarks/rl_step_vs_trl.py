@@ -109,12 +109,15 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     """Takes one step per message received; answers with the step and its completions."""
     from megatron_resrl.algorithms import get_algorithm
     from megatron_resrl.config import schema
+    from megatron_resrl.data.prompts import read_prompts
     from megatron_resrl.observe.phases import phase
     from megatron_resrl.observe.timers import PhaseTimers
-    from megatron_resrl.rollout.actor import open_actor, read_prompts
+    from megatron_resrl.platform.distributed import process_groups
     from megatron_resrl.rollout.collect import grade_responses
     from megatron_resrl.rollout.engine import SamplingParams
+    from megatron_resrl.rollout.worker import open_worker
     from megatron_resrl.training.journal import Journal
+    from megatron_resrl.training.records import readable
     from megatron_resrl.training.rl_step import rl_step
 
     recipe = schema.Recipe(
@@ -132,23 +135,28 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     )
     algorithm = get_algorithm("grpo", eps=ADVANTAGE_EPS)
     timers = PhaseTimers()
-    with open_actor(recipe, trainable=True) as actor, Journal(recipe, resume_step=None) as journal:
-        prompts, _ = read_prompts(recipe.data.train_files, recipe.data, actor.tokenizer)
-        sampling = SamplingParams(NEW_TOKENS, actor.stop_token_ids, n=GROUP_SIZE)
+    journal = {"headline": "reward/mean", "resume_step": None}
+    with (
+        process_groups(recipe.parallel, recipe.seed),
+        open_worker(recipe, trainable=True) as worker,
+        Journal(directory / "run", recipe.logging, steps, **journal) as journal,
+    ):
+        prompts, _ = read_prompts(recipe.data.train_files, recipe.data, worker.tokenizer)
+        sampling = SamplingParams(NEW_TOKENS, worker.stop_token_ids, n=GROUP_SIZE)
         for step in range(1, steps + 1):
             pipe.recv()
             timers.collect()
             batch = prompts[(step - 1) * PROMPTS : step * PROMPTS]
             with phase(timers, "rollout"):
                 token_ids = [prompt.token_ids for prompt in batch]
-                responses = actor.engine.generate(token_ids, sampling, seed=(recipe.seed, step))
+                responses = worker.engine.generate(token_ids, sampling, seed=(recipe.seed, step))
             with phase(timers, "reward"):
                 samples = grade_responses(
-                    batch, responses, actor.grader, actor.tokenizer, recipe.reward
+                    batch, responses, worker.grader, worker.tokenizer, recipe.reward
                 )
-            metrics = rl_step(actor.policy, algorithm, None, samples, recipe, step, timers).metrics
-            actor.engine.update_weights(step)
-            journal.log(step, metrics, samples)
+            metrics = rl_step(worker.policy, algorithm, None, samples, recipe, step, timers).metrics
+            worker.engine.update_weights(step)
+            journal.finish_step(step, metrics, [readable(each) for each in samples[:2]])
             completions = [list(sample.response.token_ids) for sample in samples]
             taken = Step(timers.collect(), metrics["grad_norm"], metrics["entropy"])
             pipe.send((taken, completions))

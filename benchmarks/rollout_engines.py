@@ -36,6 +36,7 @@ from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import Response, SamplingParams
 from megatron_resrl.rollout.engines.factory import make_engine
+from megatron_resrl.rollout.worker import build_policy
 
 ENGINES = ("transformers", "megatron", "vllm")
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -112,7 +113,7 @@ def with_product(options: argparse.Namespace) -> dict[str, Any]:
         ),
     )
     initialize(recipe.parallel, seed=0)
-    policy = Policy.from_recipe(recipe, trainable=False)
+    policy = build_policy(recipe, trainable=False)
     engine = make_engine(recipe, policy, trainable=False)
     try:
         prompts = prompts_of(options.prompts, policy.hf_config.vocab_size)

@@ -45,9 +45,9 @@ from megatron_resrl.config import schema
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import gather_objects, initialize, shutdown
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.subspace import (
     GroupPlan,
     SubspaceSettings,
@@ -119,7 +119,7 @@ def time_steps(settings: argparse.Namespace) -> dict[str, Any]:
         resrl=schema.ResrlConfig(subspace_method="rows"),
     )
     initialize(recipe.parallel, recipe.seed)
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     weigher = TokenWeigher(policy, recipe)
     samples = recorded_groups(settings)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ALGORITHMS}

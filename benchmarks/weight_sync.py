@@ -39,6 +39,7 @@ from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.worker import build_policy
 
 SIZES: dict[str, dict[str, Any]] = {
     "50M": {"hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8},
@@ -136,7 +137,7 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
             ),
         )
         initialize(recipe.parallel, 0)
-        policy = Policy.from_recipe(recipe, trainable=False)
+        policy = build_policy(recipe, trainable=False)
         sender = WeightSender(policy, recipe)
         with server(settings.vllm_python, model, Path(folder) / "log", recipe) as control:
             found = sender.send([control], 0)  # warm-up

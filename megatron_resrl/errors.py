@@ -18,7 +18,7 @@ class InputError(ValueError):
     """
 
     common: bool = False
-    """All ranks raise it alike, so that one of each host says it."""
+    """Raised identically on all ranks; only one rank per host prints it."""
 
 
 class SettingError(InputError):
@@ -45,7 +45,11 @@ class RunError(RuntimeError):
     status: int = UNUSABLE
     """The process's exit status."""
     common: bool = False
-    """All ranks raise it alike, so that one of each host says it."""
+    """Raised identically on all ranks; only one rank per host prints it."""
+
+
+class RunFileError(RunError):
+    """A file of the run could not be written or read."""
 
 
 def exit_status(error: BaseException) -> int:

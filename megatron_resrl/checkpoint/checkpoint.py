@@ -13,11 +13,10 @@ import torch.distributed as dist
 
 from megatron_resrl.checkpoint import folders, policy_state
 from megatron_resrl.checkpoint.code_version import code_version
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.errors import InputError
-from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.platform.distributed import gather_objects, run_on_rank_zero
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.model_files import write_model_files
@@ -78,10 +77,14 @@ class PendingSave:
         """
         try:
             digests = self._write_shards()
-            everyones: dict[str, str] = {}
+            digests_of_all_ranks: dict[str, str] = {}
             for own in gather_objects(digests, self._group):
-                everyones |= own
-            return on_first_rank(lambda: self._publish(everyones), self._group)
+                digests_of_all_ranks |= own
+            return run_on_rank_zero(
+                lambda: self._publish(digests_of_all_ranks),
+                self._group,
+                file_error=CheckpointError,
+            )
         except CheckpointError:
             if dist.get_rank() == 0:
                 folders.abandon(self.folder)
@@ -134,7 +137,9 @@ def begin_save(
     except TypeError as error:
         raise ValueError(f"the trainer's state cannot be written as JSON: {error}") from error
     with named_phase("checkpoint save"):
-        folder = on_first_rank(lambda: folders.begin(Path(output_dir), state.step))
+        folder = run_on_rank_zero(
+            lambda: folders.begin(Path(output_dir), state.step), file_error=CheckpointError
+        )
         try:
             write_shards = policy_state.capture(policy, folder, group=group, copy=copy)
         except CheckpointError:
@@ -190,7 +195,7 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
     """
     path = Path(path)
     with named_phase("checkpoint load"):
-        saved = on_first_rank(lambda: _read_fitting(path, policy))
+        saved = run_on_rank_zero(lambda: _read_fitting(path, policy), file_error=CheckpointError)
         own = policy_state.layout(policy)
         same_layout = saved["layout"] == own
         policy_state.load(policy, path, same_layout=same_layout)

@@ -24,7 +24,7 @@ from torch.distributed.checkpoint import Metadata
 
 from megatron_resrl.checkpoint.checksums import SUMS_FILE, sums_size, write_sums
 from megatron_resrl.checkpoint.retention import Retention
-from megatron_resrl.errors import InputError, RunError
+from megatron_resrl.errors import InputError, RunFileError
 from megatron_resrl.weights import torch_dist_files
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ _INCOMPLETE = ".incomplete"
 _REMOVED = ".removed"
 
 
-class CheckpointError(RunError):
+class CheckpointError(RunFileError):
     """A checkpoint is missing, damaged, or does not fit the run; the message says what to do."""
 
     common = True

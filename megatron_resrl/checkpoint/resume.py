@@ -9,8 +9,8 @@ import torch.distributed as dist
 
 from megatron_resrl.checkpoint import folders
 from megatron_resrl.checkpoint.checksums import damaged_files_by_all
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.platform.phases import named_phase
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def checkpoint_to_resume(output_dir: Path, *, verify_checksums: bool) -> Path | 
         CheckpointError: There are checkpoints, and all of them are damaged.
     """
     with named_phase("checkpoint verification"):
-        found = on_first_rank(lambda: folders.candidates(output_dir))
+        found = run_on_rank_zero(lambda: folders.candidates(output_dir), file_error=CheckpointError)
         problems = []
         for path in found:
             problem = _damage(path, verify_checksums)
@@ -51,7 +51,7 @@ def checkpoint_to_resume(output_dir: Path, *, verify_checksums: bool) -> Path | 
 
 def _damage(path: Path, verify_checksums: bool) -> str | None:
     try:
-        on_first_rank(lambda: folders.check_whole(path))
+        run_on_rank_zero(lambda: folders.check_whole(path), file_error=CheckpointError)
     except CheckpointError as error:
         return str(error)
     damaged = damaged_files_by_all(path) if verify_checksums else []

@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_resrl.config.schema import DataConfig, FileEntry
 from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
 from megatron_resrl.data.messages import read_messages, read_tools
-from megatron_resrl.data.question_files import pattern_problem, set_name
+from megatron_resrl.data.question_files import (
+    QuestionFile,
+    pattern_problem,
+    question_files,
+    set_name,
+)
 from megatron_resrl.data.records import Prompt, PromptRecord, TokenizedPrompts
 from megatron_resrl.data.rows import (
     ABSENT,
@@ -25,6 +31,7 @@ from megatron_resrl.data.rows import (
     shortened,
 )
 from megatron_resrl.errors import InputError, SettingError
+from megatron_resrl.platform.phases import named_phase
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +39,54 @@ DEFAULT_PROMPT_KEYS = ("prompt", "question", "problem")
 """Tried in this order where `data.prompt_key` is not set."""
 DEFAULT_ANSWER_KEYS = ("reward_model.ground_truth", "answer", "ground_truth")
 """Tried in this order where `data.answer_key` is not set."""
+
+
+@named_phase("data")
+def read_prompts(
+    files: Sequence[FileEntry | QuestionFile],
+    data: DataConfig,
+    tokenizer: Any,
+    limit: int | None = None,
+    *,
+    vocab_size: int | None = None,
+) -> tuple[list[Prompt], list[int]]:
+    """Reads prompt files into token ids.
+
+    Args:
+        files: See `question_files`.
+        data: Columns where a file does not say them, chat template and length limit.
+        tokenizer: The model's.
+        limit: Read only the first rows of each file.
+        vocab_size: Rows of the model's embedding, see `tokenize_prompts`.
+
+    Returns:
+        Prompts in file order, and how many of each file were dropped as too long.
+    """
+    prompts: list[Prompt] = []
+    dropped: list[int] = []
+    for file in question_files("data.train_files", files, data):
+        records = load_prompts(
+            file.path,
+            prompt_key=file.prompt_key,
+            answer_key=file.answer_key,
+            answer_pattern=file.answer_pattern,
+            system_prompt=file.system_prompt,
+            data_source=file.data_source,
+            tools_key=data.tools_key,
+            limit=limit,
+        )
+        tokenized = tokenize_prompts(
+            records,
+            tokenizer,
+            max_prompt_length=data.max_prompt_length,
+            apply_chat_template=data.apply_chat_template,
+            chat_template_kwargs=data.chat_template_kwargs,
+            continue_final_message=data.continue_final_message,
+            vocab_size=vocab_size,
+        )
+        prompts += tokenized.prompts
+        dropped.append(len(tokenized.dropped))
+    return prompts, dropped
 
 
 def load_prompts(

@@ -16,6 +16,7 @@ import yaml
 from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.prompts import read_prompts
 from megatron_resrl.data.question_files import question_files
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.evaluation.results import (
@@ -25,12 +26,13 @@ from megatron_resrl.evaluation.results import (
     keep_responses,
     unused_names,
 )
-from megatron_resrl.rollout.actor import Actor, open_actor, read_prompts
+from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import EVALUATION_STREAM
+from megatron_resrl.rollout.worker import RolloutWorker, open_worker
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +54,13 @@ def load_evaluation_sets(
 
 
 def evaluate_sets(
-    sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe, step: int | None = None
+    sets: Sequence[EvaluationSet], worker: RolloutWorker, recipe: Recipe, step: int | None = None
 ) -> dict[str, float]:
     """Samples and grades every set with the policy's current weights. Collective.
 
     Args:
         sets: Questions.
-        actor: Answers and grades them.
+        worker: Answers and grades them.
         recipe: All settings.
         step: Training steps taken; if given and `evaluation.keep_responses` is set, rank 0 writes
             the responses to `<output_dir>/evaluation/step_<step>`.
@@ -66,13 +68,15 @@ def evaluate_sets(
     Returns:
         `eval/<set>/<metric>`, see `SetResult.metrics`.
     """
-    results = graded_sets(sets, actor, recipe)
+    results = graded_sets(sets, worker, recipe)
     if step is not None and recipe.evaluation.keep_responses and dist.get_rank() == 0:
         keep_responses(results, Path(recipe.output_dir) / SUMMARY / f"step_{step:06d}", step)
     return _named_metrics(results, recipe)
 
 
-def graded_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -> list[SetResult]:
+def graded_sets(
+    sets: Sequence[EvaluationSet], worker: RolloutWorker, recipe: Recipe
+) -> list[SetResult]:
     """All responses to every set, graded. Collective.
 
     The random numbers are the same at every call, so that two evaluations of one run differ by
@@ -81,7 +85,7 @@ def graded_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -> 
     settings = recipe.evaluation
     sampling = SamplingParams(
         max_new_tokens=recipe.rollout.max_response_length,
-        stop_token_ids=actor.stop_token_ids,
+        stop_token_ids=worker.stop_token_ids,
         n=settings.samples_per_prompt,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -89,16 +93,16 @@ def graded_sets(sets: Sequence[EvaluationSet], actor: Actor, recipe: Recipe) -> 
     results = []
     for number, each in enumerate(sets):
         seed = (recipe.seed, EVALUATION_STREAM, number)
-        responses = actor.player.begin(each.prompts, sampling, seed=seed).result()
+        responses = worker.player.begin(each.prompts, sampling, seed=seed).result()
         require_finite_responses(
             each.prompts,
             responses,
-            actor.policy,
+            worker.policy,
             recipe.model.path,
             phase=f"evaluation of {each.name}",
         )
         samples = grade_responses(
-            each.prompts, responses, actor.grader, actor.tokenizer, recipe.reward
+            each.prompts, responses, worker.grader, worker.tokenizer, recipe.reward
         )
         result = SetResult(each, samples)
         if dist.get_rank() == 0:
@@ -119,11 +123,14 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
             "rollout.record and rollout.replay are for training: this evaluation generates its "
             "responses and keeps them as evaluation.keep_responses says"
         )
-    with open_actor(recipe, trainable=False) as actor:
-        sets = load_evaluation_sets(recipe, actor.tokenizer, actor.policy.hf_config.vocab_size)
+    with (
+        process_groups(recipe.parallel, recipe.seed),
+        open_worker(recipe, trainable=False) as worker,
+    ):
+        sets = load_evaluation_sets(recipe, worker.tokenizer, worker.policy.hf_config.vocab_size)
         prompts = [prompt for each in sets for prompt in each.prompts]
-        require_ground_truths(recipe, prompts, actor.grader)
-        results = graded_sets(sets, actor, recipe)
+        require_ground_truths(recipe, prompts, worker.grader)
+        results = graded_sets(sets, worker, recipe)
         metrics = _named_metrics(results, recipe)
         if dist.get_rank() == 0:
             for name, value in metrics.items():

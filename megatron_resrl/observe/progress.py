@@ -87,7 +87,12 @@ class Progress:
         elif self._lines:
             seconds = (time.monotonic() - self._began) / max(step - self._start, 1)
             left = tqdm.format_interval((self._total - step) * seconds)
-            parts = (f"step {step}/{self._total}", headline, f"{seconds:.1f} s/step", f"{left} left")
+            parts = (
+                f"step {step}/{self._total}",
+                headline,
+                f"{seconds:.1f} s/step",
+                f"{left} left",
+            )
             print("  ".join(filter(None, parts)), file=self._stream, flush=True)
             spoken.now()
 

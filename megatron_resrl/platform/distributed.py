@@ -6,9 +6,10 @@ import contextlib
 import datetime
 import os
 import random
+import socket
 import sys
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -16,11 +17,13 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from megatron_resrl.config.schema import ParallelConfig
-from megatron_resrl.errors import InputError
+from megatron_resrl.errors import InputError, RunError, RunFileError
 from megatron_resrl.platform.cpu import adapt_megatron_core
 from megatron_resrl.platform.ending import Deadline
 from megatron_resrl.platform.launch import device_of, require_meeting_place
 from megatron_resrl.platform.phases import join_board, leave_board, named_phase
+
+Result = TypeVar("Result")
 
 _object_group: dist.ProcessGroup | None = None
 """All ranks, over gloo: for Python objects, which need not pass through a GPU."""
@@ -167,6 +170,67 @@ def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[A
     values: list[Any] = [None] * dist.get_world_size(group)
     dist.all_gather_object(values, value, group=group or _object_group)
     return values
+
+
+def run_on_rank_zero(
+    action: Callable[[], Result],
+    group: dist.ProcessGroup | None = None,
+    *,
+    file_error: type[RunError] = RunFileError,
+) -> Result:
+    """Runs `action` on global rank 0; all ranks of `group` get its result, or raise its error.
+
+    For files, which one rank handles for all.
+
+    Args:
+        action: Its result can be pickled.
+        group: With rank 0; None: all ranks.
+        file_error: Raised for an `OSError` of the action.
+
+    Raises:
+        RunError, InputError: The action raised it.
+    """
+    result, error = None, None
+    if dist.get_rank() == 0:
+        try:
+            result = action()
+        except (RunError, InputError) as problem:
+            error = problem
+        except OSError as problem:
+            error = file_error(f"a file of the run cannot be written or read: {problem}")
+    result, error = broadcast_object((result, error), group=group)
+    if error is not None:
+        error.common = True
+        raise error
+    return result
+
+
+def run_on_every_rank(action: Callable[[], Result]) -> Result:
+    """Runs `action` on each rank and returns this rank's result. Collective.
+
+    Raises:
+        InputError: On all ranks alike, if the action raised one on any; different messages are
+            joined, each with the first rank that has it and the rank's host.
+    """
+    result, problem = None, None
+    try:
+        result = action()
+    except InputError as error:
+        problem = str(error)
+    outcomes = gather_objects((socket.gethostname(), problem))
+    failed = {
+        what: f"rank {rank} on host {host}: "
+        for rank, (host, what) in reversed(list(enumerate(outcomes)))
+        if what is not None
+    }
+    if failed:
+        several = len(outcomes) > 1
+        error = InputError(
+            "\n".join((where if several else "") + what for what, where in failed.items())
+        )
+        error.common = True
+        raise error
+    return result
 
 
 def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:

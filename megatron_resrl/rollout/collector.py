@@ -11,20 +11,21 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.policy.finite import LogitsNotFinite
-from megatron_resrl.rollout.actor import Actor
 from megatron_resrl.rollout.collect import Sample, grade_responses, penalty_of
 from megatron_resrl.rollout.engine import PendingRollout, Response, SamplingParams
+from megatron_resrl.rollout.environments.metrics import episode_metrics
 from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.group_table import Group
 from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.recording import Recording, RecordingError, sampling_settings
 from megatron_resrl.rollout.sampling import TRAINING_STREAM
+from megatron_resrl.rollout.worker import RolloutWorker
 
 logger = logging.getLogger(__name__)
 
@@ -95,13 +96,13 @@ class Collector:
     """
 
     def __init__(
-        self, recipe: Recipe, actor: Actor, rollout_log: RolloutLog, timers: PhaseTimers
+        self, recipe: Recipe, worker: RolloutWorker, rollout_log: RolloutLog, timers: PhaseTimers
     ) -> None:
         """Collective.
 
         Args:
             recipe: All settings.
-            actor: Generates and grades.
+            worker: Generates and grades.
             rollout_log: Finished groups of the run.
             timers: Phases "rollout" and "reward" are timed here.
 
@@ -109,7 +110,7 @@ class Collector:
             RecordingError: `rollout.record` names a recording of another run.
         """
         self.recipe = recipe
-        self.actor = actor
+        self.worker = worker
         self.timers = timers
         self._log = rollout_log
         settings = recipe.rollout
@@ -117,14 +118,14 @@ class Collector:
         self._record = Recording(settings.record) if settings.record else None
         self._sampling = SamplingParams(
             max_new_tokens=settings.max_response_length,
-            stop_token_ids=actor.stop_token_ids,
+            stop_token_ids=worker.stop_token_ids,
             n=settings.group_size,
             temperature=settings.temperature,
             top_p=settings.top_p,
             top_k=settings.top_k,
         )
         if self._record is not None:
-            on_first_rank(self._require_own_recording)
+            run_on_rank_zero(self._require_own_recording)
 
     def begin(self, step: int, prompts: Sequence[Prompt]) -> Collecting:
         """Starts the generation of what is not on disk yet. Collective.
@@ -166,7 +167,7 @@ class Collector:
             chosen = choose_groups([[group.has_signal for group in each] for each in rounds])
         if self._record is not None:
             with phase(self.timers, "rollout"):
-                on_first_rank(lambda: self._write_recording(step, rounds, chosen))
+                run_on_rank_zero(lambda: self._write_recording(step, rounds, chosen))
         groups = [rounds[number][index] for number, index in chosen]
         samples = [
             replace(sample, group=number)
@@ -174,6 +175,8 @@ class Collector:
             for sample in group.samples
         ]
         metrics = self._metrics(rounds, groups)
+        with phase(self.timers, "rollout"):
+            self.worker.engine.sleep()
         silent = int(metrics["rollout/groups_without_signal"])
         if silent and self.recipe.rollout.dynamic_sampling:
             logger.warning(
@@ -189,7 +192,7 @@ class Collector:
 
     def _read(self, step: int) -> list[Group]:
         if self._replay is not None:
-            return on_first_rank(lambda: self._replay.read(step))
+            return run_on_rank_zero(lambda: self._replay.read(step))
         return self._log.read(step) if self.recipe.checkpoint.keep_rollouts else []
 
     def _begin_round(
@@ -222,7 +225,7 @@ class Collector:
             if index not in known:
                 self._log.append(step, Group(number, index, prompts[index].token_ids, responses))
 
-        pending = self.actor.player.begin(
+        pending = self.worker.player.begin(
             [prompts[index] for index in generated],
             self._sampling,
             seed=(self.recipe.seed, TRAINING_STREAM, step, number),
@@ -245,8 +248,8 @@ class Collector:
             samples = grade_responses(
                 under_way.prompts,
                 [responses[index] for index in range(len(under_way.prompts))],
-                self.actor.grader,
-                self.actor.tokenizer,
+                self.worker.grader,
+                self.worker.tokenizer,
                 self.recipe.reward,
                 length_limit=self.recipe.rollout.max_response_length,
             )
@@ -260,7 +263,7 @@ class Collector:
             require_finite_responses(
                 under_way.prompts,
                 responses,
-                self.actor.policy,
+                self.worker.policy,
                 self.recipe.model.path,
                 phase="rollout of training",
             )
@@ -286,7 +289,7 @@ class Collector:
         samples = [sample for group in groups for sample in group.samples]
         penalties = [penalty_of(sample.response, reward, limit) for sample in samples]
         lengths = [sample.response.drawn for sample in first]
-        return {
+        metrics = {
             "rollout/refill_rounds": float(len(rounds) - 1),
             "rollout/groups_generated": float(sum(len(each) for each in rounds)),
             "rollout/groups_without_signal": float(sum(not group.has_signal for group in groups)),
@@ -295,6 +298,9 @@ class Collector:
             "reward/overlong_masked": sum(sample.masked for sample in samples) / len(samples),
             "reward/overlong_penalty_mean": sum(penalties) / len(samples),
         }
+        if self.recipe.rollout.environment is not None:
+            metrics |= episode_metrics([sample.response for sample in samples])
+        return metrics
 
     def _require_own_recording(self) -> None:
         for step in self._record.steps():

@@ -23,7 +23,6 @@ from pathlib import Path
 import pyarrow as pa
 import torch.distributed as dist
 
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import (
     CheckpointConfig,
@@ -32,6 +31,7 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     Recipe,
 )
+from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.rollout.group_table import SCHEMA, Group, from_table, to_table
 
 logger = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class RolloutLog:
 
         A file whose end was not written whole keeps what is before it.
         """
-        return on_first_rank(lambda: self._read(step))
+        return run_on_rank_zero(lambda: self._read(step))
 
     def append(self, step: int, group: Group) -> None:
         """Keeps a finished group. On rank 0 alone, from any thread, after `read` of the step.
@@ -94,7 +94,7 @@ class RolloutLog:
         Raises:
             CheckpointError: One was not, e.g. because there is no room for it.
         """
-        on_first_rank(self._raise_failure)
+        run_on_rank_zero(self._raise_failure)
 
     def discard(self, *, until: int | None = None) -> None:
         """Deletes the files of steps up to `until`, or all."""

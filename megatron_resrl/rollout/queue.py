@@ -20,7 +20,7 @@ class TooStale(RunError):
     common = True
 
 
-class _Begun(NamedTuple):
+class _InFlight(NamedTuple):
     """A step whose responses are being generated."""
 
     step: int
@@ -42,7 +42,7 @@ class RolloutQueue:
         collector: Collector,
         prompts: Sequence[Prompt],
         sampler: PromptSampler,
-        begun: Iterable[Sequence[int]] = (),
+        in_flight: Iterable[Sequence[int]] = (),
     ) -> None:
         """
         Args:
@@ -50,16 +50,16 @@ class RolloutQueue:
             collector: Turns prompts into graded groups.
             prompts: The training data.
             sampler: Deals them.
-            begun: What `begun` returned in the run that is continued.
+            in_flight: What `in_flight` returned in the run that is continued.
         """
         self._last_step = recipe.steps
         self._max_staleness = recipe.rollout.max_staleness
         self._replays = recipe.rollout.replay is not None
         self._collector = collector
         self._prompts = prompts
-        self._sampler = sampler
-        self._dealt = deque(list(indices) for indices in begun)
-        self._begun: deque[_Begun] = deque()
+        self.sampler = sampler
+        self._prompts_to_replay = deque(list(indices) for indices in in_flight)
+        self._in_flight: deque[_InFlight] = deque()
 
     def next(self, step: int) -> Collected:
         """The graded groups of a step; steps are asked for in order. Collective.
@@ -67,25 +67,30 @@ class RolloutQueue:
         Raises:
             TooStale: The engine broke its promise about weights.
         """
-        first = self._begun[-1].step + 1 if self._begun else step
+        first = self._in_flight[-1].step + 1 if self._in_flight else step
         for ahead in range(first, min(step + self._max_staleness, self._last_step) + 1):
             self._begin(ahead)
-        begun = self._begun.popleft()
-        collected = self._collector.finish(begun.collecting, self._draw)
-        staleness = self._staleness(step, collected.samples)
-        return Collected(collected.samples, collected.metrics | staleness)
+        oldest = self._in_flight.popleft()
+        collected = self._collector.finish(oldest.collecting, self._draw)
+        metrics = collected.metrics | self._staleness(step, collected.samples)
+        metrics["data/epoch"] = self.sampler.epochs
+        return Collected(collected.samples, metrics)
 
-    def begun(self) -> list[list[int]]:
+    def in_flight(self) -> list[list[int]]:
         """The prompts dealt to steps that are not trained yet, for a run that continues."""
-        return [*(begun.indices for begun in self._begun), *self._dealt]
+        return [*(each.indices for each in self._in_flight), *self._prompts_to_replay]
 
     def _begin(self, step: int) -> None:
-        indices = self._dealt.popleft() if self._dealt else self._sampler.next_batch()
+        indices = (
+            self._prompts_to_replay.popleft()
+            if self._prompts_to_replay
+            else self.sampler.next_batch()
+        )
         batch = [self._prompts[index] for index in indices]
-        self._begun.append(_Begun(step, indices, self._collector.begin(step, batch)))
+        self._in_flight.append(_InFlight(step, indices, self._collector.begin(step, batch)))
 
     def _draw(self, count: int) -> list[Prompt]:
-        return [self._prompts[index] for index in self._sampler.draw(count)]
+        return [self._prompts[index] for index in self.sampler.draw(count)]
 
     def _staleness(self, step: int, samples: Sequence[Sample]) -> dict[str, float]:
         """Updates between the weights that drew the first token and those being trained."""
@@ -99,5 +104,5 @@ class RolloutQueue:
         return {
             "rollout/staleness_mean": sum(ages) / len(ages),
             "rollout/staleness_max": float(max(ages)),
-            "rollout/across_a_sync": crossed / len(samples),
+            "rollout/mixed_version_fraction": crossed / len(samples),
         }

@@ -87,9 +87,7 @@ def identity_of(
     """
     model = model_digests(settings.model.path, settings.model.tokenizer_path)
     own = {f"model: {what}": value for what, value in model.items()}
-    return Identity(
-        flat_settings(recipe_yaml(settings), settings), own | contents, tuple(unused)
-    )
+    return Identity(flat_settings(recipe_yaml(settings), settings), own | contents, tuple(unused))
 
 
 def function_content(name: str) -> str:

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.config.schema import LoggingConfig
 from megatron_resrl.observe.metrics import MetricsLogger, set_aside
 from megatron_resrl.observe.progress import Progress
+from megatron_resrl.platform.distributed import run_on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Journal(contextlib.AbstractContextManager):
         self.directory = directory
         self._headline = headline
         self._writes = dist.get_rank() == 0
-        on_first_rank(lambda: self._open(settings, steps, resume_step))
+        run_on_rank_zero(lambda: self._open(settings, steps, resume_step))
 
     def _open(self, settings: LoggingConfig, steps: int, resume_step: int | None) -> None:
         self._metrics = MetricsLogger(

@@ -1,10 +1,7 @@
-"""Samples written down: a few of each step to read, and a whole batch when a step went wrong."""
+"""Samples as records: a few of each step to read, and a whole batch when a step went wrong."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron_resrl.rollout.collect import Sample
@@ -24,28 +21,14 @@ def readable(sample: Sample) -> dict[str, Any]:
     return record if sample.transcript is None else record | {"transcript": sample.transcript}
 
 
-def dump_path(directory: Path, step: int) -> Path:
-    """Where `dump_batch` writes."""
-    return directory / "not_finite" / f"step_{step:06d}.jsonl"
-
-
-def dump_batch(directory: Path, step: int, samples: Sequence[Sample]) -> Path:
-    """Writes every sample of a step, token ids included, so that it can be looked into.
-
-    Returns:
-        The file.
-    """
-    path = dump_path(directory, step)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", encoding="utf-8", errors="backslashreplace") as file:
-        for sample in samples:
-            record = readable(sample) | {
-                "group": sample.group,
-                "prompt_ids": list(sample.prompt.token_ids),
-                "response_ids": list(sample.response.token_ids),
-                "log_probs": list(sample.response.log_probs),
-            }
-            if sample.response.response_mask is not None:
-                record["response_mask"] = list(sample.response.response_mask)
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
-    return path
+def complete(sample: Sample) -> dict[str, Any]:
+    """All of a sample, token ids included, so that a step that went wrong can be looked into."""
+    record = readable(sample) | {
+        "group": sample.group,
+        "prompt_ids": list(sample.prompt.token_ids),
+        "response_ids": list(sample.response.token_ids),
+        "log_probs": list(sample.response.log_probs),
+    }
+    if sample.response.response_mask is not None:
+        record["response_mask"] = list(sample.response.response_mask)
+    return record

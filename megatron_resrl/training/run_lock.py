@@ -24,8 +24,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.errors import InputError, RunError
+from megatron_resrl.platform.distributed import run_on_rank_zero
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ class RunLock:
             )
 
     def __enter__(self) -> RunLock:
-        on_first_rank(self._take)
+        run_on_rank_zero(self._take)
         return self
 
     def __exit__(

@@ -271,8 +271,8 @@ class Run:
     def _times(self) -> dict[str, float]:
         """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum.
 
-        Apart from that, the seconds of checkpoints since the step before: `time/checkpoint_blocking`
-        in which training waited, `time/checkpoint_write` beside it.
+        Apart from that, the seconds of checkpoints since the step before:
+        `time/checkpoint_blocking` in which training waited, `time/checkpoint_write` beside it.
         """
         seconds = dict.fromkeys(self._stage.phases, 0.0) | self._timers.collect()
         times = {f"time/{name}": value for name, value in seconds.items()}

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint import checkpoint_to_resume
-from megatron_resrl.checkpoint.first_rank import on_first_rank
 from megatron_resrl.checkpoint.folders import read_trainer_file, step_of
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
+from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.training.identity import Identity, changes
 
 logger = logging.getLogger(__name__)
@@ -63,15 +63,15 @@ def find_starting_point(settings: RunSettings, identity: Identity) -> StartingPo
     """
     output_dir = Path(settings.output_dir)
     if settings.checkpoint.resume == "never" and not _restarted_by_launcher():
-        on_first_rank(lambda: _start_over(output_dir))
+        run_on_rank_zero(lambda: _start_over(output_dir))
         return StartingPoint(None)
     checkpoint = checkpoint_to_resume(
         output_dir, verify_checksums=settings.checkpoint.verify_checksums
     )
     new_data = False
     if checkpoint is not None:
-        new_data = on_first_rank(lambda: _compare(checkpoint, identity, settings))
-    on_first_rank(lambda: _require_work(checkpoint, settings))
+        new_data = run_on_rank_zero(lambda: _compare(checkpoint, identity, settings))
+    run_on_rank_zero(lambda: _require_work(checkpoint, settings))
     return StartingPoint(checkpoint, new_data)
 
 
@@ -151,8 +151,8 @@ def _require_work(checkpoint: Path | None, settings: RunSettings) -> None:
     exported = (output_dir / "hf").is_dir() or not settings.checkpoint.export_hf
     if step >= settings.steps and exported and _finished_step(note) == step:
         raise NothingLeftToDo(
-            f"all {settings.steps} steps are done (the last checkpoint is {checkpoint}); raise steps "
-            "or choose another output_dir"
+            f"all {settings.steps} steps are done (the last checkpoint is {checkpoint}); raise "
+            "steps or choose another output_dir"
         )
     note.unlink(missing_ok=True)
 

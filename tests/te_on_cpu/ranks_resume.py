@@ -21,7 +21,7 @@ from megatron_resrl.checkpoint import (
     save_checkpoint,
 )
 from megatron_resrl.platform.distributed import initialize
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
 
 PLAIN = {"use_distributed_optimizer": False}
@@ -38,7 +38,7 @@ def run(
 ) -> None:
     recipe = tiny.recipe(model, layout)
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     step = 0
     if source != "nothing":
         step = load_checkpoint(latest_checkpoint(folder / source), policy).step

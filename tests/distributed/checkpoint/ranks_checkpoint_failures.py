@@ -34,6 +34,7 @@ from megatron_resrl.checkpoint import (
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 
 PLAIN = {"use_distributed_optimizer": False}
 STATE = TrainerState(2, {})
@@ -41,7 +42,7 @@ STATE = TrainerState(2, {})
 
 def build(recipe: Recipe, *, trainable: bool = True) -> Policy:
     initialize(recipe.parallel, 0)
-    return Policy.from_recipe(recipe, trainable=trainable)
+    return build_policy(recipe, trainable=trainable)
 
 
 def refusal(action: Callable[[], Any]) -> str:

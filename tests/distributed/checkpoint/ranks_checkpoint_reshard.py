@@ -26,6 +26,7 @@ from megatron_resrl.checkpoint import (
 )
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
 
 LAYOUTS: dict[str, dict] = {
@@ -75,7 +76,7 @@ TARGETS = {
 def build(models: Path, model: str, layout: str) -> Policy:
     recipe = tiny.recipe(models / model, LAYOUTS[layout])
     initialize(recipe.parallel, 0)
-    return Policy.from_recipe(recipe)
+    return build_policy(recipe)
 
 
 def exported(policy: Policy) -> dict[str, torch.Tensor]:

@@ -28,6 +28,7 @@ from megatron_resrl.checkpoint import (
 from megatron_resrl.checkpoint.checkpoint import begin_save
 from megatron_resrl.platform.distributed import broadcast_object, gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 
 PLAIN = {"use_distributed_optimizer": False}
 TP2 = {"tensor_model_parallel_size": 2}
@@ -85,7 +86,7 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 def resume(models: Path, output_dir: Path, model: str, dtype: str, layout: dict) -> dict[str, Any]:
     recipe = tiny.recipe(models / model, layout, dropout=0.2, dtype=dtype)
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     for step in (1, 2):
         tiny.take_step(policy, step)
     state = TrainerState(step=2, sampler={"epoch": 1, "position": 6}, extra={"note": [1.5, None]})
@@ -95,7 +96,7 @@ def resume(models: Path, output_dir: Path, model: str, dtype: str, layout: dict)
     pending.finish()
 
     initialize(recipe.parallel, 999)
-    fresh = Policy.from_recipe(recipe)
+    fresh = build_policy(recipe)
     untouched = everything(fresh)
     path = broadcast_object(latest_checkpoint(output_dir))
     loaded = load_checkpoint(path, fresh)

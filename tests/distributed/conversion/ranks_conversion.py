@@ -20,6 +20,7 @@ from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionC
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
 
 DENSE = ("llama", "qwen2")
@@ -42,7 +43,7 @@ def policy(path: Path, layout: dict[str, int], *, trainable: bool = False) -> Po
         precision=PrecisionConfig("fp32"),
     )
     platform.initialize(recipe.parallel, seed=3)
-    return Policy.from_recipe(recipe, trainable=trainable)
+    return build_policy(recipe, trainable=trainable)
 
 
 def exported(model: Policy) -> dict[str, torch.Tensor]:

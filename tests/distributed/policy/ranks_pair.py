@@ -19,7 +19,7 @@ from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionC
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
 
 
@@ -83,7 +83,7 @@ def one_bad_gradient(path: Path) -> dict[str, Any]:
     """An update where only one rank's loss is NaN, and then a good one."""
     settings = recipe(path)
     platform.initialize(settings.parallel, seed=0)
-    policy = Policy.from_recipe(settings)
+    policy = build_policy(settings)
     before = dict(export_weights(policy.modules, policy.hf_config))
     before = {name: tensor.clone() for name, tensor in before.items()}
     batches = policy.micro_batches(TokenBatch.from_sequences(sequences()), 3)
@@ -116,7 +116,7 @@ def broken_model(path: Path, **parallel: Any) -> list[str]:
     settings = recipe(broken, **parallel)
     platform.initialize(settings.parallel, seed=0)
     try:
-        Policy.from_recipe(settings)
+        build_policy(settings)
     except ValueError as error:
         return platform.gather_objects(str(error))
     return platform.gather_objects("no error")
@@ -126,7 +126,7 @@ def bf16(path: Path, want: tiny.Reference) -> dict[str, float]:
     """Log-probs and gradient norm in bf16 against the fp32 reference."""
     settings = recipe(path, "bf16", tensor_model_parallel_size=2, sequence_parallel=True)
     platform.initialize(settings.parallel, seed=0)
-    policy = Policy.from_recipe(settings)
+    policy = build_policy(settings)
     (batch,) = policy.micro_batches(TokenBatch.from_sequences(sequences()), 6)
     (scores,) = policy.score([batch], temperature=tiny.TEMPERATURE)
     factors = tiny.loss_coefficients()[batch.sequence_index, batch.response_position]

@@ -36,6 +36,7 @@ from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.hidden_states import TapPlaces
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights import hugging_face
 
 FULL = {"recompute_granularity": "full"}
@@ -321,7 +322,7 @@ def save(policy: Policy, directory: Path) -> None:
 
 
 def measure(layout: Layout, path: Path, want: tiny.Reference) -> dict[str, float]:
-    policy = Policy.from_recipe(layout.recipe(path))
+    policy = build_policy(layout.recipe(path))
     mine = own_share()
     pairs = tiny.ragged_token_ids()
     sequences = [TokenSequence(*pairs[index]) for index in mine]

@@ -22,7 +22,7 @@ from megatron_resrl.config.schema import (
     Recipe,
 )
 from megatron_resrl.platform import distributed as platform
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 
 LAYOUTS = {
     "dense": (
@@ -61,7 +61,7 @@ def arrived(path: Path, parallel: ParallelConfig) -> dict[str, Any]:
         optimizer=OptimizerConfig(megatron={"decoupled_weight_decay": False}),
     )
     platform.initialize(parallel, seed=0)
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     optimizers = getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
     default_group = dist.distributed_c10d._get_default_group()
     return {

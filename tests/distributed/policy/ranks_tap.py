@@ -23,6 +23,7 @@ from transformers import AutoModelForCausalLM
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.rollout.worker import build_policy
 
 NONE_LAST = {"megatron": {"pipeline_model_parallel_layout": "Etttt|L"}}
 LAYOUTS: dict[int, dict[str, Layout]] = {
@@ -95,7 +96,7 @@ def main() -> None:
     for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
         recipe = layout.recipe(path)
         platform.initialize(recipe.parallel, seed=0)
-        policy = Policy.from_recipe(recipe, trainable=False)
+        policy = build_policy(recipe, trainable=False)
         found: dict[str, Any] = {
             str(layer): tap(policy, layer, want[layer]) for layer in (*range(count), -1, -2, -count)
         }

@@ -26,6 +26,7 @@ from megatron_resrl.rollout.environments.chat import ObservationTokens
 from megatron_resrl.rollout.environments.episodes import Episodes
 from megatron_resrl.rollout.environments.registry import get_environment
 from megatron_resrl.rollout.environments.running import EnvironmentFailed
+from megatron_resrl.rollout.worker import build_policy
 
 LAYOUTS = {
     1: {"one": {}},
@@ -85,7 +86,7 @@ def play(model: Path, environments: Path, layout: dict) -> dict:
         parallel=ParallelConfig(**layout, timeout_minutes=1.0),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe, trainable=False)
+    policy = build_policy(recipe, trainable=False)
     engine = MegatronEngine(policy, max_running_samples=6)
     tokenizer = tiny.tokenizer()
     tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()

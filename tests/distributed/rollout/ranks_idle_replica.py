@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 
@@ -31,7 +31,7 @@ def main(model: str) -> None:
         precision=PrecisionConfig("fp32"),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     engine = MegatronEngine(policy, max_running_samples=4)
     batches = policy.micro_batches(TokenBatch.from_sequences([TokenSequence((3, 4), (5, 6))]), 1)
 

@@ -18,7 +18,7 @@ from tiny_families import read_model
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 
@@ -102,7 +102,7 @@ def decode(path: Path, layout: dict) -> dict:
         parallel=ParallelConfig(**layout),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe, trainable=False)
+    policy = build_policy(recipe, trainable=False)
     engine = MegatronEngine(policy, max_running_samples=6)
     greedy = SamplingParams(NEW_TOKENS, STOP, n=2, temperature=0)
     sampled = replace(greedy, n=3, temperature=1.0)

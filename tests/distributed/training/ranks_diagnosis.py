@@ -26,7 +26,7 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
@@ -65,7 +65,7 @@ def recipe(model: Path, layout: str, parallel: dict[str, Any], refresh: str) -> 
 def measure(models: Path, layout: str, parallel: dict[str, Any], refresh: str) -> dict[str, float]:
     settings = recipe(models / "qwen3", layout, parallel, refresh)
     platform.initialize(settings.parallel, seed=0)
-    policy = Policy.from_recipe(settings)
+    policy = build_policy(settings)
     samples, _ = rollouts()
     weigher = TokenWeigher(policy, settings)
     outcome = rl_step(policy, algorithm_of(settings), weigher, samples, settings, 1, PhaseTimers())

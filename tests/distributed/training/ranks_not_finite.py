@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import ModelConfig, OptimizerConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 
 
 def main(model: str) -> None:
@@ -21,7 +21,7 @@ def main(model: str) -> None:
         optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     batches = policy.micro_batches(TokenBatch.from_sequences([TokenSequence((3, 4), (5, 6))]), 1)
     before = [parameter.clone() for parameter in policy.modules[0].parameters()]
 

@@ -16,11 +16,11 @@ from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.errors import RunError
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import initialize
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.finite import require_finite_responses
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.scoring import score_samples
 from megatron_resrl.training.token_weights import TokenWeigher
 
@@ -46,7 +46,7 @@ def main(model: str, layout: str) -> None:
         precision=PrecisionConfig("fp32"),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe, trainable=False)
+    policy = build_policy(recipe, trainable=False)
     engine = MegatronEngine(policy, max_running_samples=8)
     sampling = SamplingParams(max_new_tokens=6, stop_token_ids=(1,), n=2)
 

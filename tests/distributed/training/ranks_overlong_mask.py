@@ -20,8 +20,8 @@ from tiny_rollouts import rollouts
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.scoring import score_samples
 from megatron_resrl.training.token_weights import TokenWeigher
 
@@ -38,7 +38,7 @@ def masked_rollouts() -> list[Sample]:
 def weigh(settings: Recipe) -> torch.Tensor:
     """Token weights [samples, T]."""
     platform.initialize(settings.parallel, seed=0)
-    policy = Policy.from_recipe(settings, trainable=False)
+    policy = build_policy(settings, trainable=False)
     samples = masked_rollouts()
     positive = torch.tensor([bool(each.score) and not each.masked for each in samples])
     everyone = list(range(len(samples)))

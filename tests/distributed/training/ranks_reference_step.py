@@ -21,10 +21,10 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import export_weights
@@ -64,7 +64,7 @@ def _response(rollout: Rollout) -> Response:
 def run(models: Path, layout: str, name: str) -> dict[str, Any]:
     case = (CASES | COMBINATIONS)[name]
     settings = recipe(case.settings | LAYOUTS[layout], models / case.family)
-    policy = Policy.from_recipe(settings)
+    policy = build_policy(settings)
     algorithm = algorithm_of(settings)
     weigher = None
     if algorithm.needs_hidden_states:

@@ -32,8 +32,8 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.scoring import score_samples
 from megatron_resrl.training.token_weights import TokenWeigher
@@ -105,7 +105,7 @@ def measure(
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics of a step, and the weights after it."""
     platform.initialize(settings.parallel, seed=0)
-    policy = Policy.from_recipe(settings)
+    policy = build_policy(settings)
     algorithm = algorithm_of(settings)
     weigher = TokenWeigher(policy, settings) if algorithm.needs_hidden_states else None
     outcome = rl_step(policy, algorithm, weigher, samples, settings, 1, PhaseTimers())
@@ -115,7 +115,7 @@ def measure(
 def weigh(settings: Recipe) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """Token weights [samples, T], and positive and negative tokens of each group."""
     platform.initialize(settings.parallel, seed=0)
-    policy = Policy.from_recipe(settings, trainable=False)
+    policy = build_policy(settings, trainable=False)
     samples, positive = rollouts(masked=True)
     everyone = list(range(len(samples)))
     weighing = TokenWeigher(policy, settings).begin(samples, everyone, everyone, positive, step=1)

@@ -29,6 +29,7 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.scoring import score_samples
 from megatron_resrl.training.sharing import own_share
 from megatron_resrl.training.token_weights import TokenWeigher
@@ -151,7 +152,7 @@ def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str
 def measure(name: str, layout: Layout, models: Path) -> Iterator[tuple[str, torch.Tensor]]:
     first = recipe(layout, models, "rows", layout.micro_batch_sizes[0])
     platform.initialize(first.parallel, seed=0)
-    policy = Policy.from_recipe(first, trainable=False)
+    policy = build_policy(first, trainable=False)
     for micro_batch_size in layout.micro_batch_sizes:
         for method in ("rows", "gram"):
             settings = recipe(layout, models, method, micro_batch_size)

@@ -48,11 +48,12 @@ def build(model: Path) -> Callable:
     from megatron_resrl.config.load import load_recipe
     from megatron_resrl.platform.distributed import initialize
     from megatron_resrl.policy.policy import Policy
+    from megatron_resrl.rollout.worker import build_policy
 
     def built(*settings: str) -> Policy:
         given = (f"--model.path={model}", "--precision.params_dtype=bf16", *settings)
         recipe = load_recipe(None, given)
         initialize(recipe.parallel, 0)
-        return Policy.from_recipe(recipe)
+        return build_policy(recipe)
 
     return built

@@ -99,14 +99,14 @@ def test_parameters_are_as_many_as_transformers_makes(name):
     assert count_parameters(find_family(hf_config)).total == hf_config["parameters"]
 
 
-def recipe(**parallel: object) -> Recipe:
-    return Recipe(parallel=ParallelConfig(**parallel), precision=PrecisionConfig("bf16"))
+def layout(**parallel: object) -> tuple[ParallelConfig, PrecisionConfig]:
+    return ParallelConfig(**parallel), PrecisionConfig("bf16")
 
 
 def test_a_rank_alone_holds_eighteen_bytes_per_parameter():
     hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
     count = hf_config["parameters"]
-    sizes = sizes_of(recipe(), 1, hf_config)
+    sizes = sizes_of(*layout(), 1, hf_config)
     assert (sizes.weights, sizes.gradients, sizes.optimizer) == (2 * count, 4 * count, 12 * count)
     assert (sizes.checkpoint, sizes.export) == (14 * count, 2 * count)
 
@@ -115,7 +115,7 @@ def test_ranks_share_layers_matrices_and_the_optimizer():
     hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
     count = count_parameters(find_family(hf_config))
     sizes = sizes_of(
-        recipe(tensor_model_parallel_size=2, pipeline_model_parallel_size=4), 32, hf_config
+        *layout(tensor_model_parallel_size=2, pipeline_model_parallel_size=4), 32, hf_config
     )
     own = (count.in_layers // 4 + count.embedding) // 2
     assert sizes.weights == 2 * own
@@ -127,7 +127,7 @@ def test_experts_are_shared_by_their_own_layout():
     hf_config = as_json(PUBLISHED["Qwen3-30B-A3B"])
     count = count_parameters(find_family(hf_config))
     sizes = sizes_of(
-        recipe(expert_model_parallel_size=8, use_distributed_optimizer=False), 8, hf_config
+        *layout(expert_model_parallel_size=8, use_distributed_optimizer=False), 8, hf_config
     )
     own = count.total - count.experts + count.experts // 8
     assert sizes.weights == 2 * own
@@ -139,7 +139,7 @@ def test_the_disk_has_to_hold_one_checkpoint_more_than_is_kept(tmp_path):
     settings = Recipe(
         output_dir=str(tmp_path), steps=100, checkpoint=CheckpointConfig(save_every=10, keep_last=2)
     )
-    sizes = sizes_of(settings, 1, hf_config)
+    sizes = sizes_of(*layout(), 1, hf_config)
     first, needed = disk_needed(settings, sizes)
     assert (first, needed) == (sizes.checkpoint, 3 * sizes.checkpoint + sizes.export)
     (tmp_path / "checkpoints" / "step_000010").mkdir(parents=True)

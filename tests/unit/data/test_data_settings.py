@@ -11,7 +11,7 @@ from unit.data.test_data_tokenize import build_tokenizer
 from unit.data.test_templates import CHATML, TOOL, WITH_TOOLS
 
 from megatron_resrl.config.schema import DataConfig
-from megatron_resrl.rollout.actor import read_prompts
+from megatron_resrl.data.prompts import read_prompts
 
 ASKED = {"role": "user", "content": "1+1?"}
 

@@ -13,7 +13,8 @@ from megatron_resrl import __version__
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.evaluation.results import SetResult, keep_responses, unused_names
 from megatron_resrl.evaluation.run import evaluate, evaluate_sets, graded_sets, load_evaluation_sets
-from megatron_resrl.rollout.actor import open_actor
+from megatron_resrl.platform.distributed import process_groups
+from megatron_resrl.rollout.worker import open_worker
 
 ROWS = [
     '{"prompt": "3 4", "answer": "3"}',
@@ -60,38 +61,41 @@ def quick(recipe):
 
 
 @pytest.fixture(scope="module")
-def actor(quick):
-    with open_actor(quick, trainable=False) as actor:
-        yield actor
+def worker(quick):
+    with (
+        process_groups(quick.parallel, quick.seed),
+        open_worker(quick, trainable=False) as worker,
+    ):
+        yield worker
 
 
-def texts(actor, recipe, **settings) -> list[list[str]]:
+def texts(worker, recipe, **settings) -> list[list[str]]:
     """[questions][samples] of responses under changed settings."""
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, **settings))
-    (result,) = graded_sets(load_evaluation_sets(recipe, actor.tokenizer), actor, recipe)
+    (result,) = graded_sets(load_evaluation_sets(recipe, worker.tokenizer), worker, recipe)
     return [[r["response"] for r in line["responses"]] for line in result.lines(None)]
 
 
 @pytest.mark.setting("evaluation.temperature", "evaluation.top_p")
-def test_responses_are_drawn_with_the_evaluations_temperature_and_nucleus(actor, quick):
-    greedy = texts(actor, quick, temperature=0.0, top_p=1.0)
+def test_responses_are_drawn_with_the_evaluations_temperature_and_nucleus(worker, quick):
+    greedy = texts(worker, quick, temperature=0.0, top_p=1.0)
     assert all(len(set(group)) == 1 for group in greedy)
-    drawn = texts(actor, quick, temperature=1.0, top_p=1.0)
+    drawn = texts(worker, quick, temperature=1.0, top_p=1.0)
     assert all(len(set(group)) > 1 for group in drawn)
     # A nucleus of the likeliest token alone.
-    assert texts(actor, quick, temperature=1.0, top_p=1e-9) == greedy
-    assert texts(actor, quick, temperature=1e-4, top_p=1.0) == greedy
+    assert texts(worker, quick, temperature=1.0, top_p=1e-9) == greedy
+    assert texts(worker, quick, temperature=1e-4, top_p=1.0) == greedy
     # The same draws from another nucleus.
-    narrow = texts(actor, quick, temperature=1.0, top_p=0.3)
+    narrow = texts(worker, quick, temperature=1.0, top_p=0.3)
     assert narrow != drawn
     assert narrow != greedy
 
 
 @pytest.mark.setting("evaluation.keep_responses")
-def test_an_evaluation_in_training_keeps_every_response_with_its_step(actor, quick, tmp_path):
+def test_an_evaluation_in_training_keeps_every_response_with_its_step(worker, quick, tmp_path):
     recipe = replace(quick, output_dir=str(tmp_path))
-    sets = load_evaluation_sets(recipe, actor.tokenizer)
-    metrics = evaluate_sets(sets, actor, recipe, 20)
+    sets = load_evaluation_sets(recipe, worker.tokenizer)
+    metrics = evaluate_sets(sets, worker, recipe, 20)
     path = tmp_path / "evaluation" / "step_000020" / "heldout.jsonl"
     lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     assert [(line["step"], line["row"], line["question"]) for line in lines] == [
@@ -105,13 +109,13 @@ def test_an_evaluation_in_training_keeps_every_response_with_its_step(actor, qui
     cut = [r["finish_reason"] == "length" for line in lines for r in line["responses"]]
     assert metrics["eval/heldout/truncated"] == sum(cut) / 9
     off = replace(recipe, evaluation=replace(recipe.evaluation, keep_responses=False))
-    assert evaluate_sets(sets, actor, off, 21) == metrics
+    assert evaluate_sets(sets, worker, off, 21) == metrics
     assert sorted(folder.name for folder in (tmp_path / "evaluation").iterdir()) == ["step_000020"]
 
 
-def test_line_ends_inside_of_text_do_not_end_a_record(actor, quick, tmp_path):
-    (questions,) = load_evaluation_sets(quick, actor.tokenizer)
-    (result,) = graded_sets([questions], actor, quick)
+def test_line_ends_inside_of_text_do_not_end_a_record(worker, quick, tmp_path):
+    (questions,) = load_evaluation_sets(quick, worker.tokenizer)
+    (result,) = graded_sets([questions], worker, quick)
     odd = [replace(sample, text="a\u2028b\x85c\nd") for sample in result.samples]
     for _ in range(2):
         (path,) = keep_responses([SetResult(questions, odd)], tmp_path, 1)

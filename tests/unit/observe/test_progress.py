@@ -16,9 +16,9 @@ from megatron_resrl.observe.progress import Progress
 def test_progress_writes_one_plain_line_per_step_to_a_file() -> None:
     stream = io.StringIO()
     progress = Progress(4, start=1, stream=stream)
-    progress.update(2, 0.25)
+    progress.update(2, "reward 0.250")
     progress.message("evaluated")
-    progress.update(3, 0.5)
+    progress.update(3, "reward 0.500")
     progress.close()
     lines = stream.getvalue().splitlines()
     assert re.fullmatch(r"step 2/4  reward 0\.250  \d+\.\d s/step  \d\d:\d\d left", lines[0])
@@ -32,7 +32,7 @@ def test_progress_writes_one_plain_line_per_step_to_a_file() -> None:
 def test_progress_writes_nothing_when_disabled() -> None:
     stream = io.StringIO()
     progress = Progress(4, enabled=False, stream=stream)
-    progress.update(1, 0.5)
+    progress.update(1, "reward 0.500")
     progress.message("unheard")
     progress.close()
     assert stream.getvalue() == ""
@@ -43,9 +43,9 @@ def test_progress_shows_a_bar_with_steps_and_reward() -> None:
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(writer, "w") as terminal:
         progress = Progress(4, start=1, stream=terminal)
-        progress.update(2, 0.25)
+        progress.update(2, "reward 0.250")
         progress.message("a line above the bar")
-        progress.update(4, 0.75)
+        progress.update(4, "reward 0.750")
         progress.close()
         terminal.flush()
         drawn = os.read(reader, 65536).decode()
@@ -74,5 +74,5 @@ def test_progress_leaves_startup_time_out_of_the_time_left(monkeypatch) -> None:
     now[0] += 500  # an evaluation
     progress.begin()
     now[0] += 10
-    progress.update(1, 0.5)
+    progress.update(1, "reward 0.500")
     assert "10.0 s/step  00:20 left" in stream.getvalue()

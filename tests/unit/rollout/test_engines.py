@@ -26,6 +26,7 @@ from megatron_resrl.rollout.engines.factory import make_engine
 from megatron_resrl.rollout.environments.player import player_of
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.worker import build_policy
 
 
 class _Taker(BaseHTTPRequestHandler):
@@ -69,7 +70,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recipe]:
 
 @pytest.fixture(scope="module")
 def policy(recipe: Recipe) -> Policy:
-    return Policy.from_recipe(recipe, trainable=False)
+    return build_policy(recipe, trainable=False)
 
 
 @pytest.mark.setting("rollout.max_running_samples")

@@ -54,7 +54,7 @@ def test_without_staleness_a_step_begins_when_the_one_before_is_trained():
     for step in range(1, 5):
         metrics = rollouts.next(step).metrics
         assert metrics["rollout/staleness_max"] == 0
-        assert rollouts.begun() == []
+        assert rollouts.in_flight() == []
         collector.trained = step
     assert [(step, version) for step, version, _ in collector.begun] == [
         (1, 0),
@@ -94,7 +94,7 @@ def test_a_run_that_continues_asks_the_prompts_that_were_dealt_ahead():
         rollouts.next(step)
         stopped.trained = step
     continued = NotedCollector(trained=2)
-    rollouts = queue(continued, 1, begun=rollouts.begun(), sampler=sampler)
+    rollouts = queue(continued, 1, begun=rollouts.in_flight(), sampler=sampler)
     for step in (3, 4):
         rollouts.next(step)
         continued.trained = step

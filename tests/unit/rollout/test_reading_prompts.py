@@ -9,8 +9,8 @@ import pytest
 from tiny_recipe import write_model
 
 from megatron_resrl.config.schema import DataConfig, ModelConfig
+from megatron_resrl.data.prompts import read_prompts
 from megatron_resrl.data.tokenizer import load_tokenizer
-from megatron_resrl.rollout.actor import read_prompts
 
 TEMPLATE = "{% for m in messages %}{{ m['content'] }} {% endfor %}61{% if tools %} 60{% endif %}"
 

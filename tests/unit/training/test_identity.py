@@ -33,10 +33,13 @@ def recipe(**settings: Any) -> Recipe:
     return changed
 
 
-def compare(saved: Recipe | str, own: Recipe, *, before: Any = None, now: Any = None) -> Changes:
+def compare(
+    saved: Recipe | str, own: Recipe, *, before: Any = None, now: Any = None, unused: Any = ()
+) -> Changes:
     text = saved if isinstance(saved, str) else recipe_yaml(saved)
-    identity = Identity(flat_settings(recipe_yaml(own)), CONTENTS | (now or {}))
-    return changes(text, CONTENTS | before if before is not None else CONTENTS, identity)
+    identity = Identity(flat_settings(recipe_yaml(own), own), CONTENTS | (now or {}), unused)
+    saved = CONTENTS | before if before is not None else CONTENTS
+    return changes(text, saved, identity, DEFAULT)
 
 
 def test_the_same_run_has_no_changes():
@@ -84,14 +87,14 @@ def test_what_changes_the_objective_is_named_with_both_values(settings):
     ((name, value),) = settings.items()
     found = compare(DEFAULT, recipe(**settings))
     (line,) = found.meaning
-    before = flat_settings(recipe_yaml(DEFAULT))[name.replace("__", ".")]
+    before = flat_settings(recipe_yaml(DEFAULT), DEFAULT)[name.replace("__", ".")]
     assert line == f"{name.replace('__', '.')}: {before!r} in the checkpoint, {value!r} now"
     assert found.data == (name in ("seed", "data__shuffle"))
 
 
 def test_the_subspace_of_an_algorithm_without_one_may_change():
     grpo = {"algorithm__name": "grpo"}
-    found = compare(recipe(**grpo), recipe(**grpo, resrl__rank=9))
+    found = compare(recipe(**grpo), recipe(**grpo, resrl__rank=9), unused=("resrl.",))
     assert not found.meaning
     assert len(found.harmless) == 1
 
@@ -104,10 +107,10 @@ def test_contents_count_wherever_they_lie():
 
 
 def test_an_older_checkpoint_lacks_what_it_does_not_know():
-    own = Identity(flat_settings(recipe_yaml(recipe(steps=7))), CONTENTS)
-    assert changes("", None, own) == Changes([], [], False)
-    assert len(changes("steps: 5\nseed: 0\n", None, own).harmless) == 1
-    assert len(changes("steps: 5\nseed: 1\n", None, own).meaning) == 1
+    own = Identity(flat_settings(recipe_yaml(recipe(steps=7)), DEFAULT), CONTENTS)
+    assert changes("", None, own, DEFAULT) == Changes([], [], False)
+    assert len(changes("steps: 5\nseed: 0\n", None, own, DEFAULT).harmless) == 1
+    assert len(changes("steps: 5\nseed: 1\n", None, own, DEFAULT).meaning) == 1
 
 
 def test_changes_ignore_settings_that_are_gone():
@@ -117,7 +120,7 @@ def test_changes_ignore_settings_that_are_gone():
 
 
 def test_harmless_settings_exist():
-    names = flat_settings(recipe_yaml(DEFAULT))
+    names = flat_settings(recipe_yaml(DEFAULT), DEFAULT)
     for each in HARMLESS:
         assert each in names or any(name.startswith(each) for name in names), each
 

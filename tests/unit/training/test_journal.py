@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import LoggingConfig, Recipe
+from megatron_resrl.config.schema import LoggingConfig
 from megatron_resrl.training import journal
 
 
@@ -22,7 +22,7 @@ def test_settings_reach_metrics_and_progress(
     logging = LoggingConfig(wandb_project="mine", progress_bar=False)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
-        journal.Journal(Recipe(output_dir=str(tmp_path), logging=logging), resume_step=None)
+        journal.Journal(tmp_path, logging, 4, headline="loss", resume_step=None)
     finally:
         dist.destroy_process_group()
     assert given["wandb_project"] == "mine"

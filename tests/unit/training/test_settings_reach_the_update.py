@@ -14,7 +14,7 @@ from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.batches import TokenBatch
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.updating import Targets, update_policy
 
 
@@ -48,7 +48,7 @@ def test_an_update_is_cut_into_micro_batches(model: Path) -> None:
         token_weights=ones,
         corrections=None,
     )
-    policy = Policy.from_recipe(recipe)
+    policy = build_policy(recipe)
     result, _ = update_policy(policy, algorithm_of(recipe), samples, targets, recipe)
     assert len(result.collected) == len(samples) // 8 == 2
 
@@ -60,7 +60,7 @@ def test_packed_responses_stand_behind_each_other(model: Path) -> None:
     shapes = {}
     for packed in (False, True):
         recipe = recipe_of(model, sequence_packing=packed)
-        policy = Policy.from_recipe(recipe, trainable=False)
+        policy = build_policy(recipe, trainable=False)
         (batch,) = policy.micro_batches(TokenBatch.from_sequences(tokens), 4)
         shapes[packed] = tuple(batch.tokens.shape)
     assert shapes[False][0] == 4

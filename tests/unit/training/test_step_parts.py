@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 
 import pytest
@@ -13,7 +12,7 @@ from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.training.mismatch import compare, measure_mismatch
-from megatron_resrl.training.records import dump_batch
+from megatron_resrl.training.records import complete
 from megatron_resrl.training.rl_step import split_into_mini_batches
 from megatron_resrl.training.step_metrics import of_samples
 
@@ -74,11 +73,8 @@ def test_groups_with_signal_are_those_with_an_advantage():
     assert metrics["response/truncated"] == 1.0
 
 
-def test_a_dumped_batch_holds_every_sample_with_its_token_ids(tmp_path):
-    samples = [_sample(0, (-1.0, -2.0)), _sample(1)]
-    path = dump_batch(tmp_path, 7, samples)
-    records = [json.loads(line) for line in path.open()]
-    assert path.name == "step_000007.jsonl"
+def test_records_complete_holds_token_ids_and_log_probs():
+    records = [complete(sample) for sample in (_sample(0, (-1.0, -2.0)), _sample(1))]
     assert [record["response_ids"] for record in records] == [[0, 1], [0]]
     assert records[0]["prompt_ids"] == [1, 2]
     assert records[0]["log_probs"] == [-1.0, -2.0]

@@ -73,11 +73,11 @@ def tied(families: dict[str, Path], tmp_path: Path) -> Path:
 
 
 def policy_of(path: Path, *, tokenizer: Path | None = None, trainable: bool = False):
-    from megatron_resrl.policy.policy import Policy
+    from megatron_resrl.rollout.worker import build_policy
 
     model = ModelConfig(str(path), None if tokenizer is None else str(tokenizer))
     recipe = Recipe(model=model, precision=PrecisionConfig("fp32"))
-    return Policy.from_recipe(recipe, trainable=trainable)
+    return build_policy(recipe, trainable=trainable)
 
 
 def ours(policy) -> list[torch.Tensor]:

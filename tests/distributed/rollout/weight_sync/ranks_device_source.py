@@ -9,9 +9,9 @@ import torch.distributed as dist
 
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.worker import build_policy
 
 
 def main(model: str, layout: str) -> None:
@@ -21,7 +21,7 @@ def main(model: str, layout: str) -> None:
         parallel=schema.ParallelConfig(**json.loads(layout)),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe, trainable=False)
+    policy = build_policy(recipe, trainable=False)
     source = PolicySource(lambda: weights_for_vllm(policy))
     told = [(facts.name, str(facts.dtype), facts.shape) for facts in source.metadata()]
     # Rank 0 breaks off, as vLLM's sender does when a server fails; the others go to the end.

@@ -29,6 +29,7 @@ from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
+from megatron_resrl.rollout.worker import build_policy
 
 LONG, BEGUN = 2000, 20
 """Tokens of a response that is cut, and those that are there, at least, before it is."""
@@ -108,7 +109,7 @@ def main(task: str, url: str, others: str, model: str, version: str, size: str, 
         vllm=schema.VllmConfig(bucket_bytes=int(size), weight_transfer="file"),
     )
     initialize(recipe.parallel, 0)
-    policy = Policy.from_recipe(recipe, trainable=False)
+    policy = build_policy(recipe, trainable=False)
     sender = WeightSender(policy, recipe)
     server = ServerControl(url)
     servers = [server, *(ServerControl(other) for other in others.split(",") if other != "-")]

@@ -18,9 +18,9 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.platform.distributed import initialize, shutdown
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.worker import build_policy
 
 WEIGHTS, CACHE = "weights", "kv_cache"
 NEEDS = {
@@ -89,7 +89,7 @@ def asked(tmp_path):
         )
         initialize(recipe.parallel, 0)
         try:
-            policy = Policy.from_recipe(recipe, trainable=False)
+            policy = build_policy(recipe, trainable=False)
             engine = VllmEngine(recipe, WeightSender(policy, recipe))
             engine._can_sleep = True
             engine.sleep()

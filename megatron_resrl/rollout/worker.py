@@ -1,0 +1,96 @@
+"""Everything that samples and grades: the policy, its engine, graders and tokenizer."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.platform.ending import Deadline
+from megatron_resrl.platform.phases import named_phase
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rewards.grader import Grader
+from megatron_resrl.rollout.engine import RolloutEngine
+from megatron_resrl.rollout.engines.factory import make_engine
+from megatron_resrl.rollout.environments.player import Player, player_of
+from megatron_resrl.rollout.ground_truths import require_ground_truths
+from megatron_resrl.rollout.sampling import default_stop_tokens
+
+
+@dataclass(frozen=True)
+class RolloutWorker:
+    """A policy with an engine that answers prompts, and graders that judge the answers."""
+
+    policy: Policy
+    engine: RolloutEngine
+    player: Player
+    """Answers prompts with the engine, in one turn or several."""
+    grader: Grader
+    tokenizer: Any
+    stop_token_ids: tuple[int, ...]
+
+
+def build_policy(recipe: Recipe, *, trainable: bool = True) -> Policy:
+    """The policy of a recipe of reinforcement learning, see `Policy.build`. Collective."""
+    return Policy.build(
+        recipe.model,
+        recipe.parallel,
+        recipe.precision,
+        optimizer=recipe.optimizer if trainable else None,
+        total_updates=recipe.steps * recipe.algorithm.updates_per_step,
+        sequence_packing=recipe.algorithm.sequence_packing,
+    )
+
+
+@contextlib.contextmanager
+def open_worker(
+    recipe: Recipe,
+    *,
+    trainable: bool,
+    tokenizer: Any | None = None,
+    prompts: Sequence[Prompt] = (),
+) -> Iterator[RolloutWorker]:
+    """Starts model, engine and grader processes; ends them with the block. Collective.
+
+    What hangs in being closed does not keep the process alive, see `Deadline`.
+
+    Args:
+        recipe: Checked settings.
+        trainable: With an optimizer.
+        tokenizer: The model's, where it is loaded already.
+        prompts: Whose ground truths the graders read before the model is loaded, see
+            `require_ground_truths`.
+    """
+    deadline = Deadline()
+    with contextlib.ExitStack() as last:
+        last.callback(deadline.cancel)
+        tokenizer = tokenizer or load_tokenizer(recipe.model)
+        with Grader(
+            recipe.reward.function,
+            workers=recipe.reward.workers,
+            timeout_s=recipe.reward.timeout_s,
+            memory_gb=recipe.reward.memory_gb,
+            log=Path(recipe.output_dir) / "rewards.log",
+        ) as grader:
+            with named_phase("reading of ground truths"):
+                require_ground_truths(recipe, prompts, grader)
+            with named_phase("start of the model"):
+                policy = build_policy(recipe, trainable=trainable)
+            stop = recipe.rollout.stop_token_ids or default_stop_tokens(
+                recipe.model.path, policy.hf_config, tokenizer
+            )
+            with named_phase("start of the rollout engine"):
+                engine = make_engine(recipe, policy, trainable=trainable)
+            try:
+                player = player_of(recipe, engine, tokenizer)
+                with named_phase("run"):
+                    yield RolloutWorker(policy, engine, player, grader, tokenizer, stop)
+            finally:
+                deadline.start(sys.exc_info()[1])
+                engine.close()
