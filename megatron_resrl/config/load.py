@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megatron_resrl.config.foreign_names import hint
 from megatron_resrl.config.problems import Problem, RecipeError
-from megatron_resrl.config.schema import FileEntry, Recipe
+from megatron_resrl.config.schema import FileEntry, Recipe, RunSettings
 from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 from megatron_resrl.errors import closest
 
@@ -96,19 +96,25 @@ def read_recipe(path: str | None, overrides: Sequence[str] = ()) -> tuple[Recipe
     return _expand_home(Recipe(**top, **sections)), problems
 
 
-def recipe_yaml(recipe: Recipe) -> str:
-    """The recipe as YAML with every setting written out; `load_recipe` reads it back equal.
+def recipe_yaml(recipe: RunSettings) -> str:
+    """The recipe of any stage as YAML with every setting written out.
 
-    Secrets are left out: `vllm.api_key` is null.
+    `load_recipe` reads one of reinforcement learning back equal. Secrets, fields with the metadata
+    `secret`, are null.
     """
-    public = dataclasses.replace(recipe, vllm=dataclasses.replace(recipe.vllm, api_key=None))
+    return yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True)
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
-    return yaml.safe_dump(plain(dataclasses.asdict(public)), sort_keys=False, allow_unicode=True)
+def _plain(value: Any) -> Any:
+    """Dataclasses as mappings and tuples as lists."""
+    if dataclasses.is_dataclass(value):
+        return {
+            each.name: None if each.metadata.get("secret") else _plain(getattr(value, each.name))
+            for each in dataclasses.fields(value)
+        }
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
 
 
 def settings_parser(prog: str, description: str) -> ArgumentParser:

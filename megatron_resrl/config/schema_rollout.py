@@ -24,7 +24,7 @@ class VllmConfig:
     order, `tensor_parallel_size` for each."""
     environment: dict[str, str] = field(default_factory=dict)
     """Environment variables added for the servers."""
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | None = field(default=None, repr=False, metadata={"secret": True})
     """Key that servers want with every call; default: the environment variable VLLM_API_KEY, and
     for servers that the run starts a random one. Never written to a file."""
     arguments: dict[str, Any] = field(default_factory=dict)

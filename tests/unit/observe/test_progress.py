@@ -60,7 +60,7 @@ def test_progress_writes_plain_lines_without_a_terminal_size() -> None:
     reader, writer = pty.openpty()
     with os.fdopen(writer, "w") as terminal:
         progress = Progress(4, stream=terminal)
-        progress.update(1, 0.25)
+        progress.update(1, "reward 0.250")
         drawn = os.read(reader, 65536).decode()
     os.close(reader)
     assert drawn.startswith("step 1/4  reward 0.250")

@@ -1,0 +1,65 @@
+"""A stage without rollouts: next-token cross-entropy on a few sequences of a tiny model.
+
+It shows what a stage needs: its settings, an identity, a policy, a session and a loop.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.data.packing import MicroBatch, TokenSequence
+from megatron_resrl.data.sampler import PromptSampler
+from megatron_resrl.observe.phases import phase
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.training.identity import identity_of
+from megatron_resrl.training.session import Stage, StageState, open_session
+
+BATCH = 2
+
+
+@dataclass(frozen=True)
+class NextTokenSettings(RunSettings):
+    """The settings of every stage, and this one's data."""
+
+    sequences: tuple[tuple[int, ...], ...] = ()
+
+
+def train(settings: NextTokenSettings) -> None:
+    """Trains, and continues where an earlier run stopped; for one rank."""
+    data = [TokenSequence(each[:1], each[1:]) for each in settings.sequences]
+    digest = hashlib.sha256(repr(settings.sequences).encode()).hexdigest()
+    with open_session(settings) as session:
+        identity = identity_of(settings, {"data: sequences": digest})
+        start = session.find_start(identity)
+        policy = Policy.build(
+            settings.model,
+            settings.parallel,
+            settings.precision,
+            optimizer=settings.optimizer,
+            total_updates=settings.steps,
+        )
+        sampler = PromptSampler(len(data), BATCH, settings.seed)
+        resumed = session.resume(start, policy)
+        if resumed is not None:
+            sampler.load_state_dict(resumed.sampler)
+        stage = Stage("loss", lambda: StageState(sampler.state_dict(), {}), phases=("update",))
+        steps_done = resumed.step if resumed else 0
+        with session.run(stage, policy, identity, steps_done=steps_done) as run:
+            for step in run.steps():
+                batch = [data[index] for index in sampler.next_batch()]
+                tokens = sum(len(each.response) for each in batch)
+
+                def cross_entropy(
+                    log_probs: torch.Tensor, _: torch.Tensor, __: MicroBatch, tokens: int = tokens
+                ) -> tuple[torch.Tensor, float]:
+                    loss = -log_probs.sum() / tokens
+                    return loss, loss.item()
+
+                with phase(session.timers, "update"):
+                    update = policy.update(policy.micro_batches(batch, 1), cross_entropy)
+                metrics = {"loss": sum(update.collected), "grad_norm": update.grad_norm}
+                run.finish_step(step, metrics, finite=update.applied)
