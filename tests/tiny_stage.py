@@ -11,9 +11,9 @@ from dataclasses import dataclass
 import torch
 
 from megatron_resrl.config.schema import RunSettings
-from megatron_resrl.data.packing import MicroBatch, TokenSequence
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.observe.phases import phase
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.training.identity import identity_of
 from megatron_resrl.training.session import Stage, StageState, open_session
@@ -30,7 +30,8 @@ class NextTokenSettings(RunSettings):
 
 def train(settings: NextTokenSettings) -> None:
     """Trains, and continues where an earlier run stopped; for one rank."""
-    data = [TokenSequence(each[:1], each[1:]) for each in settings.sequences]
+    sequences = [TokenSequence(each[:1], each[1:]) for each in settings.sequences]
+    data = TokenBatch.from_sequences(sequences)
     digest = hashlib.sha256(repr(settings.sequences).encode()).hexdigest()
     with open_session(settings) as session:
         identity = identity_of(settings, {"data: sequences": digest})
@@ -50,8 +51,8 @@ def train(settings: NextTokenSettings) -> None:
         steps_done = resumed.step if resumed else 0
         with session.run(stage, policy, identity, steps_done=steps_done) as run:
             for step in run.steps():
-                batch = [data[index] for index in sampler.next_batch()]
-                tokens = sum(len(each.response) for each in batch)
+                batch = data.select(sampler.next_batch())
+                tokens = int(batch.loss_mask.sum())
 
                 def cross_entropy(
                     log_probs: torch.Tensor, _: torch.Tensor, __: MicroBatch, tokens: int = tokens

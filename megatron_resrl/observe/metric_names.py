@@ -80,7 +80,7 @@ METRICS = {
         "updates",
     ),
     "rollout/staleness_max": Metric("the same of the stalest response", "updates"),
-    "rollout/across_a_sync": Metric(
+    "rollout/mixed_version_fraction": Metric(
         "responses that more than one version of the weights generated", "share"
     ),
     "episode/turns_mean": Metric("turns of the policy, with `rollout.environment`", "turns"),
@@ -177,7 +177,7 @@ METRICS = {
     "time/evaluation": Metric("evaluation, in steps that have one", "seconds"),
     "time/diagnosis": Metric("diagnosis, in steps that have one", "seconds"),
     "time/other": Metric("the rest", "seconds"),
-    "time/checkpoint_stolen": Metric(
+    "time/checkpoint_blocking": Metric(
         "what checkpoints since the last step took from training; not in `time/step`", "seconds"
     ),
     "time/checkpoint_write": Metric("writing beside training; not in `time/step`", "seconds"),

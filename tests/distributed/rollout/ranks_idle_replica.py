@@ -16,9 +16,9 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
+from megatron_resrl.rollout.worker import build_policy
 
 
 def main(model: str) -> None:

@@ -18,9 +18,9 @@ from tiny_families import read_model
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
-from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
+from megatron_resrl.rollout.worker import build_policy
 
 LAYOUTS = {
     1: {"TP1": {}},
