@@ -54,13 +54,13 @@ def names(output_dir: Path) -> list[str]:
     return sorted(path.name for path in (output_dir / "checkpoints").iterdir())
 
 
-def test_without_checkpoints_there_is_no_latest(tmp_path):
+def test_latest_checkpoint_is_none_without_checkpoints(tmp_path):
     assert latest_checkpoint(tmp_path) is None
     begin(tmp_path, 1)
     assert latest_checkpoint(tmp_path) is None
 
 
-def test_only_the_last_ones_are_kept_and_the_newest_is_latest(tmp_path, shards):
+def test_keep_last_keeps_the_newest_checkpoints(tmp_path, shards):
     for step in (1, 2, 3, 10):
         path = write(tmp_path, step, shards)
         assert latest_checkpoint(tmp_path) == path
@@ -68,7 +68,7 @@ def test_only_the_last_ones_are_kept_and_the_newest_is_latest(tmp_path, shards):
     assert (tmp_path / "checkpoints" / "latest").read_text() == "step_000010\n"
 
 
-def test_every_n_th_and_the_best_are_kept_and_the_best_is_marked(tmp_path, shards):
+def test_keep_every_and_the_best_are_kept_and_marked(tmp_path, shards):
     rules = {"keep_every": 4, "best_metric": "score"}
     for step, score in zip(
         range(1, 10), (0.1, 0.2, 0.9, 0.3, 0.9, 0.8, 0.1, 0.2, 0.3), strict=True
@@ -83,9 +83,7 @@ def test_every_n_th_and_the_best_are_kept_and_the_best_is_marked(tmp_path, shard
     assert (tmp_path / "checkpoints" / "best").read_text() == "step_000010\n"
 
 
-def test_a_disk_without_room_for_another_checkpoint_is_said_before_writing(
-    tmp_path, shards, monkeypatch
-):
+def test_save_names_a_disk_without_room_before_writing(tmp_path, shards, monkeypatch):
     latest = write(tmp_path, 1, shards)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: types.SimpleNamespace(free=1000))
     with pytest.raises(CheckpointError, match=r"no space left .*1e-06 GB free.*keep_last"):
@@ -93,7 +91,7 @@ def test_a_disk_without_room_for_another_checkpoint_is_said_before_writing(
     assert latest_checkpoint(tmp_path) == latest
 
 
-def test_the_checksums_are_those_of_sha256sum(tmp_path, shards):
+def test_checksums_are_those_of_sha256sum(tmp_path, shards):
     path = write(tmp_path, 1, shards)
     check = subprocess.run(
         ["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=path, capture_output=True, text=True
@@ -103,7 +101,7 @@ def test_the_checksums_are_those_of_sha256sum(tmp_path, shards):
 
 
 @pytest.mark.parametrize("left", [0, 0.5])
-def test_a_file_that_was_emptied_or_cut_is_seen_without_checksums(tmp_path, shards, left):
+def test_sizes_show_a_file_that_was_emptied_or_cut(tmp_path, shards, left):
     older = write(tmp_path, 1, shards)
     newest = write(tmp_path, 2, shards)
     files = [path for path in newest.rglob("*") if path.is_file()]
@@ -118,9 +116,7 @@ def test_a_file_that_was_emptied_or_cut_is_seen_without_checksums(tmp_path, shar
         check_whole(newest)
 
 
-def test_a_checkpoint_from_before_sizes_were_noted_is_whole_unless_a_file_is_empty(
-    tmp_path, shards
-):
+def test_sizes_that_are_missing_leave_a_checkpoint_whole(tmp_path, shards):
     path = write(tmp_path, 1, shards)
     (path / "sizes.json").unlink()
     check_whole(path)
@@ -129,7 +125,7 @@ def test_a_checkpoint_from_before_sizes_were_noted_is_whole_unless_a_file_is_emp
         check_whole(path)
 
 
-def test_what_a_killed_run_left_is_ignored_and_deleted_by_the_next_save(tmp_path, shards):
+def test_save_deletes_what_a_killed_run_left(tmp_path, shards):
     whole = write(tmp_path, 1, shards)
     shutil.copytree(whole, whole.with_name("step_000002.incomplete"))
     shutil.copytree(whole, whole.with_name("step_000000.removed"))
@@ -138,7 +134,7 @@ def test_what_a_killed_run_left_is_ignored_and_deleted_by_the_next_save(tmp_path
     assert names(tmp_path) == ["latest", "step_000001", "step_000003"]
 
 
-def test_folders_of_others_are_left_alone(tmp_path, shards):
+def test_save_leaves_other_folders_alone(tmp_path, shards):
     write(tmp_path, 1, shards)
     mine = tmp_path / "checkpoints" / "best.incomplete"
     mine.mkdir()
@@ -146,7 +142,7 @@ def test_folders_of_others_are_left_alone(tmp_path, shards):
     assert mine.is_dir()
 
 
-def test_saving_a_step_again_replaces_it(tmp_path, shards):
+def test_save_replaces_the_same_step(tmp_path, shards):
     first = write(tmp_path, 4, shards)
     (first / "old").touch()
     second = write(tmp_path, 4, shards)
@@ -155,9 +151,7 @@ def test_saving_a_step_again_replaces_it(tmp_path, shards):
     assert names(tmp_path) == ["latest", "step_000004"]
 
 
-def test_a_run_that_starts_again_neither_resumes_nor_deletes_the_later_steps_of_an_earlier_run(
-    tmp_path, shards
-):
+def test_restarted_run_leaves_later_steps_of_an_earlier_run(tmp_path, shards):
     write(tmp_path, 90, shards)
     for step in (10, 20, 30):
         path = write(tmp_path, step, shards, keep_last=1)
@@ -176,7 +170,7 @@ def test_a_run_that_starts_again_neither_resumes_nor_deletes_the_later_steps_of_
         (b"step_000001.incomplete", "names 'step_000001.incomplete', which is not there"),
     ],
 )
-def test_without_a_usable_marker_the_newest_whole_checkpoint_is_taken_and_it_is_said(
+def test_latest_checkpoint_without_a_marker_is_the_newest_whole(
     tmp_path, shards, caplog, marker, said
 ):
     write(tmp_path, 1, shards)
@@ -214,9 +208,7 @@ def _remove_trainer_file(path: Path) -> None:
         (_remove_trainer_file, "lacks trainer.json"),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
-    tmp_path, shards, caplog, damage, said
-):
+def test_latest_checkpoint_skips_and_names_a_damaged_one(tmp_path, shards, caplog, damage, said):
     older = write(tmp_path, 1, shards)
     newest = write(tmp_path, 2, shards)
     damage(newest)
@@ -229,14 +221,14 @@ def test_a_damaged_checkpoint_is_named_and_an_older_one_taken(
     assert latest_checkpoint(tmp_path) is None
 
 
-def test_a_missing_or_half_written_checkpoint_is_refused_by_name(tmp_path):
+def test_checkpoint_that_is_missing_or_cut_is_refused_by_name(tmp_path):
     with pytest.raises(CheckpointError, match="step_000009 does not exist"):
         check_whole(tmp_path / "step_000009")
     with pytest.raises(CheckpointError, match="was not written to its end"):
         check_whole(begin(tmp_path, 9))
 
 
-def test_shards_that_did_not_reach_the_first_rank_are_never_published(tmp_path, shards):
+def test_save_never_publishes_shards_that_rank_0_lacks(tmp_path, shards):
     folder = begin(tmp_path, 1)
     shutil.copytree(shards, folder, dirs_exist_ok=True)
     _remove_shard(folder)
@@ -245,9 +237,7 @@ def test_shards_that_did_not_reach_the_first_rank_are_never_published(tmp_path, 
     assert latest_checkpoint(tmp_path) is None
 
 
-def test_a_kill_at_any_file_operation_leaves_a_whole_checkpoint_and_no_obstacle(
-    tmp_path, shards, caplog
-):
+def test_save_killed_anywhere_leaves_a_whole_checkpoint(tmp_path, shards, caplog):
     """Writes step 4 where 1 and 3 are, replacing an older 4, and is killed before the n-th call."""
     caplog.set_level(logging.ERROR)
     for step in (1, 4, 3):

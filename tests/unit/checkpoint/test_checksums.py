@@ -35,7 +35,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_digests_made_while_writing_are_those_of_the_files(folder):
+def test_checksums_made_while_writing_are_those_of_the_files(folder):
     sums = read_sums(folder)
     assert set(sums) == {"__0_0.distcp", ".metadata", "hf/config.json"}
     for name, digest in sums.items():
@@ -43,14 +43,14 @@ def test_the_digests_made_while_writing_are_those_of_the_files(folder):
     assert damaged_files(folder) == []
 
 
-def test_what_was_written_can_be_read_by_torch(folder):
+def test_checksummed_files_can_be_read_by_torch(folder):
     state = {"weight": torch.zeros(100_000), "note": ""}
     torch_checkpoint.load(state, checkpoint_id=folder, no_dist=True)
     assert torch.equal(state["weight"], torch.arange(1e5))
     assert state["note"] == "text"
 
 
-def test_one_flipped_bit_is_found_by_exactly_one_of_three_ranks(folder):
+def test_checksums_find_one_flipped_bit_on_one_of_three_ranks(folder):
     shard = folder / "__0_0.distcp"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 0b100
@@ -59,12 +59,12 @@ def test_one_flipped_bit_is_found_by_exactly_one_of_three_ranks(folder):
     assert sorted(found) == [[], [], ["__0_0.distcp differs from its checksum"]]
 
 
-def test_a_missing_file_is_named(folder):
+def test_checksums_name_a_missing_file(folder):
     (folder / "hf" / "config.json").unlink()
     assert damaged_files(folder) == ["hf/config.json is missing"]
 
 
-def test_a_list_that_is_none_is_refused(folder):
+def test_checksums_refuse_a_malformed_list(folder):
     (folder / SUMS_FILE).write_text("nonsense\n")
     with pytest.raises(ValueError, match="not a digest and a name"):
         damaged_files(folder)

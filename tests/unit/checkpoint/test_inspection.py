@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_contents_layout_and_completeness_of_all_checkpoints_of_a_run(tool, run, capsys):
+def test_inspect_shows_all_checkpoints_of_a_run(tool, run, capsys):
     assert tool.inspect(run, verify=True) == 0
     said = capsys.readouterr().out
     for step in (1, 2):
@@ -71,7 +71,7 @@ def test_contents_layout_and_completeness_of_all_checkpoints_of_a_run(tool, run,
     assert " 35 elements" in lines["moments (exp_avg)"]
 
 
-def test_one_checkpoint_as_json(tool, run, capsys):
+def test_inspect_prints_one_checkpoint_as_json(tool, run, capsys):
     assert tool.inspect(run / "checkpoints" / "step_000002", json=True) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["trainer"]["step"] == 2
@@ -82,7 +82,7 @@ def test_one_checkpoint_as_json(tool, run, capsys):
     assert not found["verified"]
 
 
-def test_damage_is_named_and_is_the_exit_status(tool, run, capsys):
+def test_inspect_names_damage_in_text_and_exit_status(tool, run, capsys):
     shard = run / "checkpoints" / "step_000002" / "__0_0.distcp"
     content = bytearray(shard.read_bytes())
     content[-100] ^= 1
@@ -95,7 +95,7 @@ def test_damage_is_named_and_is_the_exit_status(tool, run, capsys):
     assert "__0_0.distcp has 1000 of " in capsys.readouterr().out
 
 
-def test_weights_without_a_run_need_no_trainer_state(tool, run, capsys):
+def test_inspect_needs_no_trainer_state_for_weights(tool, run, capsys):
     released = run / "release"
     (run / "checkpoints" / "step_000002").rename(released)
     (released / "trainer.json").unlink()
@@ -105,6 +105,6 @@ def test_weights_without_a_run_need_no_trainer_state(tool, run, capsys):
     assert tool.inspect(released, verify=True) == 1
 
 
-def test_folders_without_checkpoints_are_refused(tool, tmp_path, capsys):
+def test_inspect_refuses_folders_without_checkpoints(tool, tmp_path, capsys):
     assert tool.inspect(tmp_path) == 2
     assert "neither a checkpoint" in capsys.readouterr().err

@@ -19,5 +19,5 @@ EP, ETP = "expert_model_parallel_size", "expert_tensor_parallel_size"
         ({"world_size": 2}, {"world_size": 1}, "DP2 -> DP1"),
     ],
 )
-def test_only_sizes_that_matter_are_said(before, now, words):
+def test_layout_change_names_only_sizes_that_matter(before, now, words):
     assert layout_change(before, now) == words

@@ -13,16 +13,16 @@ METRICS = {step: {"score": score} for step, score in SCORES.items()} | {7: {}}
 
 
 @pytest.mark.parametrize(("mode", "best"), [("max", 2), ("min", 6)])
-def test_the_earliest_of_the_best_finite_values_counts(mode, best):
+def test_retention_keeps_the_earliest_of_the_best_values(mode, best):
     assert Retention(best_metric="score", best_mode=mode).best(METRICS) == best
 
 
-def test_without_a_metric_or_values_of_it_none_is_best():
+def test_retention_without_a_metric_has_no_best():
     assert Retention(best_metric="other").best(METRICS) is None
     assert Retention(best_metric="score").best({}) is None
 
 
-def test_the_rules_add_up():
+def test_retention_rules_add_up():
     steps = range(1, 13)
     assert Retention(2).kept(steps, None) == {11, 12}
     assert Retention(1, keep_every=5).kept(steps, None) == {5, 10, 12}

@@ -41,7 +41,7 @@ class Pending:
         return self.folder
 
 
-def test_the_thread_that_writes_is_on_the_device_of_its_rank(
+def test_saver_thread_is_on_the_device_of_its_rank(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     devices = Devices()

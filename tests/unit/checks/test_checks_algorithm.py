@@ -34,7 +34,7 @@ def test_quantiles_must_increase_between_zero_and_one(refused, quantiles):
 
 
 @pytest.mark.parametrize("beyond", [1, -1])
-def test_a_layer_that_the_model_does_not_have_is_refused(check, refused, model, beyond):
+def test_layer_that_the_model_does_not_have_is_refused(check, refused, model, beyond):
     layers = json.loads((model / "config.json").read_text())["num_hidden_layers"]
     edge = layers if beyond > 0 else -layers - 1
     assert check(f"--resrl.layer={edge}") == []
@@ -76,7 +76,7 @@ def test_unusable_algorithm_options_are_refused(refused, option, said):
     assert said in problem.problem
 
 
-def test_an_algorithm_of_the_users_own_is_looked_at(check, refused, tmp_path):
+def test_algorithm_of_the_users_own_is_looked_at(check, refused, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(
         "from megatron_resrl.algorithms.grpo import GRPO\n\n\nclass Mine(GRPO):\n    pass\n"

@@ -21,17 +21,17 @@ def problems(best_metric: str | None, save_every: int = 5, every: int = 10) -> l
     "name",
     [None, "reward/mean", "eval/held-out/avg@4", "eval/held-out/pass@4"],
 )
-def test_metrics_that_are_logged_or_not_known_beforehand_pass(name):
+def test_best_metric_may_be_logged_or_unknown_beforehand(name):
     assert problems(name) == []
 
 
-def test_an_evaluation_metric_of_another_name_is_refused_with_the_nearest():
+def test_best_metric_with_a_wrong_name_gets_the_nearest():
     (problem,) = problems("eval/held-out/avg@8")
     assert problem.setting == "checkpoint.best_metric"
     assert "did you mean eval/held-out/avg@4?" in problem.fix
 
 
-def test_evaluations_that_miss_the_saved_steps_are_refused():
+def test_best_metric_needs_evaluations_at_saved_steps():
     (never,) = problems("eval/held-out/avg@4", every=0)
     assert "evaluation.every 5" in never.fix
     (rarely,) = problems("eval/held-out/avg@4", save_every=4, every=6)

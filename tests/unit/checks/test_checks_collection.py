@@ -31,11 +31,11 @@ def replaying(tmp_path) -> Recipe:
     return Recipe(steps=2, rollout=rollout)
 
 
-def test_defaults_pass():
+def test_collection_defaults_pass():
     assert problems(Recipe()) == []
 
 
-def test_a_penalty_buffer_must_be_shorter_than_the_responses():
+def test_penalty_buffer_must_be_shorter_than_the_responses():
     rollout = RolloutConfig(max_response_length=100)
     reward = RewardConfig(overlong="penalize", overlong_buffer=100)
     (problem,) = problems(Recipe(rollout=rollout, reward=reward))
@@ -50,19 +50,19 @@ def test_dynamic_sampling_needs_a_refill():
     assert problem.setting == "rollout.max_refills"
 
 
-def test_a_recording_directory_must_not_be_a_file(tmp_path):
+def test_recording_directory_must_not_be_a_file(tmp_path):
     (tmp_path / "file").write_text("")
     (problem,) = problems(Recipe(rollout=RolloutConfig(record=str(tmp_path / "file"))))
     assert problem.problem == "it is a file"
 
 
-def test_a_replay_of_all_steps_passes_and_is_not_recorded_again(replaying):
+def test_replay_of_all_steps_passes_and_is_not_recorded(replaying):
     assert problems(replaying) == []
     twice = replace(replaying, rollout=replace(replaying.rollout, record="elsewhere"))
     assert [problem.setting for problem in problems(twice)] == ["rollout.record"]
 
 
-def test_steps_that_were_not_recorded_are_found_before_training(replaying, tmp_path):
+def test_replay_of_steps_not_recorded_is_refused(replaying, tmp_path):
     (problem,) = problems(replace(replaying, steps=4))
     assert "step 3 is not recorded (2 of 4 are not)" in problem.problem
     assert problem.fix.startswith("set steps to 2")
@@ -70,13 +70,13 @@ def test_steps_that_were_not_recorded_are_found_before_training(replaying, tmp_p
     assert [problem.problem for problem in problems(nowhere)] == ["there are no recorded steps"]
 
 
-def test_a_replay_keeps_the_sampling_of_its_recording(replaying):
+def test_replay_keeps_the_sampling_of_its_recording(replaying):
     changed = replace(replaying.rollout, group_size=8, temperature=0.5)
     found = {problem.setting for problem in problems(replace(replaying, rollout=changed))}
     assert found == {"rollout.group_size", "rollout.temperature"}
 
 
-def test_a_replay_evaluates_only_where_the_policy_decodes_by_itself(replaying):
+def test_replay_evaluates_only_with_the_embedded_engine(replaying):
     evaluated = replace(replaying, evaluation=EvaluationConfig(files=("a.jsonl",)))
     assert problems(evaluated) == []
     served = replace(evaluated, rollout=replace(replaying.rollout, engine="vllm"))

@@ -54,7 +54,7 @@ def notes(model: Path, folder: Path, *overrides: str) -> dict[str, str]:
         (GOOD | {"tools": "a"}, "line 3, tools: it is a text, 'a'"),
     ],
 )
-def test_a_bad_row_is_found(refused, tmp_path, setting, row, said) -> None:
+def test_data_check_finds_a_bad_row(refused, tmp_path, setting, row, said) -> None:
     file = write(tmp_path / "rows.jsonl", GOOD, {"prompt": "5", "answer": "6"}, row)
     problem = refused(f"--{setting}=[{file}]")
     assert (problem.setting, problem.value) == (setting, str(file))
@@ -62,7 +62,7 @@ def test_a_bad_row_is_found(refused, tmp_path, setting, row, said) -> None:
     assert problem.kind == "recipe"
 
 
-def test_rows_of_a_latin_1_file_and_a_damaged_parquet_file_are_found(refused, tmp_path) -> None:
+def test_rows_of_latin_1_and_damaged_parquet_files_are_found(refused, tmp_path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "é", "answer": "4"}'.encode("latin-1"))
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + bytes(100) + b"PAR1")
     for name, said in (("latin.jsonl", "line 1: it is not UTF-8"), ("a.parquet", "not a readable")):
@@ -96,7 +96,7 @@ def test_only_the_first_rows_of_a_large_file_are_read(check, tmp_path) -> None:
     assert "line 2" in problem.problem
 
 
-def test_a_limit_that_leaves_no_question_is_found(refused, model, tmp_path) -> None:
+def test_limit_that_leaves_no_question_is_found(refused, model, tmp_path) -> None:
     file = write(tmp_path / "long.jsonl", {"prompt": "3 4 5 6", "answer": "4"})
     problem = refused(f"--data.train_files={file}", "--data.max_prompt_length=3")
     assert (problem.setting, problem.value) == ("data.max_prompt_length", 3)
@@ -121,7 +121,7 @@ def test_arguments_that_the_template_does_not_know_are_found(refused, model) -> 
     assert problem.fix == "it knows none; put a blank after the colon"
 
 
-def test_a_tokenizer_of_another_release_is_found(refused, model) -> None:
+def test_tokenizer_of_another_release_is_found(refused, model) -> None:
     file = model / "tokenizer.json"
     file.write_text(file.read_text().replace('"WordLevel"', '"WordLevel2"'))
     problem = refused()
@@ -131,7 +131,7 @@ def test_a_tokenizer_of_another_release_is_found(refused, model) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_damaged_tokenizer_is_found(refused, model, name) -> None:
+def test_damaged_tokenizer_is_found(refused, model, name) -> None:
     (model / name).write_text('{"a": ')
     assert f"{name} is not valid JSON" in refused().problem
 

@@ -7,7 +7,7 @@ from tiny_recipe import change_json
 from transformers import AutoTokenizer
 
 
-def test_a_tokenizer_without_chat_template_is_refused(refused, model):
+def test_tokenizer_without_chat_template_is_refused(refused, model):
     (model / "chat_template.jinja").unlink()
     problem = refused()
     assert (problem.setting, problem.problem) == (
@@ -17,14 +17,14 @@ def test_a_tokenizer_without_chat_template_is_refused(refused, model):
     assert "data.apply_chat_template to false" in problem.fix
 
 
-def test_a_chat_template_is_not_needed_for_plain_prompts(check, model):
+def test_chat_template_is_not_needed_for_plain_prompts(check, model):
     (model / "chat_template.jinja").unlink()
     assert check("--data.apply_chat_template=false") == []
     change_json(model / "tokenizer_config.json", chat_template="{{ messages }}")
     assert check() == []
 
 
-def test_a_separate_tokenizer_is_checked_instead(refused, tmp_path):
+def test_separate_tokenizer_is_checked_instead(refused, tmp_path):
     problem = refused(f"--model.tokenizer_path={tmp_path}/other")
     assert (problem.setting, problem.value) == ("model.tokenizer_path", f"{tmp_path}/other")
 
@@ -42,7 +42,7 @@ def test_tokens_added_to_the_tokenizer_alone_are_refused(refused, check, model, 
     assert refused().setting == "model.path"
 
 
-def test_a_negative_pad_token_means_none(check):
+def test_negative_pad_token_means_none(check):
     assert check(pad_token_id=-1) == []
 
 
@@ -65,7 +65,7 @@ def test_unusable_data_files_are_refused(refused, tmp_path, setting, name, conte
     assert right in problem.fix
 
 
-def test_training_without_data_is_refused_and_evaluation_without_questions_too(refused):
+def test_commands_without_their_questions_are_refused(refused):
     assert refused("--data.train_files=[]").setting == "data.train_files"
     problem = refused("--data.train_files=[]", command="eval")
     assert (problem.setting, problem.problem) == (
@@ -113,7 +113,7 @@ def test_unusable_reward_functions_are_refused(refused, tmp_path, function, said
     assert said in str(problem)
 
 
-def test_an_output_directory_that_is_a_file_is_refused(refused, tmp_path):
+def test_output_directory_that_is_a_file_is_refused(refused, tmp_path):
     (tmp_path / "taken").write_text("")
     problem = refused(f"--output_dir={tmp_path}/taken")
     assert (problem.setting, problem.value) == ("output_dir", f"{tmp_path}/taken")

@@ -32,7 +32,7 @@ from transformers import MistralConfig, MixtralConfig
         (lambda model: (model / "tokenizer.json").write_text("{"), "not valid JSON"),
     ],
 )
-def test_incomplete_model_directories_are_refused(
+def test_model_path_of_an_incomplete_directory_is_refused(
     refused, model, broken: Callable[[Path], Any], said
 ):
     broken(model)
@@ -41,7 +41,7 @@ def test_incomplete_model_directories_are_refused(
     assert said in problem.problem
 
 
-def test_a_recipe_without_model_is_refused(refused):
+def test_model_path_that_is_missing_is_refused(refused):
     problem = refused("--model.path=")
     assert (problem.setting, problem.problem) == ("model.path", "no model is given")
     assert "config.json" in problem.fix
@@ -101,7 +101,7 @@ def test_supported_variants_have_no_problem(check, config):
     assert check(**config) == []
 
 
-def test_a_response_budget_beyond_the_positions_is_refused(refused):
+def test_response_budget_beyond_the_positions_is_refused(refused):
     problem = refused("--rollout.max_response_length=120")
     assert (problem.setting, problem.value) == ("rollout.max_response_length", 120)
     assert "response budget larger than the model's positions" in problem.problem
@@ -147,19 +147,19 @@ def test_sequences_beyond_the_attention_window_are_refused(refused, family: str)
 
 @pytest.mark.usefixtures("unlike_its_weights")
 @pytest.mark.parametrize("family", WINDOWED)
-def test_sequences_within_the_attention_window_have_no_problem(check, family: str):
+def test_sequences_within_the_attention_window_pass(check, family: str):
     assert check(**{"sliding_window": 32} | WINDOWED[family]) == []
 
 
 @pytest.mark.usefixtures("unlike_its_weights")
 @pytest.mark.parametrize("case", UNWINDOWED)
-def test_a_window_that_no_layer_uses_limits_nothing(check, case: str):
+def test_window_that_no_layer_uses_limits_nothing(check, case: str):
     budget = "--rollout.max_response_length=100"
     assert check(budget, **{"sliding_window": 31} | UNWINDOWED[case]) == []
 
 
 @pytest.mark.usefixtures("unlike_its_weights")
-def test_without_a_window_in_the_file_the_one_of_transformers_counts(check):
+def test_window_missing_in_the_file_is_that_of_transformers(check):
     budget = f"--rollout.max_response_length={MistralConfig().sliding_window - 15}"
     positions = {"max_position_embeddings": 8192}
     (problem,) = check(budget, architectures=["MistralForCausalLM"], **positions)
@@ -204,8 +204,6 @@ def test_inconsistent_recomputation_is_refused(
         ("{", "generation_config.json cannot be read"),
     ],
 )
-def test_end_of_sequence_tokens_that_only_generation_names_are_checked(
-    refused, model, content, said
-):
+def test_eos_tokens_of_the_generation_config_are_checked(refused, model, content, said):
     (model / "generation_config.json").write_text(content)
     assert said in refused().problem

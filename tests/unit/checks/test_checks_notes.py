@@ -20,7 +20,7 @@ def notes(*overrides: str) -> list[str]:
     return [f.setting for note in NOTES for f in note(Facts(recipe, 1, {}))]
 
 
-def test_a_usual_recipe_has_no_notes() -> None:
+def test_notes_are_none_for_a_usual_recipe() -> None:
     assert notes() == []
 
 
@@ -40,11 +40,13 @@ def test_a_usual_recipe_has_no_notes() -> None:
         ),
     ],
 )
-def test_what_is_probably_not_meant_is_named(overrides: tuple[str, ...], setting: str) -> None:
+def test_notes_name_what_is_probably_not_meant(overrides: tuple[str, ...], setting: str) -> None:
     assert notes(*overrides) == [setting]
 
 
-def test_a_service_without_a_key_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_notes_name_a_service_without_a_key(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     file = tmp_path / "netrc"
     monkeypatch.setenv("NETRC", str(file))
     for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
@@ -61,7 +63,7 @@ def test_a_service_without_a_key_is_noted(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert notes(asked) == []
 
 
-def test_a_warm_up_is_counted_in_optimizer_steps() -> None:
+def test_notes_count_the_warm_up_in_optimizer_steps() -> None:
     assert notes("--optimizer.lr_warmup_steps=40", "--algorithm.updates_per_step=2") == []
 
 
@@ -71,7 +73,7 @@ def test_notes_are_no_problems() -> None:
     assert "ends at 20% of optimizer.lr" in found[0].problem
 
 
-def test_fp32_on_cuda_is_noted_for_its_attention() -> None:
+def test_notes_name_the_attention_of_fp32_on_cuda() -> None:
     for target, params_dtype, noted in (
         ("cuda", "fp32", ["precision.params_dtype"]),
         ("cuda", "bf16", []),

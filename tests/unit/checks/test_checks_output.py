@@ -10,12 +10,12 @@ import pytest
 from safetensors.torch import load_file
 
 
-def test_a_directory_that_can_be_made_passes(check, tmp_path):
+def test_output_dir_that_can_be_made_passes(check, tmp_path):
     assert check(f"--output_dir={tmp_path / 'a' / 'b' / 'c'}") == []
     assert not (tmp_path / "a").exists()
 
 
-def test_a_file_on_the_way_is_named(refused, tmp_path):
+def test_output_dir_names_a_file_on_the_way(refused, tmp_path):
     (tmp_path / "file").write_text("")
     for path in ("file", "file/run", "file/a/run"):
         problem = refused(f"--output_dir={tmp_path / path}")
@@ -23,17 +23,17 @@ def test_a_file_on_the_way_is_named(refused, tmp_path):
         assert f"{tmp_path / 'file'} is a file" in problem.problem
 
 
-def test_a_link_to_nowhere_is_named(refused, tmp_path):
+def test_output_dir_names_a_link_to_nowhere(refused, tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "gone")
     problem = refused(f"--output_dir={tmp_path / 'link' / 'run'}")
     assert f"link to {tmp_path / 'gone'}, which is gone" in problem.problem
 
 
-def test_a_name_that_is_too_long_is_refused(refused, tmp_path):
+def test_output_dir_with_a_name_too_long_is_refused(refused, tmp_path):
     assert "no path can be like this" in refused(f"--output_dir={tmp_path / ('a' * 300)}").problem
 
 
-def test_a_directory_of_others_is_refused(refused, tmp_path):
+def test_output_dir_of_another_user_is_refused(refused, tmp_path):
     if os.geteuid() == 0:
         place = _read_only_mount(tmp_path)
     else:
@@ -57,15 +57,13 @@ def _read_only_mount(directory: Path) -> Path:
     return place
 
 
-def test_a_place_that_takes_no_directories_is_refused_whoever_asks(refused):
+def test_output_dir_where_no_directory_can_be_made_is_refused(refused):
     if not Path("/proc/self").is_dir():
         pytest.skip("there is no /proc, where nobody can make a directory")
     assert "/proc cannot be written to" in refused("--output_dir=/proc/run").problem
 
 
-def test_a_disk_without_room_for_the_first_checkpoint_is_named(
-    refused, tmp_path, model, monkeypatch
-):
+def test_output_dir_without_room_for_a_checkpoint_is_named(refused, tmp_path, model, monkeypatch):
     usage = type("Usage", (), {"free": 100_000, "total": 200_000})
     monkeypatch.setattr("megatron_resrl.checks.output.shutil.disk_usage", lambda _: usage)
     problem = refused("--precision.params_dtype=fp32")

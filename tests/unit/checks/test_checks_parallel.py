@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 
-def test_a_world_size_that_does_not_divide_names_all_sizes(refused):
+def test_world_size_that_does_not_divide_names_all_sizes(refused):
     problem = refused(
         "--parallel.tensor_model_parallel_size=2",
         "--parallel.pipeline_model_parallel_size=2",
@@ -57,7 +57,7 @@ def test_prompts_must_divide_into_mini_batches(refused):
     assert "multiple of 3" in problem.fix
 
 
-def test_prompts_of_a_mini_batch_must_divide_over_data_parallel_copies(refused):
+def test_prompts_of_a_mini_batch_must_divide_over_replicas(refused):
     problem = refused("--algorithm.updates_per_step=2", world_size=4)
     assert (problem.setting, problem.value) == ("rollout.prompts_per_step", 4)
     assert "2 prompts per mini-batch" in problem.problem

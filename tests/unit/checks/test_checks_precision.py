@@ -50,7 +50,7 @@ def test_matrices_that_fp8_products_do_not_take_are_refused(check, settings, con
     assert not found or said in found[0]
 
 
-def test_delayed_scaling_with_first_and_last_layers_in_bf16_is_refused(check):
+def test_delayed_scaling_with_bf16_layers_is_refused(check):
     problems = check(
         "--precision.fp8=hybrid",
         "--precision.fp8_recipe=delayed",

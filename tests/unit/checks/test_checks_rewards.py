@@ -43,7 +43,7 @@ def test_answers_that_math_cannot_use_are_found(refused, questions, setting, ans
     assert fix in problem.fix
 
 
-def test_keys_of_a_file_are_used_and_training_files_are_no_matter_to_evaluations(check, questions):
+def test_reward_check_uses_keys_of_a_file_and_only_its_own_files(check, questions):
     good = questions("1 apple\n#### 1", name="good.jsonl")
     entry = f"{{path: {good}, answer_pattern: '#### (.+)'}}"
     assert check(f"--data.train_files=[{entry}]", f"--evaluation.files=[{entry}]") == []
@@ -53,7 +53,7 @@ def test_keys_of_a_file_are_used_and_training_files_are_no_matter_to_evaluations
     assert check(f"--data.train_files=[{bad}]", "--rollout.environment=calculator") == []
 
 
-def test_a_users_file_may_refuse_answers_too(refused, check, questions, tmp_path):
+def test_users_file_may_refuse_answers_too(refused, check, questions, tmp_path):
     file = questions("yes", "no", "perhaps")
     score = "def score(response, ground_truth, **context): return 1.0\n"
     (tmp_path / "mine.py").write_text(score)

@@ -23,26 +23,26 @@ def problems(rollout: dict[str, Any] | None = None, **vllm: Any) -> list[Problem
     return [problem for check in VLLM_CHECKS for problem in check(Facts(recipe, 1, {}))]
 
 
-def test_servers_at_addresses_pass():
+def test_vllm_addresses_pass():
     assert problems(urls=(URL, "https://other:443/")) == []
 
 
-def test_the_embedded_engine_needs_no_vllm():
+def test_embedded_engine_needs_no_vllm():
     assert problems({"engine": "megatron"}, python="/nowhere") == []
 
 
-def test_a_replay_needs_no_vllm():
+def test_replay_needs_no_vllm():
     assert problems({"replay": "rollouts"}, python="/nowhere") == []
 
 
 @pytest.mark.parametrize("url", ["host:8000", "ftp://host:8000", "http://", "host"])
-def test_an_address_that_is_none_is_refused(url):
+def test_address_that_is_none_is_refused(url):
     (problem,) = problems(urls=(url,))
     assert (problem.setting, problem.value) == ("vllm.urls", url)
     assert "http://host:8000" in problem.fix
 
 
-def test_a_path_behind_the_address_and_a_server_named_twice_are_refused():
+def test_addresses_with_a_path_or_named_twice_are_refused():
     (path,) = problems(urls=(URL + "/v1",))
     assert "leave /v1 out" in path.fix
     (twice,) = problems(urls=(URL, URL))
@@ -60,24 +60,24 @@ def test_a_path_behind_the_address_and_a_server_named_twice_are_refused():
         ("arguments", {"seed": 1}),
     ],
 )
-def test_settings_of_servers_that_we_start_are_refused_beside_addresses(name, value):
+def test_addresses_exclude_settings_of_started_servers(name, value):
     (problem,) = problems(urls=(URL,), **{name: value})
     assert problem.setting == f"vllm.{name}"
     assert "already running" in problem.problem
 
 
-def test_an_interpreter_that_is_not_there_is_refused():
+def test_interpreter_that_is_not_there_is_refused():
     (problem,) = problems(python="/nowhere/bin/python")
     assert problem.setting == "vllm.python"
     assert "No such file" in problem.problem
 
 
-def test_a_program_that_is_no_interpreter_is_refused():
+def test_program_that_is_no_interpreter_is_refused():
     (problem,) = problems(python="/bin/ls")
     assert "no Python interpreter" in problem.problem
 
 
-def test_an_interpreter_without_vllm_is_refused(tmp_path):
+def test_interpreter_without_vllm_is_refused(tmp_path):
     python = tmp_path / "python"
     # The same interpreter without its site-packages.
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
@@ -87,7 +87,7 @@ def test_an_interpreter_without_vllm_is_refused(tmp_path):
 
 
 @pytest.mark.vllm
-def test_an_interpreter_with_vllm_passes():
+def test_interpreter_with_vllm_passes():
     assert problems(python=vllm_python()[0]) == []
 
 
@@ -113,7 +113,7 @@ def test_running_ahead_needs_vllm_on_devices_of_its_own():
     assert problems({**ahead, "placement": "disaggregated"}, urls=(URL,)) == []
 
 
-def test_the_embedded_engine_has_no_devices_of_its_own():
+def test_embedded_engine_has_no_devices_of_its_own():
     (problem,) = problems({"engine": "megatron", "placement": "disaggregated"})
     assert problem.setting == "rollout.placement"
 
@@ -167,12 +167,12 @@ def test_servers_apart_from_the_trainer_do_not_take_its_gpus(
     assert [p.kind for p in of("vllm.devices", found)] == ([kind] if kind else [])
 
 
-def test_the_directory_for_weights_must_exist_wherever_it_may_be_used():
+def test_transfer_directory_must_exist_wherever_it_may_be_used():
     (problem,) = problems(urls=(URL,), transfer_dir="/nowhere")
     assert (problem.setting, problem.kind) == ("vllm.transfer_dir", "machine")
 
 
-def test_a_transfer_directory_must_exist():
+def test_transfer_directory_must_exist():
     (problem,) = problems(urls=(URL,), weight_transfer="file", transfer_dir="/nowhere")
     assert problem.setting == "vllm.transfer_dir"
 
@@ -186,20 +186,20 @@ def test_a_transfer_directory_must_exist():
         ({"max-model-len": 6}, "max-model-len 6", "are 6144"),
     ],
 )
-def test_arguments_that_would_undo_what_the_run_needs_are_refused(arguments, value, said):
+def test_vllm_args_may_not_undo_what_the_run_needs(arguments, value, said):
     (problem,) = problems(python=sys.executable, arguments=arguments)[:1]
     assert (problem.setting, problem.value) == ("vllm.arguments", value)
     assert said in problem.problem
     assert "s3cret" not in str(problem)
 
 
-def test_a_key_in_a_setting_that_is_written_down_is_refused():
+def test_api_key_in_a_setting_that_is_logged_is_refused():
     problem = problems(python=sys.executable, environment={"VLLM_API_KEY": "s3cret"})[0]
     assert problem.setting == "vllm.environment"
     assert "s3cret" not in str(problem)
 
 
-def test_a_server_that_would_take_the_trainers_gpu_is_a_note():
+def test_server_that_would_take_the_trainers_gpu_is_a_note():
     def notes(**vllm):
         recipe = Recipe(rollout=RolloutConfig(engine="vllm"), vllm=VllmConfig(**vllm))
         facts = Facts(recipe, 1, {}, "cuda")
@@ -213,7 +213,7 @@ def test_a_server_that_would_take_the_trainers_gpu_is_a_note():
 
 
 @pytest.mark.parametrize("name", ["environment", "arguments"])
-def test_no_problem_shows_the_values_of_variables_and_arguments(name):
+def test_vllm_problems_never_show_values_of_variables(name):
     for urls in ((), (URL,)):
         given = {name: {"VLLM_API_KEY": "s3cret", "api-key": "s3cret"}, "urls": urls}
         recipe = Recipe(rollout=RolloutConfig(engine="vllm"), vllm=VllmConfig(**given))

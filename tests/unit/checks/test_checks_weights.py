@@ -73,7 +73,7 @@ def test_tensors_that_config_json_does_not_fit_are_refused(refused, model: Path)
     assert f"{UP} is missing" in told(refused, model)
 
 
-def test_a_missing_output_matrix_is_refused_with_the_setting_that_ties_it(refused, model) -> None:
+def test_missing_output_matrix_names_the_setting_that_ties_it(refused, model) -> None:
     for untied in (False, None):
         said = told(refused, model, tie_word_embeddings=untied)
         assert f"{LM_HEAD} is missing, and tie_word_embeddings is " in said
@@ -115,7 +115,7 @@ def test_types_of_weights_may_differ(check, model: Path) -> None:
     assert check() == []
 
 
-def test_several_files_without_an_index_are_refused_with_their_names(refused, model: Path) -> None:
+def test_weight_files_without_an_index_are_refused_by_name(refused, model: Path) -> None:
     (model / "model.safetensors").rename(model / "ema.safetensors")
     (model / "step_100.safetensors").write_bytes((model / "ema.safetensors").read_bytes())
     assert "several files that may be meant: ema.safetensors, step_100" in told(refused, model)
@@ -129,16 +129,14 @@ def test_two_copies_of_which_the_index_names_one_are_refused(refused, model: Pat
     assert "it holds the weights twice: model.safetensors" in told(refused, model)
 
 
-def test_weights_in_pickles_alone_are_refused_without_a_tool_that_cannot_read_them(
-    refused, model: Path
-) -> None:
+def test_weights_in_pickles_alone_are_refused(refused, model: Path) -> None:
     (model / "model.safetensors").rename(model / "pytorch_model.bin")
     said = told(refused, model)
     assert "it has no *.safetensors file" in said
     assert "tools/" not in said
 
 
-def test_an_adapter_is_refused(refused, model: Path) -> None:
+def test_adapter_is_refused(refused, model: Path) -> None:
     (model / "adapter_config.json").write_text("{}")
     assert "it holds an adapter (adapter_config.json)" in told(refused, model)
 

@@ -10,12 +10,12 @@ from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.problems import RecipeError
 
 
-def test_a_good_recipe_has_no_problem(check):
+def test_check_recipe_finds_nothing_in_a_good_recipe(check):
     assert check() == []
     assert check(command="eval") != []  # Only because it has no evaluation file.
 
 
-def test_good_layouts_have_no_problem(check):
+def test_check_recipe_finds_nothing_in_good_layouts(check):
     tensor = ("--parallel.tensor_model_parallel_size=2", "--parallel.sequence_parallel=true")
     assert check(*tensor, world_size=2) == []
     # Two key-value heads are shared by four ranks.
@@ -28,7 +28,7 @@ def test_good_layouts_have_no_problem(check):
     assert deep == []
 
 
-def test_all_problems_come_in_one_error_with_one_line_each(model, tmp_path):
+def test_require_valid_lists_all_problems_one_per_line(model, tmp_path):
     recipe = load_recipe(
         str(write_recipe(tmp_path, model)),
         [

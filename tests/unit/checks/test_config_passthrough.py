@@ -17,7 +17,7 @@ def problems(*overrides: str) -> list[str]:
     return [str(p) for p in check_passthrough(Facts(load_recipe(None, overrides), 1, {}))]
 
 
-def test_fields_of_megatron_core_pass() -> None:
+def test_passthrough_accepts_fields_of_megatron_core() -> None:
     assert not problems(
         "--model.megatron={init_method_std: 0.02, softmax_scale: null, window_size: [4, 0]}",
         "--model.megatron.embedding_init_method_std=1",
@@ -36,13 +36,13 @@ def test_fields_of_megatron_core_pass() -> None:
         "--optimizer.megatron.optimizer=sgd",
     ],
 )
-def test_fields_that_the_trainer_cannot_serve_are_refused(override: str) -> None:
+def test_passthrough_refuses_fields_that_cannot_be_served(override: str) -> None:
     (problem,) = problems(override)
     assert problem.startswith(f"{override.removeprefix('--').partition('=')[0]} = ")
     assert problem.endswith("leave it out")
 
 
-def test_fields_that_the_trainer_cannot_serve_may_be_off() -> None:
+def test_passthrough_allows_fields_that_are_off() -> None:
     assert not problems("--model.megatron={cuda_graph_impl: none, enable_cuda_graph: false}")
 
 
@@ -54,7 +54,7 @@ def test_fields_that_the_trainer_cannot_serve_may_be_off() -> None:
         ("--parallel.ddp.bucketsize=1", "bucket_size", "DistributedDataParallelConfig"),
     ],
 )
-def test_unknown_fields_are_refused_with_class_and_nearest_match(
+def test_passthrough_names_class_and_match_of_unknown_fields(
     override: str, meant: str, cls: str
 ) -> None:
     (message,) = problems(override)
@@ -77,7 +77,7 @@ def test_unknown_fields_are_refused_with_class_and_nearest_match(
         ("--parallel.ddp.use_distributed_optimizer=true", "parallel.use_distributed_optimizer"),
     ],
 )
-def test_fields_with_a_setting_of_their_own_name_it(override: str, ours: str) -> None:
+def test_passthrough_names_the_setting_of_a_field(override: str, ours: str) -> None:
     (message,) = problems(override)
     assert message.endswith(f"use {ours}")
 
@@ -91,14 +91,14 @@ def test_fields_with_a_setting_of_their_own_name_it(override: str, ours: str) ->
         "parallel.ddp.fp8_param_gather",
     ],
 )
-def test_weights_narrower_than_those_that_are_loaded_are_refused(field: str) -> None:
+def test_passthrough_refuses_weights_narrower_than_loaded(field: str) -> None:
     (message,) = problems(f"--{field}=true")
     assert message.startswith(f"{field} = True")
     assert "not from model.path" in message
     assert not problems(f"--{field}=false")
 
 
-def test_every_own_setting_exists_on_both_sides() -> None:
+def test_passthrough_knows_settings_that_exist_on_both_sides() -> None:
     for mapping, names in OWN_SETTINGS.items():
         fields = {field.name for field in dataclasses.fields(_megatron_class(mapping))}
         for name, ours in names.items():
@@ -106,7 +106,7 @@ def test_every_own_setting_exists_on_both_sides() -> None:
             assert ours in SETTINGS
 
 
-def test_what_only_the_model_or_the_trainer_can_say_is_refused() -> None:
+def test_passthrough_refuses_what_model_or_trainer_decide() -> None:
     (message,) = problems("--model.megatron.hidden_size=64")
     assert "config.json" in message
     (message,) = problems("--model.megatron.calculate_per_token_loss=false")
@@ -122,12 +122,12 @@ def test_what_only_the_model_or_the_trainer_can_say_is_refused() -> None:
         ("--parallel.ddp.bucket_size=large", "expects int or NoneType"),
     ],
 )
-def test_values_of_the_wrong_type_are_refused(override: str, said: str) -> None:
+def test_passthrough_refuses_values_of_the_wrong_type(override: str, said: str) -> None:
     (message,) = problems(override)
     assert said in message
 
 
-def test_megatron_core_is_not_imported_without_fields_to_check() -> None:
+def test_passthrough_without_fields_imports_no_megatron_core() -> None:
     code = (
         "import sys; from megatron_resrl.checks.facts import Facts; "
         "from megatron_resrl.config.load import load_recipe; "

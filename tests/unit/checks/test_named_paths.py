@@ -48,29 +48,27 @@ def failing(number: int, file: object) -> OSError:
         ("mine.py", "algorithm.name"),
     ],
 )
-def test_the_setting_that_names_the_file_is_told(
-    recipe: Recipe, file: object, setting: str
-) -> None:
+def test_named_paths_name_the_setting_of_a_file(recipe: Recipe, file: object, setting: str) -> None:
     with pytest.raises(SettingError) as caught, named_paths(recipe):
         raise failing(errno.EACCES, file)
     assert caught.value.setting == setting
     assert f"{file} cannot be used (what the system says)" in str(caught.value)
 
 
-def test_a_full_disk_asks_for_room(recipe: Recipe) -> None:
+def test_named_paths_ask_for_room_on_a_full_disk(recipe: Recipe) -> None:
     with pytest.raises(SettingError, match="make room"), named_paths(recipe):
         raise failing(errno.ENOSPC, "outputs/run/samples.jsonl")
 
 
 @pytest.mark.parametrize("file", [None, 3, "/etc/passwd", "/models/other/config.json", "math"])
-def test_errors_of_other_files_stay_what_they_are(recipe: Recipe, file: object) -> None:
+def test_named_paths_leave_errors_of_other_files(recipe: Recipe, file: object) -> None:
     error = failing(errno.EACCES, file)
     with pytest.raises(OSError, match="what the system says") as caught, named_paths(recipe):
         raise error
     assert caught.value is error
 
 
-def test_a_check_that_cannot_read_a_file_finds_a_problem_of_this_machine(
+def test_check_of_an_unreadable_file_is_a_problem_of_the_machine(
     recipe: Recipe, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreadable(facts: Facts) -> Iterator[Problem]:

@@ -94,7 +94,7 @@ def as_json(config: PretrainedConfig) -> dict:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_parameters_are_as_many_as_transformers_makes(name):
+def test_sizes_count_the_parameters_of_transformers(name):
     hf_config = as_json(MODELS[name])
     assert count_parameters(find_family(hf_config)).total == hf_config["parameters"]
 
@@ -103,7 +103,7 @@ def layout(**parallel: object) -> tuple[ParallelConfig, PrecisionConfig]:
     return ParallelConfig(**parallel), PrecisionConfig("bf16")
 
 
-def test_a_rank_alone_holds_eighteen_bytes_per_parameter():
+def test_sizes_of_one_rank_are_eighteen_bytes_per_parameter():
     hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
     count = hf_config["parameters"]
     sizes = sizes_of(*layout(), 1, hf_config)
@@ -111,7 +111,7 @@ def test_a_rank_alone_holds_eighteen_bytes_per_parameter():
     assert (sizes.checkpoint, sizes.export) == (14 * count, 2 * count)
 
 
-def test_ranks_share_layers_matrices_and_the_optimizer():
+def test_sizes_share_layers_matrices_and_optimizer():
     hf_config = as_json(PUBLISHED["Llama-3.1-8B"])
     count = count_parameters(find_family(hf_config))
     sizes = sizes_of(
@@ -123,7 +123,7 @@ def test_ranks_share_layers_matrices_and_the_optimizer():
     assert sizes.checkpoint == 14 * count.total
 
 
-def test_experts_are_shared_by_their_own_layout():
+def test_sizes_share_experts_by_their_own_layout():
     hf_config = as_json(PUBLISHED["Qwen3-30B-A3B"])
     count = count_parameters(find_family(hf_config))
     sizes = sizes_of(
@@ -134,7 +134,7 @@ def test_experts_are_shared_by_their_own_layout():
     assert sizes.optimizer == 12 * own
 
 
-def test_the_disk_has_to_hold_one_checkpoint_more_than_is_kept(tmp_path):
+def test_sizes_of_the_disk_are_one_checkpoint_more_than_kept(tmp_path):
     hf_config = as_json(tiny_families.family_configs()["llama"])
     settings = Recipe(
         output_dir=str(tmp_path), steps=100, checkpoint=CheckpointConfig(save_every=10, keep_last=2)
@@ -146,7 +146,7 @@ def test_the_disk_has_to_hold_one_checkpoint_more_than_is_kept(tmp_path):
     assert disk_needed(settings, sizes)[1] == 2 * sizes.checkpoint + sizes.export
 
 
-def test_the_plan_counts_tokens_and_compares_with_a_device(tmp_path):
+def test_size_plan_counts_tokens_and_compares_with_a_device(tmp_path):
     text = {
         **as_json(PUBLISHED["Llama-3.1-8B"]),
         "num_hidden_layers": 80,
@@ -170,7 +170,7 @@ def test_the_plan_counts_tokens_and_compares_with_a_device(tmp_path):
         "--model.path=/nowhere",
     ],
 )
-def test_a_wrong_recipe_has_no_plan_or_one(tmp_path, given):
+def test_size_plan_survives_a_wrong_recipe(tmp_path, given):
     text = as_json(tiny_families.family_configs()["llama"])
     (tmp_path / "config.json").write_text(json.dumps(text))
     lines = size_plan(load_recipe(None, [f"--model.path={tmp_path}", given]), 1)
@@ -179,7 +179,7 @@ def test_a_wrong_recipe_has_no_plan_or_one(tmp_path, given):
 
 @pytest.mark.parametrize("name", ["hidden_size", "num_attention_heads", "vocab_size"])
 @pytest.mark.parametrize("value", [None, "64", 0, []])
-def test_a_wrong_config_has_no_plan_or_one(tmp_path, name, value):
+def test_size_plan_survives_a_wrong_config(tmp_path, name, value):
     text = as_json(tiny_families.family_configs()["qwen2"]) | {name: value}
     (tmp_path / "config.json").write_text(json.dumps(text))
     assert len(size_plan(load_recipe(None, [f"--model.path={tmp_path}"]), 1)) in (0, 4)

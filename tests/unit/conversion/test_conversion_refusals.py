@@ -72,61 +72,61 @@ def change(model: Path, name: str, new: Callable[[torch.Tensor], torch.Tensor] |
     save_file(content | ({name: new(old)} if new else {}), file)
 
 
-def test_an_unknown_architecture(model: Path) -> None:
+def test_conversion_refuses_an_unknown_architecture(model: Path) -> None:
     set_config(model, architectures=["FalconForCausalLM"])
     refused(model, r"config\.json names FalconForCausalLM; supported are LlamaForCausalLM")
 
 
-def test_quantized_weights(model: Path) -> None:
+def test_conversion_refuses_quantized_weights(model: Path) -> None:
     set_config(model, quantization_config={"quant_method": "gptq"})
     refused(model, "quantization_config; only unquantized")
 
 
-def test_no_configuration(model: Path) -> None:
+def test_conversion_refuses_a_model_without_config(model: Path) -> None:
     (model / "config.json").unlink()
     refused(model, r"has no config\.json")
 
 
-def test_a_file_cut_short(model: Path) -> None:
+def test_conversion_refuses_a_file_cut_short(model: Path) -> None:
     file = file_of(model, "model.norm.weight")
     file.write_bytes(file.read_bytes()[:-100])
     refused(model, rf"{file.name} cannot be read .*fetch the model again")
 
 
-def test_a_file_that_the_index_names_and_that_is_absent(model: Path) -> None:
+def test_conversion_refuses_an_index_that_names_an_absent_file(model: Path) -> None:
     file = file_of(model, "model.norm.weight")
     file.unlink()
     refused(model, rf"lacks {file.name}; fetch the model again")
 
 
-def test_missing_tensors(model: Path) -> None:
+def test_conversion_refuses_missing_tensors(model: Path) -> None:
     change(model, "model.layers.2.mlp.up_proj.weight", None)
     refused(model, r"lacks tensors .*: model\.layers\.2\.mlp\.up_proj\.weight$")
 
 
-def test_another_shape(model: Path) -> None:
+def test_conversion_refuses_tensors_of_another_shape(model: Path) -> None:
     change(model, "model.layers.1.mlp.up_proj.weight", lambda t: t[:-1].clone())
     refused(model, r"up_proj\.weight is \(79, 48\) instead of \(80, 48\)")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.float8_e4m3fn, torch.float64])
-def test_types_that_are_not_weights(model: Path, dtype: torch.dtype) -> None:
+def test_conversion_refuses_types_that_are_not_weights(model: Path, dtype: torch.dtype) -> None:
     change(model, "model.layers.1.mlp.up_proj.weight", lambda t: t.to(dtype))
     name = str(dtype).removeprefix("torch.")
     refused(model, rf"up_proj\.weight is {name}; only float32", dtype="bfloat16")
 
 
-def test_another_type_than_the_configurations(model: Path) -> None:
+def test_conversion_refuses_a_type_unlike_the_config(model: Path) -> None:
     set_config(model, dtype="float16")
     refused(model, r"tensors of bfloat16, but its config\.json says float16; give --dtype bf")
 
 
-def test_another_vocabulary_than_the_embeddings(model: Path) -> None:
+def test_conversion_refuses_a_vocabulary_unlike_the_embeddings(model: Path) -> None:
     set_config(model, vocab_size=140)
     refused(model, r"embed_tokens\.weight has 131 rows, but the vocab_size .* is 140")
 
 
-def test_a_tokenizer_with_more_tokens_than_the_vocabulary(model: Path) -> None:
+def test_conversion_refuses_a_tokenizer_beyond_the_vocabulary(model: Path) -> None:
     path = model / "tokenizer.json"
     content = json.loads(path.read_text())
     content["added_tokens"].append({"id": 131, "content": "<more>"})
@@ -143,12 +143,14 @@ def test_a_tokenizer_with_more_tokens_than_the_vocabulary(model: Path) -> None:
         ((0, 1), "tensor-model-parallel-size is 0; it must be at least 1"),
     ],
 )
-def test_sizes_that_do_not_divide(model: Path, sizes: tuple[int, int], match: str) -> None:
+def test_conversion_refuses_sizes_that_do_not_divide(
+    model: Path, sizes: tuple[int, int], match: str
+) -> None:
     names = ("tensor_model_parallel_size", "pipeline_model_parallel_size")
     refused(model, match, **dict(zip(names, sizes, strict=True)))
 
 
-def test_a_disk_without_room_is_noticed_before_and_while_files_are_written(model: Path) -> None:
+def test_conversion_notices_a_full_disk_before_and_in_writing(model: Path) -> None:
     output, options = model.parent / "output", {"source": model, "force": False}
     with (
         pytest.raises(InputError, match=r"no space left on .* free, needs 1e\+06 TB"),
@@ -164,19 +166,19 @@ def test_a_disk_without_room_is_noticed_before_and_while_files_are_written(model
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
-def test_an_output_that_cannot_be_made(model: Path) -> None:
+def test_conversion_refuses_an_output_that_cannot_be_made(model: Path) -> None:
     below = model.parent / "file"
     below.write_text("")
     with pytest.raises(InputError, match=r"--output .* cannot be made: .*Not a directory"):
         convert_hf_to_megatron(str(model), str(below / "output"))
 
 
-def test_a_run_without_checkpoints_and_a_model_of_the_other_format(model: Path) -> None:
+def test_conversion_refuses_a_model_of_the_other_format(model: Path) -> None:
     with pytest.raises(InputError, match="it holds the safetensors of a Hugging Face model"):
         convert_megatron_to_hf(str(model), str(model.parent / "output"))
 
 
-def test_a_place_that_is_taken(model: Path) -> None:
+def test_conversion_refuses_an_output_that_exists(model: Path) -> None:
     output = model.parent / "output"
     output.mkdir()
     (output / "precious").write_text("")
@@ -187,7 +189,7 @@ def test_a_place_that_is_taken(model: Path) -> None:
     assert (output / "precious").exists()
 
 
-def test_a_failure_half_way_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_conversion_that_fails_leaves_nothing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: Any) -> None:
         raise OSError("no space left on device")
 
@@ -197,7 +199,7 @@ def test_a_failure_half_way_leaves_nothing(model: Path, monkeypatch: pytest.Monk
     assert [path.name for path in model.parent.iterdir()] == ["model"]
 
 
-def test_a_directory_without_a_checkpoint(megatron: Path) -> None:
+def test_conversion_refuses_a_directory_without_checkpoint(megatron: Path) -> None:
     (megatron / "latest_checkpointed_iteration.txt").unlink()
     refused(megatron, "holds no Megatron checkpoint: neither")
 
@@ -219,12 +221,12 @@ def test_convert_to_hf_refuses_a_config_with_other_heads(megatron: Path) -> None
     refused(megatron, r"num_attention_heads 8, and config\.json says 4")
 
 
-def test_a_marker_that_names_nothing(megatron: Path) -> None:
+def test_conversion_refuses_a_marker_that_names_nothing(megatron: Path) -> None:
     (megatron / "latest_checkpointed_iteration.txt").write_text("30")
     refused(megatron, "says '30', but .*iter_0000030 holds no checkpoint")
 
 
-def test_a_ranks_file_cut_short_or_missing(megatron: Path) -> None:
+def test_conversion_refuses_a_shard_cut_short_or_missing(megatron: Path) -> None:
     file = megatron / "release" / "__1_0.distcp"
     file.write_bytes(file.read_bytes()[:-100])
     refused(megatron, r"__1_0\.distcp has \d+ of \d+ bytes; copy the checkpoint again")
@@ -232,17 +234,17 @@ def test_a_ranks_file_cut_short_or_missing(megatron: Path) -> None:
     refused(megatron, r"__1_0\.distcp is missing")
 
 
-def test_a_damaged_index(megatron: Path) -> None:
+def test_conversion_refuses_a_damaged_index(megatron: Path) -> None:
     (megatron / "release" / ".metadata").write_bytes(b"\x80\x04nonsense")
     refused(megatron, r"\.metadata cannot be read")
 
 
-def test_no_files_of_the_model(megatron: Path) -> None:
+def test_conversion_refuses_a_checkpoint_without_model_files(megatron: Path) -> None:
     (megatron / "config.json").unlink()
     refused(megatron, r"no config\.json in .*give --model-files")
 
 
-def test_files_of_another_model(megatron: Path) -> None:
+def test_conversion_refuses_files_of_another_model(megatron: Path) -> None:
     set_config(megatron, intermediate_size=96)
     refused(megatron, r"linear_fc1\.weight is \(160, 48\) instead of \(192, 48\)")
     set_config(megatron, intermediate_size=80, vocab_size=200)
@@ -255,12 +257,12 @@ def test_files_of_another_model(megatron: Path) -> None:
         refused(megatron, r"input_layernorm\.weight is \(4, 48\) instead of \(48,\)")
 
 
-def test_fewer_layers_than_are_stored(model: Path) -> None:
+def test_conversion_refuses_fewer_layers_than_stored(model: Path) -> None:
     set_config(model, num_hidden_layers=3, layer_types=["full_attention"] * 3)
     refused(model, r"holds parameters of layers .*: model\.layers\.3\.input_layernorm\.weight")
 
 
-def test_parameters_that_the_family_does_not_have(model: Path) -> None:
+def test_conversion_refuses_parameters_unknown_to_the_family(model: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     file = file_of(model, name)
     bias = name.replace("weight", "bias")
@@ -272,5 +274,5 @@ def test_parameters_that_the_family_does_not_have(model: Path) -> None:
 
 
 @pytest.mark.parametrize("size", ["0GB", "5 parsecs", "", "5", "500", "999KB"])
-def test_a_size_that_is_none(megatron: Path, size: str) -> None:
+def test_conversion_refuses_a_size_that_is_none(megatron: Path, size: str) -> None:
     refused(megatron, "--max-shard-size is .*give a size such as", max_shard_size=size)

@@ -38,7 +38,7 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("dtype", SIZES, ids=str)
 @pytest.mark.parametrize("family", tiny.family_configs())
-def test_every_tensor_returns_bit_by_bit(
+def test_round_trip_returns_every_tensor_bit_by_bit(
     families: dict[str, Path], tmp_path: Path, family: str, dtype: torch.dtype
 ) -> None:
     source = tiny_conversion.save_typed(families[family], tmp_path / "typed", dtype)
@@ -55,7 +55,7 @@ def test_every_tensor_returns_bit_by_bit(
 
 
 @pytest.mark.parametrize("family", ["llama", "qwen3_moe_mixed"])
-def test_tensors_of_differing_types_return_as_they_were(
+def test_round_trip_keeps_tensors_of_differing_types(
     families: dict[str, Path], tmp_path: Path, family: str
 ) -> None:
     source = tmp_path / "mixed"
@@ -79,7 +79,7 @@ def test_tensors_of_differing_types_return_as_they_were(
 
 
 @pytest.mark.parametrize(("layers", "stages"), [(5, 2), (7, 3)])
-def test_layers_that_do_not_divide_by_the_stages_return_bit_by_bit(
+def test_round_trip_keeps_layers_in_uneven_stages(
     families: dict[str, Path], tmp_path: Path, layers: int, stages: int
 ) -> None:
     config = AutoConfig.from_pretrained(families["qwen2"])
@@ -94,7 +94,7 @@ def test_layers_that_do_not_divide_by_the_stages_return_bit_by_bit(
     assert min(sizes) > 0
 
 
-def test_a_tied_model_with_another_output_matrix_returns_untied(
+def test_round_trip_unties_a_model_with_another_output_matrix(
     families: dict[str, Path], tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(families["llama_tied"], tmp_path / "source"))
@@ -108,7 +108,7 @@ def test_a_tied_model_with_another_output_matrix_returns_untied(
         assert json.loads((folder / "config.json").read_text())["tie_word_embeddings"] is False
 
 
-def test_a_stray_file_beside_the_model_is_not_converted(
+def test_conversion_ignores_a_stray_file_beside_the_model(
     families: dict[str, Path], tmp_path: Path
 ) -> None:
     source = Path(shutil.copytree(families["qwen3"], tmp_path / "source"))
@@ -120,7 +120,7 @@ def test_a_stray_file_beside_the_model_is_not_converted(
     assert tiny_conversion.differing(tiny_conversion.tensors(tmp_path / "back"), want) == []
 
 
-def test_logits_before_and_after_are_equal(families: dict[str, Path], tmp_path: Path) -> None:
+def test_round_trip_keeps_the_logits(families: dict[str, Path], tmp_path: Path) -> None:
     tokens = torch.tensor([tiny.ragged_token_ids()[3][1]])
     for family, source in families.items():
         megatron, back = tmp_path / family / "megatron", tmp_path / family / "back"
@@ -131,7 +131,9 @@ def test_logits_before_and_after_are_equal(families: dict[str, Path], tmp_path: 
         assert torch.equal(before, after)
 
 
-def test_the_models_files_arrive_unchanged(families: dict[str, Path], tmp_path: Path) -> None:
+def test_round_trip_keeps_the_other_files_of_the_model(
+    families: dict[str, Path], tmp_path: Path
+) -> None:
     source = tiny_conversion.save_typed(families["qwen3"], tmp_path / "typed", torch.bfloat16)
     extra = {
         "tokenizer.model": bytes(range(256)),
@@ -153,7 +155,7 @@ def test_the_models_files_arrive_unchanged(families: dict[str, Path], tmp_path: 
     assert ids[0] == ids[1] == [[3], [77], [130], [0]]
 
 
-def test_an_explicit_dtype_is_written_and_told(families: dict[str, Path], tmp_path: Path) -> None:
+def test_dtype_is_written_to_tensors_and_config(families: dict[str, Path], tmp_path: Path) -> None:
     source = families["llama_tied"]
     megatron, back = tmp_path / "megatron", tmp_path / "back"
     convert_hf_to_megatron(str(source), str(megatron), dtype="bfloat16")
@@ -168,7 +170,7 @@ def test_an_explicit_dtype_is_written_and_told(families: dict[str, Path], tmp_pa
     assert json.loads((wide / "config.json").read_text())["dtype"] == "float32"
 
 
-def test_each_ranks_file_holds_its_share(families: dict[str, Path], tmp_path: Path) -> None:
+def test_conversion_gives_each_rank_its_share(families: dict[str, Path], tmp_path: Path) -> None:
     megatron = tmp_path / "megatron"
     convert_hf_to_megatron(str(families["qwen3"]), str(megatron), 2, 2)
     assert (megatron / "latest_checkpointed_iteration.txt").read_text() == "release"
@@ -193,7 +195,7 @@ def test_each_ranks_file_holds_its_share(families: dict[str, Path], tmp_path: Pa
     assert file["decoder.final_layernorm.weight", 0] == "__2_0.distcp"
 
 
-def test_the_padding_of_the_vocabulary_is_zeros_and_is_reported(
+def test_conversion_pads_the_vocabulary_with_zeros_and_says_so(
     families: dict[str, Path], tmp_path: Path
 ) -> None:
     megatron, back = tmp_path / "megatron", tmp_path / "back"
@@ -209,7 +211,7 @@ def test_the_padding_of_the_vocabulary_is_zeros_and_is_reported(
     assert tiny_conversion.differing(tiny_conversion.tensors(back), original) == []
 
 
-def test_the_report_lists_what_is_not_part_of_the_model(
+def test_conversion_report_lists_what_is_no_part_of_the_model(
     families: dict[str, Path], tmp_path: Path
 ) -> None:
     source = tiny_conversion.save_typed(families["llama_tied"], tmp_path / "typed", torch.float32)
@@ -226,7 +228,7 @@ def test_the_report_lists_what_is_not_part_of_the_model(
     assert report.peak_memory > report.bytes
 
 
-def test_a_recipe_may_name_the_converted_directory_as_long_as_it_is_whole(
+def test_model_path_accepts_a_whole_converted_directory(
     families: dict[str, Path], tmp_path: Path
 ) -> None:
     megatron = tmp_path / "megatron"
@@ -251,7 +253,7 @@ def test_force_replaces_what_was_there(families: dict[str, Path], tmp_path: Path
     assert [path.name for path in tmp_path.iterdir()] == ["megatron"]
 
 
-def test_a_sentencepiece_tokenizer_works_as_before(
+def test_round_trip_keeps_a_sentencepiece_tokenizer(
     families: dict[str, Path], tmp_path: Path
 ) -> None:
     source = shutil.copytree(families["llama"], tmp_path / "model")

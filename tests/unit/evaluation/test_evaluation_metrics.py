@@ -63,7 +63,7 @@ def test_pass_at_k_rises_with_k_and_lies_between_0_and_1(samples: int, data: st.
         ((4, -1, 1), "-1 of 4 samples cannot be correct"),
     ],
 )
-def test_impossible_numbers_are_named(arguments: tuple[int, int, int], said: str) -> None:
+def test_pass_at_k_names_impossible_numbers(arguments: tuple[int, int, int], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         pass_at_k(*arguments)
 
@@ -72,7 +72,7 @@ def test_avg_at_k_is_the_mean_over_samples_then_prompts() -> None:
     assert avg_at_k([[1.0, 0.0], [0.5, 0.5], [0.0, 0.0]]) == pytest.approx(1 / 3, rel=ROUNDING)
 
 
-def test_an_evaluation_is_reduced_to_named_numbers() -> None:
+def test_evaluation_is_reduced_to_named_metrics() -> None:
     scores = [[1.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0], [0.5, -1.0, 0.0, 0.0]]
     assert evaluation_metrics(scores, (1, 2, 4)) == pytest.approx(
         {
@@ -86,7 +86,7 @@ def test_an_evaluation_is_reduced_to_named_numbers() -> None:
 
 
 @pytest.mark.parametrize("scores", [[], [[]], [[1.0], []]])
-def test_nothing_to_average_is_an_error(scores: list[list[float]]) -> None:
+def test_avg_at_k_refuses_an_empty_set(scores: list[list[float]]) -> None:
     with pytest.raises(ValueError, match="at least one prompt, and at least one sample of each"):
         avg_at_k(scores)
 
@@ -99,11 +99,11 @@ def test_nothing_to_average_is_an_error(scores: list[list[float]]) -> None:
         ([[1.0], [1.0, 0.0]], r"equally many samples, found \[1, 2\]"),
     ],
 )
-def test_unequal_numbers_of_samples_are_an_error(scores: list[list[float]], said: str) -> None:
+def test_avg_at_k_refuses_unequal_numbers_of_samples(scores: list[list[float]], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         evaluation_metrics(scores, (1,))
 
 
-def test_a_k_above_the_number_of_samples_is_an_error() -> None:
+def test_pass_at_k_refuses_a_k_above_the_samples() -> None:
     with pytest.raises(ValueError, match="pass@3 of 2 samples: give a k from 1 to 2"):
         evaluation_metrics([[1.0, 0.0]], (1, 3))

@@ -77,7 +77,7 @@ def texts(worker, recipe, **settings) -> list[list[str]]:
 
 
 @pytest.mark.setting("evaluation.temperature", "evaluation.top_p")
-def test_responses_are_drawn_with_the_evaluations_temperature_and_nucleus(worker, quick):
+def test_evaluation_samples_with_its_temperature_and_top_p(worker, quick):
     greedy = texts(worker, quick, temperature=0.0, top_p=1.0)
     assert all(len(set(group)) == 1 for group in greedy)
     drawn = texts(worker, quick, temperature=1.0, top_p=1.0)
@@ -92,7 +92,7 @@ def test_responses_are_drawn_with_the_evaluations_temperature_and_nucleus(worker
 
 
 @pytest.mark.setting("evaluation.keep_responses")
-def test_an_evaluation_in_training_keeps_every_response_with_its_step(worker, quick, tmp_path):
+def test_keep_responses_writes_every_response_with_its_step(worker, quick, tmp_path):
     recipe = replace(quick, output_dir=str(tmp_path))
     sets = load_evaluation_sets(recipe, worker.tokenizer)
     metrics = evaluate_sets(sets, worker, recipe, 20)
@@ -113,7 +113,7 @@ def test_an_evaluation_in_training_keeps_every_response_with_its_step(worker, qu
     assert sorted(folder.name for folder in (tmp_path / "evaluation").iterdir()) == ["step_000020"]
 
 
-def test_line_ends_inside_of_text_do_not_end_a_record(worker, quick, tmp_path):
+def test_keep_responses_keeps_line_ends_inside_of_text(worker, quick, tmp_path):
     (questions,) = load_evaluation_sets(quick, worker.tokenizer)
     (result,) = graded_sets([questions], worker, quick)
     odd = [replace(sample, text="a\u2028b\x85c\nd") for sample in result.samples]
@@ -126,7 +126,7 @@ def test_line_ends_inside_of_text_do_not_end_a_record(worker, quick, tmp_path):
     assert (tmp_path / "heldout.1.jsonl").read_text() == path.read_text()
 
 
-def test_names_that_are_taken_are_left_alone(tmp_path):
+def test_unused_names_leave_files_that_exist_alone(tmp_path):
     assert [path.name for path in unused_names(tmp_path)] == ["evaluation.json", "evaluation"]
     (tmp_path / "evaluation" / "step_000020").mkdir(parents=True)  # Of a training run.
     assert unused_names(tmp_path)[1].name == "evaluation"
@@ -149,7 +149,7 @@ def evaluated(recipe, tmp_path_factory):
     return folder, metrics, records
 
 
-def test_what_is_left_out_or_timed_out_is_counted_and_said(evaluated):
+def test_evaluation_counts_and_logs_what_is_left_out(evaluated):
     _, (metrics, again), said = evaluated
     assert metrics == again
     counted = {name: metrics[f"eval/heldout/{name}"] for name in ("questions", "dropped")}
@@ -165,7 +165,7 @@ def test_what_is_left_out_or_timed_out_is_counted_and_said(evaluated):
     assert any("rollout.record and rollout.replay are for training" in line for line in said)
 
 
-def test_the_command_writes_how_it_was_measured_and_overwrites_nothing(evaluated, recipe):
+def test_eval_writes_its_settings_and_overwrites_nothing(evaluated, recipe):
     folder, (metrics, _), _ = evaluated
     first = json.loads((folder / "evaluation.json").read_text())
     second = json.loads((folder / "evaluation.1.json").read_text())
@@ -183,7 +183,7 @@ def test_the_command_writes_how_it_was_measured_and_overwrites_nothing(evaluated
         assert len((folder / name / "heldout.jsonl").read_text().splitlines()) == 3
 
 
-def test_the_paths_are_printed(recipe, tmp_path, capsys):
+def test_eval_prints_the_paths_it_wrote(recipe, tmp_path, capsys):
     evaluation = replace(recipe.evaluation, max_prompts=1, samples_per_prompt=1, pass_at=(1,))
     evaluate(replace(recipe, output_dir=str(tmp_path), evaluation=evaluation))
     said = capsys.readouterr().out

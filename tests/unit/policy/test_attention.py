@@ -37,9 +37,7 @@ def exact(
 
 
 @pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 1), (1, 7), (3, 7)])
-def test_without_a_mask_each_query_sees_the_keys_up_to_its_own_position(
-    queries: int, keys: int
-) -> None:
+def test_attention_without_a_mask_is_causal(queries: int, keys: int) -> None:
     inputs = tensors(queries, keys)
     position = torch.arange(keys - queries, keys)[:, None]
     forbidden = torch.arange(keys) > position
@@ -49,7 +47,7 @@ def test_without_a_mask_each_query_sees_the_keys_up_to_its_own_position(
     )
 
 
-def test_a_mask_is_true_where_attention_is_forbidden() -> None:
+def test_attention_mask_is_true_where_forbidden() -> None:
     inputs = tensors(5, 5)
     causal = torch.ones(5, 5).triu(1).bool()
     forbidden = causal.expand(BATCH, 1, 5, 5).clone()
@@ -59,14 +57,14 @@ def test_a_mask_is_true_where_attention_is_forbidden() -> None:
     )
 
 
-def test_the_softmax_scale_is_used() -> None:
+def test_attention_uses_the_softmax_scale() -> None:
     inputs = tensors(5, 5)
     causal = torch.ones(5, 5).triu(1).bool()
     found = attention(softmax_scale=0.1)(*inputs, None)
     torch.testing.assert_close(found.double(), exact(inputs, causal, 0.1), atol=1e-6, rtol=0)
 
 
-def test_packed_sequences_do_not_see_each_other() -> None:
+def test_attention_keeps_packed_sequences_apart() -> None:
     lengths = (3, 1, 5)
     query, key, value = (x[:, 0] for x in tensors(sum(lengths), sum(lengths)))
     ends = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
@@ -79,7 +77,7 @@ def test_packed_sequences_do_not_see_each_other() -> None:
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-6, rtol=0)
 
 
-def test_what_packed_sequences_cannot_have_is_refused() -> None:
+def test_attention_refuses_what_packed_sequences_cannot_have() -> None:
     query, key, value = (x[:, 0] for x in tensors(5, 5))
     ends = torch.tensor([0, 5], dtype=torch.int32)
     packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)

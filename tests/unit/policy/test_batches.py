@@ -104,14 +104,14 @@ def test_state_index_points_at_the_token_before_each_target(case: Case) -> None:
 
 
 @given(batches)
-def test_the_ranks_shares_hold_every_fed_token_once_and_else_padding(case: Case) -> None:
+def test_micro_batch_shares_hold_every_fed_token_once(case: Case) -> None:
     fed = [token for one in case[0] for token in (one.prompt + one.response)[:-1]]
     held = [batch.tokens.flatten() for made in shares(case) for batch in made]
     assert sorted(token for token in torch.cat(held).tolist() if token) == sorted(fed)
 
 
 @given(batches)
-def test_shapes_keep_the_promises_of_the_options(case: Case) -> None:
+def test_micro_batch_shapes_keep_what_options_promise(case: Case) -> None:
     sequences, size, ranks, options = case
     multiple = options["length_multiple"]
     made = shares(case)

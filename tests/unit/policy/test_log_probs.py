@@ -51,7 +51,7 @@ def exact(inputs: tuple[torch.Tensor, ...], temperature: float) -> list[torch.Te
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7, 1.5])
 @pytest.mark.parametrize("chunk_tokens", [None, 1, 3, TOKENS])
-def test_values_and_gradients_equal_float64_autograd_for_any_chunk_and_temperature(
+def test_log_probs_and_gradients_equal_float64_autograd(
     inputs: tuple[torch.Tensor, ...], temperature: float, chunk_tokens: int | None
 ) -> None:
     found = gradients(inputs, temperature=temperature, chunk_tokens=chunk_tokens)
@@ -60,7 +60,7 @@ def test_values_and_gradients_equal_float64_autograd_for_any_chunk_and_temperatu
         torch.testing.assert_close(ours.double(), reference, atol=2e-5, rtol=1e-5)
 
 
-def test_padding_rows_of_the_vocabulary_get_no_mass_and_no_gradient(
+def test_log_probs_give_vocabulary_padding_no_mass(
     inputs: tuple[torch.Tensor, ...],
 ) -> None:
     hidden, weight, targets, factors = inputs
@@ -78,7 +78,7 @@ def test_entropy_has_no_gradient(inputs: tuple[torch.Tensor, ...]) -> None:
     assert not entropy.requires_grad
 
 
-def test_probabilities_that_underflow_leave_everything_finite(
+def test_log_probs_stay_finite_where_probabilities_underflow(
     inputs: tuple[torch.Tensor, ...],
 ) -> None:
     hidden, *rest = inputs
@@ -87,14 +87,14 @@ def test_probabilities_that_underflow_leave_everything_finite(
     assert (entropy >= 0).all()
 
 
-def test_no_tokens_give_empty_results_and_zero_gradients(inputs: tuple[torch.Tensor, ...]) -> None:
+def test_log_probs_of_no_tokens_are_empty(inputs: tuple[torch.Tensor, ...]) -> None:
     hidden, weight, targets, factors = inputs
     found = gradients((hidden[:0], weight, targets[:0], factors[:0]))
     assert [x.numel() for x in found[:3]] == [0, 0, 0]
     assert not found[3].any()
 
 
-def test_bf16_inputs_give_fp32_log_probs_and_bf16_gradients(
+def test_log_probs_of_bf16_are_fp32_with_bf16_gradients(
     inputs: tuple[torch.Tensor, ...],
 ) -> None:
     hidden, weight, targets, factors = inputs
@@ -121,7 +121,7 @@ class LargestTensor(TorchDispatchMode):
         return result
 
 
-def test_logits_of_more_than_one_chunk_never_exist_at_once() -> None:
+def test_log_probs_hold_logits_of_one_chunk_at_once() -> None:
     tokens, vocabulary, hidden_size, chunk_tokens = 96, 640, 8, 10
     hidden = torch.randn(tokens, hidden_size, requires_grad=True)
     weight = torch.randn(vocabulary, hidden_size, requires_grad=True)
@@ -155,7 +155,7 @@ class Memory:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_as_little_is_alive_at_once_as_is_said(
+def test_log_probs_hold_as_little_at_once_as_documented(
     monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     rows, width, tokens, chunk_tokens = 512, 1024, 256, 128

@@ -26,7 +26,7 @@ from megatron_resrl.policy.model_config import (
 )
 
 
-def test_llama3_rope_scaling_gives_the_frequencies_of_transformers() -> None:
+def test_llama3_rope_scaling_is_that_of_transformers() -> None:
     config = tiny.family_configs()["llama"]
     theirs = LlamaRotaryEmbedding(config).inv_freq
     ours = rotary_inverse_frequencies(config)
@@ -45,24 +45,24 @@ def test_plain_rope_needs_no_frequencies_of_its_own() -> None:
     assert family_of(config).rotary[None] == {"rope_theta": 10000.0, "rope_type": "default"}
 
 
-def test_an_unknown_rope_type_is_refused_by_name() -> None:
+def test_unknown_rope_type_is_refused_by_name() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}
     with pytest.raises(ValueError, match=r"'dynamic'.*supported are default, linear, llama3, y"):
         rotary_inverse_frequencies(LlamaConfig(rope_parameters=rope))
 
 
-def test_a_rope_theta_beside_the_scaling_is_found(tmp_path: Path) -> None:
+def test_rope_theta_beside_the_scaling_is_found(tmp_path: Path) -> None:
     old = {"rope_theta": 500000.0, "rope_scaling": None, "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(old | {"model_type": "llama"}))
     assert family_of(read_hf_config(str(tmp_path))).rotary[None]["rope_theta"] == 500000.0
 
 
-def test_a_directory_without_config_is_refused_by_name(tmp_path: Path) -> None:
+def test_directory_without_config_is_refused_by_name(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which has no config\.json"):
         read_hf_config(str(tmp_path))
 
 
-def test_an_unsupported_architecture_is_refused_with_the_supported_ones(tmp_path: Path) -> None:
+def test_unsupported_architecture_names_the_supported_ones(tmp_path: Path) -> None:
     config = {"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match="GPT2LMHeadModel; supported are LlamaForCausalLM"):
@@ -76,9 +76,7 @@ def test_head_size_is_explicit_or_hidden_size_over_heads() -> None:
 
 
 @pytest.mark.parametrize(("ranks", "rows"), [(1, 131), (2, 132), (4, 132), (8, 136)])
-def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_parallel_ranks(
-    ranks: int, rows: int
-) -> None:
+def test_vocabulary_is_padded_to_a_multiple_of_tensor_parallel(ranks: int, rows: int) -> None:
     assert padded_vocab_size(131, ranks) == rows
 
 
@@ -149,7 +147,7 @@ def test_dense_layers_of_a_mixture_of_experts_stay_dense(
     assert config.moe_layer_freq == sparse
 
 
-def test_every_layer_of_mixtral_has_experts_as_large_as_a_dense_layer() -> None:
+def test_layers_of_mixtral_have_experts_of_dense_size() -> None:
     hf_config = tiny.family_configs()["mixtral"]
     config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("fp32"))
     assert (config.moe_layer_freq, config.num_moe_experts) == (1, 4)

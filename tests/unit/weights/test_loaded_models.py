@@ -113,7 +113,7 @@ def save(policy, directory: Path) -> Path:
     return directory
 
 
-def test_a_stray_file_beside_the_model_is_not_read(untied: Path) -> None:
+def test_stray_file_beside_the_model_is_not_read(untied: Path) -> None:
     stray = {name: torch.zeros_like(t) for name, t in load_file(untied / WEIGHTS).items()}
     for name in ("a.safetensors", "step_100.safetensors"):
         save_file(stray, untied / name, metadata={"format": "pt"})
@@ -134,7 +134,7 @@ def test_numbered_files_without_an_index_are_one_model(untied: Path) -> None:
         policy_of(untied)
 
 
-def test_a_tied_model_with_another_output_matrix_is_untied(
+def test_tied_model_with_another_output_matrix_is_untied(
     tied: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     head = torch.randn(tiny.VOCABULARY, 48)
@@ -153,7 +153,7 @@ def test_a_tied_model_with_another_output_matrix_is_untied(
     assert_equal(ours(policy_of(step)), expected)
 
 
-def test_an_output_matrix_that_is_the_embedding_stays_tied(tied: Path, tmp_path: Path) -> None:
+def test_output_matrix_that_is_the_embedding_stays_tied(tied: Path, tmp_path: Path) -> None:
     add(tied, lm_head__weight=load_file(tied / WEIGHTS)[EMBEDDING].clone())
     policy = policy_of(tied)
     assert policy.hf_config.tie_word_embeddings
@@ -162,7 +162,7 @@ def test_an_output_matrix_that_is_the_embedding_stays_tied(tied: Path, tmp_path:
     assert (exported / "config.json").read_bytes() == (tied / "config.json").read_bytes()
 
 
-def test_one_output_matrix_in_a_megatron_directory_of_a_tied_model_is_refused(
+def test_tied_model_with_one_megatron_output_matrix_is_refused(
     untied: Path, tmp_path: Path
 ) -> None:
     step = save_checkpoint(tmp_path / "run", policy_of(untied, trainable=True), TrainerState(1, {}))
@@ -183,9 +183,7 @@ def test_weights_that_are_not_finite_are_named_with_their_file(untied: Path, val
         policy_of(untied)
 
 
-def test_weights_of_differing_types_are_loaded_from_either_format(
-    mixed: Path, converted: Path
-) -> None:
+def test_load_takes_differing_types_from_either_format(mixed: Path, converted: Path) -> None:
     expected = theirs(mixed)
     assert_equal(ours(policy_of(mixed)), expected)
     assert_equal(ours(policy_of(converted)), expected)
@@ -201,7 +199,7 @@ def test_what_is_left_out_is_named_in_the_log(
     assert "they are left out: model.mtp.norm.weight" in caplog.text
 
 
-def test_an_attention_kernel_in_config_json_is_not_asked_for(untied: Path) -> None:
+def test_attention_kernel_in_config_json_is_not_asked_for(untied: Path) -> None:
     expected = theirs(untied)
     config = json.loads((untied / "config.json").read_text())
     for name in ("flash_attention_2", "flash_attention_3", "flex_attention"):
@@ -224,7 +222,7 @@ OLDER_CONFIG = b"""{
 """As transformers 4 spells it. A reader of that line does not know `rope_parameters`."""
 
 
-def test_an_exported_model_has_the_files_that_it_came_with(untied: Path, tmp_path: Path) -> None:
+def test_exported_model_has_the_files_that_it_came_with(untied: Path, tmp_path: Path) -> None:
     (untied / "config.json").write_bytes(OLDER_CONFIG)
     (untied / "generation_config.json").write_bytes(b'{"temperature":0.60,\\n "eos_token_id": [1]}')
     (untied / "chat_template.jinja").write_text("{{ messages }}")
@@ -245,9 +243,7 @@ def test_an_exported_model_has_the_files_that_it_came_with(untied: Path, tmp_pat
     assert_equal(theirs(exported), ours(policy))
 
 
-def test_an_exported_model_has_the_tokenizer_that_it_was_trained_with(
-    untied: Path, tmp_path: Path
-) -> None:
+def test_exported_model_has_the_tokenizer_of_training(untied: Path, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer"
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"pad_token": "w7"})
@@ -260,7 +256,7 @@ def test_an_exported_model_has_the_tokenizer_that_it_was_trained_with(
         assert (folder / "config.json").read_bytes() == (untied / "config.json").read_bytes()
 
 
-def test_a_checkpoint_and_its_run_can_be_named_as_the_model(untied: Path, tmp_path: Path) -> None:
+def test_checkpoint_and_its_run_can_be_named_as_the_model(untied: Path, tmp_path: Path) -> None:
     policy = policy_of(untied, trainable=True)
     expected = ours(policy)
     step = save_checkpoint(tmp_path / "run", policy, TrainerState(4, {}))

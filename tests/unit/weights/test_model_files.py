@@ -27,7 +27,7 @@ def contents(directory: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in directory.iterdir() if path.is_file()}
 
 
-def test_everything_but_weights_is_copied_byte_by_byte(tmp_path: Path) -> None:
+def test_copy_model_files_copies_all_but_weights_bytewise(tmp_path: Path) -> None:
     small = {
         "config.json": CONFIG,
         "generation_config.json": b"{ }",
@@ -53,7 +53,7 @@ def test_everything_but_weights_is_copied_byte_by_byte(tmp_path: Path) -> None:
     assert names == sorted([*small, templates.name])
 
 
-def test_another_tokenizer_takes_the_place_of_the_models(tmp_path: Path) -> None:
+def test_copy_model_files_replaces_the_tokenizer(tmp_path: Path) -> None:
     of_network = {"config.json": CONFIG, "generation_config.json": b"{}"}
     own = dict.fromkeys(("vocab.json", "merges.txt", "tokenizer_config.json"), b"{}")
     other = {"tokenizer.json": b"{ }", "tokenizer_config.json": b'{"a": 1}'}
@@ -69,7 +69,7 @@ def told(directory: Path, config: bytes, **changes: object) -> bytes:
     return (directory / "config.json").read_bytes()
 
 
-def test_what_is_said_already_stays_as_it_is_written(tmp_path: Path) -> None:
+def test_config_value_that_is_right_stays_as_written(tmp_path: Path) -> None:
     assert told(tmp_path, CONFIG, dtype="bfloat16", tied=True) == CONFIG
     prefixed = CONFIG.replace(b'"bfloat16"', b'"torch.bfloat16"')
     assert told(tmp_path, prefixed, dtype="bfloat16") == prefixed
@@ -77,7 +77,7 @@ def test_what_is_said_already_stays_as_it_is_written(tmp_path: Path) -> None:
     assert told(tmp_path, untied, dtype="float32", tied=False) == untied
 
 
-def test_only_the_changed_value_is_written_anew(tmp_path: Path) -> None:
+def test_config_changes_only_the_value_that_differs(tmp_path: Path) -> None:
     changed = told(tmp_path, CONFIG, dtype="float32", tied=False)
     expected = CONFIG.replace(b'"torch_dtype" : "bfloat16"', b'"torch_dtype": "float32"')
     assert changed == expected.replace(b"true", b"false")
@@ -96,14 +96,12 @@ def test_only_the_changed_value_is_written_anew(tmp_path: Path) -> None:
         '{"torch_dtype": "float16", "dtype": "float16"}',
     ],
 )
-def test_values_that_are_not_there_or_deeper_too_are_said_at_the_top(
-    tmp_path: Path, config: str
-) -> None:
+def test_config_gets_missing_values_at_the_top(tmp_path: Path, config: str) -> None:
     changed = json.loads(told(tmp_path, config.encode(), dtype="float32", tied=True))
     wanted = json.loads(config) | {"torch_dtype": "float32", "tie_word_embeddings": True}
     assert changed == wanted | ({"dtype": "float32"} if '"dtype"' in config else {})
 
 
-def test_a_configuration_that_is_none_is_refused(tmp_path: Path) -> None:
+def test_config_that_is_none_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not a JSON object"):
         told(tmp_path, b"[]", dtype="float32")

@@ -47,13 +47,13 @@ def test_missing_tensors_are_named_with_the_directory(model: Path) -> None:
     assert "model.layers.2.mlp.up_proj.weight" in str(e.value)
 
 
-def test_a_tensor_of_another_shape_is_named_with_both_shapes(model: Path) -> None:
+def test_tensor_of_another_shape_is_named_with_both_shapes(model: Path) -> None:
     change(model, lm_head__weight=torch.zeros(130, 48))
     with pytest.raises(ValueError, match=r"lm_head\.weight is \(130, 48\) instead of \(131, 48\)"):
         check(model)
 
 
-def test_experts_of_mixtral_are_looked_for_under_the_names_of_its_files(tmp_path: Path) -> None:
+def test_experts_of_mixtral_are_found_under_their_file_names(tmp_path: Path) -> None:
     path = tiny.write_families(tmp_path, ["mixtral"])["mixtral"]
     down = "model__layers__1__block_sparse_moe__experts__2__w2__weight"
     up = "model__layers__3__block_sparse_moe__experts__0__w3__weight"
@@ -83,33 +83,33 @@ def test_loading_checks_before_it_touches_a_model(model: Path) -> None:
         load_weights([], AutoConfig.from_pretrained(model), str(model))
 
 
-def test_a_directory_without_safetensors_is_refused_by_name(model: Path) -> None:
+def test_directory_without_safetensors_is_refused_by_name(model: Path) -> None:
     (model / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no \*\.safetensors file"):
         check(model)
 
 
-def test_a_file_cut_short_is_named(model: Path) -> None:
+def test_file_cut_short_is_named(model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read .*fetch the model"):
         check(model)
 
 
-def test_a_file_that_the_index_names_but_is_not_there_is_named(model: Path) -> None:
+def test_file_that_the_index_names_but_is_not_there_is_named(model: Path) -> None:
     weight_map = dict.fromkeys(stored_shapes(model), "model-00001-of-00002.safetensors")
     (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ValueError, match=r"lacks model-00001-of-00002\.safetensors; fetch"):
         check(model)
 
 
-def test_a_malformed_index_is_named(model: Path) -> None:
+def test_malformed_index_is_named(model: Path) -> None:
     (model / INDEX).write_text("{")
     with pytest.raises(ValueError, match=r"index\.json cannot be read .*fetch the model"):
         check(model)
 
 
-def test_a_tensor_counts_only_where_the_index_says_it_is(model: Path) -> None:
+def test_tensor_counts_only_where_the_index_says_it_is(model: Path) -> None:
     weight_map = dict.fromkeys(stored_shapes(model), "model.safetensors")
     weight_map["model.norm.weight"] = "other.safetensors"
     (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
