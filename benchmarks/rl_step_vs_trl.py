@@ -114,7 +114,7 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     from megatron_resrl.observe.timers import PhaseTimers
     from megatron_resrl.platform.distributed import process_groups
     from megatron_resrl.rollout.collect import grade_responses
-    from megatron_resrl.rollout.engine import SamplingParams
+    from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
     from megatron_resrl.rollout.worker import open_worker
     from megatron_resrl.training.journal import Journal
     from megatron_resrl.training.records import readable
@@ -149,7 +149,9 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
             batch = prompts[(step - 1) * PROMPTS : step * PROMPTS]
             with phase(timers, "rollout"):
                 token_ids = [prompt.token_ids for prompt in batch]
-                responses = worker.engine.generate(token_ids, sampling, seed=(recipe.seed, step))
+                responses = worker.engine.generate(
+                    GenerationRequest(token_ids, sampling, seed=(recipe.seed, step))
+                )
             with phase(timers, "reward"):
                 samples = grade_responses(
                     batch, responses, worker.grader, worker.tokenizer, recipe.reward

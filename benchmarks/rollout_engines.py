@@ -34,7 +34,7 @@ from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingParams
 from megatron_resrl.rollout.engines.factory import make_engine
 from megatron_resrl.rollout.worker import build_policy
 
@@ -114,13 +114,15 @@ def with_product(options: argparse.Namespace) -> dict[str, Any]:
     )
     initialize(recipe.parallel, seed=0)
     policy = build_policy(recipe, trainable=False)
-    engine = make_engine(recipe, policy, trainable=False)
+    engine = make_engine(recipe, policy, None, trainable=False)
     try:
         prompts = prompts_of(options.prompts, policy.hf_config.vocab_size)
         sampling = SamplingParams(options.tokens, stop_token_ids=(), n=options.samples)
-        engine.generate(prompts[:1], replace(sampling, n=1, max_new_tokens=4), seed=(0,))
+        engine.generate(
+            GenerationRequest(prompts[:1], replace(sampling, n=1, max_new_tokens=4), seed=(0,))
+        )
         began = time.perf_counter()
-        groups = engine.generate(prompts, sampling, seed=(1,))
+        groups = engine.generate(GenerationRequest(prompts, sampling, seed=(1,)))
         seconds = time.perf_counter() - began
     finally:
         engine.close()

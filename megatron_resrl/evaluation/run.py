@@ -28,7 +28,7 @@ from megatron_resrl.evaluation.results import (
 )
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.rollout.collect import grade_responses
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import EVALUATION_STREAM
@@ -93,7 +93,8 @@ def graded_sets(
     results = []
     for number, each in enumerate(sets):
         seed = (recipe.seed, EVALUATION_STREAM, number)
-        responses = worker.player.begin(each.prompts, sampling, seed=seed).result()
+        request = GenerationRequest.of_prompts(each.prompts, sampling, seed)
+        responses = worker.engine.generate(request)
         require_finite_responses(
             each.prompts,
             responses,

@@ -1,10 +1,16 @@
-"""What every rollout engine takes and returns: token ids in, token ids out."""
+"""What every rollout engine takes and returns: token ids in, token ids out.
+
+Engines stand around engines: episodes of an environment around what generates one turn, the log of
+finished groups around both. `engines/factory.py` says which.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal, Protocol
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, Protocol
+
+from megatron_resrl.data.prompts import Prompt, PromptRecord
 
 
 @dataclass(frozen=True)
@@ -59,15 +65,82 @@ class Response:
 
 
 OnGroup = Callable[[int, list[Response]], None]
-"""(prompt's index, all its responses): called on global rank 0 alone, once for each prompt, as soon
-as its last response is there; from any thread, one at a time."""
+"""(place of the prompt in the request, all its responses): called on global rank 0 alone, once for
+each prompt, as soon as its last response is there; from any thread, one call at a time."""
+
+
+class TrainingRound(NamedTuple):
+    """Names a part of a training step's rollouts, so that a recording or a log can find it."""
+
+    step: int
+    number: int
+    """0: the step's own prompts; r: round r of dynamic sampling."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest:
+    """The responses that a caller wants. The same on all ranks but for `on_group`."""
+
+    prompts: Sequence[Sequence[int]]
+    """Token ids of each prompt."""
+    sampling: SamplingParams
+    """How responses are drawn; with an environment `max_new_tokens` bounds all turns together."""
+    seed: tuple[int, ...]
+    """Names the random numbers, e.g. (run seed, stream, step). Sample j of prompt i uses numbers
+    keyed by (*seed, indices[i], j), whatever the layout and the batching; an engine that cannot
+    promise that says so."""
+    indices: Sequence[int] | None = None
+    """One for each prompt, so that a part of a batch draws what the whole would; None: by place."""
+    on_group: OnGroup | None = None
+    """Called with each finished group."""
+    records: Sequence[PromptRecord] = ()
+    """The question behind each prompt; only environments read them."""
+    training_round: TrainingRound | None = None
+    """What the responses are for; None: not for a training step."""
+
+    @classmethod
+    def of_prompts(
+        cls,
+        prompts: Sequence[Prompt],
+        sampling: SamplingParams,
+        seed: tuple[int, ...],
+        training_round: TrainingRound | None = None,
+    ) -> GenerationRequest:
+        """A request for responses to questions of a data file."""
+        return cls(
+            [prompt.token_ids for prompt in prompts],
+            sampling,
+            seed,
+            records=[prompt.record for prompt in prompts],
+            training_round=training_round,
+        )
+
+    @property
+    def prompt_indices(self) -> Sequence[int]:
+        """The second last part of the key of every prompt's random numbers."""
+        return range(len(self.prompts)) if self.indices is None else self.indices
+
+    def select(self, places: Sequence[int], on_group: OnGroup | None) -> GenerationRequest:
+        """The request for some of the prompts, which draw what they would in the whole one.
+
+        Args:
+            places: Places of the prompts in this request.
+            on_group: Called with places in the new request.
+        """
+        return replace(
+            self,
+            prompts=[self.prompts[place] for place in places],
+            indices=[self.prompt_indices[place] for place in places],
+            records=[self.records[place] for place in places] if self.records else (),
+            on_group=on_group,
+        )
 
 
 class PendingRollout(Protocol):
     """Responses that are being generated."""
 
     def result(self) -> list[list[Response]]:
-        """Waits for them. Collective over all ranks; called once.
+        """Waits for the responses. Collective over all ranks; called once.
 
         Returns:
             For each prompt its responses; the same on all ranks.
@@ -75,51 +148,36 @@ class PendingRollout(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class DeferredRollout:
+    """A `PendingRollout` that does its work when the result is asked for."""
+
+    result: Callable[[], list[list[Response]]]
+
+
 class RolloutEngine(Protocol):
     """Samples responses with the policy's weights of the last `update_weights`."""
 
-    def begin(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> PendingRollout:
-        """Starts sampling `sampling.n` responses for each prompt. Collective over all ranks.
+    finishes_groups_together: bool = False
+    """Whether all groups of a request are finished at the same moment, in batches that are a matter
+    of the request: the last bit of a log-probability depends on what is decoded beside it."""
 
-        An engine that can goes on while the caller trains; another generates in `result`.
+    def begin(self, request: GenerationRequest) -> PendingRollout:
+        """Starts sampling. Collective over all ranks.
 
-        Args:
-            prompts: Token ids, the same on all ranks.
-            sampling: How to draw.
-            seed: Names the random numbers, e.g. (run seed, stream, step). Sample j of prompt i uses
-                numbers keyed by (*seed, i, j), whatever the layout and the batching; an engine
-                that cannot promise that says so.
-            indices: Used instead of i, one for each prompt, so that a part of a batch draws what
-                the whole would.
-            on_group: Told of finished groups; by i.
+        If the engine runs asynchronously, generation continues while the caller trains; otherwise
+        `result` generates.
         """
         ...
 
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> list[list[Response]]:
+    def generate(self, request: GenerationRequest) -> list[list[Response]]:
         """`begin` and `result` in one."""
-        pending = self.begin(prompts, sampling, seed=seed, indices=indices, on_group=on_group)
-        return pending.result()
+        return self.begin(request).result()
 
     def update_weights(self, version: int) -> dict[str, float]:
         """Makes what is generated from now on use the policy's weights as they are. Collective.
 
-        Responses that are being generated go on with them.
+        Responses in flight continue with the new weights.
 
         Args:
             version: Training steps taken so far.
@@ -130,9 +188,33 @@ class RolloutEngine(Protocol):
         ...
 
     def sleep(self) -> None:
-        """Gives shared devices free for training; nothing is being generated. Collective."""
+        """Frees the devices shared with training; nothing is in flight. Collective."""
         ...
 
     def close(self) -> None:
         """Ends what the engine started. Not collective; called on every rank, after errors too."""
         ...
+
+
+class WrappingEngine(RolloutEngine):
+    """An engine around another: everything but `begin` is the inner engine's."""
+
+    def __init__(self, engine: RolloutEngine) -> None:
+        """
+        Args:
+            engine: The inner engine.
+        """
+        self.engine = engine
+        self.finishes_groups_together = engine.finishes_groups_together
+
+    def update_weights(self, version: int) -> dict[str, float]:
+        """See `RolloutEngine.update_weights`."""
+        return self.engine.update_weights(version)
+
+    def sleep(self) -> None:
+        """See `RolloutEngine.sleep`."""
+        self.engine.sleep()
+
+    def close(self) -> None:
+        """See `RolloutEngine.close`."""
+        self.engine.close()

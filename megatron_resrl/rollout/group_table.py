@@ -1,13 +1,16 @@
-"""Groups of responses as rows of an Arrow table: what the rollout log and recordings hold."""
+"""Groups of responses as rows of a Parquet file: the one format of the log and of recordings."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from megatron_resrl.rollout.engine import Response
 
@@ -28,8 +31,12 @@ SCHEMA = pa.schema(
     ]
 )
 """One row per response. `round` and `index` name the group, `group` is its number in the step
-(null: it is not in the step), `sample` the response's number in it; the others are those of
-`Response`."""
+(null: the step does not have it), `sample` the response's number in the group; the other columns
+are the fields of `Response`."""
+
+
+RUN_KEY = b"megatron_resrl.run"
+"""Entry of the schema's metadata: identity of the run that generated the groups."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,26 @@ class Group:
     def key(self) -> tuple[int, int]:
         """Names the group within its step."""
         return self.round, self.index
+
+
+def parquet_bytes(groups: Sequence[Group], metadata: Mapping[bytes, bytes]) -> bytes:
+    """A Parquet file of groups, compressed, with `metadata` in its schema."""
+    sink = pa.BufferOutputStream()
+    table = to_table(groups).replace_schema_metadata(dict(metadata))
+    pq.write_table(table, sink, compression="zstd")
+    return sink.getvalue().to_pybytes()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that appears whole or not at all; makes its folder.
+
+    Raises:
+        OSError: There is no room, or the folder cannot be made.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    incomplete = path.with_suffix(".incomplete")
+    incomplete.write_bytes(content)
+    os.replace(incomplete, path)
 
 
 def to_table(groups: Sequence[Group]) -> pa.Table:

@@ -1,26 +1,29 @@
-"""Groups that are finished and not yet in a checkpoint: a killed run does not make them again.
+"""Groups that are finished and not yet in a checkpoint: a killed run does not generate them again.
 
-    <output_dir>/rollouts/step_000013.groups    finished groups of step 13, in the order they came
+    <output_dir>/rollouts/step_000013/round_0_group_00007.1f2e3d4c.parquet
 
-A group is appended as soon as its last response is there, by one write, so that it outlives a
-process that is killed at any moment. It is not flushed to the disk itself: a host that loses power
-may lose groups, never gain wrong ones. A step's file is deleted when a checkpoint of that step or
-of a later one is there.
+One Parquet file for each finished group, see `group_table`; the digits before `.parquet` are the
+CRC-32 of the file. A group's file is written under another name and renamed as soon as its last
+response is there, so that it outlives a process that is killed at any moment. It is not flushed to
+the disk itself: a host that loses power may lose groups, never gain wrong ones. A step's files are
+deleted when a checkpoint of that step or of a later one is there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
-import os
 import re
-import struct
+import shutil
 import sys
 import zlib
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import torch.distributed as dist
 
 from megatron_resrl.config.load import recipe_yaml
@@ -32,57 +35,55 @@ from megatron_resrl.config.schema import (
     Recipe,
 )
 from megatron_resrl.platform.distributed import run_on_rank_zero
-from megatron_resrl.rollout.group_table import SCHEMA, Group, from_table, to_table
+from megatron_resrl.rollout.engine import TrainingRound
+from megatron_resrl.rollout.group_table import (
+    RUN_KEY,
+    SCHEMA,
+    Group,
+    from_table,
+    parquet_bytes,
+    write_whole,
+)
 
 logger = logging.getLogger(__name__)
 
-_NAME = re.compile(r"step_(\d{6,})\.groups")
-_FRAME = struct.Struct("<4sIQ")
-"""Before each entry: a mark, and the entry's CRC-32 and length. The first entry of a file is the
-identity of its run, the others are groups."""
-_MARK = b"GRP1"
-_COMPRESSED = pa.ipc.IpcWriteOptions(compression="zstd")
+_STEP = re.compile(r"step_(\d{6,})(\.groups)?")
+"""A step's folder, or its file in the format of an earlier version."""
+_GROUP = re.compile(r"round_(?P<round>\d+)_group_\d+\.(?P<crc>[0-9a-f]{8})\.parquet")
 
 
 class RolloutLog:
     """The log of one run. Every rank makes the same calls; only rank 0 touches files."""
 
-    def __init__(self, recipe: Recipe, contents: str = "") -> None:
+    def __init__(self, directory: Path, identity: bytes) -> None:
         """
         Args:
-            recipe: Files of a run with other settings are ignored, unless they are settings that
-                leave the policy's weights what they are.
-            contents: Digest of the model, data and reward that the settings point to; files of a
-                run with others are ignored, too.
+            directory: `<output_dir>/rollouts`; made by the first `append`.
+            identity: From `run_identity`: groups of another run are not used.
         """
-        self.directory = Path(recipe.output_dir) / "rollouts"
-        self.identity = run_identity(recipe, contents)
+        self.directory = directory
+        self.identity = identity
         self._failure: OSError | None = None
 
-    def read(self, step: int) -> list[Group]:
-        """The finished groups of a step, and leaves its file ready to be appended to. Collective.
+    def read(self, training_round: TrainingRound) -> list[Group]:
+        """The finished groups of one round of a step. Collective.
 
-        A file whose end was not written whole keeps what is before it.
+        Files that are damaged, or of a run with other settings, are deleted with a warning.
         """
-        return run_on_rank_zero(lambda: self._read(step))
+        return run_on_rank_zero(lambda: list(self._read(training_round)))
 
     def append(self, step: int, group: Group) -> None:
-        """Keeps a finished group. On rank 0 alone, from any thread, after `read` of the step.
+        """Keeps a finished group. On rank 0 alone, from any thread.
 
-        Raises the audit event `megatron_resrl.group` with step, round and index when it is there.
+        Raises the audit event `megatron_resrl.group` with step, round and index when it is kept.
         An error is kept for `confirm`, because the other ranks do not know of the call.
         """
         if self._failure is not None:
             return
+        content = parquet_bytes([group], {RUN_KEY: self.identity})
+        name = f"round_{group.round}_group_{group.index:05d}.{zlib.crc32(content):08x}.parquet"
         try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            path = self._path(step)
-            entry = _frame(_serialised(group))
-            with path.open("ab", buffering=0) as file:
-                if file.tell() == 0:
-                    entry = _frame(self.identity) + entry
-                if file.write(entry) != len(entry):
-                    raise OSError(f"{path} could not be written whole")
+            write_whole(self._folder(step) / name, content)
         except OSError as error:
             self._failure = error
             return
@@ -92,46 +93,73 @@ class RolloutLog:
         """Makes sure that all groups so far were kept. Collective.
 
         Raises:
-            CheckpointError: One was not, e.g. because there is no room for it.
+            RunFileError: One was not, e.g. because there is no room for it.
         """
         run_on_rank_zero(self._raise_failure)
 
     def discard(self, *, until: int | None = None) -> None:
-        """Deletes the files of steps up to `until`, or all."""
+        """Deletes the files of steps up to `until`, or of all steps."""
         if dist.get_rank() != 0:
             return
-        for path in self.directory.glob("step_*.groups"):
-            match = _NAME.fullmatch(path.name)
+        for path in self.directory.glob("step_*"):
+            match = _STEP.fullmatch(path.name)
             if match and (until is None or int(match[1]) <= until):
-                path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise self._failure
 
-    def _read(self, step: int) -> list[Group]:
-        path = self._path(step)
-        if not path.is_file():
-            return []
-        content = path.read_bytes()
-        entries, end = _split(content)
-        if not entries or entries[0] != self.identity:
-            reason = "is of a run with other settings" if entries else "holds nothing whole"
-            logger.warning("%s %s and is not used", path, reason)
-            path.unlink()
-            return []
-        if end < len(content):
-            logger.warning("%s was not written whole; %d groups are", path, len(entries) - 1)
-            os.truncate(path, end)
-        return [group for entry in entries[1:] for group in _deserialised(entry)]
+    def _read(self, training_round: TrainingRound) -> Iterator[Group]:
+        folder = self._folder(training_round.step)
+        self._delete_unusable(
+            [path for path in [folder.with_suffix(".groups")] if path.is_file()],
+            "written by an earlier version",
+        )
+        damaged, foreign = [], []
+        # A group that was generated twice: the later file is the last one.
+        files = [path for path in folder.glob("round_*") if _GROUP.fullmatch(path.name)]
+        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
+            match = _GROUP.fullmatch(path.name)
+            if int(match["round"]) != training_round.number:
+                continue
+            content = path.read_bytes()
+            if f"{zlib.crc32(content):08x}" != match["crc"]:
+                damaged.append(path)
+                continue
+            table = pq.read_table(pa.BufferReader(content))
+            if (table.schema.metadata or {}).get(RUN_KEY) != self.identity:
+                foreign.append(path)
+                continue
+            yield from from_table(table)
+        self._delete_unusable(damaged, "damaged")
+        self._delete_unusable(foreign, "of a run with other settings")
 
-    def _path(self, step: int) -> Path:
-        return self.directory / f"step_{step:06d}.groups"
+    def _delete_unusable(self, paths: list[Path], reason: str) -> None:
+        if not paths:
+            return
+        logger.warning(
+            "rollout log: deleted %s, %s; %d such files, whose groups are generated again",
+            paths[0],
+            reason,
+            len(paths),
+        )
+        for path in paths:
+            path.unlink()
+        with contextlib.suppress(OSError):  # Not empty, or not there.
+            paths[0].parent.rmdir()
+
+    def _folder(self, step: int) -> Path:
+        return self.directory / f"step_{step:06d}"
 
 
 def run_identity(recipe: Recipe, contents: str = "") -> bytes:
-    """A digest of the settings, of what they point to (`contents`) and of the format, which decide
-    what a step's groups are."""
+    """A digest of all that decides what a step's groups are.
+
+    Args:
+        recipe: Its settings count unless they leave the policy's weights what they are.
+        contents: Digest of the model, data and reward that the settings point to.
+    """
     neutral = replace(
         recipe,
         output_dir="",
@@ -141,37 +169,6 @@ def run_identity(recipe: Recipe, contents: str = "") -> bytes:
         evaluation=EvaluationConfig(),
         logging=LoggingConfig(),
     )
+    # The format of the files is part of it.
     text = f"{SCHEMA}\n{recipe_yaml(neutral)}{contents}"
     return hashlib.sha256(text.encode()).hexdigest().encode()
-
-
-def _serialised(group: Group) -> bytes:
-    table = to_table([group])
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=_COMPRESSED) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _deserialised(entry: bytes) -> list[Group]:
-    with pa.ipc.open_stream(entry) as reader:
-        return from_table(reader.read_all())
-
-
-def _frame(entry: bytes) -> bytes:
-    return _FRAME.pack(_MARK, zlib.crc32(entry), len(entry)) + entry
-
-
-def _split(content: bytes) -> tuple[list[bytes], int]:
-    """The entries up to the first that is not whole, and where they end."""
-    entries: list[bytes] = []
-    end = 0
-    while end + _FRAME.size <= len(content):
-        mark, checksum, length = _FRAME.unpack_from(content, end)
-        begin = end + _FRAME.size
-        entry = content[begin : begin + length]
-        if mark != _MARK or len(entry) < length or zlib.crc32(entry) != checksum:
-            break
-        entries.append(entry)
-        end = begin + length
-    return entries, end

@@ -18,7 +18,6 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.engines.factory import make_engine
-from megatron_resrl.rollout.environments.player import Player, player_of
 from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import default_stop_tokens
 
@@ -29,8 +28,7 @@ class RolloutWorker:
 
     policy: Policy
     engine: RolloutEngine
-    player: Player
-    """Answers prompts with the engine, in one turn or several."""
+    """Answers prompts, in one turn or in several."""
     grader: Grader
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
@@ -86,11 +84,10 @@ def open_worker(
                 recipe.model.path, policy.hf_config, tokenizer
             )
             with named_phase("start of the rollout engine"):
-                engine = make_engine(recipe, policy, trainable=trainable)
+                engine = make_engine(recipe, policy, tokenizer, trainable=trainable)
             try:
-                player = player_of(recipe, engine, tokenizer)
                 with named_phase("run"):
-                    yield RolloutWorker(policy, engine, player, grader, tokenizer, stop)
+                    yield RolloutWorker(policy, engine, grader, tokenizer, stop)
             finally:
                 deadline.start(sys.exc_info()[1])
                 engine.close()

@@ -6,6 +6,8 @@ incorrect ones by how far they lie outside the subspace of the correct ones, upd
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.checkpoint import TrainerState
 from megatron_resrl.config.schema import Recipe
@@ -14,8 +16,8 @@ from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.phases import PHASES, phase
 from megatron_resrl.platform.distributed import run_on_every_rank
-from megatron_resrl.rollout.collector import Collector
-from megatron_resrl.rollout.log import RolloutLog
+from megatron_resrl.rollout.build import build_collector
+from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
 from megatron_resrl.training.questions import Questions, read_questions
@@ -113,9 +115,17 @@ def _rollouts(
             sampler.load_state_dict(resumed.sampler)
             # Checkpoints of earlier versions call it otherwise.
             in_flight = resumed.extra.get("in_flight", resumed.extra.get("begun", ()))
-    log = RolloutLog(recipe, questions.identity.digest())
-    collector = Collector(recipe, worker, log, session.timers)
-    return RolloutQueue(recipe, collector, questions.prompts, sampler, in_flight), log
+    identity = run_identity(recipe, questions.identity.digest())
+    log = RolloutLog(Path(recipe.output_dir) / "rollouts", identity)
+    queue = RolloutQueue(
+        build_collector(recipe, worker, log, session.timers),
+        questions.prompts,
+        sampler,
+        steps=recipe.steps,
+        rollout=recipe.rollout,
+        in_flight=in_flight,
+    )
+    return queue, log
 
 
 def _weigher(recipe: Recipe, worker: RolloutWorker) -> TokenWeigher:

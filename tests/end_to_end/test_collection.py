@@ -69,7 +69,7 @@ def assert_same_steps(run: Path, other: Path) -> None:
 
 
 @pytest.mark.setting("rollout.dynamic_sampling", "rollout.max_refills")
-def test_groups_without_signal_are_refilled_and_the_step_keeps_its_size(recorded):
+def test_collection_refills_groups_without_signal_to_full_size(recorded):
     metrics = read_metrics(recorded / "run")[1:]
     assert any(line["rollout/refill_rounds"] > 0 for line in metrics)
     for step, line in enumerate(metrics, start=1):
@@ -84,7 +84,7 @@ def test_groups_without_signal_are_refilled_and_the_step_keeps_its_size(recorded
             assert line["rollout/refill_rounds"] == 2
 
 
-def test_a_replayed_run_equals_the_recorded_one_bit_by_bit(recorded, copy, tmp_path):
+def test_collection_replays_the_recorded_run_bit_by_bit(recorded, copy, tmp_path):
     done = _train(copy(), f"--rollout.replay={recorded / 'record'}")
     assert done.code == 0, done.text
     assert_same_run(tmp_path / "run", recorded / "run")
@@ -92,14 +92,14 @@ def test_a_replayed_run_equals_the_recorded_one_bit_by_bit(recorded, copy, tmp_p
 
 
 @pytest.mark.setting("rollout.replay")
-def test_a_replay_with_another_seed_names_step_prompt_and_file(recorded, copy):
+def test_collection_names_step_and_prompt_of_another_recording(recorded, copy):
     done = _train(copy(), f"--rollout.replay={recorded / 'record'}", "--seed=4")
     assert done.code == 2, done.text
     assert "step 1, round 0, prompt " in done.text
     assert str(recorded / "record" / "step_000001.parquet") in done.text
 
 
-def test_another_run_s_recording_is_not_written_into(recorded, copy):
+def test_collection_refuses_the_recording_of_another_run(recorded, copy):
     before = sorted(path.read_bytes() for path in (recorded / "record").iterdir())
     done = _train(copy(), f"--rollout.record={recorded / 'record'}", "--seed=4")
     assert done.code == 2, done.text
@@ -108,7 +108,7 @@ def test_another_run_s_recording_is_not_written_into(recorded, copy):
     assert sorted(path.read_bytes() for path in (recorded / "record").iterdir()) == before
 
 
-def test_two_ranks_collect_and_record_what_one_does(recorded, copy, tmp_path):
+def test_collection_of_two_ranks_equals_that_of_one(recorded, copy, tmp_path):
     done = run_task(copy(), None, f"--rollout.record={tmp_path / 'record'}", ranks=2)
     assert done.code == 0, done.text
     assert_same_steps(tmp_path / "run", recorded / "run")
@@ -121,7 +121,7 @@ def test_two_ranks_collect_and_record_what_one_does(recorded, copy, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_stages_replay_what_one_rank_recorded(recorded, copy, tmp_path):
+def test_collection_replays_on_two_stages(recorded, copy, tmp_path):
     replay = f"--rollout.replay={recorded / 'record'}"
     done = run_task(copy(), None, replay, "--parallel.pipeline_model_parallel_size=2", ranks=2)
     assert done.code == 0, done.text
@@ -129,7 +129,7 @@ def test_two_stages_replay_what_one_rank_recorded(recorded, copy, tmp_path):
 
 
 @pytest.mark.slow
-def test_over_long_responses_are_masked_or_penalised_in_a_whole_run(recorded, copy, tmp_path):
+def test_collection_masks_or_penalises_over_long_responses(recorded, copy, tmp_path):
     replay = f"--rollout.replay={recorded / 'record'}"
     masked = _train(copy(), replay, "--reward.overlong=mask")
     assert masked.code == 0, masked.text
@@ -155,7 +155,7 @@ def test_over_long_responses_are_masked_or_penalised_in_a_whole_run(recorded, co
 
 
 @pytest.mark.slow
-def test_another_algorithm_trains_on_the_same_rollouts(recorded, copy, tmp_path):
+def test_collection_replays_with_another_algorithm(recorded, copy, tmp_path):
     replay = f"--rollout.replay={recorded / 'record'}"
     done = _train(copy(), replay, "--algorithm.name=grpo", "--rollout.dynamic_sampling=false")
     assert done.code == 0, done.text
@@ -165,15 +165,13 @@ def test_another_algorithm_trains_on_the_same_rollouts(recorded, copy, tmp_path)
 
 
 @pytest.mark.slow
-def test_runs_killed_in_a_rollout_reuse_finished_groups_and_end_with_the_same_bits(
-    recorded, copy, tmp_path
-):
+def test_collection_resumes_a_killed_rollout_to_the_same_bits(recorded, copy, tmp_path):
     recipe = copy()
     killed = _train(recipe, fault=Fault("kill", "group:0/1", step=2, rank=0))
     assert killed.code == -9, killed.text
-    log = tmp_path / "run" / "rollouts" / "step_000002.groups"
-    assert log.is_file()
-    log.write_bytes(log.read_bytes() + b"GRP1 a torn end")
+    log = tmp_path / "run" / "rollouts" / "step_000002"
+    assert len(list(log.glob("round_0_group_*.parquet"))) == 2
+    (log / "round_0_group_00002.0a1b2c3d.parquet").write_bytes(b"PAR1 a torn end")
     refilled = next(
         line["step"] for line in read_metrics(recorded / "run") if line.get("rollout/refill_rounds")
     )
@@ -181,7 +179,7 @@ def test_runs_killed_in_a_rollout_reuse_finished_groups_and_end_with_the_same_bi
         killed = _train(recipe, fault=Fault("kill", "group:1/0", step=refilled, rank=0))
         assert killed.code == -9, killed.text
         assert "step 2, round 0: 2 of 4 groups were finished before" in killed.text
-        assert "was not written whole; 2 groups are" in killed.text
+        assert "round_0_group_00002.0a1b2c3d.parquet, damaged; 1 such files" in killed.text
     done = _train(recipe)
     assert done.code == 0, done.text
     assert "groups were finished before" in done.text
@@ -189,7 +187,7 @@ def test_runs_killed_in_a_rollout_reuse_finished_groups_and_end_with_the_same_bi
 
 
 @pytest.mark.slow
-def test_only_the_episodes_that_were_not_finished_are_played_again(tmp_path):
+def test_collection_plays_only_unfinished_episodes_again(tmp_path):
     command = [sys.executable, GAMES / "prepare.py", "--directory", tmp_path]
     subprocess.run(command, check=True, timeout=300, capture_output=True)
     recipe = GAMES / "number_game.yaml"

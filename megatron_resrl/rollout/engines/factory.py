@@ -1,29 +1,62 @@
-"""The engine that a recipe asks for."""
+"""Builds the engine that a recipe asks for: what generates, and what stands around it."""
 
 from __future__ import annotations
+
+from typing import Any
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import RolloutEngine
+from megatron_resrl.rollout.engines.absent import AbsentEngine
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
-from megatron_resrl.rollout.engines.replay import NoEngine
+from megatron_resrl.rollout.environments.chat import ObservationTokens
+from megatron_resrl.rollout.environments.episodes import EpisodeEngine
+from megatron_resrl.rollout.environments.registry import get_environment
 
 
-def make_engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> RolloutEngine:
-    """Makes, and for vLLM starts, the engine of `rollout.engine`. Collective.
+def make_engine(
+    recipe: Recipe, policy: Policy, tokenizer: Any, *, trainable: bool
+) -> RolloutEngine:
+    """Makes, and for vLLM starts, the engine of `rollout.engine`; with an environment, episodes.
+
+    Collective.
 
     Args:
         recipe: All settings.
-        policy: Whose weights it samples with.
+        policy: Samples with its weights.
+        tokenizer: The model's, for environments.
         trainable: For training, where `rollout.replay` takes the place of servers.
 
     Raises:
+        InputError: The environment cannot be used, or not with this chat template.
         RunError: A vLLM server does not start.
     """
+    settings = recipe.rollout
+    if settings.environment is None:
+        return _single_turn_engine(recipe, policy, trainable=trainable)
+    make = get_environment(settings.environment, settings.environment_options)
+    observations = ObservationTokens(
+        tokenizer,
+        make().role,
+        apply_chat_template=recipe.data.apply_chat_template,
+        chat_template_kwargs=recipe.data.chat_template_kwargs,
+    )
+    return EpisodeEngine(
+        _single_turn_engine(recipe, policy, trainable=trainable),
+        make,
+        tokenizer,
+        observations,
+        name=settings.environment,
+        max_turns=settings.max_turns,
+        timeout_s=recipe.reward.timeout_s,
+    )
+
+
+def _single_turn_engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> RolloutEngine:
     if recipe.rollout.engine == "megatron":
         return MegatronEngine(policy, max_running_samples=recipe.rollout.max_running_samples)
     if trainable and recipe.rollout.replay:
-        return NoEngine(recipe.rollout.replay)
+        return AbsentEngine(recipe.rollout.replay)
     # Here, because the embedded engine needs neither.
     from megatron_resrl.rollout.engines.vllm import VllmEngine
     from megatron_resrl.rollout.weight_sync.backends import server_arguments

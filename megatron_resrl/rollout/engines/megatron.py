@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -16,9 +16,11 @@ from megatron_resrl.policy.experts import lock_step_group
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import (
-    OnGroup,
+    DeferredRollout,
+    GenerationRequest,
     PendingRollout,
     Response,
+    RolloutEngine,
     SamplingParams,
 )
 from megatron_resrl.rollout.engines.cached_decoder import CachedDecoder, whole_sequences
@@ -26,31 +28,28 @@ from megatron_resrl.rollout.sampling import draw_tokens, uniform_numbers
 
 
 @dataclass
-class _Growing:
+class _PartialResponse:
     """A response being decoded."""
 
     prompt: int
+    """Its prompt's place in the request."""
     uniform: list[float]
+    """The random number of each of its tokens."""
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     stopped: bool = False
 
 
-@dataclass(frozen=True)
-class _NotYet:
-    """Responses that are generated when they are asked for."""
-
-    result: Callable[[], list[list[Response]]]
-
-
-class MegatronEngine:
+class MegatronEngine(RolloutEngine):
     """Samples with the trainer's own weights: no second copy, no transfer.
 
     Data-parallel replicas, and the context-parallel ranks of each, which all hold the whole model,
-    share the prompts out. A prompt is read once for all its samples, and finished rows leave the
-    batch when they are half of it. Replicas that share their experts make the same number of
-    forward passes: one that is done goes on with a row that counts for nothing.
+    share the prompts. A prompt is read once for all its samples, and finished rows leave the batch
+    when they are half of it. Replicas that share their experts make the same number of forward
+    passes: a replica without unfinished rows continues with a row whose tokens are not used.
     """
+
+    finishes_groups_together = True
 
     def __init__(self, policy: Policy, *, max_running_samples: int) -> None:
         """
@@ -62,46 +61,29 @@ class MegatronEngine:
         self.max_running_samples = max_running_samples
         self.version = 0
 
-    def begin(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> PendingRollout:
+    def begin(self, request: GenerationRequest) -> PendingRollout:
         """See `RolloutEngine.begin`; decodes when the result is asked for."""
-        return _NotYet(
-            lambda: self.generate(prompts, sampling, seed=seed, indices=indices, on_group=on_group)
-        )
+        return DeferredRollout(lambda: self._generate(request))
 
     @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> list[list[Response]]:
-        """See `RolloutEngine.generate`; all groups are finished together."""
+    def _generate(self, request: GenerationRequest) -> list[list[Response]]:
+        count, samples = len(request.prompts), request.sampling.n
+        # Every replica decodes each R-th prompt, R being the number of replicas.
         decoders = parallel_state.get_data_parallel_group(with_context_parallel=True)
-        mine = list(range(decoders.rank(), len(prompts), decoders.size()))
-        keys = range(len(prompts)) if indices is None else indices
+        own = list(range(decoders.rank(), count, decoders.size()))
         self.policy.eval()
         done: dict[int, list[Response]] = {}
         with whole_sequences(self.policy.modules):
-            for batch in self._batches_in_step(prompts, mine, sampling.n):
-                counted = (len(done) * sampling.n, len(mine) * sampling.n)
-                done |= self._decode(prompts, batch, sampling, seed, keys, counted)
-        for theirs in gather_objects(done, decoders):
-            done |= theirs
-        if on_group and dist.get_rank() == 0:
-            for index in range(len(prompts)):
-                on_group(index, done[index])
-        return [done[index] for index in range(len(prompts))]
+            for batch in self._batches_in_step(request.prompts, own, samples):
+                counted = (len(done) * samples, len(own) * samples)
+                done |= self._decode(request, batch, counted)
+        # An all-gather: every rank gets all responses.
+        for of_rank in gather_objects(done, decoders):
+            done |= of_rank
+        if request.on_group and dist.get_rank() == 0:
+            for place in range(count):
+                request.on_group(place, done[place])
+        return [done[place] for place in range(count)]
 
     def update_weights(self, version: int) -> dict[str, float]:
         """Nothing to move: the policy's own parameters decode."""
@@ -115,17 +97,15 @@ class MegatronEngine:
         """Nothing was started."""
 
     def _batches_in_step(
-        self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
+        self, prompts: Sequence[Sequence[int]], own: list[int], n: int
     ) -> list[list[int]]:
         """`_batches`, and empty ones up to the count of the replicas that share the experts."""
-        batches = self._batches(prompts, mine, n)
+        batches = self._batches(prompts, own, n)
         group = lock_step_group(decoding=True)
         count = len(batches) if group is None else largest(len(batches), group)
         return batches + [[] for _ in range(count - len(batches))]
 
-    def _batches(
-        self, prompts: Sequence[Sequence[int]], mine: list[int], n: int
-    ) -> list[list[int]]:
+    def _batches(self, prompts: Sequence[Sequence[int]], own: list[int], n: int) -> list[list[int]]:
         """Cuts prompt indices into batches of similar length.
 
         Transformer Engine's attention would ignore the mask that hides left padding, so with it
@@ -134,7 +114,7 @@ class MegatronEngine:
         equal_lengths = uses_transformer_engine()
         room = max(1, self.max_running_samples // n)
         batches: list[list[int]] = []
-        for index in sorted(mine, key=lambda index: (len(prompts[index]), index)):
+        for index in sorted(own, key=lambda index: (len(prompts[index]), index)):
             full = not batches or len(batches[-1]) == room
             if full or (equal_lengths and len(prompts[batches[-1][0]]) != len(prompts[index])):
                 batches.append([])
@@ -142,43 +122,44 @@ class MegatronEngine:
         return batches
 
     def _decode(
-        self,
-        prompts: Sequence[Sequence[int]],
-        batch: list[int],
-        sampling: SamplingParams,
-        seed: Sequence[int],
-        keys: Sequence[int],
-        counted: tuple[int, int],
+        self, request: GenerationRequest, batch: list[int], counted: tuple[int, int]
     ) -> dict[int, list[Response]]:
-        """Decodes `sampling.n` responses for each prompt index of `batch`, which may be empty.
+        """Decodes the samples of the prompts at the places `batch`, which may be empty.
 
         `counted`: this replica's responses before the batch, and in all.
         """
-        count = sampling.max_new_tokens
+        count, samples_per_prompt = request.sampling.max_new_tokens, request.sampling.n
         modules = self.policy.modules
-        decoder = CachedDecoder(modules, [prompts[index] for index in batch] or [[0]], count)
+        prompts = [request.prompts[place] for place in batch] or [[0]]
+        decoder = CachedDecoder(modules, prompts, count)
         samples = [
-            _Growing(index, uniform_numbers(seed, keys[index], sample, count).tolist())
-            for index in batch
-            for sample in range(sampling.n)
+            _PartialResponse(
+                place,
+                uniform_numbers(
+                    request.seed, request.prompt_indices[place], sample, count
+                ).tolist(),
+            )
+            for place in batch
+            for sample in range(samples_per_prompt)
         ]
         logits = decoder.prefill()
-        running = samples or [_Growing(0, [0.0] * count, stopped=True)]
+        running = samples or [_PartialResponse(0, [0.0] * count, stopped=True)]
+        # [prompts] -> [prompts * samples]: the cache of a prompt is repeated for its samples.
         first_rows = torch.arange(max(1, len(batch)), device=decoder.device)
         rows = first_rows.repeat_interleave(len(running) // len(first_rows))
         decoder.select(rows)
         logits = None if logits is None else logits[rows]
-        together = lock_step_group(decoding=True)
+        in_lockstep = lock_step_group(decoding=True)
         for position in range(count):
-            tokens = self._draw(logits, running, position, sampling)
-            unfinished = [row for row, growing in enumerate(running) if not growing.stopped]
+            tokens = self._draw(logits, running, position, request.sampling)
+            unfinished = [row for row, partial in enumerate(running) if not partial.stopped]
             before, total = counted
             finished = before + len(samples) - len(unfinished)
             progress(finished, total, f"token {position + 1} of at most {count}")
             goes_on = bool(unfinished) and position < count - 1
-            if not (goes_on if together is None else any_rank(goes_on, together)):
+            if not (goes_on if in_lockstep is None else any_rank(goes_on, in_lockstep)):
                 break
-            # Without an unfinished row, one goes on for the sake of the other replicas.
+            # Without an unfinished row, a finished one stays for the sake of the other replicas.
             needed = unfinished or [0]
             if len(needed) * 2 <= len(running):
                 kept = torch.tensor(needed, device=decoder.device)
@@ -186,13 +167,13 @@ class MegatronEngine:
                 tokens = tokens[kept]
                 running = [running[row] for row in needed]
             logits = decoder.advance(tokens)
-        responses: dict[int, list[Response]] = {index: [] for index in batch}
-        for growing in samples:
-            reason = "stop" if growing.stopped else "length"
-            responses[growing.prompt].append(
+        responses: dict[int, list[Response]] = {place: [] for place in batch}
+        for partial in samples:
+            reason = "stop" if partial.stopped else "length"
+            responses[partial.prompt].append(
                 Response(
-                    tuple(growing.token_ids),
-                    tuple(growing.log_probs),
+                    tuple(partial.token_ids),
+                    tuple(partial.log_probs),
                     reason,
                     weight_versions=(self.version, self.version),
                 )
@@ -202,15 +183,15 @@ class MegatronEngine:
     def _draw(
         self,
         logits: torch.Tensor | None,
-        running: list[_Growing],
+        running: list[_PartialResponse],
         position: int,
         sampling: SamplingParams,
     ) -> torch.Tensor:
-        """Draws on the last stage, tells the other stages, and appends to unfinished samples."""
+        """Draws on the last stage, broadcasts to the others, appends to unfinished samples."""
         drawn = torch.empty(2, len(running), dtype=torch.float64, device=self._device())
         if logits is not None:
             uniform = torch.tensor(
-                [growing.uniform[position] for growing in running],
+                [partial.uniform[position] for partial in running],
                 dtype=torch.float64,
                 device=logits.device,
             )
@@ -224,13 +205,13 @@ class MegatronEngine:
                 drawn, src=source, group=parallel_state.get_pipeline_model_parallel_group()
             )
         token_ids, log_probs = drawn.tolist()
-        for growing, token, log_prob in zip(running, map(int, token_ids), log_probs, strict=True):
-            if not growing.stopped:
-                growing.token_ids.append(token)
-                growing.log_probs.append(log_prob)
+        for partial, token, log_prob in zip(running, map(int, token_ids), log_probs, strict=True):
+            if not partial.stopped:
+                partial.token_ids.append(token)
+                partial.log_probs.append(log_prob)
                 # What is not a number will not become one; the caller refuses the response.
                 broken = not math.isfinite(log_prob)
-                growing.stopped = broken or token in sampling.stop_token_ids
+                partial.stopped = broken or token in sampling.stop_token_ids
         return drawn[0].long()
 
     def _device(self) -> torch.device:

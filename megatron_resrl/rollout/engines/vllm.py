@@ -16,22 +16,22 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.platform.distributed import broadcast_object, gather_objects
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.rollout.engine import (
-    OnGroup,
+    DeferredRollout,
+    GenerationRequest,
     PendingRollout,
     Response,
     RolloutEngine,
-    SamplingParams,
 )
 from megatron_resrl.rollout.serving.jobs import Rollout
 from megatron_resrl.rollout.serving.launch import api_key_of, server_specs, visible_gpus
 from megatron_resrl.rollout.serving.pool import Pool
+from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
 from megatron_resrl.rollout.serving.server import ServerSpec
-from megatron_resrl.rollout.serving.server_state import Slot, State
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
-SIGN_OF_LIFE_S = 10.0
-"""Seconds after which rank 0 tells the waiting ranks that nothing has happened: the collective that
-they wait in would time out before a long rollout ends."""
+HEARTBEAT_INTERVAL_S = 10.0
+"""Seconds after which rank 0 broadcasts that nothing has changed: the collective in which the other
+ranks wait would time out before a long rollout ends."""
 
 
 class SyncResult(Protocol):
@@ -60,11 +60,11 @@ class Sender(Protocol):
 
 
 @dataclass(frozen=True)
-class _News:
-    """What rank 0 tells the others while a rollout is awaited."""
+class _RolloutStatus:
+    """What rank 0 broadcasts while all ranks wait for a rollout."""
 
     outdated: bool = False
-    """Servers want the current weights."""
+    """Servers wait for the current weights."""
     error: BaseException | None = None
     groups: list[list[Response]] | None = None
     """All responses; the wait is over."""
@@ -118,15 +118,7 @@ class VllmEngine(RolloutEngine):
             )
         self._await_start()
 
-    def begin(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> PendingRollout:
+    def begin(self, request: GenerationRequest) -> PendingRollout:
         """See `RolloutEngine.begin`; the servers work while the caller goes on.
 
         Servers without weights (new, restarted, asleep) get the policy's first. A server that is
@@ -134,15 +126,15 @@ class VllmEngine(RolloutEngine):
         before `result` if the policy has changed since.
         """
         self._bring_up_to_date()
-        rollout = Rollout(prompts, sampling, tuple(seed), indices, on_group)
+        rollout = Rollout(request)
         if self._pool is not None:
             self._pool.submit(rollout)
-        return _Pending(self, rollout)
+        return DeferredRollout(lambda: self._await_groups(rollout))
 
     def update_weights(self, version: int) -> dict[str, float]:
         """See `RolloutEngine.update_weights`; servers that are being restarted get them later."""
         self.version = version
-        return self._send((State.SERVING, State.OUTDATED, State.UPDATING))
+        return self._send((ServerState.SERVING, ServerState.OUTDATED, ServerState.UPDATING))
 
     def sleep(self) -> None:
         """Has servers on shared GPUs free their memory until the next weights; else nothing."""
@@ -152,13 +144,13 @@ class VllmEngine(RolloutEngine):
         if self._pool is None:
             return
         awake = []
-        for slot in self._pool.hold():
+        for server in self._pool.hold():
             try:
                 # Level 2 gives the weights up, too: they come again with the next sync.
-                slot.control.post("/sleep", params={"level": 2})
+                server.control.post("/sleep", params={"level": 2})
             except ServerFailure:
-                awake.append(slot)
-        self._pool.release(awake, self.version, tuple(slot.url for slot in awake))
+                awake.append(server)
+        self._pool.release(awake, self.version, tuple(server.url for server in awake))
 
     def close(self) -> None:
         """See `RolloutEngine.close`: ends our servers."""
@@ -166,58 +158,64 @@ class VllmEngine(RolloutEngine):
         if self._pool is not None:
             self._pool.close()
 
-    def await_groups(self, rollout: Rollout) -> list[list[Response]]:
+    def _await_groups(self, rollout: Rollout) -> list[list[Response]]:
         """Waits for a rollout, and meanwhile gives restarted servers the weights. Collective.
 
         Raises:
             RunError: On every rank, if a response cannot be generated.
         """
         while True:
-            news: _News = broadcast_object(self._news(rollout))
-            if news.error is not None:
-                raise news.error
-            if news.groups is not None:
-                return news.groups
-            if news.outdated:
-                self._send((State.OUTDATED,))
+            status: _RolloutStatus = broadcast_object(self._status(rollout))
+            if status.error is not None:
+                raise status.error
+            if status.groups is not None:
+                return status.groups
+            if status.outdated:
+                self._send((ServerState.OUTDATED,))
 
-    def _news(self, rollout: Rollout) -> _News | None:
-        """On rank 0: waits for something to tell."""
+    def _status(self, rollout: Rollout) -> _RolloutStatus | None:
+        """On rank 0: waits until the status changes, or for `HEARTBEAT_INTERVAL_S`."""
         pool = self._pool
         if pool is None:
             return None
-        progress(rollout.finished, len(rollout.prompts) * rollout.sampling.n)
-        pool.wait(rollout, SIGN_OF_LIFE_S)
+        progress(rollout.finished, rollout.total)
+        pool.wait(rollout, HEARTBEAT_INTERVAL_S)
         if rollout.error is not None:
-            return _News(error=rollout.error)
+            return _RolloutStatus(error=rollout.error)
         if rollout.ended:
-            return _News(groups=[rollout.group(i) for i in range(len(rollout.prompts))])
-        return _News(outdated=bool(pool.outdated()))
+            return _RolloutStatus(groups=rollout.groups())
+        return _RolloutStatus(outdated=bool(pool.outdated()))
 
     def _bring_up_to_date(self) -> None:
         """Sends weights to the servers that have none, if there are such."""
         outdated = self._asleep or bool(self._pool is not None and self._pool.outdated())
         if broadcast_object(outdated):
-            self._send((State.UPDATING, State.OUTDATED) if self._asleep else (State.OUTDATED,))
+            self._send(
+                (ServerState.UPDATING, ServerState.OUTDATED)
+                if self._asleep
+                else (ServerState.OUTDATED,)
+            )
 
-    def _send(self, among: Sequence[State]) -> dict[str, float]:
+    def _send(self, among: Sequence[ServerState]) -> dict[str, float]:
         """Gives servers in one of the states `among` the policy's weights. Collective."""
-        slots = self._pool.hold(among) if self._pool is not None else []
+        servers = self._pool.hold(among) if self._pool is not None else []
         if self._asleep:
             _give_back_memory()
-        awake = [slot for slot in slots if self._wake(slot)]
-        servers = [slot.control for slot in awake]
-        for server in servers:
-            server.cache_sleeps = self._asleep
-        new = [server for slot, server in zip(awake, servers, strict=True) if not slot.connected]
+        awake = [server for server in servers if self._wake(server)]
+        controls = [server.control for server in awake]
+        for control in controls:
+            control.cache_sleeps = self._asleep
+        new = [
+            control for server, control in zip(awake, controls, strict=True) if not server.connected
+        ]
         if broadcast_object(bool(new)):
             self.sender.connect(new)
         started = time.monotonic()
-        report = self.sender.send(servers, self.version)
-        failed = {slot.url for slot in slots if slot not in awake} | set(report.failed)
+        report = self.sender.send(controls, self.version)
+        failed = {server.url for server in servers if server not in awake} | set(report.failed)
         self._asleep = False
         if self._pool is not None:
-            self._pool.release(slots, self.version, tuple(failed))
+            self._pool.release(servers, self.version, tuple(failed))
         seconds = report.seconds or time.monotonic() - started
         numbers = {
             "sync/seconds": seconds,
@@ -226,7 +224,7 @@ class VllmEngine(RolloutEngine):
         }
         return broadcast_object(numbers)
 
-    def _wake(self, slot: Slot) -> bool:
+    def _wake(self, server: PooledServer) -> bool:
         """Has a sleeping server make room for weights. Returns whether it did.
 
         Its keys and values follow when the weights are there, see `finish_update`: both at once
@@ -235,7 +233,7 @@ class VllmEngine(RolloutEngine):
         if not self._asleep:
             return True
         try:
-            slot.control.post("/wake_up", params={"tags": "weights"})
+            server.control.post("/wake_up", params={"tags": "weights"})
         except ServerFailure:
             return False
         return True
@@ -246,7 +244,7 @@ class VllmEngine(RolloutEngine):
         ready, error = False, None
         while not ready:
             if started is not None:
-                wait_for_futures([started], SIGN_OF_LIFE_S)
+                wait_for_futures([started], HEARTBEAT_INTERVAL_S)
                 ready = started.done()
                 error = started.exception() if ready else None
             ready, error = broadcast_object((ready, error))
@@ -261,15 +259,3 @@ def _give_back_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
     gather_objects(None)  # Until all have.
-
-
-@dataclass(frozen=True)
-class _Pending:
-    """See `PendingRollout`."""
-
-    engine: VllmEngine
-    rollout: Rollout
-
-    def result(self) -> list[list[Response]]:
-        """See `PendingRollout.result`."""
-        return self.engine.await_groups(self.rollout)

@@ -14,14 +14,17 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.data.prompts import PromptRecord
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rollout.engine import (
+    DeferredRollout,
+    GenerationRequest,
     OnGroup,
     PendingRollout,
     Response,
     RolloutEngine,
     SamplingParams,
+    WrappingEngine,
 )
 from megatron_resrl.rollout.environments.chat import ObservationTokens
 from megatron_resrl.rollout.environments.environment import Environment, Observation
@@ -30,10 +33,12 @@ from megatron_resrl.rollout.environments.running import Call, EnvironmentFailed,
 
 @dataclass
 class _Episode:
-    """One sample under way. The same on all ranks but for the environment."""
+    """One sample in flight. The same on all ranks but for the environment."""
 
     group: int
-    prompt: Prompt
+    """Place of the prompt in the request."""
+    prompt_ids: tuple[int, ...]
+    record: PromptRecord
     key: int
     """Names its random numbers: index of the prompt * samples of a prompt + sample."""
     where: str
@@ -53,10 +58,10 @@ class _Episode:
     score: float | None = None
     finish_reason: Literal["stop", "length"] | None = None
 
-    def extend(self, tokens: Sequence[int], log_probs: Sequence[float], *, drawn: bool) -> None:
+    def extend(self, tokens: Sequence[int], log_probs: Sequence[float], *, generated: bool) -> None:
         self.token_ids += tokens
         self.log_probs += log_probs
-        self.mask += [drawn] * len(tokens)
+        self.mask += [generated] * len(tokens)
 
     def response(self) -> Response:
         return Response(
@@ -69,15 +74,8 @@ class _Episode:
         )
 
 
-@dataclass(frozen=True)
-class _NotYet:
-    """Episodes that are played when they are asked for."""
-
-    result: Callable[[], list[list[Response]]]
-
-
-class Episodes:
-    """Plays episodes with any engine; a `Player`.
+class EpisodeEngine(WrappingEngine):
+    """An engine whose responses are episodes: turns of another engine, answered by an environment.
 
     An episode ends when the environment says so, after `max_turns` turns, or when the token limit
     leaves no room: a turn is cut off there, and an observation that does not fit, with one token
@@ -100,15 +98,17 @@ class Episodes:
     ) -> None:
         """
         Args:
-            engine: Draws the turns.
+            engine: Generates the turns.
             environment: Makes the environment of one episode.
             tokenizer: Decodes turns for the environment.
-            observations: Encodes what it says.
+            observations: Encodes the environment's messages.
             name: Of the environment, for errors.
             max_turns: Turns of the policy in one episode.
             timeout_s: Seconds that each call of an environment may take.
         """
-        self._engine = engine
+        super().__init__(engine)
+        # The last response of a group may need more turns than the groups beside it.
+        self.finishes_groups_together = False
         self._environment = environment
         self._tokenizer = tokenizer
         self._observations = observations
@@ -116,85 +116,77 @@ class Episodes:
         self.max_turns = max_turns
         self._timeout_s = timeout_s
 
-    def begin(
-        self,
-        prompts: Sequence[Prompt],
-        sampling: SamplingParams,
-        *,
-        seed: Sequence[int],
-        indices: Sequence[int] | None = None,
-        on_group: OnGroup | None = None,
-    ) -> PendingRollout:
-        """See `Player.begin`; plays when the result is asked for.
+    def begin(self, request: GenerationRequest) -> PendingRollout:
+        """See `RolloutEngine.begin`; plays when the result is asked for.
 
         Sample j of prompt i draws turn t with the engine's numbers keyed by
-        (*seed, t, i * sampling.n + j, 0), whatever else is being played.
+        (*seed, t, i * sampling.n + j, 0), whatever other episodes are played beside it.
 
         Raises:
             EnvironmentFailed: From `result`, on all ranks.
         """
-        keys = list(range(len(prompts)) if indices is None else indices)
-        return _NotYet(lambda: self._play(prompts, keys, sampling, seed, on_group))
+        return DeferredRollout(lambda: self._play(request))
 
-    def _play(
-        self,
-        prompts: Sequence[Prompt],
-        keys: Sequence[int],
-        sampling: SamplingParams,
-        seed: Sequence[int],
-        on_group: OnGroup | None,
-    ) -> list[list[Response]]:
-        episodes = self._reset(prompts, keys, sampling.n, seed)
+    def _play(self, request: GenerationRequest) -> list[list[Response]]:
+        episodes = self._reset(request)
         finished: dict[int, list[Response]] = {}
         for turn in range(self.max_turns):
             running = [episode for episode in episodes if episode.finish_reason is None]
             if not running:
                 break
-            self._take_turn(running, sampling, (*seed, turn))
-            observed = self._step(running, turn)
-            for episode, observation in zip(running, observed, strict=True):
+            self._take_turn(running, request.sampling, (*request.seed, turn))
+            observations = self._step(running, turn)
+            for episode, observation in zip(running, observations, strict=True):
                 last = turn == self.max_turns - 1
-                self._observe(episode, observation, sampling.max_new_tokens, last=last)
-            self._finish_groups(episodes, finished, on_group)
-        return [finished[group] for group in range(len(prompts))]
+                self._observe(episode, observation, request.sampling.max_new_tokens, last=last)
+            self._finish_groups(episodes, finished, request.on_group)
+        return [finished[group] for group in range(len(request.prompts))]
 
-    def _reset(
-        self, prompts: Sequence[Prompt], keys: Sequence[int], samples: int, seed: Sequence[int]
-    ) -> list[_Episode]:
-        ranks = dist.get_world_size()
+    def _reset(self, request: GenerationRequest) -> list[_Episode]:
+        """Begins all episodes, each with an environment on one rank."""
+        ranks, samples = dist.get_world_size(), request.sampling.n
         episodes: list[_Episode] = []
-        for group, (prompt, key) in enumerate(zip(prompts, keys, strict=True)):
-            record = prompt.record
+        for group, (prompt_ids, record, key) in enumerate(
+            zip(request.prompts, request.records, request.prompt_indices, strict=True)
+        ):
             for sample in range(samples):
-                where = f"sample {sample} of prompt {record.index} of {record.data_source}"
-                owner = len(episodes) % ranks
-                episodes.append(_Episode(group, prompt, key * samples + sample, where, owner))
+                episodes.append(
+                    _Episode(
+                        group,
+                        tuple(prompt_ids),
+                        record,
+                        key=key * samples + sample,
+                        where=f"sample {sample} of prompt {record.index} of {record.data_source}",
+                        owner=len(episodes) % ranks,
+                    )
+                )
 
         def reset(episode: _Episode) -> None:
             episode.environment = self._environment()
-            episode.environment.reset(episode.prompt.record, (*seed, episode.key))
+            episode.environment.reset(episode.record, (*request.seed, episode.key))
 
         self._on_owners(episodes, lambda each: Call(partial(reset, each), f"reset, {each.where}"))
         return episodes
 
     def _take_turn(
-        self, running: Sequence[_Episode], sampling: SamplingParams, seed: Sequence[int]
+        self, running: Sequence[_Episode], sampling: SamplingParams, seed: tuple[int, ...]
     ) -> None:
         """One call of the engine. An episode with less room than the others is cut afterwards."""
         room = [sampling.max_new_tokens - len(episode.token_ids) for episode in running]
-        drawn = self._engine.generate(
-            [(*episode.prompt.token_ids, *episode.token_ids) for episode in running],
+        request = GenerationRequest(
+            [(*episode.prompt_ids, *episode.token_ids) for episode in running],
             replace(sampling, n=1, max_new_tokens=max(room)),
-            seed=seed,
+            seed,
             indices=[episode.key for episode in running],
         )
-        for episode, left, (response,) in zip(running, room, drawn, strict=True):
+        turns = self.engine.generate(request)
+        for episode, left, (response,) in zip(running, room, turns, strict=True):
             if not episode.token_ids:
                 episode.first_version = response.weight_versions[0]
             episode.last_version = response.weight_versions[1]
             episode.turn = list(response.token_ids[:left])
             episode.cut = response.finish_reason == "length" or len(response.token_ids) > left
-            episode.extend(episode.turn, response.log_probs[:left], drawn=True)
+            episode.extend(episode.turn, response.log_probs[:left], generated=True)
 
     def _step(self, running: Sequence[_Episode], turn: int) -> list[Observation]:
         def call(episode: _Episode) -> Call:
@@ -205,19 +197,19 @@ class Episodes:
         return self._on_owners(running, call)
 
     def _on_owners(self, episodes: Sequence[_Episode], call: Callable[[_Episode], Call]) -> list:
-        """Calls environments where they live; results and failures are everyone's. Collective."""
+        """Calls each environment on its rank; all ranks get the results, or raise. Collective."""
         rank = dist.get_rank()
-        mine = [place for place, each in enumerate(episodes) if each.owner == rank]
+        own = [place for place, episode in enumerate(episodes) if episode.owner == rank]
         try:
-            calls = [call(episodes[place]) for place in mine]
-            found: Any = run_calls(self._name, calls, self._timeout_s)
+            calls = [call(episodes[place]) for place in own]
+            outcome: Any = run_calls(self._name, calls, self._timeout_s)
         except EnvironmentFailed as error:
-            found = error
+            outcome = error
         results: list[Any] = [None] * len(episodes)
-        for places, theirs in gather_objects((mine, found)):
-            if isinstance(theirs, EnvironmentFailed):
-                raise theirs
-            for place, result in zip(places, theirs, strict=True):
+        for places, outcome_of_rank in gather_objects((own, outcome)):
+            if isinstance(outcome_of_rank, EnvironmentFailed):
+                raise outcome_of_rank
+            for place, result in zip(places, outcome_of_rank, strict=True):
                 results[place] = result
         return results
 
@@ -232,7 +224,7 @@ class Episodes:
         else:
             tokens = self._observations.encode(observation.text, episode.turn)
             if len(episode.token_ids) + len(tokens) < limit:
-                episode.extend(tokens, [0.0] * len(tokens), drawn=False)
+                episode.extend(tokens, [0.0] * len(tokens), generated=False)
             else:
                 episode.finish_reason = "length"
 
@@ -242,7 +234,7 @@ class Episodes:
         finished: dict[int, list[Response]],
         on_group: OnGroup | None,
     ) -> None:
-        """Hands over the groups of which no sample is under way any more."""
+        """Adds groups without a sample in flight to `finished`, and calls `on_group` for them."""
         members: dict[int, list[_Episode]] = {}
         for episode in episodes:
             members.setdefault(episode.group, []).append(episode)

@@ -10,8 +10,8 @@ import httpx
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving.launch import MODEL_NAME, max_model_length
+from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import StartFailure
-from megatron_resrl.rollout.serving.server_state import Slot
 from megatron_resrl.rollout.weight_sync.control import (
     ServerControl,
     ServerFailure,
@@ -68,15 +68,15 @@ def why_not_ready(url: str, api_key: str | None) -> str | None:
     return None
 
 
-def answers_as_ours(slot: Slot) -> bool:
-    """Whether the server of a slot that has a specification answers at its address.
+def answers_as_ours(server: PooledServer) -> bool:
+    """Whether the server of a server that has a specification answers at its address.
 
     Another one that has taken the port does not know the name of our model.
     """
-    assert slot.spec is not None
+    assert server.spec is not None
     try:
-        return not why_not_ready(slot.url, slot.api_key) and (
-            served_model(slot.control).name == slot.spec.model
+        return not why_not_ready(server.url, server.api_key) and (
+            served_model(server.control).name == server.spec.model
         )
     except StartFailure:
         return False
@@ -109,39 +109,39 @@ def served_model(control: ServerControl) -> ServedModel:
     raise WrongServer(_no_vllm(control.url, said))
 
 
-def require_model(slot: Slot, recipe: Recipe) -> None:
+def require_model(server: PooledServer, recipe: Recipe) -> None:
     """Learns the name of a server's model, and whether the recipe's lengths fit it. Blocks.
 
     Args:
-        slot: A server that is ready; gets the name.
+        server: A server that is ready; gets the name.
         recipe: Model and lengths.
 
     Raises:
         WrongServer: It serves another model, or its context is too short.
         StartFailure: It does not answer.
     """
-    served = served_model(slot.control)
+    served = served_model(server.control)
     needed = max_model_length(recipe)
     if served.max_length < needed:
         remedy = (
             f"start it with --max-model-len {needed}"
-            if slot.spec is None
+            if server.spec is None
             else "remove max-model-len from vllm.arguments"
         )
         raise WrongServer(
-            f"vLLM {slot.name} takes {served.max_length} tokens (max_model_len), and "
+            f"vLLM {server.name} takes {served.max_length} tokens (max_model_len), and "
             f"data.max_prompt_length {recipe.data.max_prompt_length} + "
             f"rollout.max_response_length {recipe.rollout.max_response_length} are {needed}: "
             f"{remedy}, or lower one of the two"
         )
     wanted = PurePath(recipe.model.path).name
-    if slot.spec is None and not {wanted, MODEL_NAME} & _names(served):
+    if server.spec is None and not {wanted, MODEL_NAME} & _names(served):
         raise WrongServer(
-            f"vllm.urls: {slot.url} serves {served.name!r} from {served.path!r}, and model.path is "
-            f"{recipe.model.path!r}; correct the address, or start that server with "
+            f"vllm.urls: {server.url} serves {served.name!r} from {served.path!r}, and model.path "
+            f"is {recipe.model.path!r}; correct the address, or start that server with "
             f"--served-model-name {MODEL_NAME} if it is the same model"
         )
-    slot.model = served.name
+    server.model = served.name
 
 
 def _names(served: ServedModel) -> set[str]:

@@ -1,4 +1,4 @@
-"""The servers and the samples that they owe: who gets which, and what happens when one fails.
+"""The servers and the queue of samples: which server gets which, and what a failure leads to.
 
 Everything here runs in one asyncio loop in a thread of global rank 0; the engine's thread waits for
 what it needs with `Pool.wait`.
@@ -23,6 +23,7 @@ from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.serving.identity import require_model
 from megatron_resrl.rollout.serving.jobs import Job, Rollout
 from megatron_resrl.rollout.serving.launch import max_model_length
+from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
 from megatron_resrl.rollout.serving.requests import (
     RequestFailure,
     RequestRefused,
@@ -33,14 +34,13 @@ from megatron_resrl.rollout.serving.requests import (
     send_request,
 )
 from megatron_resrl.rollout.serving.server import ServerSpec, StartFailure
-from megatron_resrl.rollout.serving.server_state import Slot, State
 from megatron_resrl.rollout.serving.starting import await_answer, start_process, warm_up
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
-_LOOKS_PER_PATIENCE = 4
-_LONGEST_BETWEEN_LOOKS_S = 5.0
+_PROBES_PER_STALL_TIMEOUT = 4
+_LONGEST_BETWEEN_PROBES_S = 5.0
 
 
 class RolloutFailure(RunError):
@@ -69,8 +69,8 @@ class Pool:
             api_key: What servers want to be shown; None: nothing.
         """
         self.vllm = vllm = recipe.vllm
-        self.slots = [Slot(spec, api_key=api_key) for spec in specs] or [
-            Slot(None, url=url.rstrip("/"), api_key=api_key) for url in vllm.urls
+        self.servers = [PooledServer(spec, api_key=api_key) for spec in specs] or [
+            PooledServer(None, url=url.rstrip("/"), api_key=api_key) for url in vllm.urls
         ]
         self._recipe = recipe
         self._seed_requests = seed_requests
@@ -80,8 +80,8 @@ class Pool:
         self._closing = threading.Event()
         self._changed = threading.Condition()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._tellers = ThreadPoolExecutor(1, thread_name_prefix="vllm-groups")
-        self._starters = ThreadPoolExecutor(len(self.slots), thread_name_prefix="vllm-start")
+        self._callback_executor = ThreadPoolExecutor(1, thread_name_prefix="vllm-groups")
+        self._starters = ThreadPoolExecutor(len(self.servers), thread_name_prefix="vllm-start")
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
@@ -106,41 +106,43 @@ class Pool:
         with self._changed:
             self._changed.wait_for(lambda: rollout.ended or bool(self.outdated()), timeout_s)
 
-    def outdated(self) -> list[Slot]:
+    def outdated(self) -> list[PooledServer]:
         """Servers that wait for the current weights."""
-        return [slot for slot in self.slots if slot.state is State.OUTDATED]
+        return [server for server in self.servers if server.state is ServerState.OUTDATED]
 
-    def hold(self, among: Sequence[State] = (State.SERVING, State.OUTDATED)) -> list[Slot]:
-        """Takes servers in one of the states `among` out of the pool's hands; none that starts.
+    def hold(
+        self, among: Sequence[ServerState] = (ServerState.SERVING, ServerState.OUTDATED)
+    ) -> list[PooledServer]:
+        """Reserves the servers in one of the states `among` for the caller, until `release`.
 
-        They keep what they are generating and get nothing new.
+        They continue what they are generating and get no new samples.
         """
 
-        async def hold() -> list[Slot]:
-            held = [slot for slot in self.slots if slot.state in among]
-            for slot in held:
-                slot.state = State.UPDATING
-            return held
+        async def hold() -> list[PooledServer]:
+            servers = [server for server in self.servers if server.state in among]
+            for server in servers:
+                server.state = ServerState.UPDATING
+            return servers
 
         return self._run(hold())
 
-    def release(self, slots: Sequence[Slot], version: int, failed: Sequence[str]) -> None:
+    def release(self, servers: Sequence[PooledServer], version: int, failed: Sequence[str]) -> None:
         """Gives servers back after a transfer of weights.
 
         Args:
-            slots: What `hold` gave.
+            servers: What `hold` gave.
             version: Of the weights that they have now.
             failed: URLs of those that do not have them; they count as failed.
         """
 
         async def release() -> None:
-            for slot in slots:
-                if slot.state is not State.UPDATING:
-                    continue  # It failed meanwhile.
-                slot.state, slot.version, slot.connected = State.SERVING, version, True
-                slot.progress_at = time.monotonic()
-                if slot.url in failed:
-                    self._fail(slot, "did not take new weights or did not sleep")
+            for server in servers:
+                if server.state is not ServerState.UPDATING:
+                    continue  # The server failed meanwhile.
+                server.state, server.version, server.connected = ServerState.SERVING, version, True
+                server.progress_at = time.monotonic()
+                if server.url in failed:
+                    self._fail(server, "did not take new weights or did not sleep")
             self._dispatch()
 
         self._run(release())
@@ -151,16 +153,16 @@ class Pool:
         self._run(self._close())
         self._starters.shutdown(wait=True)
         # Here, in case a start was under way.
-        for slot in self.slots:
-            if slot.process is not None:
-                slot.process.kill()
-        self._tellers.shutdown(wait=True, cancel_futures=True)
+        for server in self.servers:
+            if server.process is not None:
+                server.process.kill()
+        self._callback_executor.shutdown(wait=True, cancel_futures=True)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._loop.close()
 
     def _run(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Runs it in the loop and waits for it."""
+        """Runs a coroutine in the loop and waits for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
     # From here on: in the loop.
@@ -172,26 +174,26 @@ class Pool:
         return task
 
     async def _start_all(self) -> None:
-        starts = [self._bring_up(slot) for slot in self.slots]
+        starts = [self._bring_up(server) for server in self.servers]
         for result in await asyncio.gather(*starts, return_exceptions=True):
             if isinstance(result, BaseException):
                 raise result
-        for slot in self.slots:
-            self._spawn(self._watch(slot))
+        for server in self.servers:
+            self._spawn(self._watch(server))
 
-    async def _bring_up(self, slot: Slot) -> None:
+    async def _bring_up(self, server: PooledServer) -> None:
         """Starts a server, or waits for one that is not ours, until it can take weights."""
-        start = start_process if slot.spec is not None else await_answer
+        start = start_process if server.spec is not None else await_answer
         timeout, gave_up = self.vllm.start_timeout_s, self._closing.is_set
-        await self._loop.run_in_executor(self._starters, start, slot, timeout, gave_up)
+        await self._loop.run_in_executor(self._starters, start, server, timeout, gave_up)
         if self._closing.is_set():
             return
-        await self._loop.run_in_executor(self._starters, require_model, slot, self._recipe)
+        await self._loop.run_in_executor(self._starters, require_model, server, self._recipe)
         timeout = min(self.vllm.request_timeout_s, timeout)
-        await warm_up(slot, self._client, max_length=self._max_length, timeout_s=timeout)
-        slot.connected = False
-        slot.progress_at = time.monotonic()
-        slot.state = State.OUTDATED
+        await warm_up(server, self._client, max_length=self._max_length, timeout_s=timeout)
+        server.connected = False
+        server.progress_at = time.monotonic()
+        server.state = ServerState.OUTDATED
         self._notify()
 
     def _submit(self, rollout: Rollout) -> None:
@@ -204,71 +206,78 @@ class Pool:
         self._notify()
 
     def _dispatch(self) -> None:
-        """Gives out queued work as long as a server has room for the next prompt's samples."""
+        """Sends queued samples as long as a server has room for those of the next prompt."""
         limit = self.vllm.max_running_requests
         while self._queue:
             if self._queue[0][0].rollout.error is not None:
                 self._queue.popleft()
                 continue
             serving = [
-                slot for slot in self.slots if slot.state is State.SERVING and not slot.suspect
+                server
+                for server in self.servers
+                if server.state is ServerState.SERVING and not server.needs_probe
             ]
             if not serving:
                 return
-            slot = min(serving, key=lambda slot: len(slot.running))
-            if len(slot.running) + len(self._queue[0]) > limit:
+            server = min(serving, key=lambda server: len(server.running))
+            if len(server.running) + len(self._queue[0]) > limit:
                 return
             for job in self._queue.popleft():
-                slot.running[self._spawn(self._request(slot, job))] = job
+                server.running[self._spawn(self._request(server, job))] = job
 
-    async def _request(self, slot: Slot, job: Job) -> None:
-        """One request, and what becomes of its answer."""
-        outcome = await self._ask(slot, job)
+    async def _request(self, server: PooledServer, job: Job) -> None:
+        """Sends one request and deals with its outcome."""
+        outcome = await self._ask(server, job)
         task = asyncio.current_task()
         assert task is not None
-        if slot.running.pop(task, None) is None:
-            # It was cancelled just as its answer came: the sample is in other hands.
+        if server.running.pop(task, None) is None:
+            # It was cancelled just as its answer came: the sample has been queued again.
             return
         if isinstance(outcome, Response):
-            slot.restarts = 0
-            slot.progress_at = time.monotonic()
+            server.restarts = 0
+            server.progress_at = time.monotonic()
             if job.rollout.finish(job, outcome):
-                self._tell(job.rollout, job.prompt)
+                self._spawn(self._report_group(job.rollout, job.prompt))
         elif isinstance(outcome, RequestFailure):
-            logger.info("%s is to be made again: %s: %s", job, slot.name, outcome)
-            self._retry([job], slot.failure(str(outcome)))
-            if slot.state is State.SERVING and not slot.suspect:
-                # Nothing new for it until it has said how it is, or a dead server, which has
-                # nothing to do, would be given all samples as often as they may be tried.
-                slot.suspect = True
-                await self._look_at(slot)
-                slot.suspect = False
+            logger.info("%s is queued again: %s: %s", job, server.name, outcome)
+            self._retry([job], server.failure(str(outcome)))
+            if server.state is ServerState.SERVING and not server.needs_probe:
+                # Probed before it gets more work: otherwise an idle dead server would take every
+                # sample until its retries are used up.
+                server.needs_probe = True
+                await self._probe(server)
+                server.needs_probe = False
         else:
             self._end(job.rollout, outcome)
         self._dispatch()
 
-    async def _ask(self, slot: Slot, job: Job) -> Response | RequestFailure | RolloutFailure:
-        rollout, version = job.rollout, slot.version
+    async def _ask(
+        self, server: PooledServer, job: Job
+    ) -> Response | RequestFailure | RolloutFailure:
+        rollout, request, version = job.rollout, job.rollout.request, server.version
         seed = sample_seed(rollout.key(job)) if self._seed_requests else None
-        prompt = rollout.prompts[job.prompt]
         body = request_body(
-            prompt, rollout.sampling, model=slot.model, seed=seed, max_length=self._max_length
+            request.prompts[job.prompt],
+            request.sampling,
+            model=server.model,
+            seed=seed,
+            max_length=self._max_length,
         )
         try:
             answer = await send_request(
-                self._client, slot.url, body, timeout_s=self.vllm.request_timeout_s
+                self._client, server.url, body, timeout_s=self.vllm.request_timeout_s
             )
-            return read_response(answer, rollout.sampling, version)
+            return read_response(answer, request.sampling, version)
         except RequestFailure as failure:
             return failure
         except RequestRefused as refusal:
-            return RolloutFailure(f"{job}: {slot.name} refused it: {refusal}")
+            return RolloutFailure(f"{job}: {server.name} refused it: {refusal}")
         except (LookupError, TypeError, ValueError) as error:
             cause = f"an answer of an unknown form: {type(error).__name__}: {error}"
-            return RolloutFailure(f"{job}: {slot.name} gave {cause}")
+            return RolloutFailure(f"{job}: {server.name} gave {cause}")
 
     def _retry(self, jobs: list[Job], cause: str) -> None:
-        """Queues lost samples of a prompt before all others, or ends their rollout."""
+        """Puts lost samples of a prompt at the head of the queue, or ends their rollout."""
         for job in jobs:
             job.failures += 1
         job = max(jobs, key=lambda job: job.failures)
@@ -283,83 +292,81 @@ class Pool:
             ),
         )
 
-    def _tell(self, rollout: Rollout, prompt: int) -> None:
-        def then(error: BaseException | None) -> None:
-            self._loop.call_soon_threadsafe(self._told, rollout, error)
-
-        self._tellers.submit(rollout.tell, prompt, then)
-
-    def _told(self, rollout: Rollout, error: BaseException | None) -> None:
-        rollout.groups_told += 1
+    async def _report_group(self, rollout: Rollout, prompt: int) -> None:
+        """Has `on_group` called for a complete group, in a thread that may wait for files."""
+        error = await self._loop.run_in_executor(self._callback_executor, rollout.report, prompt)
+        rollout.reported_groups += 1
         if error is not None:
             self._end(rollout, error)
         self._notify()
 
     def _end(self, rollout: Rollout, error: BaseException) -> None:
-        """Ends a rollout with an error; what servers still do for it is dropped."""
+        """Ends a rollout with an error and cancels its requests."""
         rollout.error = rollout.error or error
-        for slot in self.slots:
-            for task, job in list(slot.running.items()):
+        for server in self.servers:
+            for task, job in list(server.running.items()):
                 if job.rollout is rollout and task is not asyncio.current_task():
-                    slot.running.pop(task)
+                    server.running.pop(task)
                     task.cancel()
         self._notify()
 
-    async def _watch(self, slot: Slot) -> None:
-        """Looks at a server again and again, as long as the pool lives."""
-        pause = min(_LONGEST_BETWEEN_LOOKS_S, self.vllm.stall_timeout_s / _LOOKS_PER_PATIENCE)
-        while slot.state is not State.GIVEN_UP:
+    async def _watch(self, server: PooledServer) -> None:
+        """Probes a server at intervals, as long as the pool lives."""
+        pause = min(
+            _LONGEST_BETWEEN_PROBES_S, self.vllm.stall_timeout_s / _PROBES_PER_STALL_TIMEOUT
+        )
+        while server.state is not ServerState.GIVEN_UP:
             await asyncio.sleep(pause)
-            await self._look_at(slot)
+            await self._probe(server)
 
-    async def _look_at(self, slot: Slot) -> None:
-        generation = slot.generation
-        if slot.state in (State.STARTING, State.GIVEN_UP):
+    async def _probe(self, server: PooledServer) -> None:
+        generation = server.generation
+        if server.state in (ServerState.STARTING, ServerState.GIVEN_UP):
             return
-        cause = await slot.look(self._client, patience_s=self.vllm.stall_timeout_s)
-        if cause is not None and generation == slot.generation:
-            self._fail(slot, cause)
+        cause = await server.check_health(self._client, stall_timeout_s=self.vllm.stall_timeout_s)
+        if cause is not None and generation == server.generation:
+            self._fail(server, cause)
 
-    def _fail(self, slot: Slot, cause: str) -> None:
-        """Takes a server out: its unfinished samples go back to the queue, and it is restarted."""
-        message = slot.failure(cause)
+    def _fail(self, server: PooledServer, cause: str) -> None:
+        """Queues the unfinished samples of a server again and restarts the server."""
+        message = server.failure(cause)
         logger.warning("%s", message)
-        slot.state = State.STARTING
-        slot.generation += 1
+        server.state = ServerState.STARTING
+        server.generation += 1
         lost: dict[tuple[int, int], list[Job]] = {}
-        for task, job in slot.running.items():
+        for task, job in server.running.items():
             task.cancel()
             lost.setdefault((id(job.rollout), job.prompt), []).append(job)
-        slot.running.clear()
+        server.running.clear()
         for jobs in reversed(lost.values()):
             self._retry(jobs, message)
-        self._spawn(self._bring_back(slot, message))
+        self._spawn(self._bring_back(server, message))
         self._dispatch()
 
-    async def _bring_back(self, slot: Slot, cause: str) -> None:
+    async def _bring_back(self, server: PooledServer, cause: str) -> None:
         """Restarts a failed server, or waits for one that is not ours."""
         while not self._closing.is_set():
-            if slot.process is not None:
-                await self._loop.run_in_executor(self._starters, slot.process.kill)
-            if slot.restarts == self.vllm.max_restarts:
-                self._give_up(slot, cause)
+            if server.process is not None:
+                await self._loop.run_in_executor(self._starters, server.process.kill)
+            if server.restarts == self.vllm.max_restarts:
+                self._give_up(server, cause)
                 return
-            slot.restarts += 1
-            logger.warning("vLLM %s: restart %d", slot.name, slot.restarts)
+            server.restarts += 1
+            logger.warning("vLLM %s: restart %d", server.name, server.restarts)
             try:
-                await self._bring_up(slot)
+                await self._bring_up(server)
                 return
             except StartFailure as failure:
                 cause = str(failure)
                 logger.warning("%s", cause)
 
-    def _give_up(self, slot: Slot, cause: str) -> None:
-        slot.state = State.GIVEN_UP
-        message = f"failed {slot.restarts + 1} times in a row (vllm.max_restarts): {cause}"
-        if any(other.state is not State.GIVEN_UP for other in self.slots):
-            logger.error("vLLM %s is left out from now on: it %s", slot.name, message)
+    def _give_up(self, server: PooledServer, cause: str) -> None:
+        server.state = ServerState.GIVEN_UP
+        message = f"failed {server.restarts + 1} times in a row (vllm.max_restarts): {cause}"
+        if any(other.state is not ServerState.GIVEN_UP for other in self.servers):
+            logger.error("vLLM %s is left out from now on: it %s", server.name, message)
             return
-        self._error = RolloutFailure(f"no vLLM server is left: {slot.name} {message}")
+        self._error = RolloutFailure(f"no vLLM server is left: {server.name} {message}")
         for rollout in {
             id(job.rollout): job.rollout for unit in self._queue for job in unit
         }.values():
@@ -376,6 +383,6 @@ class Pool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._client.aclose()
         stops: list[Callable[[], None]] = [
-            slot.process.stop for slot in self.slots if slot.process is not None
+            server.process.stop for server in self.servers if server.process is not None
         ]
         await asyncio.gather(*(self._loop.run_in_executor(None, stop) for stop in stops))

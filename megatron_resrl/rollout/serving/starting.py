@@ -10,39 +10,39 @@ import httpx
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.serving.identity import answers_as_ours, served_model, why_not_ready
+from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.requests import request_body, send_request
 from megatron_resrl.rollout.serving.server import ServerProcess, StartFailure
-from megatron_resrl.rollout.serving.server_state import Slot
 from megatron_resrl.rollout.weight_sync.control import ServerFailure
 from megatron_resrl.rollout.weight_sync.receivers import recover
 
 _BETWEEN_QUESTIONS_S = 1.0
 
 
-def start_process(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> None:
-    """Starts the server of a slot that has a specification. Blocks until it is healthy.
+def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:
+    """Starts the server of a server that has a specification. Blocks until it is healthy.
 
     Args:
-        slot: Gets the process and its address.
+        server: Gets the process and its address.
         timeout_s: `vllm.start_timeout_s`.
         gave_up: Asked now and then; True: return at once.
 
     Raises:
         StartFailure: It ended or took too long.
     """
-    assert slot.spec is not None
+    assert server.spec is not None
     if gave_up():
         return
-    slot.process = ServerProcess(slot.spec)
-    slot.url = slot.process.url
-    slot.process.wait_ready(timeout_s, lambda: answers_as_ours(slot), gave_up)
+    server.process = ServerProcess(server.spec)
+    server.url = server.process.url
+    server.process.wait_ready(timeout_s, lambda: answers_as_ours(server), gave_up)
 
 
-def await_answer(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> None:
+def await_answer(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:
     """Waits for a server that is not ours. Blocks until it is healthy and not paused.
 
     Args:
-        slot: Has the address.
+        server: Has the address.
         timeout_s: `vllm.start_timeout_s`.
         gave_up: Asked now and then; True: return at once.
 
@@ -50,27 +50,27 @@ def await_answer(slot: Slot, timeout_s: float, gave_up: Callable[[], bool]) -> N
         StartFailure: It did not answer in time, has no routes to control it, or is something else.
     """
     deadline = time.monotonic() + timeout_s
-    while cause := why_not_ready(slot.url, slot.api_key):
+    while cause := why_not_ready(server.url, server.api_key):
         if gave_up():
             return
         if time.monotonic() > deadline:
             raise StartFailure(
-                f"vllm.urls: {slot.url}/health did not answer within vllm.start_timeout_s = "
+                f"vllm.urls: {server.url}/health did not answer within vllm.start_timeout_s = "
                 f"{timeout_s:g} s ({cause}); start the server or correct the address"
             )
         time.sleep(_BETWEEN_QUESTIONS_S)
-    served_model(slot.control)
+    served_model(server.control)
     try:
-        recover(slot.control)
+        recover(server.control)
     except ServerFailure as failure:
         raise StartFailure(
-            f"vllm.urls: {slot.url} cannot be controlled ({failure}); start it with "
+            f"vllm.urls: {server.url} cannot be controlled ({failure}); start it with "
             "VLLM_SERVER_DEV_MODE=1"
         ) from failure
 
 
 async def warm_up(
-    slot: Slot, client: httpx.AsyncClient, *, max_length: int, timeout_s: float
+    server: PooledServer, client: httpx.AsyncClient, *, max_length: int, timeout_s: float
 ) -> None:
     """Has one token made.
 
@@ -78,7 +78,7 @@ async def warm_up(
     look like a stall; and a server without the flags that we need says so here.
 
     Args:
-        slot: That knows the name of its model.
+        server: That knows the name of its model.
         client: For the requests.
         max_length: Tokens of a prompt and its response together.
         timeout_s: Seconds that a request may take.
@@ -88,7 +88,7 @@ async def warm_up(
     """
     try:
         sampling = SamplingParams(1, ())
-        body = request_body([0], sampling, model=slot.model, seed=None, max_length=max_length)
-        await send_request(client, slot.url, body, timeout_s=timeout_s)
+        body = request_body([0], sampling, model=server.model, seed=None, max_length=max_length)
+        await send_request(client, server.url, body, timeout_s=timeout_s)
     except (RunError, httpx.HTTPError, ValueError) as error:
-        raise StartFailure(slot.failure(f"did not answer its first request: {error}")) from error
+        raise StartFailure(server.failure(f"did not answer its first request: {error}")) from error

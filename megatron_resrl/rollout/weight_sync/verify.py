@@ -13,7 +13,7 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
@@ -68,7 +68,7 @@ def verify_weights(
     prompts = _prompts(policy, recipe)
     sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
     engine = MegatronEngine(policy, max_running_samples=len(prompts))
-    own = [several[0] for several in engine.generate(prompts, sampling, seed=(0,))]
+    own = [group[0] for group in engine.generate(GenerationRequest(prompts, sampling, (0,)))]
     differences: list[str] = []
     if dist.get_rank() == 0:
         differences += [_sums_differ(one, sums) for one, sums in zip(held, expected, strict=True)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import tiny_families as tiny
@@ -20,10 +21,10 @@ from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.engine import Response, SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.environments.chat import ObservationTokens
-from megatron_resrl.rollout.environments.episodes import Episodes
+from megatron_resrl.rollout.environments.episodes import EpisodeEngine
 from megatron_resrl.rollout.environments.registry import get_environment
 from megatron_resrl.rollout.environments.running import EnvironmentFailed
 from megatron_resrl.rollout.worker import build_policy
@@ -71,9 +72,9 @@ def log_prob_difference(policy: Policy, responses: list[list[Response]]) -> floa
     return float(worst)
 
 
-def failure(player: Episodes) -> str:
+def failure(engine: EpisodeEngine) -> str:
     try:
-        player.begin(PROMPTS, SAMPLING, seed=(0, 1)).result()
+        engine.generate(GenerationRequest.of_prompts(PROMPTS, SAMPLING, (0, 1)))
     except EnvironmentFailed as error:
         return str(error)
     return "none"
@@ -92,25 +93,23 @@ def play(model: Path, environments: Path, layout: dict) -> dict:
     tokenizer.backend_tokenizer.pre_tokenizer = WhitespaceSplit()
     observations = ObservationTokens(tokenizer, "user", apply_chat_template=False)
 
-    def player(name: str) -> Episodes:
+    def episodes(name: str) -> EpisodeEngine:
         make = get_environment(f"{environments}:{name}", {})
-        return Episodes(
+        return EpisodeEngine(
             engine, make, tokenizer, observations, name=name, max_turns=MAX_TURNS, timeout_s=5.0
         )
 
-    told: list[int] = []
-    responses = (
-        player("Counting")
-        .begin(PROMPTS, SAMPLING, seed=(0, 1), on_group=lambda index, _: told.append(index))
-        .result()
-    )
-    alone = player("Counting").begin([PROMPTS[2]], SAMPLING, seed=(0, 1), indices=[2]).result()
+    reported: list[int] = []
+    request = GenerationRequest.of_prompts(PROMPTS, SAMPLING, (0, 1))
+    counted = replace(request, on_group=lambda place, _: reported.append(place))
+    responses = episodes("Counting").generate(counted)
+    alone = episodes("Counting").generate(request.select([2], None))
     failures: list[str] = [""] * dist.get_world_size()
-    dist.all_gather_object(failures, failure(player("Broken")))
+    dist.all_gather_object(failures, failure(episodes("Broken")))
     return {
         "responses": plain(responses),
         "alone": plain(alone),
-        "told": told,
+        "reported": reported,
         "difference": log_prob_difference(policy, responses),
         "failures": failures,
     }

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.worker import build_policy
 
@@ -36,7 +36,9 @@ def main(model: str) -> None:
     batches = policy.micro_batches(TokenBatch.from_sequences([TokenSequence((3, 4), (5, 6))]), 1)
 
     def generate() -> list[int]:
-        (responses,) = engine.generate([[3, 4, 5]], SamplingParams(4, (), n=1), seed=(0,))
+        (responses,) = engine.generate(
+            GenerationRequest([[3, 4, 5]], SamplingParams(4, (), n=1), seed=(0,))
+        )
         return list(responses[0].token_ids)
 
     def update(factor: float) -> bool:

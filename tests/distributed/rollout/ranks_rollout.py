@@ -18,7 +18,7 @@ from tiny_families import read_model
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.worker import build_policy
 
@@ -106,10 +106,10 @@ def decode(path: Path, layout: dict) -> dict:
     engine = MegatronEngine(policy, max_running_samples=6)
     greedy = SamplingParams(NEW_TOKENS, STOP, n=2, temperature=0)
     sampled = replace(greedy, n=3, temperature=1.0)
-    answers = engine.generate(PROMPTS, greedy, seed=(0,))
+    answers = engine.generate(GenerationRequest(PROMPTS, greedy, seed=(0,)))
     # Fewer prompts than replicas.
-    alone = engine.generate(PROMPTS[:1], greedy, seed=(0,))
-    responses = engine.generate(PROMPTS, sampled, seed=(0, 5))
+    alone = engine.generate(GenerationRequest(PROMPTS[:1], greedy, seed=(0,)))
+    responses = engine.generate(GenerationRequest(PROMPTS, sampled, seed=(0, 5)))
     sequences = [
         TokenSequence(tuple(prompt), response.token_ids)
         for prompt, several in zip(PROMPTS, responses, strict=True)
@@ -126,7 +126,7 @@ def decode(path: Path, layout: dict) -> dict:
     # A length that was scored is decoded again, whatever has been cached for it.
     as_long_as_decoded = TokenSequence(tuple(PROMPTS[0]), (9,) * (NEW_TOKENS + 1))
     policy.score(policy.micro_batches(TokenBatch.from_sequences([as_long_as_decoded]), 1))
-    again = engine.generate(PROMPTS, sampled, seed=(0, 5))
+    again = engine.generate(GenerationRequest(PROMPTS, sampled, seed=(0, 5)))
     worst = torch.tensor(difference)
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return {

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_resrl.checkpoint import CheckpointError
 from megatron_resrl.config.schema import OptimizerConfig, ParallelConfig, Recipe
+from megatron_resrl.errors import RunFileError
 from megatron_resrl.platform.distributed import gather_objects
-from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.engine import Response, TrainingRound
 from megatron_resrl.rollout.group_table import Group
-from megatron_resrl.rollout.log import RolloutLog
+from megatron_resrl.rollout.log import RolloutLog, run_identity
 
 GROUPS = [
     Group(
@@ -33,70 +33,88 @@ def append(log: RolloutLog, step: int, groups: list[Group]) -> None:
     dist.barrier()
 
 
-def spoil(path: Path, size: int) -> None:
-    """Cuts a file on rank 0 after so many bytes; a negative number counts from its end."""
-    if dist.get_rank() == 0:
-        path.write_bytes(path.read_bytes()[:size])
-    dist.barrier()
+def read(log: RolloutLog, step: int) -> list[Group]:
+    """All groups of a step, in the order of `GROUPS`."""
+    found = [group for number in (0, 1) for group in log.read(TrainingRound(step, number))]
+    return sorted(found, key=lambda group: [known.key for known in GROUPS].index(group.key))
 
 
 def refusal(log: RolloutLog) -> str:
     append(log, 4, GROUPS)
     try:
         log.confirm()
-    except CheckpointError as error:
+    except RunFileError as error:
         return str(error)
     return "nothing"
 
 
 def survives_any_cut(log: RolloutLog) -> bool:
-    """Cut anywhere, a file gives its first whole groups, and goes on from there."""
+    """Cut anywhere, a group's file is not used, the others are, and the group can be kept again."""
     append(log, 5, GROUPS)
-    path = log.directory / "step_000005.groups"
+    (path,) = log.directory.glob("step_000005/round_0_group_00003.*")
     whole = path.read_bytes()
     dist.barrier()
-    kept = []
-    for size in range(0, len(whole) + 1, 97):
+    for size in [*range(0, len(whole), 97), len(whole) - 1]:
         if dist.get_rank() == 0:
             path.write_bytes(whole[:size])
         dist.barrier()
-        found = log.read(5)
-        kept.append(len(found))
-        append(log, 5, GROUPS[len(found) :])
-        if log.read(5) != GROUPS or found != GROUPS[: len(found)]:
+        if read(log, 5) != GROUPS[1:]:
             return False
-    return kept == sorted(kept) and set(kept) >= {0, 1, 2}
+        dist.barrier()
+        append(log, 5, GROUPS[:1])
+        if read(log, 5) != GROUPS:
+            return False
+    return True
+
+
+def notices_any_flipped_bit(log: RolloutLog) -> bool:
+    """Pages, page headers and footer alike."""
+    append(log, 6, GROUPS[:1])
+    (path,) = log.directory.glob("step_000006/*.parquet")
+    whole = path.read_bytes()
+    for place in range(0, len(whole), 61):
+        content = bytearray(whole)
+        content[place] ^= 1
+        if dist.get_rank() == 0:
+            path.write_bytes(content)
+        dist.barrier()
+        if read(log, 6) != []:
+            return False
+        dist.barrier()
+    return True
 
 
 def main(work: Path) -> None:
     recipe = Recipe(output_dir=str(work))
-    log = RolloutLog(recipe)
-    seen = {"nothing yet": log.read(3) == []}
+
+    def log_of(recipe: Recipe, contents: str = "") -> RolloutLog:
+        return RolloutLog(work / "rollouts", run_identity(recipe, contents))
+
+    log = log_of(recipe)
+    seen = {"nothing yet": read(log, 3) == []}
     for step in (2, 3):
         append(log, step, GROUPS)
     log.confirm()
-    seen["read again"] = RolloutLog(recipe).read(3) == GROUPS
+    seen["read again"] = read(log_of(recipe), 3) == GROUPS
     tensor_parallel = replace(recipe, parallel=ParallelConfig(tensor_model_parallel_size=2))
-    seen["other layout"] = RolloutLog(tensor_parallel).read(3) == GROUPS
+    seen["other layout"] = read(log_of(tensor_parallel), 3) == GROUPS
     recording = replace(recipe, rollout=replace(recipe.rollout, record="elsewhere"))
-    seen["recording"] = RolloutLog(recording).read(3) == GROUPS
+    seen["recording"] = read(log_of(recording), 3) == GROUPS
     log.discard(until=2)
     dist.barrier()
-    seen["discarded"] = log.read(2) == [] and log.read(3) == GROUPS
+    seen["discarded"] = read(log, 2) == [] and read(log, 3) == GROUPS
     seen["cut"] = survives_any_cut(log)
+    seen["bit flipped"] = notices_any_flipped_bit(log)
     faster = replace(recipe, optimizer=OptimizerConfig(lr=1.0))
-    seen["other learning rate"] = RolloutLog(faster).read(3) == []
+    seen["other learning rate"] = read(log_of(faster), 3) == []
     append(log, 3, GROUPS)
-    seen["other model at the same place"] = RolloutLog(recipe, "its digest").read(3) == []
-    append(log, 3, GROUPS)
-    path = log.directory / "step_000003.groups"
-    spoil(path, -20)
+    seen["other model at the same place"] = read(log_of(recipe, "its digest"), 3) == []
     if dist.get_rank() == 0:
-        content = bytearray(path.read_bytes())
-        content[100] ^= 1
-        path.write_bytes(content)
+        (log.directory / "step_000003.groups").write_bytes(b"GRP1 of an earlier version")
     dist.barrier()
-    seen["bit flipped"] = log.read(3) == []
+    append(log, 3, GROUPS)
+    seen["beside a file of an earlier version"] = read(log, 3) == GROUPS
+    seen["which is deleted"] = not (log.directory / "step_000003.groups").exists()
     log.discard()
     dist.barrier()
     seen["files"] = not list(log.directory.iterdir())

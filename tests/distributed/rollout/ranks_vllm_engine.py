@@ -17,7 +17,7 @@ from served_engine import NoSender, served_recipe
 
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.distributed import gather_objects, initialize
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving.pool import RolloutFailure
 
@@ -45,14 +45,16 @@ def main() -> None:
         engine.update_weights(3)
         first = threading.Event()
         pending = engine.begin(
-            [[3, 4], [5, 6], [7, 8]],
-            SamplingParams(200, (), n=4),
-            seed=(0,),
-            on_group=lambda *_: first.set(),
+            GenerationRequest(
+                [[3, 4], [5, 6], [7, 8]],
+                SamplingParams(200, (), n=4),
+                seed=(0,),
+                on_group=lambda *_: first.set(),
+            )
         )
         if dist.get_rank() == 0:
             assert first.wait(60)
-            os.killpg(engine._pool.slots[0].process.pid, signal.SIGKILL)
+            os.killpg(engine._pool.servers[0].process.pid, signal.SIGKILL)
         responses = pending.result()
         assert [len(group) for group in responses] == [4, 4, 4]
         assert all(r.weight_versions == (3, 3) for group in responses for r in group)
@@ -61,7 +63,7 @@ def main() -> None:
         assert [version for version, _ in sender.sent] == [3, 3]
         assert first.is_set() == (dist.get_rank() == 0)
         with pytest.raises(RolloutFailure, match="refused it"):
-            engine.generate([[10**6]], SamplingParams(4, ()), seed=(1,))
+            engine.generate(GenerationRequest([[10**6]], SamplingParams(4, ()), seed=(1,)))
     finally:
         engine.close()
     print(f"rank {dist.get_rank()} done")

@@ -107,8 +107,8 @@ def test_an_observation_without_room_ends_the_episode(played: dict[str, dict]) -
 
 def test_groups_are_told_once_each_as_they_finish(played: dict[str, dict]) -> None:
     for found in played.values():
-        assert sorted(found["told"]) == [0, 1, 2, 3]
-        assert found["told"].index(0) < found["told"].index(2)
+        assert sorted(found["reported"]) == [0, 1, 2, 3]
+        assert found["reported"].index(0) < found["reported"].index(2)
 
 
 def test_a_failing_environment_ends_all_ranks_with_its_name_and_the_sample(

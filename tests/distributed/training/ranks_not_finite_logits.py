@@ -17,7 +17,7 @@ from megatron_resrl.errors import RunError
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.worker import build_policy
@@ -51,7 +51,9 @@ def main(model: str, layout: str) -> None:
     sampling = SamplingParams(max_new_tokens=6, stop_token_ids=(1,), n=2)
 
     def roll_out() -> list:
-        drawn = engine.generate([prompt.token_ids for prompt in PROMPTS], sampling, seed=(0,))
+        drawn = engine.generate(
+            GenerationRequest([prompt.token_ids for prompt in PROMPTS], sampling, seed=(0,))
+        )
         require_finite_responses(PROMPTS, drawn, policy, model, phase="rollout of training")
         return drawn
 

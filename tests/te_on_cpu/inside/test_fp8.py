@@ -22,7 +22,7 @@ from megatron_resrl.checkpoint import (
 from megatron_resrl.checkpoint.checkpoint import begin_save
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy, UpdateResult
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.weights.hugging_face import export_weights
 
@@ -130,7 +130,7 @@ def test_decoding_uses_the_weights_of_the_last_update(build, model, settings) ->
     prompt = tuple(range(3, 11))
     for number in range(3):
         sampling = SamplingParams(8, (), n=8)
-        (responses,) = engine.generate([prompt], sampling, seed=(number,))
+        (responses,) = engine.generate(GenerationRequest([prompt], sampling, seed=(number,)))
         drawn = [TokenSequence(prompt, response.token_ids) for response in responses]
         decoded = torch.tensor([p for response in responses for p in response.log_probs])
         wanted = reference(model, policy, drawn)
@@ -149,7 +149,7 @@ def test_prompts_of_every_length_are_decoded(build, settings) -> None:
         prompt = list(range(3, 3 + length))
         # Rows that stop leave the batch, which then has any number of them.
         sampling = SamplingParams(6, tuple(range(40)), n=samples)
-        (responses,) = engine.generate([prompt], sampling, seed=(0,))
+        (responses,) = engine.generate(GenerationRequest([prompt], sampling, seed=(0,)))
         assert len(responses) == samples
 
 
@@ -171,7 +171,7 @@ def test_fp8_weights_are_made_anew_for_the_first_micro_batch_of_each_pass(
     layers = 2 * policy.config.num_layers
     first, others = [(True, True)] * layers, [(True, False)] * layers
     for _ in range(2):
-        engine.generate([[3, 4, 5, 6]], SamplingParams(3, (), n=2), seed=(0,))
+        engine.generate(GenerationRequest([[3, 4, 5, 6]], SamplingParams(3, (), n=2), seed=(0,)))
         assert {in_fp8 for in_fp8, _ in calls} == {False}
         calls.clear()
         score(policy, SEQUENCES)
@@ -189,7 +189,7 @@ def test_a_run_goes_on_in_fp8(build, tmp_path, saved, resumed) -> None:
     update(policy, SEQUENCES)
     # As an evaluation before the save does.
     MegatronEngine(policy, max_running_samples=1).generate(
-        [[3, 4, 5]], SamplingParams(2, (), n=1), seed=(0,)
+        GenerationRequest([[3, 4, 5]], SamplingParams(2, (), n=1), seed=(0,))
     )
     state = TrainerState(step=1, sampler={})
     begin_save(tmp_path, policy, state, retention=Retention(1), copy=False).finish()

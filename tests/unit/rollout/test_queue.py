@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from megatron_resrl.config.schema import Recipe, RolloutConfig
+from megatron_resrl.config.schema import RolloutConfig
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.rollout.collect import Sample
@@ -25,11 +25,11 @@ class NotedCollector:
     """Answers each prompt once, with weights as old as the time at which it was asked."""
 
     trained: int = 0
-    begun: list[tuple[int, int, list[int]]] = field(default_factory=list)
+    steps: list[tuple[int, int, list[int]]] = field(default_factory=list)
 
     def begin(self, step, prompts):
         asked = [prompt.token_ids[0] for prompt in prompts]
-        self.begun.append((step, self.trained, asked))
+        self.steps.append((step, self.trained, asked))
         return prompts, self.trained
 
     def finish(self, collecting, draw):
@@ -42,13 +42,15 @@ class NotedCollector:
         return Collected(samples, {"drawn": float(len(draw(1)))})
 
 
-def queue(collector: NotedCollector, staleness: int, begun=(), sampler=None) -> RolloutQueue:
-    rollout = RolloutConfig(prompts_per_step=2, max_staleness=staleness)
+def queue(
+    collector: NotedCollector, staleness: int, in_flight=(), sampler=None, **settings
+) -> RolloutQueue:
+    rollout = RolloutConfig(prompts_per_step=2, max_staleness=staleness, **settings)
     sampler = sampler or PromptSampler(len(PROMPTS), 2, seed=0, shuffle=False)
-    return RolloutQueue(Recipe(steps=4, rollout=rollout), collector, PROMPTS, sampler, begun)
+    return RolloutQueue(collector, PROMPTS, sampler, steps=4, rollout=rollout, in_flight=in_flight)
 
 
-def test_without_staleness_a_step_begins_when_the_one_before_is_trained():
+def test_queue_alternates_without_staleness():
     collector = NotedCollector()
     rollouts = queue(collector, 0)
     for step in range(1, 5):
@@ -56,7 +58,7 @@ def test_without_staleness_a_step_begins_when_the_one_before_is_trained():
         assert metrics["rollout/staleness_max"] == 0
         assert rollouts.in_flight() == []
         collector.trained = step
-    assert [(step, version) for step, version, _ in collector.begun] == [
+    assert [(step, version) for step, version, _ in collector.steps] == [
         (1, 0),
         (2, 1),
         (3, 2),
@@ -65,14 +67,14 @@ def test_without_staleness_a_step_begins_when_the_one_before_is_trained():
 
 
 @pytest.mark.setting("rollout.max_staleness")
-def test_with_staleness_steps_begin_so_many_updates_early_and_not_after_the_last():
+def test_queue_begins_steps_early_with_staleness():
     collector = NotedCollector()
     rollouts = queue(collector, 2)
     ages = []
     for step in range(1, 5):
         ages.append(rollouts.next(step).metrics["rollout/staleness_max"])
         collector.trained = step
-    assert [(step, version) for step, version, _ in collector.begun] == [
+    assert [(step, version) for step, version, _ in collector.steps] == [
         (1, 0),
         (2, 0),
         (3, 0),
@@ -81,7 +83,7 @@ def test_with_staleness_steps_begin_so_many_updates_early_and_not_after_the_last
     assert ages == [0, 1, 2, 2]
 
 
-def test_a_run_that_continues_asks_the_prompts_that_were_dealt_ahead():
+def test_queue_continues_with_the_prompts_in_flight():
     straight = NotedCollector()
     rollouts = queue(straight, 1)
     for step in range(1, 5):
@@ -94,18 +96,23 @@ def test_a_run_that_continues_asks_the_prompts_that_were_dealt_ahead():
         rollouts.next(step)
         stopped.trained = step
     continued = NotedCollector(trained=2)
-    rollouts = queue(continued, 1, begun=rollouts.in_flight(), sampler=sampler)
+    rollouts = queue(continued, 1, in_flight=rollouts.in_flight(), sampler=sampler)
     for step in (3, 4):
         rollouts.next(step)
         continued.trained = step
-    asked = {step: prompts for step, _, prompts in straight.begun}
-    assert [(step, prompts) for step, _, prompts in continued.begun] == [
+    asked = {step: prompts for step, _, prompts in straight.steps}
+    assert [(step, prompts) for step, _, prompts in continued.steps] == [
         (3, asked[3]),
         (4, asked[4]),
     ]
 
 
-def test_a_response_with_older_weights_than_allowed_ends_the_run():
+def test_queue_refuses_older_weights_than_allowed():
     collector = NotedCollector()
     with pytest.raises(TooStale, match="step 4: a response began with weights 3 updates old"):
         queue(collector, 0).next(4)
+
+
+def test_queue_takes_replayed_responses_of_any_age():
+    metrics = queue(NotedCollector(), 0, replay="recorded").next(4).metrics
+    assert metrics["rollout/staleness_max"] == 3

@@ -34,12 +34,12 @@ def responses(draw: st.DrawFn) -> Response:
 
 
 @given(st.lists(st.lists(responses(), min_size=1, max_size=3), max_size=3))
-def test_every_field_of_every_response_survives_the_table(several):
+def test_group_table_keeps_every_field_of_every_response(several):
     groups = [Group(2, index, (1, index), each) for index, each in enumerate(several)]
     assert from_table(to_table(groups)) == groups
 
 
-def test_a_recording_comes_back_and_is_plain_parquet(tmp_path):
+def test_recording_comes_back_and_is_plain_parquet(tmp_path):
     recording = Recording(tmp_path / "deep" / "record")
     for step in (3, 12):
         recording.write(step, GROUPS, run=b"run", sampling=SETTINGS)
@@ -52,7 +52,7 @@ def test_a_recording_comes_back_and_is_plain_parquet(tmp_path):
     assert columns["group"] == [None, 1, 1, 0]
 
 
-def test_missing_damaged_and_foreign_files_are_named(tmp_path):
+def test_recording_names_missing_damaged_and_foreign_files(tmp_path):
     recording = Recording(tmp_path)
     with pytest.raises(RecordingError, match=r"step 1 is not recorded.*it holds no step"):
         recording.read(1)

@@ -24,7 +24,7 @@ from megatron_resrl.config import schema
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.serving.server_state import token_count
+from megatron_resrl.rollout.serving.pooled_server import token_count
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.sender import WeightSender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm

@@ -24,11 +24,11 @@ from served_engine import (
     write_served_model,
 )
 
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving import pool as pool_module
+from megatron_resrl.rollout.serving.pooled_server import ServerState
 from megatron_resrl.rollout.serving.server import StartFailure
-from megatron_resrl.rollout.serving.server_state import State
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3 + prompt, 4, 5, 6, 7] for prompt in range(10)]
@@ -79,15 +79,15 @@ def requests(monkeypatch):
     return sent, answered
 
 
-def server_of(slot) -> psutil.Process:
+def server_of(pooled) -> psutil.Process:
     """vLLM's API server, below our guardian."""
-    (server,) = psutil.Process(slot.process.pid).children()
+    (server,) = psutil.Process(pooled.process.pid).children()
     return server
 
 
-def core_of(slot) -> psutil.Process:
+def core_of(pooled) -> psutil.Process:
     """vLLM's engine core, below its API server."""
-    (core,) = (p for p in server_of(slot).children() if "EngineCore" in " ".join(p.cmdline()))
+    (core,) = (p for p in server_of(pooled).children() if "EngineCore" in " ".join(p.cmdline()))
     return core
 
 
@@ -102,7 +102,7 @@ def by_seed(counts: Counter) -> Counter:
 @pytest.mark.slow
 def test_groups_are_spread_and_stay_together(engine, requests):
     sent, _ = requests
-    engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(0,))
+    engine.generate(GenerationRequest(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(0,)))
     load = Counter(url for url, _ in sent.elements())
     assert len(load) == 2
     assert min(load.values()) >= RUNNING  # To begin with; then the faster one gets more.
@@ -114,8 +114,8 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
     engine, requests
 ):
     sent, answered = requests
-    victim = engine._pool.slots[0]
-    undisturbed = engine.generate(PROMPTS, SAMPLING, seed=(1,))
+    victim = engine._pool.servers[0]
+    undisturbed = engine.generate(GenerationRequest(PROMPTS, SAMPLING, seed=(1,)))
     sent.clear(), answered.clear()
     told, first = {}, threading.Event()
 
@@ -124,7 +124,7 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
         told[index] = responses
         first.set()
 
-    pending = engine.begin(PROMPTS, SAMPLING, seed=(1,), on_group=on_group)
+    pending = engine.begin(GenerationRequest(PROMPTS, SAMPLING, seed=(1,), on_group=on_group))
     assert first.wait(120)
     running = len(victim.running)
     server_of(victim).send_signal(signal.SIGKILL)
@@ -140,9 +140,9 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
         for ours, theirs in zip(*pair, strict=True)
     ]
     assert sum(same) / len(same) > 0.9  # Others differ by rounding: batches were different ones.
-    wait_until(lambda: victim.state is not State.STARTING)
-    engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(2,))
-    assert victim.state is State.SERVING
+    wait_until(lambda: victim.state is not ServerState.STARTING)
+    engine.generate(GenerationRequest(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(2,)))
+    assert victim.state is ServerState.SERVING
     assert victim.url in engine.sender.sent[-1][1]
 
 
@@ -150,17 +150,19 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
 @pytest.mark.setting("vllm.stall_timeout_s")
 def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weights(engine, requests):
     sent, answered = requests
-    wait_until(lambda: all(slot.state is not State.STARTING for slot in engine._pool.slots))
+    wait_until(
+        lambda: all(pooled.state is not ServerState.STARTING for pooled in engine._pool.servers)
+    )
     engine.update_weights(5)
-    urls = {slot.url for slot in engine._pool.slots}
-    pending = engine.begin(PROMPTS, SAMPLING, seed=(3,))
+    urls = {pooled.url for pooled in engine._pool.servers}
+    pending = engine.begin(GenerationRequest(PROMPTS, SAMPLING, seed=(3,)))
     wait_until(lambda: len(answered) >= 4)
-    for slot in engine._pool.slots:
-        os.killpg(slot.process.pid, signal.SIGSTOP)
+    for pooled in engine._pool.servers:
+        os.killpg(pooled.process.pid, signal.SIGSTOP)
     stopped = time.monotonic()
     time.sleep(1)  # For answers that were on their way.
-    unfinished = sum(len(slot.running) for slot in engine._pool.slots)
-    wait_until(lambda: all(slot.state is State.STARTING for slot in engine._pool.slots))
+    unfinished = sum(len(pooled.running) for pooled in engine._pool.servers)
+    wait_until(lambda: all(pooled.state is ServerState.STARTING for pooled in engine._pool.servers))
     assert time.monotonic() - stopped < 2 * STALL_S
     responses = pending.result()
     assert all(len(group) == SAMPLING.n for group in responses)
@@ -176,11 +178,13 @@ def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weight
 @pytest.mark.slow
 def test_engine_cores_that_hang_or_die_below_a_living_server_are_replaced(engine, requests):
     _, answered = requests
-    wait_until(lambda: all(slot.state is not State.STARTING for slot in engine._pool.slots))
+    wait_until(
+        lambda: all(pooled.state is not ServerState.STARTING for pooled in engine._pool.servers)
+    )
     engine.update_weights(6)
-    hangs, dies = engine._pool.slots
-    pids = [slot.process.pid for slot in (hangs, dies)]
-    pending = engine.begin(PROMPTS, SAMPLING, seed=(4,))
+    hangs, dies = engine._pool.servers
+    pids = [pooled.process.pid for pooled in (hangs, dies)]
+    pending = engine.begin(GenerationRequest(PROMPTS, SAMPLING, seed=(4,)))
     wait_until(lambda: len(answered) >= 4)
     core_of(hangs).send_signal(signal.SIGSTOP)
     core_of(dies).send_signal(signal.SIGKILL)

@@ -20,11 +20,11 @@ from tcp_proxy import proxy_to
 from vllm_server import vllm_server
 
 from megatron_resrl.config.schema import Recipe, VllmConfig
-from megatron_resrl.rollout.engine import SamplingParams
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving.pool import RolloutFailure
+from megatron_resrl.rollout.serving.pooled_server import ServerState
 from megatron_resrl.rollout.serving.server import StartFailure
-from megatron_resrl.rollout.serving.server_state import State
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 
@@ -58,7 +58,9 @@ def recipe(model_path, tmp_path):
 def begin(engine):
     """Returns the pending rollout when its first group is complete."""
     first = threading.Event()
-    pending = engine.begin(PROMPTS, SAMPLING, seed=(1,), on_group=lambda *_: first.set())
+    pending = engine.begin(
+        GenerationRequest(PROMPTS, SAMPLING, seed=(1,), on_group=lambda *_: first.set())
+    )
     assert first.wait(120)
     return pending
 
@@ -68,35 +70,39 @@ def test_an_address_that_vanishes_loses_nothing_and_gets_the_weights_when_it_is_
 ):
     told = Counter()
     with proxy_to(server) as proxy, engine_of(recipe(server, proxy.url)) as engine:
-        stayed, gone = engine._pool.slots
+        stayed, gone = engine._pool.servers
         engine.update_weights(3)
         pending = engine.begin(
-            PROMPTS, SAMPLING, seed=(1,), on_group=lambda index, _: told.update([index])
+            GenerationRequest(
+                PROMPTS, SAMPLING, seed=(1,), on_group=lambda index, _: told.update([index])
+            )
         )
         wait_until(lambda: told)
         proxy.close()
         responses = pending.result()
         assert [len(group) for group in responses] == [SAMPLING.n] * len(PROMPTS)
         assert told == Counter(range(len(PROMPTS)))
-        wait_until(lambda: gone.state is State.STARTING)
-        assert stayed.state is State.SERVING
+        wait_until(lambda: gone.state is ServerState.STARTING)
+        assert stayed.state is ServerState.SERVING
         proxy.open()
-        wait_until(lambda: gone.state is State.OUTDATED)
-        engine.generate(PROMPTS[:2], replace(SAMPLING, max_new_tokens=8), seed=(2,))
+        wait_until(lambda: gone.state is ServerState.OUTDATED)
+        engine.generate(
+            GenerationRequest(PROMPTS[:2], replace(SAMPLING, max_new_tokens=8), seed=(2,))
+        )
         assert engine.sender.sent[-1] == (3, [proxy.url])
-        assert gone.state is State.SERVING
+        assert gone.state is ServerState.SERVING
 
 
 def test_a_server_that_never_comes_back_is_given_up_and_the_others_go_on(server, recipe):
     with proxy_to(server) as proxy, engine_of(recipe(server, proxy.url, max_restarts=1)) as engine:
         engine._pool.vllm = replace(engine._pool.vllm, start_timeout_s=0.5)
-        stayed, gone = engine._pool.slots
+        stayed, gone = engine._pool.servers
         pending = begin(engine)
         proxy.close()
         assert len(pending.result()) == len(PROMPTS)
-        wait_until(lambda: gone.state is State.GIVEN_UP)
-        assert stayed.state is State.SERVING
-        engine.generate(PROMPTS, SAMPLING, seed=(2,))
+        wait_until(lambda: gone.state is ServerState.GIVEN_UP)
+        assert stayed.state is ServerState.SERVING
+        engine.generate(GenerationRequest(PROMPTS, SAMPLING, seed=(2,)))
 
 
 @pytest.mark.setting("vllm.max_restarts")
@@ -111,7 +117,7 @@ def test_without_a_server_left_the_rollout_and_each_later_one_is_an_error(server
         assert "2 times in a row (vllm.max_restarts)" in str(failure.value)
         assert f"{proxy.url}/health did not answer" in str(failure.value)
         with pytest.raises(RolloutFailure, match="no vLLM server is left"):
-            engine.generate(PROMPTS, SAMPLING, seed=(2,))
+            engine.generate(GenerationRequest(PROMPTS, SAMPLING, seed=(2,)))
 
 
 @pytest.mark.setting("vllm.max_retries", "vllm.request_timeout_s")
@@ -120,11 +126,13 @@ def test_a_sample_that_is_too_slow_is_tried_again_and_then_an_error(server, reci
         settings = engine._pool.vllm
         monkeypatch.setattr(engine._pool, "vllm", replace(settings, request_timeout_s=0.2))
         with pytest.raises(RolloutFailure) as failure:
-            engine.generate(PROMPTS, replace(SAMPLING, max_new_tokens=2000), seed=(3,))
+            engine.generate(
+                GenerationRequest(PROMPTS, replace(SAMPLING, max_new_tokens=2000), seed=(3,))
+            )
         assert "was lost 3 times (vllm.max_retries = 2)" in str(failure.value)
         assert "not answered within vllm.request_timeout_s = 0.2 s" in str(failure.value)
         monkeypatch.setattr(engine._pool, "vllm", settings)
-        responses = engine.generate(PROMPTS, SAMPLING, seed=(4,))
+        responses = engine.generate(GenerationRequest(PROMPTS, SAMPLING, seed=(4,)))
         assert all(len(response.token_ids) == 200 for group in responses for response in group)
 
 
@@ -140,7 +148,7 @@ def test_a_server_that_did_not_take_weights_gets_them_before_it_works_again(serv
     with engine_of(recipe(server), FailsOnce()) as engine:
         assert engine.update_weights(7)["sync/failed_servers"] == 0
         assert engine.update_weights(8)["sync/failed_servers"] == 1
-        (group,) = engine.generate(PROMPTS[:1], SAMPLING, seed=(5,))
+        (group,) = engine.generate(GenerationRequest(PROMPTS[:1], SAMPLING, seed=(5,)))
         assert engine.sender.sent[2:] == [(8, [server])]
         assert all(response.weight_versions == (8, 8) for response in group)
 
@@ -148,12 +156,12 @@ def test_a_server_that_did_not_take_weights_gets_them_before_it_works_again(serv
 def test_a_server_that_a_killed_trainer_left_in_an_update_works_for_the_next(server, recipe):
     greedy = replace(SAMPLING, temperature=0.0, n=1)
     with engine_of(recipe(server)) as engine:
-        before = engine.generate(PROMPTS, greedy, seed=(6,))
+        before = engine.generate(GenerationRequest(PROMPTS, greedy, seed=(6,)))
     control = ServerControl(server)
     control.post("/pause", params={"mode": "keep"})
     control.post("/start_weight_update")
     with engine_of(recipe(server, start_timeout_s=60)) as engine:
-        after = engine.generate(PROMPTS, greedy, seed=(6,))
+        after = engine.generate(GenerationRequest(PROMPTS, greedy, seed=(6,)))
     assert [group[0].token_ids for group in after] == [group[0].token_ids for group in before]
     control.post("/start_weight_update")  # The first update was closed.
     control.post("/finish_weight_update")

@@ -8,8 +8,8 @@ import torch
 from served_engine import engine_of, one_rank, served_recipe, wait_until, write_served_model
 from transformers import AutoModelForCausalLM
 
-from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.serving.server_state import token_count
+from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
+from megatron_resrl.rollout.serving.pooled_server import token_count
 
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3, 4, 5, 6, 7], list(range(10, 60)) * 3, [9]]
@@ -44,7 +44,9 @@ def reference_logits(model, prompt, tokens) -> torch.Tensor:
 def test_greedy_tokens_are_those_of_transformers_and_log_probs_those_at_temperature_one(
     engine, reference
 ):
-    responses = engine.generate(PROMPTS, SamplingParams(24, (), temperature=0), seed=(0,))
+    responses = engine.generate(
+        GenerationRequest(PROMPTS, SamplingParams(24, (), temperature=0), seed=(0,))
+    )
     for prompt, (response,) in zip(PROMPTS, responses, strict=True):
         logits = reference_logits(reference, prompt, response.token_ids)
         assert logits.argmax(-1).tolist() == list(response.token_ids)
@@ -58,7 +60,7 @@ def test_greedy_tokens_are_those_of_transformers_and_log_probs_those_at_temperat
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_log_probs_are_those_of_transformers(engine, reference, temperature):
     sampling = SamplingParams(40, (), n=3, temperature=temperature)
-    responses = engine.generate(PROMPTS, sampling, seed=(1,))
+    responses = engine.generate(GenerationRequest(PROMPTS, sampling, seed=(1,)))
     for prompt, several in zip(PROMPTS, responses, strict=True):
         for response in several:
             logits = reference_logits(reference, prompt, response.token_ids) / temperature
@@ -71,7 +73,11 @@ def test_log_probs_are_those_of_transformers(engine, reference, temperature):
 
 def test_only_our_stop_tokens_end_a_response_and_are_its_last_token(engine):
     sampling = SamplingParams(60, (5, 6, 7), n=24)
-    responses = [r for several in engine.generate(PROMPTS, sampling, seed=(2,)) for r in several]
+    responses = [
+        r
+        for several in engine.generate(GenerationRequest(PROMPTS, sampling, seed=(2,)))
+        for r in several
+    ]
     assert {response.finish_reason for response in responses} == {"stop", "length"}
     for response in responses:
         assert len(response.log_probs) == len(response.token_ids)
@@ -86,7 +92,8 @@ def test_only_our_stop_tokens_end_a_response_and_are_its_last_token(engine):
 def test_samples_of_a_prompt_differ_and_a_seed_names_them(engine):
     sampling = SamplingParams(20, (), n=64)
     first, again, other = (
-        engine.generate(PROMPTS[:1], sampling, seed=seed)[0] for seed in [(3,), (3,), (4,)]
+        engine.generate(GenerationRequest(PROMPTS[:1], sampling, seed=seed))[0]
+        for seed in [(3,), (3,), (4,)]
     )
     tokens = [response.token_ids for response in first]
     assert len(set(tokens)) == 64
@@ -96,7 +103,7 @@ def test_samples_of_a_prompt_differ_and_a_seed_names_them(engine):
 
 def test_truncation_keeps_to_the_likely_tokens(engine, reference):
     sampling = SamplingParams(40, (), n=2, top_k=3)
-    ((response, _), *_) = engine.generate(PROMPTS[:1], sampling, seed=(5,))
+    ((response, _), *_) = engine.generate(GenerationRequest(PROMPTS[:1], sampling, seed=(5,)))
     logits = reference_logits(reference, PROMPTS[0], response.token_ids)
     likely = logits.topk(3, dim=-1).indices
     assert (likely == torch.tensor(response.token_ids)[:, None]).any(-1).all()
@@ -105,7 +112,12 @@ def test_truncation_keeps_to_the_likely_tokens(engine, reference):
 def test_groups_are_told_once_each_when_they_are_complete(engine):
     told = []
     responses = engine.generate(
-        PROMPTS, SamplingParams(8, (), n=4), seed=(6,), on_group=lambda *group: told.append(group)
+        GenerationRequest(
+            PROMPTS,
+            SamplingParams(8, (), n=4),
+            seed=(6,),
+            on_group=lambda *group: told.append(group),
+        )
     )
     assert sorted(told, key=lambda group: group[0]) == list(enumerate(responses))
 
@@ -115,38 +127,42 @@ def test_an_error_in_who_is_told_reaches_the_caller(engine):
         raise ValueError("full disk")
 
     with pytest.raises(ValueError, match="full disk"):
-        engine.generate(PROMPTS, SamplingParams(8, ()), seed=(7,), on_group=on_group)
+        engine.generate(
+            GenerationRequest(PROMPTS, SamplingParams(8, ()), seed=(7,), on_group=on_group)
+        )
 
 
 def tokens_made(engine) -> float:
-    (slot,) = engine._pool.slots
-    return token_count(httpx.get(f"{slot.url}/metrics").text)
+    (pooled,) = engine._pool.servers
+    return token_count(httpx.get(f"{pooled.url}/metrics").text)
 
 
 def test_responses_carry_the_versions_of_first_and_last_token(engine):
     engine.update_weights(7)
     earlier = tokens_made(engine)
-    pending = engine.begin(PROMPTS[:1], SamplingParams(2000, ()), seed=(8,))
+    pending = engine.begin(GenerationRequest(PROMPTS[:1], SamplingParams(2000, ()), seed=(8,)))
     wait_until(lambda: tokens_made(engine) > earlier + len(PROMPTS[0]))
     engine.update_weights(8)
     ((before,),) = pending.result()
-    ((after,),) = engine.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(8,))
+    ((after,),) = engine.generate(GenerationRequest(PROMPTS[:1], SamplingParams(4, ()), seed=(8,)))
     assert before.weight_versions == (7, 8)
     assert after.weight_versions == (8, 8)
 
 
 def test_a_request_that_no_server_can_serve_ends_the_rollout_with_its_answer(engine):
     with pytest.raises(RuntimeError, match=r"prompt 0.*refused it.*400"):
-        engine.generate([[10**6]], SamplingParams(4, ()), seed=(9,))
+        engine.generate(GenerationRequest([[10**6]], SamplingParams(4, ()), seed=(9,)))
 
 
 @pytest.mark.setting("vllm.urls")
 def test_a_server_at_an_address_serves_and_stays(engine, model_path, tmp_path):
-    slot = engine._pool.slots[0]
+    pooled = engine._pool.servers[0]
     with engine_of(
-        served_recipe(model_path, tmp_path, urls=(slot.url + "/",), api_key=slot.api_key)
+        served_recipe(model_path, tmp_path, urls=(pooled.url + "/",), api_key=pooled.api_key)
     ) as other:
-        ((response,),) = other.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
+        ((response,),) = other.generate(
+            GenerationRequest(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
+        )
     assert len(response.token_ids) == 4
-    engine.generate(PROMPTS[:1], SamplingParams(4, ()), seed=(10,))
-    assert engine._pool.slots[0].restarts == 0
+    engine.generate(GenerationRequest(PROMPTS[:1], SamplingParams(4, ()), seed=(10,)))
+    assert engine._pool.servers[0].restarts == 0

@@ -16,8 +16,8 @@ from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, Rollou
 from megatron_resrl.errors import UNUSABLE, InputError, exit_status
 from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving.identity import answers_as_ours, require_model
+from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec, StartFailure
-from megatron_resrl.rollout.serving.server_state import Slot
 from megatron_resrl.rollout.serving.starting import await_answer
 
 OLLAMA = {"object": "list", "data": [{"id": "llama3", "object": "model", "owned_by": "library"}]}
@@ -33,11 +33,11 @@ def recipe(url: str = "http://127.0.0.1:1", **vllm) -> Recipe:
     )
 
 
-def looked_at(url: str, api_key: str | None = None) -> Slot:
-    slot = Slot(None, url=url, api_key=api_key)
-    await_answer(slot, 5.0, lambda: False)
-    require_model(slot, recipe(url))
-    return slot
+def looked_at(url: str, api_key: str | None = None) -> PooledServer:
+    pooled = PooledServer(None, url=url, api_key=api_key)
+    await_answer(pooled, 5.0, lambda: False)
+    require_model(pooled, recipe(url))
+    return pooled
 
 
 @pytest.mark.parametrize(
@@ -126,7 +126,7 @@ def test_the_engine_ends_with_the_status_of_a_user_error():
 
 def test_a_starting_server_is_waited_for_and_the_last_answer_is_shown():
     with answering(lambda _: (503, "loading")) as url, pytest.raises(StartFailure) as failure:
-        await_answer(Slot(None, url=url), 0.2, lambda: False)
+        await_answer(PooledServer(None, url=url), 0.2, lambda: False)
     assert "did not answer within vllm.start_timeout_s = 0.2 s" in str(failure.value)
     assert "503: loading" in str(failure.value)
 
@@ -161,15 +161,15 @@ SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 def test_another_server_on_our_port_is_not_taken_for_ours(tmp_path, monkeypatch):
     spec = ServerSpec("server 0", "policy-ours", SLEEPER, {}, tmp_path / "log")
     with answering(vllm_like(model_card("policy-theirs"))) as url:
-        slot = Slot(spec, url=url)
-        assert not answers_as_ours(slot)
+        pooled = PooledServer(spec, url=url)
+        assert not answers_as_ours(pooled)
         process = ServerProcess(spec)
-        slot.url = process.url = url
+        pooled.url = process.url = url
         with pytest.raises(StartFailure, match="was not ready"):
-            process.wait_ready(0.5, lambda: answers_as_ours(slot))
+            process.wait_ready(0.5, lambda: answers_as_ours(pooled))
     with answering(vllm_like(model_card("policy-ours"))) as url:
-        slot.url = url
-        assert answers_as_ours(slot)
+        pooled.url = url
+        assert answers_as_ours(pooled)
 
 
 def test_a_process_that_has_ended_is_not_ready_whatever_answers(tmp_path):

@@ -8,8 +8,8 @@ import socket
 
 import pytest
 
+from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
 from megatron_resrl.rollout.serving.requests import make_client
-from megatron_resrl.rollout.serving.server_state import Slot, State
 
 OK, SICK, DROPPED = "200 OK", "503 Service Unavailable", None
 METRICS = 'vllm:generation_tokens_total{engine="0"} %d\nvllm:prompt_tokens_total 3.0\n'
@@ -46,19 +46,19 @@ class Server:
         writer.close()
 
 
-def looks(server: Server, *, times: int, patience_s: float, busy: bool) -> list[str | None]:
-    """What a slot says at a look each tenth of a second."""
+def looks(server: Server, *, times: int, stall_timeout_s: float, busy: bool) -> list[str | None]:
+    """What a pooled says at a look each tenth of a second."""
 
     async def run() -> list[str | None]:
         served = await asyncio.start_server(server.handle, "127.0.0.1", 0)
         port = served.sockets[0].getsockname()[1]
-        slot = Slot(None, url=f"http://127.0.0.1:{port}", state=State.SERVING)
+        pooled = PooledServer(None, url=f"http://127.0.0.1:{port}", state=ServerState.SERVING)
         if busy:
-            slot.running[asyncio.current_task()] = None
+            pooled.running[asyncio.current_task()] = None
         said = []
         async with await make_client() as client, served:
             for _ in range(times):
-                said.append(await slot.look(client, patience_s=patience_s))
+                said.append(await pooled.check_health(client, stall_timeout_s=stall_timeout_s))
                 await asyncio.sleep(0.1)
         return said
 
@@ -73,46 +73,48 @@ def closed_port() -> int:
 
 
 def test_a_server_that_answers_is_well_whether_or_not_it_has_work():
-    assert looks(Server(OK), times=4, patience_s=0.15, busy=False) == [None] * 4
+    assert looks(Server(OK), times=4, stall_timeout_s=0.15, busy=False) == [None] * 4
 
 
 def test_a_server_with_requests_that_makes_tokens_is_well():
     server = Server(OK)
     server.made = 2
-    assert looks(server, times=4, patience_s=0.15, busy=True) == [None] * 4
+    assert looks(server, times=4, stall_timeout_s=0.15, busy=True) == [None] * 4
 
 
 def test_a_server_with_requests_that_makes_no_token_fails_after_the_patience():
-    *_, last = looks(Server(OK), times=8, patience_s=0.5, busy=True)
+    *_, last = looks(Server(OK), times=8, stall_timeout_s=0.5, busy=True)
     assert "has 1 requests and made no token for" in last
     assert "vllm.stall_timeout_s = 0.5" in last
 
 
 def test_connections_are_not_used_again_as_a_server_may_have_closed_them():
     server = Server(OK, reused=DROPPED)
-    assert looks(server, times=4, patience_s=0.15, busy=False) == [None] * 4
+    assert looks(server, times=4, stall_timeout_s=0.15, busy=False) == [None] * 4
 
 
 def test_a_dropped_connection_is_not_yet_a_failure():
     server = Server(OK, OK, DROPPED, OK)
-    assert looks(server, times=4, patience_s=5, busy=False) == [None] * 4
+    assert looks(server, times=4, stall_timeout_s=5, busy=False) == [None] * 4
 
 
 def test_a_server_that_drops_every_connection_fails_after_the_patience():
-    first, *_, last = looks(Server(DROPPED), times=8, patience_s=0.5, busy=False)
+    first, *_, last = looks(Server(DROPPED), times=8, stall_timeout_s=0.5, busy=False)
     assert first is None
     assert "did not answer for" in last
 
 
 def test_a_server_that_says_so_is_not_well():
-    (said,) = looks(Server(SICK), times=1, patience_s=5, busy=False)
+    (said,) = looks(Server(SICK), times=1, stall_timeout_s=5, busy=False)
     assert "/health answered 503" in said
 
 
 def test_a_server_that_refuses_connections_fails_at_once(closed_port):
     async def look() -> str | None:
-        slot = Slot(None, url=f"http://127.0.0.1:{closed_port}", state=State.SERVING)
+        pooled = PooledServer(
+            None, url=f"http://127.0.0.1:{closed_port}", state=ServerState.SERVING
+        )
         async with await make_client() as client:
-            return await slot.look(client, patience_s=60)
+            return await pooled.check_health(client, stall_timeout_s=60)
 
     assert "cannot be reached (ConnectError" in asyncio.run(look())

@@ -1,4 +1,4 @@
-"""One server as the pool sees it: its state, its load, and whether it gets anywhere."""
+"""One server as the pool sees it: its state, its load, and whether it makes progress."""
 
 from __future__ import annotations
 
@@ -16,46 +16,46 @@ from megatron_resrl.rollout.weight_sync.control import ServerControl
 _PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
 
 
-class State(Enum):
-    """Where a server is on its way to work."""
+class ServerState(Enum):
+    """What a server is doing."""
 
     STARTING = "starting"
-    """Not ready, or, for one that is not ours, not answering."""
+    """Not ready; a server that this run did not start: not answering."""
     OUTDATED = "waits for the current weights"
     UPDATING = "takes weights or sleeps"
-    """In the hands of the engine: paused, so that no token means nothing."""
+    """Reserved by the engine and paused: making no token is no failure then."""
     SERVING = "serving"
     GIVEN_UP = "given up"
 
 
 @dataclass(eq=False)
-class Slot:
-    """A server, over its restarts; changed by the pool's thread alone."""
+class PooledServer:
+    """A server across its restarts; changed by the pool's thread alone."""
 
     spec: ServerSpec | None
-    """None: the server is not ours."""
+    """How to start it; None: this run did not start it (`vllm.urls`)."""
     url: str = ""
     api_key: str | None = None
-    """Shown with every call."""
-    state: State = State.STARTING
+    """Sent with every call."""
+    state: ServerState = ServerState.STARTING
     process: ServerProcess | None = None
     model: str | None = None
-    """The name under which it knows the model."""
+    """The name by which requests must call the model."""
     version: int = 0
-    """Of the weights that it has."""
+    """Version of its weights."""
     connected: bool = False
     """It has been connected to the sender of weights since it started."""
     running: dict[asyncio.Task[None], Job] = field(default_factory=dict)
-    suspect: bool = False
-    """A request to it has failed, and it is being asked how it is."""
+    needs_probe: bool = False
+    """A request to it has failed, and its health has not been checked since."""
     restarts: int = 0
-    """In a row, without a finished response between them."""
+    """Restarts in a row, without a finished response between them."""
     generation: int = 0
-    """Number of the process: what an earlier one's tasks say does not count."""
+    """Incremented at each failure; results of tasks from an earlier generation are ignored."""
     progress: float = 0.0
-    """Sum of its token counters."""
+    """Sum of its token counters at the last probe."""
     progress_at: float = field(default_factory=time.monotonic)
-    """When it last got somewhere, or had nothing to do and answered."""
+    """When the counters last changed, or the server was idle and answered."""
 
     @property
     def name(self) -> str:
@@ -68,44 +68,47 @@ class Slot:
         return ServerControl(self.url, api_key=self.api_key)
 
     def failure(self, cause: str) -> str:
-        """A message about this server, with the end of its log if it is ours."""
+        """A message about this server, with the end of its log if this run started it."""
         if self.process is not None:
             return self.process.describe(cause)
         return f"vLLM {self.name} {cause}"
 
-    async def look(self, client: httpx.AsyncClient, *, patience_s: float) -> str | None:
-        """Asks the server how it is, and notes its progress.
+    async def check_health(
+        self, client: httpx.AsyncClient, *, stall_timeout_s: float
+    ) -> str | None:
+        """Asks the server for its health and its token counters.
 
         Args:
-            client: For the questions.
-            patience_s: Seconds without an answer, or with requests and no token, that are too many.
+            client: Sends the requests.
+            stall_timeout_s: Seconds without an answer, or with requests in flight and no token,
+                after which the server counts as failed.
 
         Returns:
-            What is wrong with it; None if nothing is, or not for so long.
+            The cause of a failure; None: the server is healthy, or not silent for so long.
         """
         status = self.process.exit_status() if self.process else None
         if status is not None:
             return f"ended with status {status}"
         try:
-            health = await client.get(f"{self.url}/health", timeout=patience_s / 2)
-            metrics = await client.get(f"{self.url}/metrics", timeout=patience_s / 2)
+            health = await client.get(f"{self.url}/health", timeout=stall_timeout_s / 2)
+            metrics = await client.get(f"{self.url}/metrics", timeout=stall_timeout_s / 2)
         except (httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ReadError):
             # A busy server drops a connection now and then; one that has ended refuses the next.
-            return self._too_long(patience_s, "did not answer")
+            return self._stalled(stall_timeout_s, "did not answer")
         except httpx.HTTPError as error:
             return f"cannot be reached ({type(error).__name__}: {error})"
         if health.is_error:
             return f"says that it is not well: /health answered {health.status_code}"
         progress = token_count(metrics.text)
-        if progress != self.progress or not self.running or self.state is not State.SERVING:
+        if progress != self.progress or not self.running or self.state is not ServerState.SERVING:
             self.progress, self.progress_at = progress, time.monotonic()
-        return self._too_long(patience_s, f"has {len(self.running)} requests and made no token")
+        return self._stalled(stall_timeout_s, f"has {len(self.running)} requests and made no token")
 
-    def _too_long(self, patience_s: float, what: str) -> str | None:
+    def _stalled(self, stall_timeout_s: float, what: str) -> str | None:
         seconds = time.monotonic() - self.progress_at
-        if seconds < patience_s:
+        if seconds < stall_timeout_s:
             return None
-        return f"{what} for {seconds:.0f} s (vllm.stall_timeout_s = {patience_s:g})"
+        return f"{what} for {seconds:.0f} s (vllm.stall_timeout_s = {stall_timeout_s:g})"
 
 
 def token_count(metrics: str) -> float:
