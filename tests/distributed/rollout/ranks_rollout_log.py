@@ -76,6 +76,7 @@ def notices_any_flipped_bit(log: RolloutLog) -> bool:
         content = bytearray(whole)
         content[place] ^= 1
         if dist.get_rank() == 0:
+            path.parent.mkdir(exist_ok=True)
             path.write_bytes(content)
         dist.barrier()
         if read(log, 6) != []:
