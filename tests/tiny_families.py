@@ -15,6 +15,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     MistralConfig,
     MixtralConfig,
@@ -38,6 +39,8 @@ STEPS = 2
 
 LONGEST = 16
 """Tokens of the longest of `ragged_token_ids`."""
+WINDOW = 5
+"""Tokens that layers with a window attend to."""
 
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -71,26 +74,46 @@ _YARN_ROPE = {
 }
 """Multiplies sines and cosines by 1.14."""
 
+_GEMMA_ROPE = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 100_000.0, "factor": 8.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1000.0},
+}
+
 
 def family_configs() -> dict[str, PretrainedConfig]:
     """One configuration per family: grouped queries, four layers, head sizes that differ.
 
     Of the two Qwen3 mixtures of experts, one divides the weights of a token's experts by their
-    sum; the other has a dense layer. Mistral's heads are larger than hidden size / heads, and its
-    attention window is just as long as the longest of `ragged_token_ids`. Mixtral's file leaves
-    the head size out.
+    sum; the other has a dense layer. Mistral's heads are larger than hidden size / heads. All
+    layers of Mistral, the upper half of Qwen2's and every other of Gemma's have an attention window
+    that is shorter than most of `ragged_token_ids`. Mixtral's file leaves the head size out.
     """
     return {
         "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
         "llama_tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True, rms_norm_eps=1e-5),
-        "qwen2": Qwen2Config(**_SHAPE, tie_word_embeddings=True),
+        "qwen2": Qwen2Config(
+            **_SHAPE,
+            tie_word_embeddings=True,
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+            max_window_layers=2,
+        ),
         "qwen3": Qwen3Config(
             **_SHAPE, tie_word_embeddings=False, head_dim=16, rope_parameters=_YARN_ROPE
         ),
         "qwen3_moe": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, norm_topk_prob=True),
         "qwen3_moe_mixed": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, mlp_only_layers=[1]),
-        "mistral": MistralConfig(**_SHAPE, head_dim=16, sliding_window=LONGEST),
+        "mistral": MistralConfig(**_SHAPE, head_dim=16, sliding_window=WINDOW),
         "mixtral": MixtralConfig(**_SHAPE, num_local_experts=4),
+        "gemma3": Gemma3TextConfig(
+            **_SHAPE,
+            head_dim=16,
+            pad_token_id=None,  # torch's embedding has no gradient for this token.
+            query_pre_attn_scalar=24,
+            sliding_window=WINDOW,
+            layer_types=["sliding_attention", "full_attention"] * 2,
+            rope_parameters=_GEMMA_ROPE,
+        ),
     }
 
 
@@ -125,7 +148,8 @@ def randomise(model: PreTrainedModel) -> None:
     """Gives every parameter values that matter: norms around 1, biases and matrices around 0."""
     for name, parameter in model.named_parameters():
         if name.endswith("norm.weight"):
-            parameter.copy_(1 + 0.3 * torch.randn_like(parameter))
+            around = 0 if model.config.model_type == "gemma3_text" else 1  # Gemma adds the 1.
+            parameter.copy_(around + 0.3 * torch.randn_like(parameter))
         else:
             parameter.copy_(0.12 * torch.randn_like(parameter))
 

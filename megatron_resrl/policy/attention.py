@@ -17,9 +17,12 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import is_layer_window_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_resrl.policy.batches import zigzag_positions
+
+_STACKED_DIMENSIONS = 5
 
 
 class SdpaCoreAttention(MegatronModule):
@@ -28,10 +31,12 @@ class SdpaCoreAttention(MegatronModule):
     Plugs into `SelfAttentionSubmodules.core_attention`. Grouped-query attention is handled by
     the kernel. Without a mask, queries and keys of equal length are causal; fewer queries than
     keys (cached decoding) see all earlier keys. Packed sequences do not see each other. Under
-    context parallelism each rank gathers the keys and values of all ranks.
+    context parallelism each rank gathers the keys and values of all ranks. In layers with a window
+    (megatron-core's `window_size` and `window_attn_skip_freq`) a query sees only the last keys.
 
     Attributes:
         cp_group: Ranks that hold shares of the same sequences; None: sequences are whole.
+        tokens_before: Keys before its own that a query sees in a layer with a window; None: all.
     """
 
     def __init__(
@@ -52,6 +57,10 @@ class SdpaCoreAttention(MegatronModule):
             config.attention_dropout if attention_dropout is None else attention_dropout
         )
         self.cp_group = None if pg_collection is None else pg_collection.cp
+        windowed = is_layer_window_attention(
+            config.window_size, config.window_attn_skip_freq, layer_number
+        )
+        self.tokens_before: int | None = config.window_size[0] if windowed else None
 
     def forward(
         self,
@@ -105,9 +114,20 @@ class SdpaCoreAttention(MegatronModule):
         """One sequence per row; without a mask the queries are the last of the keys' positions."""
         queries, batch = query.shape[:2]
         allowed = None if attention_mask is None else ~attention_mask
-        if allowed is None and 1 < queries < key.shape[0]:
-            allowed = torch.ones(queries, key.shape[0], dtype=torch.bool, device=query.device)
-            allowed = allowed.tril(key.shape[0] - queries)
+        if self.tokens_before is not None:
+            # Keys that are too old for the first query are for all.
+            first = max(0, key.shape[0] - queries - self.tokens_before)
+            key, value = key[first:], value[first:]
+            allowed = None if allowed is None else allowed[..., first:]
+        keys = key.shape[0]
+        cut = self.tokens_before is not None and keys > self.tokens_before + 1
+        if queries > 1 and (cut or (allowed is None and queries < keys)):
+            # [q, k]: row i is position keys - queries + i.
+            band = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
+            band = band.tril(keys - queries)
+            if cut:
+                band = band.triu(keys - queries - self.tokens_before)
+            allowed = band if allowed is None else allowed & band
         context = scaled_dot_product_attention(
             query.permute(1, 2, 0, 3),
             key.permute(1, 2, 0, 3),
@@ -164,7 +184,32 @@ class RotatedCacheAttention(SelfAttention):
 
     megatron-core's static cache holds them without it and rotates the whole cache again for each
     new token, which after a few hundred tokens takes longer than all the rest of the layer.
+
+    Where layers differ in their rotary embedding, the model passes both, stacked.
     """
+
+    def forward(
+        self,
+        hidden_states: torch.Tensor,
+        *args: Any,
+        rotary_pos_emb: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Attends; see megatron-core's `Attention`.
+
+        Args:
+            hidden_states: [s, b, h], or [s / TP, b, h] under sequence parallelism.
+            *args: The base class's.
+            rotary_pos_emb: [s, 1, 1, head_dim] angles, or [2, s, 1, 1, head_dim] of layers without
+                a window and with one.
+            **kwargs: The base class's.
+        """
+        if rotary_pos_emb is not None and rotary_pos_emb.dim() == _STACKED_DIMENSIONS:
+            windowed = is_layer_window_attention(
+                self.config.window_size, self.config.window_attn_skip_freq, self.layer_number
+            )
+            rotary_pos_emb = rotary_pos_emb[int(windowed)]
+        return super().forward(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)
 
     def _adjust_key_value_for_inference(
         self,

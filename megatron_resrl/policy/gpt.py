@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel.layers import (
     ColumnParallelLinear,
@@ -77,10 +78,53 @@ def _build_chunk(
 ) -> PolicyModel:
     rows = padded_vocab_size(hf_config.vocab_size, config.tensor_model_parallel_size)
     model = _unscaled_chunk(hf_config, config, vp_stage, rows)
-    scaled = rotary_inverse_frequencies(hf_config)
-    if scaled is not None:
-        model.rotary_pos_emb.inv_freq = scaled.to(model.rotary_pos_emb.inv_freq.device)
+    embeddings = []
+    for kind, settings in family_of(hf_config).rotary.items():
+        scaled = rotary_inverse_frequencies(hf_config, kind)
+        embeddings.append(_rotary_embedding(model, settings["rope_theta"], scaled))
+    several = len(embeddings) > 1
+    model.rotary_pos_emb = StackedRotaryEmbedding(*embeddings) if several else embeddings[0]
     return model
+
+
+class StackedRotaryEmbedding(torch.nn.Module):
+    """The rotary embeddings of a model whose layers have different ones."""
+
+    def __init__(self, *embeddings: RotaryEmbedding) -> None:
+        super().__init__()
+        self.embeddings = torch.nn.ModuleList(embeddings)
+        self.get_rotary_seq_len = embeddings[0].get_rotary_seq_len
+
+    def forward(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """megatron-core's arguments; [embeddings, s, 1, 1, head_dim]."""
+        return torch.stack([embedding(*args, **kwargs) for embedding in self.embeddings])
+
+
+def _rotary_embedding(
+    model: PolicyModel, base: float, scaled: torch.Tensor | None
+) -> RotaryEmbedding:
+    """A rotary embedding like the model's, of another base or of scaled frequencies."""
+    config = model.config
+    embedding = RotaryEmbedding(
+        kv_channels=config.kv_channels,
+        rotary_percent=1.0,
+        rotary_base=base,
+        use_cpu_initialization=config.use_cpu_initialization,
+        cp_group=model.pg_collection.cp,
+    )
+    if scaled is not None:
+        embedding.inv_freq = scaled.to(embedding.inv_freq.device)
+    return embedding
+
+
+def _scale_embeddings(model: PolicyModel, factor: float) -> None:
+    """Multiplies the output of the embedding by a factor in the weights' type, as transformers."""
+
+    def scale(embedding: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
+        rounded = torch.tensor(factor).to(embedding.word_embeddings.weight.dtype)
+        return output * rounded.to(output.device)
+
+    model.embedding.register_forward_hook(scale)
 
 
 def _unscaled_chunk(
@@ -91,20 +135,24 @@ def _unscaled_chunk(
     *,
     engine: bool | None = None,
 ) -> PolicyModel:
-    """A chunk whose rotary frequencies are those of plain RoPE."""
+    """A chunk with megatron-core's default rotary embedding."""
+    family = family_of(hf_config)
     placement = {"ignore_virtual": vp_stage is None, "vp_stage": vp_stage}
     model = PolicyModel(
         config=config,
-        transformer_layer_spec=decoder_spec(config, vp_stage, engine=engine),
+        transformer_layer_spec=decoder_spec(
+            config, vp_stage, norms_after_blocks=family.norms_after_blocks, engine=engine
+        ),
         vocab_size=vocabulary_rows,
         max_sequence_length=hf_config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(**placement),
         post_process=parallel_state.is_pipeline_last_stage(**placement),
         position_embedding_type="rope",
-        rotary_base=family_of(hf_config).rotary[None]["rope_theta"],
         share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
         vp_stage=vp_stage,
     )
+    if model.pre_process and family.embedding_scale is not None:
+        _scale_embeddings(model, family.embedding_scale)
     _mark_split_weights(model)
     return model
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
@@ -19,6 +21,8 @@ class RmsNorm(torch.nn.RMSNorm):
 
     megatron-core's wrapper refuses sequence parallelism because it does not mark the weight;
     marked, `finalize_model_grads` sums its gradient over the tensor-parallel ranks.
+
+    With `layernorm_zero_centered_gamma` it multiplies by 1 + weight, and rounds once, at the end.
     """
 
     def __init__(
@@ -26,6 +30,41 @@ class RmsNorm(torch.nn.RMSNorm):
     ) -> None:
         super().__init__(hidden_size, eps=eps)
         self.weight.sequence_parallel = config.sequence_parallel
+        self._zero_centered = config.layernorm_zero_centered_gamma
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Normalises the last dimension of [..., hidden_size]."""
+        if not self._zero_centered:
+            return super().forward(x)
+        weight = 1 + self.weight.float()
+        return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).type_as(x)
+
+
+@functools.cache
+def with_norm_after(linear: type[torch.nn.Module], norm: type[torch.nn.Module]) -> type:
+    """A row-parallel matrix whose output is normalised before the residual is added.
+
+    Args:
+        linear: megatron-core's class, or its class for Transformer Engine.
+        norm: Class of the norm, `post_layernorm` in the result.
+
+    Returns:
+        A subclass of `linear`.
+    """
+
+    class Normalised(linear):
+        def __init__(self, *args: Any, config: TransformerConfig, **options: Any) -> None:
+            super().__init__(*args, config=config, **options)
+            self.post_layernorm = norm(
+                config=config, hidden_size=config.hidden_size, eps=config.layernorm_epsilon
+            )
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+            output, bias = super().forward(x)
+            return self.post_layernorm(output), bias
+
+    Normalised.__name__ = Normalised.__qualname__ = f"{linear.__name__}WithNorm"
+    return Normalised
 
 
 def uses_transformer_engine() -> bool:
@@ -36,13 +75,18 @@ def uses_transformer_engine() -> bool:
 
 
 def decoder_spec(
-    config: TransformerConfig, vp_stage: int | None, *, engine: bool | None = None
+    config: TransformerConfig,
+    vp_stage: int | None,
+    *,
+    norms_after_blocks: bool = False,
+    engine: bool | None = None,
 ) -> TransformerBlockSubmodules:
     """Layers of this pipeline stage and the final norm.
 
     Args:
         config: Of the whole model.
         vp_stage: Index of the model chunk under interleaved pipelining, else None.
+        norms_after_blocks: See `Family`.
         engine: Of Transformer Engine's layers; None: as `uses_transformer_engine` says.
 
     Returns:
@@ -55,13 +99,29 @@ def decoder_spec(
         normalization=config.normalization,
         vp_stage=vp_stage,
     )
-    for layer in spec.layer_specs:
+    # Layers that are alike share one specification.
+    for layer in {id(layer): layer for layer in spec.layer_specs}.values():
         layer.submodules.self_attention.module = RotatedCacheAttention
         if not engine:
             _replace_local_modules(layer.submodules, config)
+        if config.window_size is not None:
+            # One kernel everywhere: Transformer Engine's knows no window in cached decoding.
+            layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+        if norms_after_blocks:
+            _add_norms_after_blocks(layer.submodules, engine=engine)
     if not engine:
         spec.layer_norm = RmsNorm
     return spec
+
+
+def _add_norms_after_blocks(layer: TransformerLayerSubmodules, *, engine: bool) -> None:
+    """Gives the last matrices of attention and MLP a norm of their own."""
+    norm = RmsNorm
+    if engine:
+        from megatron.core.extensions.transformer_engine import TENorm as norm  # noqa: N813
+    attention, mlp = layer.self_attention.submodules, layer.mlp.submodules
+    attention.linear_proj = with_norm_after(attention.linear_proj, norm)
+    mlp.linear_fc2 = with_norm_after(mlp.linear_fc2, norm)
 
 
 def _replace_local_modules(layer: TransformerLayerSubmodules, config: TransformerConfig) -> None:

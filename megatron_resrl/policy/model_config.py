@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 from collections.abc import Callable
@@ -18,13 +19,15 @@ from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionC
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES, family_of, find_family
-from megatron_resrl.policy.families.family import ROPE_TYPES
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
 logger = logging.getLogger(__name__)
 
-ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {"silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "silu": F.silu,
+    "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
+}
 """By transformers' names."""
 
 
@@ -79,8 +82,14 @@ def padded_vocab_size(vocab_size: int, tensor_model_parallel_size: int) -> int:
     return math.ceil(vocab_size / tensor_model_parallel_size) * tensor_model_parallel_size
 
 
-def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | None:
+def rotary_inverse_frequencies(
+    hf_config: PretrainedConfig, kind: str | None = None
+) -> torch.Tensor | None:
     """Scaled inverse frequencies as Hugging Face computes them, or None for plain RoPE.
+
+    Args:
+        hf_config: The model's own configuration.
+        kind: Of layers; see `Family.rotary`.
 
     Returns:
         [head_dim / 2] float32.
@@ -88,20 +97,25 @@ def rotary_inverse_frequencies(hf_config: PretrainedConfig) -> torch.Tensor | No
     Raises:
         InputError: An unsupported kind of scaling.
     """
-    rope_type = family_of(hf_config).rotary[None]["rope_type"]
-    if rope_type == "default":
-        return None
-    return _rotary_scaling(hf_config, rope_type)[0].float()
+    frequencies = _rotary_scaling(hf_config, kind)[0]
+    return None if frequencies is None else frequencies.float()
 
 
-def _rotary_scaling(hf_config: PretrainedConfig, rope_type: str) -> tuple[torch.Tensor, float]:
-    """Scaled inverse frequencies, and the factor of sines and cosines."""
-    if rope_type not in ROPE_TYPES:
+def _rotary_scaling(
+    hf_config: PretrainedConfig, kind: str | None
+) -> tuple[torch.Tensor | None, float]:
+    """Scaled inverse frequencies, if they are, and the factor of sines and cosines."""
+    family = family_of(hf_config)
+    rope_type = family.rotary[kind]["rope_type"]
+    if rope_type not in family.rope_types:
         raise InputError(
             f"rope type {rope_type!r} in the model's config.json is not supported; "
-            f"supported are {', '.join(ROPE_TYPES)}"
+            f"supported are {', '.join(family.rope_types)}"
         )
-    return ROPE_INIT_FUNCTIONS[rope_type](hf_config, torch.device("cpu"))
+    if rope_type == "default":
+        return None, 1.0
+    of_layers = {} if kind is None else {"layer_type": kind}
+    return ROPE_INIT_FUNCTIONS[rope_type](hf_config, torch.device("cpu"), **of_layers)
 
 
 def _scale_rotation(config: TransformerConfig, hf_config: PretrainedConfig) -> None:
@@ -110,10 +124,11 @@ def _scale_rotation(config: TransformerConfig, hf_config: PretrainedConfig) -> N
     megatron-core reads its factor from attributes that its class does not declare, as
     1 + 0.1 * yarn_mscale * log(yarn_rotary_scaling_factor).
     """
-    rope_type = family_of(hf_config).rotary[None]["rope_type"]
-    if rope_type != "yarn":
+    # One factor for all layers: families with several rotary embeddings have no yarn.
+    kind, settings = next(iter(family_of(hf_config).rotary.items()))
+    if settings["rope_type"] != "yarn":
         return
-    _, factor = _rotary_scaling(hf_config, rope_type)
+    _, factor = _rotary_scaling(hf_config, kind)
     config.yarn_rotary_scaling_factor = math.e
     config.yarn_mscale = 10 * (factor - 1)
     config.yarn_mscale_all_dim = 0.0
@@ -164,7 +179,8 @@ def transformer_config(
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,
         "persist_layer_norm": False,
-        "bias_activation_fusion": cuda,
+        # The fused kernels are of SiLU.
+        "bias_activation_fusion": cuda and family.activation == "silu",
         "bias_dropout_fusion": cuda,
         "apply_rope_fusion": False,
         # Weights are overwritten right after construction.

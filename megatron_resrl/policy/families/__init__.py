@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families.family import Family
+from megatron_resrl.policy.families.gemma import Gemma3
 from megatron_resrl.policy.families.llama import Llama
 from megatron_resrl.policy.families.mistral import Mistral, Mixtral
 from megatron_resrl.policy.families.qwen import Qwen2, Qwen3, Qwen3Moe
@@ -18,7 +19,15 @@ from megatron_resrl.policy.families.qwen import Qwen2, Qwen3, Qwen3Moe
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-FAMILIES: tuple[type[Family], ...] = (Llama, Qwen2, Qwen3, Qwen3Moe, Mistral, Mixtral)
+FAMILIES: tuple[type[Family], ...] = (
+    Llama,
+    Qwen2,
+    Qwen3,
+    Qwen3Moe,
+    Mistral,
+    Mixtral,
+    Gemma3,
+)
 
 SUPPORTED_ARCHITECTURES = tuple(family.architecture for family in FAMILIES)
 

@@ -11,9 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-ROPE_TYPES = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotary embedding whose frequencies do not depend on the length of the sequence."""
-
 Names: TypeAlias = Mapping[str, tuple[str, ...]]
 Shape: TypeAlias = tuple[int, ...]
 
@@ -59,8 +56,10 @@ class Family:
     """Whether norms multiply by 1 + weight, with weights stored around 0."""
     norms_after_blocks: ClassVar[bool] = False
     """Whether the outputs of attention and MLP are normalised before the residual is added."""
-    identity_fields: ClassVar[tuple[str, ...]] = ()
-    """Fields of transformers' configuration that a checkpoint must share beside the sizes."""
+    rope_types: ClassVar[tuple[str, ...]] = ("default", "linear", "llama3", "yarn")
+    """Kinds of rotary embedding; none whose frequencies depend on the length of the sequence."""
+    fp8: ClassVar[bool] = True
+    """Whether products in FP8 are supported."""
     names: ClassVar[Names] = {
         "input_layernorm.weight": ("input_layernorm.weight",),
         "pre_mlp_layernorm.weight": ("post_attention_layernorm.weight",),
@@ -113,9 +112,9 @@ class Family:
 
     def _rope_problems(self, settings: Mapping[str, Any]) -> Iterator[Unsupported]:
         rope_type = settings["rope_type"]
-        if rope_type not in ROPE_TYPES:
+        if rope_type not in self.rope_types:
             yield Unsupported(
-                f"its rope_type is {rope_type!r}", f"supported are {', '.join(ROPE_TYPES)}"
+                f"its rope_type is {rope_type!r}", f"supported are {', '.join(self.rope_types)}"
             )
         part = settings.get("partial_rotary_factor", self.config.get("partial_rotary_factor"))
         if part not in (None, 1):
@@ -206,6 +205,10 @@ class Family:
             "add_qkv_bias": self.qkv_bias,
             "qk_layernorm": self.qk_norm,
         }
+        if self.window is not None:
+            # megatron-core counts the tokens before a query, transformers the query too.
+            fields["window_size"] = (self.window - 1, 0)
+            fields["window_attn_skip_freq"] = [int(layer) for layer in self.windowed_layers]
         return fields
 
     def hugging_face_names(self, parameter: str) -> list[str]:
