@@ -197,6 +197,7 @@ CASES: dict[str, Case] = {
     "much at once over two steps": Case(HARDER),
     "much at once, experts": Case(HARD, masked=True, family="qwen3_moe"),
     "much at once, tied matrices": Case(HARDER, family="llama_tied"),
+    "much at once, Gemma 3": Case(HARD, masked=True, family="gemma3"),
 }
 CROSSED: dict[str, tuple[Any, ...]] = {
     "resrl.positives": ("score", "advantage"),

@@ -15,6 +15,7 @@ CONVERTED = {
     "qwen3_moe": (2, 1),
     "qwen3_moe_mixed": (1, 4),
     "mixtral": (2, 1),
+    "gemma3": (2, 2),
 }
 """Families that ranks load, and the sizes (TP, PP) that they are converted with."""
 

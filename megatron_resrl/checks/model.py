@@ -90,22 +90,6 @@ def _check_positions(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_window(facts: Facts) -> Iterator[Problem]:
-    """Within the window, attention without one computes the same numbers."""
-    window = None if facts.family is None else facts.family.window
-    prompt = facts.recipe.data.max_prompt_length
-    response = facts.recipe.rollout.max_response_length
-    if window is not None and prompt + response > window:
-        yield Problem(
-            "rollout.max_response_length",
-            response,
-            f"sequences longer than the model's attention window, which is not implemented: with "
-            f"data.max_prompt_length {prompt} it makes {prompt + response} tokens, and "
-            f"sliding_window is {window}",
-            f"let the two add up to at most {window}, within which the window changes nothing",
-        )
-
-
 def _check_special_tokens(facts: Facts) -> Iterator[Problem]:
     size = facts.hf_config.get("vocab_size")
     if size is None:
@@ -167,7 +151,6 @@ MODEL_CHECKS = (
     _check_tensor_parallel,
     _check_pipeline,
     _check_positions,
-    _check_window,
     _check_special_tokens,
     _check_generation_config,
     _check_recompute,

@@ -26,6 +26,9 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
     precision = facts.recipe.precision
     if precision.fp8 is None:
         return
+    if facts.family is not None and not facts.family.fp8:
+        problem = f"FP8 is not supported for {facts.family.architecture}"
+        yield Problem("precision.fp8", precision.fp8, problem, "set it to null")
     if find_spec("transformer_engine") is None and not facts.elsewhere:
         # megatron-core would ignore the setting without a word and compute in params_dtype.
         fix = "install the `te` extra or set it to null"

@@ -12,6 +12,7 @@ from transformers import PretrainedConfig
 
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
+from megatron_resrl.policy.families import find_family
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 MARKER = "latest_checkpointed_iteration.txt"
@@ -108,7 +109,9 @@ def tell_weights(directory: Path, *, dtype: str | None = None, tied: bool | None
         if dtype is not None and written_dtype(config) != dtype:
             for key in [key for key in _DTYPE_KEYS if key in config] or ["torch_dtype"]:
                 text = _with(text, key, dtype)
-        if tied is not None and config.get("tie_word_embeddings", False) != tied:
+        family = find_family(config)
+        said = config.get("tie_word_embeddings", False) if family is None else family.tied
+        if tied is not None and said != tied:
             text = _with(text, "tie_word_embeddings", tied)
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a JSON object ({error}); fetch the model again") from error

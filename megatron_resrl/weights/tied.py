@@ -6,6 +6,7 @@ import torch
 from safetensors import safe_open
 
 from megatron_resrl.config.model_place import ModelPlace, read_json
+from megatron_resrl.policy.families import find_family
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 
 EMBEDDING = "model.embed_tokens.weight"
@@ -21,8 +22,9 @@ def is_tied_in_name_only(place: ModelPlace) -> bool:
     Raises:
         InputError: A file cannot be read.
     """
-    config = read_json(place.files / "config.json") or {}
-    if not config.get("tie_word_embeddings") or not any(place.weights.glob("*.safetensors")):
+    family = find_family(read_json(place.files / "config.json") or {})
+    tied = family is not None and family.tied
+    if not tied or not any(place.weights.glob("*.safetensors")):
         return False
     stored = stored_tensors(place.weights)
     if EMBEDDING not in stored or HEAD not in stored:

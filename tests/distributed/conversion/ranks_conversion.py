@@ -26,7 +26,7 @@ from megatron_resrl.weights.hugging_face import export_weights
 DENSE = ("llama", "qwen2")
 MOE = ("qwen3_moe", "qwen3_moe_mixed")
 LAYOUTS: dict[str, tuple[dict[str, int], tuple[str, ...]]] = {
-    "tp2": ({"tensor_model_parallel_size": 2}, (*DENSE, "mistral", "qwen3_moe")),
+    "tp2": ({"tensor_model_parallel_size": 2}, (*DENSE, "mistral", "qwen3_moe", "gemma3")),
     "pp2": ({"pipeline_model_parallel_size": 2}, (*DENSE, *MOE)),
     "pp2_vpp2": (
         {"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2},

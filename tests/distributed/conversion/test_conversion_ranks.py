@@ -16,7 +16,7 @@ from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
 from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
 CASES = (
-    *("tp2 llama", "tp2 qwen2", "tp2 mistral", "tp2 qwen3_moe"),
+    *("tp2 llama", "tp2 qwen2", "tp2 mistral", "tp2 qwen3_moe", "tp2 gemma3"),
     *("pp2 llama", "pp2 qwen2", "pp2 qwen3_moe", "pp2 qwen3_moe_mixed"),
     *("pp2_vpp2 llama", "pp2_vpp2 qwen2", "ep2 qwen3_moe"),
     *("ep2 qwen3_moe_mixed", "ep2 mixtral"),

@@ -47,7 +47,7 @@ SELECTIVE = {"recompute_granularity": "selective"}
 THREE_AND_ONE = {"megatron": {"num_layers_in_first_pipeline_stage": 3}}
 ONE_AND_THREE = {"megatron": {"num_layers_in_first_pipeline_stage": 1}}
 DENSE = ("llama", "llama_tied", "qwen2", "qwen3")
-"""Mistral's layers are Llama's: it runs once in each kind of layout."""
+"""Mistral and Gemma 3 run once in each kind of layout."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,25 +100,25 @@ class Layout:
 ONE = ("qwen3",)
 TIED_AND_BIAS = ("llama_tied", "qwen2")
 TIED_AND_NORMED = ("llama_tied", "qwen3")
-WITH_MISTRAL = (*DENSE, "mistral")
+ALL_DENSE = (*DENSE, "mistral", "gemma3")
 EXPERTS = ("qwen3_moe", "qwen3_moe_mixed", "mixtral")
 MOE = ("qwen3_moe",)
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
-        "tp1": Layout(families=WITH_MISTRAL),
+        "tp1": Layout(families=ALL_DENSE),
         "tp1_experts": Layout(families=EXPERTS),
         "tp1_experts_recompute_uniform": Layout(model=UNIFORM, families=MOE),
         "tp1_plain_optimizer": Layout(distributed_optimizer=False, families=TIED_AND_BIAS),
         "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
         "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
         "tp1_recompute_selective": Layout(model=SELECTIVE, families=ONE),
-        "tp1_packed": Layout(packed=True, families=("llama", "qwen3")),
+        "tp1_packed": Layout(packed=True, families=("llama", "qwen3", "gemma3")),
         "tp1_packed_recompute_uniform": Layout(packed=True, model=UNIFORM, families=ONE),
     },
     2: {
         "tp2": Layout(tp=2, families=TIED_AND_BIAS),
-        "tp2_sp": Layout(tp=2, sp=True, families=WITH_MISTRAL),
-        "pp2": Layout(pp=2, saves=True, families=WITH_MISTRAL),
+        "tp2_sp": Layout(tp=2, sp=True, families=ALL_DENSE),
+        "pp2": Layout(pp=2, saves=True, families=ALL_DENSE),
         "pp2_vpp2": Layout(pp=2, vpp=2, families=TIED_AND_NORMED),
         "dp2": Layout(families=TIED_AND_NORMED),
         "dp2_plain_optimizer": Layout(distributed_optimizer=False, families=ONE),
@@ -128,7 +128,7 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_three_and_one": Layout(pp=2, model=THREE_AND_ONE, families=ONE),
         "tp2_sp_packed": Layout(tp=2, sp=True, packed=True, families=ONE),
         "pp2_packed": Layout(pp=2, packed=True, families=ONE),
-        "cp2": Layout(cp=2, families=("llama", "qwen3", "mistral", "mixtral")),
+        "cp2": Layout(cp=2, families=("llama", "qwen3", "mistral", "mixtral", "gemma3")),
         "cp2_packed": Layout(cp=2, packed=True, families=ONE),
         "tp2_sp_etp2": Layout(tp=2, sp=True, families=("qwen3_moe", "mixtral")),
         "pp2_experts": Layout(pp=2, families=("mixtral",)),
@@ -162,7 +162,7 @@ SLOW_LAYOUTS: dict[int, dict[str, Layout]] = {
         "dp2_ep2_overlapped": Layout(ep=2, ddp=OVERLAPPED, families=MOE),
     },
     4: {
-        "tp2_pp2": Layout(tp=2, pp=2, families=WITH_MISTRAL),
+        "tp2_pp2": Layout(tp=2, pp=2, families=ALL_DENSE),
         "tp2_pp2_sp": Layout(tp=2, pp=2, sp=True, families=("llama", "qwen2", "qwen3")),
         "tp2_pp2_vpp2_sp": Layout(tp=2, pp=2, vpp=2, sp=True, families=ONE),
         "tp2_dp2_sp": Layout(tp=2, sp=True, families=("qwen2",)),

@@ -92,6 +92,7 @@ FAMILIES = (
     "qwen3_moe_mixed",
     "mistral",
     "mixtral",
+    "gemma3",
 )
 
 ROUNDING = 2e-5

@@ -63,13 +63,14 @@ EXPERT_LAYOUTS = {
 }
 _TWO = {1: LAYOUTS[1], 2: {name: LAYOUTS[2][name] for name in ("TP2", "PP2")}}
 PARTS = {
-    # What decodes is the same for all dense families, and for all mixtures of experts.
+    # What decodes is the same for all dense families but Gemma, and for all mixtures of experts.
     "default": {
         "llama": _TWO,
         "qwen2": _TWO,
         "qwen3": LAYOUTS,
         "qwen3_moe": EXPERT_LAYOUTS,
         "mixtral": {1: LAYOUTS[1], 2: {"TP2+SPxEP2": EXPERT_LAYOUTS[2]["TP2+SPxEP2"]}},
+        "gemma3": _TWO,
     },
     "slow": {"llama": LAYOUTS, "qwen2": LAYOUTS, "mixtral": EXPERT_LAYOUTS},
 }

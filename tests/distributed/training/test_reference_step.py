@@ -38,6 +38,7 @@ RANKS = {
         "TP2+SP packed=much at once",
         "CP2 packed=much at once over two steps",
         "PP2=much at once, tied matrices",
+        "TP2+SP=much at once, Gemma 3",
         "EP2=much at once, experts",
     ],
 }

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import MistralConfig, MixtralConfig
 
 
 @pytest.mark.parametrize(
@@ -107,65 +106,6 @@ def test_response_budget_beyond_the_positions_is_refused(refused):
     assert "response budget larger than the model's positions" in problem.problem
     assert "136 tokens" in problem.problem
     assert "at most 128" in problem.fix
-
-
-_QWEN = {"use_sliding_window": True, "max_window_layers": 1}
-WINDOWED: dict[str, dict[str, Any]] = {
-    "mistral": {"architectures": ["MistralForCausalLM"]},
-    "mixtral": {"architectures": ["MixtralForCausalLM"]},
-    "qwen2": {"architectures": ["Qwen2ForCausalLM"], **_QWEN},
-    "qwen3": {"architectures": ["Qwen3ForCausalLM"], **_QWEN},
-    "qwen3_listed": {
-        **{"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True},
-        "layer_types": ["full_attention", "sliding_attention"],
-    },
-    "qwen3_moe": {"architectures": ["Qwen3MoeForCausalLM"], "use_sliding_window": True},
-}
-UNWINDOWED: dict[str, dict[str, Any]] = {
-    "no window": {"architectures": ["MistralForCausalLM"], "sliding_window": None},
-    "not used": {"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": False},
-    "above the last layer": {
-        **{"architectures": ["Qwen2ForCausalLM"], "use_sliding_window": True},
-        "max_window_layers": 2,
-    },
-    "in no layer": {
-        **{"architectures": ["Qwen3ForCausalLM"], "use_sliding_window": True},
-        **{"max_window_layers": 0, "layer_types": ["full_attention"] * 2},
-    },
-}
-
-
-@pytest.mark.usefixtures("unlike_its_weights")
-@pytest.mark.parametrize("family", WINDOWED)
-def test_sequences_beyond_the_attention_window_are_refused(refused, family: str):
-    problem = refused(**{"sliding_window": 31} | WINDOWED[family])
-    assert (problem.setting, problem.value) == ("rollout.max_response_length", 16)
-    for words in ("data.max_prompt_length 16", "32 tokens", "sliding_window is 31"):
-        assert words in problem.problem
-    assert "at most 31" in problem.fix
-
-
-@pytest.mark.usefixtures("unlike_its_weights")
-@pytest.mark.parametrize("family", WINDOWED)
-def test_sequences_within_the_attention_window_pass(check, family: str):
-    assert check(**{"sliding_window": 32} | WINDOWED[family]) == []
-
-
-@pytest.mark.usefixtures("unlike_its_weights")
-@pytest.mark.parametrize("case", UNWINDOWED)
-def test_window_that_no_layer_uses_limits_nothing(check, case: str):
-    budget = "--rollout.max_response_length=100"
-    assert check(budget, **{"sliding_window": 31} | UNWINDOWED[case]) == []
-
-
-@pytest.mark.usefixtures("unlike_its_weights")
-def test_window_missing_in_the_file_is_that_of_transformers(check):
-    budget = f"--rollout.max_response_length={MistralConfig().sliding_window - 15}"
-    positions = {"max_position_embeddings": 8192}
-    (problem,) = check(budget, architectures=["MistralForCausalLM"], **positions)
-    assert "sliding_window is 4096" in problem.problem
-    assert MixtralConfig().sliding_window is None
-    assert check(budget, architectures=["MixtralForCausalLM"], **positions) == []
 
 
 def test_stop_tokens_outside_the_vocabulary_are_refused(refused):

@@ -14,8 +14,13 @@ from megatron_resrl.policy.attention import SdpaCoreAttention
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 8
 
 
-def attention(**options: float) -> SdpaCoreAttention:
-    config = TransformerConfig(num_layers=1, hidden_size=HEADS * SIZE, num_attention_heads=HEADS)
+def attention(window: int | None = None, **options: float) -> SdpaCoreAttention:
+    config = TransformerConfig(
+        num_layers=1,
+        hidden_size=HEADS * SIZE,
+        num_attention_heads=HEADS,
+        window_size=None if window is None else (window - 1, 0),
+    )
     return SdpaCoreAttention(config, 1, None, "self", attention_dropout=0.0, **options)
 
 
@@ -45,6 +50,18 @@ def test_attention_without_a_mask_is_causal(queries: int, keys: int) -> None:
     torch.testing.assert_close(
         attention()(*inputs, None).double(), exact(inputs, forbidden), atol=1e-6, rtol=0
     )
+
+
+@pytest.mark.parametrize(("queries", "keys"), [(7, 7), (1, 7), (3, 7), (2, 3)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_attention_window_counts_the_query_itself(queries: int, keys: int, padded: bool) -> None:
+    window, inputs = 3, tensors(queries, keys)
+    position, key = torch.arange(keys - queries, keys)[:, None], torch.arange(keys)
+    causal = (key > position).expand(BATCH, 1, queries, keys).clone()
+    causal[0, :, :, 0] |= padded and keys > queries  # Left padding of the first row.
+    found = attention(window)(*inputs, causal if padded else None)
+    forbidden = causal | (key <= position - window)
+    torch.testing.assert_close(found.double(), exact(inputs, forbidden), atol=1e-6, rtol=0)
 
 
 def test_attention_mask_is_true_where_forbidden() -> None:
