@@ -17,6 +17,7 @@ from served_engine import vllm_python
 from tiny_families import randomise, tokenizer
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     PretrainedConfig,
     Qwen3Config,
@@ -41,6 +42,13 @@ def served_configs() -> dict[str, PretrainedConfig]:
         "llama_tied": LlamaConfig(**_SHAPE, tie_word_embeddings=True),
         "qwen3": Qwen3Config(**_SHAPE, head_dim=32, tie_word_embeddings=False),
         "qwen3_moe": Qwen3MoeConfig(**_SHAPE, **experts, head_dim=32, norm_topk_prob=True),
+        "gemma3": Gemma3TextConfig(
+            **_SHAPE,
+            head_dim=32,
+            query_pre_attn_scalar=48,
+            sliding_window=64,
+            layer_types=["sliding_attention", "full_attention"],
+        ),
     }
 
 

@@ -37,7 +37,7 @@ EXPERTS = {
         TP2 | {"expert_model_parallel_size": 2, "expert_tensor_parallel_size": 1},
     ),
 }
-LAYOUTS = {"llama_tied": DENSE, "qwen3": DENSE, "qwen3_moe": EXPERTS}
+LAYOUTS = {"llama_tied": DENSE, "qwen3": DENSE, "qwen3_moe": EXPERTS, "gemma3": DENSE}
 SMALL, LARGE = 2**13, 2**30
 NEW_TOKENS = 8
 
@@ -91,6 +91,7 @@ class Served:
         pytest.param(("llama_tied", 2), marks=pytest.mark.slow),
         pytest.param(("qwen3", 1), marks=pytest.mark.slow),
         pytest.param(("qwen3_moe", 1), marks=pytest.mark.slow),
+        pytest.param(("gemma3", 1), marks=pytest.mark.slow),
     ],
     ids=lambda param: param[0] if param[1] == 1 else f"{param[0]}-TP{param[1]}",
 )
