@@ -10,7 +10,7 @@ from typing import Literal
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.expected import compare, listed
+from megatron_resrl.weights.expected import compare, first_few
 from megatron_resrl.weights.files import WeightsNotHere, stored_tensors
 
 Kind = Literal["recipe", "machine", "note"]
@@ -53,12 +53,11 @@ def _check_safetensors(facts: Facts, directory: Path) -> Iterator[Problem]:
     except (KeyError, TypeError):
         return
     if found.wrong:
-        problem = f"its weights do not fit its config.json: {listed(found.wrong)}"
+        problem = f"its weights do not fit its config.json: {first_few(found.wrong)}"
         yield _wrong(facts, problem, found.remedy)
     elif found.unexpected:
-        problem = (
-            f"its files hold tensors that config.json has no place for: {listed(found.unexpected)}"
-        )
+        names = first_few(found.unexpected)
+        problem = f"its files hold tensors that config.json has no place for: {names}"
         yield _wrong(facts, problem, "they are left out, as by transformers", "note")
 
 

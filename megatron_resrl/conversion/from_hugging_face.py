@@ -21,18 +21,23 @@ from megatron_resrl.conversion.model_directory import (
     DTYPES,
     RELEASE,
     DtypeName,
+    atomic_directory,
     check_dtypes,
-    check_left_out,
     read_model_config,
-    some,
-    whole_or_nothing,
+    refuse_unmapped_parameters,
 )
-from megatron_resrl.conversion.report import KEPT, ConversionReport, Tally, dtype_name
+from megatron_resrl.conversion.report import KEPT, ConversionReport, ConversionStats, dtype_name
 from megatron_resrl.conversion.torch_dist_source import HF_DTYPES
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import family_of
+from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
-from megatron_resrl.weights.model_files import MARKER, copy_model_files, tell_weights, written_dtype
+from megatron_resrl.weights.model_files import (
+    MARKER,
+    copy_model_files,
+    write_weights_to_config,
+    written_dtype,
+)
 from megatron_resrl.weights.torch_dist_files import Block, TorchDistWriter
 
 _NAMES = {
@@ -94,7 +99,7 @@ def convert_hf_to_megatron(
     layout = model_layout(hf_config, rows)
     stored = stored_tensors(source)
     unexpected = _check_tensors(layout, stored, source)
-    check_left_out(unexpected, source)
+    refuse_unmapped_parameters(unexpected, source)
     names = {
         name: _NAMES.get(tensor.dtype, tensor.dtype)
         for name, tensor in stored.items()
@@ -106,12 +111,12 @@ def convert_hf_to_megatron(
     types = _Types(dtypes, _stored_types(layout, dtypes))
     ranks = _Ranks(*sizes)
     needed = sum(types.of(p).itemsize * math.prod(p.shape) for p in layout.parameters)
-    with whole_or_nothing(target, source=source, force=force, needed=needed) as folder:
-        tally = _write(layout, stored, folder / RELEASE, ranks, types)
+    with atomic_directory(target, source=source, force=force, needed=needed) as folder:
+        stats = _write(layout, stored, folder / RELEASE, ranks, types)
         (folder / MARKER).write_text(RELEASE)
         copy_model_files(source, folder)
-        tell_weights(folder, dtype=dtype, tied=hf_config.tie_word_embeddings)
-    return tally.report(
+        write_weights_to_config(folder, dtype=dtype, tied=hf_config.tie_word_embeddings)
+    return stats.report(
         source=source,
         target=target,
         dtype=dtype or (KEPT if len(examples) > 1 else min(examples)),
@@ -172,7 +177,7 @@ def _write(
     folder: Path,
     ranks: _Ranks,
     types: _Types,
-) -> Tally:
+) -> ConversionStats:
     """Reads, reshapes, cuts and writes one parameter after the other."""
     folder.mkdir()
     cuts = {
@@ -185,11 +190,11 @@ def _write(
     ]
     blocks = [block for parts in cuts.values() for block, _ in parts]
     writer = TorchDistWriter(folder, ranks.count, blocks, objects, types.stored)
-    tally = Tally()
+    stats = ConversionStats()
     for parameter in layout.parameters:
         tensors = [_read(stored[name], name) for name in parameter.hf_shapes]
         asked = [types.hugging_face[name] for name in parameter.hf_shapes]
-        tally.note(parameter, [tensor.dtype for tensor in tensors], asked)
+        stats.add(parameter, [tensor.dtype for tensor in tensors], asked)
         kept = zip(tensors, asked, strict=True)
         tensors = [tensor.to(dtype).to(types.of(parameter)) for tensor, dtype in kept]
         whole = layout.bridge._weight_to_mcore_format(parameter.bridge_name, tensors)
@@ -204,7 +209,7 @@ def _write(
             HF_DTYPES: types.narrower(layout),
         }
     )
-    return tally
+    return stats
 
 
 def _cuts(parameter: Parameter, stage: int, ranks: _Ranks) -> list[tuple[Block, tuple[slice, ...]]]:
@@ -263,7 +268,9 @@ def _check_tensors(
     }
     missing = sorted(expected.keys() - stored.keys())
     if missing:
-        raise InputError(f"{source} lacks tensors that its config.json asks for: {some(missing)}")
+        raise InputError(
+            f"{source} lacks tensors that its config.json asks for: {first_few(missing)}"
+        )
     for name, (shape, parameter) in expected.items():
         found = stored[name].shape
         if found == shape:

@@ -16,6 +16,7 @@ from transformers import PretrainedConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.disk import existing_parent, full_disk_named, in_words
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES
+from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
 
 RELEASE = "release"
@@ -30,7 +31,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @contextlib.contextmanager
-def whole_or_nothing(output: Path, *, source: Path, force: bool, needed: int) -> Iterator[Path]:
+def atomic_directory(output: Path, *, source: Path, force: bool, needed: int) -> Iterator[Path]:
     """A directory that gets its name when the block has ended well, and is deleted otherwise.
 
     Args:
@@ -146,7 +147,7 @@ def check_dtypes(
         )
 
 
-def check_left_out(unexpected: tuple[str, ...], source: Path) -> None:
+def refuse_unmapped_parameters(unexpected: tuple[str, ...], source: Path) -> None:
     """Refuses to leave out parameters of layers: without them it would be another model.
 
     Args:
@@ -162,7 +163,8 @@ def check_left_out(unexpected: tuple[str, ...], source: Path) -> None:
     if parameters:
         raise InputError(
             f"{source} holds parameters of layers that a model of its config.json does not have: "
-            f"{some(parameters)}; the two are not of one model, or it is of an unsupported kind"
+            f"{first_few(parameters)}; the two are not of one model, or the model is of an "
+            "unsupported kind"
         )
 
 
@@ -181,12 +183,6 @@ def parse_bytes(text: str, option: str) -> int:
             f"{SMALLEST_SHARD / 10**6:g}MB"
         )
     return size
-
-
-def some(names: list[str], shown: int = 5) -> str:
-    """The first names, and how many more there are."""
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
 
 
 def _check_tokenizer(directory: Path, vocab_size: int) -> None:

@@ -64,15 +64,15 @@ class ConversionReport:
 
 
 @dataclass
-class Tally:
-    """Collects a report while tensors pass by."""
+class ConversionStats:
+    """Counts what a conversion reads and writes, tensor by tensor."""
 
     tensors: int = 0
     bytes: int = 0
     dtypes: Counter[str] = field(default_factory=Counter)
     reshaped: dict[str, list[str]] = field(default_factory=dict)
 
-    def note(
+    def add(
         self,
         parameter: Parameter,
         read: Sequence[torch.dtype],

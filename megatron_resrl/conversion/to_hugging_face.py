@@ -16,19 +16,23 @@ from megatron_resrl.conversion.megatron_source import check_arguments, find_mode
 from megatron_resrl.conversion.model_directory import (
     DTYPES,
     DtypeName,
+    atomic_directory,
     check_dtypes,
-    check_left_out,
     parse_bytes,
     read_model_config,
-    some,
-    whole_or_nothing,
+    refuse_unmapped_parameters,
 )
-from megatron_resrl.conversion.report import KEPT, ConversionReport, Tally, dtype_name
+from megatron_resrl.conversion.report import KEPT, ConversionReport, ConversionStats, dtype_name
 from megatron_resrl.conversion.torch_dist_source import TorchDistSource
 from megatron_resrl.errors import InputError
+from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import ShardWriter
 from megatron_resrl.weights.megatron_folders import find_checkpoint
-from megatron_resrl.weights.model_files import copy_model_files, tell_weights, written_dtype
+from megatron_resrl.weights.model_files import (
+    copy_model_files,
+    write_weights_to_config,
+    written_dtype,
+)
 
 
 def convert_megatron_to_hf(
@@ -71,19 +75,19 @@ def convert_megatron_to_hf(
     check_arguments(source, hf_config, folder)
     layout = model_layout(hf_config, _vocabulary_rows(source, hf_config, folder))
     unexpected = source.unexpected(layout)
-    check_left_out(unexpected, folder)
+    refuse_unmapped_parameters(unexpected, folder)
     stored = _check_parameters(layout, source, folder)
     check_dtypes({dtype_name(kind): name for name, kind in stored.items()}, None, dtype, folder)
     types = _written_types(layout, source, stored, dtype)
     shapes = {name: shape for p in layout.parameters for name, shape in p.hf_shapes.items()}
     needed = sum(math.prod(shape) * types[name].itemsize for name, shape in shapes.items())
-    with whole_or_nothing(target, source=path, force=force, needed=needed) as directory:
-        tally = _write(layout, source, ShardWriter(directory, shard_bytes), types)
+    with atomic_directory(target, source=path, force=force, needed=needed) as directory:
+        stats = _write(layout, source, ShardWriter(directory, shard_bytes), types)
         copy_model_files(files, directory)
-        told = dtype or _told(config, types)
-        tell_weights(directory, dtype=told, tied=hf_config.tie_word_embeddings)
+        described = dtype or _dtype_for_config(config, types)
+        write_weights_to_config(directory, dtype=described, tied=hf_config.tie_word_embeddings)
     several = len(set(types.values())) > 1
-    return tally.report(
+    return stats.report(
         source=path,
         target=target,
         dtype=KEPT if several else dtype_name(next(iter(types.values()))),
@@ -103,7 +107,7 @@ def _written_types(
     }
 
 
-def _told(config: dict[str, Any], types: dict[str, torch.dtype]) -> str | None:
+def _dtype_for_config(config: dict[str, Any], types: dict[str, torch.dtype]) -> str | None:
     """The commonest type, if config.json names one that no tensor has."""
     claimed, counted = written_dtype(config), Counter(map(dtype_name, types.values()))
     return None if claimed is None or claimed in counted else counted.most_common(1)[0][0]
@@ -114,18 +118,18 @@ def _write(
     source: TorchDistSource,
     writer: ShardWriter,
     types: dict[str, torch.dtype],
-) -> Tally:
+) -> ConversionStats:
     """Reads, takes apart and writes one parameter after the other."""
-    tally = Tally()
+    stats = ConversionStats()
     for parameter in layout.parameters:
         whole = source.read(parameter)
         written = [types[name] for name in parameter.hf_shapes]
-        tally.note(parameter, [whole.dtype] * len(written), written)
+        stats.add(parameter, [whole.dtype] * len(written), written)
         names, tensors = layout.bridge._weight_to_hf_format(parameter.bridge_name, whole)
         for name, tensor in zip(names, tensors, strict=True):
             writer.add(name, tensor.to(types[name]))
     writer.close()
-    return tally
+    return stats
 
 
 def _vocabulary_rows(source: TorchDistSource, hf_config: PretrainedConfig, folder: Path) -> int:
@@ -167,7 +171,9 @@ def _check_parameters(
             wrong.append(f"{parameter.name} is {shape} instead of {parameter.shape}")
         types[parameter.name] = dtype
     if missing:
-        raise InputError(f"{folder} lacks parameters that config.json asks for: {some(missing)}")
+        raise InputError(
+            f"{folder} lacks parameters that config.json asks for: {first_few(missing)}"
+        )
     if wrong:
-        raise InputError(f"{folder} does not fit config.json: {some(wrong)}")
+        raise InputError(f"{folder} does not fit config.json: {first_few(wrong)}")
     return types

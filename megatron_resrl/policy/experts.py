@@ -1,4 +1,4 @@
-"""Which replicas of a mixture of experts must keep step."""
+"""Which ranks of a mixture of experts run forward passes together."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 
-def lock_step_group(*, decoding: bool = False) -> dist.ProcessGroup | None:
-    """Ranks with batches of their own that must run as many forward passes.
+def expert_sync_group(*, decoding: bool = False) -> dist.ProcessGroup | None:
+    """Ranks that share experts and therefore must run the same number of forward passes.
 
-    They share one set of experts, and every layer exchanges tokens between all of them.
+    Every layer exchanges tokens between all of these ranks, whose batches differ.
 
     Args:
         decoding: Context-parallel ranks decode different prompts; else they share sequences.

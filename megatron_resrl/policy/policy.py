@@ -34,7 +34,7 @@ from megatron_resrl.policy.batches import (
     length_alignment,
     make_micro_batches,
 )
-from megatron_resrl.policy.experts import lock_step_group
+from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import TapPlaces
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
@@ -210,7 +210,7 @@ class Policy:
         config = self.config
         interleaved = config.virtual_pipeline_model_parallel_size is not None
         count = max(1, math.ceil(len(batch if rows is None else rows) / micro_batch_size))
-        together = lock_step_group()
+        together = expert_sync_group()
         if together is not None:
             count = largest(count, together)
         stages = config.pipeline_model_parallel_size

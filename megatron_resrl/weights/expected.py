@@ -74,7 +74,7 @@ def _missing(name: str, config: Mapping[str, Any]) -> str:
     )
 
 
-def listed(found: tuple[str, ...] | list[str], shown: int = 3) -> str:
+def first_few(found: tuple[str, ...] | list[str], shown: int = 3) -> str:
     """The first few, and how many more there are."""
     more = f"; and {len(found) - shown} more" if len(found) > shown else ""
     return "; ".join(found[:shown]) + more

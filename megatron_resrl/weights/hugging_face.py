@@ -26,7 +26,7 @@ from transformers import PretrainedConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.families import family_of
-from megatron_resrl.weights.expected import compare, listed
+from megatron_resrl.weights.expected import compare, first_few
 from megatron_resrl.weights.files import ShardWriter, StoredTensor, stored_tensors
 from megatron_resrl.weights.model_files import write_model_files
 
@@ -161,14 +161,14 @@ def check_weights(hf_config: PretrainedConfig, path: str) -> None:
     if found.wrong:
         raise InputError(
             f"model.path is {path!r}, whose weights do not fit its config.json: "
-            f"{listed(found.wrong)}; {found.remedy}"
+            f"{first_few(found.wrong)}; {found.remedy}"
         )
     if found.unexpected:
         logger.warning(
             "model.path %s holds tensors that a model of its config.json does not have; they are "
             "left out: %s",
             path,
-            listed(found.unexpected),
+            first_few(found.unexpected),
         )
 
 

@@ -16,7 +16,7 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
-from megatron_resrl.weights.expected import listed
+from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of, load_weights
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
@@ -71,7 +71,7 @@ def _check_finite(
         dtype = str(model_chunks[0].config.params_dtype).removeprefix("torch.")
         raise InputError(
             f"model.path: {directory} holds weights that are NaN or infinite in {dtype}: "
-            f"{listed(found)}; use a whole copy of the model, or a wider precision.params_dtype"
+            f"{first_few(found)}; use a whole copy of the model, or a wider precision.params_dtype"
         )
 
 

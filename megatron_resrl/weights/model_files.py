@@ -81,7 +81,7 @@ def write_model_files(
     """
     other = find_model(tokenizer).files if tokenizer else None
     copy_model_files(hf_config.name_or_path, target, tokenizer=other)
-    tell_weights(target, dtype=dtype, tied=hf_config.tie_word_embeddings)
+    write_weights_to_config(target, dtype=dtype, tied=hf_config.tie_word_embeddings)
 
 
 def written_dtype(config: dict[str, Any]) -> str | None:
@@ -90,8 +90,10 @@ def written_dtype(config: dict[str, Any]) -> str | None:
     return claimed.removeprefix("torch.") if isinstance(claimed, str) else None
 
 
-def tell_weights(directory: Path, *, dtype: str | None = None, tied: bool | None = None) -> None:
-    """Makes a copied config.json say how the weights beside it are; nothing else changes.
+def write_weights_to_config(
+    directory: Path, *, dtype: str | None = None, tied: bool | None = None
+) -> None:
+    """Writes dtype and tying of the weights into the config.json beside them, and nothing else.
 
     Args:
         directory: Holds config.json.

@@ -12,7 +12,7 @@ from megatron.core import parallel_state
 
 from megatron_resrl.platform.distributed import any_rank, gather_objects, largest
 from megatron_resrl.platform.phases import progress
-from megatron_resrl.policy.experts import lock_step_group
+from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import (
@@ -101,7 +101,7 @@ class MegatronEngine(RolloutEngine):
     ) -> list[list[int]]:
         """`_batches`, and empty ones up to the count of the replicas that share the experts."""
         batches = self._batches(prompts, own, n)
-        group = lock_step_group(decoding=True)
+        group = expert_sync_group(decoding=True)
         count = len(batches) if group is None else largest(len(batches), group)
         return batches + [[] for _ in range(count - len(batches))]
 
@@ -149,7 +149,7 @@ class MegatronEngine(RolloutEngine):
         rows = first_rows.repeat_interleave(len(running) // len(first_rows))
         decoder.select(rows)
         logits = None if logits is None else logits[rows]
-        in_lockstep = lock_step_group(decoding=True)
+        in_lockstep = expert_sync_group(decoding=True)
         for position in range(count):
             tokens = self._draw(logits, running, position, request.sampling)
             unfinished = [row for row, partial in enumerate(running) if not partial.stopped]

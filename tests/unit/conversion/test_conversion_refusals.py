@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from megatron_resrl.conversion import from_hugging_face
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
-from megatron_resrl.conversion.model_directory import whole_or_nothing
+from megatron_resrl.conversion.model_directory import atomic_directory
 from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.disk import DiskFull
@@ -154,12 +154,12 @@ def test_conversion_notices_a_full_disk_before_and_in_writing(model: Path) -> No
     output, options = model.parent / "output", {"source": model, "force": False}
     with (
         pytest.raises(InputError, match=r"no space left on .* free, needs 1e\+06 TB"),
-        whole_or_nothing(output, needed=10**18, **options),
+        atomic_directory(output, needed=10**18, **options),
     ):
         pass
     with (
         pytest.raises(DiskFull, match="no space left"),
-        whole_or_nothing(output, needed=0, **options),
+        atomic_directory(output, needed=0, **options),
         open("/dev/full", "wb", buffering=0) as full,
     ):
         full.write(b"x")

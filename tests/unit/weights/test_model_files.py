@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.model_files import copy_model_files, tell_weights
+from megatron_resrl.weights.model_files import copy_model_files, write_weights_to_config
 
 CONFIG = b"""{"architectures":["LlamaForCausalLM"],
    "rope_theta": 500000.0, "rope_scaling": {"rope_type": "llama3", "factor": 8.0},
@@ -65,7 +65,7 @@ def test_copy_model_files_replaces_the_tokenizer(tmp_path: Path) -> None:
 
 def told(directory: Path, config: bytes, **changes: object) -> bytes:
     (directory / "config.json").write_bytes(config)
-    tell_weights(directory, **changes)
+    write_weights_to_config(directory, **changes)
     return (directory / "config.json").read_bytes()
 
 
