@@ -115,7 +115,7 @@ class SdpaCoreAttention(MegatronModule):
         queries, batch = query.shape[:2]
         allowed = None if attention_mask is None else ~attention_mask
         if self.tokens_before is not None:
-            # Keys that are too old for the first query are for all.
+            # Keys too old for the first query are too old for all.
             first = max(0, key.shape[0] - queries - self.tokens_before)
             key, value = key[first:], value[first:]
             allowed = None if allowed is None else allowed[..., first:]
@@ -155,8 +155,10 @@ class SdpaCoreAttention(MegatronModule):
         gathered = gather_from_sequence_parallel_region(
             torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=self.cp_group
         )
+        # [sum of lengths, b, groups, 2 x head_dim], as all ranks' shares lie one after the other.
         order = _natural_order(lengths, size).to(gathered.device, non_blocking=True)
         whole = gathered.index_select(0, order)
+        # Each rank attends with two pieces: one from the front of the sequence, one from its end.
         context = []
         shares = query.split([length // size for length in lengths])
         for share, sequence in zip(shares, whole.split(lengths), strict=True):
@@ -171,12 +173,12 @@ class SdpaCoreAttention(MegatronModule):
 def _natural_order(lengths: tuple[int, ...], size: int) -> torch.Tensor:
     """Where each position of the whole sequences lies in the ranks' gathered shares, [sum]."""
     starts = [0, *itertools.accumulate(lengths)]
-    held = [
+    positions = [
         start + zigzag_positions(length, rank, size)
         for rank in range(size)
         for start, length in zip(starts, lengths, strict=False)
     ]
-    return torch.cat(held).argsort()
+    return torch.cat(positions).argsort()
 
 
 class RotatedCacheAttention(SelfAttention):

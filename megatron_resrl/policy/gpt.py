@@ -70,14 +70,14 @@ def build_empty_model(
         The model on the meta device.
     """
     with torch.device("meta"):
-        return _unscaled_chunk(hf_config, config, None, vocabulary_rows, engine=False)
+        return _chunk_with_plain_rotary(hf_config, config, None, vocabulary_rows, engine=False)
 
 
 def _build_chunk(
     hf_config: PretrainedConfig, config: TransformerConfig, vp_stage: int | None
 ) -> PolicyModel:
     rows = padded_vocab_size(hf_config.vocab_size, config.tensor_model_parallel_size)
-    model = _unscaled_chunk(hf_config, config, vp_stage, rows)
+    model = _chunk_with_plain_rotary(hf_config, config, vp_stage, rows)
     embeddings = []
     for kind, settings in family_of(hf_config).rotary.items():
         scaled = rotary_inverse_frequencies(hf_config, kind)
@@ -127,7 +127,7 @@ def _scale_embeddings(model: PolicyModel, factor: float) -> None:
     model.embedding.register_forward_hook(scale)
 
 
-def _unscaled_chunk(
+def _chunk_with_plain_rotary(
     hf_config: PretrainedConfig,
     config: TransformerConfig,
     vp_stage: int | None,

@@ -71,10 +71,12 @@ class TapPlaces:
         """
         self.num_layers = num_layers
         self._modules = modules
-        held = [layer.layer_number for module in modules for layer in module.decoder.layers]
-        per_stage = gather_objects(held, parallel_state.get_pipeline_model_parallel_group())
-        # megatron-core counts layers from 1.
-        self._stage = {number - 1: rank for rank, held in enumerate(per_stage) for number in held}
+        own_layers = [layer.layer_number for module in modules for layer in module.decoder.layers]
+        per_stage = gather_objects(own_layers, parallel_state.get_pipeline_model_parallel_group())
+        # megatron-core counts layers from 1; entry i is the input of layer i, counted from 0.
+        self._stage = {
+            number - 1: stage for stage, layers in enumerate(per_stage) for number in layers
+        }
         self._stage[num_layers] = len(per_stage) - 1
 
     def stage(self, layer: int) -> int:

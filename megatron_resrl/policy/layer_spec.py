@@ -105,7 +105,7 @@ def decoder_spec(
         if not engine:
             _replace_local_modules(layer.submodules, config)
         if config.window_size is not None:
-            # One kernel everywhere: Transformer Engine's knows no window in cached decoding.
+            # One kernel on all devices: the one whose windows are compared with transformers.
             layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
         if norms_after_blocks:
             _add_norms_after_blocks(layer.submodules, engine=engine)

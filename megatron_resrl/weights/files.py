@@ -69,8 +69,8 @@ def stored_tensors(directory: str | Path) -> dict[str, StoredTensor]:
 def weight_files(directory: str | Path) -> list[Path]:
     """The safetensors files that hold the model.
 
-    Those that the index names; else model.safetensors, whatever lies beside it, as transformers
-    has it; else the only file, or the only set of numbered ones that is whole.
+    The files that the index names. Without an index: model.safetensors, whatever else lies there
+    (as in transformers); else the only safetensors file; else the only whole set of numbered files.
 
     Raises:
         InputError: There is none, a set is not whole, several may be meant, or a file that the
@@ -177,16 +177,16 @@ class ShardWriter:
         self.directory = directory
         self.shard_bytes = shard_bytes
         self.total_bytes = 0
-        self._held: dict[str, torch.Tensor] = {}
+        self._pending: dict[str, torch.Tensor] = {}
         self._parts: list[list[str]] = []
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         """Takes a copy of the tensor; may write a file."""
-        held = sum(value.nbytes for value in self._held.values())
-        if self._held and held + tensor.nbytes > self.shard_bytes:
+        pending_bytes = sum(value.nbytes for value in self._pending.values())
+        if self._pending and pending_bytes + tensor.nbytes > self.shard_bytes:
             self._write_part()
         # A copy, because safetensors refuses tensors that share memory, as halves of one do.
-        self._held[name] = tensor.cpu().contiguous().clone()
+        self._pending[name] = tensor.cpu().contiguous().clone()
         self.total_bytes += tensor.nbytes
 
     def close(self) -> None:
@@ -211,6 +211,6 @@ class ShardWriter:
     def _write_part(self) -> None:
         from safetensors.torch import save_file  # Here, because reading headers needs no torch.
 
-        self._parts.append(list(self._held))
-        save_file(self._held, self._part(len(self._parts)), metadata={"format": "pt"})
-        self._held = {}
+        self._parts.append(list(self._pending))
+        save_file(self._pending, self._part(len(self._parts)), metadata={"format": "pt"})
+        self._pending = {}
