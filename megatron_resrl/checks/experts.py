@@ -121,12 +121,11 @@ def _check_routing(facts: Facts) -> Iterator[Problem]:
     if mixture is None:
         return
     if facts.hf_config.get("num_experts_per_tok") == 1 and mixture.divides_routing:
-        reason = "norm_topk_prob" if "norm_topk_prob" in facts.hf_config else "as in every Mixtral"
         yield Problem(
             "model.path",
             facts.recipe.model.path,
             "its tokens go to one expert (num_experts_per_tok) whose weight is always 1 "
-            f"({reason}), so that its router cannot learn",
+            f"({mixture.division_reason}), so that its router cannot learn",
             "use a model without it",
         )
 

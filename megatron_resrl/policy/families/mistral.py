@@ -27,6 +27,7 @@ class Mixtral(Mixture):
     model_type = "mixtral"
     router_name = "block_sparse_moe.gate.weight"
     expert_size_field = "intermediate_size"
+    division_reason = "as in every Mixtral"
     names: ClassVar[Names] = Mixture.names | {"mlp.router.weight": (router_name,)}
     expert_names: ClassVar[Names] = {
         "linear_fc1": (

@@ -19,6 +19,8 @@ class Mixture(Family):
     """Hugging Face tensor of a layer's router."""
     expert_size_field: ClassVar[str] = "moe_intermediate_size"
     """Where config.json has the inner size of an expert."""
+    division_reason: ClassVar[str] = "norm_topk_prob"
+    """What `divides_routing` comes from, for messages."""
 
     @property
     def experts(self) -> int | None:
