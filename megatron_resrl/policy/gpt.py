@@ -119,12 +119,8 @@ def _rotary_embedding(
 
 def _scale_embeddings(model: PolicyModel, factor: float) -> None:
     """Multiplies the output of the embedding by a factor in the weights' type, as transformers."""
-
-    def scale(embedding: torch.nn.Module, _: Any, output: torch.Tensor) -> torch.Tensor:
-        rounded = torch.tensor(factor).to(embedding.word_embeddings.weight.dtype)
-        return output * rounded.to(output.device)
-
-    model.embedding.register_forward_hook(scale)
+    rounded = torch.tensor(factor, dtype=model.config.params_dtype).item()
+    model.embedding.register_forward_hook(lambda _, __, output: output * rounded)
 
 
 def _chunk_with_plain_rotary(
