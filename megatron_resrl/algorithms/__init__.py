@@ -12,21 +12,29 @@ from megatron_resrl.algorithms.correction import (
     log_ratios,
     weight_sums,
 )
+from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, entropy_bonus
 from megatron_resrl.algorithms.policy_loss import PolicyLoss, ppo_clip
-from megatron_resrl.algorithms.registry import algorithm_names, algorithm_of, get_algorithm
+from megatron_resrl.algorithms.registry import (
+    algorithm_names,
+    get_algorithm,
+    get_algorithm_class,
+)
 
 __all__ = [
     "Aggregation",
     "Algorithm",
     "Correction",
     "CorrectionMethod",
+    "LossInputs",
+    "LossOutputs",
     "PolicyLoss",
     "WeightSums",
     "algorithm_names",
-    "algorithm_of",
     "correction_factors",
     "effective_sample_size",
+    "entropy_bonus",
     "get_algorithm",
+    "get_algorithm_class",
     "group_normalised",
     "log_ratios",
     "ppo_clip",

@@ -1,38 +1,61 @@
-"""What an algorithm has to say: how rewards become advantages of responses, then of tokens."""
+"""What an algorithm says: how rewards become advantages, and tokens a loss."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from megatron_resrl.algorithms.advantages import is_correct
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.algorithms.losses import LossInputs, LossOutputs
+from megatron_resrl.algorithms.options import require_not_negative
+from megatron_resrl.algorithms.policy_loss import clipped_loss
+
+CLIP_SETTINGS = {name: f"algorithm.{name}" for name in ("clip_low", "clip_high", "dual_clip")}
+"""Options of the clipped objective -> settings of a recipe."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Algorithm(ABC):
     """A policy-gradient algorithm; its options are the fields of its dataclass.
 
     A new one is a subclass in a file of its own, which a recipe names as `algorithm.name:
-    path.py:name`; or a file here and a line in `registry.py`.
+    path.py:name`; or a file here and a line in `registry.py`. It defines `sample_advantages`, and
+    overrides whichever other methods differ from the clipped objective.
     """
 
     name: ClassVar[str]
     """As written in a recipe."""
     needs_hidden_states: ClassVar[bool] = False
     """Whether token weights must be computed from hidden states; else they are all 1."""
+    settings: ClassVar[Mapping[str, str]] = CLIP_SETTINGS
+    """Options that have a setting of their own outside of `algorithm.options` -> that setting."""
 
-    @classmethod
-    def settings_of(cls, recipe: Recipe) -> dict[str, tuple[str, Any]]:
-        """Fields that have a setting of their own outside `algorithm.options`.
+    clip_low: float = 0.2
+    """`algorithm.clip_low`."""
+    clip_high: float = 0.2
+    """`algorithm.clip_high`."""
+    dual_clip: float | None = None
+    """`algorithm.dual_clip`."""
+    entropy_coefficient: float = 0.0
+    """Factor of the mean entropy, which is subtracted from the loss."""
 
-        Returns:
-            Field -> the recipe's section, and the value there.
+    def __post_init__(self) -> None:
+        """Checks the options.
+
+        Raises:
+            ValueError: One is out of its range.
         """
-        return {}
+        require_not_negative("entropy_coefficient", self.entropy_coefficient)
+
+    @property
+    def needs_entropy_gradient(self) -> bool:
+        """Whether the loss differentiates the entropy, which takes time and memory."""
+        return self.entropy_coefficient > 0
 
     @abstractmethod
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
@@ -65,17 +88,54 @@ class Algorithm(ABC):
         """
         return is_correct(scores)
 
+    def has_loss(self, advantages: Tensor, positive: Tensor) -> Tensor:
+        """The responses whose loss may have a gradient; the others are left out of updates.
+
+        By default those with an advantage, or all of them with an entropy bonus. An update in which
+        no response has a loss is not made.
+
+        Args:
+            advantages: [B] from `sample_advantages`.
+            positive: [B] bool, from `positive`.
+
+        Returns:
+            [B] bool.
+        """
+        if self.entropy_coefficient > 0:
+            return torch.ones_like(positive)
+        return advantages != 0
+
     def token_advantages(
         self, advantages: Tensor, positive: Tensor, token_weights: Tensor
     ) -> Tensor:
         """Advantages that the policy loss uses; by default those of the responses.
 
         Args:
-            advantages: [N] of the response that each token belongs to.
-            positive: [N] bool, from `positive`.
-            token_weights: [N], 1 where no weight applies.
+            advantages: [n] of the response that each token belongs to.
+            positive: [n] bool, from `positive`.
+            token_weights: [n], 1 where no weight applies.
 
         Returns:
-            [N] in the dtype and on the device of `advantages`.
+            [n] in the dtype and on the device of `advantages`.
         """
         return advantages
+
+    def policy_loss(self, inputs: LossInputs) -> LossOutputs:
+        """The loss of a micro-batch; by default the clipped objective (`ppo_clip`).
+
+        The trainer adds the entropy bonus. Collective over context-parallel ranks if it uses
+        `sequence_sum` or `sequence_mean`.
+
+        Args:
+            inputs: The micro-batch's generated tokens on this rank.
+
+        Returns:
+            The loss and metrics under names of the algorithm's choice.
+        """
+        return clipped_loss(
+            inputs,
+            inputs.log_probs - inputs.old_log_probs,
+            clip_low=self.clip_low,
+            clip_high=self.clip_high,
+            dual_clip=self.dual_clip,
+        )

@@ -24,6 +24,7 @@ class GRPO(Algorithm):
     """False: A = r - mean, as in Dr.GRPO (arXiv 2503.20783)."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_not_negative("eps", self.eps)
         require_bool("scale_by_std", self.scale_by_std)
 

@@ -1,18 +1,27 @@
-"""Checks of the options a recipe gives an algorithm."""
+"""Checks of the options that a recipe gives an algorithm."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 
 def require_not_negative(option: str, value: Any) -> None:
     """Raises ValueError unless the value is a finite number of at least 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise _wrong(option, value, "not a number; use one of at least 0")
-    if not 0 <= value < math.inf:
-        raise _wrong(option, value, "out of range; use a finite number of at least 0")
+    _require_number(option, value, "of at least 0", lambda number: 0 <= number < math.inf)
+
+
+def require_above(option: str, value: Any, low: float) -> None:
+    """Raises ValueError unless the value is a finite number above `low`."""
+    _require_number(option, value, f"above {low}", lambda number: low < number < math.inf)
+
+
+def require_between(option: str, value: Any, low: float, high: float) -> None:
+    """Raises ValueError unless the value is a number above `low` and at most `high`."""
+    _require_number(
+        option, value, f"above {low} and at most {high}", lambda number: low < number <= high
+    )
 
 
 def require_bool(option: str, value: Any) -> None:
@@ -25,6 +34,13 @@ def require_choice(option: str, value: Any, choices: Sequence[str]) -> None:
     """Raises ValueError unless the value is one of the choices."""
     if value not in choices:
         raise _wrong(option, value, f"unknown; use one of {', '.join(choices)}")
+
+
+def _require_number(option: str, value: Any, words: str, holds: Callable[[float], bool]) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise _wrong(option, value, f"not a number; use one {words}")
+    if not holds(value):
+        raise _wrong(option, value, f"out of range; use a finite number {words}")
 
 
 def _wrong(option: str, value: Any, problem: str) -> ValueError:

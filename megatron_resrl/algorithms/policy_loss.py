@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+
 
 @dataclass(frozen=True)
 class PolicyLoss:
@@ -63,28 +65,68 @@ def ppo_clip(
             f"advantages {list(advantages.shape)} must have the same shape"
         )
     log_ratio = log_probs - old_log_probs.detach()
-    seen = log_ratio.detach()
+    detached_log_ratio = log_ratio.detach()
     advantages = advantages.detach().to(log_ratio.dtype)
     low_limit, high_limit = math.log1p(-clip_low), math.log1p(clip_high)
     dual_limit = math.inf if dual_clip is None else math.log(dual_clip)
-    punished = advantages < 0
-    too_low = punished & (seen < low_limit)
-    # A token without advantage is held too: if its ratio overflows, 0 * inf would be NaN.
-    too_high = ~punished & (seen > high_limit)
-    too_far = punished & (seen > dual_limit)
-    # Held in log space, before exp, so that a ratio that overflows has gradient 0 and not NaN.
-    held = (
+    negative = advantages < 0
+    too_low = negative & (detached_log_ratio < low_limit)
+    # A token without advantage is clipped too: if its ratio overflows, 0 * inf would be NaN.
+    too_high = ~negative & (detached_log_ratio > high_limit)
+    too_far = negative & (detached_log_ratio > dual_limit)
+    # Clipped in log space, before exp: a ratio that overflows has gradient 0 and not NaN.
+    clipped_log_ratio = (
         log_ratio.masked_fill(too_low, low_limit)
         .masked_fill(too_high, high_limit)
         .masked_fill(too_far, dual_limit)
     )
     return PolicyLoss(
-        per_token=-advantages * held.exp(),
-        ratio=seen.exp(),
+        per_token=-advantages * clipped_log_ratio.exp(),
+        ratio=detached_log_ratio.exp(),
         clipped_low=too_low,
         clipped_high=too_high & (advantages > 0),
         dual_clipped=too_far,
-        approx_kl=torch.expm1(seen) - seen,
+        approx_kl=torch.expm1(detached_log_ratio) - detached_log_ratio,
+    )
+
+
+def clipped_loss(
+    inputs: LossInputs,
+    log_ratio: Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    dual_clip: float | None,
+) -> LossOutputs:
+    """The mini-batch's mean of `ppo_clip`.
+
+    Args:
+        inputs: Of a micro-batch.
+        log_ratio: [n] log of the ratio of each token, differentiable.
+        clip_low: As for `ppo_clip`; so are the others.
+        clip_high: See there.
+        dual_clip: See there.
+
+    Returns:
+        The loss, and as means over tokens `clip_fraction/low`, `clip_fraction/high`,
+        `clip_fraction/dual` and `approx_kl`.
+    """
+    clipped = ppo_clip(
+        log_ratio,
+        torch.zeros_like(log_ratio),
+        inputs.advantages,
+        clip_low=clip_low,
+        clip_high=clip_high,
+        dual_clip=dual_clip,
+    )
+    return LossOutputs(
+        mean_of(inputs, clipped.per_token),
+        token_means={
+            "clip_fraction/low": clipped.clipped_low.sum(),
+            "clip_fraction/high": clipped.clipped_high.sum(),
+            "clip_fraction/dual": clipped.dual_clipped.sum(),
+            "approx_kl": clipped.approx_kl.sum(),
+        },
     )
 
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_resrl.algorithms.algorithm import Algorithm
-from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import SettingError
 from megatron_resrl.user_files import run_file, split_name
 
@@ -20,6 +19,9 @@ _ALGORITHMS = {
     "nsr": "megatron_resrl.algorithms.nsr:NSR",
     "w_reinforce": "megatron_resrl.algorithms.w_reinforce:WReinforce",
     "resrl": "megatron_resrl.algorithms.resrl:ResRL",
+    "cispo": "megatron_resrl.algorithms.cispo:CISPO",
+    "gspo": "megatron_resrl.algorithms.gspo:GSPO",
+    "llds": "megatron_resrl.algorithms.llds:LLDS",
 }
 """Name -> module and class. A new algorithm adds one line here, or stays in a file of its own."""
 
@@ -35,7 +37,8 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
     Args:
         name: One of `algorithm_names()`, or `path.py:name` of a subclass of `Algorithm`. That file
             is run to find it.
-        options: The fields of the algorithm's dataclass to set.
+        options: The fields of the algorithm's dataclass to set, also those that a recipe sets
+            elsewhere (`Algorithm.settings`).
 
     Returns:
         The algorithm, immutable.
@@ -45,8 +48,8 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
             option's value that cannot be used.
         SettingError: The file or its class cannot be used.
     """
-    algorithm_class = _algorithm_class(name)
-    known = [field.name for field in dataclasses.fields(algorithm_class)]
+    algorithm_class = get_algorithm_class(name)
+    known = [field.name for field in dataclasses.fields(algorithm_class) if field.init]
     for option in options:
         if option not in known:
             raise ValueError(
@@ -56,21 +59,8 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
     return algorithm_class(**options)
 
 
-def algorithm_of(recipe: Recipe) -> Algorithm:
-    """Builds the algorithm of a recipe: its options, and the settings it takes from elsewhere.
-
-    Raises:
-        ValueError: As for `get_algorithm`; or an option that is a setting of another section.
-    """
-    name, options = recipe.algorithm.name, recipe.algorithm.options
-    settings = _algorithm_class(name).settings_of(recipe)
-    for option, (section, _) in settings.items():
-        if option in options:
-            raise ValueError(f"algorithm.options has {option!r}; set {section}.{option} instead")
-    return get_algorithm(name, **options, **{key: value for key, (_, value) in settings.items()})
-
-
-def _algorithm_class(name: str) -> type[Algorithm]:
+def get_algorithm_class(name: str) -> type[Algorithm]:
+    """The class behind `algorithm.name`; arguments and errors as for `get_algorithm`."""
     own = split_name(name)
     if own is not None:
         return _own_class(name, *own)

@@ -5,16 +5,17 @@ Source: arXiv 2605.00380. The distances become weights in `megatron_resrl.subspa
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
 from megatron_resrl.algorithms.advantages import finite_vector
+from megatron_resrl.algorithms.algorithm import CLIP_SETTINGS
 from megatron_resrl.algorithms.grpo import GRPO
 from megatron_resrl.algorithms.options import require_choice, require_not_negative
-from megatron_resrl.config.schema import Recipe
 
 Positives = Literal["score", "advantage"]
 
@@ -25,6 +26,11 @@ class ResRL(GRPO):
 
     name: ClassVar[str] = "resrl"
     needs_hidden_states: ClassVar[bool] = True
+    settings: ClassVar[Mapping[str, str]] = {
+        **CLIP_SETTINGS,
+        "positive_weight": "resrl.positive_weight",
+        "positives": "resrl.positives",
+    }
 
     positive_weight: float = 0.1
     """`resrl.positive_weight`."""
@@ -35,11 +41,6 @@ class ResRL(GRPO):
         super().__post_init__()
         require_not_negative("positive_weight", self.positive_weight)
         require_choice("positives", self.positives, get_args(Positives))
-
-    @classmethod
-    def settings_of(cls, recipe: Recipe) -> dict[str, tuple[str, Any]]:
-        names = ("positive_weight", "positives")
-        return {name: ("resrl", getattr(recipe.resrl, name)) for name in names}
 
     def positive(self, scores: Tensor, advantages: Tensor) -> Tensor:
         correct = super().positive(scores, advantages)

@@ -22,6 +22,7 @@ class WReinforce(Algorithm):
     """lambda; 0 is NSR, 1 is REINFORCE with rewards of +1 and -1."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require_not_negative("positive_weight", self.positive_weight)
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:

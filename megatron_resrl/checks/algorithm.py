@@ -13,7 +13,8 @@ from megatron_resrl.user_files import split_name
 
 def _check_algorithm(facts: Facts) -> Iterator[Problem]:
     # Here, because torch takes a second to import, which `--help` need not wait for.
-    from megatron_resrl.algorithms.registry import algorithm_names, algorithm_of
+    from megatron_resrl.algorithms import algorithm_names
+    from megatron_resrl.training.algorithm import algorithm_of, unused_settings
 
     algorithm, known = facts.recipe.algorithm, algorithm_names()
     if algorithm.name not in known and split_name(algorithm.name) is None:
@@ -23,12 +24,18 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
         yield Problem("algorithm.name", algorithm.name, "there is no such algorithm", fix)
         return
     try:
-        algorithm_of(facts.recipe)
+        made = algorithm_of(facts.recipe)
     except SettingError as error:
         yield Problem.of(error)
+        return
     except (ValueError, TypeError) as error:  # Names must be strings, values what they say.
         fix = "correct the option or leave it out"
         yield Problem("algorithm.options", algorithm.options, str(error), fix)
+        return
+    for setting, option in unused_settings(facts.recipe, type(made)).items():
+        value = getattr(algorithm, setting.removeprefix("algorithm."))
+        fix = f"set algorithm.options.{option} instead" if option else "leave it out"
+        yield Problem(setting, value, f"{algorithm.name} does not use it", fix)
 
 
 def _check_sampling(facts: Facts) -> Iterator[Problem]:

@@ -27,8 +27,14 @@ _CALLED = {
     "algorithm.clip_high": "clip_ratio_high epsilon_high eps_clip_high ratio_clip_max",
     "algorithm.dual_clip": "clip_ratio_c ratio_clip_c delta",
     "algorithm.aggregation": "loss_agg_mode token_level_loss loss_type",
-    "algorithm.options": "norm_adv_by_std_in_grpo scale_rewards normalize_rewards",
-    "algorithm.name": "adv_estimator advantage_estimator",
+    "algorithm.options": (
+        "norm_adv_by_std_in_grpo scale_rewards normalize_rewards entropy_coeff entropy_coef "
+        "entropy_loss_coef"
+    ),
+    "algorithm.name": (
+        "adv_estimator advantage_estimator loss_mode importance_sampling_level "
+        "sequence_level_importance_ratios"
+    ),
     "optimizer.lr": "learning_rate actor_learning_rate max_lr",
     "optimizer.lr_warmup_steps": (
         "lr_warmup_iters warmup_steps lr_warmup_steps_ratio warmup_ratio lr_warmup_ratio"
@@ -93,9 +99,6 @@ _MISSING = {
         "sync_ref_model reference_policy_kl_penalty init_kl_coef kl_ctrl ref_model "
         "use_kl_estimator_k3 kl_target"
     ),
-    "there is no entropy bonus; the metric `entropy` shows it": (
-        "entropy_coeff entropy_coef entropy_loss_coef"
-    ),
     "there are no adapters; all weights are trained": (
         "lora_rank lora_alpha lora peft_config use_peft target_modules"
     ),
@@ -129,9 +132,6 @@ _MISSING = {
         "critic critic_pretrain gae_lambda gamma lam"
     ),
     "it is gone: each data-parallel replica has whole groups of responses": "split_groups",
-    "the ratio is of each token, clipped as in PPO": (
-        "loss_mode importance_sampling_level sequence_level_importance_ratios"
-    ),
 }
 """Why there is no such setting -> other trainers' names."""
 

@@ -186,7 +186,8 @@ class AlgorithmConfig:
     """The policy-gradient objective."""
 
     name: str = "resrl"
-    """grpo, nsr, w_reinforce, resrl, or `path.py:name` of an `Algorithm` of your own."""
+    """grpo, nsr, w_reinforce, resrl, cispo, gspo, llds, or `path.py:name` of an `Algorithm` of your
+    own."""
     clip_low: float = 0.2
     """PPO clip: smallest ratio is 1 - clip_low."""
     clip_high: float = 0.2
@@ -203,9 +204,12 @@ class AlgorithmConfig:
     sequence_packing: bool = False
     """Put the responses of a micro-batch behind each other instead of padding them."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the algorithm itself. grpo and resrl: `scale_by_std` (default true; false: Dr.
-    GRPO), `eps` (1e-6); w_reinforce: `positive_weight` (0.1); nsr: none. resrl's others are the
-    section `resrl`."""
+    """Options of the algorithm itself. All: `entropy_coefficient` (default 0; above: an entropy
+    bonus). All but nsr and w_reinforce: `scale_by_std` (true; false: Dr. GRPO), `eps` (1e-6).
+    w_reinforce: `positive_weight` (0.1). cispo: `clip_low` (1), `clip_high` (4); gspo: `clip_low`
+    (3e-4), `clip_high` (4e-4), instead of the settings of that name. llds:
+    `likelihood_coefficient` (0.1), `likelihood_tolerance` (1e-3). resrl's others are the section
+    `resrl`."""
 
 
 @dataclass(frozen=True)

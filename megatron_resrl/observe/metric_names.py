@@ -27,16 +27,23 @@ METRICS = {
         "of the step's last update; updates that are left out move the schedule, too", "-"
     ),
     "approx_kl": Metric(
-        "k3 estimate of KL(policy before the step, policy being updated), mean over tokens of "
-        "responses with an advantage",
+        "k3 estimate of KL(policy before the step, policy being updated), mean over the tokens of "
+        "responses with a loss; with `gspo` of the ratios of responses",
         "nats per token",
     ),
     "entropy": Metric(
         "of the policy's distribution at the generated tokens, before the update", "nats per token"
     ),
-    "clip/low": Metric("tokens whose ratio was clipped from below", "share"),
-    "clip/high": Metric("tokens whose ratio was clipped from above", "share"),
-    "clip/dual": Metric("tokens whose ratio was clipped by `algorithm.dual_clip`", "share"),
+    "entropy_bonus": Metric("what `entropy_coefficient` takes off the loss", "-"),
+    "clip_fraction/low": Metric(
+        "tokens whose ratio (with `cispo`: weight) was clipped from below", "share"
+    ),
+    "clip_fraction/high": Metric("the same from above", "share"),
+    "clip_fraction/dual": Metric(
+        "tokens whose ratio was clipped by `algorithm.dual_clip`", "share"
+    ),
+    "likelihood/term": Metric("with `llds`: the second term of the loss", "-"),
+    "likelihood/penalised_fraction": Metric("with `llds`: tokens that the term acts on", "share"),
     "update/applied": Metric("optimizer steps that were taken", "updates"),
     "update/not_finite": Metric("left out because a gradient was not finite", "updates"),
     "update/without_signal": Metric("left out because all advantages were 0", "updates"),

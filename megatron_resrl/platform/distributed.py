@@ -245,3 +245,34 @@ def largest(value: int, group: dist.ProcessGroup | None = None) -> int:
     tensor = torch.tensor(value, device=device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return int(tensor.item())
+
+
+def sum_over_ranks(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Sum of every rank's tensor, differentiable. Collective, forward and backward.
+
+    The whole is the sum of all ranks' losses: a tensor's gradient is the sum of what every rank's
+    loss makes of the result.
+
+    Args:
+        tensor: Same shape and dtype on all ranks.
+        group: The ranks.
+
+    Returns:
+        The same on all ranks; the tensor itself if the rank is alone.
+    """
+    return tensor if dist.get_world_size(group) == 1 else _SumOverRanks.apply(tensor, group)
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+        ctx.group = group
+        total = tensor.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        total = gradient.clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

@@ -12,10 +12,12 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from megatron_resrl.policy.vocabulary import VocabularyShard
+
 CHUNK_ELEMENTS = 1 << 26
 """Largest number of logits in a chunk. Two fp32 tensors of a chunk are alive at once forward
-(512 MiB), one and a 16-bit copy backward (384 MiB), where an fp32 sum of the weight's gradient and
-a product of at most as many elements come on top."""
+(512 MiB), one and a 16-bit copy backward (384 MiB; two more fp32 ones with an entropy's gradient),
+where an fp32 sum of the weight's gradient and a product of at most as many elements come on top."""
 
 
 def vocab_parallel_log_probs(
@@ -27,10 +29,11 @@ def vocab_parallel_log_probs(
     temperature: float = 1.0,
     group: dist.ProcessGroup | None = None,
     chunk_tokens: int | None = None,
+    entropy_gradient: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """log p(target) and the entropy of the distribution, for each token.
 
-    Differentiable in `hidden` and `output_weight` through the log-probabilities only. The
+    Differentiable in `hidden` and `output_weight`, through the entropy only where asked for. The
     gradient of `hidden` is this rank's share; the caller sums it over `group`.
 
     Args:
@@ -41,14 +44,16 @@ def vocab_parallel_log_probs(
         temperature: Divides the logits.
         group: Tensor-parallel group; None: the vocabulary is whole.
         chunk_tokens: Tokens per chunk; default: as many as `CHUNK_ELEMENTS` allows.
+        entropy_gradient: Make the entropy differentiable; takes more memory backward.
 
     Returns:
-        log_probs [N] fp32 and entropy [N] fp32 (nats, without gradient).
+        log_probs [N] and entropy [N] in nats: fp32, or float64 for a float64 output matrix.
     """
     chunk_tokens = chunk_tokens or max(1, CHUNK_ELEMENTS // output_weight.shape[0])
     return _VocabParallelLogProbs.apply(
-        hidden, output_weight, targets, vocab_size, temperature, group, chunk_tokens
-    )
+        hidden, output_weight, targets, vocab_size, temperature, group, chunk_tokens,
+        entropy_gradient,
+    )  # fmt: skip
 
 
 class _VocabParallelLogProbs(torch.autograd.Function):
@@ -62,9 +67,10 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         temperature: float,
         group: dist.ProcessGroup | None,
         chunk_tokens: int,
+        entropy_gradient: bool,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        shard = _VocabularyShard(weight, vocab_size, temperature, group)
-        log_probs = torch.empty(targets.shape, dtype=torch.float32, device=hidden.device)
+        shard = VocabularyShard(weight, vocab_size, temperature, group)
+        log_probs = torch.empty(targets.shape, dtype=shard.logits_dtype, device=hidden.device)
         entropy = torch.empty_like(log_probs)
         log_normaliser = torch.empty_like(log_probs)
         for start in range(0, len(targets), chunk_tokens):
@@ -84,30 +90,50 @@ class _VocabParallelLogProbs(torch.autograd.Function):
             log_probs[chunk] = target_logits - log_normaliser[chunk]
             entropy[chunk] = total.log() - first_moment / total
             del logits, exponentials  # Before the next chunk's are made.
-        ctx.save_for_backward(hidden, weight, targets, log_normaliser)
-        ctx.settings = (vocab_size, temperature, group, chunk_tokens)
-        ctx.mark_non_differentiable(entropy)
+        ctx.save_for_backward(hidden, weight, targets, log_normaliser, entropy)
+        ctx.settings = (vocab_size, temperature, group, chunk_tokens, entropy_gradient)
+        if not entropy_gradient:
+            ctx.mark_non_differentiable(entropy)
         return log_probs, entropy
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_log_probs: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
-        hidden, weight, targets, log_normaliser = ctx.saved_tensors
-        vocab_size, temperature, group, chunk_tokens = ctx.settings
-        shard = _VocabularyShard(weight, vocab_size, temperature, group)
+    def backward(
+        ctx: Any, grad_log_probs: torch.Tensor, grad_entropy: torch.Tensor
+    ) -> tuple[Any, ...]:
+        hidden, weight, targets, log_normaliser, entropy = ctx.saved_tensors
+        vocab_size, temperature, group, chunk_tokens, entropy_gradient = ctx.settings
+        shard = VocabularyShard(weight, vocab_size, temperature, group)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_weight = torch.zeros_like(weight, dtype=shard.logits_dtype)
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
-            grad_logits = shard.logits(hidden[chunk])
-            grad_logits.sub_(log_normaliser[chunk, None]).exp_().neg_()
+            # log p, and below -p, in the same memory.
+            grad_logits = shard.logits(hidden[chunk]).sub_(log_normaliser[chunk, None])
+            from_entropy = None
+            if entropy_gradient:
+                factor = grad_entropy[chunk] / temperature
+                from_entropy = _entropy_gradient(grad_logits, entropy[chunk], factor)
+            # d log p(target) / d logits = (e_target - p) / temperature.
+            grad_logits.exp_().neg_()
             shard.add_to_selected(grad_logits, targets[chunk])
             grad_logits *= (grad_log_probs[chunk] / temperature)[:, None]
+            if from_entropy is not None:
+                grad_logits += from_entropy
             grad_logits = grad_logits.to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
             _add_product(grad_weight, grad_logits, hidden[chunk])
-            del grad_logits
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None, None, None
+            del from_entropy, grad_logits  # Before the next chunk's are made.
+        return (grad_hidden, grad_weight.to(weight.dtype), *[None] * 6)
+
+
+def _entropy_gradient(
+    log_p: torch.Tensor, entropy: torch.Tensor, factor: torch.Tensor
+) -> torch.Tensor:
+    """[n, V / TP] factor x d entropy / d (logits / temperature) = -factor p (log p + entropy)."""
+    # Padding has p = 0 and log p = -inf; their product must count as 0.
+    gradient = log_p.clamp_min(torch.finfo(log_p.dtype).min).add_(entropy[:, None])
+    return gradient.mul_(log_p.exp()).mul_(-factor[:, None])
 
 
 def _add_product(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
@@ -116,52 +142,6 @@ def _add_product(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.T
     A product of all rows at once would be as large as the weight.
     """
     block = max(1, CHUNK_ELEMENTS // hidden.shape[1])
-    for rows, own in zip(total.split(block), grad_logits.split(block, dim=1), strict=True):
-        rows += own.T @ hidden
-
-
-class _VocabularyShard:
-    """The rows of the output matrix that this rank holds."""
-
-    def __init__(
-        self,
-        weight: torch.Tensor,
-        vocab_size: int,
-        temperature: float,
-        group: dist.ProcessGroup | None,
-    ) -> None:
-        self.weight = weight
-        self.temperature = temperature
-        self.group = group
-        self.rows = weight.shape[0]
-        self.first = self.rows * (dist.get_rank(group) if group is not None else 0)
-        self.valid = min(self.rows, max(0, vocab_size - self.first))
-
-    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[n, V / TP] fp32, -inf for padding rows."""
-        logits = (hidden @ self.weight.T).float()
-        if self.temperature != 1.0:
-            logits /= self.temperature
-        logits[:, self.valid :] = float("-inf")
-        return logits
-
-    def _own(self, targets: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        local = targets - self.first
-        own = (local >= 0) & (local < self.rows)
-        return local.clamp(0, self.rows - 1), own
-
-    def select(self, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
-        """[n] the targets' logits where this rank holds them, else 0."""
-        local, own = self._own(targets)
-        return logits.gather(1, local[:, None])[:, 0].masked_fill(~own, 0.0)
-
-    def add_to_selected(self, tensor: torch.Tensor, targets: torch.Tensor) -> None:
-        """Adds 1 to the targets' columns that this rank holds."""
-        local, own = self._own(targets)
-        tensor.scatter_add_(1, local[:, None], own[:, None].to(tensor.dtype))
-
-    def reduce(self, tensor: torch.Tensor, operation: Any) -> torch.Tensor:
-        if self.group is not None and dist.get_world_size(self.group) > 1:
-            tensor = tensor.contiguous()
-            dist.all_reduce(tensor, op=operation, group=self.group)
-        return tensor
+    parts = zip(total.split(block), grad_logits.split(block, dim=1), strict=True)
+    for part, part_logits in parts:
+        part += part_logits.T @ hidden

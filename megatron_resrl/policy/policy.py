@@ -285,6 +285,7 @@ class Policy:
         loss_function: LossFunction,
         *,
         temperature: float = 1.0,
+        entropy_gradient: bool = False,
     ) -> UpdateResult:
         """One optimizer step on the sum of `loss_function` over micro-batches and data- and
         context-parallel ranks.
@@ -292,8 +293,9 @@ class Policy:
         Args:
             micro_batches: Of this replica.
             loss_function: Called on the last stage, under context parallelism on each rank's own
-                tokens; global denominators are its business.
+                tokens; it brings the global denominators.
             temperature: Divides the logits.
+            entropy_gradient: Give it a differentiable entropy.
 
         Returns:
             The outcome; weights are untouched if a gradient was not finite on any rank.
@@ -301,7 +303,8 @@ class Policy:
 
         def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
             states = self._token_states(hidden, batch)
-            return loss_function(*self._log_probs(states, batch, temperature), batch)
+            scores = self._log_probs(states, batch, temperature, entropy_gradient=entropy_gradient)
+            return loss_function(*scores, batch)
 
         self.train()
         zero_gradients(self.chunks, self.optimizer)
@@ -342,7 +345,12 @@ class Policy:
         return hidden.flatten(0, 1)[batch.state_index]
 
     def _log_probs(
-        self, states: torch.Tensor, batch: MicroBatch, temperature: float
+        self,
+        states: torch.Tensor,
+        batch: MicroBatch,
+        temperature: float,
+        *,
+        entropy_gradient: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """log-probs [n] and entropy [n] of the response tokens."""
         return vocab_parallel_log_probs(
@@ -352,6 +360,7 @@ class Policy:
             vocab_size=self.hf_config.vocab_size,
             temperature=temperature,
             group=self.tensor_parallel_group,
+            entropy_gradient=entropy_gradient,
         )
 
     def _response_states(self, hidden: torch.Tensor, batch: MicroBatch) -> TappedStates:

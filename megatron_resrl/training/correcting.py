@@ -34,9 +34,11 @@ class MismatchTooLarge(RunError):
 class Corrected:
     """What a step needs of the comparison of engine and trainer."""
 
-    factors: torch.Tensor | None
-    """[B, T] fp32: what the loss of each token is multiplied by, meaningful on the last stage;
-    None: nothing."""
+    importance_weights: torch.Tensor
+    """[B, T] fp32: what the loss of each token is multiplied by, meaningful on the last stage; 1
+    where nothing is corrected."""
+    rollout_log_probs: torch.Tensor
+    """[B, T] fp32: the engine's; 0 for tokens that the policy did not generate."""
     metrics: dict[str, float]
     """The same on all ranks."""
 
@@ -69,7 +71,8 @@ def correct(
         )
     metrics = gather_mismatch(views, correction)
     check_mismatch(metrics["mismatch/kl"], settings, step, warn=dist.get_rank() == 0)
-    return Corrected(correction.factors if correction else None, metrics)
+    weights = correction.factors if correction else torch.ones_like(log_probs)
+    return Corrected(weights, views.engine.float(), metrics)
 
 
 def check_mismatch(kl: float, settings: CorrectionConfig, step: int, *, warn: bool) -> None:

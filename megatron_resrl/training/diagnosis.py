@@ -18,16 +18,16 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, gather_objects
 from megatron_resrl.policy.batches import drawn_mask
-from megatron_resrl.policy.policy import Policy
-from megatron_resrl.policy.schedule import is_last_stage
-from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.subspace import sampling_key
-from megatron_resrl.subspace.interference import (
+from megatron_resrl.policy.interference import (
     interference_metrics,
     logit_factors,
     representation_cosines,
     representation_factors,
 )
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.schedule import is_last_stage
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.subspace import sampling_key
 from megatron_resrl.training.scoring import Scored, score_samples
 
 GROUPS = 8

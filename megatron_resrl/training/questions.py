@@ -8,7 +8,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.schema import DataConfig, Recipe
 from megatron_resrl.data.digest import digest
 from megatron_resrl.data.prompts import Prompt, read_prompts
@@ -16,6 +15,7 @@ from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
 from megatron_resrl.policy.model_config import read_hf_config
+from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.identity import Identity, function_content, identity_of
 from megatron_resrl.user_files import split_name
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.checkpoint import TrainerState
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.sampler import PromptSampler
@@ -20,6 +19,7 @@ from megatron_resrl.rollout.build import build_collector
 from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
+from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.questions import Questions, read_questions
 from megatron_resrl.training.records import complete, readable
 from megatron_resrl.training.rl_step import rl_step

@@ -20,7 +20,7 @@ from megatron_resrl.training.diagnosis import InterferenceSample, displaced_like
 from megatron_resrl.training.scoring import Scored, score_samples
 from megatron_resrl.training.sharing import own_share, split_into_mini_batches
 from megatron_resrl.training.token_weights import TokenWeigher
-from megatron_resrl.training.updating import Targets, update_policy
+from megatron_resrl.training.updating import LossSums, Targets, update_policy
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class StepOutcome:
     finite: bool
     """False: at least one update was skipped because a gradient was not finite."""
     left_out: list[list[int]]
-    """Indices of the samples of each update that was left out: no response had an advantage."""
+    """Indices of the samples of each update that was left out: no response had a loss."""
 
 
 def rl_step(
@@ -65,6 +65,7 @@ def rl_step(
     advantages = algorithm.sample_advantages(rewards, scores, group)
     positive = algorithm.positive(scores, advantages) & ~masked
     advantages = advantages.masked_fill(masked, 0.0)
+    has_loss = algorithm.has_loss(advantages, positive) & ~masked
 
     loss_shares = _loss_shares(samples, advantages, recipe)
     mini_batches = split_into_mini_batches(samples, recipe.algorithm.updates_per_step)
@@ -94,11 +95,11 @@ def rl_step(
 
     left_out: list[list[int]] = []
     updates: list[UpdateResult] = []
-    sums: list[dict[str, float]] = []
+    sums: list[LossSums] = []
     row = {index: place for place, index in enumerate(mine)}
     parts = zip(mini_batches, shares, strict=True)
     for number, (mini_batch, share) in enumerate(parts, start=1):
-        if not advantages[mini_batch].any():
+        if not has_loss[mini_batch].any():
             left_out.append(mini_batch)
             policy.leave_out_update()
             continue
@@ -108,8 +109,8 @@ def rl_step(
                 again = score(mini_batch, share, draw=False)
             token_weights = again.token_weights
             scored = scored.weighed_again(again)
-        # A response without advantage has no gradient: it counts in the denominators only.
-        places = [place for place, index in enumerate(share) if advantages[index] != 0]
+        # A response without a loss has no gradient: it counts in the denominators only.
+        places = [place for place, index in enumerate(share) if has_loss[index]]
         taught = [share[place] for place in places]
         taught_rows = [row[index] for index in taught]
         targets = Targets(
@@ -118,12 +119,19 @@ def rl_step(
             coefficients=_coefficients(samples, mini_batch, taught, recipe),
             old_log_probs=scored.log_probs[taught_rows],
             token_weights=token_weights[places],
-            corrections=None if corrected.factors is None else corrected.factors[taught_rows],
+            rollout_log_probs=corrected.rollout_log_probs[taught_rows],
+            importance_weights=corrected.importance_weights[taught_rows],
+            extra={"old_entropy": scored.entropy[taught_rows]},
         )
         with phase(timers, "update"):
             progress(number, len(mini_batches))
             update, token_sums = update_policy(
-                policy, algorithm, [samples[index] for index in taught], targets, recipe
+                policy,
+                algorithm,
+                [samples[index] for index in taught],
+                targets,
+                micro_batch_size=recipe.algorithm.micro_batch_size,
+                temperature=recipe.rollout.temperature,
             )
         updates.append(update)
         sums.append(token_sums)

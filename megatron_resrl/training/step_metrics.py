@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.subspace import GroupReport, summarise
 from megatron_resrl.training.scoring import Scored
+from megatron_resrl.training.updating import LossSums
 
 _MASSES = ("resrl/negative_mass", "resrl/negative_mass_unweighted")
 
@@ -23,8 +25,8 @@ _MASSES = ("resrl/negative_mass", "resrl/negative_mass_unweighted")
 class ReplicaReport:
     """What one data-parallel replica's last stage adds to the metrics."""
 
-    sums: list[dict[str, float]]
-    """Token sums of each optimizer step."""
+    sums: list[LossSums]
+    """Of each optimizer step."""
     tokens: int
     """Drawn response tokens."""
     entropy: float
@@ -35,7 +37,7 @@ class ReplicaReport:
 
 
 def gather_reports(
-    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
+    samples: Sequence[Sample], scored: Scored, sums: list[LossSums]
 ) -> list[ReplicaReport]:
     """What the last stages of all replicas know, on every rank. Collective.
 
@@ -52,9 +54,7 @@ def gather_reports(
     return [replica for replica in gather_objects(report) if replica is not None]
 
 
-def _report(
-    samples: Sequence[Sample], scored: Scored, sums: list[dict[str, float]]
-) -> ReplicaReport:
+def _report(samples: Sequence[Sample], scored: Scored, sums: list[LossSums]) -> ReplicaReport:
     drawn = drawn_mask([sample.tokens for sample in samples], scored.entropy.shape[1])
     return ReplicaReport(
         sums=sums,
@@ -93,27 +93,12 @@ def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str
     `loss` and the negative mass are means over the updates. `resrl/negative_mass` is what the wrong
     responses weigh in the loss, the sum of c_i |A_it| over their tokens with c_i of the aggregation
     and A_it the token's advantage; `.._unweighted` the same without token weights, and `.._share`
-    the first over the second. `clip/..` and `approx_kl` are means over the tokens of the updates:
-    those of responses with an advantage. `entropy` is the mean over all drawn tokens.
+    the first over the second. Metrics of the algorithm are means over the tokens of the updates
+    (those of responses with a loss) or over the updates, see `LossOutputs`. `entropy` is the mean
+    over all generated tokens.
     """
-    metrics: dict[str, float] = {}
-    sums: dict[str, float] = {}
-    for report in reports:
-        for update in report.sums:
-            for name, value in update.items():
-                sums[name] = sums.get(name, 0.0) + value
     updates = max(len(report.sums) for report in reports)
-    if updates:
-        tokens = sums["tokens"]
-        for name in ("loss", *_MASSES):
-            metrics[name] = sums[name] / updates
-        weighted, plain = (sums[name] for name in _MASSES)
-        if plain:
-            metrics["resrl/negative_mass_share"] = weighted / plain
-        metrics["clip/low"] = sums["clipped_low"] / tokens
-        metrics["clip/high"] = sums["clipped_high"] / tokens
-        metrics["clip/dual"] = sums["dual_clipped"] / tokens
-        metrics["approx_kl"] = sums["approx_kl"] / tokens
+    metrics = _of_losses([sums for report in reports for sums in report.sums], updates)
     tokens = sum(report.tokens for report in reports)
     metrics["entropy"] = sum(report.entropy for report in reports) / tokens
     groups = [group for report in reports for group in report.groups]
@@ -122,6 +107,24 @@ def of_replicas(reports: Sequence[ReplicaReport], *, spectrum: bool) -> dict[str
     for report in reports:
         for name, value in report.weighing.items():
             metrics[name] = max(metrics.get(name, 0.0), value)
+    return metrics
+
+
+def _of_losses(sums: Sequence[LossSums], updates: int) -> dict[str, float]:
+    """Means over tokens and over updates of what all ranks have of the losses."""
+    if not updates:
+        return {}
+    token_means: Counter[str] = Counter()
+    update_means: Counter[str] = Counter()
+    for each in sums:
+        token_means.update(each.token_means)
+        update_means.update(each.update_means)
+    tokens = sum(each.tokens for each in sums)
+    metrics = {name: total / tokens for name, total in token_means.items()}
+    metrics |= {name: total / updates for name, total in update_means.items()}
+    weighted, unweighted = (update_means[name] for name in _MASSES)
+    if unweighted:
+        metrics["resrl/negative_mass_share"] = weighted / unweighted
     return metrics
 
 

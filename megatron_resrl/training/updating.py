@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 
-from megatron_resrl.algorithms import Algorithm, ppo_clip
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.platform.distributed import device
+from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, entropy_bonus
+from megatron_resrl.platform.distributed import device, sum_over_ranks
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch
 from megatron_resrl.policy.policy import Policy, UpdateResult
 from megatron_resrl.rollout.collect import Sample
@@ -17,7 +17,7 @@ from megatron_resrl.rollout.collect import Sample
 
 @dataclass(frozen=True)
 class Targets:
-    """What the loss of this replica's B sequences is made of."""
+    """What the loss of this replica's B sequences is made of; constants."""
 
     advantages: torch.Tensor
     """[B] float64, one per response."""
@@ -27,11 +27,36 @@ class Targets:
     """[B] float64: what each token of a response counts; global denominators are inside."""
     old_log_probs: torch.Tensor
     """[B, T] fp32."""
+    rollout_log_probs: torch.Tensor
+    """[B, T] fp32, of the engine."""
     token_weights: torch.Tensor
     """[B, T] fp32."""
-    corrections: torch.Tensor | None
-    """[B, T] fp32: factors on the loss of each token, for responses drawn from another
-    distribution than `old_log_probs` are of; None: all are 1."""
+    importance_weights: torch.Tensor
+    """[B, T] fp32; 1 where nothing is corrected."""
+    extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """[B, T] fp32 each: further streams, by the names that algorithms know them by."""
+
+    def to(self, place: torch.device) -> Targets:
+        """The same on another device."""
+        moved = {
+            name: {key: each.to(place) for key, each in value.items()}
+            if isinstance(value, Mapping)
+            else value.to(place)
+            for name, value in vars(self).items()
+        }
+        return Targets(**moved)
+
+
+@dataclass(frozen=True)
+class LossSums:
+    """Of one update, over this rank's micro-batches."""
+
+    tokens: float = 0.0
+    """Generated tokens of the loss."""
+    token_means: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> sum, to be divided by the tokens of all ranks and updates."""
+    update_means: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> this rank's part, to be added over ranks and divided by the updates."""
 
 
 def update_policy(
@@ -39,73 +64,102 @@ def update_policy(
     algorithm: Algorithm,
     samples: Sequence[Sample],
     targets: Targets,
-    recipe: Recipe,
-) -> tuple[UpdateResult, dict[str, float]]:
+    *,
+    micro_batch_size: int,
+    temperature: float,
+) -> tuple[UpdateResult, LossSums]:
     """One optimizer step. Collective.
 
     Args:
         policy: Updated in place.
-        algorithm: Turns advantages and weights of responses into those of tokens.
-        samples: The B responses of this replica that have a gradient; none is fine, as long as
-            another replica has one.
+        algorithm: Its loss.
+        samples: The B responses of this replica that have a loss; none is fine, as long as another
+            replica has one.
         targets: What their loss is made of.
-        recipe: Clipping, micro-batch size and temperature.
+        micro_batch_size: Responses of a micro-batch.
+        temperature: Divides the logits, as when the responses were sampled.
 
     Returns:
-        The outcome, and this replica's token sums for the metrics (empty but on the last stage).
+        The outcome, and this rank's sums for the metrics (empty but on the last stage).
     """
-    settings = recipe.algorithm
-    on_device = {
-        name: None if value is None else value.to(device()) for name, value in vars(targets).items()
-    }
-    placed = Targets(**on_device)
-
-    def loss_function(
-        log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch
-    ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        sequence, position = batch.sequence_index, batch.response_position
-        advantages = algorithm.token_advantages(
-            placed.advantages[sequence],
-            placed.positive[sequence],
-            placed.token_weights[sequence, position],
-        )
-        loss = ppo_clip(
-            log_probs,
-            placed.old_log_probs[sequence, position],
-            advantages.to(log_probs.dtype),
-            clip_low=settings.clip_low,
-            clip_high=settings.clip_high,
-            dual_clip=settings.dual_clip,
-        )
-        per_token = placed.coefficients[sequence].to(log_probs.dtype) * loss.per_token
-        if placed.corrections is not None:
-            per_token = per_token * placed.corrections[sequence, position]
-        total = per_token.sum()
-        wrong_share = placed.coefficients[sequence] * ~placed.positive[sequence]
-        return total, {
-            "loss": total.detach(),
-            "resrl/negative_mass": (wrong_share * advantages.abs()).sum(),
-            "resrl/negative_mass_unweighted": (
-                wrong_share * placed.advantages[sequence].abs()
-            ).sum(),
-            "tokens": total.new_full((), float(len(sequence))),
-            "clipped_low": loss.clipped_low.sum(),
-            "clipped_high": loss.clipped_high.sum(),
-            "dual_clipped": loss.dual_clipped.sum(),
-            "approx_kl": loss.approx_kl.sum(),
-        }
-
+    placed = targets.to(device())
     micro_batches = policy.micro_batches(
-        TokenBatch.from_sequences([sample.tokens for sample in samples]), settings.micro_batch_size
+        TokenBatch.from_sequences([sample.tokens for sample in samples]), micro_batch_size
     )
-    result = policy.update(micro_batches, loss_function, temperature=recipe.rollout.temperature)
+    result = policy.update(
+        micro_batches,
+        functools.partial(_loss, algorithm, placed, policy),
+        temperature=temperature,
+        entropy_gradient=algorithm.needs_entropy_gradient,
+    )
     return result, _sums(result.collected)
 
 
-def _sums(collected: list[dict[str, torch.Tensor]]) -> dict[str, float]:
-    """Of each quantity over the micro-batches; read from the device at once."""
+@dataclass(frozen=True)
+class _Collected:
+    """Of one micro-batch."""
+
+    tokens: int
+    outputs: LossOutputs
+    update_means: dict[str, torch.Tensor]
+    """What is reported of every algorithm."""
+
+
+def _loss(
+    algorithm: Algorithm,
+    targets: Targets,
+    policy: Policy,
+    log_probs: torch.Tensor,
+    entropy: torch.Tensor,
+    batch: MicroBatch,
+) -> tuple[torch.Tensor, _Collected]:
+    """A `LossFunction`: this micro-batch's part of the loss, and what metrics need of it."""
+    # Which entries of [B] and [B, T] the micro-batch's n tokens are.
+    sequence = batch.sequence_index
+    token = sequence, batch.response_position
+    advantages = algorithm.token_advantages(
+        targets.advantages[sequence], targets.positive[sequence], targets.token_weights[token]
+    )
+    inputs = LossInputs(
+        log_probs=log_probs,
+        old_log_probs=targets.old_log_probs[token],
+        rollout_log_probs=targets.rollout_log_probs[token],
+        advantages=advantages.to(log_probs.dtype),
+        token_weights=targets.token_weights[token],
+        positive=targets.positive[sequence],
+        coefficients=targets.coefficients[sequence].to(log_probs.dtype),
+        importance_weights=targets.importance_weights[token],
+        entropy=entropy,
+        sequence=sequence - batch.sequences.start,
+        sequences=len(batch.sequences),
+        extra={name: stream[token] for name, stream in targets.extra.items()},
+        add_over_ranks=functools.partial(sum_over_ranks, group=policy.context_parallel_group),
+    )
+    outputs = algorithm.policy_loss(inputs)
+    if algorithm.entropy_coefficient > 0:
+        outputs = outputs + entropy_bonus(inputs, algorithm.entropy_coefficient)
+    negative_share = targets.coefficients[sequence] * ~inputs.positive
+    unweighted = targets.advantages[sequence]
+    update_means = {
+        "loss": outputs.loss.detach(),
+        "resrl/negative_mass": (negative_share * advantages.abs()).sum(),
+        "resrl/negative_mass_unweighted": (negative_share * unweighted.abs()).sum(),
+        **outputs.update_means,
+    }
+    return outputs.loss, _Collected(len(sequence), outputs, update_means)
+
+
+def _sums(collected: Sequence[_Collected]) -> LossSums:
+    """Over the micro-batches; read from the device at once."""
     if not collected:
-        return {}
-    rows = [torch.stack([value.double() for value in one.values()]) for one in collected]
+        return LossSums()
+    kinds = [{**each.outputs.token_means, **each.update_means} for each in collected]
+    rows = [torch.stack([value.detach().double() for value in kind.values()]) for kind in kinds]
     columns = zip(*torch.stack(rows).tolist(), strict=True)
-    return dict(zip(collected[0], map(sum, columns), strict=True))
+    sums = dict(zip(kinds[0], map(sum, columns), strict=True))
+    token_means = {name: sums[name] for name in collected[0].outputs.token_means}
+    return LossSums(
+        tokens=float(sum(each.tokens for each in collected)),
+        token_means=token_means,
+        update_means={name: sums[name] for name in collected[0].update_means},
+    )

@@ -14,7 +14,6 @@ from typing import Any
 import torch.distributed as dist
 from tiny_rollouts import rollouts
 
-from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.schema import (
     AlgorithmConfig,
     ModelConfig,
@@ -27,6 +26,7 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model

@@ -16,7 +16,6 @@ import torch.distributed as dist
 from reference_cases import CASES, COMBINATIONS, LAYOUTS, THINK_MARKERS, recipe, rollouts
 from reference_step import Rollout
 
-from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.observe.timers import PhaseTimers
@@ -25,6 +24,7 @@ from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import export_weights

@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from tiny_rollouts import CAP, rollouts, with_engine_log_probs
 
-from megatron_resrl.algorithms import CorrectionMethod, algorithm_of
+from megatron_resrl.algorithms import CorrectionMethod
 from megatron_resrl.config.schema import (
     AlgorithmConfig,
     CorrectionConfig,
@@ -34,6 +34,7 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import rl_step
 from megatron_resrl.training.scoring import score_samples
 from megatron_resrl.training.token_weights import TokenWeigher

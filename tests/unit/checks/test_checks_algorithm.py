@@ -76,6 +76,21 @@ def test_unusable_algorithm_options_are_refused(refused, option, said):
     assert said in problem.problem
 
 
+@pytest.mark.parametrize(
+    ("override", "fix"),
+    [
+        ("--algorithm.clip_low=0.1", "set algorithm.options.clip_low instead"),
+        ("--algorithm.dual_clip=3.0", "leave it out"),
+    ],
+)
+def test_check_algorithm_refuses_unused_clip_settings(check, refused, override, fix):
+    assert check("--algorithm.name=gspo", "--algorithm.options={clip_low: 0.001}") == []
+    assert check(override) == []
+    problem = refused("--algorithm.name=gspo", override)
+    assert problem.setting == override.removeprefix("--").partition("=")[0]
+    assert (problem.problem, problem.fix) == ("gspo does not use it", fix)
+
+
 def test_algorithm_of_the_users_own_is_looked_at(check, refused, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(

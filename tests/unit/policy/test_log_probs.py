@@ -176,3 +176,34 @@ def test_log_probs_hold_as_little_at_once_as_documented(
     summed += dtype.itemsize * hidden.numel()
     widened = 0 if dtype == torch.float32 else chunk  # A CPU makes the product fp32 to add it.
     assert backward.peak <= chunk + narrow + widened + summed + vectors
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 3])
+def test_entropy_gradient_equals_float64_autograd(
+    inputs: tuple[torch.Tensor, ...], chunk_tokens: int | None
+) -> None:
+    hidden, weight, targets, factors = inputs
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        leaves = [x.to(dtype, copy=True).requires_grad_() for x in (hidden, weight)]
+        log_p, entropy = vocab_parallel_log_probs(
+            *leaves,
+            targets,
+            vocab_size=VOCABULARY,
+            temperature=0.7,
+            chunk_tokens=chunk_tokens,
+            entropy_gradient=True,
+        )
+        assert log_p.dtype == dtype
+        loss = (factors * (0.3 * log_p + entropy)).sum()
+        found.append(torch.autograd.grad(loss, leaves))
+        assert not found[-1][1][VOCABULARY:].any()
+    wide = [x.double().requires_grad_() for x in (hidden, weight)]
+    distribution = (wide[0] @ wide[1][:VOCABULARY].T / 0.7).log_softmax(-1)
+    entropy = -(distribution.exp() * distribution).sum(-1)
+    chosen = distribution.gather(1, targets[:, None])[:, 0]
+    expected = torch.autograd.grad((factors * (0.3 * chosen + entropy)).sum(), wide)
+    for ours, exact_gradient in zip(found[0], expected, strict=True):
+        torch.testing.assert_close(ours.double(), exact_gradient, atol=1e-4, rtol=1e-4)
+    for ours, exact_gradient in zip(found[1], expected, strict=True):
+        torch.testing.assert_close(ours, exact_gradient, atol=1e-10, rtol=1e-10)

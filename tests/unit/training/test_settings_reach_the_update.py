@@ -10,11 +10,11 @@ import tiny_families as tiny
 import torch
 from tiny_rollouts import LONGEST, rollouts
 
-from megatron_resrl.algorithms import algorithm_of
 from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.batches import TokenBatch
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.updating import Targets, update_policy
 
 
@@ -45,11 +45,20 @@ def test_an_update_is_cut_into_micro_batches(model: Path) -> None:
         positive=torch.zeros(len(samples), dtype=torch.bool),
         coefficients=ones[:, 0].double(),
         old_log_probs=-ones,
+        rollout_log_probs=-ones,
         token_weights=ones,
-        corrections=None,
+        importance_weights=ones,
     )
     policy = build_policy(recipe)
-    result, _ = update_policy(policy, algorithm_of(recipe), samples, targets, recipe)
+    result, sums = update_policy(
+        policy,
+        algorithm_of(recipe),
+        samples,
+        targets,
+        micro_batch_size=recipe.algorithm.micro_batch_size,
+        temperature=1.0,
+    )
+    assert sums.tokens == sum(len(sample.response.token_ids) for sample in samples)
     assert len(result.collected) == len(samples) // 8 == 2
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from unit.subspace.interference_tokens import PADDED, VOCABULARY, tokens
+from unit.policy.interference_tokens import PADDED, VOCABULARY, tokens
 
-from megatron_resrl.subspace.interference import logit_factors
+from megatron_resrl.policy.interference import logit_factors
 
 
 def compare(dtype: torch.dtype, vocab_size: int, tolerance: float) -> None:

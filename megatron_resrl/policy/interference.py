@@ -1,13 +1,13 @@
-"""How much a wrong answer's gradient meets a right one's in the output layer.
+"""Inner products of the output layer's gradients of correct and of wrong tokens.
 
 For logits z = W x / T and l = -log p(y), the gradient of W from one token is the outer product of
-delta = (p - e_y) / T and x. Two tokens therefore meet as
+delta = (p - e_y) / T and x. The inner product of two tokens' gradients is therefore
 
     <grad_W l1, grad_W l2> = <delta1, delta2> <x1, x2>        (logit factor x representation factor)
 
-exactly, and the gradients themselves never exist. x is what the output layer multiplies: the state
-after the final norm. With the states the subspace is made of instead, the representation factor is
-the quantity that ResRL's residuals bound (arXiv 2605.00380).
+exactly, and the gradients themselves are never made. x is what the output layer multiplies: the
+state after the final norm. With the states the subspace is made of instead, the representation
+factor is the quantity that ResRL's residuals bound (arXiv 2605.00380).
 
 Shapes: P positive tokens, Q negative tokens, N = P + Q, H hidden size, V vocabulary, TP ranks it is
 split over, C columns of a vocabulary chunk.
@@ -15,13 +15,14 @@ split over, C columns of a vocabulary chunk.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from megatron_resrl.policy.vocabulary import VocabularyShard
 
 # Largest number of logits alive on one rank: 128 MiB as float64.
 CHUNK_ELEMENTS = 1 << 24
@@ -88,15 +89,19 @@ def logit_factors(
     hidden_NH = torch.cat((hidden_positive, hidden_negative))
     targets_N = torch.cat((targets_positive, targets_negative))
     chunk_columns = chunk_columns or max(1, CHUNK_ELEMENTS // max(1, len(hidden_NH)))
-    shard = _VocabularyShard(output_weight, vocab_size, temperature, group, chunk_columns)
-    log_normaliser_N = shard.log_normaliser(hidden_NH)
+    shard = VocabularyShard(output_weight, vocab_size, temperature, group)
+    chunks = [slice(start, start + chunk_columns) for start in range(0, shard.valid, chunk_columns)]
+    # First pass over the vocabulary: the normalisers.
+    log_normaliser_N = _log_normaliser(shard, hidden_NH, chunks)
     positives = len(hidden_positive)
     factors_PQ = torch.zeros(
         positives, len(hidden_negative), dtype=torch.float64, device=hidden_NH.device
     )
-    for first, logits_NC in shard.chunks(hidden_NH):
+    # Second pass: deltas of one chunk at a time, and their products.
+    for chunk in chunks:
+        logits_NC = shard.logits(hidden_NH, chunk)
         delta_NC = (logits_NC - log_normaliser_N[:, None]).exp_().double()
-        _subtract_one_at(delta_NC, targets_N - first)
+        _subtract_one_at(delta_NC, targets_N - (shard.first + chunk.start))
         factors_PQ += delta_NC[:positives] @ delta_NC[positives:].T
     return shard.reduce(factors_PQ, dist.ReduceOp.SUM) / temperature**2
 
@@ -156,55 +161,22 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole == part, torch.ones_like(whole), part / whole)
 
 
+def _log_normaliser(shard: VocabularyShard, hidden_NH: Tensor, chunks: Sequence[slice]) -> Tensor:
+    """[N] log of the sum of exp(logits) over the whole vocabulary."""
+    local_N = torch.full(
+        hidden_NH.shape[:1], float("-inf"), dtype=shard.logits_dtype, device=hidden_NH.device
+    )
+    for chunk in chunks:
+        local_N = torch.logaddexp(local_N, shard.logits(hidden_NH, chunk).logsumexp(1))
+    peak_N = shard.reduce(local_N.clone(), dist.ReduceOp.MAX)
+    # A rank whose rows are all padding has log 0 and adds nothing.
+    total_N = shard.reduce((local_N - peak_N).exp(), dist.ReduceOp.SUM)
+    return peak_N + total_N.log()
+
+
 def _subtract_one_at(delta_NC: Tensor, columns_N: Tensor) -> None:
     """Subtracts 1 in each row's column, where the chunk has it."""
     width = delta_NC.shape[1]
     own_N = (columns_N >= 0) & (columns_N < width)
     columns_N1 = columns_N.clamp(0, width - 1)[:, None]
     delta_NC.scatter_add_(1, columns_N1, -own_N[:, None].to(delta_NC.dtype))
-
-
-class _VocabularyShard:
-    """The rows of the output matrix that this rank holds, read in chunks."""
-
-    def __init__(
-        self,
-        weight: Tensor,
-        vocab_size: int,
-        temperature: float,
-        group: dist.ProcessGroup | None,
-        chunk_columns: int,
-    ) -> None:
-        self.first = len(weight) * (dist.get_rank(group) if group is not None else 0)
-        self.weight = weight[: max(0, vocab_size - self.first)]
-        self.temperature = temperature
-        self.group = group
-        self.chunk_columns = chunk_columns
-
-    def chunks(self, hidden_NH: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """First token id of each chunk, and its logits [N, C]."""
-        for start in range(0, len(self.weight), self.chunk_columns):
-            part_CH = self.weight[start : start + self.chunk_columns]
-            logits_NC = hidden_NH @ part_CH.T
-            if logits_NC.dtype != torch.float64:
-                logits_NC = logits_NC.float()
-            yield self.first + start, logits_NC / self.temperature
-
-    def log_normaliser(self, hidden_NH: Tensor) -> Tensor:
-        """[N] log of the sum of exp(logits) over the whole vocabulary."""
-        dtype = torch.float64 if self.weight.dtype == torch.float64 else torch.float32
-        local_N = torch.full(
-            hidden_NH.shape[:1], float("-inf"), dtype=dtype, device=hidden_NH.device
-        )
-        for _, logits_NC in self.chunks(hidden_NH):
-            local_N = torch.logaddexp(local_N, logits_NC.logsumexp(1))
-        peak_N = self.reduce(local_N.clone(), dist.ReduceOp.MAX)
-        # A rank whose rows are all padding has log 0 and adds nothing.
-        total_N = self.reduce((local_N - peak_N).exp(), dist.ReduceOp.SUM)
-        return peak_N + total_N.log()
-
-    def reduce(self, tensor: Tensor, operation: Any) -> Tensor:
-        """Over the ranks of the vocabulary, in place."""
-        if self.group is not None and dist.get_world_size(self.group) > 1:
-            dist.all_reduce(tensor, op=operation, group=self.group)
-        return tensor

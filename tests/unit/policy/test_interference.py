@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from unit.subspace.interference_tokens import POSITIVES, VOCABULARY, tokens
+from unit.policy.interference_tokens import POSITIVES, VOCABULARY, tokens
 
-from megatron_resrl.subspace.interference import (
+from megatron_resrl.policy.interference import (
     interference_metrics,
     logit_factors,
     representation_cosines,

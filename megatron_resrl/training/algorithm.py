@@ -1,0 +1,46 @@
+"""The algorithm that a recipe names, with the options that the recipe sets anywhere."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from megatron_resrl.algorithms import Algorithm, get_algorithm, get_algorithm_class
+from megatron_resrl.config.schema import Recipe
+
+
+def algorithm_of(recipe: Recipe) -> Algorithm:
+    """Builds the algorithm from `algorithm.options` and from `Algorithm.settings`.
+
+    Raises:
+        ValueError: As for `get_algorithm`; or an option that has a setting of its own.
+        SettingError: The user's file or its class cannot be used.
+    """
+    name, options = recipe.algorithm.name, recipe.algorithm.options
+    settings = get_algorithm_class(name).settings
+    for option, setting in settings.items():
+        if option in options:
+            raise ValueError(f"algorithm.options has {option!r}; set {setting} instead")
+    values = {option: _value(recipe, setting) for option, setting in settings.items()}
+    return get_algorithm(name, **options, **values)
+
+
+def unused_settings(recipe: Recipe, algorithm: type[Algorithm]) -> dict[str, str]:
+    """Settings of a recipe that differ from the default and that its algorithm does not use.
+
+    Returns:
+        Setting -> option of the same name, or "" if the algorithm has none.
+    """
+    default = Recipe()
+    own = {field.name for field in dataclasses.fields(algorithm) if field.init}
+    return {
+        setting: option if option in own else ""
+        for option, setting in Algorithm.settings.items()
+        if setting not in algorithm.settings.values()
+        and _value(recipe, setting) != _value(default, setting)
+    }
+
+
+def _value(recipe: Recipe, setting: str) -> Any:
+    section, name = setting.split(".")
+    return getattr(getattr(recipe, section), name)
