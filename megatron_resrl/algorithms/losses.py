@@ -1,6 +1,7 @@
 """What a policy loss is made of, and what it gives back.
 
-Shapes: n generated tokens of one micro-batch on this rank, S responses of the micro-batch.
+Shapes: n generated tokens of one micro-batch on this rank, S responses of the update on this
+replica.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ class LossInputs:
     """[n] fp32, nats: of the policy's distribution; differentiable if the algorithm asks for it by
     `needs_entropy_gradient`."""
     sequence: Tensor
-    """[n] int64: which response of the micro-batch each token belongs to, in [0, S)."""
+    """[n] int64: which response each token belongs to, in [0, S). A response is in one micro-batch."""
     sequences: int
     """S."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
@@ -68,7 +69,7 @@ class LossInputs:
         Returns:
             [n], the same for all tokens of a response.
         """
-        # One place at least, so that a micro-batch without responses has something to sum.
+        # One place at least, so that a replica without responses has something to sum.
         start_S = values.new_zeros(max(1, self.sequences))
         sum_S = self.add_over_ranks(start_S.index_add(0, self.sequence, values))
         return sum_S[self.sequence]

@@ -130,8 +130,8 @@ def _loss(
         coefficients=targets.coefficients[sequence].to(log_probs.dtype),
         importance_weights=targets.importance_weights[token],
         entropy=entropy,
-        sequence=sequence - batch.sequences.start,
-        sequences=len(batch.sequences),
+        sequence=sequence,
+        sequences=len(targets.advantages),
         extra={name: stream[token] for name, stream in targets.extra.items()},
         add_over_ranks=functools.partial(sum_over_ranks, group=policy.context_parallel_group),
     )
