@@ -48,7 +48,7 @@ class LossInputs:
     """[n] fp32, nats: of the policy's distribution; differentiable if the algorithm asks for it by
     `needs_entropy_gradient`."""
     sequence: Tensor
-    """[n] int64: which response each token belongs to, in [0, S); the tokens of a response are all in
+    """[n] int64: which response each token belongs to, in [0, S). All tokens of a response are in
     one micro-batch."""
     sequences: int
     """S."""
