@@ -154,6 +154,7 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
 def _take_options(overrides: list[str]) -> tuple[int, Target, list[str]]:
     """Separates `--world_size N` (default: as the launcher says, or 1) and `--for cuda`."""
     rest: list[str] = []
+    targets: dict[str, Target] = {name: name for name in typing.get_args(Target)}
     given = {"world_size": os.environ.get("WORLD_SIZE", "1"), "for": "here"}
     tokens = iter(overrides)
     for token in tokens:
@@ -167,11 +168,11 @@ def _take_options(overrides: list[str]) -> tuple[int, Target, list[str]]:
     wrong = []
     if not size.isdecimal() or int(size) < 1:
         wrong.append(Problem("--world_size", size, "not a number of ranks", "e.g. 8"))
-    if target not in typing.get_args(Target):
+    if target not in targets:
         wrong.append(Problem("--for", target, "no kind of machine", "give cuda, or here"))
     if wrong:
         raise RecipeError(wrong)
-    return int(size), target, rest
+    return int(size), targets[target], rest
 
 
 def _start(path: str | None, overrides: list[str], command: Literal["train", "eval"]) -> Recipe:

@@ -92,7 +92,7 @@ class PendingSave:
 
     def _publish(self, digests: dict[str, str]) -> Path:
         hf_config = self._policy.hf_config
-        if Path(hf_config.name_or_path).is_dir():
+        if Path(str(hf_config.name_or_path)).is_dir():
             files = self.folder / MODEL_FILES
             write_model_files(hf_config, files, tokenizer=self._policy.tokenizer_path)
         return folders.publish(self.folder, self._trainer, digests, self._retention)

@@ -31,12 +31,12 @@ class ChecksumWriter(FileSystemWriter):
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
-        self.fs = _ChecksumFiles()
+        self._files = self.fs = _ChecksumFiles()
 
     @property
     def digests(self) -> dict[str, str]:
         """SHA-256 in hexadecimal of every file this rank has written to its end, by name."""
-        return self.fs.digests
+        return self._files.digests
 
 
 class _ChecksumFiles(FileSystem):

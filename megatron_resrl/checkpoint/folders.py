@@ -213,7 +213,10 @@ def finished(root: Path) -> list[Path]:
 
 def step_of(path: Path) -> int:
     """Training steps of a checkpoint, from its name."""
-    return int(_NAME.fullmatch(path.name)[1])
+    match = _NAME.fullmatch(path.name)
+    if match is None:
+        raise ValueError(f"{path} is not named like a checkpoint")
+    return int(match[1])
 
 
 def read_marker(root: Path, marker: str) -> Path | None:

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
@@ -146,7 +146,7 @@ def as_json(inspection: Inspection) -> str:
     return json.dumps(content, indent=2)
 
 
-def _is_tensor(entry: Any) -> bool:
+def _is_tensor(entry: Any) -> TypeGuard[TensorStorageMetadata]:
     return isinstance(entry, TensorStorageMetadata)
 
 

@@ -12,8 +12,8 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 def capture() -> dict[str, Any]:
     """Returns the states of Python's, numpy's and torch's generators, and megatron-core's."""
-    algorithm, keys, *rest = np.random.get_state()
-    state = {
+    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    state: dict[str, Any] = {
         "python": random.getstate(),
         "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), *rest),
         "torch": torch.get_rng_state(),

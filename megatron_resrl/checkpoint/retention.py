@@ -28,11 +28,13 @@ class Retention:
             metrics: Metrics of each checkpoint by step; one without `best_metric`, or whose value
                 is not finite, does not compete.
         """
+        if self.best_metric is None:
+            return None
         sign = 1 if self.best_mode == "max" else -1
         values = {
-            step: sign * each[self.best_metric]
+            step: sign * value
             for step, each in metrics.items()
-            if each.get(self.best_metric) is not None and math.isfinite(each[self.best_metric])
+            if (value := each.get(self.best_metric)) is not None and math.isfinite(value)
         }
         return max(sorted(values), key=values.__getitem__, default=None)
 

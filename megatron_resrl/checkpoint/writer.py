@@ -53,15 +53,10 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         if self.live is not None:
             for part in (part for several in parts.values() for part in several):
                 if isinstance(part, ShardedTensor):
-                    part.data = self._fixed(part.data)
+                    part.data = _fixed(part.data, self.live)
         # Objects are pickled here.
         state = mcore_to_pyt_state_dict(parts, is_loading=False)
         return AsyncRequest(self._write, (state, checkpoint_dir), [])
-
-    def _fixed(self, tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_cpu and storage_of(tensor) not in self.live:
-            return tensor
-        return tensor.detach().to("cpu", copy=True)
 
     def _write(self, state: dict[str, Any], checkpoint_dir: Path) -> dict[str, str]:
         writer = ChecksumWriter(checkpoint_dir)
@@ -72,6 +67,13 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
             process_group=self.group,
         )
         return writer.digests
+
+
+def _fixed(tensor: torch.Tensor, live: frozenset[int]) -> torch.Tensor:
+    """The tensor, or a copy in host memory if training goes on to change it."""
+    if tensor.is_cpu and storage_of(tensor) not in live:
+        return tensor
+    return tensor.detach().to("cpu", copy=True)
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -77,10 +77,10 @@ def _check_first_answers(
         except Exception as error:  # A user's check may raise anything.
             wrong.append((record, error))
     if wrong:
-        record, error = wrong[0]
+        record, refusal = wrong[0]
         count = f"{len(wrong)} of the first {len(records)} answers"
         problem = f"the reward function cannot use {count}, from {record} on"
-        yield Problem(setting, file.path, problem, str(error))
+        yield Problem(setting, file.path, problem, str(refusal))
 
 
 def _check_workers(facts: Facts) -> Iterator[Problem]:

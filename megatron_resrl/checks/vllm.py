@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from megatron_resrl.checks.facts import Facts
-from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.config.schema import VllmConfig
 
 _OF_OUR_SERVERS = ("servers", "python", "tensor_parallel_size", "devices", "environment")
@@ -199,7 +199,7 @@ def _check_own_devices(facts: Facts, devices: Sequence[str]) -> Iterator[Problem
         problem += f" if {ranks} of the ranks run on the host of rank 0"
     fix = "give the servers other GPUs, or set rollout.placement to colocated"
     # Rank 0 uses the first GPU, however many other ranks its host has.
-    kind = "recipe" if known or gpus[0] in shared else "note"
+    kind: Kind = "recipe" if known or gpus[0] in shared else "note"
     yield Problem("vllm.devices", devices, problem, fix, kind)
 
 

@@ -5,15 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
 from megatron_resrl.checks.facts import Facts
-from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.expected import compare, first_few
 from megatron_resrl.weights.files import WeightsNotHere, stored_tensors
-
-Kind = Literal["recipe", "machine", "note"]
 
 
 def _check_weights(facts: Facts) -> Iterator[Problem]:
@@ -42,7 +39,7 @@ def _check_safetensors(facts: Facts, directory: Path) -> Iterator[Problem]:
         # The line begins with the directory.
         message = re.sub(rf"^{re.escape(str(directory))} ", "it ", str(error))
         problem, _, fix = message.rpartition("; ")
-        kind = "machine" if isinstance(error, WeightsNotHere) else "recipe"
+        kind: Kind = "machine" if isinstance(error, WeightsNotHere) else "recipe"
         yield _wrong(facts, problem, fix, kind)
         return
     if facts.family is None:

@@ -25,7 +25,7 @@ from megatron_resrl.errors import closest
 SECTIONS: dict[str, type] = {
     name: hint
     for name, hint in typing.get_type_hints(Recipe).items()
-    if dataclasses.is_dataclass(hint)
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint)
 }
 """Section name -> its dataclass."""
 

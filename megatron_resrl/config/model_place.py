@@ -59,8 +59,12 @@ def newest_checkpoint(path: Path) -> Path | None:
         named = folder / marker.read_text(encoding="utf-8", errors="replace").strip()
         if _is_checkpoint(named):
             return named
-    found = [each for each in folder.glob("step_*") if _is_checkpoint(each)]
-    return max(found, key=lambda each: int(_STEP.fullmatch(each.name)[1]), default=None)
+    steps = {
+        int(match[1]): each
+        for each in folder.glob("step_*")
+        if _is_checkpoint(each) and (match := _STEP.fullmatch(each.name))
+    }
+    return steps[max(steps)] if steps else None
 
 
 def _is_checkpoint(path: Path) -> bool:

@@ -8,6 +8,10 @@ from typing import Any, Literal
 
 from megatron_resrl.errors import InputError, SettingError
 
+Kind = Literal["recipe", "machine", "note"]
+"""`recipe`: wrong on every machine; `machine`: this machine lacks something (a device, a package, a
+file); `note`: allowed, and probably not meant."""
+
 
 @dataclass(frozen=True)
 class Problem:
@@ -21,9 +25,8 @@ class Problem:
     """Why that value cannot be used."""
     fix: str
     """What would be right."""
-    kind: Literal["recipe", "machine", "note"] = "recipe"
-    """`recipe`: wrong on every machine; `machine`: this machine lacks something (a device, a
-    package, a file); `note`: allowed, and probably not meant."""
+    kind: Kind = "recipe"
+    """Whom it concerns."""
 
     @classmethod
     def of(cls, error: SettingError) -> Problem:

@@ -75,8 +75,8 @@ def read_yaml(path: str) -> tuple[dict[str, Any], dict[str, int]]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         said = " ".join(str(error).split())
         fix = correction(error)
-        problem = Problem("recipe", path, f"it is not valid YAML ({said})", fix)
-        raise RecipeError([problem]) from error
+        invalid = Problem("recipe", path, f"it is not valid YAML ({said})", fix)
+        raise RecipeError([invalid]) from error
     if content is None:
         return {}, {}
     if not isinstance(content, dict):

@@ -175,11 +175,13 @@ def _parameter(
     blocks = stored.build() if isinstance(stored, ShardedTensorFactory) else [stored]
     names, tensors = bridge._weight_to_hf_format(bridge_name, parameter.detach())
     split = getattr(parameter, "tensor_model_parallel", False)
+    # An attribute of megatron-core's, which is there where the one above is set.
+    dimension = getattr(parameter, "partition_dim", None)
     return Parameter(
         name=name,
         bridge_name=bridge_name,
         shape=tuple(parameter.shape),
-        partition_dim=parameter.partition_dim if split else None,
+        partition_dim=dimension if split else None,
         pieces=tuple(
             Piece(
                 key=block.key,

@@ -183,7 +183,7 @@ def read_records(
                 ground_truth=_cut(answer, pattern, f"{where}, {key}"),
                 data_source=set_name(path) if source is None else str(source),
                 extra={k: v for k, v in row.items() if k not in (asked, "data_source")},
-                tools=tools_key and _tools(row, tools_key, where),
+                tools=_tools(row, tools_key, where) if tools_key else None,
                 place=where,
             )
         )

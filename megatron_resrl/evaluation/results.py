@@ -22,7 +22,7 @@ SUMMARY = "evaluation"
 """`<output_dir>/evaluation.json` and the folder `<output_dir>/evaluation`."""
 _NAMED = 8
 """Left out questions that a warning names."""
-_LINE_ENDS = {"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"}
+_LINE_ENDS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
 """Text may hold them, and some readers of lines end a line there."""
 
 
@@ -168,7 +168,7 @@ def _unused(path: Path) -> Path:
 
 def _as_line(record: dict[str, Any]) -> str:
     text = json.dumps(record, ensure_ascii=False)
-    return text.translate(str.maketrans(_LINE_ENDS)) + "\n"
+    return text.translate(_LINE_ENDS) + "\n"
 
 
 def _readable(sample: Sample) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import random
 import socket
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
@@ -215,8 +215,8 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
     result, problem = None, None
     try:
         result = action()
-    except InputError as error:
-        problem = str(error)
+    except InputError as refusal:
+        problem = str(refusal)
     outcomes = gather_objects((socket.gethostname(), problem))
     failed = {
         what: f"rank {rank} on host {host}: "
@@ -230,7 +230,7 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
         )
         error.common = True
         raise error
-    return result
+    return cast(Result, result)
 
 
 def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:

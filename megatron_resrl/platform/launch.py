@@ -11,7 +11,7 @@ import re
 import socket
 import time
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from megatron_resrl.errors import InputError
 
@@ -77,15 +77,15 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
         return {}
     launcher = next((each for each in _LAUNCHERS if _started_by(each, environment)), None)
     if launcher is None:
-        size = environment.get("WORLD_SIZE", "1")
-        if size != "1":
+        alone = environment.get("WORLD_SIZE", "1")
+        if alone != "1":
             raise InputError(
-                f"WORLD_SIZE = {size!r}: RANK is not set beside it; start the ranks with torchrun, "
-                "or set both"
+                f"WORLD_SIZE = {alone!r}: RANK is not set beside it; start the ranks with "
+                "torchrun, or set both"
             )
         return {}
     rank, size = _first(launcher.rank, environment), _first(launcher.size, environment)
-    found = {"RANK": rank, "WORLD_SIZE": size}
+    found: dict[str, Any] = {"RANK": rank, "WORLD_SIZE": size}
     if local := _first(launcher.local_rank, environment):
         found["LOCAL_RANK"] = local
     local_size = _first(launcher.local_size, environment)
@@ -242,7 +242,7 @@ def _require_ranks(variables: Mapping[str, str]) -> None:
 
 
 def _meeting_host(
-    launcher: str, environment: Mapping[str, str], size: str, local_size: str | None
+    launcher: str, environment: Mapping[str, str], size: str | None, local_size: str | None
 ) -> str:
     """Where rank 0 runs."""
     if size == local_size:

@@ -177,7 +177,8 @@ def join_board(
     _here.step = None
     if world_size > 1:
         # A connection of its own: a rank that waits for a key keeps its connection to itself.
-        own = dist.PrefixStore("megatron_resrl", store.clone())
+        clone = store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
+        own = dist.PrefixStore("megatron_resrl", clone)
         _here.board = _Board(own, rank, world_size)
         if stuck_after_s is not None:
             _here.watch = MainThreadWatch(stuck_after_s, _end_stuck)

@@ -118,14 +118,15 @@ def _without_index(directory: Path) -> Collection[str]:
         return [WEIGHTS]
     if len(found) == 1 and not _SHARD.fullmatch(found[0]):
         return found
-    sets = {(match[1], int(match[3])) for name in found if (match := _SHARD.fullmatch(name))}
-    if len(sets) != 1 or not all(map(_SHARD.fullmatch, found)):
+    shards = [match for name in found if (match := _SHARD.fullmatch(name))]
+    sets = {(match[1], int(match[3])) for match in shards}
+    if len(sets) != 1 or len(shards) != len(found):
         raise InputError(
             f"{directory} has neither {WEIGHTS} nor {INDEX}, and several files that may be meant: "
             f"{', '.join(found)}; remove those that are not of the model, or name its own {WEIGHTS}"
         )
     ((_, count),) = sets
-    if {int(_SHARD.fullmatch(name)[2]) for name in found} != set(range(1, count + 1)):
+    if {int(match[2]) for match in shards} != set(range(1, count + 1)):
         raise InputError(
             f"{directory} has {len(found)} of the {count} files of its model: {', '.join(found)}; "
             "fetch the model again"

@@ -86,7 +86,7 @@ class _StoredWeights:
         names_of: dict[Path, list[str]] = defaultdict(list)
         for name in names:
             names_of[self._stored[name].file].append(name)
-        loaded = {}
+        loaded: dict[str, torch.Tensor] = {}
         for file, inside in names_of.items():
             with safe_open(file, framework="pt") as tensors:
                 loaded |= {name: tensors.get_tensor(name) for name in inside}

@@ -80,7 +80,7 @@ def write_model_files(
         dtype: Of the weights, where config.json has to say it.
     """
     other = find_model(tokenizer).files if tokenizer else None
-    copy_model_files(hf_config.name_or_path, target, tokenizer=other)
+    copy_model_files(str(hf_config.name_or_path), target, tokenizer=other)
     write_weights_to_config(target, dtype=dtype, tied=hf_config.tie_word_embeddings)
 
 

@@ -13,7 +13,7 @@ import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
@@ -293,7 +293,7 @@ class TorchDistReader:
         path = self._directory / place.relative_path
         try:
             with path.open("rb") as file:
-                view = _create_file_view(file, place.offset, place.length)
+                view = cast(IO[bytes], _create_file_view(file, place.offset, place.length))
                 return torch.load(view, map_location="cpu", weights_only=True)
         # Damaged bytes may make torch raise anything.
         except Exception as error:
