@@ -172,7 +172,7 @@ def _check_placement(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_shared_memory(facts: Facts) -> Iterator[Problem]:
-    """A vLLM server takes nine tenths of its GPU unless it is told otherwise."""
+    """A vLLM server takes nine tenths of its GPU by default."""
     recipe = facts.recipe
     if not _uses_vllm(facts) or recipe.vllm.urls or not facts.has_cuda:
         return

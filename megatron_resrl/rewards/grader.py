@@ -106,7 +106,7 @@ class Grader:
         )
 
     def __enter__(self) -> Grader:
-        # The first task starts the processes, while the caller goes on.
+        # The first task starts the processes, while the caller continues.
         self._pool.schedule(do_nothing)
         return self
 

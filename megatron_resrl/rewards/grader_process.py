@@ -164,9 +164,11 @@ def _finite(score: Any) -> float | None:
 def _limit_memory(memory_gb: float) -> None:
     """Limits private memory, not addresses: libraries reserve many gigabytes of those."""
     status = Path("/proc/self/status").read_text()
-    held = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData"))
+    used_kb = next(
+        int(line.split()[1]) for line in status.splitlines() if line.startswith("VmData")
+    )
     _, most = resource.getrlimit(resource.RLIMIT_DATA)
-    limit = held * 1024 + int(memory_gb * 2**30)
+    limit = used_kb * 1024 + int(memory_gb * 2**30)
     if most != resource.RLIM_INFINITY:
         limit = min(limit, most)
     resource.setrlimit(resource.RLIMIT_DATA, (limit, most))

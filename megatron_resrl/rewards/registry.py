@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from megatron_resrl.errors import SettingError, closest
-from megatron_resrl.user_files import run_file, split_name
+from megatron_resrl.registry import Registry
 
-_BUILT_IN = {
-    "math": ("megatron_resrl.rewards.math", "math_reward"),
-    "integer": ("megatron_resrl.rewards.integer", "integer_reward"),
-}
-"""Module and attribute; a module is imported when its function is asked for. Its function
-`check_ground_truth` judges ground truths."""
+_REGISTRY = Registry(
+    setting="reward.function",
+    kind="reward function",
+    built_in={
+        "math": "megatron_resrl.rewards.math:math_reward",
+        "integer": "megatron_resrl.rewards.integer:integer_reward",
+    },
+    file_kind="reward",
+    member="function",
+    is_member=inspect.isfunction,
+)
+"""The function `check_ground_truth` of a reward's module judges ground truths."""
 
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
-
-_FIX = f"give {', '.join(_BUILT_IN)}, or path.py:name"
 
 
 class RewardFunction(Protocol):
@@ -67,18 +69,9 @@ def load_reward(name: str) -> Reward:
             `RewardFunction` or a `compute_score(data_source, solution_str, ground_truth,
             extra_info)`.
     """
-    if name in _BUILT_IN:
-        path, attribute = _BUILT_IN[name]
-        module = importlib.import_module(path)
-        return Reward(getattr(module, attribute), getattr(module, CHECK))
-    file, attribute = _split(name)
-    module = run_file(file, "reward")
-    if not hasattr(module, attribute):
-        functions = inspect.getmembers(module, inspect.isfunction)
-        own = [key for key, value in functions if value.__module__ == module.__name__]
-        fix = f"its functions are {', '.join(own)}" if own else "it has no functions at all"
-        raise _refusal(name, f"{file} has no function {attribute!r}", fix)
-    function = getattr(module, attribute)
+    function, module = _REGISTRY.find(name)
+    if name in _REGISTRY.built_in:
+        return Reward(function, getattr(module, CHECK))
     if _is_compute_score(function):
         function = _from_compute_score(function)
     else:
@@ -92,33 +85,21 @@ def get_reward(name: str) -> RewardFunction:
 
 
 def ground_truth_check(name: str) -> Callable[[Any], None]:
-    """Finds what refuses ground truths, see `Reward.check`; where there is nothing, no-one does."""
+    """Finds what refuses ground truths, see `Reward.check`; without one, all are accepted."""
     return load_reward(name).check or (lambda value: None)
 
 
 def user_folder(name: str) -> Path | None:
     """The folder of a user's file; None: a built-in function."""
-    return None if name in _BUILT_IN else _split(name)[0].parent
+    return None if name in _REGISTRY.built_in else _REGISTRY.locate(name)[0].parent
 
 
 def absolute_name(name: str) -> str:
     """The same function's name, whatever the directory a process works in."""
-    if name in _BUILT_IN:
+    if name in _REGISTRY.built_in:
         return name
-    file, attribute = _split(name)
+    file, attribute = _REGISTRY.locate(name)
     return f"{file}:{attribute}"
-
-
-def _split(name: str) -> tuple[Path, str]:
-    found = split_name(name)
-    if found is None:
-        near = closest(name, _BUILT_IN)
-        hint = f" (did you mean {near!r}?)" if near else ""
-        raise _refusal(name, f"there is no such reward function{hint}", _FIX)
-    path, attribute = found
-    if not path.is_file():
-        raise _refusal(name, f"there is no file {path}", _FIX)
-    return path, attribute
 
 
 def _is_compute_score(function: Any) -> bool:
@@ -151,17 +132,13 @@ def _require_callable(name: str, function: Any) -> None:
     wanted = "f(response, ground_truth, *, prompt, data_source, extra) -> float"
     if not callable(function):
         problem = f"it is of type {type(function).__name__}, not a function"
-        raise _refusal(name, problem, f"give one like {wanted}")
+        raise _REGISTRY.refusal(name, problem, f"give one like {wanted}")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # Some functions written in C do not tell.
+    except ValueError:  # Some functions written in C have no signature.
         return
     try:
         signature.bind("", "", prompt="", data_source="", extra={})
     except TypeError as error:
         problem = f"{signature} cannot be called as {wanted} ({error})"
-        raise _refusal(name, problem, "unused arguments can go to **context") from None
-
-
-def _refusal(name: str, problem: str, fix: str) -> SettingError:
-    return SettingError("reward.function", name, problem, fix)
+        raise _REGISTRY.refusal(name, problem, "unused arguments can go to **context") from None

@@ -20,7 +20,7 @@ class SamplingParams:
     max_new_tokens: int
     """Largest number of response tokens."""
     stop_token_ids: tuple[int, ...]
-    """Tokens that end a response; the one drawn is its last token."""
+    """Tokens that end a response; its last token is then one of them."""
     n: int = 1
     """Responses per prompt."""
     temperature: float = 1.0
@@ -38,8 +38,8 @@ class Response:
     token_ids: tuple[int, ...]
     """At least one token; ends with a stop token if `finish_reason` is "stop"."""
     log_probs: tuple[float, ...]
-    """Of each token under the distribution it was drawn from (temperature and truncation in); 0 for
-    tokens that the policy did not draw."""
+    """Of each token under the distribution that it was sampled from (after temperature and truncation);
+    0 for tokens of an environment."""
     finish_reason: Literal["stop", "length"]
     """Why it ended."""
     response_mask: tuple[bool, ...] | None = None

@@ -54,7 +54,7 @@ class Calculator:
         """A calculator remembers nothing."""
 
     def step(self, action: str) -> Observation:
-        """See `Environment.step`. What cannot be computed is told to the policy."""
+        """See `Environment.step`. The answer to what cannot be computed is an error message."""
         calls = _CALL.findall(action)
         if not calls:
             return Observation(done=True)

@@ -47,13 +47,13 @@ class ObservationTokens:
         if probe not in self._between(probe):
             raise self._refusal("leaves the text of an observation out")
 
-    def encode(self, text: str, drawn: Sequence[int]) -> tuple[int, ...]:
+    def encode(self, text: str, turn: Sequence[int]) -> tuple[int, ...]:
         """The tokens from the end of a turn to the beginning of the next.
 
         Args:
             text: The observation. Special tokens written in it are taken out: a tool's result must
                 not be able to end its own message.
-            drawn: The turn's tokens, stop token included.
+            turn: The turn's tokens, stop token included.
 
         Returns:
             Token ids. The template's end of the turn is not repeated where the policy drew it.
@@ -61,8 +61,8 @@ class ObservationTokens:
         for special in self._special:
             text = text.replace(special, "")
         ids = self._tokenizer(self._between(text), add_special_tokens=False)["input_ids"]
-        if self._templated and drawn and drawn[-1] in ids:
-            place = ids.index(drawn[-1])
+        if self._templated and turn and turn[-1] in ids:
+            place = ids.index(turn[-1])
             # Some templates put a space before the end-of-turn token.
             if not self._tokenizer.decode(ids[:place]).strip():
                 ids = ids[place + 1 :]

@@ -148,7 +148,7 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
             "max-model-len": max_model_length(recipe),
             "max-num-seqs": vllm.max_running_requests,
             "tensor-parallel-size": vllm.tensor_parallel_size,
-            # Log-probs of the distribution that tokens are drawn from.
+            # Log-probs of the distribution that tokens are sampled from.
             "logprobs-mode": "processed_logprobs",
             # Else the model's generation_config.json would change our sampling.
             "generation-config": "vllm",

@@ -51,7 +51,7 @@ def request_body(
         model: The name under which the server knows the model; None: whatever it serves.
         seed: Of this response; None: the server's own random numbers.
         max_length: Tokens that the server takes, prompt and response together; in later turns the
-            prompt holds what was drawn before.
+            prompt contains the turns before.
     """
     parameters: dict[str, Any] = {
         "max_tokens": min(sampling.max_new_tokens, max_length - len(prompt)),
@@ -140,7 +140,7 @@ def read_response(answer: Any, sampling: SamplingParams, version: int) -> Respon
 
 
 def _log_prob(written: float | None) -> float:
-    """A drawn token's, NaN where the server had none.
+    """Log-probability of a generated token, NaN where the server had none.
 
     vLLM writes -9999.0 for NaN and for what is smaller, older versions null; nothing is drawn with
     such a probability.
@@ -149,7 +149,8 @@ def _log_prob(written: float | None) -> float:
 
 
 def _versions(spans: Sequence[Mapping[str, Any]] | None, version: int) -> tuple[int, int]:
-    """Of the first and the last token; a server that nobody gave weights says `default`."""
+    """Versions of the first and the last token; a server without weights of a trainer says
+    `default`."""
     labels = [span["version"] for span in spans or ()]
     if not labels or not all(label.isdigit() for label in labels):
         return version, version

@@ -21,12 +21,12 @@ def in_buckets(weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int) -
         Buckets, none of them empty.
     """
     bucket: Bucket = []
-    held = 0
+    size = 0
     for name, tensor in weights:
-        if bucket and held + tensor.nbytes > bucket_bytes:
+        if bucket and size + tensor.nbytes > bucket_bytes:
             yield bucket
-            bucket, held = [], 0
+            bucket, size = [], 0
         bucket.append((name, tensor))
-        held += tensor.nbytes
+        size += tensor.nbytes
     if bucket:
         yield bucket

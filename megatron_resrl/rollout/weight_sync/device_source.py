@@ -23,7 +23,7 @@ from megatron_resrl.rollout.weight_sync.receivers import (
 
 @dataclass(frozen=True)
 class ParameterFacts:
-    """What is told of a tensor before it comes."""
+    """What receivers learn of a tensor before its values arrive."""
 
     name: str
     dtype: torch.dtype
@@ -85,7 +85,7 @@ class PolicySource:
 def nccl_introduction(
     unique_id: bytes, world_sizes: Mapping[str, int], bucket_bytes: int
 ) -> dict[str, dict[str, Any]]:
-    """What each server's workers are told of a group whose rank 0 is the trainer.
+    """The description of an NCCL group, whose rank 0 is the trainer, for each server's workers.
 
     Args:
         unique_id: NCCL's.
@@ -140,14 +140,14 @@ class SyncClient:
         self.receivers.each(lambda server: server.post("/shutdown_weight_transfer_engine"))
 
     def introduce(self, infos: Mapping[str, Mapping[str, Any]]) -> Calls:
-        """Begins to tell servers how weights will come: by url, the `init_info` of each."""
+        """Starts to send servers their `init_info` (by url): how weights will arrive."""
 
-        def tell(server: ServerControl) -> None:
+        def introduce_one(server: ServerControl) -> None:
             if info := infos.get(server.url):
                 body = {"init_info": info}
                 server.post("/init_weight_transfer_engine", body, timeout_s=self.timeout_s)
 
-        return self.receivers.start(tell)
+        return self.receivers.start(introduce_one)
 
     def start_weight_update(self) -> None:
         """Opens the update."""
@@ -166,5 +166,5 @@ class SyncClient:
         server.post("/update_weights", {"update_info": info}, timeout_s=self.timeout_s)
 
     def finish_weight_update(self) -> None:
-        """Closes the update, resets caches and lets the servers go on."""
+        """Closes the update, resets caches and resumes the servers."""
         self.receivers.each(partial(finish_update, version=self.version, timeout_s=self.timeout_s))

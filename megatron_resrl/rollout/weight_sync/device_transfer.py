@@ -1,6 +1,6 @@
 """Weights from GPU to GPU: vLLM's back ends `nccl` and `ipc`, sent without vLLM in the trainer.
 
-Neither has run on a GPU yet. What is sent is held against the code of vLLM's workers.
+Neither has run on a GPU yet. Tests give what is sent to the code of vLLM's workers.
 """
 
 from __future__ import annotations
@@ -169,8 +169,8 @@ class NcclTransfer:
         client.start_weight_update()
         if len(client.receivers.alive) < members:
             return False  # The broadcast would wait for it.
-        told = broadcast_announcement(facts)
-        calls = client.receivers.start(lambda server: client.update_one(server, told))
+        announcement = broadcast_announcement(facts)
+        calls = client.receivers.start(lambda server: client.update_one(server, announcement))
         sent = _nothing_to_wait_for
         try:
             for bucket in broadcast_buckets(self._source, self.bucket_bytes):
@@ -250,7 +250,7 @@ class IpcTransfer:
 
 
 def broadcast_announcement(facts: Sequence[ParameterFacts]) -> dict[str, list[Any]]:
-    """What receivers of broadcasts are told of all tensors before the first one comes."""
+    """Describes all tensors to receivers of broadcasts, before the first one arrives."""
     return {
         "names": [fact.name for fact in facts],
         "dtype_names": [fact.dtype_name for fact in facts],

@@ -16,7 +16,7 @@ from megatron_resrl.rollout.weight_sync.buckets import Bucket
 def broadcast_buckets(
     weights: Iterable[tuple[str, torch.Tensor]], bucket_bytes: int
 ) -> Iterator[Bucket]:
-    """Cuts a stream as vLLM's receivers of broadcasts do, from the shapes that they were told.
+    """Cuts a stream as vLLM's receivers of broadcasts do, from the shapes that were announced.
 
     Args:
         weights: Names and tensors.
@@ -26,13 +26,13 @@ def broadcast_buckets(
         Buckets, none of them empty.
     """
     bucket: Bucket = []
-    held = 0
+    size = 0
     for name, tensor in weights:
         bucket.append((name, tensor))
-        held += tensor.nbytes
-        if held > bucket_bytes:
+        size += tensor.nbytes
+        if size > bucket_bytes:
             yield bucket
-            bucket, held = [], 0
+            bucket, size = [], 0
     if bucket:
         yield bucket
 
@@ -48,7 +48,7 @@ def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def description(bucket: Bucket) -> dict[str, list[Any]]:
-    """What a receiver of packed bytes is told of them; sizes in bytes."""
+    """Describes packed bytes to their receiver; sizes in bytes."""
     return {
         "names": [name for name, _ in bucket],
         "dtype_names": [dtype_name(tensor.dtype) for _, tensor in bucket],

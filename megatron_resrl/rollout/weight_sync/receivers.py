@@ -108,7 +108,7 @@ def start_update(server: ServerControl, *, timeout_s: float | None = None) -> No
 
 
 def recover(server: ServerControl) -> None:
-    """Lets a server go on that an update which was cut off has left paused.
+    """Resumes a server that an interrupted weight update left paused.
 
     Its weights are of no use until the next update.
 
@@ -124,7 +124,7 @@ def recover(server: ServerControl) -> None:
 
 
 def finish_update(server: ServerControl, version: int, *, timeout_s: float | None = None) -> None:
-    """Closes an update, forgets keys and values of the old weights, and lets requests go on.
+    """Closes an update, resets the key-value cache of the old weights, and resumes requests.
 
     Requests in the middle of a response are read again with the new weights: while they hold
     blocks of the cache, vLLM would not reset it. A cache that sleeps is woken before.

@@ -47,7 +47,7 @@ class SyncReport:
 class WeightSender:
     """Sends the policy's weights to vLLM servers, in any layout of the trainer.
 
-    A server goes on with the responses that it is in the middle of, with the new weights.
+    A server continues its responses in flight with the new weights.
     """
 
     def __init__(self, policy: Policy, recipe: Recipe) -> None:

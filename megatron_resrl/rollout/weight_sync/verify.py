@@ -33,7 +33,7 @@ PROMPT_LENGTHS = (4, 23, 300)
 
 
 @dataclass(frozen=True)
-class _Held:
+class _ServerSums:
     """What a server says of its weights: the answer of `megatron_resrl_checksums`."""
 
     url: str
@@ -63,15 +63,17 @@ def verify_weights(
         RunError: A server differs; names it, the version and the first difference. On all ranks.
     """
     failed: list[str] = []
-    held: list[_Held] = list(filter(None, _answers(servers, failed, _ask_for_sums)))
-    expected = _trainer_sums(policy, held)
+    server_sums: list[_ServerSums] = list(filter(None, _answers(servers, failed, _ask_for_sums)))
+    expected = _trainer_sums(policy, server_sums)
     prompts = _prompts(policy, recipe)
     sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
     engine = MegatronEngine(policy, max_running_samples=len(prompts))
     own = [group[0] for group in engine.generate(GenerationRequest(prompts, sampling, (0,)))]
     differences: list[str] = []
     if dist.get_rank() == 0:
-        differences += [_sums_differ(one, sums) for one, sums in zip(held, expected, strict=True)]
+        differences += [
+            _sums_differ(one, sums) for one, sums in zip(server_sums, expected, strict=True)
+        ]
         left = [server for server in servers if server.url not in failed]
         tolerance = TOLERANCE[recipe.precision.params_dtype]
         differences += _answers(
@@ -100,33 +102,35 @@ def _answers(servers: Sequence[ServerControl], failed: list[str], ask: Any) -> l
     return answers
 
 
-def _ask_for_sums(server: ServerControl) -> _Held | None:
+def _ask_for_sums(server: ServerControl) -> _ServerSums | None:
     answer = server.post("/collective_rpc", {"method": "megatron_resrl_checksums"})
     worker, *others = answer["results"]
     if others:
         return None
-    return _Held(server.url, getattr(torch, worker["dtype"]), worker["packed"], worker["sums"])
+    return _ServerSums(
+        server.url, getattr(torch, worker["dtype"]), worker["packed"], worker["sums"]
+    )
 
 
-def _trainer_sums(policy: Policy, held: Sequence[_Held]) -> list[dict[str, int]]:
+def _trainer_sums(policy: Policy, server_sums: Sequence[_ServerSums]) -> list[dict[str, int]]:
     """The trainer's weights summed as each server sums its own. Collective; empty but on rank 0."""
-    expected: list[dict[str, int]] = [{} for _ in held]
-    dtypes = {one.dtype for one in held}
+    expected: list[dict[str, int]] = [{} for _ in server_sums]
+    dtypes = {one.dtype for one in server_sums}
     for name, tensor in weights_for_vllm(policy):
         sums = {dtype: tensor_sum(tensor.to(dtype)) for dtype in dtypes}
-        for one, total in zip(held, expected, strict=True):
+        for one, total in zip(server_sums, expected, strict=True):
             key = fused_name(name, one.packed)
             total[key] = wrapped(total.get(key, 0) + sums[one.dtype])
     return expected
 
 
-def _sums_differ(held: _Held, expected: Mapping[str, int]) -> str | None:
+def _sums_differ(server: _ServerSums, expected: Mapping[str, int]) -> str | None:
     """Says which parameter differs first, if one does."""
     for name, total in expected.items():
-        if name not in held.sums:
-            return f"{held.url} has no parameter {name}"
-        if held.sums[name] != total:
-            return f"{held.url} holds other values of {name} than the trainer (checksums differ)"
+        if name not in server.sums:
+            return f"{server.url} has no parameter {name}"
+        if server.sums[name] != total:
+            return f"{server.url} holds other values of {name} than the trainer (checksums differ)"
     return None
 
 
