@@ -66,7 +66,9 @@ class SetResult:
         `timeouts` (graded as wrong) and `truncated`, a share of the responses."""
         counts, responses = self.counts(), len(self.samples)
         found = evaluation_metrics(self.scores(), settings.pass_at)
-        found["response_length"] = sum(s.response.drawn for s in self.samples) / responses
+        found["response_length"] = (
+            sum(s.response.num_generated_tokens for s in self.samples) / responses
+        )
         found |= {name: float(counts[name]) for name in ("questions", "dropped", "timeouts")}
         return found | {"truncated": counts["truncated"] / responses}
 
@@ -177,7 +179,7 @@ def _readable(sample: Sample) -> dict[str, Any]:
         "score": sample.score,
         "timed_out": sample.timed_out,
         "finish_reason": sample.response.finish_reason,
-        "tokens": sample.response.drawn,
+        "tokens": sample.response.num_generated_tokens,
     }
     return record if sample.transcript is None else record | {"transcript": sample.transcript}
 

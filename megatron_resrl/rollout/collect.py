@@ -177,7 +177,7 @@ def _shaped(
     if reward.length_scaling:
         shaped = length_scaled(
             score,
-            response.drawn,
+            response.num_generated_tokens,
             full_until=reward.length_full_until,
             floor_at=reward.length_floor_at,
             floor=reward.length_floor,

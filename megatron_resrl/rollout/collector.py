@@ -194,7 +194,7 @@ class Collector:
             penalty_of(sample.response, self.reward, self.sampling.max_new_tokens)
             for sample in samples
         ]
-        lengths = [sample.response.drawn for sample in first]
+        lengths = [sample.response.num_generated_tokens for sample in first]
         metrics = {
             "rollout/refill_rounds": float(len(rounds) - 1),
             "rollout/groups_generated": float(sum(len(groups) for groups in rounds)),

@@ -15,7 +15,7 @@ from megatron_resrl.data.prompts import Prompt, PromptRecord
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How responses are drawn."""
+    """How responses are sampled."""
 
     max_new_tokens: int
     """Largest number of response tokens."""
@@ -33,32 +33,32 @@ class SamplingParams:
 
 @dataclass(frozen=True)
 class Response:
-    """One sampled response: one turn of the policy, or several with what an environment said."""
+    """One sampled response: one turn of the policy, or several with an environment's messages."""
 
     token_ids: tuple[int, ...]
     """At least one token; ends with a stop token if `finish_reason` is "stop"."""
     log_probs: tuple[float, ...]
-    """Of each token under the distribution that it was sampled from (after temperature and truncation);
-    0 for tokens of an environment."""
+    """Log-probability of each token under the distribution that it was sampled from (temperature and
+    truncation applied); 0 for tokens of an environment."""
     finish_reason: Literal["stop", "length"]
-    """Why it ended."""
+    """Why the response ended."""
     response_mask: tuple[bool, ...] | None = None
-    """Whether the policy drew each token; None: all. The others are context, no part of the loss or
-    of any statistic."""
+    """Whether the policy generated each token; None: all. Tokens of an environment are context, no
+    part of the loss or of any statistic."""
     weight_versions: tuple[int, int] = (0, 0)
-    """Optimizer-step versions of the weights that drew the first and the last token: the number of
-    training steps taken before."""
+    """Versions of the weights that generated the first and the last token: the number of training
+    steps taken before."""
     score: float | None = None
     """The environment's verdict; None: a grader decides."""
 
     @property
-    def drawn(self) -> int:
-        """Number of tokens that the policy drew."""
+    def num_generated_tokens(self) -> int:
+        """Number of tokens that the policy generated."""
         return len(self.token_ids) if self.response_mask is None else sum(self.response_mask)
 
     @property
     def last_turn(self) -> tuple[int, ...]:
-        """The tokens after the last one that the policy did not draw: its final answer."""
+        """The tokens after the last message of an environment: the final answer."""
         if self.response_mask is None or all(self.response_mask):
             return self.token_ids
         return self.token_ids[len(self.token_ids) - self.response_mask[::-1].index(False) :]
@@ -84,7 +84,7 @@ class GenerationRequest:
     prompts: Sequence[Sequence[int]]
     """Token ids of each prompt."""
     sampling: SamplingParams
-    """How responses are drawn; with an environment `max_new_tokens` bounds all turns together."""
+    """How responses are sampled; with an environment `max_new_tokens` bounds all turns together."""
     seed: tuple[int, ...]
     """Names the random numbers, e.g. (run seed, stream, step). Sample j of prompt i uses numbers
     keyed by (*seed, indices[i], j), whatever the layout and the batching; an engine that cannot

@@ -15,7 +15,7 @@ def readable(sample: Sample) -> dict[str, Any]:
         "ground_truth": str(sample.prompt.record.ground_truth),
         "score": sample.score,
         "reward": sample.reward,
-        "tokens": sample.response.drawn,
+        "tokens": sample.response.num_generated_tokens,
         "finish_reason": sample.response.finish_reason,
     }
     return record if sample.transcript is None else record | {"transcript": sample.transcript}

@@ -170,7 +170,9 @@ def _coefficients(
     is made of.
     """
     lengths = {
-        index: samples[index].response.drawn for index in mini_batch if not samples[index].masked
+        index: samples[index].response.num_generated_tokens
+        for index in mini_batch
+        if not samples[index].masked
     }
     return token_coefficients(
         torch.tensor([lengths[index] for index in taught], dtype=torch.int64),

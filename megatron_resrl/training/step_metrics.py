@@ -71,7 +71,7 @@ def of_samples(samples: Sequence[Sample], advantages: torch.Tensor) -> dict[str,
     A response's length counts the tokens that the policy drew, over all its turns.
     """
     count = len(samples)
-    lengths = [sample.response.drawn for sample in samples]
+    lengths = [sample.response.num_generated_tokens for sample in samples]
     group = torch.tensor([sample.group for sample in samples])
     taught = torch.zeros(int(group.max()) + 1, dtype=torch.bool)
     taught[group[advantages != 0]] = True

@@ -67,7 +67,12 @@ def with_masks(kind: str) -> list[Sample]:
     if kind != "all true":
         return samples
     return [
-        replace(each, response=replace(each.response, response_mask=(True,) * each.response.drawn))
+        replace(
+            each,
+            response=replace(
+                each.response, response_mask=(True,) * each.response.num_generated_tokens
+            ),
+        )
         for each in samples
     ]
 
