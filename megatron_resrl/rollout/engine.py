@@ -38,7 +38,7 @@ class Response:
     token_ids: tuple[int, ...]
     """At least one token; ends with a stop token if `finish_reason` is "stop"."""
     log_probs: tuple[float, ...]
-    """Log-probability of each token under the distribution that it was sampled from (temperature and
+    """Log-probability of each token under the distribution of sampling (temperature and
     truncation applied); 0 for tokens of an environment."""
     finish_reason: Literal["stop", "length"]
     """Why the response ended."""
