@@ -37,7 +37,7 @@ from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
-from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.weight_sync.sender import build_sender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.worker import build_policy
 
@@ -69,7 +69,7 @@ def server(python: str, model: Path, log: Path, recipe: schema.Recipe) -> Iterat
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
-    arguments, environment = server_arguments(recipe)
+    arguments, environment = server_arguments(recipe.vllm, recipe.rollout.placement)
     command = [python, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--host", "127.0.0.1", "--port", port, "--enforce-eager"]
     command += ["--max-model-len", "512", "--skip-tokenizer-init", *arguments]
@@ -138,7 +138,7 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
         )
         initialize(recipe.parallel, 0)
         policy = build_policy(recipe, trainable=False)
-        sender = WeightSender(policy, recipe)
+        sender = build_sender(policy, recipe)
         with server(settings.vllm_python, model, Path(folder) / "log", recipe) as control:
             found = sender.send([control], 0)  # warm-up
             if found.failed:

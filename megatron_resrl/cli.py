@@ -127,7 +127,8 @@ def check(path: str | None, overrides: list[str]) -> int:
         print(f"# {line}")
     if prompt := prompt_preview(recipe):
         print(f"# {prompt}")
-    if chosen := transfer_note(recipe, has_cuda=target == "cuda" or cuda_available()):
+    has_cuda = target == "cuda" or cuda_available()
+    if chosen := transfer_note(recipe.vllm, recipe.rollout, has_cuda=has_cuda):
         print(f"# {chosen}")
     notes = [problem for problem in problems if problem.kind == "note"]
     if notes:

@@ -60,6 +60,7 @@ def _single_turn_engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> R
     # Here, because the embedded engine needs neither.
     from megatron_resrl.rollout.engines.vllm import VllmEngine
     from megatron_resrl.rollout.weight_sync.backends import server_arguments
-    from megatron_resrl.rollout.weight_sync.sender import WeightSender
+    from megatron_resrl.rollout.weight_sync.sender import build_sender
 
-    return VllmEngine(recipe, WeightSender(policy, recipe), weight_flags=server_arguments(recipe))
+    flags = server_arguments(recipe.vllm, recipe.rollout.placement)
+    return VllmEngine(recipe, build_sender(policy, recipe), weight_flags=flags)

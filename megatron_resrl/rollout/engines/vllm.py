@@ -22,6 +22,7 @@ from megatron_resrl.rollout.engine import (
     Response,
     RolloutEngine,
 )
+from megatron_resrl.rollout.serving.identity import NeededModel
 from megatron_resrl.rollout.serving.jobs import Rollout
 from megatron_resrl.rollout.serving.launch import api_key_of, server_specs, visible_gpus
 from megatron_resrl.rollout.serving.pool import Pool
@@ -104,7 +105,7 @@ class VllmEngine(RolloutEngine):
         if dist.get_rank() == 0:
             seeds = recipe.vllm.seed_requests
             specs: list[ServerSpec] = []
-            key = api_key_of(recipe)
+            key = api_key_of(recipe.vllm)
             if not recipe.vllm.urls:
                 specs = server_specs(
                     recipe,
@@ -114,7 +115,15 @@ class VllmEngine(RolloutEngine):
                     gpus=visible_gpus() if cuda else None,
                 )
             self._pool = Pool(
-                recipe, specs, seed_requests=cuda if seeds is None else seeds, api_key=key
+                recipe.vllm,
+                specs,
+                NeededModel(
+                    recipe.model.path,
+                    recipe.data.max_prompt_length,
+                    recipe.rollout.max_response_length,
+                ),
+                seed_requests=cuda if seeds is None else seeds,
+                api_key=key,
             )
         self._await_start()
 

@@ -1,4 +1,4 @@
-"""What answers at an address: our server, another vLLM that fits the recipe, or something else."""
+"""What answers at an address: the started server, another vLLM that fits the recipe, or neither."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from pathlib import PurePath
 
 import httpx
 
-from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import InputError
-from megatron_resrl.rollout.serving.launch import MODEL_NAME, max_model_length
+from megatron_resrl.rollout.serving.launch import MODEL_NAME
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import StartFailure
 from megatron_resrl.rollout.weight_sync.control import (
@@ -25,6 +24,21 @@ _REFUSED = (401, 403)
 
 class WrongServer(StartFailure, InputError):
     """What answers at an address cannot be used as it is."""
+
+
+@dataclass(frozen=True)
+class NeededModel:
+    """What a recipe needs of a server."""
+
+    path: str
+    """`model.path`."""
+    max_prompt_length: int
+    max_response_length: int
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of the longest prompt and response together."""
+        return self.max_prompt_length + self.max_response_length
 
 
 @dataclass(frozen=True)
@@ -109,36 +123,35 @@ def served_model(control: ServerControl) -> ServedModel:
     raise WrongServer(_no_vllm(control.url, said))
 
 
-def require_model(server: PooledServer, recipe: Recipe) -> None:
-    """Learns the name of a server's model, and whether the recipe's lengths fit it. Blocks.
+def require_model(server: PooledServer, needed: NeededModel) -> None:
+    """Learns the name of a server's model, and makes sure that it fits. Blocks.
 
     Args:
         server: A server that is ready; gets the name.
-        recipe: Model and lengths.
+        needed: Model and lengths.
 
     Raises:
         WrongServer: It serves another model, or its context is too short.
         StartFailure: It does not answer.
     """
     served = served_model(server.control)
-    needed = max_model_length(recipe)
-    if served.max_length < needed:
+    if served.max_length < needed.max_length:
         remedy = (
-            f"start it with --max-model-len {needed}"
+            f"start it with --max-model-len {needed.max_length}"
             if server.spec is None
             else "remove max-model-len from vllm.arguments"
         )
         raise WrongServer(
             f"vLLM {server.name} takes {served.max_length} tokens (max_model_len), and "
-            f"data.max_prompt_length {recipe.data.max_prompt_length} + "
-            f"rollout.max_response_length {recipe.rollout.max_response_length} are {needed}: "
+            f"data.max_prompt_length {needed.max_prompt_length} + rollout.max_response_length "
+            f"{needed.max_response_length} are {needed.max_length}: "
             f"{remedy}, or lower one of the two"
         )
-    wanted = PurePath(recipe.model.path).name
+    wanted = PurePath(needed.path).name
     if server.spec is None and not {wanted, MODEL_NAME} & _names(served):
         raise WrongServer(
             f"vllm.urls: {server.url} serves {served.name!r} from {served.path!r}, and model.path "
-            f"is {recipe.model.path!r}; correct the address, or start that server with "
+            f"is {needed.path!r}; correct the address, or start that server with "
             f"--served-model-name {MODEL_NAME} if it is the same model"
         )
     server.model = served.name

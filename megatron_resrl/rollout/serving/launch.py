@@ -13,15 +13,15 @@ from typing import Any
 import torch
 
 from megatron_resrl.config.model_place import find_model
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, VllmConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving.server import ServerSpec, clean_environment
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
 MODEL_NAME = "policy"
-"""What servers call the model; ours add something that no other server's name has."""
+"""The served name of the model; servers that a run starts add random digits to it."""
 API_KEY = "VLLM_API_KEY"
-"""The environment variable in which a server looks for the key that it wants to be shown."""
+"""The environment variable from which a server reads the key that calls must have."""
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
 
@@ -42,22 +42,22 @@ def max_model_length(recipe: Recipe) -> int:
 
 
 def visible_gpus() -> list[str]:
-    """What the trainer sees of its host's GPUs, as CUDA_VISIBLE_DEVICES names them."""
+    """The GPUs that the trainer can use, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def api_key_of(recipe: Recipe) -> str | None:
-    """What servers are shown with every call: as given, or a random key for servers of our own.
+def api_key_of(vllm: VllmConfig) -> str | None:
+    """The key sent with every call: as given, or a random key for servers that this run starts.
 
     Returns:
         `vllm.api_key` or the environment variable VLLM_API_KEY; None: servers that are already
-        running want none.
+        running need none.
     """
-    given = recipe.vllm.api_key or os.environ.get(API_KEY)
-    if given or recipe.vllm.urls:
+    given = vllm.api_key or os.environ.get(API_KEY)
+    if given or vllm.urls:
         return given or None
     return secrets.token_hex(16)
 

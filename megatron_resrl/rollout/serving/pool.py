@@ -17,12 +17,11 @@ from typing import Any, TypeVar
 
 import httpx
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.rollout.serving.identity import require_model
+from megatron_resrl.rollout.serving.identity import NeededModel, require_model
 from megatron_resrl.rollout.serving.jobs import Job, Rollout
-from megatron_resrl.rollout.serving.launch import max_model_length
 from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
 from megatron_resrl.rollout.serving.requests import (
     RequestFailure,
@@ -54,8 +53,9 @@ class Pool:
 
     def __init__(
         self,
-        recipe: Recipe,
+        vllm: VllmConfig,
         specs: Sequence[ServerSpec],
+        model: NeededModel,
         *,
         seed_requests: bool,
         api_key: str | None,
@@ -63,18 +63,18 @@ class Pool:
         """Starts the loop; the servers follow with `start`.
 
         Args:
-            recipe: Time-outs, limits, lengths, and the URLs of servers that are not ours.
+            vllm: Time-outs, limits, and the URLs of servers that are already running.
             specs: Servers to start; empty if `vllm.urls` names some.
+            model: What servers must serve.
             seed_requests: Whether each response has a seed of its own.
-            api_key: What servers want to be shown; None: nothing.
+            api_key: Sent with every call; None: none.
         """
-        self.vllm = vllm = recipe.vllm
+        self.vllm = vllm
         self.servers = [PooledServer(spec, api_key=api_key) for spec in specs] or [
             PooledServer(None, url=url.rstrip("/"), api_key=api_key) for url in vllm.urls
         ]
-        self._recipe = recipe
+        self._model = model
         self._seed_requests = seed_requests
-        self._max_length = max_model_length(recipe)
         self._queue: deque[list[Job]] = deque()
         self._error: BaseException | None = None
         self._closing = threading.Event()
@@ -188,9 +188,9 @@ class Pool:
         await self._loop.run_in_executor(self._starters, start, server, timeout, gave_up)
         if self._closing.is_set():
             return
-        await self._loop.run_in_executor(self._starters, require_model, server, self._recipe)
+        await self._loop.run_in_executor(self._starters, require_model, server, self._model)
         timeout = min(self.vllm.request_timeout_s, timeout)
-        await warm_up(server, self._client, max_length=self._max_length, timeout_s=timeout)
+        await warm_up(server, self._client, max_length=self._model.max_length, timeout_s=timeout)
         server.connected = False
         server.progress_at = time.monotonic()
         server.state = ServerState.OUTDATED
@@ -261,7 +261,7 @@ class Pool:
             request.sampling,
             model=server.model,
             seed=seed,
-            max_length=self._max_length,
+            max_length=self._model.max_length,
         )
         try:
             answer = await send_request(

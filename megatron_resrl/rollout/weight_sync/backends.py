@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.choice import Backend, transfer_backend
 
@@ -18,30 +18,30 @@ _NAMES = {"nccl": "nccl", "ipc": "ipc", "file": "megatron_resrl_file"}
 """What vLLM calls the back ends."""
 
 
-def chosen_backend(recipe: Recipe) -> Backend:
-    """The back end that `vllm.weight_transfer` means on this machine.
+def chosen_backend(vllm: VllmConfig, placement: str) -> Backend:
+    """The back end of `vllm.weight_transfer` on this machine, for a `rollout.placement`.
 
     Raises:
         InputError: `nccl` or `ipc` without CUDA.
     """
-    setting, cuda = recipe.vllm.weight_transfer, torch.cuda.is_available()
+    setting, cuda = vllm.weight_transfer, torch.cuda.is_available()
     if setting in ("nccl", "ipc") and not cuda:
         raise InputError(
             f"vllm.weight_transfer is {setting!r}, which needs a CUDA device; "
             "vllm.weight_transfer: file needs none"
         )
-    return transfer_backend(recipe, has_cuda=cuda)[0]
+    return transfer_backend(vllm, placement, has_cuda=cuda)[0]
 
 
-def server_arguments(recipe: Recipe) -> tuple[list[str], dict[str, str]]:
+def server_arguments(vllm: VllmConfig, placement: str) -> tuple[list[str], dict[str, str]]:
     """What a server must be started with to take weights and to be verified.
 
     Returns:
         Arguments of `vllm serve`, and environment variables. PYTHONPATH continues the one of
         `vllm.environment`, which it replaces.
     """
-    backend = chosen_backend(recipe)
-    given = recipe.vllm.environment.get("PYTHONPATH")
+    backend = chosen_backend(vllm, placement)
+    given = vllm.environment.get("PYTHONPATH")
     environment = {
         # Without it the server has no routes for weights.
         "VLLM_SERVER_DEV_MODE": "1",

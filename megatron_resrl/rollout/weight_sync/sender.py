@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
@@ -37,11 +38,16 @@ class SyncReport:
     """What one sync did; the same on all ranks."""
 
     seconds: float
-    """From the first call to the last server's going on; without the verification."""
+    """From the first call until the last server resumed; without the verification."""
     num_bytes: int
-    """Of the weights that each server was sent."""
+    """Bytes of weights that each server got."""
     failed: tuple[str, ...]
     """Urls of servers that failed; all others have the new weights."""
+
+
+Verify = Callable[[Sequence[ServerControl], int], tuple[str, ...]]
+"""(servers, version of their weights) -> urls of servers that did not answer; collective, raises
+`RunError` where a server has other weights."""
 
 
 class WeightSender:
@@ -50,20 +56,27 @@ class WeightSender:
     A server continues its responses in flight with the new weights.
     """
 
-    def __init__(self, policy: Policy, recipe: Recipe) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        vllm: VllmConfig,
+        rollout: RolloutConfig,
+        verify: Verify | None = None,
+    ) -> None:
         """
         Args:
-            policy: Whose weights are sent as they are at each call.
-            recipe: Checked settings.
+            policy: Its weights are sent as they are at each call.
+            vllm: How weights are sent.
+            rollout: `placement`, and what the note about the choice needs.
+            verify: Called after each transfer; None: nothing is verified.
 
         Raises:
             InputError: `vllm.weight_transfer` cannot be used on this machine.
         """
         self.policy = policy
-        self.recipe = recipe
-        backend = chosen_backend(recipe)
-        logger.info("%s", transfer_note(recipe, has_cuda=torch.cuda.is_available()))
-        vllm = recipe.vllm
+        self._verify = verify
+        backend = chosen_backend(vllm, rollout.placement)
+        logger.info("%s", transfer_note(vllm, rollout, has_cuda=torch.cuda.is_available()))
         self._files = FileTransfer(
             vllm.transfer_dir, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
         )
@@ -87,7 +100,7 @@ class WeightSender:
     def send(self, servers: Sequence[ServerControl], version: int) -> SyncReport:
         """Gives servers the policy's weights. Collective over all ranks.
 
-        With `rollout.verify_weights` on, `verify_weights` follows.
+        `verify` follows.
 
         Args:
             servers: That take them; on global rank 0, none on other ranks.
@@ -106,9 +119,9 @@ class WeightSender:
         else:
             num_bytes, failed = self._send_files(servers, version)
         seconds = time.perf_counter() - began
-        if self.recipe.rollout.verify_weights:
+        if self._verify is not None:
             updated = [server for server in servers if server.url not in failed]
-            failed += verify_weights(self.policy, self.recipe, updated, version)
+            failed += self._verify(updated, version)
         return broadcast_object(SyncReport(seconds, num_bytes, failed))
 
     def close(self) -> None:
@@ -144,3 +157,20 @@ class WeightSender:
         ranks *= parallel_state.get_pipeline_model_parallel_world_size()
         ranks *= parallel_state.get_expert_model_parallel_world_size()
         return 2 * own * ranks  # Twice, because a stage may hold more layers than the first.
+
+
+def build_sender(policy: Policy, recipe: Recipe) -> WeightSender:
+    """The sender that a recipe asks for, with `rollout.verify_weights` one that verifies.
+
+    Raises:
+        InputError: `vllm.weight_transfer` cannot be used on this machine.
+    """
+    verify = None
+    if recipe.rollout.verify_weights:
+        verify = partial(
+            verify_weights,
+            policy,
+            max_length=recipe.data.max_prompt_length + recipe.rollout.max_response_length,
+            params_dtype=recipe.precision.params_dtype,
+        )
+    return WeightSender(policy, recipe.vllm, recipe.rollout, verify)

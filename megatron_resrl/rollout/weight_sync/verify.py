@@ -9,7 +9,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
@@ -43,7 +42,12 @@ class _ServerSums:
 
 
 def verify_weights(
-    policy: Policy, recipe: Recipe, servers: Sequence[ServerControl], version: int
+    policy: Policy,
+    servers: Sequence[ServerControl],
+    version: int,
+    *,
+    max_length: int,
+    params_dtype: str,
 ) -> tuple[str, ...]:
     """Compares checksums and greedy continuations with the trainer's. Collective over all ranks.
 
@@ -52,9 +56,10 @@ def verify_weights(
 
     Args:
         policy: Unchanged since the weights were sent.
-        recipe: The settings.
         servers: On global rank 0; none on other ranks.
         version: Of the weights.
+        max_length: Tokens that a server takes, prompt and response together.
+        params_dtype: `precision.params_dtype`, which decides the tolerance.
 
     Returns:
         Urls of servers that did not answer, on all ranks.
@@ -65,7 +70,7 @@ def verify_weights(
     failed: list[str] = []
     server_sums: list[_ServerSums] = list(filter(None, _answers(servers, failed, _ask_for_sums)))
     expected = _trainer_sums(policy, server_sums)
-    prompts = _prompts(policy, recipe)
+    prompts = _prompts(policy, max_length)
     sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
     engine = MegatronEngine(policy, max_running_samples=len(prompts))
     own = [group[0] for group in engine.generate(GenerationRequest(prompts, sampling, (0,)))]
@@ -75,7 +80,7 @@ def verify_weights(
             _sums_differ(one, sums) for one, sums in zip(server_sums, expected, strict=True)
         ]
         left = [server for server in servers if server.url not in failed]
-        tolerance = TOLERANCE[recipe.precision.params_dtype]
+        tolerance = TOLERANCE[params_dtype]
         differences += _answers(
             left, failed, lambda server: _continuations_differ(server, prompts, own, tolerance)
         )
@@ -134,11 +139,10 @@ def _sums_differ(server: _ServerSums, expected: Mapping[str, int]) -> str | None
     return None
 
 
-def _prompts(policy: Policy, recipe: Recipe) -> list[list[int]]:
+def _prompts(policy: Policy, max_length: int) -> list[list[int]]:
     """Token ids that are the same at each sync, so that a stale cache would be used."""
-    room = recipe.data.max_prompt_length + recipe.rollout.max_response_length
-    positions = getattr(policy.hf_config, "max_position_embeddings", None) or room
-    longest = max(1, min(room, positions) - NEW_TOKENS)
+    positions = getattr(policy.hf_config, "max_position_embeddings", None) or max_length
+    longest = max(1, min(max_length, positions) - NEW_TOKENS)
     generator = torch.Generator().manual_seed(0)
     vocabulary = policy.hf_config.vocab_size
     lengths = sorted({min(length, longest) for length in PROMPT_LENGTHS})

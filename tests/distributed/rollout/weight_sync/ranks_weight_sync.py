@@ -26,7 +26,7 @@ from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.serving.pooled_server import token_count
 from megatron_resrl.rollout.weight_sync.control import ServerControl
-from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.weight_sync.sender import WeightSender, build_sender
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 from megatron_resrl.rollout.worker import build_policy
@@ -110,7 +110,7 @@ def main(task: str, url: str, others: str, model: str, version: str, size: str, 
     )
     initialize(recipe.parallel, 0)
     policy = build_policy(recipe, trainable=False)
-    sender = WeightSender(policy, recipe)
+    sender = build_sender(policy, recipe)
     server = ServerControl(url)
     servers = [server, *(ServerControl(other) for other in others.split(",") if other != "-")]
     found: Any

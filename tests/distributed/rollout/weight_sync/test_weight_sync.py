@@ -16,7 +16,7 @@ from tcp_proxy import proxy_to
 from tiny_families import VOCABULARY, read_model
 from vllm_server import vllm_server, write_served
 
-from megatron_resrl.config.schema import Recipe, VllmConfig
+from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 
@@ -102,7 +102,7 @@ def served(
     family, workers = request.param
     folder = tmp_path_factory.mktemp(family)
     model = write_served(folder / "served", family, seed=1)
-    arguments, environment = server_arguments(Recipe(vllm=VllmConfig(weight_transfer="file")))
+    arguments, environment = server_arguments(VllmConfig(weight_transfer="file"), "colocated")
     arguments += ["--tensor-parallel-size", str(workers)]
     with vllm_server(model, folder / "log", arguments, environment) as url:
         yield Served(family, workers, ServerControl(url), folder)

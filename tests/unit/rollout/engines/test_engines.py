@@ -18,7 +18,7 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.rollout.engines.factory import make_engine
 from megatron_resrl.rollout.weight_sync.control import ServerControl
-from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.weight_sync.sender import build_sender
 
 
 class _Taker(BaseHTTPRequestHandler):
@@ -72,7 +72,7 @@ def test_weight_sender_uses_buckets_the_folder_and_verifies(recipe, policy, take
         recipe, vllm=vllm, rollout=RolloutConfig(verify_weights=True, max_response_length=8)
     )
     url = f"http://127.0.0.1:{taker.server_port}"
-    report = WeightSender(policy, settings).send([ServerControl(url, timeout_s=10)], 7)
+    report = build_sender(policy, settings).send([ServerControl(url, timeout_s=10)], 7)
     assert len(taker.files) > 5
     assert all(tmp_path in file.parents for file in taker.files)
     assert taker.routes[-1] == "/collective_rpc"

@@ -19,7 +19,7 @@ from served_engine import (
 from tcp_proxy import proxy_to
 from vllm_server import vllm_server
 
-from megatron_resrl.config.schema import Recipe, VllmConfig
+from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving.pool import RolloutFailure
@@ -42,7 +42,7 @@ def model_path(tmp_path_factory):
 @pytest.fixture(scope="module")
 def server(model_path, tmp_path_factory):
     log = tmp_path_factory.mktemp("server") / "log"
-    arguments, environment = server_arguments(Recipe(vllm=VllmConfig(weight_transfer="file")))
+    arguments, environment = server_arguments(VllmConfig(weight_transfer="file"), "colocated")
     with vllm_server(model_path, log, [*FLAGS, *arguments], environment) as url, one_rank():
         yield url
 

@@ -118,7 +118,7 @@ def test_servers_have_names_of_their_own():
 def test_the_key_goes_into_a_servers_environment_and_into_no_list_of_arguments(monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     recipe = replace(RECIPE, vllm=VllmConfig(api_key="s3cret"))
-    key = api_key_of(recipe)
+    key = api_key_of(recipe.vllm)
     (spec,) = server_specs(recipe, cuda=False, weight_flags=((), {}), api_key=key)
     assert spec.environment["VLLM_API_KEY"] == "s3cret"
     assert "s3cret" not in " ".join(spec.arguments)
@@ -127,13 +127,13 @@ def test_the_key_goes_into_a_servers_environment_and_into_no_list_of_arguments(m
 
 def test_without_a_key_our_servers_get_a_random_one_and_others_none(monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
-    first, second = api_key_of(RECIPE), api_key_of(RECIPE)
+    first, second = api_key_of(RECIPE.vllm), api_key_of(RECIPE.vllm)
     assert len(first) >= 32
     assert first != second
     others = replace(RECIPE, vllm=VllmConfig(urls=("http://host:8000",)))
-    assert api_key_of(others) is None
+    assert api_key_of(others.vllm) is None
     monkeypatch.setenv("VLLM_API_KEY", "given")
-    assert api_key_of(others) == api_key_of(RECIPE) == "given"
+    assert api_key_of(others.vllm) == api_key_of(RECIPE.vllm) == "given"
 
 
 def test_servers_without_devices_share_the_trainers_gpus_and_no_gpu_twice():

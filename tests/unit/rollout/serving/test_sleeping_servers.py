@@ -19,7 +19,7 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.rollout.engines.vllm import VllmEngine
-from megatron_resrl.rollout.weight_sync.sender import WeightSender
+from megatron_resrl.rollout.weight_sync.sender import build_sender
 from megatron_resrl.rollout.worker import build_policy
 
 WEIGHTS, CACHE = "weights", "kv_cache"
@@ -90,7 +90,7 @@ def asked(tmp_path):
         initialize(recipe.parallel, 0)
         try:
             policy = build_policy(recipe, trainable=False)
-            engine = VllmEngine(recipe, WeightSender(policy, recipe))
+            engine = VllmEngine(recipe, build_sender(policy, recipe))
             engine._can_sleep = True
             engine.sleep()
             gc.callbacks.append(note)

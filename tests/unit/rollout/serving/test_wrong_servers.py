@@ -15,7 +15,7 @@ from served_engine import NoSender, one_rank
 from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.errors import UNUSABLE, InputError, exit_status
 from megatron_resrl.rollout.engines.vllm import VllmEngine
-from megatron_resrl.rollout.serving.identity import answers_as_ours, require_model
+from megatron_resrl.rollout.serving.identity import NeededModel, answers_as_ours, require_model
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec, StartFailure
 from megatron_resrl.rollout.serving.starting import await_answer
@@ -36,7 +36,7 @@ def recipe(url: str = "http://127.0.0.1:1", **vllm) -> Recipe:
 def looked_at(url: str, api_key: str | None = None) -> PooledServer:
     pooled = PooledServer(None, url=url, api_key=api_key)
     await_answer(pooled, 5.0, lambda: False)
-    require_model(pooled, recipe(url))
+    require_model(pooled, NeededModel("/data/m", 32, 8))
     return pooled
 
 

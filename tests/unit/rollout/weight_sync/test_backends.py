@@ -9,31 +9,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from megatron_resrl.config.schema import Recipe, VllmConfig
+from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.backends import chosen_backend, server_arguments
 
 
-def test_without_gpus_weights_go_through_files():
+def test_chosen_backend_is_file_without_gpus():
     if torch.cuda.is_available():
         pytest.skip("this machine has GPUs")
-    assert chosen_backend(Recipe()) == "file"
+    assert chosen_backend(VllmConfig(), "colocated") == "file"
 
 
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
 @pytest.mark.setting("vllm.weight_transfer")
-def test_a_gpu_back_end_without_gpus_is_refused_by_its_setting(backend):
+def test_chosen_backend_refuses_gpu_back_ends_without_gpus(backend):
     if torch.cuda.is_available():
         pytest.skip("this machine has GPUs")
     with pytest.raises(InputError, match=f"vllm.weight_transfer is '{backend}'.*CUDA"):
-        chosen_backend(Recipe(vllm=VllmConfig(weight_transfer=backend)))
+        chosen_backend(VllmConfig(weight_transfer=backend), "colocated")
 
 
-def test_a_server_gets_the_back_end_and_the_folder_of_its_module():
-    recipe = Recipe(
-        vllm=VllmConfig(weight_transfer="file", environment={"PYTHONPATH": "/their/own"})
-    )
-    arguments, environment = server_arguments(recipe)
+def test_server_arguments_name_back_end_and_module_folder():
+    vllm = VllmConfig(weight_transfer="file", environment={"PYTHONPATH": "/their/own"})
+    arguments, environment = server_arguments(vllm, "colocated")
     config = json.loads(arguments[arguments.index("--weight-transfer-config") + 1])
     assert config == {"backend": "megatron_resrl_file"}
     module, _, _ = arguments[arguments.index("--worker-extension-cls") + 1].partition(".")
