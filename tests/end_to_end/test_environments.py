@@ -46,7 +46,7 @@ def train(prepared: Path, example: str, *arguments: str) -> subprocess.Completed
 
 @pytest.mark.parametrize("example", ["calculator", "number_game"])
 @pytest.mark.setting("rollout.environment")
-def test_an_example_trains_on_several_turns(prepared: Path, example: str) -> None:
+def test_environment_of_an_example_trains_on_several_turns(prepared: Path, example: str) -> None:
     done = train(prepared, example)
     assert done.returncode == 0, done.stderr
     steps = [line for line in read_metrics(prepared / example) if "loss" in line]
@@ -71,7 +71,7 @@ def test_an_example_trains_on_several_turns(prepared: Path, example: str) -> Non
 
 
 @pytest.mark.slow
-def test_a_tiny_model_learns_where_the_number_is(prepared: Path) -> None:
+def test_environment_teaches_a_tiny_model_the_number(prepared: Path) -> None:
     game = json.dumps({"prompt": "Find the number from 1 to 16 .", "answer": "11"})
     (prepared / "always_11.jsonl").write_text((game + "\n") * 16)
     files = ["--data.train_files", f"[{prepared / 'always_11.jsonl'}]"]
@@ -83,7 +83,7 @@ def test_a_tiny_model_learns_where_the_number_is(prepared: Path) -> None:
     assert rewards[-1] > rewards[0] + 0.3, rewards
 
 
-def test_a_failing_environment_ends_the_run_with_its_name_and_no_traceback(prepared: Path) -> None:
+def test_environment_that_fails_ends_the_run_with_its_name(prepared: Path) -> None:
     file = prepared / "mine.py"
     file.write_text(
         "class Broken:\n"

@@ -16,7 +16,7 @@ def _train(recipe: Path) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.setting("rollout.top_p", "correction.method")
-def test_a_truncated_distribution_is_corrected_for_and_its_mismatch_logged(tmp_path):
+def test_mismatch_of_truncation_is_corrected_and_logged(tmp_path):
     done = _train(write_task(tmp_path, steps=2, rollout__top_p=0.9, correction__method="token_tis"))
     assert done.returncode == 0, done.stderr
     for line in read_metrics(tmp_path / "run")[1:]:
@@ -30,7 +30,7 @@ def test_a_truncated_distribution_is_corrected_for_and_its_mismatch_logged(tmp_p
         assert 0.9 < line["mismatch/ess_sequence"] < 1
 
 
-def test_a_truncated_distribution_without_correction_is_refused(tmp_path):
+def test_mismatch_of_truncation_without_correction_is_refused(tmp_path):
     done = _train(write_task(tmp_path, rollout__top_p=0.9))
     assert done.returncode == 2
     assert "rollout.top_p" in done.stderr
@@ -39,7 +39,7 @@ def test_a_truncated_distribution_without_correction_is_refused(tmp_path):
 
 
 @pytest.mark.setting("correction.stop_kl")
-def test_a_mismatch_above_stop_kl_ends_the_run_before_the_update(tmp_path):
+def test_mismatch_above_stop_kl_ends_the_run_before_the_update(tmp_path):
     gates = {"correction__stop_kl": 1e-5, "correction__warn_kl": 1e-6}
     done = _train(write_task(tmp_path, rollout__top_p=0.9, correction__method="token_tis", **gates))
     assert done.returncode == 2, done.stderr

@@ -21,7 +21,7 @@ def _task(directory: Path, **overrides: object) -> Path:
 
 
 @pytest.mark.slow
-def test_a_killed_run_goes_on_with_the_groups_that_its_server_finished(tmp_path):
+def test_vllm_training_resumes_with_finished_groups(tmp_path):
     recipe = _task(tmp_path, rollout__verify_weights=True, checkpoint__save_every=1)
     killed = run_task(recipe, Fault("kill", "phase:scoring", rank=0), ranks=1)
     assert killed.code == -9, killed.text
@@ -36,7 +36,7 @@ def test_a_killed_run_goes_on_with_the_groups_that_its_server_finished(tmp_path)
 
 
 @pytest.mark.setting("rollout.engine", "rollout.placement", "vllm.python")
-def test_generation_one_step_ahead_begins_with_weights_at_most_one_update_old(tmp_path):
+def test_vllm_training_one_step_ahead_bounds_staleness(tmp_path):
     recipe = _task(tmp_path, rollout__max_staleness=1, correction__method="token_tis")
     done = run_task(recipe, ranks=1)
     assert done.code == 0, done.text

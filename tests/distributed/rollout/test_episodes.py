@@ -56,22 +56,22 @@ def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
     return found
 
 
-def test_layouts_agree(played: dict[str, dict]) -> None:
+def test_episodes_agree_over_layouts(played: dict[str, dict]) -> None:
     for layout, found in played.items():
         assert found["responses"] == played["one"]["responses"], layout
 
 
-def test_a_part_of_the_prompts_draws_what_the_whole_does(played: dict[str, dict]) -> None:
+def test_episodes_of_a_part_equal_those_of_the_whole(played: dict[str, dict]) -> None:
     for layout, found in played.items():
         assert found["alone"] == found["responses"][2:3], layout
 
 
-def test_the_engines_log_probs_are_the_trainers_on_drawn_tokens(played: dict[str, dict]) -> None:
+def test_episodes_have_the_trainers_log_probs(played: dict[str, dict]) -> None:
     # fp32 in another order.
     assert max(found["difference"] for found in played.values()) <= 2e-5
 
 
-def test_turns_and_observations_alternate_and_the_policy_has_the_last_word(
+def test_episodes_alternate_and_end_with_the_policy(
     played: dict[str, dict],
 ) -> None:
     several_turns = 0
@@ -98,20 +98,20 @@ def test_turns_and_observations_alternate_and_the_policy_has_the_last_word(
     assert several_turns >= 3
 
 
-def test_an_observation_without_room_ends_the_episode(played: dict[str, dict]) -> None:
+def test_episode_ends_with_an_observation_without_room(played: dict[str, dict]) -> None:
     for tokens, mask, reason, _ in played["one"]["responses"][3]:
         assert not mask
         assert reason == "length"
         assert len(tokens) <= LIMIT
 
 
-def test_groups_are_told_once_each_as_they_finish(played: dict[str, dict]) -> None:
+def test_episodes_report_each_group_once_as_it_finishes(played: dict[str, dict]) -> None:
     for found in played.values():
         assert sorted(found["reported"]) == [0, 1, 2, 3]
         assert found["reported"].index(0) < found["reported"].index(2)
 
 
-def test_a_failing_environment_ends_all_ranks_with_its_name_and_the_sample(
+def test_episodes_name_a_failing_environment_on_all_ranks(
     played: dict[str, dict],
 ) -> None:
     message = (

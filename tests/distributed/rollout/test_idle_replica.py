@@ -9,7 +9,7 @@ import tiny_checkpoint as tiny
 from ranks import run_ranks
 
 
-def test_a_replica_without_prompts_takes_part_in_the_gathering_of_parameters(
+def test_idle_replica_takes_part_in_gathering_parameters(
     tmp_path: Path,
 ) -> None:
     models = tiny.write_models(tmp_path)

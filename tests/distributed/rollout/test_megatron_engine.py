@@ -51,7 +51,7 @@ def _layouts(decoded: dict[str, dict], family: str) -> dict[str, dict]:
     }
 
 
-def test_greedy_output_equals_transformers_token_for_token_in_every_layout(decoded, family):
+def test_megatron_engine_equals_transformers_in_every_layout(decoded, family):
     reference = decoded[f"{family} reference"]
     layouts = _layouts(decoded, family)
     for name, result in layouts.items():
@@ -59,7 +59,7 @@ def test_greedy_output_equals_transformers_token_for_token_in_every_layout(decod
         assert result["alone"] == [reference[0]] * 2, name
 
 
-def test_sampled_tokens_do_not_depend_on_the_layout(decoded, family):
+def test_megatron_engine_samples_alike_in_every_layout(decoded, family):
     layouts = _layouts(decoded, family)
     single = decoded[f"{family} TP1"]
     assert len({tuple(tokens) for tokens in single["sampled"]}) > 5
@@ -67,18 +67,18 @@ def test_sampled_tokens_do_not_depend_on_the_layout(decoded, family):
         assert result["sampled"] == single["sampled"], name
 
 
-def test_decoding_after_scoring_gives_the_same_tokens(decoded, family):
+def test_megatron_engine_decodes_alike_after_scoring(decoded, family):
     for name, result in _layouts(decoded, family).items():
         assert result["repeated"] == result["sampled"], name
 
 
-def test_engine_log_probs_equal_the_trainers(decoded, family):
+def test_megatron_engine_has_the_trainers_log_probs(decoded, family):
     for name, result in _layouts(decoded, family).items():
         # Both fp32, through different kernels and padding.
         assert result["difference"] < 2e-5, name
 
 
-def test_a_response_says_why_it_ended(decoded, family):
+def test_megatron_engine_says_why_a_response_ended(decoded, family):
     single = decoded[f"{family} TP1"]
     for tokens, reason in zip(single["sampled"], single["reasons"], strict=True):
         assert reason == ("stop" if tokens[-1] <= 8 else "length")

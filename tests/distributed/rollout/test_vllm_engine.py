@@ -11,7 +11,7 @@ from served_engine import write_served_model
 
 @pytest.mark.vllm
 @pytest.mark.slow
-def test_ranks_get_the_same_responses_weights_and_errors_through_a_restart(tmp_path):
+def test_vllm_engine_keeps_ranks_alike_through_a_restart(tmp_path):
     model = write_served_model(tmp_path / "model")
     script = Path(__file__).parent / "ranks_vllm_engine.py"
     out = run_ranks(script, 2, model, tmp_path / "run", timeout=600)

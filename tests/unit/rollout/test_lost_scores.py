@@ -66,7 +66,7 @@ def graded(grading: tuple[Grader, Any], *tokens: int) -> list[Sample]:
         (8, "killed", "1 of 3 responses ran out of memory or were killed by the system"),
     ],
 )
-def test_a_lost_score_is_counted_and_said_with_its_sample(
+def test_lost_score_is_counted_and_logged_with_its_sample(
     grading, caplog: pytest.LogCaptureFixture, token: int, field: str, cause: str
 ) -> None:
     samples = graded(grading, 7, token, 7)
@@ -81,7 +81,7 @@ def test_a_lost_score_is_counted_and_said_with_its_sample(
 @pytest.mark.parametrize(
     ("token", "setting"), [(9, "reward.timeout_s"), (8, "reward.memory_gb = 2")]
 )
-def test_a_function_that_finishes_nothing_ends_the_run(grading, token: int, setting: str) -> None:
+def test_lost_scores_of_all_responses_end_the_run(grading, token: int, setting: str) -> None:
     with pytest.raises(RewardError, match="2 of 2 responses, all there are") as error:
         graded(grading, token, token)
     assert setting in str(error.value)
@@ -100,7 +100,7 @@ def prompts_of(path: Path, answers: list[Any]) -> list[Prompt]:
     return [Prompt(record, (3,)) for record in load_prompts(path)]
 
 
-def test_answers_that_the_function_cannot_use_end_the_run_before_it_begins(tmp_path: Path) -> None:
+def test_ground_truths_that_cannot_be_used_end_the_run_early(tmp_path: Path) -> None:
     good = prompts_of(tmp_path / "good.jsonl", ["4", 1e-05, ["4", "4.0"], r"\frac{1}{2}"])
     bad = prompts_of(tmp_path / "bad.jsonl", ["4", True, "4", {"target": "3"}, True])
     with Grader("math", workers=1, timeout_s=30.0) as grader:

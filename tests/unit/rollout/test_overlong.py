@@ -51,21 +51,21 @@ def graded(grading: tuple[Grader, Any], limit: int | None = LIMIT, **settings: A
     return grade_responses([PROMPT], [RESPONSES], *grading, reward, length_limit=limit)
 
 
-def test_truncated_responses_are_graded_as_they_are(grading):
+def test_overlong_truncate_grades_responses_as_they_are(grading):
     samples = graded(grading)
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
     assert not any(sample.masked for sample in samples)
 
 
 @pytest.mark.setting("reward.overlong")
-def test_only_responses_that_were_cut_off_are_masked_and_keep_their_reward(grading):
+def test_overlong_mask_keeps_the_rewards_of_masked_responses(grading):
     samples = graded(grading, overlong="mask")
     assert [sample.masked for sample in samples] == [False, False, False, True]
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
 
 
 @pytest.mark.setting("reward.overlong_buffer", "reward.overlong_penalty")
-def test_the_penalty_lowers_rewards_of_right_and_wrong_and_leaves_scores(grading):
+def test_overlong_penalty_lowers_rewards_and_leaves_scores(grading):
     samples = graded(grading, overlong="penalize", overlong_buffer=4, overlong_penalty=0.5)
     assert [sample.reward for sample in samples] == [1, 0.75, 0.5, -0.5]
     assert [sample.score for sample in samples] == [1, 1, 1, 0]
@@ -77,7 +77,7 @@ def test_the_penalty_lowers_rewards_of_right_and_wrong_and_leaves_scores(grading
     "reward.length_floor_at",
     "reward.length_floor",
 )
-def test_the_penalty_comes_on_top_of_length_scaling(grading):
+def test_overlong_penalty_adds_to_length_scaling(grading):
     scaling = {"length_scaling": True, "length_full_until": 2, "length_floor_at": 6}
     penalty = {"overlong": "penalize", "overlong_buffer": 4, "overlong_penalty": 0.5}
     samples = graded(grading, length_floor=0.5, **scaling, **penalty)
@@ -85,7 +85,7 @@ def test_the_penalty_comes_on_top_of_length_scaling(grading):
 
 
 @pytest.mark.parametrize("overlong", ["mask", "penalize"])
-def test_evaluations_treat_over_long_responses_like_others(grading, overlong):
+def test_overlong_responses_of_evaluations_are_like_others(grading, overlong):
     samples = graded(grading, limit=None, overlong=overlong, overlong_buffer=4)
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
     assert not any(sample.masked for sample in samples)

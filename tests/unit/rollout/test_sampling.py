@@ -30,7 +30,7 @@ def _params(**changes: float) -> SamplingParams:
     top_p=st.floats(0.05, 1.0),
 )
 @settings(max_examples=50, deadline=None)
-def test_log_probs_are_those_of_hugging_face_warpers(seed, temperature, top_k, top_p):
+def test_draw_tokens_has_log_probs_of_hugging_face_warpers(seed, temperature, top_k, top_p):
     logits = torch.randn(16, 40, generator=torch.Generator().manual_seed(seed)).double()
     warpers = LogitsProcessorList([TemperatureLogitsWarper(temperature)])
     if top_k:
@@ -47,7 +47,7 @@ def test_log_probs_are_those_of_hugging_face_warpers(seed, temperature, top_k, t
     )
 
 
-def test_draws_follow_the_distribution():
+def test_draw_tokens_follows_the_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
     uniform = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
     tokens, _ = draw_tokens(logits.expand(10000, -1), uniform, _params())
@@ -57,21 +57,21 @@ def test_draws_follow_the_distribution():
 
 
 @pytest.mark.parametrize("uniform", [0.0, np.nextafter(1.0, 0.0)])
-def test_the_ends_of_the_unit_interval_draw_possible_tokens(uniform):
+def test_draw_tokens_at_the_ends_of_the_unit_interval(uniform):
     logits = torch.tensor([[float("-inf"), 0.0, 1.0, float("-inf")]])
     tokens, log_probs = draw_tokens(logits, torch.tensor([uniform]).double(), _params())
     assert tokens.item() in (1, 2)
     assert torch.isfinite(log_probs).all()
 
 
-def test_temperature_zero_is_the_most_likely_token():
+def test_draw_tokens_at_temperature_zero_is_greedy():
     logits = torch.tensor([[0.0, 3.0, 1.0]])
     tokens, log_probs = draw_tokens(logits, torch.tensor([0.99]).double(), _params(temperature=0))
     assert tokens.item() == 1
     torch.testing.assert_close(log_probs, logits.double().log_softmax(-1)[:, 1])
 
 
-def test_random_numbers_are_named_by_seed_prompt_and_sample():
+def test_uniform_numbers_follow_seed_prompt_and_sample():
     assert (uniform_numbers((0, 1), 2, 3, 5) == uniform_numbers((0, 1), 2, 3, 5)).all()
     # A longer response begins with the same numbers.
     assert (uniform_numbers((0, 1), 2, 3, 9)[:5] == uniform_numbers((0, 1), 2, 3, 5)).all()
@@ -90,12 +90,12 @@ class _Tokenizer:
         self.eos_token_id = eos_token_id
 
 
-def test_stop_tokens_are_the_union_of_generation_config_model_config_and_tokenizer(tmp_path):
+def test_default_stop_tokens_are_those_of_all_three_files(tmp_path):
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": [7, 8]}')
     config = LlamaConfig(eos_token_id=2)
     assert default_stop_tokens(str(tmp_path), config, _Tokenizer(9)) == (2, 7, 8, 9)
 
 
-def test_a_model_without_end_of_sequence_token_is_refused(tmp_path):
+def test_default_stop_tokens_need_an_end_of_sequence_token(tmp_path):
     with pytest.raises(ValueError, match=r"rollout\.stop_token_ids"):
         default_stop_tokens(str(tmp_path), LlamaConfig(eos_token_id=None), _Tokenizer(None))

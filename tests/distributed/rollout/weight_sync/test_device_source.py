@@ -15,9 +15,7 @@ SCRIPT = Path(__file__).with_name("ranks_device_source.py")
 @pytest.mark.parametrize(
     "layout", [{"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}]
 )
-def test_what_is_told_of_the_tensors_is_what_comes_even_after_a_pass_was_broken_off(
-    tmp_path, layout
-):
+def test_policy_source_announces_what_comes_after_a_broken_pass(tmp_path, layout):
     model = write_served(tmp_path / "model", "llama_tied", seed=1)
     out = run_ranks(SCRIPT, 2, model, json.dumps(layout))
     line = next(line for line in out.splitlines() if line.startswith("RESULT "))

@@ -133,7 +133,7 @@ def _reference(model: Path, prompt: list[int]) -> tuple[list[int], list[float]]:
     return ids[len(prompt) :], log_probs
 
 
-def test_after_a_sync_from_any_layout_the_server_answers_as_transformers(served):
+def test_weight_sync_from_any_layout_equals_transformers(served):
     for number, (name, layout) in enumerate(LAYOUTS[served.family].items()):
         # Other weights each time and the same prompts: neither may be left from before.
         model = served.model(10 + number)
@@ -148,7 +148,7 @@ def test_after_a_sync_from_any_layout_the_server_answers_as_transformers(served)
             assert log_probs == pytest.approx(expected, abs=1e-4), name
 
 
-def test_many_buckets_of_several_ranks_and_one_of_one_rank_give_equal_weights(served):
+def test_weight_sync_is_the_same_in_many_buckets_and_in_one(served):
     model, *_, several = served.model(20), *LAYOUTS[served.family].values()
     served.run("send", model, 0, bucket=LARGE)
     one = served.checksums()
@@ -158,7 +158,7 @@ def test_many_buckets_of_several_ranks_and_one_of_one_rank_give_equal_weights(se
     assert served.checksums() == one
 
 
-def test_a_request_in_flight_survives_with_two_versions(llama):
+def test_weight_sync_keeps_a_request_in_flight(llama):
     llama.run("send", llama.model(30), 40)
     for version in range(41, 46):
         found = llama.run("in_flight", llama.model(version), version)
@@ -172,14 +172,14 @@ def test_a_request_in_flight_survives_with_two_versions(llama):
     assert 0 < cut == again < 2000
 
 
-def test_a_server_that_is_gone_is_reported_and_the_other_is_up_to_date(llama):
+def test_weight_sync_reports_a_missing_server_and_updates_others(llama):
     gone = f"http://127.0.0.1:{free_port()}"
     report = llama.run("send", llama.model(40), 6, others=gone, layout=(2, TP2))
     assert report["failed"] == [gone]
     assert llama.control.get("/weight_info") == {"weight_version": "6"}
 
 
-def test_a_server_lost_in_the_middle_of_its_weights_is_reported_and_takes_the_next(llama):
+def test_weight_sync_recovers_a_server_lost_in_the_middle(llama):
     seen = []
 
     def watch(data: bytes) -> None:
@@ -196,14 +196,14 @@ def test_a_server_lost_in_the_middle_of_its_weights_is_reported_and_takes_the_ne
     assert tokens == _reference(llama.model(46), _prompts()[0])[0]
 
 
-def test_verification_finds_the_last_bit_of_one_element(llama):
+def test_verify_weights_finds_the_last_bit_of_one_element(llama):
     error = llama.run("corrupt", llama.model(50), 7)
     assert "weights of version 3" in error
     assert llama.control.url in error
     assert "model.layers.1.mlp.down_proj.weight" in error
 
 
-def test_verification_finds_a_prefix_cache_of_older_weights(llama):
+def test_verify_weights_finds_a_cache_of_older_weights(llama):
     llama.run("send", llama.model(60), 8)
     error = llama.run("stale_cache", llama.model(61), 9)
     assert "continues a prompt of 300 tokens otherwise" in error

@@ -28,7 +28,7 @@ def call(expression: object, name: str = "calculator") -> str:
         ("1.5e2 + +1", 151.0),
     ],
 )
-def test_arithmetic(expression: str, value: float) -> None:
+def test_calculator_computes(expression: str, value: float) -> None:
     assert calculate(expression) == value
 
 
@@ -48,19 +48,19 @@ def test_arithmetic(expression: str, value: float) -> None:
         ("1" * 201, "longer than 200 characters"),
     ],
 )
-def test_everything_else_is_refused(expression: str, message: str) -> None:
+def test_calculator_refuses_everything_else(expression: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         calculate(expression)
 
 
 @given(st.text(alphabet="0123456789+-*/%(). e", max_size=60))
-def test_no_expression_ends_in_another_error(expression: str) -> None:
+def test_calculator_raises_no_other_error(expression: str) -> None:
     answer = Calculator().step(call(expression)).text
     assert answer
     assert len(answer) < 400
 
 
-def test_a_turn_with_calls_is_answered_line_by_line() -> None:
+def test_calculator_answers_calls_line_by_line() -> None:
     observation = Calculator().step(f"Let me see. {call('6*7')} and {call('8/3')}")
     assert observation.text == "42\n2.66666666667"
     assert not observation.done
@@ -70,13 +70,13 @@ def test_a_turn_with_calls_is_answered_line_by_line() -> None:
 @pytest.mark.parametrize(
     "action", ["<tool_call>6*7</tool_call>", call("1", name="search"), call(7), call(None)]
 )
-def test_a_malformed_call_is_told_to_the_policy(action: str) -> None:
+def test_calculator_answers_a_malformed_call(action: str) -> None:
     observation = Calculator().step(action)
     assert observation.text.startswith("error: ")
     assert not observation.done
 
 
-def test_a_turn_without_a_call_is_the_answer_for_the_grader() -> None:
+def test_calculator_leaves_a_turn_without_call_to_the_grader() -> None:
     observation = Calculator().step("It is 42.")
     assert observation.done
     assert observation.score is None

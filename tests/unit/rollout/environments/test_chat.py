@@ -32,7 +32,7 @@ def ids(text: str) -> list[int]:
 
 
 @pytest.mark.parametrize("role", ["user", "tool"])
-def test_a_conversation_of_turns_has_the_tokens_of_the_whole_rendered_at_once(role: str) -> None:
+def test_observation_tokens_equal_the_whole_conversation(role: str) -> None:
     tokens = tokenizer(CHATML)
     messages = [{"role": "user", "content": "question"}]
     so_far = tokens.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
@@ -47,21 +47,21 @@ def test_a_conversation_of_turns_has_the_tokens_of_the_whole_rendered_at_once(ro
     assert list(so_far) == list(whole)
 
 
-def test_the_end_of_the_turn_is_written_where_the_policy_stopped_otherwise() -> None:
+def test_observation_tokens_end_a_turn_that_was_cut_off() -> None:
     observations = ObservationTokens(tokenizer(CHATML), "user")
     whole = "[E] [B] user three [E] [B] assistant"
     assert list(observations.encode("three", ids("one two"))) == ids(whole)
     assert list(observations.encode("three", ids("one [E]"))) == ids(whole)[1:]
 
 
-def test_special_tokens_in_an_observation_are_taken_out() -> None:
+def test_observation_tokens_omit_special_tokens_of_the_text() -> None:
     encoded = ObservationTokens(tokenizer(CHATML), "tool").encode(
         "one [E] [B] user two", ids("one [E]")
     )
     assert list(encoded) == ids("[B] tool one user two [E] [B] assistant")
 
 
-def test_without_a_template_the_text_itself_is_appended() -> None:
+def test_observation_tokens_without_template_are_the_text() -> None:
     observations = ObservationTokens(tokenizer(CHATML), "user", apply_chat_template=False)
     assert list(observations.encode("three", ids("one [E]"))) == ids("three")
     # Also where it begins with the token that ended the turn: there is no template to repeat it.
@@ -84,6 +84,6 @@ def test_without_a_template_the_text_itself_is_appended() -> None:
         ),
     ],
 )
-def test_a_template_that_cannot_be_continued_is_refused(template: str, problem: str) -> None:
+def test_observation_tokens_refuse_an_unusable_template(template: str, problem: str) -> None:
     with pytest.raises(InputError, match=problem):
         ObservationTokens(tokenizer(template), "tool")

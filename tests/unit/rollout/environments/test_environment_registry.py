@@ -45,7 +45,7 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
-def test_every_episode_gets_an_environment_of_its_own(file: Path) -> None:
+def test_get_environment_makes_one_for_every_episode(file: Path) -> None:
     make = get_environment(f"{file}:Echo", {"times": 2})
     assert make() is not make()
     assert make().step("ab").text == "abab"
@@ -64,7 +64,9 @@ def test_every_episode_gets_an_environment_of_its_own(file: Path) -> None:
         ("number_game", {"low": 7, "high": 1}, "refuses them .*give low <= high"),
     ],
 )
-def test_what_cannot_be_used_is_refused(file: Path, name: str, options: dict, message: str) -> None:
+def test_get_environment_refuses_what_cannot_be_used(
+    file: Path, name: str, options: dict, message: str
+) -> None:
     with pytest.raises(InputError, match=message):
         get_environment(name.format(file=file), options)
 
@@ -74,7 +76,7 @@ def problems(**settings: object) -> list[str]:
     return [str(problem) for check in ENVIRONMENT_CHECKS for problem in check(facts)]
 
 
-def test_a_recipe_is_checked_before_the_run_starts() -> None:
+def test_get_environment_is_asked_before_the_run() -> None:
     assert problems() == []
     assert problems(environment="calculator") == []
     (problem,) = problems(environment="calculator", environment_options={"digits": 3})

@@ -14,7 +14,7 @@ def begun(answer: str = "7", seed: tuple[int, ...] = (0,), **options: object) ->
     return game
 
 
-def test_hints_lead_to_the_number() -> None:
+def test_number_game_hints_lead_to_the_number() -> None:
     game = begun(turn_cost=0.25)
     assert game.step("I say 3").text == "higher"
     assert game.step("from 3 to 9").text == "lower"  # the last number counts
@@ -23,14 +23,14 @@ def test_hints_lead_to_the_number() -> None:
     assert found.score == 0.5
 
 
-def test_a_turn_without_a_number_scores_nothing_and_is_told_what_to_say() -> None:
+def test_number_game_asks_for_a_number() -> None:
     observation = begun(high=9).step("hello")
     assert observation.text == "say a number from 1 to 9"
     assert not observation.done
     assert observation.score == 0.0
 
 
-def test_random_numbers_are_named_by_the_seed() -> None:
+def test_number_game_draws_its_number_from_the_seed() -> None:
     def hidden(seed: tuple[int, ...]) -> int:
         game = begun(secret="random", high=1000, seed=seed)
         return next(guess for guess in range(1, 1001) if game.step(str(guess)).done)
@@ -39,12 +39,12 @@ def test_random_numbers_are_named_by_the_seed() -> None:
     assert len({hidden((1, number)) for number in range(5)}) == 5
 
 
-def test_a_ground_truth_outside_of_the_range_is_refused() -> None:
+def test_number_game_refuses_a_number_out_of_range() -> None:
     with pytest.raises(ValueError, match="the ground truth is 12; give a number from 1 to 9"):
         begun("12", high=9)
 
 
 @pytest.mark.parametrize("options", [{"low": 3, "high": 2}, {"secret": "none"}, {"turn_cost": 1.5}])
-def test_bad_options_are_refused(options: dict) -> None:
+def test_number_game_refuses_bad_options(options: dict) -> None:
     with pytest.raises(ValueError, match="give"):
         NumberGame(**options)

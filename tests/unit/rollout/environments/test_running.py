@@ -14,18 +14,18 @@ from megatron_resrl.rollout.environments.running import (
 )
 
 
-def test_results_keep_their_order_over_several_waves() -> None:
+def test_run_calls_keeps_the_order_of_results() -> None:
     calls = [Call(lambda number=number: number, "") for number in range(2 * AT_ONCE + 1)]
     assert run_calls("mine", calls, 5.0) == list(range(len(calls)))
 
 
-def test_calls_that_wait_wait_together() -> None:
+def test_run_calls_lets_waiting_calls_wait_together() -> None:
     began = time.monotonic()
     run_calls("mine", [Call(lambda: time.sleep(0.3), "")] * AT_ONCE, 5.0)
     assert time.monotonic() - began < 0.3 * AT_ONCE / 2
 
 
-def test_what_is_raised_is_named() -> None:
+def test_run_calls_names_what_is_raised() -> None:
     def broken() -> None:
         raise KeyError("board")
 
@@ -34,7 +34,7 @@ def test_what_is_raised_is_named() -> None:
         run_calls("mine", [Call(int, "step, turn 1"), Call(broken, "step, turn 2")], 5.0)
 
 
-def test_a_hanging_call_ends_the_run_in_time() -> None:
+def test_run_calls_ends_a_hanging_call_in_time() -> None:
     began = time.monotonic()
     with pytest.raises(EnvironmentFailed, match=r"did not return within reward\.timeout_s = 0\.2"):
         run_calls("mine", [Call(lambda: time.sleep(3), "step")], 0.2)

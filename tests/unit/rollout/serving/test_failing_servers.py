@@ -100,7 +100,7 @@ def by_seed(counts: Counter) -> Counter:
 
 
 @pytest.mark.slow
-def test_groups_are_spread_and_stay_together(engine, requests):
+def test_pool_spreads_groups_and_keeps_them_together(engine, requests):
     sent, _ = requests
     engine.generate(GenerationRequest(PROMPTS, replace(SAMPLING, max_new_tokens=40), seed=(0,)))
     load = Counter(url for url, _ in sent.elements())
@@ -110,9 +110,7 @@ def test_groups_are_spread_and_stay_together(engine, requests):
 
 
 @pytest.mark.slow
-def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_again(
-    engine, requests
-):
+def test_pool_restarts_a_killed_server_and_repeats_its_samples(engine, requests):
     sent, answered = requests
     victim = engine._pool.servers[0]
     undisturbed = engine.generate(GenerationRequest(PROMPTS, SAMPLING, seed=(1,)))
@@ -148,7 +146,7 @@ def test_a_killed_server_is_restarted_and_only_its_unfinished_samples_are_made_a
 
 @pytest.mark.slow
 @pytest.mark.setting("vllm.stall_timeout_s")
-def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weights(engine, requests):
+def test_pool_replaces_hanging_servers_within_the_stall_time(engine, requests):
     sent, answered = requests
     wait_until(
         lambda: all(pooled.state is not ServerState.STARTING for pooled in engine._pool.servers)
@@ -176,7 +174,7 @@ def test_servers_that_hang_are_replaced_within_the_stall_time_and_get_the_weight
 
 
 @pytest.mark.slow
-def test_engine_cores_that_hang_or_die_below_a_living_server_are_replaced(engine, requests):
+def test_pool_replaces_hanging_and_dead_engine_cores(engine, requests):
     _, answered = requests
     wait_until(
         lambda: all(pooled.state is not ServerState.STARTING for pooled in engine._pool.servers)
@@ -195,9 +193,7 @@ def test_engine_cores_that_hang_or_die_below_a_living_server_are_replaced(engine
     assert all(r.weight_versions == (6, 6) for group in responses for r in group)
 
 
-def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(
-    group, model_path, tmp_path
-):
+def test_pool_shows_the_log_of_a_server_that_does_not_start(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, arguments={"no-such-flag": 1})
     with pytest.raises(StartFailure) as failure:
         VllmEngine(recipe, NoSender())
@@ -208,7 +204,7 @@ def test_a_server_that_does_not_start_is_an_error_with_the_end_of_its_log(
 
 
 @pytest.mark.setting("vllm.start_timeout_s")
-def test_an_address_without_a_server_is_an_error_that_names_it(group, model_path, tmp_path):
+def test_pool_names_an_address_without_server(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, urls=("http://127.0.0.1:9",), start_timeout_s=0.5)
     with pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):
         VllmEngine(recipe, NoSender())
@@ -227,7 +223,7 @@ time.sleep(600)
 """
 
 
-def test_no_server_outlives_a_killed_trainer(model_path, tmp_path):
+def test_guardian_ends_servers_of_a_killed_trainer(model_path, tmp_path):
     environment = os.environ | {"PYTHONPATH": f"{REPOSITORY}:{REPOSITORY / 'tests'}"}
     trainer = subprocess.Popen(
         [sys.executable, "-c", TRAINER, str(model_path), str(tmp_path)],

@@ -65,9 +65,7 @@ def begin(engine):
     return pending
 
 
-def test_an_address_that_vanishes_loses_nothing_and_gets_the_weights_when_it_is_back(
-    server, recipe
-):
+def test_pool_updates_a_given_server_that_comes_back(server, recipe):
     told = Counter()
     with proxy_to(server) as proxy, engine_of(recipe(server, proxy.url)) as engine:
         stayed, gone = engine._pool.servers
@@ -93,7 +91,7 @@ def test_an_address_that_vanishes_loses_nothing_and_gets_the_weights_when_it_is_
         assert gone.state is ServerState.SERVING
 
 
-def test_a_server_that_never_comes_back_is_given_up_and_the_others_go_on(server, recipe):
+def test_pool_gives_up_a_server_that_stays_away(server, recipe):
     with proxy_to(server) as proxy, engine_of(recipe(server, proxy.url, max_restarts=1)) as engine:
         engine._pool.vllm = replace(engine._pool.vllm, start_timeout_s=0.5)
         stayed, gone = engine._pool.servers
@@ -106,7 +104,7 @@ def test_a_server_that_never_comes_back_is_given_up_and_the_others_go_on(server,
 
 
 @pytest.mark.setting("vllm.max_restarts")
-def test_without_a_server_left_the_rollout_and_each_later_one_is_an_error(server, recipe):
+def test_pool_without_servers_refuses_every_rollout(server, recipe):
     with proxy_to(server) as proxy, engine_of(recipe(proxy.url, max_restarts=1)) as engine:
         engine._pool.vllm = replace(engine._pool.vllm, start_timeout_s=0.5)
         pending = begin(engine)
@@ -121,7 +119,7 @@ def test_without_a_server_left_the_rollout_and_each_later_one_is_an_error(server
 
 
 @pytest.mark.setting("vllm.max_retries", "vllm.request_timeout_s")
-def test_a_sample_that_is_too_slow_is_tried_again_and_then_an_error(server, recipe, monkeypatch):
+def test_pool_repeats_a_slow_sample_and_then_fails(server, recipe, monkeypatch):
     with engine_of(recipe(server, max_retries=2)) as engine:
         settings = engine._pool.vllm
         monkeypatch.setattr(engine._pool, "vllm", replace(settings, request_timeout_s=0.2))
@@ -136,7 +134,7 @@ def test_a_sample_that_is_too_slow_is_tried_again_and_then_an_error(server, reci
         assert all(len(response.token_ids) == 200 for group in responses for response in group)
 
 
-def test_a_server_that_did_not_take_weights_gets_them_before_it_works_again(server, recipe):
+def test_pool_sends_weights_again_after_a_failed_update(server, recipe):
     class FailsOnce(NoSender):
         """Reports a server as failed, the second time it is sent weights."""
 
@@ -153,7 +151,7 @@ def test_a_server_that_did_not_take_weights_gets_them_before_it_works_again(serv
         assert all(response.weight_versions == (8, 8) for response in group)
 
 
-def test_a_server_that_a_killed_trainer_left_in_an_update_works_for_the_next(server, recipe):
+def test_pool_resumes_a_server_left_in_an_update(server, recipe):
     greedy = replace(SAMPLING, temperature=0.0, n=1)
     with engine_of(recipe(server)) as engine:
         before = engine.generate(GenerationRequest(PROMPTS, greedy, seed=(6,)))
@@ -168,7 +166,7 @@ def test_a_server_that_a_killed_trainer_left_in_an_update_works_for_the_next(ser
 
 
 @pytest.mark.slow
-def test_a_server_without_control_routes_is_refused(server, model_path, recipe, tmp_path):
+def test_pool_refuses_a_server_without_control_routes(server, model_path, recipe, tmp_path):
     with (
         vllm_server(model_path, tmp_path / "log", FLAGS, {}) as url,
         pytest.raises(StartFailure, match="start it with VLLM_SERVER_DEV_MODE=1") as failure,

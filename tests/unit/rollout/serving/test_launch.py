@@ -38,7 +38,7 @@ def flag(spec, name: str) -> str:
     return spec.arguments[len(spec.arguments) - 1 - spec.arguments[::-1].index(name) + 1]
 
 
-def test_flags_take_every_form_of_value():
+def test_as_flags_takes_every_form_of_value():
     arguments = {"a_b": 1, "--c": True, "d": False, "e": None, "f": [1, 2], "g": {"x": 1}}
     assert as_flags(arguments) == [
         "--a-b",
@@ -53,7 +53,7 @@ def test_flags_take_every_form_of_value():
     ]
 
 
-def test_a_server_serves_what_the_recipe_says():
+def test_server_specs_serve_the_model_of_the_recipe():
     spec, other = specs()
     assert spec.arguments[:3] == (sys.executable, "-m", "vllm.entrypoints.openai.api_server")
     assert flag(spec, "--max-model-len") == "128"
@@ -64,14 +64,14 @@ def test_a_server_serves_what_the_recipe_says():
 
 
 @pytest.mark.setting("vllm.arguments")
-def test_the_users_arguments_come_last_and_those_of_the_weights_before():
+def test_server_specs_put_the_users_arguments_last():
     vllm = VllmConfig(python="/opt/python", arguments={"dtype": "half"})
     (spec,) = specs(vllm, flags=(("--weights", "w"), {}))
     assert spec.arguments[0] == "/opt/python"
     assert spec.arguments[-4:] == ("--weights", "w", "--dtype", "half")
 
 
-def test_servers_sleep_only_on_gpus_that_they_share():
+def test_server_specs_sleep_only_on_shared_gpus():
     (shared,) = specs(VllmConfig(), cuda=True)
     (own,) = specs(VllmConfig(), cuda=True, placement="disaggregated")
     (cpu,) = specs(VllmConfig())
@@ -79,7 +79,7 @@ def test_servers_sleep_only_on_gpus_that_they_share():
 
 
 @pytest.mark.setting("vllm.environment")
-def test_the_launchers_variables_stay_with_the_trainer(monkeypatch):
+def test_server_specs_do_not_inherit_the_launchers_variables(monkeypatch):
     leaking = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "PYTHONPATH")
     for name in leaking:
         monkeypatch.setenv(name, "1")
@@ -93,7 +93,7 @@ def test_the_launchers_variables_stay_with_the_trainer(monkeypatch):
 
 
 @pytest.mark.setting("vllm.servers", "vllm.devices", "vllm.tensor_parallel_size")
-def test_every_server_sees_its_own_gpus():
+def test_server_specs_give_every_server_its_own_gpus():
     vllm = VllmConfig(servers=2, devices=("4,5", "6,7"), tensor_parallel_size=2)
     first, second = specs(vllm, cuda=True)
     assert first.environment["CUDA_VISIBLE_DEVICES"] == "4,5"
@@ -102,12 +102,12 @@ def test_every_server_sees_its_own_gpus():
 
 
 @pytest.mark.setting("vllm.max_running_requests")
-def test_a_server_takes_as_many_requests_as_are_sent():
+def test_server_specs_take_as_many_requests_as_are_sent():
     spec, _ = specs(VllmConfig(servers=2, max_running_requests=7))
     assert flag(spec, "--max-num-seqs") == "7"
 
 
-def test_servers_have_names_of_their_own():
+def test_server_specs_have_distinct_names():
     first, second = specs()
     names = {flag(spec, "--served-model-name") for spec in (first, second, *specs())}
     assert len(names) == 4
@@ -115,7 +115,7 @@ def test_servers_have_names_of_their_own():
 
 
 @pytest.mark.setting("vllm.api_key")
-def test_the_key_goes_into_a_servers_environment_and_into_no_list_of_arguments(monkeypatch):
+def test_server_specs_pass_the_key_by_environment_alone(monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     recipe = replace(RECIPE, vllm=VllmConfig(api_key="s3cret"))
     key = api_key_of(recipe.vllm)
@@ -125,7 +125,7 @@ def test_the_key_goes_into_a_servers_environment_and_into_no_list_of_arguments(m
     assert "s3cret" not in recipe_yaml(recipe)
 
 
-def test_without_a_key_our_servers_get_a_random_one_and_others_none(monkeypatch):
+def test_api_key_is_random_for_started_servers_alone(monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     first, second = api_key_of(RECIPE.vllm), api_key_of(RECIPE.vllm)
     assert len(first) >= 32
@@ -136,7 +136,7 @@ def test_without_a_key_our_servers_get_a_random_one_and_others_none(monkeypatch)
     assert api_key_of(others.vllm) == api_key_of(RECIPE.vllm) == "given"
 
 
-def test_servers_without_devices_share_the_trainers_gpus_and_no_gpu_twice():
+def test_server_specs_use_no_gpu_twice():
     vllm = VllmConfig(servers=2, tensor_parallel_size=2)
     recipe = replace(RECIPE, vllm=vllm)
     given = server_specs(recipe, cuda=True, weight_flags=((), {}), gpus=["4", "5", "6", "7"])
@@ -145,6 +145,6 @@ def test_servers_without_devices_share_the_trainers_gpus_and_no_gpu_twice():
         server_specs(recipe, cuda=True, weight_flags=((), {}), gpus=["4", "5", "6"])
 
 
-def test_the_trainers_gpus_are_those_that_it_may_see(monkeypatch):
+def test_visible_gpus_are_those_of_the_environment(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2, 3")
     assert visible_gpus() == ["2", "3"]

@@ -11,7 +11,7 @@ from megatron_resrl.rollout.serving.requests import read_response
 
 
 @pytest.mark.parametrize("written", [None, -9999.0, float("nan")])
-def test_what_stands_for_nan_is_nan(written):
+def test_read_response_reads_what_stands_for_nan(written):
     entries = [{"logprob": -0.5}, {"logprob": written}, {"logprob": -40.0}]
     choice = {"token_ids": [5, 6, 7], "finish_reason": "length", "logprobs": {"content": entries}}
     sampling = SamplingParams(max_new_tokens=3, stop_token_ids=(1,))

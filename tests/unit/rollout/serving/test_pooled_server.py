@@ -72,44 +72,44 @@ def closed_port() -> int:
     return port
 
 
-def test_a_server_that_answers_is_well_whether_or_not_it_has_work():
+def test_pooled_server_that_answers_is_healthy():
     assert looks(Server(OK), times=4, stall_timeout_s=0.15, busy=False) == [None] * 4
 
 
-def test_a_server_with_requests_that_makes_tokens_is_well():
+def test_pooled_server_that_makes_tokens_is_healthy():
     server = Server(OK)
     server.made = 2
     assert looks(server, times=4, stall_timeout_s=0.15, busy=True) == [None] * 4
 
 
-def test_a_server_with_requests_that_makes_no_token_fails_after_the_patience():
+def test_pooled_server_without_tokens_fails_after_the_timeout():
     *_, last = looks(Server(OK), times=8, stall_timeout_s=0.5, busy=True)
     assert "has 1 requests and made no token for" in last
     assert "vllm.stall_timeout_s = 0.5" in last
 
 
-def test_connections_are_not_used_again_as_a_server_may_have_closed_them():
+def test_pooled_server_gets_a_new_connection_each_time():
     server = Server(OK, reused=DROPPED)
     assert looks(server, times=4, stall_timeout_s=0.15, busy=False) == [None] * 4
 
 
-def test_a_dropped_connection_is_not_yet_a_failure():
+def test_pooled_server_may_drop_a_connection():
     server = Server(OK, OK, DROPPED, OK)
     assert looks(server, times=4, stall_timeout_s=5, busy=False) == [None] * 4
 
 
-def test_a_server_that_drops_every_connection_fails_after_the_patience():
+def test_pooled_server_fails_if_it_drops_all_connections():
     first, *_, last = looks(Server(DROPPED), times=8, stall_timeout_s=0.5, busy=False)
     assert first is None
     assert "did not answer for" in last
 
 
-def test_a_server_that_says_so_is_not_well():
+def test_pooled_server_that_says_so_is_not_healthy():
     (said,) = looks(Server(SICK), times=1, stall_timeout_s=5, busy=False)
     assert "/health answered 503" in said
 
 
-def test_a_server_that_refuses_connections_fails_at_once(closed_port):
+def test_pooled_server_that_refuses_connections_fails_at_once(closed_port):
     async def look() -> str | None:
         pooled = PooledServer(
             None, url=f"http://127.0.0.1:{closed_port}", state=ServerState.SERVING

@@ -41,9 +41,7 @@ def reference_logits(model, prompt, tokens) -> torch.Tensor:
     return logits[len(prompt) - 1 : -1]
 
 
-def test_greedy_tokens_are_those_of_transformers_and_log_probs_those_at_temperature_one(
-    engine, reference
-):
+def test_vllm_engine_greedy_tokens_equal_transformers(engine, reference):
     responses = engine.generate(
         GenerationRequest(PROMPTS, SamplingParams(24, (), temperature=0), seed=(0,))
     )
@@ -58,7 +56,7 @@ def test_greedy_tokens_are_those_of_transformers_and_log_probs_those_at_temperat
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-def test_log_probs_are_those_of_transformers(engine, reference, temperature):
+def test_vllm_engine_log_probs_equal_transformers(engine, reference, temperature):
     sampling = SamplingParams(40, (), n=3, temperature=temperature)
     responses = engine.generate(GenerationRequest(PROMPTS, sampling, seed=(1,)))
     for prompt, several in zip(PROMPTS, responses, strict=True):
@@ -71,7 +69,7 @@ def test_log_probs_are_those_of_transformers(engine, reference, temperature):
             )
 
 
-def test_only_our_stop_tokens_end_a_response_and_are_its_last_token(engine):
+def test_vllm_engine_ends_responses_with_our_stop_tokens_alone(engine):
     sampling = SamplingParams(60, (5, 6, 7), n=24)
     responses = [
         r
@@ -89,7 +87,7 @@ def test_only_our_stop_tokens_end_a_response_and_are_its_last_token(engine):
 
 
 @pytest.mark.setting("vllm.seed_requests")
-def test_samples_of_a_prompt_differ_and_a_seed_names_them(engine):
+def test_vllm_engine_samples_differ_and_follow_the_seed(engine):
     sampling = SamplingParams(20, (), n=64)
     first, again, other = (
         engine.generate(GenerationRequest(PROMPTS[:1], sampling, seed=seed))[0]
@@ -101,7 +99,7 @@ def test_samples_of_a_prompt_differ_and_a_seed_names_them(engine):
     assert not set(tokens) & {response.token_ids for response in other}
 
 
-def test_truncation_keeps_to_the_likely_tokens(engine, reference):
+def test_vllm_engine_truncates_to_the_likely_tokens(engine, reference):
     sampling = SamplingParams(40, (), n=2, top_k=3)
     ((response, _), *_) = engine.generate(GenerationRequest(PROMPTS[:1], sampling, seed=(5,)))
     logits = reference_logits(reference, PROMPTS[0], response.token_ids)
@@ -109,7 +107,7 @@ def test_truncation_keeps_to_the_likely_tokens(engine, reference):
     assert (likely == torch.tensor(response.token_ids)[:, None]).any(-1).all()
 
 
-def test_groups_are_told_once_each_when_they_are_complete(engine):
+def test_vllm_engine_reports_each_complete_group_once(engine):
     told = []
     responses = engine.generate(
         GenerationRequest(
@@ -122,7 +120,7 @@ def test_groups_are_told_once_each_when_they_are_complete(engine):
     assert sorted(told, key=lambda group: group[0]) == list(enumerate(responses))
 
 
-def test_an_error_in_who_is_told_reaches_the_caller(engine):
+def test_vllm_engine_raises_errors_of_on_group(engine):
     def on_group(index, responses):
         raise ValueError("full disk")
 
@@ -137,7 +135,7 @@ def tokens_made(engine) -> float:
     return token_count(httpx.get(f"{pooled.url}/metrics").text)
 
 
-def test_responses_carry_the_versions_of_first_and_last_token(engine):
+def test_vllm_engine_responses_carry_weight_versions(engine):
     engine.update_weights(7)
     earlier = tokens_made(engine)
     pending = engine.begin(GenerationRequest(PROMPTS[:1], SamplingParams(2000, ()), seed=(8,)))
@@ -149,13 +147,13 @@ def test_responses_carry_the_versions_of_first_and_last_token(engine):
     assert after.weight_versions == (8, 8)
 
 
-def test_a_request_that_no_server_can_serve_ends_the_rollout_with_its_answer(engine):
+def test_vllm_engine_shows_the_answer_to_a_bad_request(engine):
     with pytest.raises(RuntimeError, match=r"prompt 0.*refused it.*400"):
         engine.generate(GenerationRequest([[10**6]], SamplingParams(4, ()), seed=(9,)))
 
 
 @pytest.mark.setting("vllm.urls")
-def test_a_server_at_an_address_serves_and_stays(engine, model_path, tmp_path):
+def test_vllm_engine_leaves_a_given_server_running(engine, model_path, tmp_path):
     pooled = engine._pool.servers[0]
     with engine_of(
         served_recipe(model_path, tmp_path, urls=(pooled.url + "/",), api_key=pooled.api_key)

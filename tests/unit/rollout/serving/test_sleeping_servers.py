@@ -103,7 +103,7 @@ def asked(tmp_path):
     return [each for each in sleeper.asked if each not in ("/health", "/metrics")]
 
 
-def test_a_sleeping_server_wakes_in_parts_and_is_verified_when_it_is_whole(asked):
+def test_vllm_engine_wakes_servers_in_parts_and_then_verifies(asked):
     start = asked.index("/sleep")
     order = list(dict.fromkeys(asked[start:]))
     assert order[:2] == ["/sleep", "garbage collected"]

@@ -59,7 +59,7 @@ def looked_at(url: str, api_key: str | None = None) -> PooledServer:
         (lambda _: (401, {"error": "Unauthorized"}), "wants another API key"),
     ],
 )
-def test_something_else_is_named_with_its_address_and_its_answer(answer, said):
+def test_identity_names_another_server_and_its_answer(answer, said):
     with answering(answer) as url, pytest.raises(InputError) as failure:
         looked_at(url)
     message = str(failure.value)
@@ -71,7 +71,7 @@ def test_something_else_is_named_with_its_address_and_its_answer(answer, said):
 
 
 @pytest.mark.parametrize("answer", [{"detail": "paused"}, [True], "yes"])
-def test_control_routes_of_another_kind_are_no_control_routes(answer):
+def test_identity_refuses_other_control_routes(answer):
     def paused(request):
         if request.route == "/is_paused":
             return 200, json.dumps(answer)
@@ -81,7 +81,7 @@ def test_control_routes_of_another_kind_are_no_control_routes(answer):
         looked_at(url)
 
 
-def test_what_speaks_no_http_is_refused_at_once():
+def test_identity_refuses_what_speaks_no_http():
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
         def greet() -> None:
@@ -96,12 +96,12 @@ def test_what_speaks_no_http_is_refused_at_once():
 
 
 @pytest.mark.parametrize("card", [model_card(), model_card("m"), model_card("x", root="org/m")])
-def test_a_server_of_the_recipes_model_is_taken_under_its_own_name(card):
+def test_identity_accepts_the_model_under_its_own_name(card):
     with answering(vllm_like(card)) as url:
         assert looked_at(url).model == card["data"][0]["id"]
 
 
-def test_a_server_whose_context_is_too_short_is_refused_with_both_numbers_and_a_remedy():
+def test_identity_refuses_a_context_that_is_too_short():
     with answering(vllm_like(model_card(max_model_len=39))) as url:
         with pytest.raises(InputError) as failure:
             looked_at(url)
@@ -113,7 +113,7 @@ def test_a_server_whose_context_is_too_short_is_refused_with_both_numbers_and_a_
         looked_at(url)
 
 
-def test_the_engine_ends_with_the_status_of_a_user_error():
+def test_identity_error_has_the_status_of_a_user_error():
     with (
         one_rank(),
         answering(vllm_like(model_card(max_model_len=6))) as url,
@@ -124,7 +124,7 @@ def test_the_engine_ends_with_the_status_of_a_user_error():
     assert failure.value.common
 
 
-def test_a_starting_server_is_waited_for_and_the_last_answer_is_shown():
+def test_await_answer_waits_and_shows_the_last_answer():
     with answering(lambda _: (503, "loading")) as url, pytest.raises(StartFailure) as failure:
         await_answer(PooledServer(None, url=url), 0.2, lambda: False)
     assert "did not answer within vllm.start_timeout_s = 0.2 s" in str(failure.value)
@@ -132,7 +132,7 @@ def test_a_starting_server_is_waited_for_and_the_last_answer_is_shown():
 
 
 @pytest.mark.setting("vllm.api_key")
-def test_every_call_shows_the_key_and_no_file_has_it(monkeypatch):
+def test_api_key_goes_with_every_call_and_into_no_file(monkeypatch):
     shown = []
 
     def generate(request):
@@ -158,7 +158,7 @@ def test_every_call_shows_the_key_and_no_file_has_it(monkeypatch):
 SLEEPER = (sys.executable, "-c", "import time; time.sleep(60)")
 
 
-def test_another_server_on_our_port_is_not_taken_for_ours(tmp_path, monkeypatch):
+def test_identity_notices_another_server_on_our_port(tmp_path, monkeypatch):
     spec = ServerSpec("server 0", "policy-ours", SLEEPER, {}, tmp_path / "log")
     with answering(vllm_like(model_card("policy-theirs"))) as url:
         pooled = PooledServer(spec, url=url)
@@ -172,7 +172,7 @@ def test_another_server_on_our_port_is_not_taken_for_ours(tmp_path, monkeypatch)
         assert answers_as_ours(pooled)
 
 
-def test_a_process_that_has_ended_is_not_ready_whatever_answers(tmp_path):
+def test_server_process_that_has_ended_is_not_ready(tmp_path):
     ends = (sys.executable, "-c", "raise SystemExit(7)")
     process = ServerProcess(ServerSpec("server 0", "policy-ours", ends, {}, tmp_path / "log"))
     process._process.wait()

@@ -30,7 +30,7 @@ def test_buckets_hold_every_tensor_once_in_order(sizes, limit):
 
 
 @given(SIZES, st.integers(1, 20))
-def test_a_bucket_is_too_large_only_if_one_tensor_is(sizes, limit):
+def test_buckets_are_too_large_only_for_one_tensor(sizes, limit):
     for bucket in in_buckets(_stream(sizes), limit):
         assert bucket
         alone = [pair for pair in bucket if pair[1].nbytes]
@@ -38,13 +38,13 @@ def test_a_bucket_is_too_large_only_if_one_tensor_is(sizes, limit):
 
 
 @given(SIZES, st.integers(1, 20))
-def test_a_bucket_is_as_full_as_the_order_allows(sizes, limit):
+def test_buckets_are_as_full_as_the_order_allows(sizes, limit):
     buckets = list(in_buckets(_stream(sizes), limit))
     for bucket, following in pairwise(buckets):
         assert _bytes(bucket) + following[0][1].nbytes > limit
 
 
-def test_no_more_is_read_ahead_than_one_tensor():
+def test_buckets_read_ahead_one_tensor_at_most():
     read = []
 
     def stream():

@@ -15,7 +15,7 @@ PACKED = {"qkv_proj": ["q_proj", "k_proj", "v_proj"], "gate_up_proj": ["gate_pro
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_any_one_changed_element_changes_the_sum(dtype):
+def test_tensor_sum_changes_with_any_one_element(dtype):
     tensor = torch.randn(64, 33, generator=torch.Generator().manual_seed(0)).to(dtype)
     whole = tensor_sum(tensor)
     for row, column in ((0, 0), (63, 32), (10, 7)):
@@ -25,18 +25,18 @@ def test_any_one_changed_element_changes_the_sum(dtype):
         assert tensor_sum(changed) != whole
 
 
-def test_two_changes_that_cancel_in_the_ordinary_sum_show():
+def test_tensor_sum_shows_two_changes_that_cancel():
     assert tensor_sum(torch.tensor([1.0, 2.0])) != tensor_sum(torch.tensor([1.5, 1.5]))
     assert tensor_sum(torch.tensor([1.0, -1.0])) != tensor_sum(torch.tensor([0.5, -0.5]))
 
 
-def test_parts_add_up_to_the_fused_matrix_in_any_order_and_with_padding():
+def test_tensor_sum_of_parts_is_that_of_the_fused_matrix():
     parts = torch.randn(3, 8, 16, generator=torch.Generator().manual_seed(1))
     fused = torch.cat([*parts.flip(0), torch.zeros(5, 16)]).T.contiguous()
     assert wrapped(sum(map(tensor_sum, parts))) == tensor_sum(fused)
 
 
-def test_bf16_and_the_same_values_in_fp32_have_one_sum():
+def test_tensor_sum_is_the_same_in_bf16_and_fp32():
     tensor = torch.randn(50, generator=torch.Generator().manual_seed(2)).bfloat16()
     assert tensor_sum(tensor) == tensor_sum(tensor.float())
     assert tensor_sum(torch.tensor([0.0, -0.0])) == 0
@@ -52,5 +52,5 @@ def test_bf16_and_the_same_values_in_fp32_have_one_sum():
         ("model.layers.1.mlp.gate.weight", "model.layers.1.mlp.gate.weight"),
     ],
 )
-def test_a_tensor_is_summed_under_the_parameter_that_holds_it(name, whole):
+def test_fused_name_is_the_parameter_with_the_tensor(name, whole):
     assert fused_name(name, PACKED) == whole

@@ -11,7 +11,7 @@ from megatron_resrl.rollout.weight_sync.device_source import nccl_introduction
 
 
 @given(st.lists(st.integers(1, 8), min_size=1, max_size=6))
-def test_servers_fill_the_group_behind_the_trainer_without_overlap(world_sizes):
+def test_nccl_introduction_gives_every_server_its_own_ranks(world_sizes):
     sizes = {f"http://{number}": size for number, size in enumerate(world_sizes)}
     infos = nccl_introduction(bytes(128), sizes, 1000)
     ranks = [

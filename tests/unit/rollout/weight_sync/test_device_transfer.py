@@ -108,7 +108,7 @@ def broadcast_bytes(lines: list[str]) -> bytes:
     return b"".join(bytes.fromhex(line.split()[-1]) for line in lines if "broadcast" in line)
 
 
-def test_servers_join_once_and_get_the_bytes_of_every_sync(calls):
+def test_nccl_transfer_joins_once_and_sends_every_sync(calls):
     servers = [Server(workers=2), Server()]
     with served(*servers) as controls:
         transfer = NcclTransfer(source(), HostGpu(), 64, timeout_s=20)
@@ -132,7 +132,7 @@ def test_servers_join_once_and_get_the_bytes_of_every_sync(calls):
         assert server.bodies["/update_weights"][0]["update_info"]["names"] == list("abcd")
 
 
-def test_a_server_that_fails_before_the_broadcast_is_left_out_of_a_new_group(calls):
+def test_nccl_transfer_leaves_out_a_server_that_failed_before(calls):
     bad, good = Server(workers=2, fails_at="/start_weight_update"), Server()
     with served(bad, good) as controls:
         transfer = NcclTransfer(source(), HostGpu(), 64, timeout_s=20)
@@ -145,7 +145,7 @@ def test_a_server_that_fails_before_the_broadcast_is_left_out_of_a_new_group(cal
     assert "/shutdown_weight_transfer_engine" in good.routes
 
 
-def test_a_server_that_cannot_join_is_left_out(calls):
+def test_nccl_transfer_leaves_out_a_server_that_cannot_join(calls):
     bad, good = Server(fails_at="/init_weight_transfer_engine"), Server()
     with served(bad, good) as controls:
         _, failed = NcclTransfer(source(), HostGpu(), 64, timeout_s=20).send(controls, 1)
@@ -153,7 +153,7 @@ def test_a_server_that_cannot_join_is_left_out(calls):
     assert broadcast_bytes(calls()) == CONTENT
 
 
-def test_a_server_that_dies_in_the_broadcast_ends_it_for_all_of_its_group(calls):
+def test_nccl_transfer_ends_if_a_server_dies_in_the_broadcast(calls):
     bad, left = Server(fails_at="/update_weights"), Server(hangs_at="/update_weights")
     with served(bad, left) as controls:
         transfer = NcclTransfer(source(), HostGpu(arrives=lambda: False), 64, timeout_s=60)
@@ -164,7 +164,7 @@ def test_a_server_that_dies_in_the_broadcast_ends_it_for_all_of_its_group(calls)
         assert "/resume" not in bad.routes + left.routes
 
 
-def test_nccls_own_refusal_ends_the_run_with_its_words(calls):
+def test_nccl_transfer_shows_the_words_of_nccl(calls):
     server = Server(workers=12)  # The library refuses groups of 13.
     with served(server) as controls, pytest.raises(NcclFailure, match="invalid usage") as failure:
         NcclTransfer(source(), HostGpu(), 64, timeout_s=20).send(controls, 1)
@@ -172,7 +172,7 @@ def test_nccls_own_refusal_ends_the_run_with_its_words(calls):
     assert exit_status(failure.value) == UNUSABLE
 
 
-def test_a_restarted_server_is_introduced_again(calls):
+def test_nccl_transfer_introduces_a_restarted_server_again(calls):
     server = Server()
     with served(server) as controls:
         transfer = NcclTransfer(source(), HostGpu(), 64, timeout_s=20)
@@ -185,7 +185,7 @@ def test_a_restarted_server_is_introduced_again(calls):
     assert "/shutdown_weight_transfer_engine" not in server.routes
 
 
-def test_every_bucket_lies_in_shared_memory_when_a_server_is_told_of_it():
+def test_ipc_transfer_shares_a_bucket_before_announcing_it():
     gpu = HostGpu()
     good, bad = Server(gpu=gpu), Server(gpu=gpu, fails_at="/update_weights")
     with served(good, bad) as controls:

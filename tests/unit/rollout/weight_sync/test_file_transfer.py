@@ -81,9 +81,7 @@ def _send(transfer: FileTransfer, servers: list, weights: dict | None = None):
 
 
 @pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
-def test_every_server_gets_every_tensor_whatever_the_size_of_a_bucket(
-    takers, tmp_path, bucket_bytes
-):
+def test_file_transfer_sends_all_tensors_with_any_bucket_size(takers, tmp_path, bucket_bytes):
     num_bytes, failed = _send(FileTransfer(tmp_path, bucket_bytes, timeout_s=10), takers)
     assert (num_bytes, failed) == ((4 + 8 + 4 + 15) * 4, ())
     for taker in takers:
@@ -93,7 +91,7 @@ def test_every_server_gets_every_tensor_whatever_the_size_of_a_bucket(
         assert max(taker.on_disk) <= 2
 
 
-def test_an_update_pauses_first_and_resets_the_cache_before_it_resumes(takers, tmp_path):
+def test_file_transfer_pauses_resets_the_cache_and_resumes(takers, tmp_path):
     _send(FileTransfer(tmp_path, 10**6, timeout_s=10), takers[:1])
     assert takers[0].routes == [
         "/pause",
@@ -105,9 +103,7 @@ def test_an_update_pauses_first_and_resets_the_cache_before_it_resumes(takers, t
     ]
 
 
-def test_a_server_that_dies_in_the_middle_is_reported_and_the_other_gets_everything(
-    takers, tmp_path
-):
+def test_file_transfer_reports_a_server_that_dies(takers, tmp_path):
     takers[0].dies_at = 1
     _, failed = _send(FileTransfer(tmp_path, 1, timeout_s=10), takers)
     assert failed == (_control(takers[0]).url,)
@@ -117,7 +113,7 @@ def test_a_server_that_dies_in_the_middle_is_reported_and_the_other_gets_everyth
     assert takers[1].routes[-1] == "/resume"
 
 
-def test_the_weights_are_read_to_the_end_though_no_server_is_there(tmp_path):
+def test_file_transfer_reads_all_weights_without_servers(tmp_path):
     closed = ServerControl(f"http://127.0.0.1:{free_port()}", timeout_s=10)
     stream = iter(_weights().items())
     transfer = FileTransfer(tmp_path, 1, timeout_s=10)
@@ -127,13 +123,13 @@ def test_the_weights_are_read_to_the_end_though_no_server_is_there(tmp_path):
     assert next(stream, None) is None
 
 
-def test_nothing_is_left_behind_and_others_cannot_read_meanwhile(takers, tmp_path):
+def test_file_transfer_leaves_nothing_and_is_private(takers, tmp_path):
     _send(FileTransfer(tmp_path, 40, timeout_s=10), takers)
     assert not list(tmp_path.iterdir())
     assert set(takers[0].modes) == {0o700}
 
 
-def test_what_a_killed_trainer_left_is_removed_and_what_a_living_one_uses_is_not(takers, tmp_path):
+def test_file_transfer_removes_files_of_killed_trainers_alone(takers, tmp_path):
     ended = subprocess.Popen([sys.executable, "-c", ""])
     ended.wait()
     prefix = f"megatron-resrl-weights-{socket.gethostname()}-"
@@ -146,7 +142,7 @@ def test_what_a_killed_trainer_left_is_removed_and_what_a_living_one_uses_is_not
     assert sorted(tmp_path.iterdir()) == sorted([living, elsewhere])
 
 
-def test_an_error_in_the_weights_leaves_nothing_behind(takers, tmp_path):
+def test_file_transfer_leaves_nothing_after_an_error(takers, tmp_path):
     def broken() -> Iterator[tuple[str, torch.Tensor]]:
         yield from _weights().items()
         raise RuntimeError("export")
@@ -157,14 +153,14 @@ def test_an_error_in_the_weights_leaves_nothing_behind(takers, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_directory_without_room_is_named_with_its_setting(takers, tmp_path):
+def test_file_transfer_names_a_full_directory(takers, tmp_path):
     transfer = FileTransfer(tmp_path, 2**60, timeout_s=10)
     with pytest.raises(InputError, match=r"vllm\.transfer_dir .* MB free .*vllm\.bucket_bytes"):
         transfer.send([_control(takers[0])], iter(()), 0, model_bytes=2**60)
     assert not takers[0].routes
 
 
-def test_a_directory_that_is_missing_is_named_with_its_setting(takers, tmp_path):
+def test_file_transfer_names_a_missing_directory(takers, tmp_path):
     transfer = FileTransfer(tmp_path / "none", 10, timeout_s=10)
     with pytest.raises(InputError, match=r"vllm\.transfer_dir is .*none"):
         transfer.send([_control(takers[0])], iter(()), 0, model_bytes=10)

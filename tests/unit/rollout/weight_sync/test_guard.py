@@ -28,7 +28,7 @@ def status(guard: RequireKey, path: str, authorization: str | None) -> int:
 @pytest.mark.parametrize(
     "path", ["/collective_rpc", "/update_weights", "/v1/models", "/sleep", "/"]
 )
-def test_every_route_wants_the_key(monkeypatch, path):
+def test_require_key_guards_every_route(monkeypatch, path):
     monkeypatch.setenv("VLLM_API_KEY", "s3cret")
     guard = RequireKey(_app)
     assert status(guard, path, "Bearer s3cret") == 200
@@ -36,7 +36,7 @@ def test_every_route_wants_the_key(monkeypatch, path):
         assert status(guard, path, wrong) == 401
 
 
-def test_health_is_told_to_everybody_and_without_a_key_everything_is(monkeypatch):
+def test_require_key_leaves_health_open(monkeypatch):
     monkeypatch.setenv("VLLM_API_KEY", "s3cret")
     assert status(RequireKey(_app), "/health", None) == 200
     monkeypatch.delenv("VLLM_API_KEY")

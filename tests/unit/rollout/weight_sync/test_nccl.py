@@ -16,7 +16,7 @@ def calls(tmp_path, monkeypatch):
         yield calls
 
 
-def test_the_group_is_joined_warmed_up_and_sent_bytes_as_nccl_declares_it(calls):
+def test_nccl_group_makes_the_calls_that_nccl_declares(calls):
     unique_id = nccl.new_unique_id()
     assert unique_id == bytes((200 + i) % 256 for i in range(128))
     group = nccl.Communicator(unique_id, 5)
@@ -33,14 +33,14 @@ def test_the_group_is_joined_warmed_up_and_sent_bytes_as_nccl_declares_it(calls)
     ]
 
 
-def test_an_error_has_nccls_words_and_what_it_often_is(calls):
+def test_nccl_error_has_the_words_of_nccl_and_a_usual_cause(calls):
     with pytest.raises(nccl.NcclFailure) as failure:
         nccl.Communicator(nccl.new_unique_id(), 13)
     assert "ncclCommInitRank of NCCL 2.27.5 failed: invalid usage" in str(failure.value)
     assert "same version of NCCL" in str(failure.value)
 
 
-def test_a_library_that_is_not_there_is_named(monkeypatch):
+def test_nccl_names_a_missing_library(monkeypatch):
     monkeypatch.setenv(nccl.LIBRARY_VARIABLE, "/nowhere/libnccl.so.2")
     nccl.library.cache_clear()
     with pytest.raises(nccl.NcclFailure, match="cannot be loaded") as failure:

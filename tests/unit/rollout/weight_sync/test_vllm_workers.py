@@ -91,7 +91,7 @@ def understood(tmp_path_factory) -> dict[str, Any]:
 
 @pytest.mark.vllm
 @pytest.mark.parametrize("backend", ["nccl", "ipc"])
-def test_vllms_workers_unpack_every_tensor(understood, backend):
+def test_vllm_workers_unpack_every_tensor(understood, backend):
     got = understood[backend]["weights"]
     assert [name for name, _ in got] == [name for name, _ in weights()]
     for (_, theirs), (_, ours) in zip(got, weights(), strict=True):
@@ -100,12 +100,12 @@ def test_vllms_workers_unpack_every_tensor(understood, backend):
 
 
 @pytest.mark.vllm
-def test_vllms_workers_join_behind_the_trainer_by_nccls_unique_id(understood):
+def test_vllm_workers_join_behind_the_trainer(understood):
     assert understood["nccl"]["ids"] == [UNIQUE_ID] * 3
     assert understood["nccl"]["places"] == [(1, 8), (3, 8), (4, 8)]
 
 
-def test_a_bucket_ends_with_the_tensor_that_brings_it_above_its_size():
+def test_packed_bucket_ends_above_its_size():
     names = [[name for name, _ in bucket] for bucket in broadcast_buckets(weights(), BUCKET)]
     assert names[0] == ["exactly.full", "one.more", "transposed"]
     assert list(itertools.chain.from_iterable(names)) == [name for name, _ in weights()]
