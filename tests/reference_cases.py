@@ -161,6 +161,21 @@ CASES: dict[str, Case] = {
         {"algorithm.options": {"scale_by_std": False}}, {"algorithm.name": "grpo"}
     ),
     "grpo, eps": Case({"algorithm.options": {"eps": 0.5}}, {"algorithm.name": "grpo"}),
+    "cispo": Case(
+        {"algorithm.name": "cispo", "algorithm.options": {"clip_low": 0.03, "clip_high": 0.02}},
+        TWO | {"algorithm.name": "grpo", "correction.method": "token_tis"},
+    ),
+    "gspo": Case(
+        {"algorithm.name": "gspo", "algorithm.options": {"clip_low": 0.02, "clip_high": 0.01}},
+        TWO | {"algorithm.name": "grpo"},
+        masked=True,
+    ),
+    "llds": Case(
+        {"algorithm.name": "llds", "algorithm.options": {"likelihood_coefficient": 2.0}},
+        TWO | {"algorithm.name": "grpo", "algorithm.aggregation": "token_mean"},
+        flat=True,
+    ),
+    "entropy bonus": Case({"algorithm.options": {"entropy_coefficient": 0.3}}, flat=True),
     "rank": Case({"resrl.rank": 3}),
     "sampled positives": Case({"resrl.max_positive_tokens": 8}),
     "quantiles": Case({"resrl.quantiles": (0.05, 0.6)}),

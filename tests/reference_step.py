@@ -208,35 +208,42 @@ class _Trainer:
         ]
         advantages = [0.0 if m else a for a, m in zip(advantages, masked, strict=True)]
         with torch.no_grad():
-            old_BT, hidden_BTH = self._forward(rollouts)
+            old_BT, hidden_BTH, _ = self._forward(rollouts)
         weights_BT = self._token_weights(rollouts, positive, masked, advantages, hidden_BTH, number)
         factor_BT = self._corrections(rollouts, old_BT)
+        entropy_coefficient = algorithm["options"].get("entropy_coefficient", 0.0)
+        second_term = entropy_coefficient > 0 or algorithm["name"] == "llds"
         groups = max(r.group for r in rollouts) + 1
         size = groups // algorithm["updates_per_step"]
         losses, norms, masses, plain = [], [], [], []
         for first in range(0, groups, size):
             rows = [i for i, r in enumerate(rollouts) if first <= r.group < first + size]
-            if not any(advantages[i] for i in rows):
+            if not second_term and not any(advantages[i] for i in rows):
                 self.updates += 1  # Left out, but its place in the schedule goes by.
                 continue
             if losses and self.settings["resrl"]["refresh"] == "minibatch":
                 with torch.no_grad():
-                    _, hidden_BTH = self._forward(rollouts)
+                    _, hidden_BTH, _ = self._forward(rollouts)
                 again_BT = self._token_weights(
                     rollouts, positive, masked, advantages, hidden_BTH, number
                 )
                 weights_BT[rows] = again_BT[rows]
             counted = [rollouts[i].count * (not masked[i]) for i in rows]
             loss, mass, unweighted = torch.zeros(()), 0.0, 0.0
-            new_BT, _ = self._forward([rollouts[i] for i in rows])
+            new_BT, _, entropy_BT = self._forward([rollouts[i] for i in rows])
             for place, i in enumerate(rows):
                 if algorithm["aggregation"] == "token_mean":
                     share = 1 / sum(counted)
                 else:
                     share = 1 / rollouts[i].count / sum(count > 0 for count in counted)
-                for t, drawn in enumerate(rollouts[i].drawn):
-                    if not drawn or masked[i]:
-                        continue
+                if masked[i]:
+                    continue
+                tokens = [t for t, drawn in enumerate(rollouts[i].drawn) if drawn]
+                change = new_BT[place, tokens] - old_BT[i, tokens]
+                if algorithm["name"] == "llds":
+                    loss = loss + share * self._fall(change, advantages[i])
+                loss = loss - share * entropy_coefficient * entropy_BT[place, tokens].sum()
+                for t in tokens:
                     a = advantages[i]
                     if algorithm["name"] == "resrl":
                         right = self.settings["resrl"]["positive_weight"]
@@ -245,7 +252,7 @@ class _Trainer:
                         mass += share * abs(a)
                         unweighted += share * abs(advantages[i])
                     loss = loss + share * factor_BT[i][t] * self._token_loss(
-                        new_BT[place, t], float(old_BT[i, t]), a
+                        new_BT[place, t], float(old_BT[i, t]), a, change.mean()
                     )
             norms.append(self._update(loss))
             losses.append(float(loss.detach()))
@@ -257,9 +264,9 @@ class _Trainer:
         metrics["reward/mean"] = float(np.mean([shaped_reward(r, self.settings) for r in rollouts]))
         return metrics, advantages, weights_BT
 
-    def _forward(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor]:
-        """[B, T] log p of the response tokens at the sampling temperature, and [B, T, H] the
-        tapped states that predict them; zeros beyond a response's end."""
+    def _forward(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor, Tensor]:
+        """[B, T] log p of the response tokens at the sampling temperature, [B, T, H] the tapped
+        states that predict them, [B, T] entropies; zeros beyond a response's end."""
         rows = [torch.tensor((*r.prompt, *r.response)) for r in rollouts]
         tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
         lengths = torch.tensor([len(row) for row in rows])
@@ -269,14 +276,16 @@ class _Trainer:
         log_probs = (output.logits / temperature).log_softmax(-1)
         taken = log_probs[:, :-1].gather(2, tokens[:, 1:, None])[:, :, 0]
         hidden = output.hidden_states[self.settings["resrl"]["layer"]]
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
         longest = max(len(r.response) for r in rollouts)
-        taken_B, hidden_B = [], []
+        taken_B, hidden_B, entropy_B = [], [], []
         for row, r in enumerate(rollouts):
             place = slice(len(r.prompt) - 1, len(r.prompt) - 1 + len(r.response))
             missing = longest - len(r.response)
             taken_B.append(torch.nn.functional.pad(taken[row, place], (0, missing)))
             hidden_B.append(torch.nn.functional.pad(hidden[row, place], (0, 0, 0, missing)))
-        return torch.stack(taken_B), torch.stack(hidden_B)
+            entropy_B.append(torch.nn.functional.pad(entropy[row, place], (0, missing)))
+        return torch.stack(taken_B), torch.stack(hidden_B), torch.stack(entropy_B)
 
     def _token_weights(
         self,
@@ -367,10 +376,31 @@ class _Trainer:
         for bound in bounds:
             self.margin = min(self.margin, float(np.abs(np.asarray(values) - bound).min()))
 
-    def _token_loss(self, new: Tensor, old: float, advantage: float) -> Tensor:
-        """-min(r A, clip(r) A), and for A < 0 at most -dual_clip A."""
-        algorithm = self.settings["algorithm"]
+    def _fall(self, change_n: Tensor, advantage: float) -> Tensor:
+        """LLDS's term of one response: the falls of its tokens, if it fell altogether."""
+        options = self.settings["algorithm"]["options"]
+        limit = options.get("likelihood_tolerance", 1e-3)
+        fell = -change_n > limit
+        self._near(change_n.detach().numpy(), -limit)
+        if advantage < 0 or not fell.any():
+            return torch.zeros(())
+        self._near(float(change_n.detach().sum()), 0.0)
+        gate = float(change_n.detach().sum() < 0)
+        return options.get("likelihood_coefficient", 0.1) * gate * -change_n[fell].sum()
+
+    def _token_loss(
+        self, new: Tensor, old: float, advantage: float, response_log_ratio: Tensor
+    ) -> Tensor:
+        """-min(r A, clip(r) A), and for A < 0 at most -dual_clip A; r of the token, or with gspo of
+        the response. With cispo -clip(r) A log p, clip(r) a constant."""
+        algorithm = dict(self.settings["algorithm"])
+        if algorithm["name"] in ("cispo", "gspo"):
+            algorithm |= algorithm["options"]
         low, high = 1 - algorithm["clip_low"], 1 + algorithm["clip_high"]
+        if algorithm["name"] == "cispo":
+            return -float((new.detach() - old).exp().clamp(low, high)) * advantage * new
+        if algorithm["name"] == "gspo":
+            new, old = response_log_ratio, 0.0
         ratio = (new - old).exp()
         objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         log_ratio = float(new.detach()) - old

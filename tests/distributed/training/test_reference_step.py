@@ -36,6 +36,9 @@ RANKS = {
     2: [
         *(f"{layout}={name}" for layout in ("TP2+SP", "PP2", "DP2", "CP2") for name in HARDEST),
         "TP2+SP packed=much at once",
+        "TP2+SP=entropy bonus",
+        "CP2=gspo",
+        "CP2 packed=llds",
         "CP2 packed=much at once over two steps",
         "PP2=much at once, tied matrices",
         "TP2+SP=much at once, Gemma 3",
