@@ -15,7 +15,7 @@ def _mixture(facts: Facts) -> Mixture | None:
 
 
 def _sizes(facts: Facts) -> tuple[int, int]:
-    """Ranks over which the experts are split, and each of them."""
+    """Ranks that share the experts, and ranks that share one expert."""
     parallel = facts.recipe.parallel
     tensor = parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size
     return parallel.expert_model_parallel_size, tensor
@@ -34,7 +34,7 @@ def _check_dense_model(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_ranks(facts: Facts) -> Iterator[Problem]:
-    """megatron-core's rule, and ours that a replica's ranks all exchange with the same others."""
+    """megatron-core's rule, and ours: a replica's ranks exchange tokens with the same ranks."""
     copies = facts.data_parallel_size
     if _mixture(facts) is None or copies is None:
         return

@@ -54,7 +54,7 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_fp8_widths(facts: Facts) -> Iterator[Problem]:
-    """Every matrix of a layer is one that Transformer Engine's FP8 products take."""
+    """Transformer Engine's FP8 products take matrices of certain widths only."""
     precision, parallel = facts.recipe.precision, facts.recipe.parallel
     ranks = parallel.tensor_model_parallel_size
     if precision.fp8 is None or ranks < 1:
@@ -79,15 +79,14 @@ def _check_fp8_widths(facts: Facts) -> Iterator[Problem]:
 
 
 def _width(facts: Facts, name: str, ranks: int = 1, *, heads: bool = False) -> int | None:
-    """A rank's share of a width in config.json; None if it is not said or cannot be shared out."""
+    """A rank's share of a width; None if config.json lacks it or ranks cannot share it evenly."""
     config = facts.hf_config
     count = config.get(name)
     if not isinstance(count, int) or count % ranks:
         return None
     if not heads:
         return count // ranks
-    size = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    return count // ranks * size
+    return None if facts.family is None else count // ranks * facts.family.head_size
 
 
 def _check_delayed_scaling(facts: Facts) -> Iterator[Problem]:

@@ -81,11 +81,16 @@ class SdpaCoreAttention(MegatronModule):
             value: As `key`.
             attention_mask: [b, 1, q, k], True where attention is forbidden (Megatron's
                 convention), or None.
+            attn_mask_type: megatron-core's; not used.
+            attention_bias: None; megatron-core passes it.
             packed_seq_params: Where packed sequences begin and end, padding included; None: every
                 row is one sequence.
 
         Returns:
             [q, b, heads * head_dim]; b is 1 for packed sequences.
+
+        Raises:
+            ValueError: There is an attention bias, or a mask for packed or split sequences.
         """
         if attention_bias is not None:
             raise ValueError("SdpaCoreAttention takes no attention bias")

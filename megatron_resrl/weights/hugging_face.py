@@ -112,9 +112,11 @@ class GroupedNames:
             yield self._LOCAL.sub(r".experts.\2.weight\1", name), value
 
     def named_parameters(self) -> Iterator[tuple[str, torch.nn.Parameter]]:
+        """The model's parameters by the names that mbridge knows."""
         yield from self._parameters.items()
 
     def state_dict(self) -> dict[str, Any]:
+        """The model's state by the names that mbridge knows."""
         return self._state
 
 

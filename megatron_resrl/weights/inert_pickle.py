@@ -70,18 +70,20 @@ class Unpickler(pickle.Unpickler):
         return _known(module, name) or Inert
 
 
-class _Names(pickle.Unpickler):
-    """Makes nothing, and takes a note of every name."""
+class _NameCollector(pickle.Unpickler):
+    """Makes no object, and collects the names of all classes and functions."""
 
     def __init__(self, file: Any) -> None:
         super().__init__(file)
         self.found: set[tuple[str, str]] = set()
 
     def find_class(self, module: str, name: str) -> Any:
+        """Notes the name."""
         self.found.add((module, name))
         return Inert
 
     def persistent_load(self, key: Any) -> Any:
+        """Stands in for a tensor's storage."""
         return Inert()
 
 
@@ -104,7 +106,7 @@ def foreign_names(pickled: Any) -> list[str]:
     Raises:
         Exception: Whatever damaged bytes make of the unpickler.
     """
-    names = _Names(pickled)
+    names = _NameCollector(pickled)
     names.load()
     own = {(module.replace("__builtin__", "builtins"), name) for module, name in names.found}
     return sorted(f"{module}.{name}" for module, name in own if _known(module, name) is None)
