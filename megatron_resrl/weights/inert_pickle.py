@@ -44,6 +44,7 @@ class Inert:
         pass
 
     def __call__(self, *_: Any, **__: Any) -> Inert:
+        """What a pickled call gives."""
         return Inert()
 
     def __setstate__(self, state: Any) -> None:
