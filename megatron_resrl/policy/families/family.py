@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple, TypeAlias
 
-Names: TypeAlias = Mapping[str, tuple[str, ...]]
+Names: TypeAlias = dict[str, tuple[str, ...]]
 Shape: TypeAlias = tuple[int, ...]
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
