@@ -32,7 +32,7 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @contextlib.contextmanager
 def atomic_directory(output: Path, *, source: Path, force: bool, needed: int) -> Iterator[Path]:
-    """A directory that gets its name when the block has ended well, and is deleted otherwise.
+    """A directory that gets its name once the block has ended without an error; else it is deleted.
 
     Args:
         output: The name.
@@ -121,7 +121,7 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
 def check_dtypes(
     examples: dict[str, str], claimed: str | None, asked: str | None, source: Path
 ) -> None:
-    """Refuses types that are not those of weights, or not the one that config.json has.
+    """Refuses types that weights cannot have, and types other than config.json says.
 
     Args:
         examples: A tensor's name by every dtype found.
@@ -148,7 +148,7 @@ def check_dtypes(
 
 
 def refuse_unmapped_parameters(unexpected: tuple[str, ...], source: Path) -> None:
-    """Refuses to leave out parameters of layers: without them it would be another model.
+    """Refuses stored parameters of layers that the model has no place for.
 
     Args:
         unexpected: Names of stored tensors that config.json does not ask for.

@@ -30,7 +30,7 @@ def require_finite(
     *,
     phase: str,
 ) -> None:
-    """Refuses log-probabilities of drawn tokens that are NaN or infinite. Collective.
+    """Refuses log-probabilities of generated tokens that are NaN or infinite. Collective.
 
     Args:
         log_probs: [B, T] of this rank's responses.

@@ -102,11 +102,11 @@ def zero_gradients(chunks: Sequence[DistributedDataParallel], optimizer: Megatro
 
 
 def finish_parameter_gather(chunks: Sequence[DistributedDataParallel]) -> None:
-    """Makes parameters whole where `parallel.ddp.overlap_param_gather` is set. Collective.
+    """Gathers all parameters now where `parallel.ddp.overlap_param_gather` is set. Collective.
 
     megatron-core gathers them lazily, in hooks of the next forward pass, at the start and after
     each step. The output matrix, export and checkpoints are read outside those hooks; and a replica
-    without prompts makes no forward pass, so that the others' would wait for it for ever.
+    without prompts makes no forward pass, so that the other replicas would wait for it for ever.
     """
     for chunk in chunks:
         if chunk.ddp_config.overlap_param_gather:

@@ -32,7 +32,7 @@ def named_failures(what: str, kind: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Without warnings of megatron-core's calls of deprecated torch functions, which are not ours.
+    """Silences warnings about deprecated torch functions that megatron-core calls.
 
     For the main thread only: filters belong to the process.
     """

@@ -71,7 +71,7 @@ def write_model_files(
     tokenizer: str | None = None,
     dtype: str | None = None,
 ) -> None:
-    """Copies the files that a policy's model came with, for weights that are the policy's.
+    """Copies the files that a model came with, beside weights that the policy has trained.
 
     Args:
         hf_config: As `read_hf_config` reads it; it knows where the files are.
