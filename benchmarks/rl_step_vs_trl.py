@@ -110,15 +110,18 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     from megatron_resrl.algorithms import get_algorithm
     from megatron_resrl.config import schema
     from megatron_resrl.data.prompts import read_prompts
+    from megatron_resrl.diagnostics.records import readable
+    from megatron_resrl.diagnostics.standard import standard_observers
     from megatron_resrl.observe.phases import phase
     from megatron_resrl.observe.timers import PhaseTimers
     from megatron_resrl.platform.distributed import process_groups
+    from megatron_resrl.rollout.batch import RolloutBatch
     from megatron_resrl.rollout.collect import grade_responses
     from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
     from megatron_resrl.rollout.worker import open_worker
+    from megatron_resrl.token_weighting.uniform import Uniform
     from megatron_resrl.training.journal import Journal
-    from megatron_resrl.training.records import readable
-    from megatron_resrl.training.rl_step import rl_step
+    from megatron_resrl.training.rl_step import StepSettings, rl_step
 
     recipe = schema.Recipe(
         output_dir=str(directory / "run"),
@@ -135,6 +138,7 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     )
     algorithm = get_algorithm("grpo", eps=ADVANTAGE_EPS)
     timers = PhaseTimers()
+    observers = standard_observers(recipe.resrl, temperature=1.0, seed=recipe.seed, timers=timers)
     journal = {"headline": "reward/mean", "resume_step": None}
     with (
         process_groups(recipe.parallel, recipe.seed),
@@ -156,7 +160,16 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
                 samples = grade_responses(
                     batch, responses, worker.grader, worker.tokenizer, recipe.reward
                 )
-            metrics = rl_step(worker.policy, algorithm, None, samples, recipe, step, timers).metrics
+            metrics = rl_step(
+                worker.policy,
+                algorithm,
+                Uniform(),
+                RolloutBatch.from_samples(samples),
+                StepSettings.from_recipe(recipe),
+                step,
+                timers,
+                observers,
+            ).metrics
             worker.engine.update_weights(step)
             journal.finish_step(step, metrics, [readable(each) for each in samples[:2]])
             completions = [list(sample.response.token_ids) for sample in samples]

@@ -39,6 +39,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import describe
+from megatron_resrl.training.token_weights import TokenWeigher
 
 from megatron_resrl.algorithms import get_algorithm
 from megatron_resrl.config import schema
@@ -57,7 +58,6 @@ from megatron_resrl.subspace import (
 )
 from megatron_resrl.subspace.collectors import COLLECTORS
 from megatron_resrl.training.rl_step import rl_step
-from megatron_resrl.training.token_weights import TokenWeigher
 
 HIDDEN_SIZE = 576
 LAYOUTS: dict[str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from megatron_resrl.algorithms.correction import (
     log_ratios,
     weight_sums,
 )
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, entropy_bonus
+from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, LossSums, entropy_bonus
 from megatron_resrl.algorithms.policy_loss import PolicyLoss, ppo_clip
 from megatron_resrl.algorithms.registry import (
     algorithm_names,
@@ -27,6 +27,7 @@ __all__ = [
     "CorrectionMethod",
     "LossInputs",
     "LossOutputs",
+    "LossSums",
     "PolicyLoss",
     "WeightSums",
     "algorithm_names",

@@ -102,6 +102,18 @@ class LossOutputs:
         )
 
 
+@dataclass(frozen=True)
+class LossSums:
+    """Of one update, over this rank's micro-batches."""
+
+    tokens: float = 0.0
+    """Generated tokens of the loss."""
+    token_means: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> sum, to be divided by the tokens of all ranks and updates."""
+    update_means: Mapping[str, float] = field(default_factory=dict)
+    """Metric -> this rank's part, to be added over ranks and divided by the updates."""
+
+
 def mean_of(inputs: LossInputs, per_token: Tensor) -> Tensor:
     """[] this rank's part of the mini-batch's mean of a per-token loss, importance-weighted."""
     return (inputs.coefficients * per_token * inputs.importance_weights).sum()

@@ -60,7 +60,7 @@ METRICS = {
         "killed; they score 0",
         "responses",
     ),
-    "reward/groups_with_signal": Metric("groups whose advantages are not all 0", "share"),
+    "rollout/nonzero_advantage_groups": Metric("groups whose advantages are not all 0", "share"),
     "reward/mean_before_refill": Metric(
         "of the step's own prompts, before dynamic sampling replaced any", "reward"
     ),

@@ -97,14 +97,6 @@ class TokenBatch:
         )
 
 
-def drawn_mask(sequences: Sequence[TokenSequence], longest: int) -> Tensor:
-    """[B, longest] bool: response tokens that the policy generated."""
-    mask_BT = torch.zeros(len(sequences), longest, dtype=torch.bool)
-    loss_mask = TokenBatch.from_sequences(sequences).loss_mask
-    mask_BT[:, : loss_mask.shape[1]] = loss_mask
-    return mask_BT
-
-
 def padded(rows: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """[len(rows), longest row], padded with 0; [0, 0] without rows."""
     if not rows:

@@ -8,25 +8,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from megatron_resrl.algorithms import Algorithm
 from megatron_resrl.checkpoint import TrainerState
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
+from megatron_resrl.diagnostics.records import complete, readable
+from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.diagnostics.without_signal import WithoutSignal
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.phases import PHASES, phase
 from megatron_resrl.platform.distributed import run_on_every_rank
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.build import build_collector
 from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
+from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.token_weighting.protocol import TokenWeighting
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.questions import Questions, read_questions
-from megatron_resrl.training.records import complete, readable
-from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.session import Session, Stage, StageState, open_session
 from megatron_resrl.training.starting_point import StartingPoint
-from megatron_resrl.training.token_weights import TokenWeigher
-from megatron_resrl.training.without_signal import WithoutSignal
 
 
 def train(recipe: Recipe) -> None:
@@ -64,7 +68,11 @@ def _train(
     resumed = session.resume(start, policy)
     rollouts, rollout_log = _rollouts(recipe, session, questions, start, worker, resumed)
     algorithm = algorithm_of(recipe)
-    weigher = _weigher(recipe, worker) if algorithm.needs_hidden_states else None
+    weighting = _weighting(recipe, worker, algorithm)
+    settings = StepSettings.from_recipe(recipe)
+    observers = standard_observers(
+        recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
+    )
     without_signal = WithoutSignal(recipe.rollout.max_response_length)
 
     def state() -> StageState:
@@ -83,7 +91,10 @@ def _train(
         for step in run.steps():
             rollout = rollouts.next(step)
             samples = rollout.samples
-            outcome = rl_step(policy, algorithm, weigher, samples, recipe, step, timers)
+            batch = RolloutBatch.from_samples(samples)
+            outcome = rl_step(
+                policy, algorithm, weighting, batch, settings, step, timers, observers
+            )
             without_signal.count(step, samples, outcome.left_out)
             with phase(timers, "sync"):
                 synced = worker.engine.update_weights(step)
@@ -128,8 +139,15 @@ def _rollouts(
     return queue, log
 
 
-def _weigher(recipe: Recipe, worker: RolloutWorker) -> TokenWeigher:
+def _weighting(recipe: Recipe, worker: RolloutWorker, algorithm: Algorithm) -> TokenWeighting:
     markers = None
     if recipe.resrl.mask_think:
         markers = think_marker_ids(worker.tokenizer, recipe.resrl.think_markers)
-    return TokenWeigher(worker.policy, recipe, think_markers=markers)
+    return build_weighting(
+        algorithm,
+        worker.policy,
+        recipe.resrl,
+        recipe.rollout,
+        seed=recipe.seed,
+        think_markers=markers,
+    )

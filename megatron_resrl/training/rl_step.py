@@ -1,26 +1,53 @@
-"""One update of the policy on graded groups: advantages, weights, loss."""
+"""One step of ResRL (arXiv 2605.00380): graded groups -> weights of tokens -> updates."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
 from dataclasses import dataclass
 
-import torch
-
-from megatron_resrl.algorithms import Algorithm, token_coefficients
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.algorithms import Algorithm
+from megatron_resrl.config.schema import AlgorithmConfig, CorrectionConfig, Recipe
+from megatron_resrl.diagnostics.observer import StepObservers, StepState
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
-from megatron_resrl.policy.policy import Policy, UpdateResult
-from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.training import step_metrics
-from megatron_resrl.training.correcting import correct
-from megatron_resrl.training.diagnosis import InterferenceSample, displaced_likelihood
-from megatron_resrl.training.scoring import Scored, score_samples
-from megatron_resrl.training.sharing import own_share, split_into_mini_batches
-from megatron_resrl.training.token_weights import TokenWeigher
-from megatron_resrl.training.updating import LossSums, Targets, update_policy
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
+from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
+from megatron_resrl.training.importance import importance_weights
+from megatron_resrl.training.scoring import FinalStates, PassSettings, Scores, score_batch
+from megatron_resrl.training.sharing import (
+    loss_coefficients,
+    shard_groups,
+    split_into_mini_batches,
+)
+from megatron_resrl.training.updating import Targets, update_policy
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What a step depends on, besides policy, algorithm, weighting and batch."""
+
+    algorithm: AlgorithmConfig
+    """Updates of a step, aggregation, clipping and micro-batches."""
+    refresh_weights: bool
+    """Weigh tokens anew with the current policy before each update but the first."""
+    correction: CorrectionConfig
+    """Importance weights, and the gates on the mismatch of engine and trainer."""
+    passes: PassSettings
+    """Micro-batches and temperature of scoring passes and updates."""
+
+    @classmethod
+    def from_recipe(cls, recipe: Recipe) -> StepSettings:
+        """The settings of a recipe that a step reads."""
+        return cls(
+            recipe.algorithm,
+            recipe.resrl.refresh == "minibatch",
+            recipe.correction,
+            PassSettings(
+                recipe.algorithm.micro_batch_size, recipe.rollout.temperature, recipe.model.path
+            ),
+        )
 
 
 @dataclass(frozen=True)
@@ -31,152 +58,110 @@ class StepOutcome:
     finite: bool
     """False: at least one update was skipped because a gradient was not finite."""
     left_out: list[list[int]]
-    """Indices of the samples of each update that was left out: no response had a loss."""
+    """Rows of the batch of each update that was left out: no response had a loss."""
 
 
 def rl_step(
     policy: Policy,
     algorithm: Algorithm,
-    weigher: TokenWeigher | None,
-    samples: Sequence[Sample],
-    recipe: Recipe,
+    weighting: TokenWeighting,
+    batch: RolloutBatch,
+    settings: StepSettings,
     step: int,
     timers: PhaseTimers,
+    observers: StepObservers,
 ) -> StepOutcome:
     """Takes the optimizer steps of one batch of graded groups. Collective.
 
     Args:
         policy: Updated in place.
-        algorithm: Turns rewards and token weights into advantages.
-        weigher: Weighs tokens by their hidden states; None: all weigh 1.
-        samples: All groups of the step, whole, the same on all ranks.
-        recipe: Settings.
+        algorithm: Turns rewards into advantages, and tokens into a loss.
+        weighting: Weighs the tokens of incorrect responses.
+        batch: All groups of the step, whole, the same on all ranks.
+        settings: See there.
         step: Number of the step, a key of random choices.
         timers: Phases are timed here.
+        observers: See the step's parts, and give its metrics.
 
     Raises:
         MismatchTooLarge: On all ranks, before the first update, see `correction.stop_kl`.
     """
-    rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
-    scores = torch.tensor([sample.score for sample in samples], dtype=torch.float64)
-    group = torch.tensor([sample.group for sample in samples])
-    masked = torch.tensor([sample.masked for sample in samples])
-    # A masked reward stays in its group's mean: only what its own response would teach is left out.
-    advantages = algorithm.sample_advantages(rewards, scores, group)
-    positive = algorithm.positive(scores, advantages) & ~masked
-    advantages = advantages.masked_fill(masked, 0.0)
-    has_loss = algorithm.has_loss(advantages, positive) & ~masked
+    # A_i = (r_i - mean) / std of each group, which responses are positive, and c_i of each
+    # mini-batch; then every data-parallel replica takes its whole groups.
+    mini_batches = split_into_mini_batches(batch.group_ids, settings.algorithm.updates_per_step)
+    graded = _with_loss(algorithm, batch, mini_batches, settings.algorithm.aggregation)
+    share, parts = shard_groups(graded, mini_batches)
+    local = graded.select(share)
 
-    loss_shares = _loss_shares(samples, advantages, recipe)
-    mini_batches = split_into_mini_batches(samples, recipe.algorithm.updates_per_step)
-    shares = [own_share(samples, each) for each in mini_batches]
-    mine = [index for share in shares for index in share]
-    everyones = [index for mini_batch in mini_batches for index in mini_batch]
-    diagnose = recipe.resrl.diagnose_every > 0 and step % recipe.resrl.diagnose_every == 0
-    drawn = None
-    if diagnose:
-        drawn = InterferenceSample(policy, samples, mine, positive, recipe, step)
-
-    def score(wanted: list[int], own: list[int], *, draw: bool) -> Scored:
-        weighing = weigher and weigher.begin(samples, wanted, own, positive, step, loss_shares)
-        collect = drawn.collect if drawn and draw else None
-        return score_samples(
-            policy, samples, own, recipe, timers, weighing=weighing, on_final_states=collect
-        )
-
+    score_again = functools.partial(score_batch, policy, settings=settings.passes, timers=timers)
+    state = StepState(step, policy, weighting, graded, local, score_again)
     with phase(timers, "scoring"):
-        scored = score(everyones, mine, draw=True)
-        own_samples = [samples[index] for index in mine]
-        corrected = correct(own_samples, scored.log_probs, recipe.correction, step)
-    diagnosed: dict[str, float] = {}
-    if drawn:
-        with phase(timers, "diagnosis"):
-            diagnosed = drawn.metrics(mine, scored.token_weights)
+        watch = observers.before_scoring(state)
+        scores, weights = _score(policy, weighting, local, settings.passes, step, timers, watch)
+        importance = importance_weights(local, scores.log_probs, settings.correction, step)
+    state.scores, state.token_weights = scores, weights
+    observers.after_scoring(state)
 
-    left_out: list[list[int]] = []
-    updates: list[UpdateResult] = []
-    sums: list[LossSums] = []
-    row = {index: place for place, index in enumerate(mine)}
-    parts = zip(mini_batches, shares, strict=True)
-    for number, (mini_batch, share) in enumerate(parts, start=1):
-        if not has_loss[mini_batch].any():
-            left_out.append(mini_batch)
+    for number, mini_batch in enumerate(parts, start=1):
+        if not graded.has_loss[mini_batch.indices].any():
+            state.left_out.append(mini_batch.indices)
             policy.leave_out_update()
             continue
-        token_weights = scored.token_weights[[row[index] for index in share]]
-        if weigher and updates and recipe.resrl.refresh == "minibatch":
+        if settings.refresh_weights and state.updates:
             with phase(timers, "scoring"):
-                again = score(mini_batch, share, draw=False)
-            token_weights = again.token_weights
-            scored = scored.weighed_again(again)
-        # A response without a loss has no gradient: it counts in the denominators only.
-        places = [place for place, index in enumerate(share) if has_loss[index]]
-        taught = [share[place] for place in places]
-        taught_rows = [row[index] for index in taught]
-        targets = Targets(
-            advantages=advantages[taught],
-            positive=positive[taught],
-            coefficients=_coefficients(samples, mini_batch, taught, recipe),
-            old_log_probs=scored.log_probs[taught_rows],
-            token_weights=token_weights[places],
-            rollout_log_probs=corrected.rollout_log_probs[taught_rows],
-            importance_weights=corrected.importance_weights[taught_rows],
-            extra={"old_entropy": scored.entropy[taught_rows]},
-        )
+                own = local.select(mini_batch.rows)
+                _, later = _score(policy, weighting, own, settings.passes, step, timers)
+            weights = state.token_weights = weights.replaced(mini_batch.rows, later)
+        # Pass 2: the algorithm's loss on A_it = w_it A_i (positives: lambda A_i). A response
+        # without a loss has no gradient: it counts in the denominators only.
+        targets = Targets.of(local, scores, weights.weights, importance.weights)
+        rows = [row for row in mini_batch.rows if local.has_loss[row]]
         with phase(timers, "update"):
-            progress(number, len(mini_batches))
-            update, token_sums = update_policy(
-                policy,
-                algorithm,
-                [samples[index] for index in taught],
-                targets,
-                micro_batch_size=recipe.algorithm.micro_batch_size,
-                temperature=recipe.rollout.temperature,
-            )
-        updates.append(update)
-        sums.append(token_sums)
-
-    metrics = step_metrics.of_samples(samples, advantages) | corrected.metrics
-    replicas = step_metrics.gather_reports(own_samples, scored, sums)
-    metrics |= step_metrics.of_replicas(replicas, spectrum=diagnose)
-    metrics |= step_metrics.of_updates(updates, len(left_out))
-    if diagnose:
-        with phase(timers, "diagnosis"):
-            diagnosed |= displaced_likelihood(
-                policy, samples, mine, positive, scored, recipe, timers
-            )
-    metrics |= diagnosed
-    return StepOutcome(metrics, all(update.applied for update in updates), left_out)
+            progress(number, len(parts))
+            update, sums = update_policy(policy, algorithm, local, rows, targets, settings.passes)
+        state.updates.append(update)
+        state.sums.append(sums)
+    metrics = importance.metrics | observers.after_updates(state)
+    return StepOutcome(metrics, all(update.applied for update in state.updates), state.left_out)
 
 
-def _loss_shares(
-    samples: Sequence[Sample], advantages: torch.Tensor, recipe: Recipe
-) -> torch.Tensor:
-    """[samples] |A_i| c_i, what a token of each response counts, up to a factor of the step."""
-    counted = [index for index, sample in enumerate(samples) if not sample.masked]
-    shares = torch.zeros_like(advantages)
-    if counted:
-        coefficients = _coefficients(samples, counted, counted, recipe)
-        shares[counted] = advantages[counted].abs() * coefficients
-    return shares
+def _score(
+    policy: Policy,
+    weighting: TokenWeighting,
+    batch: TrainingBatch,
+    settings: PassSettings,
+    step: int,
+    timers: PhaseTimers,
+    watch: FinalStates | None = None,
+) -> tuple[Scores, TokenWeights]:
+    """Pass 1, without gradient: log pi_old(o_it), and the weights w_it from hidden states h_it.
 
-
-def _coefficients(
-    samples: Sequence[Sample], mini_batch: Sequence[int], taught: Sequence[int], recipe: Recipe
-) -> torch.Tensor:
-    """[B] what a token of each own response counts, with the mini-batch's global denominators.
-
-    Masked responses are in no denominator, as in verl's `agg_loss`: the loss is a mean over what it
-    is made of.
+    ResRL's weighting, group by group: x_it = LayerNorm(h_it); mu and V from the tokens of correct
+    responses (SVD); e_it = ||(I - V V^T)(x_it - mu)||^2 / d of the incorrect ones; w_it =
+    xi + (1 - xi) clamp((e_it - q_lo) / (q_hi - q_lo), 0, 1).
     """
-    lengths = {
-        index: samples[index].response.num_generated_tokens
-        for index in mini_batch
-        if not samples[index].masked
-    }
-    return token_coefficients(
-        torch.tensor([lengths[index] for index in taught], dtype=torch.int64),
-        aggregation=recipe.algorithm.aggregation,
-        global_tokens=sum(lengths.values()),
-        global_responses=len(lengths),
+    observed = weighting.begin(batch, step)
+    scores = score_batch(policy, batch, settings, timers, weighting=observed, on_final_states=watch)
+    return scores, observed.finish()
+
+
+def _with_loss(
+    algorithm: Algorithm,
+    batch: RolloutBatch,
+    mini_batches: list[list[int]],
+    aggregation: str,
+) -> TrainingBatch:
+    """The batch with what the loss makes of each response.
+
+    An excluded response's reward stays in its group's statistics: only its own loss is left out.
+    """
+    advantages = algorithm.sample_advantages(batch.rewards, batch.scores, batch.group_ids)
+    positive = algorithm.positive(batch.scores, advantages) & ~batch.excluded
+    advantages = advantages.masked_fill(batch.excluded, 0.0)
+    return TrainingBatch(
+        **vars(batch),
+        advantages=advantages,
+        positive=positive,
+        has_loss=algorithm.has_loss(advantages, positive) & ~batch.excluded,
+        coefficients=loss_coefficients(batch, mini_batches, aggregation),
     )

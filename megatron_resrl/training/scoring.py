@@ -1,141 +1,123 @@
-"""Pass 1 of a step: what the policy thought of every token, and what each token weighs."""
+"""Pass 1 of a step: log-probabilities of every generated token, and its weight.
+
+Shapes: B responses of this replica, T tokens of the step's longest response.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
-from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import RunError
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
-from megatron_resrl.policy.batches import MicroBatch, TokenBatch, drawn_mask
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.policy import Policy, TappedStates
-from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.subspace import GroupReport
-from megatron_resrl.training.token_weights import WeighingPass, response_name
+from megatron_resrl.rollout.batch import RolloutBatch
+from megatron_resrl.token_weighting.protocol import WeightingPass
 
 
 class StatesNotFinite(RunError):
     """Hidden states have no direction; raised on the ranks that share a group."""
 
 
-FinalStates = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], None]
-"""(hidden [n, H], sample [n], position [n]): the states that the output layer multiplies, and which
-token of which sample each predicts, as an index into the step's samples; the indices on the CPU."""
+FinalStates = Callable[[Tensor, MicroBatch], None]
+"""(hidden [n, H], micro-batch): the states that the output layer multiplies, one per generated
+token of the micro-batch on this rank."""
 
 
 @dataclass(frozen=True)
-class Scored:
-    """Per-token results for this replica's B samples.
+class PassSettings:
+    """What a pass over micro-batches depends on, besides policy and batch."""
 
-    Matrices are [B, T] fp32, T the step's longest response; entries past a response's end, and of
-    tokens that the policy did not draw, are unused.
-    """
+    micro_batch_size: int
+    """Responses of a micro-batch."""
+    temperature: float
+    """Divides the logits, as when the responses were sampled."""
+    model_path: str
+    """`model.path`, for messages."""
 
-    log_probs: torch.Tensor
+
+@dataclass(frozen=True)
+class Scores:
+    """[B, T] fp32 each; entries outside of the loss mask are unused."""
+
+    log_probs: Tensor
     """At the sampling temperature; meaningful on the last stage."""
-    entropy: torch.Tensor
+    entropy: Tensor
     """Nats; meaningful on the last stage."""
-    token_weights: torch.Tensor
-    """1 where nothing applies."""
-    reports: dict[int, GroupReport] = field(default_factory=dict)
-    """By number of the group, if weights were asked for."""
-    metrics: dict[str, float] = field(default_factory=dict)
-    """Of the weighing."""
-
-    def weighed_again(self, later: Scored) -> Scored:
-        """These scores, with what is reported of a later weighing of some of the groups."""
-        metrics = dict(self.metrics)
-        for name, value in later.metrics.items():
-            # Bytes are sent each time; other numbers are the largest.
-            sent = name == "resrl/sent_bytes"
-            metrics[name] = metrics[name] + value if sent else max(metrics[name], value)
-        return replace(self, reports=self.reports | later.reports, metrics=metrics)
 
 
-def score_samples(
+def score_batch(
     policy: Policy,
-    samples: Sequence[Sample],
-    mine: Sequence[int],
-    recipe: Recipe,
+    batch: RolloutBatch,
+    settings: PassSettings,
     timers: PhaseTimers,
     *,
-    weighing: WeighingPass | None = None,
+    weighting: WeightingPass | None = None,
     on_final_states: FinalStates | None = None,
-) -> Scored:
-    """Runs the forward-only pass over this replica's samples, streaming groups into weights.
+) -> Scores:
+    """Runs the forward-only pass over this replica's responses. Collective.
 
     Args:
         policy: Weights are read only.
-        samples: Of the step.
-        mine: Indices of this replica's samples.
-        recipe: Micro-batch size, temperature and tapped layer.
-        timers: The subspace's time is taken out of the pass's.
-        weighing: Weighs the tokens of these samples; None: all weigh 1.
+        batch: Of this replica, on the CPU.
+        settings: See there.
+        timers: The weighting's time is taken out of the pass's, as phase "subspace".
+        weighting: Observes the hidden states that it reads, and says in which order responses pass;
+            None: nothing is weighted.
         on_final_states: Called on the last stage for each micro-batch, under context parallelism
             with each rank's own tokens.
 
     Raises:
         LogitsNotFinite: On all ranks, if a log-probability is not a number.
-        StatesNotFinite: A tapped state is not.
+        StatesNotFinite: An observed state is not.
     """
-    order = list(mine) if weighing is None else weighing.order
-    sample_of = torch.tensor(order, dtype=torch.int64)
 
-    def on_hidden_states(states: TappedStates, batch: MicroBatch) -> None:
+    def observe(states: TappedStates, micro_batch: MicroBatch) -> None:
         with phase(timers, "subspace"):
-            weighing.on_hidden_states(states, batch)
+            weighting.observe(states, micro_batch)
 
-    def final_states(hidden: torch.Tensor, batch: MicroBatch) -> None:
-        on_final_states(hidden, sample_of[batch.host.sequence_index], batch.host.response_position)
-
-    micro_batches = policy.micro_batches(
-        TokenBatch.from_sequences([samples[index].tokens for index in order]),
-        recipe.algorithm.micro_batch_size,
-    )
+    reads_states = weighting is not None and weighting.layer is not None
+    order = None if weighting is None else weighting.order
+    micro_batches = policy.micro_batches(batch, settings.micro_batch_size, order)
     try:
-        scores = policy.score(
+        found = policy.score(
             micro_batches,
-            temperature=recipe.rollout.temperature,
-            on_hidden_states=on_hidden_states if weighing else None,
-            layer=recipe.resrl.layer,
-            on_final_states=final_states if on_final_states else None,
+            temperature=settings.temperature,
+            on_hidden_states=observe if reads_states else None,
+            layer=weighting.layer if reads_states else -2,
+            on_final_states=on_final_states,
         )
     except FloatingPointError as error:
         raise StatesNotFinite(
             f"scoring: {error}, so that the model's logits are not finite; model.path = "
-            f"{recipe.model.path!r} has to be a model without damage, or its weights grew too "
+            f"{settings.model_path!r} has to be a model without damage, or its weights grew too "
             "large in training: lower optimizer.lr or go back to an older checkpoint"
         ) from error
-    longest = max(len(sample.response.token_ids) for sample in samples)
-    log_probs, entropy = torch.zeros(2, len(mine), longest, device=device())
-    row_of = {index: row for row, index in enumerate(mine)}
-    rows = torch.tensor([row_of[index] for index in order], dtype=torch.int64, device=device())
-    for batch, score in zip(micro_batches, scores, strict=False):
-        place = rows[batch.sequence_index], batch.response_position
-        log_probs[place] = score.log_probs
-        entropy[place] = score.entropy
-    pieces = policy.context_parallel_group
-    if dist.get_world_size(pieces) > 1:
+    # [n] of each micro-batch -> [B, T].
+    log_probs, entropy = torch.zeros(2, *batch.loss_mask.shape, device=device())
+    for micro_batch, scores in zip(micro_batches, found, strict=False):
+        token = micro_batch.sequence_index, micro_batch.response_position
+        log_probs[token] = scores.log_probs
+        entropy[token] = scores.entropy
+    group = policy.context_parallel_group
+    if dist.get_world_size(group) > 1:
         # Each context-parallel rank has the tokens of its pieces; the rest are zeros.
-        dist.all_reduce(log_probs, group=pieces)
-        dist.all_reduce(entropy, group=pieces)
-    drawn = drawn_mask([samples[index].tokens for index in mine], longest).to(device())
+        dist.all_reduce(log_probs, group=group)
+        dist.all_reduce(entropy, group=group)
     require_finite(
         log_probs,
-        drawn,
-        lambda row: response_name(samples, mine[row]),
+        batch.loss_mask.to(device()),
+        batch.name,
         policy,
-        recipe.model.path,
+        settings.model_path,
         phase="scoring",
     )
-    if weighing is None:
-        return Scored(log_probs, entropy, torch.ones_like(log_probs))
-    weighed = weighing.finish()
-    return Scored(log_probs, entropy, weighed.weights, weighed.reports, weighed.metrics)
+    return Scores(log_probs, entropy)

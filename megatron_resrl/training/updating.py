@@ -8,16 +8,17 @@ from dataclasses import dataclass, field
 
 import torch
 
-from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, entropy_bonus
+from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, LossSums, entropy_bonus
 from megatron_resrl.platform.distributed import device, sum_over_ranks
-from megatron_resrl.policy.batches import MicroBatch, TokenBatch
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import Policy, UpdateResult
-from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.rollout.batch import TrainingBatch
+from megatron_resrl.training.scoring import PassSettings, Scores
 
 
 @dataclass(frozen=True)
 class Targets:
-    """What the loss of this replica's B sequences is made of; constants."""
+    """What the loss of this replica's B responses is made of; constants."""
 
     advantages: torch.Tensor
     """[B] float64, one per response."""
@@ -36,6 +37,26 @@ class Targets:
     extra: Mapping[str, torch.Tensor] = field(default_factory=dict)
     """[B, T] fp32 each: further streams, by the names that algorithms know them by."""
 
+    @classmethod
+    def of(
+        cls,
+        batch: TrainingBatch,
+        scores: Scores,
+        token_weights: torch.Tensor,
+        importance_weights: torch.Tensor,
+    ) -> Targets:
+        """The targets of a replica's batch, from what the scoring pass gave."""
+        return cls(
+            advantages=batch.advantages,
+            positive=batch.positive,
+            coefficients=batch.coefficients,
+            old_log_probs=scores.log_probs,
+            rollout_log_probs=batch.rollout_log_probs.float(),
+            token_weights=token_weights,
+            importance_weights=importance_weights,
+            extra={"old_entropy": scores.entropy},
+        )
+
     def to(self, place: torch.device) -> Targets:
         """The same on another device."""
         moved = {
@@ -47,49 +68,33 @@ class Targets:
         return Targets(**moved)
 
 
-@dataclass(frozen=True)
-class LossSums:
-    """Of one update, over this rank's micro-batches."""
-
-    tokens: float = 0.0
-    """Generated tokens of the loss."""
-    token_means: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> sum, to be divided by the tokens of all ranks and updates."""
-    update_means: Mapping[str, float] = field(default_factory=dict)
-    """Metric -> this rank's part, to be added over ranks and divided by the updates."""
-
-
 def update_policy(
     policy: Policy,
     algorithm: Algorithm,
-    samples: Sequence[Sample],
+    batch: TrainingBatch,
+    rows: Sequence[int],
     targets: Targets,
-    *,
-    micro_batch_size: int,
-    temperature: float,
+    settings: PassSettings,
 ) -> tuple[UpdateResult, LossSums]:
     """One optimizer step. Collective.
 
     Args:
         policy: Updated in place.
         algorithm: Its loss.
-        samples: The B responses of this replica that have a loss; none is fine, as long as another
-            replica has one.
-        targets: What their loss is made of.
-        micro_batch_size: Responses of a micro-batch.
-        temperature: Divides the logits, as when the responses were sampled.
+        batch: This replica's B responses.
+        rows: Those that have a loss; none is fine, as long as another replica has one.
+        targets: What the loss of the batch is made of.
+        settings: Micro-batches and temperature.
 
     Returns:
         The outcome, and this rank's sums for the metrics (empty but on the last stage).
     """
     placed = targets.to(device())
-    micro_batches = policy.micro_batches(
-        TokenBatch.from_sequences([sample.tokens for sample in samples]), micro_batch_size
-    )
+    micro_batches = policy.micro_batches(batch, settings.micro_batch_size, rows)
     result = policy.update(
         micro_batches,
         functools.partial(_loss, algorithm, placed, policy),
-        temperature=temperature,
+        temperature=settings.temperature,
         entropy_gradient=algorithm.needs_entropy_gradient,
     )
     return result, _sums(result.collected)

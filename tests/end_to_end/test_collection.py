@@ -79,7 +79,7 @@ def test_collection_refills_groups_without_signal_to_full_size(recorded):
         inside = [number for number in columns["group"] if number is not None]
         assert sorted(inside) == sorted([*range(GROUPS)] * 2)
         silent = line["rollout/groups_without_signal"]
-        assert line["reward/groups_with_signal"] == 1 - silent / GROUPS
+        assert line["rollout/nonzero_advantage_groups"] == 1 - silent / GROUPS
         if silent:
             assert line["rollout/refill_rounds"] == 2
 

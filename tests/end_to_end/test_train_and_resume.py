@@ -107,7 +107,7 @@ def test_a_step_whose_groups_all_agree_is_reported_and_changes_nothing(tmp_path)
     assert "nothing to learn" in done.stderr
     metrics = read_metrics(tmp_path / "run")[-1]
     assert metrics["update/without_signal"] == 1
-    assert metrics["reward/groups_with_signal"] == 0
+    assert metrics["rollout/nonzero_advantage_groups"] == 0
     before = load_file(tmp_path / "model" / "model.safetensors")
     after = load_file(tmp_path / "run" / "hf" / "model.safetensors")
     assert all((tensor == after[name]).all() for name, tensor in before.items())

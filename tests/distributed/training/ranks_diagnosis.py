@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from one_step import take_step
 from tiny_rollouts import rollouts
 
 from megatron_resrl.config.schema import (
@@ -23,12 +24,8 @@ from megatron_resrl.config.schema import (
     Recipe,
     ResrlConfig,
 )
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.worker import build_policy
-from megatron_resrl.training.algorithm import algorithm_of
-from megatron_resrl.training.rl_step import rl_step
-from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import save_hf_model
 
 LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
@@ -67,8 +64,7 @@ def measure(models: Path, layout: str, parallel: dict[str, Any], refresh: str) -
     platform.initialize(settings.parallel, seed=0)
     policy = build_policy(settings)
     samples, _ = rollouts()
-    weigher = TokenWeigher(policy, settings)
-    outcome = rl_step(policy, algorithm_of(settings), weigher, samples, settings, 1, PhaseTimers())
+    outcome = take_step(policy, settings, samples)
     if (layout, refresh) == ("one", "rollout"):
         save_hf_model(policy.modules, policy.hf_config, models / "after")
     return outcome.metrics

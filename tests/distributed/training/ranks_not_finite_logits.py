@@ -10,19 +10,17 @@ import sys
 
 import torch
 import torch.distributed as dist
+from one_step import score, training_batch, weigh, weighting_of
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.errors import RunError
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.finite import require_finite_responses
 from megatron_resrl.rollout.worker import build_policy
-from megatron_resrl.training.scoring import score_samples
-from megatron_resrl.training.token_weights import TokenWeigher
 
 LAYOUTS = {"PP2": {"pipeline_model_parallel_size": 2}, "DP2": {}}
 PROMPTS = [
@@ -74,19 +72,16 @@ def main(model: str, layout: str) -> None:
         mine = [index for index in range(len(samples)) if index // 2 == rank]
     else:
         mine = list(range(len(samples)))
-    timers = PhaseTimers()
-    found = said(lambda: score_samples(policy, samples, mine, recipe, timers))
+    positive = torch.tensor([bool(sample.score) for sample in samples])
+    batch = training_batch(samples, positive).select(mine)
+    found = said(lambda: score(policy, recipe, batch))
     print(f"RANK {rank} scoring: {found}", flush=True)
     if layout == "DP2" and rank == 1:
         settings = dataclasses.replace(
             recipe, resrl=dataclasses.replace(recipe.resrl, subspace_method="rows")
         )
-        positive = torch.tensor([bool(sample.score) for sample in samples])
-        weigher = TokenWeigher(policy, settings)
-        weighing = weigher.begin(samples, mine, mine, positive, step=1)
-        found = said(
-            lambda: score_samples(policy, samples, mine, settings, timers, weighing=weighing)
-        )
+        weighting = weighting_of(policy, settings)
+        found = said(lambda: weigh(policy, settings, batch, weighting))
         print(f"RANK {rank} weighing: {found}", flush=True)
 
 

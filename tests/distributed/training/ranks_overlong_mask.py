@@ -14,16 +14,14 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from one_step import training_batch, weigh, weighting_of
 from ranks_response_mask import measure, recipe
 from tiny_rollouts import rollouts
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.worker import build_policy
-from megatron_resrl.training.scoring import score_samples
-from megatron_resrl.training.token_weights import TokenWeigher
 
 MASKED = (0, 7, 13)
 """A right response, and a wrong one of two groups."""
@@ -35,16 +33,14 @@ def masked_rollouts() -> list[Sample]:
     return [replace(each, masked=place in MASKED) for place, each in enumerate(samples)]
 
 
-def weigh(settings: Recipe) -> torch.Tensor:
+def weights_of(settings: Recipe) -> torch.Tensor:
     """Token weights [samples, T]."""
     platform.initialize(settings.parallel, seed=0)
     policy = build_policy(settings, trainable=False)
     samples = masked_rollouts()
     positive = torch.tensor([bool(each.score) and not each.masked for each in samples])
-    everyone = list(range(len(samples)))
-    weighing = TokenWeigher(policy, settings).begin(samples, everyone, everyone, positive, step=1)
-    scored = score_samples(policy, samples, everyone, settings, PhaseTimers(), weighing=weighing)
-    return scored.token_weights
+    batch = training_batch(samples, positive)
+    return weigh(policy, settings, batch, weighting_of(policy, settings)).weights
 
 
 def main() -> None:
@@ -59,7 +55,9 @@ def main() -> None:
                 if (layout, algorithm) == ("one", "grpo"):
                     torch.save(weights, output / "weights.pt")
         if layout == "one":
-            torch.save(weigh(recipe(models / "qwen3", "one", {}, "resrl")), output / "weighed.pt")
+            torch.save(
+                weights_of(recipe(models / "qwen3", "one", {}, "resrl")), output / "weighed.pt"
+            )
     platform.shutdown()
 
 

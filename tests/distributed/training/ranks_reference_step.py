@@ -13,20 +13,17 @@ from typing import Any
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
+from one_step import take_step
 from reference_cases import CASES, COMBINATIONS, LAYOUTS, THINK_MARKERS, recipe, rollouts
 from reference_step import Rollout
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt, PromptRecord
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.worker import build_policy
-from megatron_resrl.training.algorithm import algorithm_of
-from megatron_resrl.training.rl_step import rl_step
-from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import export_weights
 
 
@@ -65,15 +62,11 @@ def run(models: Path, layout: str, name: str) -> dict[str, Any]:
     case = (CASES | COMBINATIONS)[name]
     settings = recipe(case.settings | LAYOUTS[layout], models / case.family)
     policy = build_policy(settings)
-    algorithm = algorithm_of(settings)
-    weigher = None
-    if algorithm.needs_hidden_states:
-        markers = THINK_MARKERS if settings.resrl.mask_think else None
-        weigher = TokenWeigher(policy, settings, think_markers=markers)
+    markers = THINK_MARKERS if settings.resrl.mask_think else None
     metrics = []
     for step in range(1, settings.steps + 1):
         samples = graded(rollouts(step, case), settings)
-        done = rl_step(policy, algorithm, weigher, samples, settings, step, PhaseTimers())
+        done = take_step(policy, settings, samples, step, think_markers=markers)
         metrics.append(done.metrics)
     return {"weights": dict(export_weights(policy.modules, policy.hf_config)), "metrics": metrics}
 

@@ -1,4 +1,4 @@
-"""One step on rollouts with tokens that the policy did not draw, in every layout of this size.
+"""One step on rollouts with tokens that the policy did not generate, in every layout of this size.
 
 Also with a correction of another distribution that they were drawn from.
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from one_step import take_step, training_batch, weigh, weighting_of
 from tiny_rollouts import CAP, rollouts, with_engine_log_probs
 
 from megatron_resrl.algorithms import CorrectionMethod
@@ -30,14 +31,9 @@ from megatron_resrl.config.schema import (
     Recipe,
     ResrlConfig,
 )
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.worker import build_policy
-from megatron_resrl.training.algorithm import algorithm_of
-from megatron_resrl.training.rl_step import rl_step
-from megatron_resrl.training.scoring import score_samples
-from megatron_resrl.training.token_weights import TokenWeigher
 from megatron_resrl.weights.hugging_face import export_weights
 
 SP2 = {"tensor_model_parallel_size": 2, "sequence_parallel": True}
@@ -112,24 +108,19 @@ def measure(
     """Metrics of a step, and the weights after it."""
     platform.initialize(settings.parallel, seed=0)
     policy = build_policy(settings)
-    algorithm = algorithm_of(settings)
-    weigher = TokenWeigher(policy, settings) if algorithm.needs_hidden_states else None
-    outcome = rl_step(policy, algorithm, weigher, samples, settings, 1, PhaseTimers())
+    outcome = take_step(policy, settings, samples)
     return outcome.metrics, dict(export_weights(policy.modules, policy.hf_config))
 
 
-def weigh(settings: Recipe) -> tuple[torch.Tensor, list[tuple[int, int]]]:
+def weights_of(settings: Recipe) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """Token weights [samples, T], and positive and negative tokens of each group."""
     platform.initialize(settings.parallel, seed=0)
     policy = build_policy(settings, trainable=False)
     samples, positive = rollouts(masked=True)
-    everyone = list(range(len(samples)))
-    weighing = TokenWeigher(policy, settings).begin(samples, everyone, everyone, positive, step=1)
-    scored = score_samples(policy, samples, everyone, settings, PhaseTimers(), weighing=weighing)
-    counts = [
-        (report.positive_tokens, report.negative_tokens) for report in scored.reports.values()
-    ]
-    return scored.token_weights, counts
+    batch = training_batch(samples, positive)
+    found = weigh(policy, settings, batch, weighting_of(policy, settings))
+    counts = [(report.positive_tokens, report.negative_tokens) for report in found.reports.values()]
+    return found.weights, counts
 
 
 def main() -> None:
@@ -151,7 +142,7 @@ def main() -> None:
                         torch.save(weights, output / f"{algorithm} {kind}.pt")
     if ranks == 1:
         settings = recipe(models / "qwen3", "one", {}, "resrl")
-        torch.save(weigh(settings), output / "weighed.pt")
+        torch.save(weights_of(settings), output / "weighed.pt")
     platform.shutdown()
 
 

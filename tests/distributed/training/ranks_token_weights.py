@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from one_step import training_batch, weigh, weighting_of
 from tiny_rollouts import LONGEST, THINK_MARKERS, rollouts
 
 from megatron_resrl.config.schema import (
@@ -26,13 +27,10 @@ from megatron_resrl.config.schema import (
     Recipe,
     ResrlConfig,
 )
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
-from megatron_resrl.training.scoring import score_samples
-from megatron_resrl.training.sharing import own_share
-from megatron_resrl.training.token_weights import TokenWeigher
+from megatron_resrl.training.sharing import shard_groups
 
 TP2 = {"tensor_model_parallel_size": 2}
 SP2 = TP2 | {"sequence_parallel": True}
@@ -137,15 +135,14 @@ def recipe(layout: Layout, models: Path, method: str, micro_batch_size: int) -> 
 def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str]]:
     """[samples, T] weights of all replicas put together, and all groups' reports."""
     samples, positive = rollouts()
-    everyone = list(range(len(samples)))
-    mine = own_share(samples, everyone)
-    weigher = TokenWeigher(policy, settings, think_markers=THINK_MARKERS)
-    weighing = weigher.begin(samples, everyone, mine, positive, step=1)
-    scored = score_samples(policy, samples, mine, settings, PhaseTimers(), weighing=weighing)
+    batch = training_batch(samples, positive)
+    share, _ = shard_groups(batch, [list(range(len(samples)))])
+    weighting = weighting_of(policy, settings, THINK_MARKERS)
+    weighed = weigh(policy, settings, batch.select(share), weighting)
     whole = torch.full((len(samples), LONGEST), float("nan"))
-    for found in platform.gather_objects((mine, scored.token_weights)):
-        whole[found[0]] = found[1]
-    reports = [str(report) for report in scored.reports.values()]
+    for rows, weights in platform.gather_objects((share, weighed.weights)):
+        whole[rows] = weights
+    reports = [str(report) for report in weighed.reports.values()]
     return whole, [text for texts in platform.gather_objects(reports) for text in texts]
 
 

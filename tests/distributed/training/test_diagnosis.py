@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
 import pytest
 import torch
+from one_step import training_batch
 from ranks import run_ranks
 from tiny_rollouts import rollouts
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from megatron_resrl.config.schema import Recipe, ResrlConfig
-from megatron_resrl.training.diagnosis import draw_tokens
+from megatron_resrl.diagnostics.interference import sample_tokens
 
 COMPARED = (
     "lld/log_likelihood_change",
@@ -112,9 +111,9 @@ def test_interference_is_the_product_of_the_heads_gradients(measured, models):
         loss = -logits.log_softmax(-1)[response[position]]
         return torch.autograd.grad(loss, model.lm_head.weight)[0].flatten()
 
-    recipe = dataclasses.replace(Recipe(seed=5), resrl=ResrlConfig(interference_tokens=7))
+    batch = training_batch(samples, positive)
     means = []
-    for positives, negatives in draw_tokens(samples, range(len(samples)), positive, recipe, step=1):
+    for positives, negatives in sample_tokens(batch, 7, seed=5, step=1):
         right, wrong = (
             torch.stack([gradient(*token) for token in side]) for side in (positives, negatives)
         )

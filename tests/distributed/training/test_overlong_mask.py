@@ -10,10 +10,10 @@ import pytest
 import tiny_families as tiny
 import torch
 from ranks import run_ranks
-from tiny_rollouts import LONGEST, rollouts
+from tiny_rollouts import rollouts
 
 from megatron_resrl.algorithms import get_algorithm
-from megatron_resrl.policy.batches import drawn_mask
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.subspace import token_weights
 
 MASKED = [0, 7, 13]
@@ -79,7 +79,7 @@ def test_the_step_is_transformers_with_the_masked_losses_left_out_by_hand(measur
 
 def test_masked_tokens_neither_span_the_subspace_nor_set_its_quantiles(measured, models, output):
     samples, positive = rollouts()
-    mask = drawn_mask([sample.tokens for sample in samples], LONGEST)
+    mask = RolloutBatch.from_samples(samples).loss_mask
     mask[MASKED] = False
     model = tiny.read_model(models / "qwen3")
     hidden = torch.zeros(*mask.shape, model.config.hidden_size)

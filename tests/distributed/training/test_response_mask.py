@@ -13,10 +13,10 @@ import pytest
 import tiny_families as tiny
 import torch
 from ranks import run_ranks
-from tiny_rollouts import CAP, LONGEST, rollouts, with_engine_log_probs
+from tiny_rollouts import CAP, rollouts, with_engine_log_probs
 
 from megatron_resrl.algorithms import get_algorithm
-from megatron_resrl.policy.batches import drawn_mask
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.subspace import token_weights
 
 LAYOUTS = 8
@@ -125,7 +125,7 @@ def test_only_drawn_tokens_span_the_subspace_and_are_weighed(
     measured: dict[Key, dict[str, float]], models: Path, output: Path
 ) -> None:
     samples, positive = rollouts(masked=True)
-    mask = drawn_mask([sample.tokens for sample in samples], LONGEST)
+    mask = RolloutBatch.from_samples(samples).loss_mask
     model = tiny.read_model(models / "qwen3")
     hidden = torch.zeros(*mask.shape, model.config.hidden_size)
     for row, sample in enumerate(samples):

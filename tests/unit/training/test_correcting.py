@@ -8,7 +8,7 @@ import math
 import pytest
 
 from megatron_resrl.config.schema import CorrectionConfig
-from megatron_resrl.training.correcting import MismatchTooLarge, check_mismatch
+from megatron_resrl.training.importance import MismatchTooLarge, check_mismatch
 
 GATES = CorrectionConfig(warn_kl=0.1, stop_kl=0.5)
 

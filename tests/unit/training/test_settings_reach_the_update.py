@@ -8,13 +8,16 @@ from pathlib import Path
 import pytest
 import tiny_families as tiny
 import torch
+from one_step import training_batch
 from tiny_rollouts import LONGEST, rollouts
 
 from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
 from megatron_resrl.platform.distributed import initialize, shutdown
-from megatron_resrl.policy.batches import TokenBatch
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.rl_step import StepSettings
+from megatron_resrl.training.scoring import Scores
 from megatron_resrl.training.updating import Targets, update_policy
 
 
@@ -36,41 +39,34 @@ def recipe_of(model: Path, **algorithm: object) -> Recipe:
 
 
 @pytest.mark.setting("algorithm.micro_batch_size")
-def test_an_update_is_cut_into_micro_batches(model: Path) -> None:
+def test_update_policy_cuts_an_update_into_micro_batches(model: Path) -> None:
     recipe = recipe_of(model, micro_batch_size=8)
     samples, _ = rollouts()
+    batch = training_batch(samples, torch.zeros(len(samples), dtype=torch.bool))
     ones = torch.ones(len(samples), LONGEST)
-    targets = Targets(
-        advantages=ones[:, 0].double(),
-        positive=torch.zeros(len(samples), dtype=torch.bool),
-        coefficients=ones[:, 0].double(),
-        old_log_probs=-ones,
-        rollout_log_probs=-ones,
-        token_weights=ones,
-        importance_weights=ones,
-    )
+    targets = Targets.of(batch, Scores(-ones, ones), ones, ones)
     policy = build_policy(recipe)
     result, sums = update_policy(
         policy,
         algorithm_of(recipe),
-        samples,
+        batch,
+        range(len(samples)),
         targets,
-        micro_batch_size=recipe.algorithm.micro_batch_size,
-        temperature=1.0,
+        StepSettings.from_recipe(recipe).passes,
     )
     assert sums.tokens == sum(len(sample.response.token_ids) for sample in samples)
     assert len(result.collected) == len(samples) // 8 == 2
 
 
 @pytest.mark.setting("algorithm.sequence_packing")
-def test_packed_responses_stand_behind_each_other(model: Path) -> None:
+def test_micro_batches_packed_stand_behind_each_other(model: Path) -> None:
     samples, _ = rollouts()
-    tokens = [sample.tokens for sample in samples[:4]]
+    tokens = RolloutBatch.from_samples(samples[:4])
     shapes = {}
     for packed in (False, True):
         recipe = recipe_of(model, sequence_packing=packed)
         policy = build_policy(recipe, trainable=False)
-        (batch,) = policy.micro_batches(TokenBatch.from_sequences(tokens), 4)
+        (batch,) = policy.micro_batches(tokens, 4)
         shapes[packed] = tuple(batch.tokens.shape)
     assert shapes[False][0] == 4
     assert shapes[True][0] == 1

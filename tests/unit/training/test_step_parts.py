@@ -9,12 +9,13 @@ import torch
 
 from megatron_resrl.algorithms import effective_sample_size
 from megatron_resrl.data.prompts import Prompt, PromptRecord
+from megatron_resrl.diagnostics.mismatch import compare, measure_mismatch
+from megatron_resrl.diagnostics.records import complete
+from megatron_resrl.diagnostics.step_metrics import batch_metrics
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.training.mismatch import compare, measure_mismatch
-from megatron_resrl.training.records import complete
-from megatron_resrl.training.rl_step import split_into_mini_batches
-from megatron_resrl.training.step_metrics import of_samples
+from megatron_resrl.training.sharing import split_into_mini_batches
 
 
 def _sample(
@@ -29,15 +30,16 @@ def _sample(
     return Sample(group, Prompt(record, (1, 2)), response, "text", score, score, False)
 
 
-def test_mini_batches_hold_whole_groups_in_order():
+def test_split_into_mini_batches_keeps_groups_whole_in_order():
     samples = [_sample(group) for group in (0, 0, 1, 1, 2, 2, 3, 3)]
-    assert split_into_mini_batches(samples, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    group_ids = RolloutBatch.from_samples(samples).group_ids
+    assert split_into_mini_batches(group_ids, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
 
 
-def test_mismatch_compares_engine_and_trainer_token_by_token():
+def test_mismatch_compares_engine_and_trainer_by_token():
     samples = [_sample(0, (-1.0, -2.0)), _sample(0, (-0.5,))]
     trainer = torch.tensor([[-1.0, -2.5], [-0.25, 99.0]])  # the last entry is padding
-    mismatch = measure_mismatch(compare(samples, trainer))
+    mismatch = measure_mismatch(compare(RolloutBatch.from_samples(samples), trainer))
     assert mismatch.tokens == 3
     assert mismatch.log_prob == pytest.approx(0.75)
     assert mismatch.log_prob_max == pytest.approx(0.5)
@@ -52,23 +54,23 @@ def test_mismatch_compares_engine_and_trainer_token_by_token():
     assert mismatch.kl == pytest.approx(k3)
 
 
-def test_tokens_of_an_environment_are_no_part_of_mismatch_and_lengths():
+def test_environment_tokens_are_outside_mismatch_and_lengths():
     with_result = _sample(0, (-1.0, 0.0, 0.0, -2.0), mask=(True, False, False, True))
     samples = [with_result, _sample(0, (-0.5,))]
     trainer = torch.tensor([[-1.0, 99.0, 99.0, -2.5], [-0.25, 99.0, 99.0, 99.0]])
-    mismatch = measure_mismatch(compare(samples, trainer))
+    mismatch = measure_mismatch(compare(RolloutBatch.from_samples(samples), trainer))
     assert mismatch.tokens == 3
     assert mismatch.log_prob == pytest.approx(0.75)
     assert mismatch.token_weights.count == 3
-    metrics = of_samples(samples, torch.zeros(2))
+    metrics = batch_metrics(RolloutBatch.from_samples(samples), torch.zeros(2))
     assert metrics["response/length_mean"] == 1.5
     assert metrics["response/length_max"] == 2
 
 
-def test_groups_with_signal_are_those_with_an_advantage():
+def test_batch_metrics_count_groups_with_an_advantage():
     samples = [_sample(0, score=1.0), _sample(0), _sample(1), _sample(1)]
-    metrics = of_samples(samples, torch.tensor([1.0, -1.0, 0.0, 0.0]))
-    assert metrics["reward/groups_with_signal"] == 0.5
+    metrics = batch_metrics(RolloutBatch.from_samples(samples), torch.tensor([1.0, -1.0, 0.0, 0.0]))
+    assert metrics["rollout/nonzero_advantage_groups"] == 0.5
     assert metrics["reward/mean"] == 0.25
     assert metrics["response/truncated"] == 1.0
 

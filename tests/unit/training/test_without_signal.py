@@ -7,9 +7,9 @@ import logging
 import pytest
 
 from megatron_resrl.data.prompts import Prompt, PromptRecord
+from megatron_resrl.diagnostics.without_signal import WithoutSignal, causes
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.training.without_signal import WithoutSignal, causes
 
 
 def sample(

@@ -1,12 +1,10 @@
-"""How far the engine's view of the drawn tokens is from the trainer's, over all replicas."""
+"""How far the engine's log-probabilities are from the trainer's, over all replicas."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from megatron.core import parallel_state
 
 from megatron_resrl.algorithms import (
     Correction,
@@ -15,42 +13,34 @@ from megatron_resrl.algorithms import (
     log_ratios,
     weight_sums,
 )
-from megatron_resrl.platform.distributed import gather_objects
-from megatron_resrl.policy.batches import drawn_mask
-from megatron_resrl.policy.schedule import is_last_stage
-from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.diagnostics.replicas import gather_from_replicas, speaks_for_replica
+from megatron_resrl.rollout.batch import RolloutBatch
 
 
 @dataclass(frozen=True)
-class Views:
+class LogProbPair:
     """Log-probabilities of B responses of up to T tokens, side by side on the trainer's device."""
 
     trainer: torch.Tensor
     """[B, T] float."""
     engine: torch.Tensor
-    """[B, T] float64; 0 for tokens that the policy did not draw."""
-    drawn: torch.Tensor
+    """[B, T] float64; 0 outside of the mask."""
+    loss_mask: torch.Tensor
     """[B, T] bool."""
     log_ratio: torch.Tensor
-    """[B, T] float64, trainer - engine; 0 for tokens that the policy did not draw."""
+    """[B, T] float64, trainer - engine; 0 outside of the mask."""
 
 
-def compare(samples: Sequence[Sample], log_probs: torch.Tensor) -> Views:
+def compare(batch: RolloutBatch, log_probs: torch.Tensor) -> LogProbPair:
     """Puts the engine's log-probabilities beside the trainer's, [B, T]."""
-    longest = log_probs.shape[1]
-    drawn = drawn_mask([sample.tokens for sample in samples], longest)
-    engine = torch.zeros(drawn.shape, dtype=torch.float64)
-    for row, sample in zip(engine, samples, strict=True):
-        values = sample.response.log_probs
-        row[: len(values)] = torch.tensor(values, dtype=torch.float64)
-    drawn = drawn.to(log_probs.device)
-    engine = engine.to(log_probs.device).masked_fill(~drawn, 0.0)
-    return Views(log_probs, engine, drawn, log_ratios(log_probs, engine, drawn))
+    loss_mask = batch.loss_mask.to(log_probs.device)
+    engine = batch.rollout_log_probs.to(log_probs.device)
+    return LogProbPair(log_probs, engine, loss_mask, log_ratios(log_probs, engine, loss_mask))
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """Sums over the drawn tokens of one replica."""
+    """Sums over the generated tokens of one replica."""
 
     tokens: int
     log_prob: float
@@ -65,21 +55,21 @@ class Mismatch:
     """Of the ratios trainer / engine of tokens, before any correction."""
     sequence_weights: WeightSums
     """Of their products over responses."""
-    factors: float = 0.0
-    """Sum of the correction's factors."""
+    importance_weights: float = 0.0
+    """Sum of what the correction multiplies the loss of tokens by."""
     clipped: int = 0
     """Tokens whose ratio was above the cap or outside of the band."""
 
 
-def measure_mismatch(views: Views, correction: Correction | None = None) -> Mismatch:
+def measure_mismatch(pair: LogProbPair, correction: Correction | None = None) -> Mismatch:
     """Sums the differences and, if there is one, what the correction made of them."""
-    drawn = views.drawn
-    log_ratio = views.log_ratio[drawn]
+    mask = pair.loss_mask
+    log_ratio = pair.log_ratio[mask]
     if not len(log_ratio):
         none = WeightSums(0, float("-inf"), float("-inf"))
         return Mismatch(0, 0.0, 0.0, 0.0, 0.0, 0.0, none, none)
     log_prob = log_ratio.abs()
-    probability = (views.trainer[drawn].double().exp() - views.engine[drawn].exp()).abs()
+    probability = (pair.trainer[mask].double().exp() - pair.engine[mask].exp()).abs()
     return Mismatch(
         tokens=len(log_ratio),
         log_prob=float(log_prob.sum()),
@@ -88,28 +78,22 @@ def measure_mismatch(views: Views, correction: Correction | None = None) -> Mism
         probability_max=float(probability.max()),
         kl=float((torch.expm1(log_ratio) - log_ratio).sum()),
         token_weights=weight_sums(log_ratio),
-        sequence_weights=weight_sums(views.log_ratio.sum(1)[drawn.any(1)]),
-        factors=float(correction.factors[drawn].double().sum()) if correction else 0.0,
+        sequence_weights=weight_sums(pair.log_ratio.sum(1)[mask.any(1)]),
+        importance_weights=float(correction.factors[mask].double().sum()) if correction else 0.0,
         clipped=int(correction.clipped.sum()) if correction else 0,
     )
 
 
-def gather_mismatch(views: Views, correction: Correction | None) -> dict[str, float]:
-    """Averages over the drawn tokens of all replicas, the same on every rank. Collective.
+def gather_mismatch(pair: LogProbPair, correction: Correction | None) -> dict[str, float]:
+    """Averages over the generated tokens of all replicas, the same on every rank. Collective.
 
     Args:
-        views: Of this replica's responses; meaningful on the last stage.
+        pair: Of this replica's responses; meaningful on the last stage.
         correction: Of their loss; None: there is none.
     """
-    mine = None
-    # One rank of each replica: the others of the last stage hold copies.
-    if (
-        is_last_stage()
-        and parallel_state.get_tensor_model_parallel_rank() == 0
-        and parallel_state.get_context_parallel_rank() == 0
-    ):
-        mine = measure_mismatch(views, correction)
-    replicas = [replica for replica in gather_objects(mine) if replica is not None]
+    replicas = gather_from_replicas(
+        measure_mismatch(pair, correction) if speaks_for_replica() else None
+    )
     tokens = sum(each.tokens for each in replicas)
     metrics = {
         "mismatch/log_prob_mean": sum(each.log_prob for each in replicas) / tokens,
@@ -123,6 +107,7 @@ def gather_mismatch(views: Views, correction: Correction | None) -> dict[str, fl
         ),
     }
     if correction is not None:
-        metrics["correction/factor_mean"] = sum(each.factors for each in replicas) / tokens
+        total = sum(each.importance_weights for each in replicas)
+        metrics["correction/factor_mean"] = total / tokens
         metrics["correction/clipped"] = sum(each.clipped for each in replicas) / tokens
     return metrics

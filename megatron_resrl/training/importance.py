@@ -1,9 +1,8 @@
-"""What a step does about responses drawn from another distribution than the trainer's."""
+"""Importance weights for responses sampled from another distribution than the trainer's."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +10,9 @@ import torch.distributed as dist
 
 from megatron_resrl.algorithms import correction_factors
 from megatron_resrl.config.schema import CorrectionConfig
+from megatron_resrl.diagnostics.mismatch import compare, gather_mismatch
 from megatron_resrl.errors import RunError
-from megatron_resrl.rollout.collect import Sample
-from megatron_resrl.training.mismatch import compare, gather_mismatch
+from megatron_resrl.rollout.batch import RolloutBatch
 
 logger = logging.getLogger(__name__)
 
@@ -31,27 +30,25 @@ class MismatchTooLarge(RunError):
 
 
 @dataclass(frozen=True)
-class Corrected:
-    """What a step needs of the comparison of engine and trainer."""
+class ImportanceWeights:
+    """What the comparison of engine and trainer gives a step."""
 
-    importance_weights: torch.Tensor
+    weights: torch.Tensor
     """[B, T] fp32: what the loss of each token is multiplied by, meaningful on the last stage; 1
     where nothing is corrected."""
-    rollout_log_probs: torch.Tensor
-    """[B, T] fp32: the engine's; 0 for tokens that the policy did not generate."""
     metrics: dict[str, float]
     """The same on all ranks."""
 
 
-def correct(
-    samples: Sequence[Sample], log_probs: torch.Tensor, settings: CorrectionConfig, step: int
-) -> Corrected:
+def importance_weights(
+    batch: RolloutBatch, log_probs: torch.Tensor, settings: CorrectionConfig, step: int
+) -> ImportanceWeights:
     """Compares the engine's log-probabilities with the trainer's, before a step's first update.
 
     Collective.
 
     Args:
-        samples: The B responses of this replica.
+        batch: The B responses of this replica.
         log_probs: [B, T] fp32, recomputed by the trainer; meaningful on the last stage.
         settings: Method and gates.
         step: Number of the step, for messages.
@@ -59,20 +56,20 @@ def correct(
     Raises:
         MismatchTooLarge: On all ranks, see `correction.stop_kl`.
     """
-    views = compare(samples, log_probs)
+    pair = compare(batch, log_probs)
     correction = None
     if settings.method != "none":
         correction = correction_factors(
-            views.log_ratio,
-            views.drawn,
+            pair.log_ratio,
+            pair.loss_mask,
             method=settings.method,
             cap=settings.cap,
             band=settings.band,
         )
-    metrics = gather_mismatch(views, correction)
+    metrics = gather_mismatch(pair, correction)
     check_mismatch(metrics["mismatch/kl"], settings, step, warn=dist.get_rank() == 0)
-    weights = correction.factors if correction else torch.ones_like(log_probs)
-    return Corrected(weights, views.engine.float(), metrics)
+    weights = torch.ones_like(log_probs) if correction is None else correction.factors
+    return ImportanceWeights(weights, metrics)
 
 
 def check_mismatch(kl: float, settings: CorrectionConfig, step: int, *, warn: bool) -> None:

@@ -1,0 +1,1 @@
+"""What is watched in a step and never learned from: metrics, diagnosis, records."""

@@ -1,0 +1,1 @@
+"""Weights of the tokens of incorrect responses: the method, its controls, and others."""

@@ -1,0 +1,24 @@
+"""What a weighting is made from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_resrl.config.schema import ResrlConfig
+from megatron_resrl.policy.policy import Policy
+
+
+@dataclass(frozen=True)
+class WeightingContext:
+    """The run that a weighting is part of."""
+
+    policy: Policy
+    """Whose hidden states are read."""
+    settings: ResrlConfig
+    """The recipe's section."""
+    seed: int
+    """Of the run; with step and group the key of random choices."""
+    max_positive_tokens: int
+    """Most tokens of correct responses that a group can have beside an incorrect response."""
+    think_markers: tuple[int, int] | None = None
+    """Token ids between which responses think; None: thinking is not left out."""

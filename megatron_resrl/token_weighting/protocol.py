@@ -1,0 +1,100 @@
+"""What a token weighting says, and what a scoring pass and a step ask of it.
+
+A step plans a pass, hands it to the scoring pass, which shows it the hidden states of every
+micro-batch, and asks for the weights. A new weighting is one file and one line in `registry.py`;
+`tokenwise.py` has what one needs whose weights depend on the token's own state alone.
+
+Shapes: B responses of this replica, T tokens of the step's longest response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.policy import TappedStates
+from megatron_resrl.rollout.batch import TrainingBatch
+
+
+@dataclass(frozen=True)
+class TokenWeights:
+    """What a pass made of its responses, the same on every rank of a replica."""
+
+    weights: Tensor
+    """[B, T] fp32 on the device, 1 where nothing applies."""
+    reports: Mapping[int, Any] = field(default_factory=dict)
+    """Group -> what `TokenWeighting.summarise` needs of it; pickled between ranks."""
+    totals: Mapping[str, float] = field(default_factory=dict)
+    """Metrics that add up over the passes of a step."""
+    peaks: Mapping[str, float] = field(default_factory=dict)
+    """Metrics of which the largest over the passes of a step counts."""
+
+    def replaced(self, rows: Sequence[int], later: TokenWeights) -> TokenWeights:
+        """With the weights of some rows, and the reports of their groups, from a later pass.
+
+        Args:
+            rows: Of these weights: those of the later pass, in order.
+            later: From a pass over these rows alone.
+        """
+        weights = self.weights.clone()
+        weights[list(rows)] = later.weights
+        totals, peaks = dict(self.totals), dict(self.peaks)
+        for name, value in later.totals.items():
+            totals[name] = totals.get(name, 0.0) + value
+        for name, value in later.peaks.items():
+            peaks[name] = max(peaks.get(name, value), value)
+        return replace(
+            self,
+            weights=weights,
+            reports={**self.reports, **later.reports},
+            totals=totals,
+            peaks=peaks,
+        )
+
+
+class WeightingPass(Protocol):
+    """One scoring pass over a replica's responses."""
+
+    layer: int | None
+    """Whose states are observed: an index into Hugging Face's `hidden_states`; None: none."""
+    order: Sequence[int]
+    """Rows of the batch in the order in which they have to be scored."""
+
+    def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
+        """Takes the states of one micro-batch; called in order, on the ranks that have the layer.
+
+        Args:
+            states: Of the generated tokens whose states this rank has.
+            micro_batch: Which tokens they are.
+        """
+        ...
+
+    def finish(self) -> TokenWeights:
+        """The weights, on all ranks of the replica. Collective; called once, after the pass."""
+        ...
+
+
+class TokenWeighting(Protocol):
+    """Weighs the generated tokens of responses, from hidden states of the scoring pass."""
+
+    def begin(self, batch: TrainingBatch, step: int) -> WeightingPass:
+        """Plans a pass. Collective over a replica, though nothing needs to be exchanged.
+
+        Args:
+            batch: This replica's responses, whole groups.
+            step: A key of random choices.
+        """
+        ...
+
+    def summarise(self, reports: Sequence[Any], *, detailed: bool) -> dict[str, float]:
+        """Metrics of a step from the reports of the groups of all replicas.
+
+        Args:
+            reports: Values of `TokenWeights.reports`; may be empty.
+            detailed: The step is one whose diagnosis is asked for.
+        """
+        ...

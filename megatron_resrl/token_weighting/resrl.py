@@ -1,0 +1,181 @@
+"""ResRL's weights (arXiv 2605.00380), its controls and its inversion, in any layout.
+
+Glue between a replica's batch, the policy and `subspace`: which tokens take part, which ranks share
+them, which method exchanges them, and in which order responses are scored.
+
+Shapes: B responses of this replica, T tokens of the step's longest response.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_resrl.data.think import think_mask
+from megatron_resrl.platform.distributed import device
+from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.rollout.batch import TrainingBatch
+from megatron_resrl.subspace import (
+    GroupPlan,
+    GroupReport,
+    SubspaceSettings,
+    TokenRanks,
+    TokenWeightStream,
+    automatic_method,
+    make_plan,
+    sampling_key,
+    summarise,
+)
+from megatron_resrl.token_weighting.context import WeightingContext
+from megatron_resrl.token_weighting.protocol import TokenWeights
+from megatron_resrl.token_weighting.stages import from_tap_stage
+
+
+class ResRLWeighting:
+    """Weights of incorrect tokens from their residuals to the subspace of the correct ones.
+
+    Attributes:
+        method: `rows` or `gram`: what ranks exchange of a group's correct tokens.
+        ranks: Who shares the tokens of a group with this rank.
+    """
+
+    def __init__(self, context: WeightingContext) -> None:
+        """
+        Args:
+            context: Of the run; `resrl.weights` names the method's weights, or others made of them.
+        """
+        self.policy = context.policy
+        self.settings = context.settings
+        self.seed = context.seed
+        self.think_markers = context.think_markers
+        self.method = self.settings.subspace_method
+        if self.method == "auto":
+            tokens = min(self.settings.max_positive_tokens, context.max_positive_tokens)
+            self.method = automatic_method(tokens, self.policy.config.hidden_size)
+        self.numbers = SubspaceSettings(
+            rank=self.settings.rank,
+            max_positive_tokens=self.settings.max_positive_tokens,
+            quantiles=self.settings.quantiles,
+            floor=self.settings.floor,
+            weights=self.settings.weights,
+        )
+        self.ranks = _token_ranks(self.policy)
+
+    def begin(self, batch: TrainingBatch, step: int) -> ResRLPass:
+        """Plans a pass; see `TokenWeighting.begin`."""
+        thought_BT = self._thought(batch)
+        # Excluded responses are neither correct nor incorrect.
+        counted_BT = batch.loss_mask & ~batch.excluded[:, None] & ~thought_BT
+        plan = make_plan(
+            counted_BT,
+            batch.positive,
+            batch.group_ids,
+            self.numbers,
+            key=lambda group: sampling_key(self.seed, step, group),
+            ranks=self.ranks.size,
+            window_rows=self.settings.window_tokens,
+            window_groups=self._matrices() if self.method == "gram" else None,
+            # What a token counts in the loss, which controls have to match: |A_i| c_i.
+            share_B=batch.advantages.abs() * batch.coefficients,
+        )
+        return ResRLPass(self, plan, batch, thought_BT & ~batch.positive[:, None])
+
+    def summarise(self, reports: Sequence[GroupReport], *, detailed: bool) -> dict[str, float]:
+        """`resrl/..`: see `subspace.report`; with the spectrum where details are asked for."""
+        return summarise(reports, spectrum=detailed) if reports else {}
+
+    def _matrices(self) -> int:
+        """Gram matrices of a window that a rank solves: one, or more where it may hold more."""
+        tokens = self.settings.window_tokens or 0
+        return max(1, tokens // self.settings.max_positive_tokens)
+
+    def _thought(self, batch: TrainingBatch) -> Tensor:
+        """[B, T] bool: tokens of thinking that the weighting leaves out."""
+        if self.think_markers is None:
+            return torch.zeros_like(batch.loss_mask)
+        return think_mask(
+            batch.token_ids,
+            batch.prompt_lengths,
+            batch.response_lengths,
+            self.think_markers,
+            batch.loss_mask.shape[1],
+        )
+
+
+class ResRLPass:
+    """See `WeightingPass`; `order` is the plan's: of a window, correct responses come first."""
+
+    def __init__(
+        self,
+        weighting: ResRLWeighting,
+        plan: GroupPlan,
+        batch: TrainingBatch,
+        unpunished_BT: Tensor,
+    ) -> None:
+        """
+        Args:
+            weighting: Whose pass it is.
+            plan: Of the batch.
+            batch: This replica's responses.
+            unpunished_BT: [B, T] bool: tokens whose weight is 0 instead.
+        """
+        self.layer = weighting.settings.layer
+        self.order = plan.order
+        self._weighting = weighting
+        self._groups = plan.numbers
+        self._unpunished_BT = unpunished_BT
+        self._sent_before = weighting.ranks.sent_bytes
+        self._stream: TokenWeightStream | None = None
+        if weighting.policy.holds_tap(self.layer):
+            self._stream = TokenWeightStream(
+                plan,
+                weighting.numbers,
+                method=weighting.method,
+                device=device(),
+                ranks=weighting.ranks,
+                name=lambda row: f"{batch.name(row)}, tapped at resrl.layer {self.layer}",
+            )
+
+    def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
+        """Collects correct tokens, or scores incorrect ones; see `TokenWeightStream.add`."""
+        self._stream.add(
+            states.hidden,
+            micro_batch.host.sequence_index[states.token],
+            micro_batch.host.response_position[states.token],
+            micro_batch.sequences,
+        )
+
+    def finish(self) -> TokenWeights:
+        """See `WeightingPass.finish`."""
+        found = None
+        if self._stream is not None:
+            reports = dict(zip(self._groups, self._stream.finish(), strict=True))
+            found = TokenWeights(
+                self._stream.weights.masked_fill(self._unpunished_BT.to(device()), 0.0),
+                reports,
+                totals={
+                    "resrl/sent_bytes": float(self._weighting.ranks.sent_bytes - self._sent_before)
+                },
+                peaks={
+                    "resrl/peak_bytes": float(self._stream.peak_bytes),
+                    "resrl/method_is_gram": float(self._weighting.method == "gram"),
+                },
+            )
+        return from_tap_stage(found, self._weighting.policy, self.layer, self._unpunished_BT.shape)
+
+
+def _token_ranks(policy: Policy) -> TokenRanks:
+    """The ranks of this stage that tap tokens of the same groups.
+
+    Tensor-parallel ranks tap slices of each sequence under sequence parallelism, else copies;
+    context-parallel ranks tap pieces.
+    """
+    group = parallel_state.get_tensor_and_context_parallel_group()
+    size = policy.config.tensor_model_parallel_size
+    if policy.config.sequence_parallel or size == 1:
+        return TokenRanks(group)
+    return TokenRanks(group, copies=size, copy=parallel_state.get_tensor_model_parallel_rank())

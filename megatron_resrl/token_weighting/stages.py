@@ -1,0 +1,35 @@
+"""Weights from the pipeline stage that observed the states to all stages."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_resrl.platform.distributed import broadcast_object, device
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.token_weighting.protocol import TokenWeights
+
+
+def from_tap_stage(
+    found: TokenWeights | None, policy: Policy, layer: int, shape: tuple[int, ...]
+) -> TokenWeights:
+    """Gives a pass's result to all pipeline stages. Collective over the pipeline.
+
+    Args:
+        found: Of the stage that has the layer; None on the others.
+        policy: Says which stage that is.
+        layer: See `WeightingPass.layer`.
+        shape: [B, T] of the weights.
+    """
+    group = parallel_state.get_pipeline_model_parallel_group()
+    if dist.get_world_size(group) == 1:
+        return found
+    source = dist.get_global_rank(group, policy.tap_stage(layer))
+    weights = torch.empty(shape, device=device()) if found is None else found.weights
+    dist.broadcast(weights, src=source, group=group)
+    # The tensor does not travel a second time inside of the object.
+    rest = None if found is None else replace(found, weights=torch.empty(0))
+    return replace(broadcast_object(rest, source, group), weights=weights)

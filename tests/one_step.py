@@ -1,0 +1,92 @@
+"""A step, or a scoring pass, of the product on given samples and a whole recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from megatron_resrl.algorithms import Algorithm
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
+from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
+from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.rl_step import StepOutcome, StepSettings, rl_step
+from megatron_resrl.training.scoring import Scores, score_batch
+
+
+def weighting_of(
+    policy: Policy,
+    recipe: Recipe,
+    think_markers: tuple[int, int] | None = None,
+    algorithm: Algorithm | None = None,
+) -> TokenWeighting:
+    """The weighting of a recipe."""
+    return build_weighting(
+        algorithm or algorithm_of(recipe),
+        policy,
+        recipe.resrl,
+        recipe.rollout,
+        seed=recipe.seed,
+        think_markers=think_markers,
+    )
+
+
+def take_step(
+    policy: Policy,
+    recipe: Recipe,
+    samples: Sequence[Sample],
+    step: int = 1,
+    *,
+    think_markers: tuple[int, int] | None = None,
+    algorithm: Algorithm | None = None,
+    timers: PhaseTimers | None = None,
+) -> StepOutcome:
+    """One `rl_step` as a run of the recipe takes it."""
+    algorithm, timers = algorithm or algorithm_of(recipe), timers or PhaseTimers()
+    observers = standard_observers(
+        recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
+    )
+    return rl_step(
+        policy,
+        algorithm,
+        weighting_of(policy, recipe, think_markers, algorithm),
+        RolloutBatch.from_samples(samples),
+        StepSettings.from_recipe(recipe),
+        step,
+        timers,
+        observers,
+    )
+
+
+def training_batch(samples: Sequence[Sample], positive: torch.Tensor) -> TrainingBatch:
+    """The samples, all with the same part in the loss."""
+    ones = torch.ones(len(samples), dtype=torch.float64)
+    return TrainingBatch(
+        **vars(RolloutBatch.from_samples(samples)),
+        advantages=ones,
+        positive=positive,
+        has_loss=ones.bool(),
+        coefficients=ones,
+    )
+
+
+def score(policy: Policy, recipe: Recipe, batch: RolloutBatch) -> Scores:
+    """A scoring pass without a weighting."""
+    settings = StepSettings.from_recipe(recipe).passes
+    return score_batch(policy, batch, settings, PhaseTimers())
+
+
+def weigh(
+    policy: Policy, recipe: Recipe, batch: TrainingBatch, weighting: TokenWeighting, step: int = 1
+) -> TokenWeights:
+    """The weights that a scoring pass gives."""
+    weighting_pass = weighting.begin(batch, step)
+    settings = StepSettings.from_recipe(recipe).passes
+    score_batch(policy, batch, settings, PhaseTimers(), weighting=weighting_pass)
+    return weighting_pass.finish()
