@@ -39,13 +39,15 @@ from transformers import LlamaConfig, LlamaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from machine import describe
-from megatron_resrl.training.token_weights import TokenWeigher
 
 from megatron_resrl.algorithms import get_algorithm
 from megatron_resrl.config import schema
 from megatron_resrl.data.prompts import Prompt, PromptRecord
+from megatron_resrl.diagnostics.observer import StepObservers
+from megatron_resrl.diagnostics.step_metrics import StepMetrics
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import gather_objects, initialize, shutdown
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.worker import build_policy
@@ -57,7 +59,8 @@ from megatron_resrl.subspace import (
     make_plan,
 )
 from megatron_resrl.subspace.collectors import COLLECTORS
-from megatron_resrl.training.rl_step import rl_step
+from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.training.rl_step import StepSettings, rl_step
 
 HIDDEN_SIZE = 576
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -120,24 +123,37 @@ def time_steps(settings: argparse.Namespace) -> dict[str, Any]:
     )
     initialize(recipe.parallel, recipe.seed)
     policy = build_policy(recipe)
-    weigher = TokenWeigher(policy, recipe)
+    algorithms = {name: get_algorithm(name) for name in ALGORITHMS}
+    weightings = {
+        name: build_weighting(algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed)
+        for name, algorithm in algorithms.items()
+    }
+    token_ranks = weightings["resrl"].ranks
     samples = recorded_groups(settings)
     times: dict[str, list[dict[str, float]]] = {name: [] for name in ALGORITHMS}
     for number in range(settings.repeats + 1):
         # The first is a warm-up: optimizer states, allocator.
-        taught = samples if number else samples[: settings.group_size]
+        trained = samples if number else samples[: settings.group_size]
         for name in ALGORITHMS:
             dist.barrier()
             timers = PhaseTimers()
-            sent = weigher.ranks.sent_bytes
-            used = weigher if name == "resrl" else None
-            rl_step(policy, get_algorithm(name), used, taught, recipe, number, timers)
+            sent = token_ranks.sent_bytes
+            rl_step(
+                policy,
+                algorithms[name],
+                weightings[name],
+                RolloutBatch.from_samples(trained),
+                StepSettings.from_recipe(recipe),
+                number,
+                timers,
+                StepObservers([StepMetrics()]),
+            )
             if number:
                 times[name].append(timers.collect())
     found: dict[str, Any] = {name: _medians(steps) for name, steps in times.items()}
     pairs = zip(times["resrl"], times["grpo"], strict=True)
     found["ratios"] = [sum(resrl.values()) / sum(grpo.values()) for resrl, grpo in pairs]
-    ranks = gather_objects(found | {"sent": weigher.ranks.sent_bytes - sent})
+    ranks = gather_objects(found | {"sent": token_ranks.sent_bytes - sent})
     shutdown()
     return max(ranks, key=lambda rank: rank["resrl"]["subspace"])
 

@@ -38,6 +38,16 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
         yield Problem(setting, value, f"{algorithm.name} does not use it", fix)
 
 
+def _check_weighting(facts: Facts) -> Iterator[Problem]:
+    # Here, because torch takes a second to import, which `--help` need not wait for.
+    from megatron_resrl.token_weighting.registry import require_weighting
+
+    try:
+        require_weighting(facts.recipe.resrl.weights)
+    except SettingError as error:
+        yield Problem.of(error)
+
+
 def _check_sampling(facts: Facts) -> Iterator[Problem]:
     if facts.recipe.rollout.temperature == 0:
         problem = "greedy responses of a group are all the same and teach nothing"
@@ -72,6 +82,7 @@ def _check_schedule(facts: Facts) -> Iterator[Problem]:
 
 ALGORITHM_CHECKS = (
     _check_algorithm,
+    _check_weighting,
     _check_sampling,
     _check_quantiles,
     _check_layer,

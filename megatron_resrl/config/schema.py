@@ -232,10 +232,11 @@ class ResrlConfig:
     layer: int = -2
     """Whose hidden states: an index into Hugging Face's `hidden_states`. -2: the input of the last
     layer; -1: after the final norm; 0: the embeddings."""
-    weights: Literal["residual", "constant", "random"] = "residual"
-    """`residual`: the method. Controls that punish wrong answers as much, as the loss sees it:
-    `constant`, one weight for all wrong tokens of a group; `random`, the group's weights dealt to
-    its wrong tokens."""
+    weights: str = "residual"
+    """Name of the token weighting. `residual`: the method. Controls that punish incorrect responses
+    as much, as the loss sees it: `constant`, one weight for all incorrect tokens of a group;
+    `random`, the group's weights dealt to its incorrect tokens. `inverted`: 1 + floor - weight,
+    most where the method punishes least."""
     refresh: Literal["rollout", "minibatch"] = "rollout"
     """`rollout`: weights of pass 1 serve all updates of a step; `minibatch`: made anew with the
     current policy before each update (the released code)."""

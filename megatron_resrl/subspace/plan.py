@@ -35,7 +35,7 @@ class SubspaceSettings:
     """Residual quantiles that map to weight `floor` and 1."""
     floor: float = 0.1
     """Smallest weight, xi."""
-    weights: Literal["residual", "constant", "random"] = "residual"
+    weights: Literal["residual", "constant", "random", "inverted"] = "residual"
     """The method's weights, or a control with the same part in the loss."""
 
     def __post_init__(self) -> None:
@@ -51,8 +51,10 @@ class SubspaceSettings:
             raise ValueError(f"quantiles are ({low}, {high}), expected 0 <= low < high <= 1")
         if not 0 <= self.floor <= 1:
             raise ValueError(f"floor is {self.floor}, expected a number from 0 to 1")
-        if self.weights not in ("residual", "constant", "random"):
-            raise ValueError(f"weights is {self.weights!r}, expected residual, constant or random")
+        if self.weights not in ("residual", "constant", "random", "inverted"):
+            raise ValueError(
+                f"weights is {self.weights!r}, expected residual, constant, random or inverted"
+            )
 
 
 def sampling_key(seed: int, step: int, group: int) -> int:

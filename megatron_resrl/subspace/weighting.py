@@ -56,7 +56,10 @@ def weigh(
     scaled_GW = (residual_GW - low_G.unsqueeze(1)) / spread_G1.clamp_min(MIN_QUANTILE_SPREAD)
     scaled_GW = torch.where(spread_G1 < MIN_QUANTILE_SPREAD, 0.5, scaled_GW.clamp(0, 1))
     weights_GW = settings.floor + (1 - settings.floor) * scaled_GW
-    if settings.weights != "residual":
+    if settings.weights == "inverted":
+        # w' = 1 + xi - w: the floor on the largest residuals, 1 on the smallest.
+        weights_GW = 1 + settings.floor - weights_GW
+    elif settings.weights != "residual":
         weights_GW = weights_GW.masked_fill(~valid_GW, settings.floor)
         share_GW = _usable(share_GW, valid_GW.cpu())
         if settings.weights == "constant":

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib
 
-from megatron_resrl.errors import SettingError
+from megatron_resrl.errors import SettingError, closest
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.protocol import TokenWeighting
 
@@ -30,8 +29,8 @@ def require_weighting(name: str) -> None:
         SettingError: There is no such weighting.
     """
     if name not in _WEIGHTINGS:
-        near = difflib.get_close_matches(name, weighting_names(), n=1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        near = closest(name, weighting_names())
+        hint = f"did you mean {near}? " if near else ""
         raise SettingError(
             "resrl.weights",
             name,

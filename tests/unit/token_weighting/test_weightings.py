@@ -1,0 +1,136 @@
+"""Weightings behind the protocol: one of the user's trains a step, and names select them."""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tiny_families as tiny
+import torch
+from one_step import take_step, training_batch, weigh, weighting_of
+from tiny_rollouts import rollouts
+from torch import Tensor
+
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    Recipe,
+    ResrlConfig,
+)
+from megatron_resrl.errors import SettingError
+from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.token_weighting import registry
+from megatron_resrl.token_weighting.protocol import TokenWeights
+from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
+
+
+class FromNorm(TokenwiseWeighting):
+    """All that a file of a new weighting needs: x / (1 + x) of the state's norm x."""
+
+    def weights(self, hidden: Tensor) -> Tensor:
+        norm = hidden.double().norm(dim=1)
+        return norm / (1 + norm)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    initialize(Recipe().parallel, seed=0)
+    yield tiny.write_families(tmp_path_factory.mktemp("models"), ["qwen3"])["qwen3"]
+    shutdown()
+
+
+@pytest.fixture
+def from_norm(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of `FromNorm`, registered by one line."""
+    module = types.ModuleType("weighting_of_the_test")
+    module.FromNorm = FromNorm
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    monkeypatch.setitem(registry._WEIGHTINGS, "norm", f"{module.__name__}:FromNorm")
+    return "norm"
+
+
+def recipe_of(model: Path, weights: str) -> Recipe:
+    return Recipe(
+        model=ModelConfig(path=str(model)),
+        precision=PrecisionConfig("fp32"),
+        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0),
+        algorithm=AlgorithmConfig(micro_batch_size=3),
+        resrl=ResrlConfig(rank=6, weights=weights),
+    )
+
+
+def test_registered_weighting_trains_a_step_with_its_weights(model: Path, from_norm: str) -> None:
+    recipe = recipe_of(model, from_norm)
+    policy = build_policy(recipe)
+    samples, positive = rollouts()
+    batch = training_batch(samples, positive)
+    found = weigh(policy, recipe, batch, weighting_of(policy, recipe)).weights
+    reference = tiny.read_model(model)
+    for row, sample in enumerate(samples):
+        prompt, response = sample.prompt.token_ids, sample.response.token_ids
+        with torch.no_grad():
+            outputs = reference(torch.tensor([prompt + response]), output_hidden_states=True)
+        states = outputs.hidden_states[-2][0, len(prompt) - 1 : -1].double()
+        norm = states.norm(dim=1)
+        expected = torch.ones_like(norm) if positive[row] else norm / (1 + norm)
+        torch.testing.assert_close(
+            found[row, : len(response)].double(), expected, rtol=1e-5, atol=0
+        )
+    metrics = take_step(policy, recipe, samples).metrics
+    # The loss has seen the weights: the mass of incorrect responses is that of these weights.
+    advantages = _group_normalised(torch.tensor([s.reward for s in samples]).double())
+    lengths = torch.tensor([len(s.response.token_ids) for s in samples])
+    mean = (found.double() * batch.loss_mask).sum(1) / lengths
+    mass = (mean * advantages.abs())[~positive].sum() / len(samples)
+    assert metrics["resrl/negative_mass"] == pytest.approx(float(mass), rel=1e-5)
+    assert metrics["update/applied"] == 1
+
+
+def _group_normalised(rewards: Tensor) -> Tensor:
+    groups = rewards.view(4, 4)
+    return (
+        (groups - groups.mean(1, keepdim=True)) / (groups.std(1, keepdim=True) + 1e-6)
+    ).flatten()
+
+
+@pytest.mark.setting("resrl.weights")
+def test_inverted_weights_exchange_floor_and_one(model: Path) -> None:
+    samples, positive = rollouts()
+    batch = training_batch(samples, positive)
+    policy = build_policy(recipe_of(model, "residual"), trainable=False)
+    found = {
+        name: weigh(policy, recipe, batch, weighting_of(policy, recipe))
+        for name in ("residual", "inverted")
+        for recipe in [recipe_of(model, name)]
+    }
+    plain, inverted = (found[name].weights for name in ("residual", "inverted"))
+    weighted = [
+        group for group, report in found["residual"].reports.items() if report.skipped is None
+    ]
+    assert weighted
+    negative = batch.loss_mask & ~positive[:, None]
+    negative &= torch.isin(batch.group_ids, torch.tensor(weighted))[:, None]
+    torch.testing.assert_close(inverted[negative], 1.1 - plain[negative])
+    assert float(inverted[negative].min()) == pytest.approx(0.1)
+    assert torch.equal(inverted[~negative], plain[~negative])
+
+
+def test_unknown_weighting_is_refused_with_the_nearest_name() -> None:
+    with pytest.raises(SettingError, match=r"resrl\.weights = 'residuals'.*did you mean residual"):
+        registry.require_weighting("residuals")
+
+
+def test_token_weights_replaced_merges_a_later_pass() -> None:
+    first = TokenWeights(torch.ones(3, 2), {0: "a", 1: "b"}, {"sent": 2.0}, {"peak": 5.0})
+    later = TokenWeights(torch.zeros(1, 2), {1: "c"}, {"sent": 3.0}, {"peak": 4.0})
+    merged = first.replaced([2], later)
+    assert merged.weights.tolist() == [[1, 1], [1, 1], [0, 0]]
+    assert merged.reports == {0: "a", 1: "c"}
+    assert (merged.totals, merged.peaks) == ({"sent": 5.0}, {"peak": 5.0})
+    assert first.weights.all()
