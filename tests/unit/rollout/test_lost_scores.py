@@ -17,7 +17,6 @@ from megatron_resrl.config.schema import ModelConfig, Recipe, RewardConfig, Roll
 from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.data.records import Prompt, PromptRecord
 from megatron_resrl.data.tokenizer import load_tokenizer
-from megatron_resrl.diagnostics.step_metrics import of_samples
 from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.grader import Grader, RewardError
 from megatron_resrl.rollout.collect import Sample, grade_responses
