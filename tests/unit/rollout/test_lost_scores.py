@@ -17,8 +17,10 @@ from megatron_resrl.config.schema import ModelConfig, Recipe, RewardConfig, Roll
 from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.data.records import Prompt, PromptRecord
 from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.diagnostics.step_metrics import batch_metrics
 from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.grader import Grader, RewardError
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.ground_truths import require_ground_truths
@@ -89,7 +91,8 @@ def test_lost_scores_of_all_responses_end_the_run(grading, token: int, setting: 
 
 
 def test_lost_scores_are_metrics(grading) -> None:
-    metrics = of_samples(graded(grading, 7, 9, 8, 7), torch.zeros(4))
+    batch = RolloutBatch.from_samples(graded(grading, 7, 9, 8, 7))
+    metrics = batch_metrics(batch, torch.zeros(4))
     assert (metrics["reward/timeouts"], metrics["reward/killed"]) == (1.0, 1.0)
 
 
