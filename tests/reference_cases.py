@@ -189,6 +189,7 @@ CASES: dict[str, Case] = {
     "constant weights, mean over tokens": Case(
         {"resrl.weights": "constant"}, {"algorithm.aggregation": "token_mean"}
     ),
+    "inverted weights": Case({"resrl.weights": "inverted"}),
     "random weights": Case({"resrl.weights": "random"}, LENGTH_SCALING),
     "random weights, mean over tokens": Case(
         {"resrl.weights": "random"}, {"algorithm.aggregation": "token_mean"}

@@ -31,11 +31,14 @@ class Target:
 TARGETS = {
     "algorithms": Target(("algorithms",), (("tests/unit/algorithms",), (_STEP,))),
     "subspace": Target(
-        ("subspace",),
-        (("tests/unit/subspace",), ("tests/distributed/training/test_token_weights.py", _STEP)),
+        ("subspace", "token_weighting"),
+        (
+            ("tests/unit/subspace", "tests/unit/token_weighting"),
+            ("tests/distributed/training/test_token_weights.py", _STEP),
+        ),
     ),
     "training": Target(
-        ("training",),
+        ("training", "diagnostics"),
         (
             ("tests/unit/training",),
             (_STEP,),
