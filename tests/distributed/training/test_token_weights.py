@@ -12,6 +12,7 @@ from tiny_rollouts import LONGEST, THINK_MARKERS, rollouts
 from transformers import AutoModelForCausalLM
 
 from megatron_resrl.data.think import think_mask
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.subspace import token_weights
 
 TOLERANCE = 1e-5
@@ -73,7 +74,10 @@ def test_weights_are_those_of_transformers_hidden_states(weights, models, name, 
             states = model(tokens[:, :-1], output_hidden_states=True).hidden_states[layer]
         length = len(sample.response.token_ids)
         hidden[row, :length], mask[row, :length] = states[0, -length:], True
-    thought = think_mask([sample.tokens for sample in samples], *THINK_MARKERS)
+    batch = RolloutBatch.from_samples(samples)
+    thought = think_mask(
+        batch.token_ids, batch.prompt_lengths, batch.response_lengths, THINK_MARKERS, LONGEST
+    )
     group = torch.tensor([sample.group for sample in samples])
     found = torch.from_numpy(weights[name])
     if family == "qwen3" and layer == -2:

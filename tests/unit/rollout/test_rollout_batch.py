@@ -27,7 +27,7 @@ def test_rollout_batch_holds_every_token_of_the_samples() -> None:
         assert torch.equal(batch.rollout_log_probs[row, :length][generated], expected)
         assert not batch.rollout_log_probs[row][~batch.loss_mask[row]].any()
     assert batch.response_lengths.tolist() == [length for group in LENGTHS for length in group]
-    assert batch.num_generated_tokens.tolist() == [s.response.drawn for s in samples]
+    assert batch.num_generated_tokens.tolist() == [s.response.num_generated_tokens for s in samples]
 
 
 def test_rollout_batch_keeps_mask_and_exclusion_apart() -> None:
