@@ -240,7 +240,7 @@ def _finish(recipe: Path, layout: str, after: int, expected: Path) -> str:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_a_broken_run_says_why_ends_and_continues_to_the_same_bits(case, task, undisturbed, table):
+def test_fault_ends_a_run_that_continues_to_the_same_bits(case, task, undisturbed, table):
     recipe = task(case.name)
     ended = run_task(recipe, case.fault, *LAYOUTS[case.layout], *case.settings)
     assert ended.code == case.code, ended.text
@@ -260,7 +260,7 @@ def test_a_broken_run_says_why_ends_and_continues_to_the_same_bits(case, task, u
     table.add(case.what, f"{case.where}, {case.layout}", case.outcome, ended, restart)
 
 
-def test_a_skipped_update_is_reported_and_no_weight_is_ever_nan(task, table):
+def test_fault_in_a_gradient_skips_an_update_and_makes_no_nan(task, table):
     recipe = task("nan skip")
     ended = run_task(recipe, Fault("nan", "phase:update"))
     assert ended.code == 0, ended.text
@@ -275,9 +275,7 @@ def test_a_skipped_update_is_reported_and_no_weight_is_ever_nan(task, table):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "bit-flipped"])
-def test_a_damaged_newest_checkpoint_is_noticed_and_the_one_before_it_used(
-    damage, task, undisturbed, table
-):
+def test_fault_in_a_checkpoint_falls_back_to_the_one_before(damage, task, undisturbed, table):
     recipe = task(damage)
     first = run_task(recipe, Fault("usr1", "phase:rollout"))
     assert first.code == 0, first.text
@@ -327,7 +325,7 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, int], None]]:
     ],
     ids=["in the middle", "noticed before"],
 )
-def test_a_full_disk_costs_no_checkpoint_and_a_larger_one_lets_the_run_finish(
+def test_fault_of_a_full_disk_costs_no_checkpoint(
     room, said, after, task, undisturbed, small_disk, table
 ):
     expected = undisturbed("DP2")

@@ -71,7 +71,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_two_ranks_train_like_one(layout, single, tmp_path):
+def test_layouts_of_two_ranks_train_like_one(layout, single, tmp_path):
     start = run_torchrun if layout == BY_TORCHRUN else run_ranks
     _compare(_run(tmp_path, 2, *LAYOUTS[layout], start=start), single)
 
@@ -82,7 +82,7 @@ def single_experts(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
 
 
 @pytest.mark.parametrize("layout", EXPERT_LAYOUTS)
-def test_two_ranks_train_experts_like_one(layout, single_experts, tmp_path):
+def test_layouts_of_two_ranks_train_experts_like_one(layout, single_experts, tmp_path):
     _compare(_run(tmp_path, 2, *EXPERT_LAYOUTS[layout], experts=True), single_experts)
 
 

@@ -6,7 +6,7 @@ from faults import Fault, run_task
 from tiny_task import write_task
 
 
-def test_a_killed_rank_is_named_with_its_phase_and_step(tmp_path):
+def test_lost_rank_is_named_with_phase_and_step(tmp_path):
     recipe = write_task(tmp_path, steps=2, evaluation__files=[])
     ended = run_task(recipe, Fault("kill", "phase:update", step=1, rank=1), timeout=300)
     assert ended.code == 1

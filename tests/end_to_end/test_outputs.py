@@ -59,20 +59,20 @@ def test_metrics_of_a_run_are_all_in_the_table(run):
     assert {"clip_fraction/dual", "time/checkpoint_blocking", "eval/heldout/avg@2"} <= logged
 
 
-def test_every_file_is_explained(run):
+def test_outputs_page_explains_every_file(run):
     page = (REPOSITORY / "docs" / "outputs.md").read_text().split("## Who")[0]
     for path in run.iterdir():
         assert f"`{path.name}{'/' if path.is_dir() else ''}`" in page
 
 
-def test_texts_with_other_line_ends_are_kept_and_resumed_over(run):
+def test_outputs_keep_texts_with_other_line_ends(run):
     samples = [json.loads(line) for line in (run / "samples.jsonl").open()]
     assert [sample["step"] for sample in samples] == [1, 1, 2, 2, 3, 3]
     assert all(LINE_END in sample["prompt"] for sample in samples)
     assert all(sample["ground_truth"].endswith("\u0085 ") for sample in samples)
 
 
-def test_an_update_that_is_left_out_moves_the_schedule(run):
+def test_update_that_is_left_out_moves_the_schedule(run):
     first, second, third = read_metrics(run)[1:]
     assert first["update/without_signal"] == 1
     assert second["update/applied"] == third["update/applied"] == 1

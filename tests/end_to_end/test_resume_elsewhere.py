@@ -54,7 +54,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     "layout",
     ["TP2+SP", pytest.param("PP2", marks=pytest.mark.slow), "DP2"],
 )
-def test_a_resumed_run_follows_the_curve_of_one_rank(layout, halfway, straight, tmp_path):
+def test_resume_elsewhere_follows_the_curve_of_one_rank(layout, halfway, straight, tmp_path):
     shutil.copytree(halfway / "run" / "checkpoints", tmp_path / "run" / "checkpoints")
     shutil.copy(halfway / "run" / "metrics.jsonl", tmp_path / "run")
     metrics = _train(tmp_path, layout, STEPS)

@@ -58,7 +58,7 @@ def copy(task: Path, tmp_path: Path) -> Path:
     return tmp_path / "recipe.yaml"
 
 
-def test_a_finished_run_says_that_nothing_is_left_to_do(task):
+def test_run_folder_of_a_finished_run_ends_with_a_note(task):
     before = (task.parent / "run" / "metrics.jsonl").read_bytes()
     codes, said = train(task)
     assert codes == [0]
@@ -69,7 +69,7 @@ def test_a_finished_run_says_that_nothing_is_left_to_do(task):
     assert not (task.parent / "run" / "run.lock").exists()
 
 
-def test_fewer_steps_than_were_done_export_what_there_is_once(copy):
+def test_run_folder_with_fewer_steps_exports_once(copy):
     (copy.parent / "run" / "finished.json").unlink()
     codes, said = train(copy, "--steps=1")
     assert codes == [0]
@@ -88,7 +88,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_another_run_is_not_continued(task, change):
+def test_run_folder_of_another_run_is_not_continued(task, change):
     settings, named = CHANGES[change]
     codes, said = train(task, "--steps=3", *settings)
     assert codes == [2]
@@ -99,7 +99,7 @@ def test_another_run_is_not_continued(task, change):
 
 
 @pytest.mark.setting("checkpoint.resume")
-def test_other_questions_another_model_and_another_reward_text_are_seen(copy):
+def test_run_folder_notices_other_questions_model_and_reward(copy):
     run = copy.parent
     questions = (run / "train.jsonl").read_text().replace('"3 4"', '"9 9"')
     (run / "train.jsonl").write_text(questions)
@@ -127,7 +127,7 @@ def test_other_questions_another_model_and_another_reward_text_are_seen(copy):
     assert "all 3 steps are done" in said
 
 
-def test_starting_over_leaves_nothing_that_a_restart_could_take(copy):
+def test_resume_never_leaves_nothing_for_a_restart(copy):
     run = copy.parent / "run"
     over = ("--checkpoint.resume=never", "--seed=4")
     codes, said = train(copy, *over, "--steps=1")
@@ -161,7 +161,7 @@ def lock(run: Path) -> str:
     return text
 
 
-def test_a_folder_in_use_is_left_as_it_is(copy):
+def test_run_folder_in_use_is_left_as_it_is(copy):
     run = copy.parent / "run"
     lock(run)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
@@ -173,7 +173,7 @@ def test_a_folder_in_use_is_left_as_it_is(copy):
     assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
 
 
-def test_an_evaluation_does_not_disturb_the_run_of_its_folder(copy):
+def test_run_folder_is_not_disturbed_by_an_evaluation(copy):
     run = copy.parent / "run"
     text = lock(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -208,7 +208,7 @@ FULL = {"at the start": 0, "in the first checkpoint": 0, "in the export": 1}
 
 
 @pytest.mark.parametrize("when", FULL)
-def test_a_full_disk_is_named(task, disk, when):
+def test_run_folder_on_a_full_disk_is_named(task, disk, when):
     checkpoint = task.parent / "run" / "checkpoints" / "step_000002"
     # Tensors alone; how many bytes their files add is not predicted.
     recipe = load_recipe(str(task))
@@ -245,7 +245,7 @@ class Evil:
 
 
 @pytest.mark.parametrize("place", ["the index", "the random states"])
-def test_a_checkpoint_that_would_run_code_is_refused(copy, place):
+def test_run_folder_refuses_a_checkpoint_that_runs_code(copy, place):
     checkpoint = copy.parent / "run" / "checkpoints" / "step_000002"
     index = checkpoint / ".metadata"
     metadata = read_index(checkpoint)
@@ -285,7 +285,7 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("setting", OTHERS)
-def test_ranks_that_see_another_run_are_refused(task, setting):
+def test_run_folder_refuses_ranks_that_see_another_run(task, setting):
     value, named = OTHERS[setting]
     place = task.parent / value
     if value == "more.jsonl":
@@ -305,7 +305,7 @@ def test_ranks_that_see_another_run_are_refused(task, setting):
     assert "Traceback" not in said
 
 
-def test_ranks_may_find_the_same_files_at_different_places(task, tmp_path):
+def test_ranks_may_have_the_same_files_in_different_places(task, tmp_path):
     shutil.copytree(task.parent / "model", tmp_path / "model")
     script = Path(__file__).with_name("ranks_of_two_runs.py")
     codes, _, said = ended_ranks(

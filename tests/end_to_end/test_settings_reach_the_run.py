@@ -113,7 +113,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
 
 
 @pytest.mark.setting("reward.function")
-def test_responses_are_graded_by_the_function_of_the_recipe(run: Run) -> None:
+def test_reward_function_of_the_recipe_grades_responses(run: Run) -> None:
     firsts = [sample["response"].split()[:1] for sample in run.samples]
     even = [bool(first) and first[0].isdigit() and int(first[0]) % 2 == 0 for first in firsts]
     assert [sample["score"] for sample in run.samples] == even
@@ -121,45 +121,45 @@ def test_responses_are_graded_by_the_function_of_the_recipe(run: Run) -> None:
 
 
 @pytest.mark.setting("output_dir", "steps", "model.path", "data.train_files")
-def test_the_run_has_its_steps_in_its_folder(run: Run) -> None:
+def test_output_dir_has_the_steps_of_the_run(run: Run) -> None:
     assert [line["step"] for line in run.metrics] == [0, 1, 2, 3, 4]
     assert all(sample["score"] in (0.0, 1.0) for sample in run.samples)
 
 
 @pytest.mark.setting("rollout.prompts_per_step", "rollout.group_size", "rollout.record")
-def test_a_step_has_its_groups(run: Run) -> None:
+def test_prompts_per_step_and_group_size_make_the_step(run: Run) -> None:
     assert len(run.prompts(1)) == 3
     assert len([sample for sample in run.samples if sample["step"] == 1]) == 3 * 5
 
 
 @pytest.mark.setting("data.shuffle", "data.prompt_key", "data.max_prompt_length")
-def test_questions_come_in_the_order_of_the_file_without_the_long_one(run: Run) -> None:
+def test_shuffle_off_keeps_file_order_without_long_questions(run: Run) -> None:
     firsts = [sample["prompt"] for sample in run.samples if sample["step"] == 1][::5]
     assert firsts == ["3 4", "4 5", "5 6"]
 
 
-def test_epochs_are_counted(run: Run) -> None:
+def test_data_epoch_counts_epochs(run: Run) -> None:
     assert [line["data/epoch"] for line in run.metrics[1:]] == [3 / 16, 6 / 16, 9 / 16, 12 / 16]
     assert "16 training prompts: one epoch is 5.3 steps; 1 dropped" in run.log
 
 
 @pytest.mark.setting("data.answer_key", "data.answer_pattern")
-def test_answers_are_cut_out_of_their_column(run: Run) -> None:
+def test_answer_pattern_cuts_answers_in_a_run(run: Run) -> None:
     assert [sample["ground_truth"] for sample in run.samples][:15:5] == ["3", "4", "5"]
 
 
 @pytest.mark.setting("data.system_prompt", "data.chat_template_kwargs", "model.tokenizer_path")
-def test_prompts_are_rendered_with_system_prompt_template_and_its_arguments(run: Run) -> None:
+def test_prompts_have_system_prompt_and_template_arguments(run: Run) -> None:
     assert run.prompts(1)[0] == [60, 3, 4, 61]
 
 
 @pytest.mark.setting("rollout.max_response_length")
-def test_responses_are_cut_off(run: Run) -> None:
+def test_max_response_length_cuts_responses_off(run: Run) -> None:
     assert max(line["response/length_max"] for line in run.metrics[1:]) == LIMIT
 
 
 @pytest.mark.setting("rollout.stop_token_ids")
-def test_responses_end_with_a_stop_token(run: Run) -> None:
+def test_stop_token_ids_end_responses(run: Run) -> None:
     ended = [sample for sample in run.samples if sample["finish_reason"] == "stop"]
     assert ended
     assert all(int(sample["response"].split()[-1]) in STOPS for sample in ended)
@@ -167,42 +167,42 @@ def test_responses_end_with_a_stop_token(run: Run) -> None:
 
 @pytest.mark.setting("evaluation.files", "evaluation.every", "evaluation.samples_per_prompt")
 @pytest.mark.setting("evaluation.pass_at")
-def test_every_step_is_evaluated(run: Run) -> None:
+def test_evaluation_every_evaluates_every_step(run: Run) -> None:
     for line in run.metrics:
         assert {"eval/held/avg@3", "eval/held/pass@2"} <= set(line)
 
 
 @pytest.mark.setting("evaluation.max_prompts", "evaluation.temperature")
-def test_evaluations_answer_two_questions_greedily(run: Run) -> None:
+def test_evaluation_settings_answer_two_questions_greedily(run: Run) -> None:
     assert {line["eval/held/avg@3"] * 2 % 1 for line in run.metrics} == {0.0}
     assert all(line["eval/held/avg@3"] == line["eval/held/pass@2"] for line in run.metrics)
 
 
 @pytest.mark.setting("checkpoint.save_every", "checkpoint.keep_last", "checkpoint.keep_every")
 @pytest.mark.setting("checkpoint.best_metric", "checkpoint.best_mode")
-def test_checkpoints_stay_that_are_new_even_or_best(run: Run) -> None:
+def test_checkpoint_settings_keep_new_even_and_best_ones(run: Run) -> None:
     assert run.checkpoints == ["step_000001", "step_000002", "step_000004"]
 
 
 @pytest.mark.setting("optimizer.lr", "optimizer.min_lr", "optimizer.lr_warmup_steps")
 @pytest.mark.setting("optimizer.lr_decay_style", "optimizer.lr_decay_steps")
-def test_the_learning_rate_follows_its_schedule(run: Run) -> None:
+def test_learning_rate_follows_its_schedule(run: Run) -> None:
     rates = [line["learning_rate"] for line in run.metrics[1:]]
     assert rates == pytest.approx([0.005, 0.01, 0.0095, 0.009])
 
 
 @pytest.mark.setting("checkpoint.export_hf")
-def test_no_model_is_exported(run: Run) -> None:
+def test_export_hf_off_exports_no_model(run: Run) -> None:
     assert not (run.folder / "hf").exists()
 
 
 @pytest.mark.setting("checkpoint.keep_rollouts")
-def test_no_rollouts_are_kept(run: Run) -> None:
+def test_keep_rollouts_off_keeps_none(run: Run) -> None:
     assert not (run.folder / "rollouts").exists()
 
 
 @pytest.mark.setting("logging.sample_responses")
-def test_as_many_samples_are_logged_as_asked_for(run: Run) -> None:
+def test_sample_responses_logs_as_many_as_asked(run: Run) -> None:
     assert len(run.samples) == 4 * 15
 
 
@@ -239,38 +239,36 @@ def _texts(run: Run) -> list[str]:
 
 
 @pytest.mark.setting("seed")
-def test_another_seed_draws_other_responses(other: dict[str, Run]) -> None:
+def test_seed_changes_the_responses(other: dict[str, Run]) -> None:
     assert _texts(other["plain"]) != _texts(other["seed"])
 
 
 @pytest.mark.setting("rollout.top_k")
-def test_the_most_likely_token_alone_makes_a_group_s_responses_equal(other: dict[str, Run]) -> None:
+def test_top_k_1_makes_the_responses_of_a_group_equal(other: dict[str, Run]) -> None:
     texts = _texts(other["top_k"])
     assert all(len(set(texts[start : start + 6])) == 1 for start in range(0, 24, 6))
     assert len(set(_texts(other["plain"]))) > 12
 
 
 @pytest.mark.setting("resrl.think_markers")
-def test_thoughts_lie_between_the_markers_of_this_tokenizer(other: dict[str, Run]) -> None:
+def test_think_markers_are_those_of_the_tokenizer(other: dict[str, Run]) -> None:
     assert other["quiet"].metrics[-1]["resrl/groups"] == 4
 
 
 @pytest.mark.setting("rollout.temperature")
-def test_a_low_temperature_lowers_the_entropy(other: dict[str, Run]) -> None:
+def test_temperature_that_is_low_lowers_the_entropy(other: dict[str, Run]) -> None:
     assert other["plain"].metrics[-1]["entropy"] > 4.1
     assert other["quiet"].metrics[-1]["entropy"] < 4.0
 
 
 @pytest.mark.setting("logging.tensorboard")
-def test_events_are_written_where_they_are_asked_for(other: dict[str, Run]) -> None:
+def test_tensorboard_writes_events_if_asked(other: dict[str, Run]) -> None:
     assert list((other["plain"].folder / "tensorboard").iterdir())
     assert not (other["quiet"].folder / "tensorboard").exists()
 
 
 @pytest.mark.setting("checkpoint.verify_checksums")
-def test_a_checkpoint_is_trusted_where_checksums_are_not_compared(
-    other: dict[str, Run], tmp_path: Path
-) -> None:
+def test_verify_off_trusts_a_checkpoint(other: dict[str, Run], tmp_path: Path) -> None:
     plain = other["plain"].folder
     copy = shutil.copytree(plain, tmp_path / "copy")
     (sums,) = copy.rglob("SHA256SUMS")
@@ -283,7 +281,7 @@ def test_a_checkpoint_is_trusted_where_checksums_are_not_compared(
 
 
 @pytest.mark.setting("checkpoint.async_save")
-def test_a_checkpoint_is_written_by_the_training_itself(tmp_path: Path) -> None:
+def test_async_save_off_writes_in_the_training_thread(tmp_path: Path) -> None:
     recipe = write_task(tmp_path, steps=1, checkpoint__async_save=False, evaluation__files=[])
     ended = run_task(recipe, Fault("kill", "phase:checkpoint write", step=1, rank=0), ranks=1)
     assert ended.code == -9, ended.text
@@ -317,7 +315,7 @@ def together(response, ground_truth, **context):
 
 
 @pytest.mark.setting("reward.workers", "reward.timeout_s", "reward.memory_gb")
-def test_three_graders_work_at_once_with_their_time_memory_and_log(tmp_path: Path) -> None:
+def test_reward_workers_grade_at_once_within_their_limits(tmp_path: Path) -> None:
     (tmp_path / "graders.py").write_text(GRADERS)
     reward = {"function": f"{tmp_path / 'graders.py'}:together", "workers": 3, "timeout_s": 90}
     reward["memory_gb"] = 0.25

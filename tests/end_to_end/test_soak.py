@@ -93,7 +93,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Se
     return recipe.parent / "run", seen
 
 
-def test_a_long_run_does_not_grow(undisturbed):
+def test_soak_run_does_not_grow(undisturbed):
     run, seen = undisturbed
     warm = [each for each in seen if WARM_STEP <= each.step < WARM_STEP + 20]
     last = [each for each in seen if STEPS - 20 <= each.step < STEPS]
@@ -106,7 +106,7 @@ def test_a_long_run_does_not_grow(undisturbed):
     _assert_disk_is_bounded(run, seen)
 
 
-def test_a_run_killed_every_twenty_steps_ends_with_the_same_bits(undisturbed, tmp_path):
+def test_soak_run_killed_often_ends_with_the_same_bits(undisturbed, tmp_path):
     recipe = _task(tmp_path)
     all_seen: list[Seen] = []
     for step in range(KILL_EVERY + 1, STEPS, KILL_EVERY):

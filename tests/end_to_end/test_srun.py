@@ -15,7 +15,7 @@ from tiny_recipe import write_model, write_recipe
 pytestmark = pytest.mark.slow
 
 
-def test_two_tasks_of_srun_are_one_run(tmp_path) -> None:
+def test_srun_makes_two_tasks_one_run(tmp_path) -> None:
     recipe = write_recipe(tmp_path, write_model(tmp_path / "model"))
     job = {"SLURM_NTASKS": "2", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
     job |= {"SLURM_JOB_ID": str(random.randrange(20000)), "OMP_NUM_THREADS": "1"}

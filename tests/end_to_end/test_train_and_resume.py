@@ -38,7 +38,7 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory / "run"
 
 
-def test_a_run_writes_metrics_samples_a_checkpoint_and_a_hugging_face_model(straight):
+def test_train_writes_metrics_samples_checkpoint_and_model(straight):
     metrics = read_metrics(straight)
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
     logged = set(evaluation_metric_names(EvaluationConfig(("heldout.jsonl",), 0, 2)))
@@ -56,7 +56,7 @@ def test_a_run_writes_metrics_samples_a_checkpoint_and_a_hugging_face_model(stra
     assert (straight / "recipe.yaml").is_file()
 
 
-def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
+def test_train_killed_resumes_to_the_same_bits(straight, tmp_path):
     recipe = write_task(tmp_path, checkpoint__async_save=False)
     run = tmp_path / "run"
     process = subprocess.Popen(_command(recipe), stderr=subprocess.DEVNULL, start_new_session=True)
@@ -73,7 +73,7 @@ def test_a_killed_run_resumes_to_the_same_bits(straight, tmp_path):
 
 
 @pytest.mark.setting("checkpoint.preemption_exit_code")
-def test_a_run_told_to_end_saves_its_step_and_resumes_to_the_same_bits(straight, tmp_path):
+def test_train_interrupted_saves_and_resumes_to_the_same_bits(straight, tmp_path):
     recipe, run = write_task(tmp_path, checkpoint__preemption_exit_code=7), tmp_path / "run"
     ended = run_task(recipe, Fault("term", "phase:rollout", step=3, rank=0), ranks=1)
     assert ended.code == 7
@@ -100,7 +100,7 @@ def _wait_for_step(run: Path, step: int, process: subprocess.Popen) -> None:
     raise AssertionError(f"the run did not reach step {step}; exit status {process.poll()}")
 
 
-def test_a_step_whose_groups_all_agree_is_reported_and_changes_nothing(tmp_path):
+def test_step_whose_groups_all_agree_changes_nothing(tmp_path):
     recipe = write_task(tmp_path, steps=1, algorithm__name="grpo")
     done = _train(recipe, f"--reward.function={tmp_path / 'reward.py'}:always")
     assert done.returncode == 0, done.stderr
@@ -113,7 +113,7 @@ def test_a_step_whose_groups_all_agree_is_reported_and_changes_nothing(tmp_path)
     assert all((tensor == after[name]).all() for name, tensor in before.items())
 
 
-def test_an_answer_that_the_reward_cannot_use_ends_the_run_before_its_first_step(tmp_path):
+def test_train_ends_before_step_1_at_an_unusable_answer(tmp_path):
     recipe = write_task(tmp_path, reward={"function": "math", "workers": 1})
     rows = [json.dumps({"prompt": "3", "answer": str(n)}) for n in range(110)]
     rows[104] = json.dumps({"prompt": "3", "answer": True})  # Beyond what checks read.
@@ -125,7 +125,7 @@ def test_an_answer_that_the_reward_cannot_use_ends_the_run_before_its_first_step
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_reward_function_that_raises_ends_the_run_with_its_text_and_the_sample(tmp_path):
+def test_train_ends_with_the_error_of_a_reward_and_sample(tmp_path):
     done = _train(write_task(tmp_path), f"--reward.function={tmp_path / 'reward.py'}:broken")
     assert done.returncode == 2
     assert "KeyError: 'no such unit'" in done.stderr

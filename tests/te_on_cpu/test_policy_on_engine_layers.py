@@ -8,14 +8,14 @@ from te_on_cpu.suite import needs_engine, passes_on_engine_layers
 pytestmark = needs_engine
 
 
-def test_scores_gradients_and_steps_equal_transformers_in_every_layout() -> None:
+def test_engine_layers_equal_transformers_in_every_layout() -> None:
     assert passes_on_engine_layers("tests/distributed/policy") >= 60
 
 
-def test_checkpoints_resume_and_reshard() -> None:
+def test_engine_layers_resume_and_reshard() -> None:
     assert passes_on_engine_layers("tests/distributed/checkpoint") >= 74
 
 
 @pytest.mark.slow
-def test_the_other_layouts_agree_too() -> None:
+def test_engine_layers_agree_in_other_layouts() -> None:
     assert passes_on_engine_layers("tests/distributed/policy", "-m", "slow") >= 20

@@ -37,7 +37,7 @@ def distance(first: Path, second: Path) -> float:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_next_steps_are_the_same_on_either_kind_of_layers(runs: Path, case: str) -> None:
+def test_resume_between_kinds_of_layers_takes_the_same_steps(runs: Path, case: str) -> None:
     folder = runs / case
     assert distance(folder / "local_3.pt", folder / "local_2.pt") > 100 * STEP
     assert distance(folder / "engine_3.pt", folder / "local_3.pt") < STEP
@@ -46,6 +46,6 @@ def test_the_next_steps_are_the_same_on_either_kind_of_layers(runs: Path, case: 
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_checkpoint_from_before_the_first_step_is_one_of_no_steps(runs: Path, case: str) -> None:
+def test_resume_from_before_the_first_step_has_no_steps(runs: Path, case: str) -> None:
     folder = runs / case
     assert distance(folder / "first_1.pt", folder / "local_1.pt") < STEP

@@ -56,27 +56,27 @@ def seen(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
         ),
     ],
 )
-def test_every_rank_gets_the_error_with_its_reason(seen, case, parts):
+def test_save_raises_its_error_on_every_rank(seen, case, parts):
     for rank in seen:
         for part in parts:
             assert part in rank[case]
 
 
-def test_a_state_that_is_not_json_is_refused_before_anything_is_written(seen):
+def test_save_refuses_a_state_that_is_not_json(seen):
     assert not any(rank["written all the same"] for rank in seen)
 
 
-def test_a_full_disk_costs_no_checkpoint_and_the_next_save_works(seen):
+def test_save_on_a_full_disk_costs_no_checkpoint(seen):
     assert all(rank["still latest"] and rank["then"] for rank in seen)
 
 
-def test_saves_in_the_background_go_on_after_one_that_failed(seen):
+def test_saver_goes_on_after_a_save_that_failed(seen):
     for rank in seen:
         assert rank["saved"] == [1, 3, 4]
         assert rank["times"] == ["stolen", "write"]
 
 
-def test_a_run_resumes_from_the_newest_undamaged_checkpoint(seen):
+def test_resume_takes_the_newest_undamaged_checkpoint(seen):
     for rank in seen:
         newest, without_checksums, second, third, none = rank["resuming"]
         assert newest == without_checksums == "step_000004"
@@ -86,11 +86,11 @@ def test_a_run_resumes_from_the_newest_undamaged_checkpoint(seen):
         assert "step_000001: __0_0.distcp has 1000 of" in none
 
 
-def test_a_policy_without_optimizer_gets_the_weights(seen):
+def test_load_gives_a_policy_without_optimizer_the_weights(seen):
     assert all(rank["weights only"] == [False, True] for rank in seen)
 
 
-def test_changed_optimizer_settings_count_and_are_said(seen):
+def test_resume_applies_and_logs_changed_optimizer_settings(seen):
     for rank in seen:
         assert rank["learning rate"] == 3e-2
         assert rank["weight decays"] == [0.0, 0.5]
@@ -100,11 +100,11 @@ def test_changed_optimizer_settings_count_and_are_said(seen):
     assert not seen[1]["warnings"]
 
 
-def test_a_checkpoint_from_before_the_first_step_resumes_bitwise(seen):
+def test_resume_from_before_the_first_step_is_bitwise(seen):
     assert all(rank["before the first step"] == [True, True] for rank in seen)
 
 
-def test_a_run_killed_while_it_writes_leaves_the_previous_checkpoint_latest(models, tmp_path):
+def test_save_that_is_killed_leaves_the_previous_latest(models, tmp_path):
     """SIGKILL the moment a shard file of a new checkpoint appears; again if the save was faster."""
     for attempt in range(5):
         output_dir = tmp_path / str(attempt)

@@ -41,7 +41,7 @@ def resharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_and_moments_are_bitwise_those_of_the_other_layout(resharded, case):
+def test_reshard_keeps_the_bits_of_weights_and_moments(resharded, case):
     for rank in resharded[case]:
         assert rank["weights that differ"] == []
         stored = rank["stored tensors"]
@@ -50,7 +50,7 @@ def test_weights_and_moments_are_bitwise_those_of_the_other_layout(resharded, ca
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_next_step_is_that_of_the_other_layout(resharded, case):
+def test_reshard_takes_the_next_step_of_the_other_layout(resharded, case):
     for rank in resharded[case]:
         # The same sums in fp32, in another order.
         expected, found = rank["grad norms"]
@@ -62,7 +62,7 @@ def test_the_next_step_is_that_of_the_other_layout(resharded, case):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_rank_0_says_that_random_generators_start_anew(resharded, case):
+def test_reshard_says_that_random_generators_start_anew(resharded, case):
     first, *others = (rank["warnings"] for rank in resharded[case])
     assert len(first) == 1
     assert "random generators start anew" in first[0]

@@ -41,7 +41,7 @@ CASES = (
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_step_after_a_resume_equals_the_uninterrupted_one_bitwise(resumed, case):
+def test_resume_takes_the_uninterrupted_step_bitwise(resumed, case):
     for rank in resumed[case]:
         assert rank["differs"] == []
         straight, again = rank["grad norms"]
@@ -53,5 +53,5 @@ def test_the_step_after_a_resume_equals_the_uninterrupted_one_bitwise(resumed, c
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_trainers_state_comes_back_on_every_rank(resumed, case):
+def test_resume_restores_the_trainer_state_on_every_rank(resumed, case):
     assert all(rank["state"] for rank in resumed[case])

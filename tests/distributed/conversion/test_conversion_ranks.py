@@ -46,15 +46,13 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_ranks_of_another_layout_hold_the_original_bits(work: Path, case: str) -> None:
+def test_conversion_gives_ranks_of_any_layout_the_same_bits(work: Path, case: str) -> None:
     found: dict[str, Any] = json.loads((work / "found.json").read_text())
     assert found[case] == [[], []]
 
 
 @pytest.mark.parametrize("layout", ["tp2", "pp2"])
-def test_a_runs_checkpoint_gives_the_trained_weights_with_the_files_in_its_hf_folder(
-    work: Path, layout: str
-) -> None:
+def test_conversion_of_a_run_gives_weights_and_model_files(work: Path, layout: str) -> None:
     step = work / "written" / "run" / layout / "checkpoints" / "step_000012"
     (step / "hf").mkdir(exist_ok=True)
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):

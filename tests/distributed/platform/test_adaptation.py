@@ -25,17 +25,17 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bool]:
     return json.loads(output.splitlines()[-1])["found"]
 
 
-def test_transformers_loads_the_same_model_with_and_without_adaptation(found: dict) -> None:
+def test_adaptation_leaves_models_of_transformers_the_same(found: dict) -> None:
     assert found["same_logits"]
 
 
-def test_a_device_context_still_decides_where_tensors_are_made(found: dict) -> None:
+def test_adaptation_keeps_device_contexts(found: dict) -> None:
     assert found["meta_context"]
 
 
-def test_cuda_as_a_device_means_the_cpu(found: dict) -> None:
+def test_adaptation_makes_cuda_mean_the_cpu(found: dict) -> None:
     assert found["cuda_names_cpu"]
 
 
-def test_a_tensor_can_still_change_its_type(found: dict) -> None:
+def test_adaptation_lets_tensors_change_their_type(found: dict) -> None:
     assert found["dtype_change"]

@@ -13,7 +13,7 @@ from ranks import REPOSITORY
 
 
 @pytest.mark.parametrize("how", ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.faults)])
-def test_a_rank_ends_and_names_the_store_that_is_lost_with_rank_0(how: str) -> None:
+def test_lost_store_ends_a_rank_and_is_named(how: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -20,7 +20,7 @@ def told(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[float, str
     return {phase: (float(seconds), message) for phase, seconds, message in lines}
 
 
-def test_a_rank_that_does_not_arrive_is_reported_with_phase_and_rank_after_the_timeout(
+def test_named_phase_names_a_rank_that_does_not_arrive(
     told: dict[str, tuple[float, str]],
 ) -> None:
     seconds, message = told["rollout"]
@@ -34,7 +34,7 @@ def test_a_rank_that_does_not_arrive_is_reported_with_phase_and_rank_after_the_t
     assert 3.5 < seconds < 20 + ANSWER_WITHIN_S
 
 
-def test_a_rank_that_died_is_reported_with_phase_and_rank_before_the_timeout(
+def test_named_phase_names_a_dead_rank_before_the_timeout(
     told: dict[str, tuple[float, str]],
 ) -> None:
     seconds, message = told["update"]

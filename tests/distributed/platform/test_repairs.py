@@ -8,7 +8,7 @@ from pathlib import Path
 from ranks import run_ranks
 
 
-def test_a_machine_with_cuda_and_without_transformer_engine_is_repaired() -> None:
+def test_repairs_serve_cuda_without_transformer_engine() -> None:
     output = run_ranks(Path(__file__).with_name("ranks_repairs.py"), 1)
     found = json.loads(output.splitlines()[-1])["found"]
     assert found == dict.fromkeys(found, True)

@@ -8,7 +8,7 @@ from pathlib import Path
 from ranks import run_ranks
 
 
-def test_stages_draw_other_numbers_and_replicas_the_same() -> None:
+def test_seeds_differ_between_stages_not_between_replicas() -> None:
     output = run_ranks(Path(__file__).with_name("ranks_seeds.py"), 2)
     found = json.loads(next(line for line in output.splitlines() if '"found"' in line))["found"]
     (first, second), (one, other) = found["stages"], found["replicas"]

@@ -11,7 +11,7 @@ from ranks import run_ranks
 SCRIPT = Path(__file__).with_name("ranks_stuck.py")
 
 
-def test_a_main_thread_that_is_stuck_in_c_is_named_and_ended_and_one_that_waits_is_not():
+def test_watch_ends_a_thread_stuck_in_c_not_one_that_waits():
     with pytest.raises(AssertionError) as failure:
         run_ranks(SCRIPT, 2, timeout=80)
     said = str(failure.value)

@@ -17,28 +17,28 @@ def found(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", ["log_probs", "entropy", "hidden_gradient", "weight_gradient"])
-def test_a_split_vocabulary_in_small_chunks_equals_float64_autograd(found: dict, name: str) -> None:
+def test_log_probs_of_a_split_vocabulary_equal_float64(found: dict, name: str) -> None:
     # fp32 rounding of logits up to 20.
     assert found["split_vocabulary"][name] < 2e-5
 
 
-def test_padding_rows_get_no_gradient_on_the_rank_that_holds_them(found: dict) -> None:
+def test_log_probs_give_padding_rows_no_gradient(found: dict) -> None:
     assert found["split_vocabulary"]["padding_gradient"] == 0
 
 
-def test_all_ranks_skip_a_step_when_one_gradient_is_not_finite(found: dict) -> None:
+def test_update_is_skipped_on_all_ranks_if_one_is_not_finite(found: dict) -> None:
     assert found["one_bad_gradient"] == {"skipped": True, "unchanged": True, "recovers": True}
 
 
 @pytest.mark.parametrize("layout", ["broken_tp2", "broken_pp2"])
-def test_every_rank_names_the_missing_tensor_and_none_hangs(found: dict, layout: str) -> None:
+def test_load_names_a_missing_tensor_on_every_rank(found: dict, layout: str) -> None:
     assert len(found[layout]) == 2
     for message in found[layout]:
         assert "model.layers.0.mlp.up_proj.weight is missing" in message
         assert "broken_" in message
 
 
-def test_bf16_stays_near_the_fp32_reference(found: dict) -> None:
+def test_policy_in_bf16_stays_near_the_fp32_reference(found: dict) -> None:
     # Eight bits of mantissa through four layers: 0.012 nats on average and 0.3 % measured.
     assert found["bf16"]["log_probs"] < 0.05
     assert found["bf16"]["grad_norm"] < 0.05

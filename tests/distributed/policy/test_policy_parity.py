@@ -133,55 +133,55 @@ def check(measured: dict[str, dict[str, float]], quantity: str, tolerance: float
     assert not wrong
 
 
-def test_logits_equal_transformers(measured: dict) -> None:
+def test_policy_logits_equal_transformers(measured: dict) -> None:
     check(measured, "logits", ROUNDING)
 
 
-def test_log_probs_of_ragged_batches_equal_transformers(measured: dict) -> None:
+def test_policy_log_probs_of_ragged_batches_equal_transformers(measured: dict) -> None:
     check(measured, "log_probs", ROUNDING)
 
 
-def test_entropy_equals_transformers(measured: dict) -> None:
+def test_policy_entropy_equals_transformers(measured: dict) -> None:
     check(measured, "entropy", ROUNDING)
 
 
-def test_tapped_states_equal_the_penultimate_hidden_states(measured: dict) -> None:
+def test_tap_equals_the_penultimate_hidden_states(measured: dict) -> None:
     check(measured, "hidden", ROUNDING)
 
 
-def test_tapped_states_are_right_while_training_with_and_without_recomputation(
+def test_tap_is_right_in_training_and_recomputation(
     measured: dict,
 ) -> None:
     check(measured, "step_0_hidden", ROUNDING)
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_loss_equals_transformers(measured: dict, step: int) -> None:
+def test_policy_loss_equals_transformers(measured: dict, step: int) -> None:
     check(measured, f"step_{step}_loss", RELATIVE)
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_gradient_norm_equals_autograd_on_transformers(measured: dict, step: int) -> None:
+def test_policy_gradient_norm_equals_transformers(measured: dict, step: int) -> None:
     check(measured, f"step_{step}_grad_norm", RELATIVE)
 
 
 @pytest.mark.parametrize("step", [0, 1])
-def test_weights_after_a_step_equal_torch_adamw(measured: dict, step: int) -> None:
+def test_policy_weights_after_a_step_equal_torch_adamw(measured: dict, step: int) -> None:
     check(measured, f"step_{step}_weights", STEP)
 
 
-def test_exported_weights_are_bitwise_those_that_were_loaded(measured: dict) -> None:
+def test_policy_exports_the_bits_that_were_loaded(measured: dict) -> None:
     check(measured, "exported", 0.0)
 
 
-def test_recomputation_runs_attention_again_where_it_is_asked_for(measured: dict) -> None:
+def test_recomputation_runs_attention_again_if_asked(measured: dict) -> None:
     runs = {case: found["step_0_attention_runs"] for case, found in measured.items()}
     assert runs == {case: 2.0 if "recompute" in case else 1.0 for case in runs}
 
 
 @pytest.mark.parametrize("measured", [(2, "default")], indirect=True, ids=["from_2_ranks"])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_saved_policy_loads_in_transformers_with_equal_logits(
+def test_policy_saved_loads_in_transformers_with_equal_logits(
     measured: dict, folder: Path, family: str
 ) -> None:
     saved = folder / "saved" / family

@@ -26,35 +26,35 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 @pytest.mark.setting("parallel.tensor_model_parallel_size")
 @pytest.mark.setting("parallel.pipeline_model_parallel_size")
 @pytest.mark.setting("parallel.virtual_pipeline_model_parallel_size")
-def test_matrices_and_layers_are_split(found: Found) -> None:
+def test_parallel_sizes_split_matrices_and_layers(found: Found) -> None:
     dense = found["dense"]
     assert (dense["tensor"], dense["pipeline"], dense["chunks"]) == (2, 2, 2)
 
 
 @pytest.mark.setting("parallel.context_parallel_size")
-def test_sequences_are_split(found: Found) -> None:
+def test_parallel_sizes_split_sequences(found: Found) -> None:
     assert found["context"]["context"] == 2
 
 
 @pytest.mark.setting("parallel.expert_model_parallel_size")
 @pytest.mark.setting("parallel.expert_tensor_parallel_size")
-def test_experts_are_split(found: Found) -> None:
+def test_parallel_sizes_split_experts(found: Found) -> None:
     assert (found["experts"]["expert"], found["experts"]["expert_tensor"]) == (4, 1)
 
 
 @pytest.mark.setting("parallel.sequence_parallel", "parallel.use_distributed_optimizer")
-def test_tokens_and_optimizer_states_are_split_where_asked(found: Found) -> None:
+def test_parallel_settings_split_tokens_and_optimizer_states(found: Found) -> None:
     assert [found[name]["sequence_parallel"] for name in ("dense", "context")] == [True, False]
     assert [found[name]["distributed_optimizer"] for name in ("dense", "context")] == [False, True]
 
 
 @pytest.mark.setting("parallel.timeout_minutes")
-def test_collectives_have_the_time_out(found: Found) -> None:
+def test_timeout_minutes_hold_for_collectives(found: Found) -> None:
     assert found["dense"]["timeout"] == 90
 
 
 @pytest.mark.setting("parallel.ddp", "model.megatron", "optimizer.megatron")
-def test_fields_of_megatron_core_pass_through(found: Found) -> None:
+def test_megatron_fields_reach_the_policy(found: Found) -> None:
     dense = found["dense"]
     assert dense["overlap_grad_reduce"] is True
     assert dense["init_method_std"] == 0.5
@@ -62,5 +62,5 @@ def test_fields_of_megatron_core_pass_through(found: Found) -> None:
 
 
 @pytest.mark.setting("model.recompute_granularity")
-def test_activations_are_recomputed(found: Found) -> None:
+def test_recompute_settings_recompute_activations(found: Found) -> None:
     assert found["dense"]["recompute"] == "selective"

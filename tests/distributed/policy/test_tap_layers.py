@@ -30,7 +30,7 @@ def tapped(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["layout"]: line for line in lines}
 
 
-def test_every_hidden_state_equals_transformers_in_every_layout(tapped: dict) -> None:
+def test_tap_equals_transformers_at_every_layer_and_layout(tapped: dict) -> None:
     assert set(tapped) == set(STAGES)
     for name, line in tapped.items():
         assert set(line["found"]) == {*"01234", "-1", "-2", "-5"}
@@ -39,11 +39,11 @@ def test_every_hidden_state_equals_transformers_in_every_layout(tapped: dict) ->
         assert not wrong, name
 
 
-def test_the_stage_that_holds_a_layer_is_known_on_every_rank(tapped: dict) -> None:
+def test_tap_knows_the_stage_of_a_layer_on_every_rank(tapped: dict) -> None:
     assert {name: line["stages"] for name, line in tapped.items()} == STAGES
 
 
-def test_a_layer_that_the_model_does_not_have_names_the_setting(tapped: dict) -> None:
+def test_tap_names_the_setting_of_a_missing_layer(tapped: dict) -> None:
     for line in tapped.values():
         assert "resrl.layer is 5" in line["refusal"]
         assert "-5 to 4" in line["refusal"]

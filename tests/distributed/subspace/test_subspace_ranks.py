@@ -8,7 +8,7 @@ from ranks import run_ranks
 SCRIPT = Path(__file__).parent / "ranks_subspace.py"
 
 
-def test_weights_of_tokens_spread_over_2_and_4_ranks_equal_those_of_one_rank(reference, tmp_path):
+def test_token_weights_over_2_and_4_ranks_are_those_of_one(reference, tmp_path):
     for world_size in (2, 4):
         output = tmp_path / f"{world_size}.npz"
         assert "all cases agree" in run_ranks(SCRIPT, world_size, reference / "golden", output)

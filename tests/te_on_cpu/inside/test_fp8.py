@@ -106,7 +106,7 @@ def bf16_gradient_norm(build) -> float:
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("settings", RECIPES)
-def test_the_loss_sees_what_was_scored(
+def test_fp8_loss_sees_what_was_scored(
     build, model, bf16_gradient_norm, settings: tuple[str, ...], packed: bool
 ) -> None:
     policy = build(*settings, f"--algorithm.sequence_packing={str(packed).lower()}")
@@ -124,7 +124,7 @@ def test_the_loss_sees_what_was_scored(
 
 
 @pytest.mark.parametrize("settings", RECIPES)
-def test_decoding_uses_the_weights_of_the_last_update(build, model, settings) -> None:
+def test_fp8_decoding_uses_the_weights_of_the_last_update(build, model, settings) -> None:
     policy = build(*settings, "--optimizer.lr=0.003", "--optimizer.lr_warmup_steps=0")
     engine = MegatronEngine(policy, max_running_samples=64)
     prompt = tuple(range(3, 11))
@@ -143,7 +143,7 @@ def test_decoding_uses_the_weights_of_the_last_update(build, model, settings) ->
 
 
 @pytest.mark.parametrize("settings", IN_FP8)
-def test_prompts_of_every_length_are_decoded(build, settings) -> None:
+def test_fp8_decodes_prompts_of_every_length(build, settings) -> None:
     engine = MegatronEngine(build(*settings), max_running_samples=64)
     for length, samples in ((5, 2), (8, 2), (1, 1), (16, 16), (24, 4), (24, 3)):
         prompt = list(range(3, 3 + length))
@@ -154,7 +154,7 @@ def test_prompts_of_every_length_are_decoded(build, settings) -> None:
 
 
 @pytest.mark.parametrize("settings", IN_FP8)
-def test_fp8_weights_are_made_anew_for_the_first_micro_batch_of_each_pass(
+def test_fp8_weights_are_made_anew_in_each_pass(
     build, monkeypatch: pytest.MonkeyPatch, settings
 ) -> None:
     policy = build(*settings)
@@ -184,7 +184,7 @@ def test_fp8_weights_are_made_anew_for_the_first_micro_batch_of_each_pass(
 
 @pytest.mark.parametrize("saved", RECIPES)
 @pytest.mark.parametrize("resumed", IN_FP8)
-def test_a_run_goes_on_in_fp8(build, tmp_path, saved, resumed) -> None:
+def test_fp8_run_goes_on(build, tmp_path, saved, resumed) -> None:
     policy = build(*saved)
     update(policy, SEQUENCES)
     # As an evaluation before the save does.

@@ -46,7 +46,7 @@ def check(tokens: int, recipe: str, sequence_parallel: int) -> None:
     packed=st.booleans(),
     lengths=st.lists(st.tuples(st.integers(1, 40), st.integers(0, 40)), min_size=1, max_size=3),
 )
-def test_the_lengths_of_micro_batches_are_accepted(
+def test_fp8_shapes_accept_the_lengths_of_micro_batches(
     recipe: str,
     sequence_parallel: int,
     context_parallel: int,
@@ -74,7 +74,7 @@ def test_the_lengths_of_micro_batches_are_accepted(
 @pytest.mark.parametrize(
     ("recipe", "sequence_parallel"), [("blockwise", 2), ("mxfp8", 1), ("mxfp8", 4)]
 )
-def test_half_of_it_would_be_refused(recipe: str, sequence_parallel: int) -> None:
+def test_fp8_shapes_refuse_half_of_the_length(recipe: str, sequence_parallel: int) -> None:
     alignment = length_alignment(sequence_parallel_size=sequence_parallel, fp8_recipe=recipe)
     with pytest.raises(AssertionError):
         check(alignment // 2 // sequence_parallel, recipe, sequence_parallel)

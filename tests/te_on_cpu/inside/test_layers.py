@@ -10,7 +10,7 @@ import transformer_engine_torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 
-def test_a_policy_from_a_recipe_has_transformer_engines_layers(build) -> None:
+def test_policy_of_a_recipe_has_engine_layers(build) -> None:
     policy = build()
     found = Counter(
         kind
@@ -25,13 +25,13 @@ def test_a_policy_from_a_recipe_has_transformer_engines_layers(build) -> None:
     assert found[te.RMSNorm] == 1
 
 
-def test_the_optimizer_is_transformer_engines_and_needs_no_repair(build) -> None:
+def test_optimizer_is_that_of_the_engine_without_repair(build) -> None:
     (part,) = build().optimizer.chained_optimizers
     assert isinstance(part.optimizer, te.optimizers.FusedAdam)
     assert not hasattr(DistributedOptimizer.load_state_dict, "__wrapped__")
 
 
-def test_a_precision_aware_optimizer_knows_the_recipe_of_fp8(build) -> None:
+def test_precision_aware_optimizer_knows_the_fp8_recipe(build) -> None:
     aware = "--optimizer.megatron.use_precision_aware_optimizer=true"
     asked = {
         settings: build(aware, *settings).optimizer.chained_optimizers[0].config
@@ -48,6 +48,6 @@ def test_a_precision_aware_optimizer_knows_the_recipe_of_fp8(build) -> None:
     assert reads_decoupled_gradients == [True, True, False]
 
 
-def test_what_is_not_answered_raises() -> None:
+def test_compiled_functions_without_an_answer_raise() -> None:
     with pytest.raises(NotImplementedError, match=r"transformer_engine_torch\.swiglu"):
         transformer_engine_torch.swiglu()
