@@ -45,7 +45,7 @@ def measured(models: Path) -> dict[tuple[str, str], dict[str, float]]:
 
 
 @pytest.mark.parametrize("refresh", ["rollout", "minibatch"])
-def test_every_layout_measures_the_same(measured, refresh):
+def test_diagnosis_is_the_same_in_every_layout(measured, refresh):
     base = measured["one", refresh]
     layouts = {layout for layout, _ in measured}
     assert layouts == {"one", "TP2+SP", "PP2", "CP2", "DP2"}
@@ -56,7 +56,7 @@ def test_every_layout_measures_the_same(measured, refresh):
             assert found == pytest.approx(base[name], rel=2e-3, abs=1e-5), (layout, name)
 
 
-def test_refreshed_weights_change_the_second_update(measured):
+def test_refresh_minibatch_changes_the_second_update(measured):
     kept, refreshed = measured["one", "rollout"], measured["one", "minibatch"]
     assert kept["update/applied"] == refreshed["update/applied"] == 2
     # Both updates' norms in one mean; the first is the same.
@@ -83,7 +83,7 @@ def log_likelihoods(model: PreTrainedModel) -> list[float]:
     return found
 
 
-def test_displaced_likelihood_is_that_of_transformers_before_and_after(measured, models):
+def test_displaced_likelihood_is_that_of_transformers(measured, models):
     before, after = (
         log_likelihoods(AutoModelForCausalLM.from_pretrained(models / name, dtype=torch.float32))
         for name in ("qwen3", "after")
@@ -98,7 +98,7 @@ def test_displaced_likelihood_is_that_of_transformers_before_and_after(measured,
 
 
 @pytest.mark.setting("resrl.diagnose_every", "resrl.interference_tokens", "resrl.logit_factor")
-def test_interference_is_the_product_of_the_heads_gradients(measured, models):
+def test_interference_is_the_product_of_head_gradients(measured, models):
     """autograd through transformers' output layer, token by token."""
     samples, positive = rollouts()
     model = AutoModelForCausalLM.from_pretrained(models / "qwen3", dtype=torch.float64)

@@ -8,7 +8,7 @@ from ranks import run_ranks
 from tiny_recipe import write_model
 
 
-def test_all_ranks_skip_together_and_go_on(tmp_path):
+def test_not_finite_gradient_is_skipped_on_all_ranks_together(tmp_path):
     script = Path(__file__).with_name("ranks_not_finite.py")
     out = run_ranks(script, 2, write_model(tmp_path / "model"))
     for rank in (0, 1):

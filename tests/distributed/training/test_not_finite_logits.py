@@ -13,7 +13,7 @@ WEIGHT = re.escape("model.embed_tokens.weight (1 of 2048 values)")
 
 
 @pytest.mark.parametrize("layout", ["PP2", "DP2"])
-def test_rollouts_and_scoring_name_the_first_token_and_the_weight(tmp_path, layout):
+def test_not_finite_logits_name_the_token_and_the_weight(tmp_path, layout):
     model = write_model(tmp_path / "model")
     script = Path(__file__).with_name("ranks_not_finite_logits.py")
     out = run_ranks(script, 2, model, layout)

@@ -42,7 +42,7 @@ def measured(models: Path, output: Path) -> dict[tuple[str, str], dict[str, floa
     return found
 
 
-def test_layouts_agree(measured):
+def test_overlong_mask_gives_the_same_step_in_every_layout(measured):
     for (layout, algorithm), metrics in measured.items():
         for name, value in measured["one", algorithm].items():
             if name not in NOT_COMPARED:
@@ -50,7 +50,7 @@ def test_layouts_agree(measured):
                 assert same, f"{layout} {algorithm}: {name} is {metrics[name]}, not {value}"
 
 
-def test_the_step_is_transformers_with_the_masked_losses_left_out_by_hand(measured, models, output):
+def test_overlong_mask_step_is_that_of_transformers(measured, models, output):
     samples, _ = rollouts()
     rewards = torch.tensor([sample.reward for sample in samples], dtype=torch.float64)
     group = torch.tensor([sample.group for sample in samples])
@@ -77,7 +77,7 @@ def test_the_step_is_transformers_with_the_masked_losses_left_out_by_hand(measur
     assert max(float((after[name] - named[name]).abs().max()) for name in named) <= 1e-5
 
 
-def test_masked_tokens_neither_span_the_subspace_nor_set_its_quantiles(measured, models, output):
+def test_overlong_mask_keeps_responses_out_of_the_subspace(measured, models, output):
     samples, positive = rollouts()
     mask = RolloutBatch.from_samples(samples).loss_mask
     mask[MASKED] = False

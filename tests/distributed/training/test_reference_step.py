@@ -143,14 +143,14 @@ def _pairs() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize(("ranks", "pair"), list(_pairs()))
-def test_every_weight_and_number_is_the_reference_s(product, reference, ranks, pair):
+def test_step_equals_the_reference_in_every_weight_and_number(product, reference, ranks, pair):
     compare(product(ranks, pair), reference(pair.split("=", 1)[1]))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("ranks", [1, 2])
 @pytest.mark.parametrize("name", COMBINATIONS)
-def test_every_combination_is_the_reference_s(combined, reference, ranks, name):
+def test_step_equals_the_reference_in_every_combination(combined, reference, ranks, name):
     compare(combined(ranks)[name], reference(name))
 
 
@@ -167,7 +167,7 @@ def compare(found: dict[str, Any], expected: Trained) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_ignoring_the_settings_of_a_case_would_show(reference, name):
+def test_reference_cases_show_settings_that_are_ignored(reference, name):
     case = CASES[name]
     weights, ignored = (reference(name, ignoring=flag).weights for flag in (False, True))
     difference = largest_difference(weights, ignored)
@@ -196,7 +196,7 @@ def _first_step(product: Any, ranks: int, pair: str) -> dict[str, float]:
         ),
     ],
 )
-def test_all_arms_punish_wrong_answers_as_hard(product, arms):
+def test_controls_have_the_negative_mass_of_the_method(product, arms):
     found = [_first_step(product, 1, f"one={arm}") for arm in arms]
     method = found[0]["resrl/negative_mass"]
     assert 0.3 < found[0]["resrl/negative_mass_share"] < 0.95
@@ -207,13 +207,13 @@ def test_all_arms_punish_wrong_answers_as_hard(product, arms):
 
 
 @pytest.mark.setting("resrl.window_tokens")
-def test_a_small_window_holds_fewer_hidden_states(product):
+def test_window_tokens_that_are_few_hold_fewer_states(product):
     window = _first_step(product, 1, "one=small windows")
     default = _first_step(product, 1, "one=the defaults")
     assert window["resrl/peak_bytes"] < default["resrl/peak_bytes"]
 
 
 @pytest.mark.setting("resrl.subspace_method")
-def test_the_method_of_computation_is_the_one_asked_for(product):
+def test_subspace_method_is_the_one_asked_for(product):
     assert _first_step(product, 1, "one=Gram matrices")["resrl/method_is_gram"] == 1
     assert _first_step(product, 1, "one=the defaults")["resrl/method_is_gram"] == 0

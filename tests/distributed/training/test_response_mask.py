@@ -49,7 +49,9 @@ def measured(models: Path, output: Path) -> dict[Key, dict[str, float]]:
 
 @pytest.mark.parametrize("kind", ["masked", "corrected"])
 @pytest.mark.parametrize("algorithm", ["grpo", "resrl"])
-def test_layouts_agree(measured: dict[Key, dict[str, float]], algorithm: str, kind: str) -> None:
+def test_loss_mask_gives_the_same_step_in_every_layout(
+    measured: dict[Key, dict[str, float]], algorithm: str, kind: str
+) -> None:
     base = measured["one", algorithm, kind]
     for (layout, *case), metrics in measured.items():
         if case != [algorithm, kind]:
@@ -61,7 +63,7 @@ def test_layouts_agree(measured: dict[Key, dict[str, float]], algorithm: str, ki
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "resrl"])
-def test_a_mask_that_is_all_true_gives_the_same_bits_as_none(
+def test_loss_mask_of_all_tokens_gives_the_bits_without_one(
     measured: dict[Key, dict[str, float]], output: Path, algorithm: str
 ) -> None:
     assert measured["one", algorithm, "all true"] == measured["one", algorithm, "none"]
@@ -72,7 +74,7 @@ def test_a_mask_that_is_all_true_gives_the_same_bits_as_none(
 
 
 @pytest.mark.parametrize("kind", ["masked", "corrected"])
-def test_the_step_is_the_one_that_transformers_takes_on_unmasked_tokens(
+def test_loss_mask_step_is_that_of_transformers(
     measured: dict[Key, dict[str, float]], models: Path, output: Path, kind: str
 ) -> None:
     samples = with_engine_log_probs(rollouts(masked=True)[0])
@@ -114,14 +116,14 @@ def test_the_step_is_the_one_that_transformers_takes_on_unmasked_tokens(
     assert worst <= 1e-5, worst
 
 
-def test_lengths_count_the_tokens_of_the_policy(measured: dict[Key, dict[str, float]]) -> None:
+def test_loss_mask_lengths_count_generated_tokens(measured: dict[Key, dict[str, float]]) -> None:
     samples, _ = rollouts(masked=True)
     drawn = [sum(sample.response.response_mask) for sample in samples]
     found = measured["one", "resrl", "masked"]
     assert found["response/length_mean"] == pytest.approx(sum(drawn) / len(drawn))
 
 
-def test_only_drawn_tokens_span_the_subspace_and_are_weighed(
+def test_loss_mask_keeps_other_tokens_out_of_the_subspace(
     measured: dict[Key, dict[str, float]], models: Path, output: Path
 ) -> None:
     samples, positive = rollouts(masked=True)

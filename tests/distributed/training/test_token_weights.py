@@ -41,7 +41,9 @@ def weights(models: Path, part: str) -> dict[str, np.ndarray]:
     return found
 
 
-def test_layouts_methods_and_micro_batches_agree(weights: dict[str, np.ndarray], part: str) -> None:
+def test_token_weights_agree_in_layouts_methods_micro_batches(
+    weights: dict[str, np.ndarray], part: str
+) -> None:
     worst = 0.0
     for name, found in weights.items():
         layout = name.split("|")[0]
@@ -63,7 +65,7 @@ def test_layouts_methods_and_micro_batches_agree(weights: dict[str, np.ndarray],
         ("one moe|rows|3", "qwen3_moe", -2),
     ],
 )
-def test_weights_are_those_of_transformers_hidden_states(weights, models, name, family, layer):
+def test_token_weights_are_those_of_transformers_states(weights, models, name, family, layer):
     samples, positive = rollouts()
     model = AutoModelForCausalLM.from_pretrained(models / family, dtype=torch.float32)
     hidden = torch.zeros(len(samples), LONGEST, model.config.hidden_size)

@@ -49,7 +49,7 @@ def test_vectorised_groups_equal_a_loop_over_responses(labelled, eps, scale_by_s
 
 @quickly
 @given(labelled_rewards, st.randoms(use_true_random=False))
-def test_the_order_of_responses_does_not_matter(labelled, random) -> None:
+def test_group_normalised_ignores_the_order_of_responses(labelled, random) -> None:
     rewards, group = tensors(labelled)
     order = list(range(len(labelled)))
     random.shuffle(order)
@@ -71,7 +71,7 @@ def test_group_numbers_are_only_labels(labelled) -> None:
     )
 
 
-def test_a_response_without_mates_has_exactly_no_advantage() -> None:
+def test_group_normalised_of_a_lone_response_is_exactly_0() -> None:
     advantages = group_normalised(torch.tensor([0.3, 1.0, 0.0]), torch.tensor([5, 2, 2]))
     assert advantages[0] == 0
     assert advantages[1] > 0 > advantages[2]
@@ -79,7 +79,7 @@ def test_a_response_without_mates_has_exactly_no_advantage() -> None:
 
 @pytest.mark.parametrize("scale_by_std", [True, False])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
-def test_equal_rewards_give_exact_zeros_although_their_mean_rounds(eps, scale_by_std) -> None:
+def test_group_normalised_of_equal_rewards_is_exactly_0(eps, scale_by_std) -> None:
     rewards = torch.full((3,), 0.1, dtype=torch.float64)
     assert rewards.sum() / 3 != 0.1  # what a subtraction alone would leave behind
     advantages = group_normalised(
@@ -103,7 +103,7 @@ def test_low_precision_rewards_are_normalised_in_float64() -> None:
     assert group_normalised(rewards, group).dtype == torch.float64
 
 
-def test_a_batch_of_no_responses_has_no_advantages() -> None:
+def test_group_normalised_of_no_responses_is_empty() -> None:
     empty = group_normalised(torch.zeros(0), torch.zeros(0, dtype=torch.int64))
     assert empty.shape == (0,)
 
@@ -123,7 +123,7 @@ def test_unusable_rewards_are_named(rewards, group, message) -> None:
         group_normalised(torch.tensor(rewards), torch.tensor(group))
 
 
-def test_a_negative_eps_is_refused() -> None:
+def test_group_normalised_refuses_a_negative_eps() -> None:
     with pytest.raises(ValueError, match=r"eps is -1e-06"):
         group_normalised(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), eps=-1e-6)
 
@@ -136,13 +136,13 @@ def test_correct_means_a_score_above_zero_whatever_the_scale() -> None:
     assert advantages.dtype == torch.float64
 
 
-def test_a_score_that_is_not_a_number_is_no_wrong_answer() -> None:
+def test_is_correct_refuses_a_score_that_is_not_a_number() -> None:
     with pytest.raises(ValueError, match=r"scores\[0\] is nan"):
         is_correct(torch.tensor([float("nan"), 1.0]))
 
 
 @pytest.mark.parametrize("size", [1e300, 1.7e308, 1e160, 1e-150, 1e-300])
-def test_the_size_of_rewards_does_not_matter_to_scaled_advantages(size: float) -> None:
+def test_group_normalised_ignores_the_scale_of_rewards(size: float) -> None:
     rewards, group = torch.tensor([1.0, 0.0, 0.5, 0.25, -1.0, 1.0]).double(), torch.tensor([0] * 6)
     expected = by_loop(rewards.numpy(), group.numpy(), eps=0.0)
     ours = group_normalised(rewards * size, group, eps=0.0)
@@ -153,7 +153,7 @@ def test_the_size_of_rewards_does_not_matter_to_scaled_advantages(size: float) -
     )
 
 
-def test_large_and_usual_rewards_of_different_groups_do_not_disturb_each_other() -> None:
+def test_group_normalised_keeps_groups_of_any_scale_apart() -> None:
     rewards = torch.tensor([1e300, -1e300, 1.0, 0.0], dtype=torch.float64)
     group = torch.tensor([0, 0, 1, 1])
     half = 1 / np.sqrt(2)

@@ -28,7 +28,7 @@ def coefficients(lengths: list[int], aggregation: str) -> torch.Tensor:
 
 @quickly
 @given(some_lengths)
-def test_sequence_mean_coefficients_add_up_to_the_share_of_responses_with_tokens(lengths) -> None:
+def test_sequence_mean_adds_up_to_the_share_with_tokens(lengths) -> None:
     total = (coefficients(lengths, "sequence_mean") * torch.tensor(lengths)).sum()
     present = sum(length > 0 for length in lengths)
     assert abs(float(total) - present / len(lengths)) < ROUNDING
@@ -43,7 +43,7 @@ def test_token_mean_coefficients_add_up_to_one(lengths) -> None:
 
 @quickly
 @given(some_lengths, st.sampled_from(["token_mean", "sequence_mean"]), st.data())
-def test_shares_of_a_mini_batch_get_the_coefficients_of_the_whole(lengths, how, data) -> None:
+def test_token_coefficients_of_shares_are_those_of_the_whole(lengths, how, data) -> None:
     cut = data.draw(st.integers(0, len(lengths)))
     parts = [
         token_coefficients(
@@ -79,7 +79,7 @@ def test_both_aggregations_by_hand() -> None:
     assert by_sequence.dtype == by_token.dtype == torch.float64
 
 
-def test_sequence_mean_weighs_responses_alike_and_token_mean_weighs_tokens_alike() -> None:
+def test_aggregations_weigh_responses_or_tokens_alike() -> None:
     lengths = torch.tensor([100, 1])
     by_sequence = coefficients(lengths.tolist(), "sequence_mean") * lengths
     by_token = coefficients(lengths.tolist(), "token_mean") * lengths
@@ -95,7 +95,7 @@ def test_sequence_mean_weighs_responses_alike_and_token_mean_weighs_tokens_alike
         ("mean", 9, 4, r"aggregation is 'mean'.*token_mean, sequence_mean"),
     ],
 )
-def test_a_missing_denominator_or_unknown_aggregation_is_refused(
+def test_token_coefficients_refuse_what_they_cannot_aggregate(
     aggregation, tokens, responses, message
 ) -> None:
     with pytest.raises(ValueError, match=message):
@@ -115,7 +115,7 @@ def test_a_missing_denominator_or_unknown_aggregation_is_refused(
     ],
 )
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
-def test_denominators_smaller_than_the_own_share_cannot_be_global(
+def test_token_coefficients_refuse_denominators_below_the_share(
     aggregation, tokens, responses, message
 ) -> None:
     with pytest.raises(ValueError, match=message):

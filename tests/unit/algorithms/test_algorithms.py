@@ -43,7 +43,7 @@ def test_only_resrl_asks_for_hidden_states() -> None:
 
 
 @pytest.mark.parametrize("name", algorithm_names())
-def test_algorithms_are_frozen_and_return_one_float64_per_response(name) -> None:
+def test_algorithms_are_frozen_and_give_float64_advantages(name) -> None:
     algorithm = get_algorithm(name)
     with pytest.raises(dataclasses.FrozenInstanceError):
         algorithm.name = "other"  # type: ignore[misc]
@@ -77,7 +77,7 @@ def test_grpo_without_scaling_is_the_centring_of_dr_grpo() -> None:
     )
 
 
-def test_nsr_punishes_wrong_answers_by_one_and_leaves_right_ones_alone() -> None:
+def test_nsr_gives_minus_one_to_incorrect_responses_only() -> None:
     advantages = get_algorithm("nsr").sample_advantages(REWARDS, SCORES, GROUP)
     assert advantages.tolist() == [0, 0, -1, -1, 0, 0]
 
@@ -94,7 +94,7 @@ def test_w_reinforce_with_lambda_zero_is_nsr() -> None:
     assert torch.equal(first, second)
 
 
-def test_resrl_scales_positives_by_a_tenth_and_negatives_by_their_token_weight() -> None:
+def test_resrl_scales_positives_and_weights_negatives() -> None:
     weights = torch.tensor([0.5, 0.6, 0.1, 1.0, 0.7, 0.8])
     grpo = get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP)
     factors = torch.tensor([0.1, 0.1, 0.1, 1.0, 0.1, 0.1], dtype=torch.float64)
@@ -116,7 +116,7 @@ def test_resrl_with_both_factors_one_is_grpo() -> None:
     assert torch.equal(ours, get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP))
 
 
-def test_resrls_two_readings_of_positive_differ_for_a_right_answer_below_the_mean() -> None:
+def test_resrl_positives_differ_for_correct_below_the_mean() -> None:
     # Length scaling pushed the second right answer below the mean of 0.925.
     rewards = torch.tensor([1.0, 0.7, 1.0, 1.0])
     scores, group = torch.ones(4), torch.zeros(4, dtype=torch.int64)
@@ -150,12 +150,12 @@ def test_resrl_refuses_tokens_that_do_not_match() -> None:
 
 
 @pytest.mark.parametrize("name", algorithm_names())
-def test_scores_that_are_not_numbers_are_refused_where_they_decide(name) -> None:
+def test_algorithms_refuse_scores_that_are_not_numbers(name) -> None:
     with pytest.raises(ValueError, match=r"scores\[1\] is nan"):
         get_algorithm(name).positive(torch.tensor([1.0, float("nan")]), torch.zeros(2))
 
 
-def test_an_unknown_name_is_answered_with_the_nearest_and_all_names() -> None:
+def test_get_algorithm_answers_an_unknown_name() -> None:
     with pytest.raises(ValueError, match=r"'resrll'.*did you mean 'resrl'.*grpo, nsr, w_reinforce"):
         get_algorithm("resrll")
     with pytest.raises(
@@ -176,7 +176,7 @@ def test_resrl_takes_its_numbers_from_the_recipes_section() -> None:
     assert grpo == get_algorithm("grpo")
 
 
-def test_an_unknown_option_is_answered_with_the_nearest_and_all_options() -> None:
+def test_get_algorithm_answers_an_unknown_option() -> None:
     pattern = (
         r"'positive_wieght'.*did you mean 'positive_weight'.*"
         r"resrl takes: .*eps, scale_by_std, positive_weight, positives"
@@ -237,7 +237,7 @@ def not_a_class():
 """
 
 
-def test_an_algorithm_of_the_users_own_is_found_by_file_and_name(tmp_path: Path) -> None:
+def test_get_algorithm_finds_a_class_by_file_and_name(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(RLOO)
     algorithm = get_algorithm(f"{file}:RLOO", scale=2.0)

@@ -74,7 +74,7 @@ def test_ratios_beyond_any_float_are_clipped_and_never_overflow(method, large, s
 
 
 @pytest.mark.parametrize("method", ["token_tis", "sequence_tis", "icepop"])
-def test_a_log_prob_that_is_not_a_number_is_not_hidden(method):
+def test_correction_does_not_hide_a_log_prob_that_is_nan(method):
     mask = torch.ones(1, 1, dtype=torch.bool)
     log_ratio = log_ratios(torch.zeros(1, 1), torch.full((1, 1), math.nan), mask)
     found = correction_factors(log_ratio, mask, method=method, cap=CAP, band=BAND)
@@ -91,21 +91,21 @@ def test_masks_and_shapes_that_do_not_fit_are_refused():
         correction_factors(ones.double(), ones.bool(), method="tis", cap=CAP, band=BAND)
 
 
-def test_the_effective_sample_size_of_shares_is_that_of_the_whole():
+def test_effective_sample_size_of_shares_is_that_of_the_whole():
     weights = np.exp(np.random.default_rng(4).normal(size=50))
     shares = np.split(np.log(weights), [20, 20, 33])  # one of them empty
     found = effective_sample_size([weight_sums(torch.tensor(share)) for share in shares])
     assert found == pytest.approx(weights.sum() ** 2 / (50 * (weights**2).sum()), rel=1e-12)
 
 
-def test_the_effective_sample_size_bears_weights_beyond_any_float():
+def test_effective_sample_size_bears_weights_beyond_any_float():
     equal, alone = torch.full((4,), -5000.0).double(), torch.tensor([5000.0, 0, 0, 0]).double()
     assert effective_sample_size([weight_sums(equal)]) == pytest.approx(1.0)
     assert effective_sample_size([weight_sums(alone)]) == pytest.approx(0.25)
     assert math.isnan(effective_sample_size([]))
 
 
-def test_truncated_samples_give_the_exact_gradient_of_the_nucleus_only_if_corrected():
+def test_correction_gives_the_exact_gradient_of_a_nucleus():
     """Expectations over all tokens of a categorical policy, no sampling error."""
     logits = torch.tensor([2.0, 1.2, 0.5, -0.3, -1.0, -2.0], dtype=torch.float64)
     logits.requires_grad_()

@@ -148,7 +148,7 @@ def assert_same(batch: Batch, ours, theirs) -> None:
         torch.testing.assert_close(*gradients, **CLOSE)
 
 
-def test_the_batch_has_clips_of_every_kind_and_a_group_without_signal(batch) -> None:
+def test_parity_batch_has_every_clip_and_a_group_without_signal(batch) -> None:
     advantages = group_normalised(batch.rewards, batch.group, eps=EPS)
     sequence, _ = batch.mask.nonzero(as_tuple=True)
     loss = ppo_clip(
@@ -187,9 +187,7 @@ def test_loss_and_gradient_equal_trls(batch, aggregation, loss_type) -> None:
 @pytest.mark.parametrize(
     ("aggregation", "loss_type"), [("sequence_mean", "grpo"), ("token_mean", "dapo")]
 )
-def test_micro_batches_of_any_size_add_up_to_trls_loss_of_the_whole(
-    batch, aggregation, loss_type
-) -> None:
+def test_loss_of_micro_batches_adds_up_to_that_of_trl(batch, aggregation, loss_type) -> None:
     parts = (slice(0, 2), slice(2, 9), slice(9, 12))
 
     def in_parts(log_probs: torch.Tensor) -> torch.Tensor:
@@ -198,7 +196,7 @@ def test_micro_batches_of_any_size_add_up_to_trls_loss_of_the_whole(
     assert_same(batch, in_parts, lambda log_probs: trl_loss(batch, log_probs, loss_type))
 
 
-def test_trls_bnpo_depends_on_the_split_into_micro_batches_and_token_mean_does_not(batch) -> None:
+def test_token_mean_is_independent_of_micro_batches_unlike_bnpo(batch) -> None:
     """Mean over accumulation steps of per-step token means: not a mean over tokens."""
     log_probs = batch.log_probs().detach()
     halves = (slice(0, 6), slice(6, 12))
@@ -270,14 +268,14 @@ def megatron_loss(
     return (loss * batch.mask).sum() / batch.mask.sum()
 
 
-def test_megatron_rls_advantages_are_ours_up_to_the_population_deviation(batch) -> None:
+def test_advantages_are_those_of_megatron_rl_up_to_the_std(batch) -> None:
     """s_population = s sqrt((n - 1) / n): another eps, and a factor."""
     factor = math.sqrt(SIZE / (SIZE - 1))
     ours = factor * group_normalised(batch.rewards, batch.group, eps=factor * EPS)
     torch.testing.assert_close(ours, megatron_advantages(batch.rewards), **CLOSE)
 
 
-def test_loss_and_gradient_equal_megatron_rls_without_its_extra_terms(batch) -> None:
+def test_loss_and_gradient_equal_those_of_megatron_rl(batch) -> None:
     advantages = megatron_advantages(batch.rewards)
     assert_same(
         batch,
@@ -286,7 +284,7 @@ def test_loss_and_gradient_equal_megatron_rls_without_its_extra_terms(batch) -> 
     )
 
 
-def test_megatron_rls_reference_and_engine_terms_are_what_differs(batch) -> None:
+def test_loss_differs_from_megatron_rl_by_its_extra_terms(batch) -> None:
     """Both act outside the clipped objective: a factor per token, and a sum."""
     noise = torch.randn(2, *batch.old.shape, generator=torch.Generator().manual_seed(3)).double()
     engine, reference = batch.old + 0.3 * noise[0], batch.old + 0.3 * noise[1]

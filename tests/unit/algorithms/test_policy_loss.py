@@ -32,7 +32,7 @@ def gradient(loss: PolicyLoss, log_probs: torch.Tensor) -> torch.Tensor:
     return torch.autograd.grad(loss.per_token.sum(), log_probs)[0]
 
 
-def test_on_policy_the_ratio_is_one_the_kl_zero_and_nothing_is_clipped() -> None:
+def test_ppo_clip_on_policy_clips_nothing() -> None:
     log_probs = torch.randn(50, generator=torch.Generator().manual_seed(1)) - 3
     log_probs.requires_grad_()
     advantages = torch.linspace(-2, 2, 50)
@@ -44,13 +44,13 @@ def test_on_policy_the_ratio_is_one_the_kl_zero_and_nothing_is_clipped() -> None
     assert torch.equal(gradient(loss, log_probs), -advantages)
 
 
-def test_old_log_probs_are_constants_even_when_they_carry_a_graph() -> None:
+def test_ppo_clip_takes_old_log_probs_for_constants() -> None:
     log_probs = torch.tensor([-1.0, -2.0], requires_grad=True)
     loss = ppo_clip(log_probs, log_probs, torch.tensor([1.0, -1.0]))
     assert gradient(loss, log_probs).tolist() == [-1.0, 1.0]
 
 
-def test_every_ratio_and_sign_gives_the_value_and_gradient_of_the_definition() -> None:
+def test_ppo_clip_has_value_and_gradient_of_the_definition() -> None:
     log_probs, old, advantages = grid()
     loss = ppo_clip(log_probs, old, advantages, clip_low=0.2, clip_high=0.28)
     slope = gradient(loss, log_probs).tolist()
@@ -68,7 +68,7 @@ def test_every_ratio_and_sign_gives_the_value_and_gradient_of_the_definition() -
         assert bool(loss.clipped_low[index] | loss.clipped_high[index]) == bound
 
 
-def test_clips_count_only_where_the_advantages_sign_makes_them_bind() -> None:
+def test_ppo_clip_counts_clips_only_where_they_bind() -> None:
     log_probs, old, advantages = grid()
     loss = ppo_clip(log_probs, old, advantages, clip_low=0.2, clip_high=0.28, dual_clip=3.0)
     ratio = (log_probs - old).detach().exp()
@@ -77,7 +77,7 @@ def test_clips_count_only_where_the_advantages_sign_makes_them_bind() -> None:
     assert torch.equal(loss.dual_clipped, (ratio > 3.0) & (advantages < 0))
 
 
-def test_dual_clip_equals_verls_formula_in_value_gradient_and_counts() -> None:
+def test_dual_clip_equals_the_formula_of_verl() -> None:
     """verl, `compute_policy_loss_vanilla`: for A < 0 the clipped loss is capped at -c A.
 
     verl also limits the log-ratio to +-20 first, which these ratios never reach.
@@ -100,7 +100,7 @@ def test_dual_clip_equals_verls_formula_in_value_gradient_and_counts() -> None:
     assert capped_tokens.any()
 
 
-def test_without_dual_clip_a_wrong_token_is_pushed_however_likely_it_became() -> None:
+def test_ppo_clip_without_dual_clip_pushes_any_negative_token() -> None:
     log_probs = torch.tensor([math.log(9.0)], requires_grad=True)
     loss = ppo_clip(log_probs, torch.zeros(1), torch.tensor([-1.0]))
     assert loss.per_token.item() == pytest.approx(9, rel=1e-6)  # fp32
@@ -108,7 +108,7 @@ def test_without_dual_clip_a_wrong_token_is_pushed_however_likely_it_became() ->
     assert not loss.dual_clipped.any()
 
 
-def test_approx_kl_is_the_k3_estimator_and_averages_to_the_kl_from_old_to_new() -> None:
+def test_approx_kl_is_the_k3_estimator_of_kl_old_to_new() -> None:
     logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     old, new = torch.log_softmax(logits, -1)
     loss = ppo_clip(new, old, torch.ones(7))
@@ -133,7 +133,7 @@ def test_diagnostics_carry_no_graph_and_any_shape_is_kept() -> None:
 
 
 @pytest.mark.parametrize("advantage", [0.0, 1.0])
-def test_an_overflowing_ratio_that_is_clipped_leaves_no_nan_in_the_gradient(advantage) -> None:
+def test_ppo_clip_has_no_nan_where_a_ratio_overflows(advantage) -> None:
     log_probs = torch.tensor([0.0], requires_grad=True)
     loss = ppo_clip(log_probs, torch.tensor([-200.0]), torch.tensor([advantage]))
     assert loss.ratio.isinf().all()  # exp(200) in fp32

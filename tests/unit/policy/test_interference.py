@@ -26,7 +26,7 @@ def head_gradients(hidden, targets, weight, temperature):
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("chunk_columns", [1, 5, 23, None])
-def test_the_two_factors_multiply_to_the_gradients_inner_products(temperature, chunk_columns):
+def test_interference_factors_multiply_to_inner_products(temperature, chunk_columns):
     positive, targets_positive, negative, targets_negative, weight = tokens()
     expected = (
         head_gradients(positive, targets_positive, weight, temperature)
@@ -76,7 +76,7 @@ def test_padding_rows_change_nothing_whatever_they_hold():
     assert torch.equal(logit_factors(*batch, weight, vocab_size=VOCABULARY), clean)
 
 
-def test_cosines_are_those_of_the_angles_and_zero_with_a_zero_state():
+def test_interference_cosines_are_those_of_the_angles():
     x = torch.tensor([[3.0, 0.0], [0.0, 0.0]])
     y = torch.tensor([[1.0, 1.0], [0.0, -2.0], [-5.0, 0.0]])
     expected = torch.tensor([[0.5**0.5, 0.0, -1.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
@@ -113,7 +113,7 @@ def test_metrics_are_the_means_over_all_pairs(representation, logit, weights):
     assert 0 <= metrics["interference/gradient_reduction"] <= 1
 
 
-def test_zero_weights_remove_the_interference_and_equal_weights_scale_it():
+def test_interference_scales_with_equal_weights():
     x = torch.tensor([[1.0, -2.0, 4.0]])
     none = interference_metrics(x, x, torch.zeros(3))
     assert none["interference/representation_weighted"] == 0
@@ -124,7 +124,7 @@ def test_zero_weights_remove_the_interference_and_equal_weights_scale_it():
     assert half["interference/reduction_to_constant"] == 1
 
 
-def test_weights_on_the_right_tokens_beat_a_constant_of_the_same_mean():
+def test_interference_falls_below_that_of_a_constant_weight():
     x = torch.tensor([[1.0, 9.0]])
     right = interference_metrics(x, None, torch.tensor([1.0, 0.1]))
     wrong = interference_metrics(x, None, torch.tensor([0.1, 1.0]))

@@ -24,7 +24,7 @@ def control(
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_a_short_answer_off_the_subspace_and_a_long_one_on_it_weigh_the_same_in_the_loss(name):
+def test_constant_weights_count_responses_as_the_loss_does(name):
     lengths = torch.tensor([10, 200])
     weights = torch.cat((torch.ones(10), torch.linspace(0.1, 0.774, 200))).double()
     share = (1 / lengths.double() / 2).repeat_interleave(lengths)  # the mean over responses
@@ -71,7 +71,7 @@ def test_random_weights_say_nothing_of_their_token():
     torch.testing.assert_close(found.sort(1).values, weights.sort().values.expand_as(found))
 
 
-def test_random_weights_are_distributed_as_the_loss_sees_those_of_the_method():
+def test_random_weights_are_distributed_as_the_loss_sees_them():
     lengths = torch.tensor([20, 200])
     weights = torch.cat((torch.ones(20), torch.full((200,), 0.1))).double()
     share = (1 / lengths.double()).repeat_interleave(lengths)
@@ -80,7 +80,7 @@ def test_random_weights_are_distributed_as_the_loss_sees_those_of_the_method():
     assert float((found > 0.55).double().mean()) == pytest.approx(0.5, abs=0.02)
 
 
-def test_a_group_draws_the_same_beside_a_longer_one():
+def test_random_weights_are_the_same_beside_a_longer_group():
     weights = torch.rand(2, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     share = torch.ones(2, 9, dtype=torch.float64)
     share[0, 5:] = 0  # padding
@@ -97,7 +97,7 @@ def batch() -> tuple[torch.Tensor, ...]:
 
 
 @pytest.mark.parametrize("name", CONTROLS)
-def test_the_pass_gives_every_group_the_mass_of_its_residual_weights(name):
+def test_controls_give_every_group_the_mass_of_the_method(name):
     hidden, mask, positive, group = batch()
     share = torch.rand(16, generator=torch.Generator().manual_seed(1)) / mask.sum(1)
     share[group == 3] = 0  # a group that the loss does not see

@@ -31,7 +31,7 @@ def plan_of(
     )
 
 
-def test_positives_span_negatives_are_weighed_and_skipped_groups_do_neither():
+def test_make_plan_uses_no_tokens_of_skipped_groups():
     plan = plan_of([5, 3, 4, 9, 2, 3], [True, False, False, True, True, False], [7, 7, 2, 2, 4, 4])
     assert plan.numbers == (2, 4, 7)
     assert plan.skipped == (None, "few_positive_tokens", None)
@@ -51,9 +51,7 @@ def test_positives_span_negatives_are_weighed_and_skipped_groups_do_neither():
     window_rows=st.integers(1, 40),
     window_groups=st.none() | st.integers(1, 3),
 )
-def test_every_response_passes_once_and_negatives_after_the_positives_of_their_window(
-    responses, budget, window_rows, window_groups
-):
+def test_make_plan_orders_positives_before_negatives(responses, budget, window_rows, window_groups):
     lengths, positive, group = (list(column) for column in zip(*responses, strict=True))
     limits = {"window_rows": window_rows, "window_groups": window_groups}
     plan = plan_of(lengths, positive, group, budget=budget, **limits)
@@ -79,7 +77,7 @@ def test_every_response_passes_once_and_negatives_after_the_positives_of_their_w
         assert int(plan.spanning_G[index]) <= budget
 
 
-def test_a_sample_has_the_budget_and_depends_on_the_key_alone():
+def test_make_plan_samples_the_budget_by_the_key_alone():
     arguments = [60, 50, 9], [True, True, False], [3, 3, 3]
     plan = plan_of(*arguments, budget=30, seed=5)
     assert plan.spanning_G.tolist() == [30]
@@ -92,7 +90,7 @@ def test_a_sample_has_the_budget_and_depends_on_the_key_alone():
     assert torch.equal(more.spans_BT[:3], plan.spans_BT)
 
 
-def test_a_sample_is_uniform_over_the_tokens():
+def test_make_plan_samples_tokens_uniformly():
     hits = torch.zeros(2, 40)
     for seed in range(300):
         hits += plan_of([40, 40, 4], [True, True, False], [0, 0, 0], budget=20, seed=seed).spans_BT[
@@ -132,6 +130,6 @@ def test_masked_tokens_take_no_part():
 
 
 @pytest.mark.parametrize("rows", [1, 7])
-def test_a_group_larger_than_a_window_gets_one_of_its_own(rows):
+def test_make_plan_gives_a_large_group_its_own_window(rows):
     plan = plan_of([50, 1, 50, 1], [True, False] * 2, [0, 0, 1, 1], window_rows=rows)
     assert [window.groups for window in plan.windows] == [(0,), (1,)]

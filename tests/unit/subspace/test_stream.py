@@ -101,7 +101,7 @@ def test_tokens_missing_or_given_twice_are_refused(method, change):
         feed(stream, plan.order[1:])
 
 
-def test_a_state_that_is_not_finite_is_named_by_its_response():
+def test_stream_names_the_response_of_a_state_not_finite():
     plan, stream = make("rows", name="response {} of the test".format)
     row = plan.order[0]
     position = torch.arange(LENGTHS[row])

@@ -109,7 +109,7 @@ def test_rows_and_statistics_give_the_same_residuals(shape):
 
 @both_ways
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(60, 100), (1000, 600)])
-def test_tokens_on_a_plane_give_as_many_directions_as_the_plane_has(solve, tokens, hidden_size):
+def test_basis_of_tokens_on_a_plane_has_its_directions(solve, tokens, hidden_size):
     x_NH = random(tokens, 12) @ random(12, hidden_size)
     basis = solve(x_NH, 64)
     assert basis.rank_G.tolist() == [12]
@@ -127,7 +127,7 @@ def test_equal_tokens_give_no_direction(solve, tokens, hidden_size):
 
 
 @both_ways
-def test_equal_eigenvalues_give_orthonormal_directions_of_full_energy_share(solve):
+def test_basis_of_equal_eigenvalues_is_orthonormal(solve):
     tokens = 800  # one-hot tokens: all 799 eigenvalues are 1, so any 64 directions are right
     basis = solve(torch.eye(tokens), 64)
     assert basis.rank_G.tolist() == [64]

@@ -7,7 +7,7 @@ import pytest
 from megatron_resrl.subspace import GroupReport, summarise
 
 
-def test_metrics_weigh_groups_by_negative_tokens_and_count_every_skip():
+def test_summarise_counts_skips_and_averages_over_tokens():
     reports = [
         GroupReport(None, 50, 10, 0.5, 0.1, 0.3, 0.8, 40, 0.2, 9.0, 30.0),
         GroupReport(None, 50, 30, 0.7, 0.3, 0.3, 0.6, 20, 0.4, 3.0, 10.0, degenerate=True),
@@ -36,7 +36,7 @@ def test_metrics_weigh_groups_by_negative_tokens_and_count_every_skip():
     assert set(summarise(reports)) == {n for n in expected.expected if "spectrum" not in n}
 
 
-def test_metrics_of_a_step_without_a_weighted_group_are_plain_numbers():
+def test_summarise_of_skipped_groups_gives_plain_numbers():
     for reports in ([], [GroupReport("no_negative", 9, 0)]):
         metrics = summarise(reports)
         assert json.loads(json.dumps(metrics, allow_nan=False)) == metrics

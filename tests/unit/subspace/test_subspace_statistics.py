@@ -12,7 +12,7 @@ def direct(x_NH: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return x_NH.mean(0), centred.T @ centred
 
 
-def test_statistics_of_micro_batches_equal_those_of_all_tokens_of_each_group():
+def test_statistics_of_micro_batches_add_up_to_the_group():
     x_GNH = torch.randn(2, 1300, 300, generator=torch.Generator().manual_seed(0)) + 5
     valid_GN = torch.rand(2, 1300, generator=torch.Generator().manual_seed(1)) < 0.7
     valid_GN[1, 700:] = False  # the second group is complete before the first
@@ -30,7 +30,7 @@ def test_statistics_of_micro_batches_equal_those_of_all_tokens_of_each_group():
         torch.testing.assert_close(found, scatter, rtol=0, atol=1e-9)
 
 
-def test_a_mean_far_from_zero_costs_no_digits():
+def test_statistics_lose_no_digits_to_a_mean_far_from_zero():
     noise = torch.randn(400, 20, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     near, far = Statistics.empty(1, 20), Statistics.empty(1, 20)
     for part in noise.split(37):
@@ -47,7 +47,7 @@ def test_layer_norm_is_torchs_without_parameters_in_float32():
     assert torch.equal(layer_norm(hidden), expected)
 
 
-def test_padding_puts_rows_in_the_line_of_their_group_and_takes_them_back():
+def test_padding_puts_rows_in_lines_and_takes_them_back():
     group = torch.tensor([2, 0, 2, 2, 0])
     padding = Padding.of(group, 4, "cpu")
     rows = torch.arange(1.0, 6.0)

@@ -33,7 +33,7 @@ def test_weights_equal_the_exact_svd_on_reference_batches(reference, name, metho
 
 @both_methods
 @pytest.mark.parametrize("name", GOLDEN)
-def test_masked_positions_are_not_read_and_with_positives_keep_weight_one(reference, name, method):
+def test_token_weights_never_read_masked_positions(reference, name, method):
     (hidden, mask, positive, group), rank, _ = load(reference, name)
     hidden = torch.where(mask.bool().unsqueeze(-1), hidden, float("nan"))
     batch = hidden, mask, positive, group
@@ -53,9 +53,7 @@ def test_masked_positions_are_not_read_and_with_positives_keep_weight_one(refere
         (1600, 640, {"power": 1.4}),  # steep: float32 is not enough
     ],
 )
-def test_weights_equal_a_full_float64_svd_on_spectra_without_a_gap(
-    tokens, hidden_size, shape, method
-):
+def test_token_weights_equal_float64_svd_without_a_gap(tokens, hidden_size, shape, method):
     hidden, positive = mixed_group(tokens, hidden_size, **shape)
     weights, report = weigh_group(hidden, positive, method=method)
     exact = torch.from_numpy(reference_weights(hidden.numpy(), positive.numpy(), 64))
@@ -73,7 +71,7 @@ def test_weights_equal_a_full_float64_svd_on_spectra_without_a_gap(
     seed=st.integers(0, 10_000),
     method=st.sampled_from(METHODS),
 )
-def test_weights_equal_a_full_svd_for_any_shape_rank_and_spectrum(
+def test_token_weights_equal_float64_svd_for_any_shape(
     tokens, hidden_size, rank, power, seed, method
 ):
     hidden, positive = mixed_group(tokens, hidden_size, seed, power=power, outliers=0)
@@ -138,7 +136,7 @@ def test_rotation_of_the_hidden_space_changes_nothing(tokens, hidden_size, metho
     torch.testing.assert_close(turned, weights, atol=2e-4, rtol=0)
 
 
-def test_a_repeated_call_gives_the_same_bits_and_leaves_the_global_generator_alone():
+def test_token_weights_repeat_to_the_same_bits():
     group = mixed_group(1400, 640)
     torch.manual_seed(1)
     state = torch.get_rng_state()
@@ -181,9 +179,7 @@ def test_close_quantiles_give_all_negatives_the_mid_weight(method):
 
 @both_methods
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(60, 32), (1400, 640)])
-def test_constant_positives_span_nothing_and_negatives_are_ranked_by_distance(
-    tokens, hidden_size, method
-):
+def test_token_weights_of_equal_positives_rank_by_distance(tokens, hidden_size, method):
     hidden, positive = mixed_group(tokens, hidden_size)
     hidden[positive] = hidden[0].clone()
     weights, report = weigh_group(hidden, positive, method=method)
@@ -195,7 +191,7 @@ def test_constant_positives_span_nothing_and_negatives_are_ranked_by_distance(
 
 @both_methods
 @pytest.mark.parametrize("count", [4, 5])
-def test_few_positive_tokens_span_one_direction_less_than_their_number(count, method):
+def test_token_weights_of_few_positives_span_one_less(count, method):
     hidden, _ = mixed_group(40, 64)
     positive = torch.arange(40) < count
     weights, report = weigh_group(hidden, positive, method=method)

@@ -14,7 +14,7 @@ GATES = CorrectionConfig(warn_kl=0.1, stop_kl=0.5)
 
 
 @pytest.mark.parametrize("kl", [0.6, math.inf, math.nan])
-def test_a_mismatch_above_the_limit_or_not_a_number_ends_the_run_on_all_ranks(kl):
+def test_stop_kl_ends_the_run_on_all_ranks(kl):
     with pytest.raises(MismatchTooLarge, match=r"correction\.stop_kl = 0\.5") as raised:
         check_mismatch(kl, GATES, 7, warn=False)
     assert raised.value.common
@@ -24,7 +24,7 @@ def test_a_mismatch_above_the_limit_or_not_a_number_ends_the_run_on_all_ranks(kl
 
 @pytest.mark.setting("correction.warn_kl")
 @pytest.mark.parametrize("kl", [0.2, math.nan])
-def test_a_mismatch_above_the_lower_limit_is_warned_of_by_one_rank(kl, caplog):
+def test_warn_kl_warns_on_one_rank(kl, caplog):
     settings = CorrectionConfig(warn_kl=0.1, stop_kl=None)
     with caplog.at_level(logging.WARNING):
         check_mismatch(kl, settings, 7, warn=False)

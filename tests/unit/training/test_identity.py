@@ -42,7 +42,7 @@ def compare(
     return changes(text, saved, identity, DEFAULT)
 
 
-def test_the_same_run_has_no_changes():
+def test_identity_of_the_same_run_has_no_changes():
     assert compare(DEFAULT, DEFAULT) == Changes([], [], False)
 
 
@@ -92,7 +92,7 @@ def test_what_changes_the_objective_is_named_with_both_values(settings):
     assert found.data == (name in ("seed", "data__shuffle"))
 
 
-def test_the_subspace_of_an_algorithm_without_one_may_change():
+def test_identity_ignores_resrl_of_other_algorithms():
     grpo = {"algorithm__name": "grpo"}
     found = compare(recipe(**grpo), recipe(**grpo, resrl__rank=9), unused=("resrl.",))
     assert not found.meaning
@@ -106,7 +106,7 @@ def test_contents_count_wherever_they_lie():
     assert not compare(DEFAULT, DEFAULT, now={"evaluation: c": "e"}).meaning
 
 
-def test_an_older_checkpoint_lacks_what_it_does_not_know():
+def test_identity_of_an_older_checkpoint_lacks_new_settings():
     own = Identity(flat_settings(recipe_yaml(recipe(steps=7)), DEFAULT), CONTENTS)
     assert changes("", None, own, DEFAULT) == Changes([], [], False)
     assert len(changes("steps: 5\nseed: 0\n", None, own, DEFAULT).harmless) == 1

@@ -36,7 +36,7 @@ def interrupted(directory: Path, *signals: signal.Signals, exit_code: int | None
     return caught.value.status
 
 
-def test_sigterm_ends_with_143_and_sigusr1_with_0_and_a_setting_overrides_both(tmp_path):
+def test_interruption_has_an_exit_status_per_signal_or_setting(tmp_path):
     assert interrupted(tmp_path, signal.SIGTERM) == 143
     assert interrupted(tmp_path, signal.SIGUSR1) == 0
     assert interrupted(tmp_path, signal.SIGTERM, exit_code=75) == 75
@@ -48,7 +48,7 @@ def test_sigterm_counts_where_both_came(tmp_path):
     assert interrupted(tmp_path, signal.SIGTERM, signal.SIGUSR1) == 143
 
 
-def test_the_note_says_where_the_run_stands_until_it_goes_on(tmp_path):
+def test_interruption_note_says_where_the_run_stands(tmp_path):
     interrupted(tmp_path, signal.SIGUSR1)
     note = json.loads((tmp_path / "interrupted.json").read_text())
     assert note.pop("time") > 0
@@ -57,7 +57,7 @@ def test_the_note_says_where_the_run_stands_until_it_goes_on(tmp_path):
         assert not list(tmp_path.iterdir())
 
 
-def test_handlers_are_installed_over_ignored_signals_and_restored(tmp_path):
+def test_interruption_restores_the_handlers_of_signals(tmp_path):
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         interrupted(tmp_path, signal.SIGUSR1)
@@ -66,7 +66,7 @@ def test_handlers_are_installed_over_ignored_signals_and_restored(tmp_path):
         signal.signal(signal.SIGUSR1, before)
 
 
-def test_a_forwarded_sigterm_is_the_same_request_and_a_later_one_ends_at_once(tmp_path):
+def test_interruption_takes_a_later_sigterm_for_an_end_at_once(tmp_path):
     script = f"""
 import os, pathlib, signal
 from megatron_resrl.training import interruption

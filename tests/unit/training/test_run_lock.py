@@ -48,7 +48,7 @@ def left_by(directory: Path, **fields: Any) -> None:
     change(directory, token="of another run", **fields)
 
 
-def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
+def test_run_lock_refuses_a_second_run_and_names_the_first(tmp_path):
     with RunLock(tmp_path / "new" / "run"):
         with pytest.raises(FolderInUse) as refused, RunLock(tmp_path / "new" / "run"):
             pass
@@ -61,14 +61,14 @@ def test_a_second_run_is_refused_and_told_of_the_first(tmp_path):
     assert not list((tmp_path / "new" / "run").iterdir())
 
 
-def test_an_error_releases_it(tmp_path):
+def test_run_lock_is_released_by_an_error(tmp_path):
     with pytest.raises(KeyError), RunLock(tmp_path):
         raise KeyError
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("reaped", [True, False])
-def test_a_process_that_was_killed_on_this_host_blocks_nobody(tmp_path, monkeypatch, reaped):
+def test_run_lock_of_a_killed_process_blocks_nobody(tmp_path, monkeypatch, reaped):
     monkeypatch.setattr(run_lock, "SILENCE_S", 1e6)
     process = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     left_by(tmp_path, pid=process.pid, born=run_lock._born(process.pid))
@@ -86,7 +86,7 @@ def test_a_process_that_was_killed_on_this_host_blocks_nobody(tmp_path, monkeypa
     process.stdin.close()
 
 
-def test_a_process_that_got_the_number_of_a_dead_one_blocks_nobody(tmp_path, monkeypatch):
+def test_run_lock_is_not_held_by_a_reused_process_number(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "SILENCE_S", 1e6)
     left_by(tmp_path, born="1")
     with RunLock(tmp_path):
@@ -94,7 +94,7 @@ def test_a_process_that_got_the_number_of_a_dead_one_blocks_nobody(tmp_path, mon
 
 
 @pytest.mark.parametrize("machine", [{"host": "elsewhere"}, {"machine": "another container"}])
-def test_a_run_elsewhere_blocks_while_it_shows_heartbeats(tmp_path, monkeypatch, machine):
+def test_run_lock_of_another_host_blocks_while_it_has_heartbeats(tmp_path, monkeypatch, machine):
     monkeypatch.setattr(run_lock, "SILENCE_S", 600)
     left_by(tmp_path, **machine)
     ended = threading.Event()
@@ -114,7 +114,7 @@ def test_a_run_elsewhere_blocks_while_it_shows_heartbeats(tmp_path, monkeypatch,
         pass
 
 
-def test_a_job_that_slurm_starts_again_on_another_host_does_not_wait(tmp_path, monkeypatch):
+def test_run_lock_lets_a_job_restarted_by_slurm_go_on(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "SILENCE_S", 1e6)
     left_by(tmp_path, host="elsewhere", job="77")
     monkeypatch.setenv("SLURM_JOB_ID", "77")
@@ -124,14 +124,14 @@ def test_a_job_that_slurm_starts_again_on_another_host_does_not_wait(tmp_path, m
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"host": "h"}'])
-def test_a_lock_that_names_nobody_is_watched_too(tmp_path, monkeypatch, content):
+def test_run_lock_that_names_nobody_is_watched_too(tmp_path, monkeypatch, content):
     monkeypatch.setattr(run_lock, "SILENCE_S", 0.5)
     (tmp_path / run_lock.FILE).write_text(content)
     with RunLock(tmp_path):
         pass
 
 
-def test_a_run_whose_folder_was_taken_over_learns_it(tmp_path, monkeypatch):
+def test_run_lock_tells_a_run_that_its_folder_was_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
     with RunLock(tmp_path) as lock:
         change(tmp_path, token="of another run", pid=4711)
@@ -159,7 +159,7 @@ def test_heartbeats_change_the_time_of_the_lock(tmp_path, monkeypatch):
             pass
 
 
-def test_a_place_where_no_directory_can_be_made_is_named(tmp_path):
+def test_run_lock_names_a_place_without_directories(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(InputError, match=r"file.*cannot be written to"),

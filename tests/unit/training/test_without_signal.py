@@ -49,11 +49,11 @@ def sample(
         ),
     ],
 )
-def test_the_cause_is_named_with_its_count_and_setting(samples, said):
+def test_without_signal_names_cause_count_and_setting(samples, said):
     assert " and ".join(causes(samples, 24).values()) == said
 
 
-def test_a_cause_is_said_once_and_then_counted(caplog):
+def test_without_signal_says_a_cause_once_and_counts_it(caplog):
     signal = WithoutSignal(24)
     cut_off = [sample(reason="length") for _ in range(8)]
     with caplog.at_level(logging.WARNING):
