@@ -90,7 +90,7 @@ def check_mismatch(kl: float, settings: CorrectionConfig, step: int, *, warn: bo
             f"{found}, above correction.stop_kl = {settings.stop_kl:g}; no weight was changed by "
             f"the step. {_CAUSES}; docs/mismatch.md tells how to find out which. With "
             "checkpoint.keep_rollouts the same command reads the step's rollout again, without it "
-            "the step is drawn anew"
+            "the step's responses are generated again"
         )
     if warn and settings.warn_kl is not None and not kl <= settings.warn_kl:
         logger.warning("%s, above correction.warn_kl = %g. %s", found, settings.warn_kl, _CAUSES)

@@ -34,7 +34,7 @@ def test_warn_kl_warns_on_one_rank(kl, caplog):
     assert "correction.warn_kl = 0.1" in caplog.text
 
 
-def test_small_mismatches_and_gates_that_are_off_pass_in_silence(caplog):
+def test_check_mismatch_is_silent_below_or_without_gates(caplog):
     check_mismatch(0.1, GATES, 7, warn=True)
     check_mismatch(math.inf, CorrectionConfig(warn_kl=None, stop_kl=None), 7, warn=True)
     assert caplog.text == ""
