@@ -6,6 +6,7 @@ response.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,15 +60,14 @@ class RolloutBatch(TokenBatch):
         """
         tokens = TokenBatch.from_sequences([sample.tokens for sample in samples])
         log_probs = [torch.tensor(s.response.log_probs, dtype=torch.float64) for s in samples]
-        group_ids = torch.tensor([sample.group for sample in samples])
         return cls(
             **vars(tokens),
             rollout_log_probs=padded(log_probs, torch.float64).masked_fill(~tokens.loss_mask, 0.0),
             rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
             scores=torch.tensor([sample.score for sample in samples], dtype=torch.float64),
             excluded=torch.tensor([sample.masked for sample in samples]),
-            group_ids=group_ids,
-            index_in_group=_index_in_group(group_ids),
+            group_ids=torch.tensor([sample.group for sample in samples]),
+            index_in_group=_index_in_group([sample.group for sample in samples]),
             prompt_ids=torch.tensor([sample.prompt.record.index for sample in samples]),
             weight_versions=torch.tensor([s.response.weight_versions for s in samples]),
             truncated=torch.tensor([s.response.finish_reason == "length" for s in samples]),
@@ -101,7 +101,11 @@ class TrainingBatch(RolloutBatch):
     denominators over all replicas are inside; 0 for excluded responses."""
 
 
-def _index_in_group(group_ids_B: Tensor) -> Tensor:
-    """[B] how many earlier rows have the same group."""
-    same_BB = group_ids_B[:, None] == group_ids_B[None, :]
-    return same_BB.tril(-1).sum(1)
+def _index_in_group(groups: Sequence[int]) -> Tensor:
+    """[B] int64 how many earlier rows have the same group."""
+    seen: Counter[int] = Counter()
+    places = []
+    for group in groups:
+        places.append(seen[group])
+        seen[group] += 1
+    return torch.tensor(places, dtype=torch.int64)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 from dataclasses import dataclass
 
-from megatron_resrl.algorithms import Algorithm
-from megatron_resrl.config.schema import AlgorithmConfig, CorrectionConfig, Recipe
+from megatron_resrl.algorithms import Aggregation, Algorithm
+from megatron_resrl.config.schema import CorrectionConfig, Recipe
 from megatron_resrl.diagnostics.observer import StepObservers, StepState
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
@@ -28,8 +28,10 @@ from megatron_resrl.training.updating import Targets, update_policy
 class StepSettings:
     """What a step depends on, besides policy, algorithm, weighting and batch."""
 
-    algorithm: AlgorithmConfig
-    """Updates of a step, aggregation, clipping and micro-batches."""
+    updates_per_step: int
+    """Mini-batches of whole groups, one optimizer step each."""
+    aggregation: Aggregation
+    """How the losses of tokens are averaged."""
     refresh_weights: bool
     """Weigh tokens anew with the current policy before each update but the first."""
     correction: CorrectionConfig
@@ -41,7 +43,8 @@ class StepSettings:
     def from_recipe(cls, recipe: Recipe) -> StepSettings:
         """The settings of a recipe that a step reads."""
         return cls(
-            recipe.algorithm,
+            recipe.algorithm.updates_per_step,
+            recipe.algorithm.aggregation,
             recipe.resrl.refresh == "minibatch",
             recipe.correction,
             PassSettings(
@@ -88,8 +91,8 @@ def rl_step(
     """
     # A_i = (r_i - mean) / std of each group, which responses are positive, and c_i of each
     # mini-batch; then every data-parallel replica takes its whole groups.
-    mini_batches = split_into_mini_batches(batch.group_ids, settings.algorithm.updates_per_step)
-    graded = _with_loss(algorithm, batch, mini_batches, settings.algorithm.aggregation)
+    mini_batches = split_into_mini_batches(batch.group_ids, settings.updates_per_step)
+    graded = _with_loss(algorithm, batch, mini_batches, settings.aggregation)
     share, parts = shard_groups(graded, mini_batches)
     local = graded.select(share)
 
@@ -149,7 +152,7 @@ def _with_loss(
     algorithm: Algorithm,
     batch: RolloutBatch,
     mini_batches: list[list[int]],
-    aggregation: str,
+    aggregation: Aggregation,
 ) -> TrainingBatch:
     """The batch with what the loss makes of each response.
 
