@@ -21,11 +21,11 @@ def speaks_for_replica() -> bool:
     )
 
 
-def gather_from_replicas(value: Value) -> list[Value]:
+def gather_from_replicas(value: Value | None) -> list[Value]:
     """The values of the last stages of all replicas, on every rank. Collective.
 
     Args:
-        value: Of this rank, picklable; counts where `speaks_for_replica`.
+        value: Of this rank, picklable; counts where `speaks_for_replica`, None elsewhere will do.
     """
     replies = gather_objects([value] if speaks_for_replica() else None)
     return [reply[0] for reply in replies if reply]
