@@ -29,4 +29,5 @@ class GRPO(Algorithm):
         require_bool("scale_by_std", self.scale_by_std)
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
+        """A of each response; exactly 0 where the rewards of a group are equal."""
         return group_normalised(rewards, group, eps=self.eps, scale_by_std=self.scale_by_std)

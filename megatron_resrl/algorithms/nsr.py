@@ -18,4 +18,5 @@ class NSR(Algorithm):
     name: ClassVar[str] = "nsr"
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
+        """0 for correct responses, -1 for the others."""
         return outcome_advantages(scores, correct=0.0, incorrect=-1.0)

@@ -43,12 +43,14 @@ class ResRL(GRPO):
         require_choice("positives", self.positives, get_args(Positives))
 
     def positive(self, scores: Tensor, advantages: Tensor) -> Tensor:
+        """Responses with a score above 0, or with an advantage above 0."""
         correct = super().positive(scores, advantages)
         return correct if self.positives == "score" else finite_vector("advantages", advantages) > 0
 
     def token_advantages(
         self, advantages: Tensor, positive: Tensor, token_weights: Tensor
     ) -> Tensor:
+        """Positives: positive_weight A. Negatives: w_t A, token by token."""
         if not advantages.shape == positive.shape == token_weights.shape:
             raise ValueError(
                 f"advantages {list(advantages.shape)}, positive {list(positive.shape)} and "

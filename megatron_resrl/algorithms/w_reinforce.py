@@ -26,4 +26,5 @@ class WReinforce(Algorithm):
         require_not_negative("positive_weight", self.positive_weight)
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
+        """lambda for correct responses, -1 for the others."""
         return outcome_advantages(scores, correct=float(self.positive_weight), incorrect=-1.0)

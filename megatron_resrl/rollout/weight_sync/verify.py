@@ -1,4 +1,4 @@
-"""Do servers hold and use the weights that the trainer has? (`rollout.verify_weights`)"""
+"""Whether servers hold and use the weights that the trainer has (`rollout.verify_weights`)."""
 
 from __future__ import annotations
 
