@@ -100,15 +100,17 @@ def basis_from_rows(x_GNH: Tensor, valid_GN: Tensor, rank: int) -> Basis:
     """
     _, tokens, hidden_size = x_GNH.shape
     wanted = max(min(rank, tokens - 1, hidden_size), 0)
+    # Layer-normed tokens -> centred tokens, and what of their variance is rounding.
     mean_GH = _centre(x_GNH, valid_GN)
     trace_G = _squares(x_GNH)
     noise_G = NOISE_SHARE * (trace_G + valid_GN.sum(1) * mean_GH.square().sum(1))
+    # The form with the least arithmetic; None where float32 is not enough for the spectrum.
     pairs = None
     if x_GNH.dtype == torch.float32:
         solve = _FLOAT32_FORMS.get(form_for_rows(tokens, hidden_size, wanted))
         pairs = solve(x_GNH, wanted, noise_G) if solve else None
     if pairs is None:
-        pairs = _in_full(x_GNH, wanted, noise_G)
+        pairs = _by_full_decomposition(x_GNH, wanted, noise_G)
     return _basis(mean_GH, *pairs, trace_G, noise_G, rank)
 
 
@@ -122,6 +124,7 @@ def basis_from_statistics(statistics: Statistics, rank: int) -> Basis:
     Returns:
         The basis; agrees with `basis_from_rows` of the same tokens.
     """
+    # [G, H, H] float64: the sum of all ranks, both triangles.
     scatter_GHH = statistics.symmetric_scatter()
     wanted = min(rank, scatter_GHH.shape[1])
     trace_G = scatter_GHH.diagonal(dim1=1, dim2=2).sum(1)
@@ -219,7 +222,7 @@ Pairs = tuple[Tensor, Tensor]
 """Leading eigenvalues [G, K] and directions [G, H, K], both float64."""
 
 
-def _in_full(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
+def _by_full_decomposition(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
     """By float64 Gram matrices, a few groups at a time: the float64 copy stays as small as that
     of half of the rows."""
     groups = max(1, len(x_GNH) // 4)
@@ -248,7 +251,7 @@ def _from_gram(gram_GSS: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
     size = gram_GSS.shape[1]
     if space_pays(size, wanted):
         space = MatrixSpace(gram_GSS)
-        pairs = _grown(space, wanted, wanted, size, noise_G)
+        pairs = _converged_pairs(space, wanted, wanted, size, noise_G)
         if pairs is not None:
             return pairs.values_GK, space.vectors(pairs)
     pairs = leading_pairs(gram_GSS, wanted)
@@ -258,8 +261,8 @@ def _from_gram(gram_GSS: Tensor, wanted: int, noise_G: Tensor) -> Pairs:
 def _by_rows(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs | None:
     """From products with float32 rows; None where a spectrum is too flat or too steep."""
     space = RowSpace(x_GNH)
-    pairs = _grown(space, wanted, wanted, min(x_GNH.shape[1:]), noise_G)
-    if pairs is None or _too_steep(pairs.values_GK, noise_G):
+    pairs = _converged_pairs(space, wanted, wanted, min(x_GNH.shape[1:]), noise_G)
+    if pairs is None or _needs_float64(pairs.values_GK, noise_G):
         return None
     return pairs.values_GK, space.vectors(pairs)
 
@@ -270,13 +273,13 @@ def _by_gram(x_GNH: Tensor, wanted: int, noise_G: Tensor) -> Pairs | None:
     rows_GSL = x_GNH.mT if tall else x_GNH
     space = MatrixSpace(_half_made_gram(rows_GSL))
     found = min(wanted + REFINE_EXTRA, rows_GSL.shape[1])
-    pairs = _grown(space, wanted, found, rows_GSL.shape[1], noise_G)
+    pairs = _converged_pairs(space, wanted, found, rows_GSL.shape[1], noise_G)
     if pairs is None:
         return None
     leading_GSK = orthonormal(space.vectors(pairs))
     image_GLK = (rows_GSL.mT @ leading_GSK.to(x_GNH.dtype)).double()
     pairs = leading_pairs(image_GLK.mT @ image_GLK, wanted)
-    if _too_steep(pairs.values_GK, noise_G):
+    if _needs_float64(pairs.values_GK, noise_G):
         return None
     if tall:
         return pairs.values_GK, leading_GSK @ pairs.weights_GMK
@@ -297,13 +300,13 @@ def _half_made_gram(rows_GSL: Tensor) -> Tensor:
     return gram_GSS
 
 
-def _too_steep(values_GK: Tensor, noise_G: Tensor) -> bool:
+def _needs_float64(values_GK: Tensor, noise_G: Tensor) -> bool:
     """Whether float32 is not enough for the smallest direction above the noise of any group."""
     steep_GK = values_GK[:, :1] > FLOAT32_CONDITION * values_GK
     return bool((steep_GK & (values_GK > noise_G.unsqueeze(1))).any())
 
 
-def _grown(
+def _converged_pairs(
     space: RowSpace | MatrixSpace, wanted: int, found: int, full_size: int, noise_G: Tensor
 ) -> RitzPairs | None:
     """Grows a Krylov space until it holds the wanted eigenvectors of all groups.

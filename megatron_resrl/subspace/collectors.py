@@ -33,13 +33,13 @@ from megatron_resrl.subspace.statistics import (
 class Collector(Protocol):
     """Positives of one window in, bases out."""
 
-    def add(self, hidden_nH: Tensor, group_n: Tensor, column_n: Tensor) -> None:
+    def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
         """Takes tokens of this rank.
 
         Args:
             hidden_nH: [n, H] hidden states.
             group_n: [n] int64 on the CPU, group within the window.
-            column_n: [n] int64 on the CPU, number of the token within its group.
+            index_in_group_n: [n] int64 on the CPU, number of the token within its group.
         """
 
     def bases(self) -> Basis:
@@ -67,12 +67,12 @@ class RowsCollector:
         self.rank = rank
         self.ranks = ranks
         self.counts_G = counts_G
-        self.own = ranks.owned(len(counts_G))
+        self.own = ranks.groups_of_rank(len(counts_G))
         self.hidden_size = hidden_size
         self.width = int(counts_G.max())
         self.device, self.dtype = like.device, like.dtype
         self._normalised = normalised_dtype(like)
-        self._held: list[tuple[Tensor, Tensor, Tensor]] = []
+        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
         self._rows: Tensor | None = self._empty() if ranks.size == 1 else None
         self.nbytes = 0 if self._rows is None else self._rows.nbytes
 
@@ -82,14 +82,16 @@ class RowsCollector:
             groups * self.width, self.hidden_size, dtype=self._normalised, device=self.device
         )
 
-    def add(self, hidden_nH: Tensor, group_n: Tensor, column_n: Tensor) -> None:
+    def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
+        """Alone: layer-norms the rows into place. With other ranks: keeps them until `bases`."""
         if self._rows is not None:
-            self._write(hidden_nH, (group_n * self.width + column_n).to(self.device))
+            self._write(hidden_nH, (group_n * self.width + index_in_group_n).to(self.device))
         else:
-            self._held.append((hidden_nH, group_n, column_n))
+            self._kept.append((hidden_nH, group_n, index_in_group_n))
             self.nbytes += hidden_nH.nbytes
 
     def bases(self) -> Basis:
+        """Exchanges rows, decomposes the groups of this rank, and gathers all bases. Collective."""
         if self.ranks.size > 1:
             self._exchange()
         groups = len(self.counts_G[self.own])
@@ -104,17 +106,19 @@ class RowsCollector:
             self._rows.index_copy_(0, places, layer_norm(rows))
 
     def _exchange(self) -> None:
-        """Sends held rows to their owners, and with them the place of each."""
-        group_n = torch.cat([held[1] for held in self._held] or [self.counts_G[:0]])
-        column_n = torch.cat([held[2] for held in self._held] or [self.counts_G[:0]])
+        """Sends this rank's rows to the groups' owners, and with them the place of each."""
+        # Group g belongs to rank g % ranks, where it is number g // ranks.
+        group_n = torch.cat([kept[1] for kept in self._kept] or [self.counts_G[:0]])
+        index_in_group_n = torch.cat([kept[2] for kept in self._kept] or [self.counts_G[:0]])
         owner_n = group_n % self.ranks.size
-        place_n = group_n // self.ranks.size * self.width + column_n
+        place_n = group_n // self.ranks.size * self.width + index_in_group_n
         order = owner_n.argsort(stable=True)
         send = torch.bincount(owner_n, minlength=self.ranks.size)
+        # How many rows come from every rank, so that the exchange needs no padding.
         receive = self.ranks.all_gather(send.to(self.device))[:, self.ranks.rank].tolist()
         empty = torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
-        rows_nH = torch.cat([held[0] for held in self._held] or [empty])
-        self._held = []
+        rows_nH = torch.cat([kept[0] for kept in self._kept] or [empty])
+        self._kept = []
         rows_nH = rows_nH[order.to(self.device)]
         rows_nH = self.ranks.all_to_all(rows_nH, send.tolist(), receive)
         places = self.ranks.all_to_all(place_n[order].to(self.device), send.tolist(), receive)
@@ -137,7 +141,8 @@ class GramCollector:
         self._statistics = Statistics.empty(self.groups, hidden_size, like.device)
         self.nbytes = self._statistics.nbytes
 
-    def add(self, hidden_nH: Tensor, group_n: Tensor, column_n: Tensor) -> None:
+    def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
+        """Adds the rows to the groups' statistics."""
         padding = Padding.of(group_n, self.groups, hidden_nH.device)
         places = padding.pad(torch.arange(len(group_n), device=hidden_nH.device))
         for start in range(0, places.shape[1], ROWS):
@@ -145,10 +150,12 @@ class GramCollector:
             self._statistics.add(layer_norm(hidden_nH[part]), valid)
 
     def bases(self) -> Basis:
+        """Sums the statistics over the ranks, and decomposes them. Collective."""
         statistics, self._statistics = self._statistics, None
         if self.ranks.size == 1 or self.groups == 1:
             return basis_from_statistics(gather_statistics(statistics, self.ranks), self.rank)
         hidden_size = statistics.mean_GH.shape[1]
+        # Several groups: each owner gets the sum of its own and shares the eigen-problems.
         own = scatter_statistics(statistics, self.ranks)
         self.nbytes = max(self.nbytes, statistics.nbytes + own.nbytes)
         basis = basis_from_statistics(own, self.rank) if len(own.mean_GH) else None

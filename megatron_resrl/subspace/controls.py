@@ -54,14 +54,14 @@ def random_weights(
     """
     places_GW = _draws(share_GW, count_G, keys).to(weights_GW.device)
     share_GW = share_GW.to(weights_GW.device)
-    drawn_GW = weights_GW.gather(1, places_GW)
+    dealt_GW = weights_GW.gather(1, places_GW)
     full_G = share_GW.sum(1)
-    wanted_G, found_G = ((share_GW * each_GW).sum(1) for each_GW in (weights_GW, drawn_GW))
+    wanted_G, found_G = ((share_GW * each_GW).sum(1) for each_GW in (weights_GW, dealt_GW))
     # Where one of the two is above 0, its denominator is at least as large; where not, it counts
     # nothing.
     up_G = (wanted_G - found_G).clamp_min(0) / (full_G - found_G).clamp_min(1e-300)
     down_G = (found_G - wanted_G).clamp_min(0) / (found_G - floor * full_G).clamp_min(1e-300)
-    raised_GW = drawn_GW + up_G.unsqueeze(1) * (1 - drawn_GW)
+    raised_GW = dealt_GW + up_G.unsqueeze(1) * (1 - dealt_GW)
     return raised_GW - down_G.unsqueeze(1) * (raised_GW - floor)
 
 

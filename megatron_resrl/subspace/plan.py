@@ -87,20 +87,20 @@ class GroupPlan:
     """[G] the caller's number of each group, ascending."""
     group_B: Tensor
     """[B] int64 index of each response's group."""
-    spans_BT: Tensor
+    sampled_BT: Tensor
     """[B, T] bool: positive tokens that enter the statistics."""
-    weighed_BT: Tensor
+    weighted_BT: Tensor
     """[B, T] bool: negative tokens that get a weight from their residual."""
-    column_BT: Tensor
-    """[B, T] int64: number of a token among its group's spanning or weighed tokens."""
-    spanning_G: Tensor
+    index_in_group_BT: Tensor
+    """[B, T] int64: number of a token among its group's sampled or weighted tokens."""
+    sampled_G: Tensor
     """[G] int64 positive tokens that enter the statistics; 0 where skipped."""
-    weighed_G: Tensor
+    weighted_G: Tensor
     """[G] int64 negative tokens that get a weight; 0 where skipped."""
     positive_tokens: tuple[int, ...]
-    """[G] counted tokens of positive responses, before sampling."""
+    """[G] included tokens of positive responses, before sampling."""
     negative_tokens: tuple[int, ...]
-    """[G] counted tokens of negative responses."""
+    """[G] included tokens of negative responses."""
     skipped: tuple[str | None, ...]
     """[G] why a group keeps weight 1, or None."""
     windows: tuple[Window, ...]
@@ -118,7 +118,7 @@ class GroupPlan:
 
 
 def make_plan(
-    counted_BT: Tensor,
+    included_BT: Tensor,
     positive_B: Tensor,
     group_B: Tensor,
     settings: SubspaceSettings,
@@ -132,8 +132,8 @@ def make_plan(
     """Plans a pass.
 
     Args:
-        counted_BT: [B, T] bool: tokens that take part (response tokens that are not masked).
-        positive_B: [B] bool: spans the subspace (correct) rather than being weighed (wrong).
+        included_BT: [B, T] bool: tokens that take part (response tokens that are not masked).
+        positive_B: [B] bool: its tokens span the subspace (correct); the others get weights.
         group_B: [B] int64 number of each response's prompt.
         settings: Sample size and minimum.
         key: Group number -> key of its random choices.
@@ -148,8 +148,8 @@ def make_plan(
         The plan, the same for the same arguments.
     """
     numbers, group_B = group_B.unique(return_inverse=True)
-    positive_BT = counted_BT & positive_B.unsqueeze(1)
-    negative_BT = counted_BT & ~positive_B.unsqueeze(1)
+    positive_BT = included_BT & positive_B.unsqueeze(1)
+    negative_BT = included_BT & ~positive_B.unsqueeze(1)
     positives_G = _per_group(positive_BT, group_B, len(numbers))
     negatives_G = _per_group(negative_BT, group_B, len(numbers))
     skipped = [
@@ -158,31 +158,31 @@ def make_plan(
     ]
     used_B = torch.tensor([reason is None for reason in skipped])[group_B].unsqueeze(1)
     keys = [key(number) for number in numbers.tolist()]
-    spans_BT = positive_BT & used_B
+    sampled_BT = positive_BT & used_B
     for index, number_of_tokens in enumerate(positives_G.tolist()):
         if skipped[index] is None and number_of_tokens > settings.max_positive_tokens:
-            _keep_sample(spans_BT, group_B == index, settings.max_positive_tokens, keys[index])
-    weighed_BT = negative_BT & used_B
-    spanning_G = _per_group(spans_BT, group_B, len(numbers))
+            _keep_sample(sampled_BT, group_B == index, settings.max_positive_tokens, keys[index])
+    weighted_BT = negative_BT & used_B
+    sampled_G = _per_group(sampled_BT, group_B, len(numbers))
     if window_rows is None:
-        window_rows = max(MIN_WINDOW_ROWS, int(spanning_G.max()))
+        window_rows = max(MIN_WINDOW_ROWS, int(sampled_G.max()))
     if window_groups is not None:
         window_groups *= ranks
     return GroupPlan(
         numbers=tuple(numbers.tolist()),
         group_B=group_B,
-        spans_BT=spans_BT,
-        weighed_BT=weighed_BT,
-        column_BT=torch.where(
-            weighed_BT, _columns(weighed_BT, group_B), _columns(spans_BT, group_B)
+        sampled_BT=sampled_BT,
+        weighted_BT=weighted_BT,
+        index_in_group_BT=torch.where(
+            weighted_BT, _columns(weighted_BT, group_B), _columns(sampled_BT, group_B)
         ),
-        spanning_G=spanning_G,
-        weighed_G=_per_group(weighed_BT, group_B, len(numbers)),
+        sampled_G=sampled_G,
+        weighted_G=_per_group(weighted_BT, group_B, len(numbers)),
         positive_tokens=tuple(positives_G.tolist()),
         negative_tokens=tuple(negatives_G.tolist()),
         skipped=tuple(skipped),
         windows=_windows(
-            spanning_G.tolist(),
+            sampled_G.tolist(),
             group_B,
             positive_B,
             settings.rank,
@@ -206,12 +206,12 @@ def _per_group(mask_BT: Tensor, group_B: Tensor, groups: int) -> Tensor:
     return torch.zeros(groups, dtype=torch.int64).index_add_(0, group_B, mask_BT.sum(1))
 
 
-def _keep_sample(spans_BT: Tensor, inside_B: Tensor, size: int, key: int) -> None:
-    """Leaves a uniform sample of a group's tokens, drawn over response and position alone."""
-    rows, positions = (spans_BT & inside_B.unsqueeze(1)).nonzero(as_tuple=True)
+def _keep_sample(sampled_BT: Tensor, inside_B: Tensor, size: int, key: int) -> None:
+    """Keeps a uniform sample of a group's tokens, by response and position alone."""
+    rows, positions = (sampled_BT & inside_B.unsqueeze(1)).nonzero(as_tuple=True)
     generator = torch.Generator().manual_seed(key)
     dropped = torch.randperm(len(rows), generator=generator)[size:]
-    spans_BT[rows[dropped], positions[dropped]] = False
+    sampled_BT[rows[dropped], positions[dropped]] = False
 
 
 def _columns(mask_BT: Tensor, group_B: Tensor) -> Tensor:
@@ -228,7 +228,7 @@ def _columns(mask_BT: Tensor, group_B: Tensor) -> Tensor:
 
 
 def _windows(
-    spanning: Sequence[int],
+    sampled: Sequence[int],
     group_B: Tensor,
     positive_B: Tensor,
     rank: int,
@@ -236,20 +236,20 @@ def _windows(
     window_groups: int | None,
 ) -> tuple[Window, ...]:
     """Largest groups first, so that groups of a window are about as large as each other."""
-    order = sorted(range(len(spanning)), key=lambda group: (-spanning[group], group))
+    order = sorted(range(len(sampled)), key=lambda group: (-sampled[group], group))
     members: list[list[int]] = []
     for group in order:
         # A basis of `rank` directions stays until the window is done; it counts as many rows.
-        widest = max(spanning[members[-1][0]], rank) if members else 0
+        widest = max(sampled[members[-1][0]], rank) if members else 0
         fits = bool(members) and (len(members[-1]) + 1) * widest <= window_rows
         if not fits or len(members[-1]) == window_groups:
             members.append([])
         members[-1].append(group)
-    rows: list[tuple[list[int], list[int]]] = [([], []) for _ in spanning]
+    rows: list[tuple[list[int], list[int]]] = [([], []) for _ in sampled]
     for row, (group, positive) in enumerate(
         zip(group_B.tolist(), positive_B.tolist(), strict=True)
     ):
-        rows[group][0 if positive or not spanning[group] else 1].append(row)
+        rows[group][0 if positive or not sampled[group] else 1].append(row)
     return tuple(
         Window(
             tuple(groups),

@@ -44,7 +44,7 @@ class TokenRanks:
         self.copy = copy
         self.sent_bytes = 0
 
-    def owned(self, groups: int, rank: int | None = None) -> slice:
+    def groups_of_rank(self, groups: int, rank: int | None = None) -> slice:
         """The groups whose eigen-problem a rank solves, of `groups`; default: this rank."""
         return slice(self.rank if rank is None else rank, groups, self.size)
 
@@ -87,7 +87,7 @@ class TokenRanks:
         self.sent_bytes += (sum(send) - send[self.rank]) * _row_bytes(tensor)
         return received
 
-    def add_up(self, tensor: Tensor) -> Tensor:
+    def sum_over_ranks(self, tensor: Tensor) -> Tensor:
         """Sums a tensor over the ranks, in place. Exact where one rank at most has a nonzero."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.process_group)

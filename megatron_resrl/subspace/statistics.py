@@ -110,7 +110,7 @@ def gather_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
 
 
 def scatter_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
-    """Joins all ranks' statistics, each group on its owner only (`TokenRanks.owned`).
+    """Joins all ranks' statistics, each group on its owner only (`TokenRanks.groups_of_rank`).
 
     The reduce-scatter over groups by which ranks share the eigen-problems. Parts are sent to the
     owner and summed there in rank order.
@@ -120,14 +120,16 @@ def scatter_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
         ranks: They hold different tokens.
 
     Returns:
-        Statistics of this rank's own groups, in the order of `TokenRanks.owned`.
+        Statistics of this rank's own groups, in the order of `TokenRanks.groups_of_rank`.
     """
     groups, hidden_size = local.mean_GH.shape
-    mine = ranks.owned(groups)
+    mine = ranks.groups_of_rank(groups)
     joined, parts = _joined_means(local, ranks, mine)
     for start in range(0, hidden_size, PANEL):
         panel = local.scatter_GHH[:, start : start + PANEL, start:]
-        parcels = [panel[ranks.owned(groups, rank)].flatten() for rank in range(ranks.size)]
+        parcels = [
+            panel[ranks.groups_of_rank(groups, rank)].flatten() for rank in range(ranks.size)
+        ]
         expected = len(range(groups)[mine]) * panel[0].numel()
         received = ranks.all_to_all(torch.cat(parcels), [len(p) for p in parcels],
                                     [expected] * ranks.size)  # fmt: skip

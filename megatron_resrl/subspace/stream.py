@@ -20,7 +20,7 @@ from megatron_resrl.subspace.plan import GroupPlan, SubspaceSettings, Window
 from megatron_resrl.subspace.ranks import TokenRanks
 from megatron_resrl.subspace.report import GroupReport, reports_of
 from megatron_resrl.subspace.residual import residuals
-from megatron_resrl.subspace.weighting import Weighted, weigh
+from megatron_resrl.subspace.weighting import GroupWeights, group_weights
 
 _NO_TOKEN = torch.iinfo(torch.int64).max
 
@@ -61,7 +61,7 @@ class TokenWeightStream:
         self.plan = plan
         self.settings = settings
         self.ranks = ranks or TokenRanks()
-        self.weights = torch.ones(plan.spans_BT.shape, device=device)
+        self.weights = torch.ones(plan.sampled_BT.shape, device=device)
         self.peak_bytes = 0
         self._collector_class = COLLECTORS[method]
         self._name = name
@@ -71,10 +71,10 @@ class TokenWeightStream:
         self._slot_G = torch.zeros(len(plan.numbers), dtype=torch.int64)
         self._collector: Collector | None = None
         self._basis: Basis | None = None
-        self._bad: list[tuple[Tensor, Tensor]] = []
-        self._spanning = 0
-        self._weighed = 0
-        self._numbers: list[tuple[Window, Tensor]] = []
+        self._finite_flags: list[tuple[Tensor, Tensor]] = []
+        self._sampled_tokens = 0
+        self._weighted_tokens = 0
+        self._report_rows: list[tuple[Window, Tensor]] = []
 
     @torch.no_grad()
     def add(
@@ -90,7 +90,7 @@ class TokenWeightStream:
 
         Raises:
             ValueError: Responses out of the plan's order, or tokens of a window that are missing
-                or held by two ranks; on all ranks together.
+                or on two ranks; on all ranks together.
             FloatingPointError: Hidden states that are not finite; on all ranks together.
         """
         if list(arrived) != self._next_rows[: len(arrived)]:
@@ -102,22 +102,22 @@ class TokenWeightStream:
         # Ranks with copies divide them; `copies` is 1 where every rank has tokens of its own.
         token_n = row_n * self.weights.shape[1] + position_n
         mine_n = token_n % self.ranks.copies == self.ranks.copy
-        spans_n = self.plan.spans_BT[row_n, position_n] & mine_n
-        weighed_n = self.plan.weighed_BT[row_n, position_n] & mine_n
+        sampled_n = self.plan.sampled_BT[row_n, position_n] & mine_n
+        weighted_n = self.plan.weighted_BT[row_n, position_n] & mine_n
         # Mixed precision of the surrounding model must not reach these products.
         with torch.autocast(hidden_nH.device.type, enabled=False):
             while self._window < len(self.plan.windows):
                 window = self.plan.windows[self._window]
                 inside_n = torch.isin(self.plan.group_B[row_n], torch.tensor(window.groups))
-                self._collect(hidden_nH, row_n, position_n, spans_n & inside_n)
-                if not self._due(window.positives):
+                self._collect(hidden_nH, row_n, position_n, sampled_n & inside_n)
+                if not self._all_arrived(window.positives):
                     return
                 negatives_here = not set(arrived).isdisjoint(window.negatives)
-                if not (negatives_here or self._due(window.negatives)):
+                if not (negatives_here or self._all_arrived(window.negatives)):
                     return
                 self._fit(hidden_nH)
-                self._score(hidden_nH, row_n, position_n, weighed_n & inside_n)
-                if not self._due(window.negatives):
+                self._score(hidden_nH, row_n, position_n, weighted_n & inside_n)
+                if not self._all_arrived(window.negatives):
                     return
                 self._close(window)
 
@@ -129,38 +129,38 @@ class TokenWeightStream:
         """
         if self._next_rows:
             raise ValueError(f"responses {self._next_rows} of the plan have not arrived")
-        return reports_of(self.plan, self._numbers)
+        return reports_of(self.plan, self._report_rows)
 
-    def _due(self, rows: Sequence[int]) -> bool:
+    def _all_arrived(self, rows: Sequence[int]) -> bool:
         """Whether none of these responses is still to come to this rank."""
         return not set(rows) & set(self._next_rows)
 
-    def _pick(
+    def _select(
         self, hidden_nH: Tensor, row_n: Tensor, position_n: Tensor, chosen_n: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Hidden states of chosen tokens, and which tokens those are."""
         index = chosen_n.nonzero().flatten()
         row, position = row_n[index], position_n[index]
-        picked = hidden_nH
+        chosen_nH = hidden_nH
         if len(index) < len(hidden_nH):
-            picked = hidden_nH.index_select(0, index.to(hidden_nH.device))
+            chosen_nH = hidden_nH.index_select(0, index.to(hidden_nH.device))
         # A square too large for float32 is not finite either.
-        wide = torch.float64 if picked.dtype == torch.float64 else torch.float32
-        finite = torch.linalg.vector_norm(picked, dim=1, dtype=wide).isfinite()
+        wide = torch.float64 if chosen_nH.dtype == torch.float64 else torch.float32
+        finite = torch.linalg.vector_norm(chosen_nH, dim=1, dtype=wide).isfinite()
         token = row * self.weights.shape[1] + position
-        self._bad.append((finite, token.to(finite.device)))
-        return picked, row, position
+        self._finite_flags.append((finite, token.to(finite.device)))
+        return chosen_nH, row, position
 
     def _collect(
         self, hidden_nH: Tensor, row_n: Tensor, position_n: Tensor, chosen_n: Tensor
     ) -> None:
         if self._basis is not None or not bool(chosen_n.any()):
             return
-        picked, row, position = self._pick(hidden_nH, row_n, position_n, chosen_n)
-        self._spanning += len(row)
+        chosen_nH, row, position = self._select(hidden_nH, row_n, position_n, chosen_n)
+        self._sampled_tokens += len(row)
         self._start_collector(hidden_nH)
         slot = self._slot_G[self.plan.group_B[row]]
-        self._collector.add(picked, slot, self.plan.column_BT[row, position])
+        self._collector.add(chosen_nH, slot, self.plan.index_in_group_BT[row, position])
 
     def _start_collector(self, like: Tensor) -> None:
         """Makes the collector of the window; groups without weights take no place in it."""
@@ -169,22 +169,22 @@ class TokenWeightStream:
         groups = self._weighted_groups(self.plan.windows[self._window])
         self._slot_G[groups] = torch.arange(len(groups))
         self._collector = self._collector_class(
-            self.plan.spanning_G[groups], like.shape[1], self.settings.rank, self.ranks, like
+            self.plan.sampled_G[groups], like.shape[1], self.settings.rank, self.ranks, like
         )
 
     def _weighted_groups(self, window: Window) -> Tensor:
         groups = torch.tensor(window.groups, dtype=torch.int64)
-        return groups[self.plan.spanning_G[groups] > 0]
+        return groups[self.plan.sampled_G[groups] > 0]
 
     def _fit(self, like: Tensor) -> None:
         groups = self._weighted_groups(self.plan.windows[self._window])
         if self._basis is not None or not len(groups):
             return
-        self._check(self._spanning, int(self.plan.spanning_G[groups].sum()))
+        self._check(self._sampled_tokens, int(self.plan.sampled_G[groups].sum()))
         self._start_collector(like)
         self._basis = self._collector.bases()
-        held = self._collector.nbytes + self._basis.nbytes
-        self.peak_bytes = max(self.peak_bytes, held)
+        now = self._collector.nbytes + self._basis.nbytes
+        self.peak_bytes = max(self.peak_bytes, now)
         self._collector = None
 
     def _score(
@@ -192,38 +192,40 @@ class TokenWeightStream:
     ) -> None:
         if self._basis is None or not bool(chosen_n.any()):
             return
-        picked, row, position = self._pick(hidden_nH, row_n, position_n, chosen_n)
-        self._weighed += len(row)
-        residual_n = residuals(picked, self._slot_G[self.plan.group_B[row]], self._basis)
+        chosen_nH, row, position = self._select(hidden_nH, row_n, position_n, chosen_n)
+        self._weighted_tokens += len(row)
+        residual_n = residuals(chosen_nH, self._slot_G[self.plan.group_B[row]], self._basis)
         place = (row.to(residual_n.device), position.to(residual_n.device))
         self._residual_BT[place] = residual_n
 
     def _close(self, window: Window) -> None:
         groups = self._weighted_groups(window)
         if len(groups):
-            self._check(self._weighed, int(self.plan.weighed_G[groups].sum()))
+            self._check(self._weighted_tokens, int(self.plan.weighted_G[groups].sum()))
             self._weigh(window, groups)
         self._basis = None
-        self._spanning = self._weighed = 0
+        self._sampled_tokens = self._weighted_tokens = 0
         self._window += 1
 
     def _weigh(self, window: Window, groups: Tensor) -> None:
         """Quantiles and weights of all negatives of the window, the same on all ranks."""
         device = self.weights.device
         rows = torch.tensor(window.negatives)
-        token_row, position = self.plan.weighed_BT[rows].nonzero(as_tuple=True)
+        token_row, position = self.plan.weighted_BT[rows].nonzero(as_tuple=True)
         row = rows[token_row]
         here = (row.to(device), position.to(device))
-        residual_n = self.ranks.add_up(self._residual_BT[here])
-        counts_G = self.plan.weighed_G[groups]
+        # Collective: each token's residual is on one rank, zero on the others.
+        residual_n = self.ranks.sum_over_ranks(self._residual_BT[here])
+        counts_G = self.plan.weighted_G[groups]
         slot = self._slot_G[self.plan.group_B[row]]
-        host_place = slot * int(counts_G.max()) + self.plan.column_BT[row, position]
+        host_place = slot * int(counts_G.max()) + self.plan.index_in_group_BT[row, position]
         place = host_place.to(device)
+        # [n] -> [G, W], one line per group.
         residual_GW = residual_n.new_zeros(len(groups) * int(counts_G.max()))
         residual_GW[place] = residual_n
         share_GW = torch.zeros(len(residual_GW), dtype=torch.float64)
         share_GW[host_place] = self.plan.share_B[row]
-        weighted = weigh(
+        weighted = group_weights(
             residual_GW.view(len(groups), -1),
             counts_G,
             self.settings,
@@ -231,18 +233,19 @@ class TokenWeightStream:
             share_GW.view(len(groups), -1),
         )
         self.weights[here] = weighted.weights_GW.flatten()[place].float()
-        self._numbers.append((groups, _numbers(weighted, self._basis)))
+        self._report_rows.append((groups, _report_numbers(weighted, self._basis)))
 
     def _check(self, tokens: int, planned: int) -> None:
-        """Refuses bad states and tokens held twice or not at all, on all ranks together."""
+        """Refuses states that are not finite, and tokens on no rank or on several. Collective."""
         device = self.weights.device
         bad = torch.zeros((), dtype=torch.int64, device=device)
         first = torch.full((), _NO_TOKEN, device=device)
-        for finite, token in self._bad:
+        for finite, token in self._finite_flags:
             bad = bad + (~finite).sum()
             if len(token):
                 first = torch.minimum(first, token.masked_fill(finite, _NO_TOKEN).min())
-        self._bad = []
+        self._finite_flags = []
+        # Collective: all ranks raise alike.
         found = torch.stack((bad, first, torch.tensor(tokens, device=device)))
         bad_R, first_R, tokens_R = self.ranks.all_gather(found).T.tolist()
         if sum(bad_R):
@@ -254,11 +257,11 @@ class TokenWeightStream:
         if sum(tokens_R) != planned:
             raise ValueError(
                 f"{sum(tokens_R)} tokens were added where the plan has {planned}: each must be "
-                "held by exactly one rank, or by `copies` of them"
+                "on exactly one rank, or on `copies` of them"
             )
 
 
-def _numbers(weighted: Weighted, basis: Basis) -> Tensor:
+def _report_numbers(weighted: GroupWeights, basis: Basis) -> Tensor:
     """[G, 8] what the reports need, still on the device."""
     values_GK = basis.eigenvalues_GK
     share_GK = values_GK / values_GK.sum(1, keepdim=True).clamp_min(1e-300)

@@ -113,13 +113,13 @@ def token_weights_with_reports(
     return stream.weights, dict(zip(plan.numbers, reports, strict=True))
 
 
-def _feed(stream: TokenWeightStream, plan: GroupPlan, hidden: Tensor, counted: Tensor) -> None:
+def _feed(stream: TokenWeightStream, plan: GroupPlan, hidden: Tensor, included: Tensor) -> None:
     """Positives and negatives of each window as two micro-batches."""
     flat = hidden.reshape(-1, hidden.shape[2])
     for window in plan.windows:
         for rows in (window.positives, window.negatives):
             places = torch.tensor(rows, dtype=torch.int64)
-            line, position = counted[places].nonzero(as_tuple=True)
+            line, position = included[places].nonzero(as_tuple=True)
             row = places[line]
             index = row * hidden.shape[1] + position
             stream.add(_rows_of(flat, index), row, position, rows)

@@ -18,7 +18,7 @@ MIN_QUANTILE_SPREAD = 1e-5
 
 
 @dataclass(frozen=True)
-class Weighted:
+class GroupWeights:
     """Weights of a window and what they were made of."""
 
     weights_GW: Tensor
@@ -31,13 +31,13 @@ class Weighted:
     """[G] float64 upper residual quantile."""
 
 
-def weigh(
+def group_weights(
     residual_GW: Tensor,
     count_G: Tensor,
     settings: SubspaceSettings,
     keys: Sequence[int],
     share_GW: Tensor,
-) -> Weighted:
+) -> GroupWeights:
     """Maps residual quantiles to [floor, 1] (arXiv 2605.00380), or makes a control of it.
 
     Args:
@@ -49,9 +49,11 @@ def weigh(
             its group; controls have the method's sum of share x weight.
     """
     device = residual_GW.device
+    # Quantiles of each group's residuals; padding sorts behind all tokens.
     valid_GW = (torch.arange(residual_GW.shape[1]) < count_G.unsqueeze(1)).to(device)
     ordered_GW = residual_GW.masked_fill(~valid_GW, float("inf")).sort(1).values
     low_G, high_G = (quantiles(ordered_GW, count_G, q) for q in settings.quantiles)
+    # Low quantile -> floor, high quantile -> 1, linear between; no spread -> the middle.
     spread_G1 = (high_G - low_G).unsqueeze(1)
     scaled_GW = (residual_GW - low_G.unsqueeze(1)) / spread_G1.clamp_min(MIN_QUANTILE_SPREAD)
     scaled_GW = torch.where(spread_G1 < MIN_QUANTILE_SPREAD, 0.5, scaled_GW.clamp(0, 1))
@@ -60,14 +62,15 @@ def weigh(
         # w' = 1 + xi - w: the floor on the largest residuals, 1 on the smallest.
         weights_GW = 1 + settings.floor - weights_GW
     elif settings.weights != "residual":
+        # Controls with the same sum of share x weight.
         weights_GW = weights_GW.masked_fill(~valid_GW, settings.floor)
-        share_GW = _usable(share_GW, valid_GW.cpu())
+        share_GW = _usable_shares(share_GW, valid_GW.cpu())
         if settings.weights == "constant":
             weights_GW = constant_weights(weights_GW, share_GW.to(device))
         else:
             weights_GW = random_weights(weights_GW, share_GW, count_G, settings.floor, keys)
     total_G = weights_GW.masked_fill(~valid_GW, 0.0).sum(1)
-    return Weighted(weights_GW, total_G / count_G.to(device), low_G, high_G)
+    return GroupWeights(weights_GW, total_G / count_G.to(device), low_G, high_G)
 
 
 def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
@@ -80,7 +83,7 @@ def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
     return torch.lerp(ends_G2[:, 0], ends_G2[:, 1], part_G)
 
 
-def _usable(share_GW: Tensor, valid_GW: Tensor) -> Tensor:
+def _usable_shares(share_GW: Tensor, valid_GW: Tensor) -> Tensor:
     """Shares of tokens only; alike in groups that the loss does not see at all."""
     share_GW = share_GW.masked_fill(~valid_GW, 0.0)
     unseen_G1 = share_GW.sum(1, keepdim=True) == 0

@@ -40,7 +40,7 @@ def tensors(labelled: list[tuple[float, int]]) -> tuple[torch.Tensor, torch.Tens
 
 @quickly
 @given(labelled_rewards, st.sampled_from([1e-6, 1e-4, 0.5]), st.booleans())
-def test_vectorised_groups_equal_a_loop_over_responses(labelled, eps, scale_by_std) -> None:
+def test_group_normalised_equals_a_loop_over_responses(labelled, eps, scale_by_std) -> None:
     rewards, group = tensors(labelled)
     ours = group_normalised(rewards, group, eps=eps, scale_by_std=scale_by_std)
     theirs = by_loop(rewards.numpy(), group.numpy(), eps, scale_by_std)
@@ -64,7 +64,7 @@ def test_group_normalised_ignores_the_order_of_responses(labelled, random) -> No
 
 @quickly
 @given(labelled_rewards)
-def test_group_numbers_are_only_labels(labelled) -> None:
+def test_group_normalised_takes_any_group_numbers(labelled) -> None:
     rewards, group = tensors(labelled)
     assert torch.equal(
         group_normalised(rewards, group), group_normalised(rewards, 1000 + 7 * group)
@@ -88,7 +88,7 @@ def test_group_normalised_of_equal_rewards_is_exactly_0(eps, scale_by_std) -> No
     assert torch.equal(advantages, torch.zeros(3, dtype=torch.float64))
 
 
-def test_two_of_four_correct_by_hand() -> None:
+def test_group_normalised_equals_a_hand_computation() -> None:
     # mean 1/2, unbiased variance 1/3
     advantages = group_normalised(torch.tensor([1, 0, 0, 1]), torch.tensor([0, 0, 0, 0]))
     size = 0.5 / (3**-0.5 + 1e-6)
@@ -96,7 +96,7 @@ def test_two_of_four_correct_by_hand() -> None:
     torch.testing.assert_close(advantages, expected, rtol=1e-15, atol=0)
 
 
-def test_low_precision_rewards_are_normalised_in_float64() -> None:
+def test_group_normalised_computes_in_float64() -> None:
     rewards = torch.tensor([1.0, 0.0, 0.7], dtype=torch.bfloat16)
     group = torch.zeros(3, dtype=torch.int64)
     assert torch.equal(group_normalised(rewards, group), group_normalised(rewards.double(), group))
@@ -118,7 +118,7 @@ def test_group_normalised_of_no_responses_is_empty() -> None:
         ([1.0, 0.0], [0.0, 0.0], r"group has dtype torch.float32.*int64"),
     ],
 )
-def test_unusable_rewards_are_named(rewards, group, message) -> None:
+def test_group_normalised_names_unusable_rewards(rewards, group, message) -> None:
     with pytest.raises(ValueError, match=message):
         group_normalised(torch.tensor(rewards), torch.tensor(group))
 
@@ -128,7 +128,7 @@ def test_group_normalised_refuses_a_negative_eps() -> None:
         group_normalised(torch.tensor([1.0, 0.0]), torch.tensor([0, 0]), eps=-1e-6)
 
 
-def test_correct_means_a_score_above_zero_whatever_the_scale() -> None:
+def test_is_correct_is_a_score_above_zero() -> None:
     scores = torch.tensor([0.7, 0.0, -1.0, 1e-9, 3.0])
     assert is_correct(scores).tolist() == [True, False, False, True, True]
     advantages = outcome_advantages(scores, correct=0.1, incorrect=-1.0)
@@ -161,7 +161,7 @@ def test_group_normalised_keeps_groups_of_any_scale_apart() -> None:
     np.testing.assert_allclose(ours.numpy(), [half, -half, half, -half], rtol=ROUNDING)
 
 
-def test_centred_advantages_beyond_the_losses_range_are_refused() -> None:
+def test_group_normalised_refuses_advantages_beyond_float32() -> None:
     rewards, group = torch.tensor([1e300, 0.0], dtype=torch.float64), torch.tensor([0, 0])
     with pytest.raises(ValueError, match=r"a reward is 1e\+300.*scale the rewards down"):
         group_normalised(rewards, group, scale_by_std=False)

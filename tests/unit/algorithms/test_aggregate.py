@@ -36,7 +36,7 @@ def test_sequence_mean_adds_up_to_the_share_with_tokens(lengths) -> None:
 
 @quickly
 @given(some_lengths)
-def test_token_mean_coefficients_add_up_to_one(lengths) -> None:
+def test_token_coefficients_token_mean_sums_to_one(lengths) -> None:
     total = (coefficients(lengths, "token_mean") * torch.tensor(lengths)).sum()
     assert abs(float(total) - 1) < ROUNDING
 
@@ -63,14 +63,14 @@ def test_token_coefficients_of_shares_are_those_of_the_whole(lengths, how, data)
     st.sampled_from(["token_mean", "sequence_mean"]),
     st.randoms(use_true_random=False),
 )
-def test_coefficients_follow_their_responses_in_any_order(lengths, how, random) -> None:
+def test_token_coefficients_follow_their_responses(lengths, how, random) -> None:
     order = list(range(len(lengths)))
     random.shuffle(order)
     shuffled = coefficients([lengths[index] for index in order], how)
     assert torch.equal(shuffled, coefficients(lengths, how)[order])
 
 
-def test_both_aggregations_by_hand() -> None:
+def test_token_coefficients_equal_a_hand_computation() -> None:
     by_sequence, by_token = (
         coefficients([4, 1, 0], how) for how in ("sequence_mean", "token_mean")
     )
@@ -135,6 +135,6 @@ def test_token_coefficients_refuse_denominators_below_the_share(
         (torch.tensor([[3, 1]]), r"response_lengths has shape \[1, 2\]"),
     ],
 )
-def test_lengths_that_are_no_counts_are_refused(lengths, message) -> None:
+def test_token_coefficients_refuse_lengths_that_are_no_counts(lengths, message) -> None:
     with pytest.raises(ValueError, match=message):
         token_coefficients(lengths, aggregation="token_mean", global_tokens=9, global_responses=2)

@@ -31,13 +31,13 @@ def token_advantages(algorithm: Algorithm, weights: torch.Tensor) -> torch.Tenso
     return algorithm.token_advantages(advantages, positive, weights)
 
 
-def test_every_registered_name_is_its_algorithms_name() -> None:
+def test_registry_names_are_the_algorithms_names() -> None:
     assert algorithm_names() == ("grpo", "nsr", "w_reinforce", "resrl", "cispo", "gspo", "llds")
     for name in algorithm_names():
         assert get_algorithm(name).name == name
 
 
-def test_only_resrl_asks_for_hidden_states() -> None:
+def test_algorithms_without_resrl_need_no_hidden_states() -> None:
     needy = [name for name in algorithm_names() if get_algorithm(name).needs_hidden_states]
     assert needy == ["resrl"]
 
@@ -164,7 +164,7 @@ def test_get_algorithm_answers_an_unknown_name() -> None:
         get_algorithm("zzz")
 
 
-def test_resrl_takes_its_numbers_from_the_recipes_section() -> None:
+def test_algorithm_of_takes_settings_of_the_resrl_section() -> None:
     section = ResrlConfig(positive_weight=0.3, positives="advantage")
     options = AlgorithmConfig(options={"eps": 1e-4})
     algorithm = algorithm_of(Recipe(algorithm=options, resrl=section))
@@ -203,7 +203,7 @@ def test_get_algorithm_answers_an_unknown_option() -> None:
         ("llds", {"likelihood_tolerance": None}, r"likelihood_tolerance = None: not a number"),
     ],
 )
-def test_option_values_out_of_range_are_named(name, options, message) -> None:
+def test_get_algorithm_names_options_out_of_range(name, options, message) -> None:
     with pytest.raises(ValueError, match=rf"algorithm\.options\.{message}"):
         get_algorithm(name, **options)
 
@@ -260,7 +260,7 @@ def test_get_algorithm_finds_a_class_by_file_and_name(tmp_path: Path) -> None:
         ("broken.py:RLOO", "cannot be run (ZeroDivisionError: division by zero)"),
     ],
 )
-def test_what_is_no_algorithm_is_named(tmp_path: Path, name: str, words: str) -> None:
+def test_get_algorithm_names_what_is_no_algorithm(tmp_path: Path, name: str, words: str) -> None:
     (tmp_path / "mine.py").write_text(RLOO)
     (tmp_path / "broken.py").write_text("1 / 0")
     with pytest.raises(SettingError) as caught:

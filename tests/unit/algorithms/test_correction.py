@@ -47,7 +47,7 @@ def reference(method: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["token_tis", "sequence_tis", "icepop"])
-def test_factors_are_those_of_the_definition(method):
+def test_correction_factors_equal_the_definition(method):
     trainer, engine, mask = random_views()
     trainer.requires_grad_()
     found = correction_factors(
@@ -65,7 +65,7 @@ def test_factors_are_those_of_the_definition(method):
     ("method", "large", "small"),
     [("token_tis", CAP, 0.0), ("sequence_tis", CAP, 0.0), ("icepop", 0.0, 0.0)],
 )
-def test_ratios_beyond_any_float_are_clipped_and_never_overflow(method, large, small):
+def test_correction_factors_never_overflow(method, large, small):
     mask = torch.ones(2, 2000, dtype=torch.bool)
     log_ratio = torch.tensor([[900.0], [-900.0]], dtype=torch.float64).expand(2, 2000)
     found = correction_factors(log_ratio, mask, method=method, cap=CAP, band=BAND)
@@ -81,7 +81,7 @@ def test_correction_does_not_hide_a_log_prob_that_is_nan(method):
     assert found.factors.isnan().all()
 
 
-def test_masks_and_shapes_that_do_not_fit_are_refused():
+def test_log_ratios_refuse_shapes_that_do_not_fit():
     ones = torch.ones(2, 3)
     with pytest.raises(ValueError, match=r"\[2, 3\], \[2, 3\] and \[3\]"):
         log_ratios(ones, ones, torch.ones(3, dtype=torch.bool))

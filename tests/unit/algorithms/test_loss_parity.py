@@ -165,7 +165,7 @@ def test_parity_batch_has_every_clip_and_a_group_without_signal(batch) -> None:
     assert LENGTHS.min() == 0
 
 
-def test_advantages_equal_trls_with_its_eps(batch) -> None:
+def test_group_normalised_equals_trl(batch) -> None:
     ours = get_algorithm("grpo", eps=EPS).sample_advantages(
         batch.rewards, batch.rewards, batch.group
     )
@@ -176,7 +176,7 @@ def test_advantages_equal_trls_with_its_eps(batch) -> None:
     ("aggregation", "loss_type"),
     [("sequence_mean", "grpo"), ("token_mean", "dapo"), ("token_mean", "bnpo")],
 )
-def test_loss_and_gradient_equal_trls(batch, aggregation, loss_type) -> None:
+def test_ppo_clip_equals_trl(batch, aggregation, loss_type) -> None:
     assert_same(
         batch,
         lambda log_probs: our_loss(batch, log_probs, aggregation),
@@ -208,7 +208,7 @@ def test_token_mean_is_independent_of_micro_batches_unlike_bnpo(batch) -> None:
 
 
 @pytest.mark.parametrize("bound", [1 + HIGH, 2.0, 3.0])
-def test_trls_delta_is_our_dual_clip_from_the_upper_clip_on(batch, bound) -> None:
+def test_dual_clip_is_delta_of_trl_above_the_upper_clip(batch, bound) -> None:
     """Above 1 + clip_high, delta only ever binds where the advantage is negative."""
     assert_same(
         batch,
@@ -217,7 +217,7 @@ def test_trls_delta_is_our_dual_clip_from_the_upper_clip_on(batch, bound) -> Non
     )
 
 
-def test_trls_delta_below_the_upper_clip_is_not_our_dual_clip() -> None:
+def test_dual_clip_is_not_delta_of_trl_below_the_upper_clip() -> None:
     """Delta then replaces the upper clip of A > 0, and A < 0 runs on to 1 + clip_high.
 
     Dual clip leaves A > 0 alone and stops A < 0 at the bound itself.

@@ -119,7 +119,7 @@ def test_approx_kl_is_the_k3_estimator_of_kl_old_to_new() -> None:
     assert (loss.approx_kl >= 0).all()
 
 
-def test_diagnostics_carry_no_graph_and_any_shape_is_kept() -> None:
+def test_ppo_clip_diagnostics_carry_no_graph() -> None:
     for shape in [(), (0,), (3,), (2, 3), (2, 1, 3)]:
         log_probs = torch.zeros(shape, requires_grad=True)
         loss = ppo_clip(log_probs, torch.zeros(shape), torch.ones(shape), dual_clip=3.0)
@@ -142,12 +142,12 @@ def test_ppo_clip_has_no_nan_where_a_ratio_overflows(advantage) -> None:
 
 
 @pytest.mark.parametrize("advantage", [-1.0, 0.0, 1.0])
-def test_log_probs_that_are_not_numbers_are_not_hidden(advantage) -> None:
+def test_ppo_clip_keeps_what_is_not_a_number(advantage) -> None:
     log_probs = torch.tensor([float("nan")])
     assert ppo_clip(log_probs, torch.zeros(1), torch.tensor([advantage])).per_token.isnan().all()
 
 
-def test_float64_advantages_do_not_change_the_losss_precision() -> None:
+def test_ppo_clip_keeps_the_precision_of_the_log_probs() -> None:
     advantages = torch.tensor([0.1, -0.1], dtype=torch.float64)
     loss = ppo_clip(torch.zeros(2), torch.zeros(2), advantages)
     assert loss.per_token.dtype == torch.float32
@@ -164,11 +164,11 @@ def test_float64_advantages_do_not_change_the_losss_precision() -> None:
         ("clip_high", 0.0),
     ],
 )
-def test_clips_out_of_range_are_named(setting, value) -> None:
+def test_ppo_clip_names_clips_out_of_range(setting, value) -> None:
     with pytest.raises(ValueError, match=f"{setting} is {value}"):
         ppo_clip(torch.zeros(2), torch.zeros(2), torch.ones(2), **{setting: value})
 
 
-def test_tensors_that_would_broadcast_are_refused() -> None:
+def test_ppo_clip_refuses_tensors_that_would_broadcast() -> None:
     with pytest.raises(ValueError, match=r"\[2, 3\].*\[2, 3\].*\[2, 1\]"):
         ppo_clip(torch.zeros(2, 3), torch.zeros(2, 3), torch.ones(2, 1))

@@ -40,7 +40,7 @@ def test_constant_weights_count_responses_as_the_loss_does(name):
     seed=st.integers(0, 10_000),
     ends=st.booleans(),
 )
-def test_any_group_keeps_its_negative_mass_and_range(lengths, floor, seed, ends):
+def test_controls_keep_the_negative_mass_and_range(lengths, floor, seed, ends):
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.rand(sum(lengths), generator=generator, dtype=torch.float64)
     drawn = drawn.round() if ends else drawn  # all weights at the floor or 1

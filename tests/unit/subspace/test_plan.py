@@ -35,10 +35,10 @@ def test_make_plan_uses_no_tokens_of_skipped_groups():
     plan = plan_of([5, 3, 4, 9, 2, 3], [True, False, False, True, True, False], [7, 7, 2, 2, 4, 4])
     assert plan.numbers == (2, 4, 7)
     assert plan.skipped == (None, "few_positive_tokens", None)
-    assert plan.spanning_G.tolist() == [9, 0, 5]
-    assert plan.weighed_G.tolist() == [4, 0, 3]
-    assert plan.spans_BT.sum(1).tolist() == [5, 0, 0, 9, 0, 0]
-    assert plan.weighed_BT.sum(1).tolist() == [0, 3, 4, 0, 0, 0]
+    assert plan.sampled_G.tolist() == [9, 0, 5]
+    assert plan.weighted_G.tolist() == [4, 0, 3]
+    assert plan.sampled_BT.sum(1).tolist() == [5, 0, 0, 9, 0, 0]
+    assert plan.weighted_BT.sum(1).tolist() == [0, 3, 4, 0, 0, 0]
     assert plan.positive_tokens == (9, 2, 5)
 
 
@@ -60,61 +60,61 @@ def test_make_plan_orders_positives_before_negatives(responses, budget, window_r
     assert sorted(seen) == list(range(len(plan.numbers)))
     for window in plan.windows:
         assert window_groups is None or len(window.groups) <= window_groups
-        sizes = [int(plan.spanning_G[index]) for index in window.groups]
+        sizes = [int(plan.sampled_G[index]) for index in window.groups]
         assert len(sizes) == 1 or len(sizes) * max(*sizes, 2) <= window_rows
-        late = plan.spans_BT[list(window.negatives)]
-        early = plan.weighed_BT[list(window.positives)]
+        late = plan.sampled_BT[list(window.negatives)]
+        early = plan.weighted_BT[list(window.positives)]
         assert not late.any()
         assert not early.any()
     for index in range(len(plan.numbers)):
         inside = (plan.group_B == index).unsqueeze(1)
         for mask, counts in (
-            (plan.spans_BT, plan.spanning_G),
-            (plan.weighed_BT, plan.weighed_G),
+            (plan.sampled_BT, plan.sampled_G),
+            (plan.weighted_BT, plan.weighted_G),
         ):
-            columns = plan.column_BT[mask & inside].tolist()
+            columns = plan.index_in_group_BT[mask & inside].tolist()
             assert columns == list(range(int(counts[index])))
-        assert int(plan.spanning_G[index]) <= budget
+        assert int(plan.sampled_G[index]) <= budget
 
 
 def test_make_plan_samples_the_budget_by_the_key_alone():
     arguments = [60, 50, 9], [True, True, False], [3, 3, 3]
     plan = plan_of(*arguments, budget=30, seed=5)
-    assert plan.spanning_G.tolist() == [30]
+    assert plan.sampled_G.tolist() == [30]
     assert plan.positive_tokens == (110,)
-    assert torch.equal(plan_of(*arguments, budget=30, seed=5).spans_BT, plan.spans_BT)
-    assert not torch.equal(plan_of(*arguments, budget=30, seed=6).spans_BT, plan.spans_BT)
+    assert torch.equal(plan_of(*arguments, budget=30, seed=5).sampled_BT, plan.sampled_BT)
+    assert not torch.equal(plan_of(*arguments, budget=30, seed=6).sampled_BT, plan.sampled_BT)
     # Another group in the pool changes nothing.
     more = plan_of([60, 50, 9, 7, 7], [True, True, False, True, False], [3, 3, 3, 1, 1],
                    budget=30, seed=5)  # fmt: skip
-    assert torch.equal(more.spans_BT[:3], plan.spans_BT)
+    assert torch.equal(more.sampled_BT[:3], plan.sampled_BT)
 
 
 def test_make_plan_samples_tokens_uniformly():
     hits = torch.zeros(2, 40)
     for seed in range(300):
-        hits += plan_of([40, 40, 4], [True, True, False], [0, 0, 0], budget=20, seed=seed).spans_BT[
-            :2
-        ]
+        hits += plan_of(
+            [40, 40, 4], [True, True, False], [0, 0, 0], budget=20, seed=seed
+        ).sampled_BT[:2]
     # 75 expected of each token; five standard deviations of a binomial are 38.
     assert hits.min() > 37
     assert hits.max() < 113
 
 
-def test_large_groups_come_first_and_with_groups_of_their_size():
+def test_plan_windows_have_groups_of_one_size():
     plan = plan_of(
         [5, 1, 40, 1, 6, 1, 38, 1], [True, False] * 4, [0, 0, 1, 1, 2, 2, 3, 3], window_rows=80
     )
     assert [window.groups for window in plan.windows] == [(1, 3), (2, 0)]
 
 
-def test_sampling_keys_are_stable_and_distinct():
+def test_sampling_key_is_stable_and_distinct():
     keys = {sampling_key(s, t, g) for s in range(3) for t in range(5) for g in range(7)}
     assert len(keys) == 105
     assert sampling_key(0, 0, 0) == 759_540_517_790_923_586
 
 
-def test_masked_tokens_take_no_part():
+def test_plan_leaves_out_masked_tokens():
     counted = torch.ones(2, 6, dtype=torch.bool)
     counted[:, 2:4] = False
     plan = make_plan(
@@ -125,8 +125,8 @@ def test_masked_tokens_take_no_part():
         key=lambda number: 0,
         window_rows=100,
     )
-    assert not (plan.spans_BT | plan.weighed_BT)[:, 2:4].any()
-    assert (plan.spanning_G.tolist(), plan.weighed_G.tolist()) == ([4], [4])
+    assert not (plan.sampled_BT | plan.weighted_BT)[:, 2:4].any()
+    assert (plan.sampled_G.tolist(), plan.weighted_G.tolist()) == ([4], [4])
 
 
 @pytest.mark.parametrize("rows", [1, 7])

@@ -44,7 +44,7 @@ def feed(stream: TokenWeightStream, rows: list[int]) -> None:
 @both_methods
 @pytest.mark.parametrize("window_rows", [1, 30, 100])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 4, 5, 12])
-def test_weights_do_not_depend_on_micro_batches_or_windows(micro_batch_size, window_rows, method):
+def test_stream_weights_ignore_micro_batches_and_windows(micro_batch_size, window_rows, method):
     plan, stream = make(method, window_rows)
     for start in range(0, 12, micro_batch_size):
         feed(stream, plan.order[start : start + micro_batch_size])
@@ -56,18 +56,18 @@ def test_weights_do_not_depend_on_micro_batches_or_windows(micro_batch_size, win
     assert [report.skipped for report in reports] == [None, None, "no_positive"]
 
 
-def test_memory_is_that_of_one_window_and_not_of_the_batch():
+def test_stream_memory_is_that_of_one_window():
     plan, stream = make("rows", window_rows=1)
     for row in plan.order:
         feed(stream, [row])
-    rows = max(int(count) for count in plan.spanning_G)
+    rows = max(int(count) for count in plan.sampled_G)
     basis = 8 * (16 * (SETTINGS.rank + 1) + SETTINGS.rank)
     assert stream.peak_bytes == 4 * rows * 16 + basis
     assert stream._collector is None
     assert stream._basis is None
 
 
-def test_gram_keeps_no_hidden_state():
+def test_gram_collector_keeps_no_hidden_state():
     plan, stream = make("gram", window_rows=1)
     for row in plan.order:
         feed(stream, [row])
@@ -75,13 +75,13 @@ def test_gram_keeps_no_hidden_state():
     assert stream.peak_bytes == 8 * (16 * 16 + 16 + 1) + basis
 
 
-def test_responses_out_of_the_plans_order_are_refused():
+def test_stream_refuses_responses_out_of_order():
     plan, stream = make("rows")
     with pytest.raises(ValueError, match="arrived where the plan has"):
         feed(stream, [plan.order[1]])
 
 
-def test_responses_that_never_come_are_named():
+def test_stream_names_responses_that_never_arrive():
     plan, stream = make("rows")
     feed(stream, plan.order[:-1])
     with pytest.raises(ValueError, match=rf"responses \[{plan.order[-1]}\] of the plan"):
@@ -90,14 +90,14 @@ def test_responses_that_never_come_are_named():
 
 @both_methods
 @pytest.mark.parametrize("change", ["left out", "twice"])
-def test_tokens_missing_or_given_twice_are_refused(method, change):
+def test_stream_refuses_tokens_missing_or_given_twice(method, change):
     plan, stream = make(method)
     first = plan.order[0]
     position = torch.arange(LENGTHS[first])
     keep = position[1:] if change == "left out" else torch.cat((position[:1], position))
     row = torch.full_like(keep, first)
     stream.add(HIDDEN[row, keep], row, keep, [first])
-    with pytest.raises(ValueError, match="each must be held by exactly one rank"):
+    with pytest.raises(ValueError, match="each must be on exactly one rank"):
         feed(stream, plan.order[1:])
 
 

@@ -68,17 +68,15 @@ def check_against_svd(basis: Basis, x_NH: torch.Tensor, rank: int) -> None:
 
 @pytest.mark.parametrize("form", ["rows", "gram"])
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(1000, 600), (600, 1000)])
-def test_every_float32_form_spans_the_leading_singular_vectors(
-    form, tokens, hidden_size, monkeypatch
-):
+def test_basis_of_every_float32_form_spans_the_same(form, tokens, hidden_size, monkeypatch):
     x_NH = layer_norm(decaying(tokens, hidden_size))
     monkeypatch.setattr(basis_module, "form_for_rows", lambda *_: form)
-    monkeypatch.setattr(basis_module, "_in_full", None)  # not fallen back to
+    monkeypatch.setattr(basis_module, "_by_full_decomposition", None)  # not fallen back to
     check_against_svd(from_rows(x_NH, 32), x_NH, 32)
 
 
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(40, 100), (700, 600)])
-def test_groups_of_different_sizes_are_solved_together_as_alone(tokens, hidden_size):
+def test_basis_of_groups_together_is_that_of_each_alone(tokens, hidden_size):
     sizes = [tokens, tokens - 17, 5, 1]
     padded = torch.zeros(len(sizes), tokens, hidden_size)
     groups = [layer_norm(decaying(size, hidden_size, seed=size)) for size in sizes]
@@ -97,7 +95,7 @@ def test_groups_of_different_sizes_are_solved_together_as_alone(tokens, hidden_s
 
 
 @pytest.mark.parametrize("shape", [{}, {"power": 0.1, "outliers": 0}, {"power": 1.4}])
-def test_rows_and_statistics_give_the_same_residuals(shape):
+def test_basis_from_rows_and_statistics_agree_in_residuals(shape):
     hidden = decaying(1900, 600, **shape)
     x_NH = layer_norm(hidden[:900])
     ways = from_rows(x_NH, 64), from_statistics(x_NH, 64)
@@ -119,7 +117,7 @@ def test_basis_of_tokens_on_a_plane_has_its_directions(solve, tokens, hidden_siz
 
 @both_ways
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(60, 100), (1000, 600)])
-def test_equal_tokens_give_no_direction(solve, tokens, hidden_size):
+def test_basis_of_equal_tokens_is_empty(solve, tokens, hidden_size):
     basis = solve(random(1, hidden_size).expand(tokens, hidden_size).contiguous(), 8)
     assert basis.rank_G.tolist() == [0]
     assert basis.energy_G.tolist() == [1]
@@ -136,7 +134,7 @@ def test_basis_of_equal_eigenvalues_is_orthonormal(solve):
     torch.testing.assert_close(unit, torch.eye(64).double(), atol=1e-12, rtol=0)
 
 
-def test_wanted_directions_are_capped_by_tokens_and_hidden_size():
+def test_basis_rank_is_capped_by_tokens_and_hidden_size():
     assert from_rows(random(5, 30), 64).rank_G.tolist() == [4]
     assert from_rows(random(50, 3), 64).rank_G.tolist() == [3]
     assert from_rows(random(1, 3), 64).rank_G.tolist() == [0]

@@ -41,7 +41,7 @@ def test_statistics_lose_no_digits_to_a_mean_far_from_zero():
     torch.testing.assert_close(far.scatter_GHH, near.scatter_GHH, rtol=0, atol=1e-6)
 
 
-def test_layer_norm_is_torchs_without_parameters_in_float32():
+def test_layer_norm_is_that_of_torch_in_float32():
     hidden = torch.randn(7, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
     expected = torch.nn.LayerNorm(40, eps=1e-5, elementwise_affine=False)(hidden.float())
     assert torch.equal(layer_norm(hidden), expected)

@@ -24,7 +24,7 @@ def load(reference: Path, name: str) -> tuple[list[torch.Tensor], int, torch.Ten
 
 @both_methods
 @pytest.mark.parametrize("name", GOLDEN)
-def test_weights_equal_the_exact_svd_on_reference_batches(reference, name, method):
+def test_token_weights_equal_the_svd_on_reference_batches(reference, name, method):
     batch, rank, exact = load(reference, name)
     weights, _ = token_weights_with_reports(*batch, rank=rank, method=method)
     # Asked for: 1e-3. Float32 layer norm leaves 1e-6 where the spectrum has no gap.
@@ -93,7 +93,7 @@ def test_token_weights_equal_float64_svd_for_any_shape(
     power=st.floats(0.2, 1.2),
     seed=st.integers(0, 10_000),
 )
-def test_both_methods_give_the_same_weights(tokens, hidden_size, power, seed):
+def test_token_weights_of_both_methods_agree(tokens, hidden_size, power, seed):
     hidden, positive = mixed_group(tokens, hidden_size, seed, power=power, outliers=0)
     (rows, report), (gram, other) = (
         weigh_group(hidden, positive, rank=16, method=method) for method in METHODS
@@ -106,7 +106,7 @@ def test_both_methods_give_the_same_weights(tokens, hidden_size, power, seed):
 
 @both_methods
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(120, 64), (1400, 640)])
-def test_order_of_tokens_changes_nothing(tokens, hidden_size, method):
+def test_token_weights_ignore_the_order_of_tokens(tokens, hidden_size, method):
     hidden, positive = mixed_group(tokens, hidden_size)
     order = torch.randperm(tokens, generator=torch.Generator().manual_seed(5))
     weights, report = weigh_group(hidden, positive, method=method)
@@ -119,7 +119,7 @@ def test_order_of_tokens_changes_nothing(tokens, hidden_size, method):
 
 @both_methods
 @pytest.mark.parametrize(("tokens", "hidden_size"), [(120, 64), (1400, 640)])
-def test_rotation_of_the_hidden_space_changes_nothing(tokens, hidden_size, method):
+def test_token_weights_ignore_a_rotation_of_the_states(tokens, hidden_size, method):
     hidden, positive = mixed_group(tokens, hidden_size)
     generator = torch.Generator().manual_seed(5)
     # Layer norm commutes with rotations that keep the all-ones direction.
@@ -157,7 +157,7 @@ def test_token_weights_repeat_to_the_same_bits():
         (3, 9, "few_positive_tokens"),
     ],
 )
-def test_skipped_groups_keep_weight_one_and_say_why(positives, negatives, reason):
+def test_token_weights_of_skipped_groups_are_one(positives, negatives, reason):
     tokens = positives + negatives
     hidden = torch.randn(tokens, 16, generator=torch.Generator().manual_seed(0))
     weights, report = weigh_group(hidden, torch.arange(tokens) < positives)
@@ -168,7 +168,7 @@ def test_skipped_groups_keep_weight_one_and_say_why(positives, negatives, reason
 
 
 @both_methods
-def test_close_quantiles_give_all_negatives_the_mid_weight(method):
+def test_token_weights_of_close_quantiles_are_in_the_middle(method):
     hidden, positive = mixed_group(60, 32)
     hidden[~positive] = hidden[~positive][0].clone()
     weights, report = weigh_group(hidden, positive, floor=0.3, method=method)
@@ -203,7 +203,7 @@ def test_token_weights_of_few_positives_span_one_less(count, method):
 
 @both_methods
 @pytest.mark.parametrize(("tokens", "hidden_size", "distinct"), [(90, 64, 10), (1500, 640, 30)])
-def test_duplicated_tokens_span_only_their_distinct_directions(
+def test_token_weights_of_duplicates_span_distinct_directions(
     tokens, hidden_size, distinct, method
 ):
     hidden, positive = mixed_group(tokens, hidden_size)
@@ -217,7 +217,7 @@ def test_duplicated_tokens_span_only_their_distinct_directions(
 
 @both_methods
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
-def test_other_float_types_give_the_weights_of_the_same_values(dtype, method):
+def test_token_weights_take_other_float_types(dtype, method):
     hidden, positive = mixed_group(80, 48)
     hidden = hidden.to(dtype)
     weights, _ = weigh_group(hidden, positive, method=method)
@@ -226,7 +226,7 @@ def test_other_float_types_give_the_weights_of_the_same_values(dtype, method):
     np.testing.assert_allclose(weights.numpy(), exact, atol=1e-5)  # float32 layer norm
 
 
-def test_autocast_around_the_pass_does_not_reach_it():
+def test_token_weights_ignore_autocast():
     group = mixed_group(1400, 640)
     outside, _ = weigh_group(*group)
     with torch.autocast("cpu", dtype=torch.bfloat16):
@@ -237,7 +237,7 @@ def test_autocast_around_the_pass_does_not_reach_it():
 @both_methods
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
 @pytest.mark.parametrize("correct", [True, False])
-def test_non_finite_hidden_states_are_counted_and_named(bad, correct, method):
+def test_token_weights_name_states_that_are_not_finite(bad, correct, method):
     hidden, positive = mixed_group(50, 32)
     rows = (positive == correct).nonzero().flatten()
     hidden[rows[[2, 9]], 3] = bad
@@ -247,7 +247,7 @@ def test_non_finite_hidden_states_are_counted_and_named(bad, correct, method):
 
 
 @both_methods
-def test_groups_of_a_batch_are_independent_and_reported(method):
+def test_token_weights_of_groups_are_independent(method):
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(12, 9, 24, generator=generator)
     mask = torch.rand(12, 9, generator=generator) < 0.8
@@ -278,12 +278,12 @@ def test_groups_of_a_batch_are_independent_and_reported(method):
         ({"weights": "mean"}, "weights is 'mean'"),
     ],
 )
-def test_settings_out_of_range_are_refused_by_name(changed, message):
+def test_token_weights_name_settings_out_of_range(changed, message):
     with pytest.raises(ValueError, match=message):
         weigh_group(*mixed_group(30, 16), **changed)
 
 
-def test_shapes_that_do_not_fit_are_refused():
+def test_token_weights_refuse_shapes_that_do_not_fit():
     hidden, positive = mixed_group(30, 16)
     group = torch.zeros(3, dtype=torch.int64)
     with pytest.raises(ValueError, match=r"hidden is torch\.int64"):
@@ -294,7 +294,7 @@ def test_shapes_that_do_not_fit_are_refused():
         token_weights(hidden.view(3, 10, 16), torch.ones(3, 10), positive[:3], group[:2])
 
 
-def test_rewards_are_not_taken_for_the_mask_of_positives():
+def test_token_weights_refuse_rewards_as_positives():
     hidden, _ = mixed_group(30, 16)
     batch = hidden.view(3, 10, 16), torch.ones(3, 10)
     group = torch.zeros(3, dtype=torch.int64)
@@ -307,7 +307,7 @@ def test_rewards_are_not_taken_for_the_mask_of_positives():
         token_weights(*batch, [1, 0, 0], [0.5, 0.5, 0.5])
 
 
-def test_arrays_and_lists_are_taken_like_tensors():
+def test_token_weights_take_arrays_and_lists():
     hidden, _ = mixed_group(30, 16)
     hidden = hidden.view(3, 10, 16)
     mask, positive, group = torch.ones(3, 10), torch.tensor([True, False, False]), torch.zeros(3)
