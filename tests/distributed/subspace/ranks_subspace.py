@@ -157,7 +157,7 @@ def copies(folder: Path) -> None:
         weights, _ = stream(case, ranks, method, nobody, window_rows=1000)
         assert (weights - alone).abs().max() <= TOLERANCE, (name, method)
     # As tokens of their own they would count twice: refused, on all ranks.
-    with pytest.raises(ValueError, match="each must be held by exactly one rank"):
+    with pytest.raises(ValueError, match="each must be on exactly one rank"):
         stream(case, TokenRanks(dist.group.WORLD), "rows", nobody + 1 + rank, window_rows=1000)
 
 
