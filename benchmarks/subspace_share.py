@@ -14,7 +14,7 @@ torchrun, and divide the threads.
   responses are given: without the time of sampling them shares come out too large. The subspace is
   a part of the scoring pass.
 * Bytes: sent per rank, in a stream of tokens dealt to two ranks, with nothing else on the network:
-  counted by `TokenRanks`, and seen on the loopback interface (half of
+  counted by `TokenShardGroup`, and seen on the loopback interface (half of
   the machine's growth, with the headers of TCP and gloo; the least of several runs, because other
   programs use the interface as well).
 """
@@ -54,7 +54,7 @@ from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.subspace import (
     GroupPlan,
     SubspaceSettings,
-    TokenRanks,
+    TokenShardGroup,
     TokenWeightStream,
     make_plan,
 )
@@ -196,7 +196,7 @@ def _plan(groups: int, tokens: int, method: str) -> GroupPlan:
 
 def _stream_once(plan: GroupPlan, tokens: int, method: str) -> tuple[int, int]:
     """Bytes this rank counted, and bytes the loopback interface sent meanwhile."""
-    ranks = TokenRanks(dist.group.WORLD)
+    ranks = TokenShardGroup(dist.group.WORLD)
     stream = TokenWeightStream(plan, SUBSPACE, method=method, ranks=ranks)
     generator = torch.Generator().manual_seed(ranks.rank)
     dist.barrier()

@@ -8,10 +8,10 @@ from megatron_resrl.subspace.plan import (
     make_plan,
     sampling_key,
 )
-from megatron_resrl.subspace.ranks import TokenRanks
 from megatron_resrl.subspace.report import SKIP_REASONS, GroupReport, summarise
 from megatron_resrl.subspace.residual import residuals
 from megatron_resrl.subspace.rows import layer_norm
+from megatron_resrl.subspace.shard_group import TokenShardGroup
 from megatron_resrl.subspace.statistics import (
     Statistics,
     gather_statistics,
@@ -27,7 +27,7 @@ __all__ = [
     "GroupReport",
     "Statistics",
     "SubspaceSettings",
-    "TokenRanks",
+    "TokenShardGroup",
     "TokenWeightStream",
     "automatic_method",
     "basis_from_rows",

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 
 from megatron_resrl.subspace.basis import Basis, basis_from_rows, basis_from_statistics
-from megatron_resrl.subspace.ranks import TokenRanks
 from megatron_resrl.subspace.rows import ROWS, Padding, layer_norm, normalised_dtype
+from megatron_resrl.subspace.shard_group import TokenShardGroup
 from megatron_resrl.subspace.statistics import (
     Statistics,
     gather_statistics,
@@ -54,7 +54,7 @@ class RowsCollector:
     """Sends hidden states to the group's owner."""
 
     def __init__(
-        self, counts_G: Tensor, hidden_size: int, rank: int, ranks: TokenRanks, like: Tensor
+        self, counts_G: Tensor, hidden_size: int, rank: int, ranks: TokenShardGroup, like: Tensor
     ) -> None:
         """
         Args:
@@ -131,7 +131,7 @@ class GramCollector:
     """Accumulates Gram matrices; hidden states are not kept."""
 
     def __init__(
-        self, counts_G: Tensor, hidden_size: int, rank: int, ranks: TokenRanks, like: Tensor
+        self, counts_G: Tensor, hidden_size: int, rank: int, ranks: TokenShardGroup, like: Tensor
     ) -> None:
         """Arguments as for `RowsCollector`."""
         self.rank = rank
@@ -184,7 +184,12 @@ def automatic_method(positive_tokens: int, hidden_size: int) -> Literal["rows", 
 
 
 def _shared(
-    own: Basis | None, groups: int, hidden_size: int, rank: int, ranks: TokenRanks, like: Tensor
+    own: Basis | None,
+    groups: int,
+    hidden_size: int,
+    rank: int,
+    ranks: TokenShardGroup,
+    like: Tensor,
 ) -> Basis:
     """Gives every rank the bases of all groups, from the owners."""
     if ranks.size == 1:

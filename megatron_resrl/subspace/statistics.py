@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_resrl.subspace.ranks import TokenRanks
+from megatron_resrl.subspace.shard_group import TokenShardGroup
 
 # Width of the column panels in which the upper triangle of a scatter is made and sent: about half
 # the work and half the bytes of the full matrix, and a bounded receive buffer.
@@ -84,7 +84,7 @@ class Statistics:
         return upper_GHH + upper_GHH.triu(1).mT
 
 
-def gather_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
+def gather_statistics(local: Statistics, ranks: TokenShardGroup) -> Statistics:
     """Joins all ranks' statistics of the same groups, on every rank.
 
     Every rank's part is all-gathered and summed in rank order, so a repeated run gives the same
@@ -109,8 +109,8 @@ def gather_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
     return joined
 
 
-def scatter_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
-    """Joins all ranks' statistics, each group on its owner only (`TokenRanks.groups_of_rank`).
+def scatter_statistics(local: Statistics, ranks: TokenShardGroup) -> Statistics:
+    """Joins all ranks' statistics, each group on its owner only (`TokenShardGroup.groups_of_rank`).
 
     The reduce-scatter over groups by which ranks share the eigen-problems. Parts are sent to the
     owner and summed there in rank order.
@@ -120,7 +120,7 @@ def scatter_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
         ranks: They hold different tokens.
 
     Returns:
-        Statistics of this rank's own groups, in the order of `TokenRanks.groups_of_rank`.
+        Statistics of this rank's own groups, in the order of `TokenShardGroup.groups_of_rank`.
     """
     groups, hidden_size = local.mean_GH.shape
     mine = ranks.groups_of_rank(groups)
@@ -140,7 +140,9 @@ def scatter_statistics(local: Statistics, ranks: TokenRanks) -> Statistics:
     return joined
 
 
-def _joined_means(local: Statistics, ranks: TokenRanks, groups: slice) -> tuple[Statistics, Tensor]:
+def _joined_means(
+    local: Statistics, ranks: TokenShardGroup, groups: slice
+) -> tuple[Statistics, Tensor]:
     """Counts and means of chosen groups, and [G, R, H] rows that join the ranks' scatters."""
     packed = torch.cat((local.count_G.unsqueeze(1), local.mean_GH), 1)
     gathered = ranks.all_gather(packed)[:, groups]

@@ -17,9 +17,9 @@ from torch import Tensor
 from megatron_resrl.subspace.basis import Basis
 from megatron_resrl.subspace.collectors import COLLECTORS, Collector
 from megatron_resrl.subspace.plan import GroupPlan, SubspaceSettings, Window
-from megatron_resrl.subspace.ranks import TokenRanks
 from megatron_resrl.subspace.report import GroupReport, reports_of
 from megatron_resrl.subspace.residual import residuals
+from megatron_resrl.subspace.shard_group import TokenShardGroup
 from megatron_resrl.subspace.weighting import GroupWeights, group_weights
 
 _NO_TOKEN = torch.iinfo(torch.int64).max
@@ -44,7 +44,7 @@ class TokenWeightStream:
         method: str,
         device: torch.device | str = "cpu",
         order: Sequence[int] | None = None,
-        ranks: TokenRanks | None = None,
+        ranks: TokenShardGroup | None = None,
         name: Callable[[int], str] = "response {}".format,
     ) -> None:
         """
@@ -60,7 +60,7 @@ class TokenWeightStream:
         """
         self.plan = plan
         self.settings = settings
-        self.ranks = ranks or TokenRanks()
+        self.ranks = ranks or TokenShardGroup()
         self.weights = torch.ones(plan.sampled_BT.shape, device=device)
         self.peak_bytes = 0
         self._collector_class = COLLECTORS[method]
@@ -99,9 +99,9 @@ class TokenWeightStream:
                 f"{self._next_rows[: len(arrived)]}"
             )
         del self._next_rows[: len(arrived)]
-        # Ranks with copies divide them; `copies` is 1 where every rank has tokens of its own.
+        # Ranks with copies divide them; `ranks_per_token` is 1 where every rank has tokens of its own.
         token_n = row_n * self.weights.shape[1] + position_n
-        mine_n = token_n % self.ranks.copies == self.ranks.copy
+        mine_n = token_n % self.ranks.ranks_per_token == self.ranks.token_rank
         sampled_n = self.plan.sampled_BT[row_n, position_n] & mine_n
         weighted_n = self.plan.weighted_BT[row_n, position_n] & mine_n
         # Mixed precision of the surrounding model must not reach these products.
@@ -257,7 +257,7 @@ class TokenWeightStream:
         if sum(tokens_R) != planned:
             raise ValueError(
                 f"{sum(tokens_R)} tokens were added where the plan has {planned}: each must be "
-                "on exactly one rank, or on `copies` of them"
+                "on exactly one rank, or on `ranks_per_token` of them"
             )
 
 

@@ -23,7 +23,7 @@ from megatron_resrl.subspace import (
     GroupPlan,
     GroupReport,
     SubspaceSettings,
-    TokenRanks,
+    TokenShardGroup,
     TokenWeightStream,
     automatic_method,
     make_plan,
@@ -63,7 +63,7 @@ class ResRLWeighting:
             floor=self.settings.floor,
             weights=self.settings.weights,
         )
-        self.ranks = _token_ranks(self.policy)
+        self.ranks = _token_shard_group(self.policy)
 
     def begin(self, batch: TrainingBatch, step: int) -> ResRLPass:
         """Plans a pass; see `TokenWeighting.begin`."""
@@ -168,7 +168,7 @@ class ResRLPass:
         return from_tap_stage(found, self._weighting.policy, self.layer, self._unpunished_BT.shape)
 
 
-def _token_ranks(policy: Policy) -> TokenRanks:
+def _token_shard_group(policy: Policy) -> TokenShardGroup:
     """The ranks of this stage that tap tokens of the same groups.
 
     Tensor-parallel ranks tap slices of each sequence under sequence parallelism, else copies;
@@ -177,5 +177,7 @@ def _token_ranks(policy: Policy) -> TokenRanks:
     group = parallel_state.get_tensor_and_context_parallel_group()
     size = policy.config.tensor_model_parallel_size
     if policy.config.sequence_parallel or size == 1:
-        return TokenRanks(group)
-    return TokenRanks(group, copies=size, copy=parallel_state.get_tensor_model_parallel_rank())
+        return TokenShardGroup(group)
+    return TokenShardGroup(
+        group, ranks_per_token=size, token_rank=parallel_state.get_tensor_model_parallel_rank()
+    )

@@ -19,7 +19,7 @@ from unit.subspace.subspace_reference import mixed_group
 from megatron_resrl.subspace import (
     GroupReport,
     SubspaceSettings,
-    TokenRanks,
+    TokenShardGroup,
     TokenWeightStream,
     make_plan,
     sampling_key,
@@ -91,7 +91,7 @@ def owners(count: int, world: int) -> Iterator[torch.Tensor]:
 
 
 def stream(
-    case: Case, ranks: TokenRanks, method: str, owner: torch.Tensor, *, window_rows: int
+    case: Case, ranks: TokenShardGroup, method: str, owner: torch.Tensor, *, window_rows: int
 ) -> tuple[torch.Tensor, list[GroupReport]]:
     """Weights when every rank adds its own tokens, response by response."""
     plan = make_plan(
@@ -105,7 +105,7 @@ def stream(
     pass_ = TokenWeightStream(plan, case.settings, method=method, ranks=ranks)
     row, position = case.mask.nonzero(as_tuple=True)
     for response in plan.order:
-        mine = (row == response) & ((owner == ranks.rank) | (ranks.copies > 1))
+        mine = (row == response) & ((owner == ranks.rank) | (ranks.ranks_per_token > 1))
         states = case.hidden[row[mine], position[mine]]
         pass_.add(states, row[mine], position[mine], [response])
     return pass_.weights, pass_.finish()
@@ -124,7 +124,7 @@ def compare(name: str, case: Case, method: str) -> torch.Tensor:
         # One group at a time, or several whose problems the ranks share.
         rows = (1, 10**6)[number % 2]
         results = [
-            stream(case, TokenRanks(dist.group.WORLD), method, owner, window_rows=rows)
+            stream(case, TokenShardGroup(dist.group.WORLD), method, owner, window_rows=rows)
             for _ in range(2)
         ]
         weights, reports = results[0]
@@ -153,12 +153,12 @@ def copies(folder: Path) -> None:
     nobody = torch.full((int(case.mask.sum()),), -1)
     for method in METHODS:
         alone, _ = token_weights_with_reports(*case.batch, rank=case.settings.rank, method=method)
-        ranks = TokenRanks(dist.group.WORLD, copies=world, copy=rank)
+        ranks = TokenShardGroup(dist.group.WORLD, ranks_per_token=world, token_rank=rank)
         weights, _ = stream(case, ranks, method, nobody, window_rows=1000)
         assert (weights - alone).abs().max() <= TOLERANCE, (name, method)
     # As tokens of their own they would count twice: refused, on all ranks.
     with pytest.raises(ValueError, match="each must be on exactly one rank"):
-        stream(case, TokenRanks(dist.group.WORLD), "rows", nobody + 1 + rank, window_rows=1000)
+        stream(case, TokenShardGroup(dist.group.WORLD), "rows", nobody + 1 + rank, window_rows=1000)
 
 
 def refusals() -> None:
@@ -170,7 +170,7 @@ def refusals() -> None:
     case.hidden[row, position, 3] = float("nan")
     text = f"1 of .* tokens are not finite .* token {position} of response {row}"
     with pytest.raises(FloatingPointError, match=text):
-        stream(case, TokenRanks(dist.group.WORLD), "gram", owner, window_rows=1000)
+        stream(case, TokenShardGroup(dist.group.WORLD), "gram", owner, window_rows=1000)
 
 
 def main() -> None:

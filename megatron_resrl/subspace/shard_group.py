@@ -9,11 +9,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class TokenRanks:
-    """Ranks that hold the tokens of the same groups: different ones, or copies of the same.
+class TokenShardGroup:
+    """Ranks that have the tokens of the same groups: different ones, or copies of the same.
 
-    Where several ranks hold copies of a token (tensor parallelism without sequence parallelism),
-    each takes a share: `copies` of them divide the tokens by index. So every token belongs to
+    Where several ranks have copies of a token (tensor parallelism without sequence parallelism),
+    each takes a share: `ranks_per_token` of them divide the tokens by index. Every token belongs to
     exactly one rank, and nothing can be counted twice.
 
     Results are gathered in rank order and summed in that order, so a repeated run gives the same
@@ -22,26 +22,30 @@ class TokenRanks:
     Attributes:
         size: Number of ranks.
         rank: This rank's number among them.
-        copies: Ranks that hold a copy of the same token.
-        copy: This rank's number among those.
+        ranks_per_token: Ranks that have a copy of the same token.
+        token_rank: This rank's number among those.
         sent_bytes: Payload sent to other ranks so far. An all-gather sends a tensor to each other
             rank; an all-reduce counts as the usual ring.
     """
 
     def __init__(
-        self, process_group: dist.ProcessGroup | None = None, *, copies: int = 1, copy: int = 0
+        self,
+        process_group: dist.ProcessGroup | None = None,
+        *,
+        ranks_per_token: int = 1,
+        token_rank: int = 0,
     ) -> None:
         """
         Args:
             process_group: All the ranks; None: this process holds everything.
-            copies: How many ranks hold a copy of each token.
-            copy: Which of them this rank is.
+            ranks_per_token: How many ranks have a copy of each token.
+            token_rank: Which of them this rank is.
         """
         self.process_group = process_group
         self.size = 1 if process_group is None else dist.get_world_size(process_group)
         self.rank = 0 if process_group is None else dist.get_rank(process_group)
-        self.copies = copies
-        self.copy = copy
+        self.ranks_per_token = ranks_per_token
+        self.token_rank = token_rank
         self.sent_bytes = 0
 
     def groups_of_rank(self, groups: int, rank: int | None = None) -> slice:
