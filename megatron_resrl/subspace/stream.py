@@ -99,7 +99,7 @@ class TokenWeightStream:
                 f"{self._next_rows[: len(arrived)]}"
             )
         del self._next_rows[: len(arrived)]
-        # Ranks with copies divide them; `ranks_per_token` is 1 where every rank has tokens of its own.
+        # Ranks that have copies of the same tokens divide them.
         token_n = row_n * self.weights.shape[1] + position_n
         mine_n = token_n % self.ranks.ranks_per_token == self.ranks.token_rank
         sampled_n = self.plan.sampled_BT[row_n, position_n] & mine_n
