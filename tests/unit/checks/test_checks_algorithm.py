@@ -100,3 +100,11 @@ def test_algorithm_of_the_users_own_is_looked_at(check, refused, tmp_path):
     problem = refused(f"--algorithm.name={file}:Yours")
     assert problem.setting == "algorithm.name"
     assert problem.fix == "its algorithms are Mine"
+
+
+@pytest.mark.setting("resrl.weights")
+def test_check_weighting_refuses_unknown_names_with_the_nearest(check, refused):
+    problem = refused("--resrl.weights=inverse")
+    assert problem.setting == "resrl.weights"
+    assert "did you mean inverted?" in problem.fix
+    assert check("--resrl.weights=inverted") == []

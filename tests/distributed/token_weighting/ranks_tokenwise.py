@@ -1,0 +1,73 @@
+"""Token-wise weights of the same responses in every layout of this world size.
+
+Arguments: folder of the models, output file. Rank 0 writes layout -> weights [B, T].
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from one_step import training_batch, weigh
+from tiny_rollouts import rollouts
+from torch import Tensor
+
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+)
+from megatron_resrl.platform import distributed as platform
+from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.token_weighting.context import WeightingContext
+from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
+
+TP2 = {"tensor_model_parallel_size": 2}
+LAYOUTS = {
+    1: {"one": {}},
+    2: {
+        "TP2": TP2,
+        "TP2+SP": TP2 | {"sequence_parallel": True},
+        "PP2": {"pipeline_model_parallel_size": 2},
+        "CP2": {"context_parallel_size": 2},
+    },
+}
+
+
+class FromNorm(TokenwiseWeighting):
+    """x / (1 + x) of the state's norm x."""
+
+    def weights(self, hidden: Tensor) -> Tensor:
+        norm = hidden.double().norm(dim=1)
+        return norm / (1 + norm)
+
+
+def main() -> None:
+    models, found = Path(sys.argv[1]), {}
+    for name, parallel in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
+        recipe = Recipe(
+            model=ModelConfig(path=str(models / "qwen3")),
+            parallel=ParallelConfig(**parallel, timeout_minutes=1.0),
+            precision=PrecisionConfig("fp32"),
+            algorithm=AlgorithmConfig(micro_batch_size=3),
+        )
+        platform.initialize(recipe.parallel, seed=0)
+        policy = build_policy(recipe, trainable=False)
+        weighting = FromNorm(WeightingContext(policy, recipe.resrl, recipe.seed, 64))
+        weights = weigh(policy, recipe, training_batch(*rollouts()), weighting).weights
+        # All ranks have the same weights, whichever stage saw the states.
+        everywhere = platform.gather_objects(weights)
+        assert all(torch.equal(each, weights) for each in everywhere)
+        found[name] = weights
+    if dist.get_rank() == 0:
+        torch.save(found, sys.argv[2])
+    platform.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,22 @@
+"""The base class of token-wise weightings gathers the same weights in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tiny_families as tiny
+import torch
+from ranks import run_ranks
+
+
+def test_tokenwise_weighting_is_the_same_in_every_layout(tmp_path: Path) -> None:
+    tiny.write_families(tmp_path, ["qwen3"])
+    script, found = Path(__file__).with_name("ranks_tokenwise.py"), {}
+    for ranks in (1, 2):
+        run_ranks(script, ranks, tmp_path, tmp_path / "weights.pt")
+        found |= torch.load(tmp_path / "weights.pt")
+    whole = found.pop("one")
+    assert set(found) == {"TP2", "TP2+SP", "PP2", "CP2"}
+    assert (whole < 1).any()
+    for name, weights in found.items():
+        torch.testing.assert_close(weights, whole, rtol=1e-5, atol=0, msg=name)
