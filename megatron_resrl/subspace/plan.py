@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -35,8 +34,9 @@ class SubspaceSettings:
     """Residual quantiles that map to weight `floor` and 1."""
     floor: float = 0.1
     """Smallest weight, xi."""
-    weights: Literal["residual", "constant", "random", "inverted"] = "residual"
-    """The method's weights, or a control with the same part in the loss."""
+    weights: str = "residual"
+    """`residual`: the method's; `constant`, `random`: controls with the same part in the loss;
+    `inverted`: 1 + floor - weight."""
 
     def __post_init__(self) -> None:
         low, high = self.quantiles

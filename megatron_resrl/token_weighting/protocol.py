@@ -59,10 +59,15 @@ class TokenWeights:
 class WeightingPass(Protocol):
     """One scoring pass over a replica's responses."""
 
-    layer: int | None
-    """Whose states are observed: an index into Hugging Face's `hidden_states`; None: none."""
-    order: Sequence[int]
-    """Rows of the batch in the order in which they have to be scored."""
+    @property
+    def layer(self) -> int | None:
+        """Whose states are observed: an index into Hugging Face's `hidden_states`; None: none."""
+        ...
+
+    @property
+    def order(self) -> Sequence[int]:
+        """Rows of the batch in the order in which they have to be scored."""
+        ...
 
     def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
         """Takes the states of one micro-batch; called in order, on the ranks that have the layer.

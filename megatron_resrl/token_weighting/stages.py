@@ -25,7 +25,7 @@ def from_tap_stage(
         shape: [B, T] of the weights.
     """
     group = parallel_state.get_pipeline_model_parallel_group()
-    if dist.get_world_size(group) == 1:
+    if found is not None and dist.get_world_size(group) == 1:
         return found
     source = dist.get_global_rank(group, policy.tap_stage(layer))
     weights = torch.empty(shape, device=device()) if found is None else found.weights
