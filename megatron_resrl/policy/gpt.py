@@ -78,8 +78,10 @@ def _build_chunk(
 ) -> PolicyModel:
     rows = padded_vocab_size(hf_config.vocab_size, config.tensor_model_parallel_size)
     model = _chunk_with_plain_rotary(hf_config, config, vp_stage, rows)
-    embeddings = []
-    for kind, settings in family_of(hf_config).rotary.items():
+    family, embeddings = family_of(hf_config), []
+    if model.pre_process and family.embedding_scale is not None:
+        _scale_embeddings(model, family.embedding_scale)
+    for kind, settings in family.rotary.items():
         scaled = rotary_inverse_frequencies(hf_config, kind)
         embeddings.append(_rotary_embedding(model, settings["rope_theta"], scaled))
     several = len(embeddings) > 1
@@ -147,8 +149,6 @@ def _chunk_with_plain_rotary(
         share_embeddings_and_output_weights=hf_config.tie_word_embeddings,
         vp_stage=vp_stage,
     )
-    if model.pre_process and family.embedding_scale is not None:
-        _scale_embeddings(model, family.embedding_scale)
     _mark_split_weights(model)
     return model
 
