@@ -29,7 +29,7 @@ class Uniform:
 class UniformPass:
     """See `WeightingPass`."""
 
-    layer = None
+    layer: int | None = None
 
     def __init__(self, batch: TrainingBatch) -> None:
         """
