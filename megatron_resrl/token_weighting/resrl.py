@@ -56,7 +56,7 @@ class ResRLWeighting:
         if self.method == "auto":
             tokens = min(self.settings.max_positive_tokens, context.max_positive_tokens)
             self.method = automatic_method(tokens, self.policy.config.hidden_size)
-        self.numbers = SubspaceSettings(
+        self.subspace_settings = SubspaceSettings(
             rank=self.settings.rank,
             max_positive_tokens=self.settings.max_positive_tokens,
             quantiles=self.settings.quantiles,
@@ -74,7 +74,7 @@ class ResRLWeighting:
             counted_BT,
             batch.positive,
             batch.group_ids,
-            self.numbers,
+            self.subspace_settings,
             key=lambda group: sampling_key(self.seed, step, group),
             ranks=self.ranks.size,
             window_rows=self.settings.window_tokens,
@@ -133,7 +133,7 @@ class ResRLPass:
         if weighting.policy.holds_tap(self.layer):
             self._stream = TokenWeightStream(
                 plan,
-                weighting.numbers,
+                weighting.subspace_settings,
                 method=weighting.method,
                 device=device(),
                 ranks=weighting.ranks,
