@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megatron_resrl.config.foreign_names import hint
 from megatron_resrl.config.problems import Problem, RecipeError
+from megatron_resrl.config.ranges import Range, field_ranges
 from megatron_resrl.config.schema import FileEntry, Recipe, RunSettings
 from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 from megatron_resrl.errors import closest
@@ -37,6 +38,15 @@ SETTINGS: dict[str, Any] = {
     for name, hint in typing.get_type_hints(cls).items()
 }
 """Dotted name of every setting -> its type."""
+
+RANGES: dict[str, Range] = {
+    name: allowed for name, allowed in field_ranges(Recipe).items() if name not in SECTIONS
+} | {
+    f"{section}.{name}": allowed
+    for section, cls in SECTIONS.items()
+    for name, allowed in field_ranges(cls).items()
+}
+"""Dotted name of every number with a range -> the range."""
 
 
 _FILES = tuple[FileEntry, ...]
@@ -132,6 +142,9 @@ def settings_parser(prog: str, description: str) -> ArgumentParser:
         summary = first_sentence(cls.__doc__ or "")
         group = parser.add_argument_group(f"{name} - {summary}")
         group.add_class_arguments(cls, name, as_group=False)
+    for action in parser._actions:
+        if action.dest in RANGES:
+            action.help = f"{action.help} Must be {RANGES[action.dest]}."
     return parser
 
 

@@ -7,8 +7,17 @@ named here pass through the `megatron` and `ddp` dictionaries unchanged.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
+from megatron_resrl.config.ranges import (
+    BELOW_ONE,
+    POSITIVE_SHARE,
+    PROBABILITY,
+    Range,
+    above,
+    at_least,
+    between,
+)
 from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig, VllmConfig
 
 FileEntry = str | dict[str, Any]
@@ -24,15 +33,15 @@ class ModelConfig:
     one that tools/convert_hf_to_megatron.py made."""
     tokenizer_path: str | None = None
     """Directory of the tokenizer; default: `path`."""
-    attention_dropout: float = 0.0
+    attention_dropout: Annotated[float, BELOW_ONE] = 0.0
     """Probability of dropping an attention weight (megatron-core `attention_dropout`)."""
-    hidden_dropout: float = 0.0
+    hidden_dropout: Annotated[float, BELOW_ONE] = 0.0
     """Probability of dropping a residual-branch output (megatron-core `hidden_dropout`)."""
     recompute_granularity: Literal["full", "selective"] | None = None
     """Activation recomputation: whole layers, or core attention only (Megatron's meaning)."""
     recompute_method: Literal["uniform", "block"] | None = None
     """How layers are grouped under full recomputation."""
-    recompute_num_layers: int | None = None
+    recompute_num_layers: Annotated[int | None, at_least(1)] = None
     """Layers per recomputed group (uniform) or recomputed layers per stage (block)."""
     megatron: dict[str, Any] = field(default_factory=dict)
     """Other fields of megatron-core's `TransformerConfig`, passed through unchanged."""
@@ -43,24 +52,24 @@ class ParallelConfig:
     """How ranks share the model. data_parallel_size = world size / (TP x PP x CP); experts are
     split over ranks of one pipeline stage that exist anyway."""
 
-    tensor_model_parallel_size: int = 1
+    tensor_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Ranks over which each layer's matrices are split."""
-    pipeline_model_parallel_size: int = 1
+    pipeline_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Ranks over which the layers are split into stages."""
-    virtual_pipeline_model_parallel_size: int | None = None
+    virtual_pipeline_model_parallel_size: Annotated[int | None, at_least(1)] = None
     """Model chunks per pipeline rank (interleaved 1F1B); None: one chunk."""
-    context_parallel_size: int = 1
+    context_parallel_size: Annotated[int, at_least(1)] = 1
     """Ranks over which each sequence is split."""
-    expert_model_parallel_size: int = 1
+    expert_model_parallel_size: Annotated[int, at_least(1)] = 1
     """Ranks over which the experts of a mixture-of-experts model are split."""
-    expert_tensor_parallel_size: int | None = None
+    expert_tensor_parallel_size: Annotated[int | None, at_least(1)] = None
     """Ranks over which each expert's matrices are split; default: megatron-core's, which is
     `tensor_model_parallel_size`."""
     sequence_parallel: bool = False
     """Split the tokens between tensor-parallel regions (needs TP > 1)."""
     use_distributed_optimizer: bool = True
     """Shard optimizer states over data-parallel ranks."""
-    timeout_minutes: float = 30.0
+    timeout_minutes: Annotated[float, above(0)] = 30.0
     """A collective that takes longer ends the run and names the phase."""
     ddp: dict[str, Any] = field(default_factory=dict)
     """Other fields of megatron-core's `DistributedDataParallelConfig`, passed through."""
@@ -87,30 +96,30 @@ class PrecisionConfig:
 class OptimizerConfig:
     """Adam with decoupled weight decay, and the learning-rate schedule in optimizer steps."""
 
-    lr: float = 1e-6
+    lr: Annotated[float, above(0)] = 1e-6
     """Peak learning rate (paper: 1e-6)."""
-    min_lr: float = 0.0
+    min_lr: Annotated[float, at_least(0)] = 0.0
     """Learning rate at the end of the decay."""
     lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
     """Shape of the decay after the warm-up."""
-    lr_warmup_steps: int = 10
+    lr_warmup_steps: Annotated[int, at_least(0)] = 10
     """Optimizer steps of linear warm-up (paper: 10)."""
-    lr_decay_steps: int | None = None
+    lr_decay_steps: Annotated[int | None, at_least(1)] = None
     """Optimizer steps until `min_lr`; default: the whole run."""
-    weight_decay: float = 0.1
+    weight_decay: Annotated[float, at_least(0)] = 0.1
     """Decoupled weight decay (paper: 0.1)."""
-    adam_beta1: float = 0.9
+    adam_beta1: Annotated[float, BELOW_ONE] = 0.9
     """Decay of the first moment."""
-    adam_beta2: float = 0.999
+    adam_beta2: Annotated[float, BELOW_ONE] = 0.999
     """Decay of the second moment."""
-    adam_eps: float = 1e-8
+    adam_eps: Annotated[float, above(0)] = 1e-8
     """Added to the root of the second moment."""
-    clip_grad: float = 1.0
+    clip_grad: Annotated[float, at_least(0)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
     non_finite: Literal["skip", "stop"] = "skip"
     """What a loss or gradient that is not finite leads to, on all ranks: `skip` leaves its update
     out; `stop` ends the run before the step is saved."""
-    max_non_finite: int = 10
+    max_non_finite: Annotated[int, at_least(1)] = 10
     """With `skip`: so many steps in a row with such an update end the run like `stop`."""
     megatron: dict[str, Any] = field(default_factory=dict)
     """Other fields of megatron-core's `OptimizerConfig`, passed through unchanged."""
@@ -144,7 +153,7 @@ class DataConfig:
     continue_final_message: bool = False
     """Let responses continue the assistant's message that a prompt ends with. False: such prompts
     are refused, because they usually hold an answer that was left in."""
-    max_prompt_length: int = 2048
+    max_prompt_length: Annotated[int, at_least(1)] = 2048
     """Longer prompts (tokens) are reported and dropped (paper: 2048)."""
     shuffle: bool = True
     """Visit prompts in a random order keyed by (seed, epoch)."""
@@ -156,28 +165,28 @@ class RewardConfig:
 
     function: str = "math"
     """`math` (math-verify), `integer` (exact integer answer), or `path.py:name`."""
-    workers: int = 2
+    workers: Annotated[int, at_least(1)] = 2
     """Grader processes per rank."""
-    timeout_s: float = 10.0
+    timeout_s: Annotated[float, above(0)] = 10.0
     """Seconds per response; a slower one scores 0 and is counted."""
-    memory_gb: float | None = 4.0
+    memory_gb: Annotated[float | None, at_least(0.1)] = 4.0
     """GiB that grading may take beyond what a grader process holds at its start (Linux); a response
     that needs more scores 0 and is counted. None: no limit."""
     length_scaling: bool = False
     """Scale down the reward of correct responses that are long (paper: true)."""
-    length_full_until: int = 3500
+    length_full_until: Annotated[int, at_least(0)] = 3500
     """Response tokens up to which a correct response keeps its full reward (paper: 3500)."""
     length_floor_at: int = 4096
     """Response tokens from which on it keeps only `length_floor` (paper: 4096)."""
-    length_floor: float = 0.7
+    length_floor: Annotated[float, PROBABILITY] = 0.7
     """The smallest factor (paper: 0.7)."""
     overlong: Literal["truncate", "mask", "penalize"] = "truncate"
     """Responses cut off at `rollout.max_response_length`. `truncate`: graded as they are; `mask`:
     no part of the loss; `penalize`: lose up to `overlong_penalty` over the last `overlong_buffer`
     tokens (DAPO's soft punishment)."""
-    overlong_buffer: int = 1024
+    overlong_buffer: Annotated[int, at_least(1)] = 1024
     """Tokens before the limit over which the penalty grows from 0."""
-    overlong_penalty: float = 1.0
+    overlong_penalty: Annotated[float, at_least(0)] = 1.0
     """Taken off the reward at the limit."""
 
 
@@ -188,18 +197,18 @@ class AlgorithmConfig:
     name: str = "resrl"
     """grpo, nsr, w_reinforce, resrl, cispo, gspo, llds, or `path.py:name` of an `Algorithm` of your
     own."""
-    clip_low: float = 0.2
+    clip_low: Annotated[float, Range(0, 1, low_included=False, high_included=False)] = 0.2
     """PPO clip: smallest ratio is 1 - clip_low."""
-    clip_high: float = 0.2
+    clip_high: Annotated[float, above(0)] = 0.2
     """PPO clip: largest ratio is 1 + clip_high."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float | None, above(1)] = None
     """Bound on the ratio of tokens with a negative advantage (> 1); None: off."""
     aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
     """Mean over a response's tokens, then over responses (paper); or over all tokens."""
-    updates_per_step: int = 1
+    updates_per_step: Annotated[int, at_least(1)] = 1
     """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it (paper: 4; with
     1 every ratio is 1 and nothing is clipped)."""
-    micro_batch_size: int = 4
+    micro_batch_size: Annotated[int, at_least(1)] = 4
     """Responses per micro-batch of one data-parallel rank."""
     sequence_packing: bool = False
     """Put the responses of a micro-batch behind each other instead of padding them."""
@@ -216,15 +225,15 @@ class AlgorithmConfig:
 class ResrlConfig:
     """The subspace of correct answers and the weights of wrong ones (arXiv 2605.00380)."""
 
-    rank: int = 64
+    rank: Annotated[int, at_least(1)] = 64
     """Dimensions kept of the positives' subspace (k)."""
-    max_positive_tokens: int = 4096
+    max_positive_tokens: Annotated[int, at_least(4)] = 4096
     """Positive tokens sampled per group (M)."""
     quantiles: tuple[float, float] = (0.2, 0.8)
     """Quantiles of the negatives' residuals mapped to the smallest and to full weight."""
-    floor: float = 0.1
+    floor: Annotated[float, PROBABILITY] = 0.1
     """The smallest weight (xi)."""
-    positive_weight: float = 0.1
+    positive_weight: Annotated[float, at_least(0)] = 0.1
     """Factor on the advantages of positive responses."""
     positives: Literal["score", "advantage"] = "score"
     """`score`: correct by the verifier (the released code); `advantage`: A > 0 (the paper). They
@@ -249,13 +258,13 @@ class ResrlConfig:
     """What is kept of a group's positives and exchanged between ranks. `gram`: Gram matrices;
     `rows`: the sampled hidden states, sent to the group's owner; `auto`: `rows`, unless a group can
     have more than 32 times as many sampled positive tokens as the hidden size."""
-    window_tokens: int | None = None
+    window_tokens: Annotated[int | None, at_least(1)] = None
     """Positive tokens that a rank collects before bases are made. More: more groups solved
     together, for more memory. Default: those of the largest group, at least 1024."""
-    diagnose_every: int = 0
+    diagnose_every: Annotated[int, at_least(0)] = 0
     """Steps between measurements of displaced likelihood, gradient interference and spectrum; 0:
     never. One more forward pass over the positive responses each time."""
-    interference_tokens: int = 64
+    interference_tokens: Annotated[int, at_least(1)] = 64
     """Positive and negative tokens drawn per group for the interference of their gradients."""
     logit_factor: bool = False
     """Also measure the logit factor of the interference, which needs the drawn tokens' full
@@ -266,15 +275,15 @@ class ResrlConfig:
 class CheckpointConfig:
     """Saving and resuming."""
 
-    save_every: int = 10
+    save_every: Annotated[int, at_least(0)] = 10
     """Steps between checkpoints, so that a run that is killed loses no more; 0: only at the end.
     The last step is always saved."""
     async_save: bool = True
     """Write in the background while training goes on; holds a copy of the model, its masters and
     moments in host memory until it is written."""
-    keep_last: int = 2
+    keep_last: Annotated[int, at_least(1)] = 2
     """Newest checkpoints kept; older ones are removed after a new one is complete."""
-    keep_every: int = 0
+    keep_every: Annotated[int, at_least(0)] = 0
     """Also keep checkpoints whose step is a multiple of it; 0: off."""
     best_metric: str | None = None
     """Also keep the checkpoint whose step has the best value of this metric, e.g.
@@ -293,7 +302,7 @@ class CheckpointConfig:
     that a resumed run does not generate them again."""
     export_hf: bool = True
     """Write the final policy as a Hugging Face model to `<output_dir>/hf`."""
-    preemption_exit_code: int | None = None
+    preemption_exit_code: Annotated[int | None, between(0, 255)] = None
     """Exit status of a run that a signal made save and end early; default: 143 after SIGTERM, 0
     after SIGUSR1."""
 
@@ -304,17 +313,17 @@ class EvaluationConfig:
 
     files: tuple[FileEntry, ...] = ()
     """Files as in data.train_files; each file is a set with metrics of its own."""
-    every: int = 0
+    every: Annotated[int, at_least(0)] = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
-    samples_per_prompt: int = 4
+    samples_per_prompt: Annotated[int, at_least(1)] = 4
     """Responses per question (paper: 16)."""
-    temperature: float = 0.6
+    temperature: Annotated[float, at_least(0)] = 0.6
     """Sampling temperature (paper: 0.6)."""
-    top_p: float = 0.95
+    top_p: Annotated[float, POSITIVE_SHARE] = 0.95
     """Nucleus mass (paper: 0.95)."""
     pass_at: tuple[int, ...] = (1,)
     """The k of the unbiased pass@k; each at most `samples_per_prompt`."""
-    max_prompts: int | None = None
+    max_prompts: Annotated[int | None, at_least(1)] = None
     """Use only the first questions of each file."""
     keep_responses: bool = True
     """Write every response with its score below `<output_dir>/evaluation`."""
@@ -338,7 +347,7 @@ class LoggingConfig:
     """Group of runs that it belongs to, e.g. of an experiment."""
     wandb_tags: tuple[str, ...] = ()
     """Labels to find it by."""
-    sample_responses: int = 2
+    sample_responses: Annotated[int, at_least(0)] = 2
     """Responses of each step written with the metrics, to read."""
     progress_bar: bool = True
     """Draw a bar with steps, phase, reward and time left on a terminal; false, and in a log file:
@@ -351,9 +360,9 @@ class RunSettings:
 
     output_dir: str = "outputs/run"
     """Everything the run writes goes below this directory."""
-    seed: int = 0
+    seed: Annotated[int, at_least(0)] = 0
     """Random seed; combined with step, group and sample index."""
-    steps: int = 100
+    steps: Annotated[int, at_least(1)] = 100
     """Training steps (each: roll out, grade, update)."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from megatron_resrl.config.ranges import POSITIVE_SHARE, above, at_least
 
 
 @dataclass(frozen=True)
@@ -13,11 +15,11 @@ class VllmConfig:
     urls: tuple[str, ...] = ()
     """Servers that are already running, e.g. http://host:8000; empty: the run starts its own. They
     need the flags that the documentation lists, and are neither restarted nor stopped."""
-    servers: int = 1
+    servers: Annotated[int, at_least(1)] = 1
     """Servers to start on the host of rank 0."""
     python: str | None = None
     """Interpreter of the environment that has vLLM; default: the trainer's."""
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: Annotated[int, at_least(1)] = 1
     """GPUs of each server."""
     devices: tuple[str, ...] | None = None
     """CUDA_VISIBLE_DEVICES of each server, e.g. ["0,1", "2,3"]; default: the trainer's GPUs in
@@ -29,17 +31,17 @@ class VllmConfig:
     for servers that the run starts a random one. Never written to a file."""
     arguments: dict[str, Any] = field(default_factory=dict)
     """Further arguments of `vllm serve`, e.g. {"gpu-memory-utilization": 0.5}."""
-    start_timeout_s: float = 900.0
+    start_timeout_s: Annotated[float, above(0)] = 900.0
     """Seconds within which a server must be ready."""
-    request_timeout_s: float = 3600.0
+    request_timeout_s: Annotated[float, above(0)] = 3600.0
     """Seconds within which a response must be complete."""
-    stall_timeout_s: float = 120.0
+    stall_timeout_s: Annotated[float, above(0)] = 120.0
     """A server that has requests and makes no token for so many seconds hangs and is restarted."""
-    max_retries: int = 3
+    max_retries: Annotated[int, at_least(0)] = 3
     """Times that a response is generated anew because its server failed."""
-    max_restarts: int = 3
+    max_restarts: Annotated[int, at_least(0)] = 3
     """Restarts of one server in a row without a finished response between them."""
-    max_running_requests: int = 256
+    max_running_requests: Annotated[int, at_least(1)] = 256
     """Responses that one server generates at once (`--max-num-seqs`)."""
     seed_requests: bool | None = None
     """Give every response a seed of its own; default: on GPUs. vLLM on CPU can crash with seeds."""
@@ -49,7 +51,7 @@ class VllmConfig:
     colocated GPUs, nccl for others, file without GPUs. The trainer needs no vLLM for any."""
     transfer_dir: str = "/dev/shm"
     """Directory that trainer and servers share, for `file`."""
-    bucket_bytes: int = 512 * 2**20
+    bucket_bytes: Annotated[int, at_least(2**20)] = 512 * 2**20
     """Weights sent at once; the memory that a sync needs."""
 
 
@@ -62,38 +64,38 @@ class RolloutConfig:
     placement: Literal["colocated", "disaggregated"] = "colocated"
     """`colocated`: the engine shares the trainer's devices and sleeps while it trains;
     `disaggregated`: it has its own and may generate meanwhile."""
-    max_staleness: int = 0
+    max_staleness: Annotated[int, at_least(0)] = 0
     """Steps that generation may run ahead of training: a response begins with weights at most so
     many updates old. 0: synchronous; above 0 needs `engine: vllm` and `disaggregated`."""
     verify_weights: bool = False
     """After each transfer of weights compare checksums and greedy continuations with the
     trainer's; a difference ends the run."""
-    prompts_per_step: int = 256
+    prompts_per_step: Annotated[int, at_least(1)] = 256
     """Prompts sampled per step (paper: 256)."""
-    group_size: int = 4
+    group_size: Annotated[int, at_least(2)] = 4
     """Responses per prompt, at least 2 (paper: 4)."""
-    max_response_length: int = 4096
+    max_response_length: Annotated[int, at_least(1)] = 4096
     """Largest number of new tokens (paper: 4096)."""
-    temperature: float = 1.0
+    temperature: Annotated[float, at_least(0)] = 1.0
     """Sampling temperature; 0: greedy (paper: 1.0)."""
-    top_p: float = 1.0
+    top_p: Annotated[float, POSITIVE_SHARE] = 1.0
     """Keep the smallest set of tokens with this probability mass."""
-    top_k: int = 0
+    top_k: Annotated[int, at_least(0)] = 0
     """Keep the k most likely tokens; 0: all."""
     stop_token_ids: tuple[int, ...] | None = None
     """Tokens that end a response; default: the model's end-of-sequence tokens."""
-    max_running_samples: int = 256
+    max_running_samples: Annotated[int, at_least(1)] = 256
     """Responses decoded at once by one data-parallel replica; bounds the KV cache."""
     dynamic_sampling: bool = False
     """Replace groups whose rewards are all equal by groups of further prompts (DAPO)."""
-    max_refills: int = 4
+    max_refills: Annotated[int, at_least(0)] = 4
     """Rounds of replacement per step; after them such groups stay."""
     environment: str | None = None
     """What answers the policy between turns: a registered name (`calculator`, ...) or
     `path.py:name`; None: one turn."""
     environment_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
-    max_turns: int = 8
+    max_turns: Annotated[int, at_least(1)] = 8
     """Turns of the policy in one episode; `max_response_length` bounds all of them together."""
     record: str | None = None
     """Directory that keeps the rollouts of every step, for `replay`."""
@@ -110,12 +112,12 @@ class CorrectionConfig:
     """Factor on the loss from the ratio trainer / engine. `token_tis`, `sequence_tis`: the ratio of
     the token or of the whole response, at most `cap`; `icepop`: the token's ratio, 0 outside of
     `band`."""
-    cap: float = 2.0
+    cap: Annotated[float, at_least(1)] = 2.0
     """Largest factor of truncated importance sampling."""
     band: tuple[float, float] = (0.5, 5.0)
     """Ratios that icepop keeps."""
-    warn_kl: float | None = 0.05
+    warn_kl: Annotated[float | None, above(0)] = 0.05
     """Warn when the KL divergence of the engine from the trainer (nats per token) is above; None:
     never."""
-    stop_kl: float | None = None
+    stop_kl: Annotated[float | None, above(0)] = None
     """End the run, before the update, when it is above; None: never."""
