@@ -157,9 +157,8 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
                     GenerationRequest(token_ids, sampling, seed=(recipe.seed, step))
                 )
             with phase(timers, "reward"):
-                samples = grade_responses(
-                    batch, responses, worker.grader, worker.tokenizer, recipe.reward
-                )
+                grader = worker.graders.of(recipe.reward)
+                samples = grade_responses(batch, responses, grader, worker.tokenizer, recipe.reward)
             metrics = rl_step(
                 worker.policy,
                 algorithm,

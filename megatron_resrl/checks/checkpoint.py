@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import DataConfig, EvaluationConfig
-from megatron_resrl.data.question_files import resolve_files
 from megatron_resrl.errors import closest
+from megatron_resrl.evaluation.sets import SetSettings
 
 _EVALUATION = "eval/"
 
 
-def evaluation_metric_names(evaluation: EvaluationConfig) -> list[str]:
-    """Names of the metrics that an evaluation logs."""
-    kinds = [f"avg@{evaluation.samples_per_prompt}", *(f"pass@{k}" for k in evaluation.pass_at)]
-    kinds += ["response_length", "questions", "dropped", "timeouts", "truncated"]
-    files, _ = resolve_files("evaluation.files", evaluation.files, DataConfig())
-    return [f"{_EVALUATION}{file.name}/{kind}" for file in files for kind in kinds]
+def evaluation_metric_names(sets: Sequence[SetSettings]) -> list[str]:
+    """Names of the metrics that an evaluation of these sets logs."""
+    return [
+        f"{_EVALUATION}{each.name}/{kind}"
+        for each in sets
+        for kind in (
+            f"avg@{each.samples_per_prompt}",
+            *(f"pass@{k}" for k in each.pass_at),
+            *("response_length", "questions", "dropped", "timeouts", "truncated"),
+        )
+    ]
 
 
 def _check_best_metric(facts: Facts) -> Iterator[Problem]:
@@ -26,7 +30,7 @@ def _check_best_metric(facts: Facts) -> Iterator[Problem]:
     name, evaluation = facts.recipe.checkpoint.best_metric, facts.recipe.evaluation
     if name is None or not name.startswith(_EVALUATION):
         return
-    known = evaluation_metric_names(evaluation)
+    known = evaluation_metric_names(facts.evaluation_sets[0])
     if name not in known:
         meant = closest(name, known) or ", ".join(known) or "give evaluation.files"
         problem = "evaluations of this recipe do not log it"

@@ -10,13 +10,11 @@ from pathlib import Path
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.checks.files import check_tokenizer
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
 from megatron_resrl.data.prompts import encode_prompts, read_records, report_too_long
 from megatron_resrl.data.question_files import (
     QuestionFile,
     kind_of,
     pattern_problem,
-    resolve_files,
 )
 from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.data.remarks import repetitions, too_few
@@ -45,14 +43,14 @@ class FirstRows:
 
 
 def read_first_rows(
-    setting: str, facts: Facts, entries: Sequence[FileEntry]
+    setting: str, facts: Facts, files: Sequence[QuestionFile]
 ) -> tuple[list[FirstRows], list[Problem]]:
     """Reads small files as a whole and the beginning of others; missing ones are passed over.
 
     Args:
         setting: For messages.
         facts: Of the recipe.
-        entries: The value of `setting`.
+        files: Those of `setting`.
 
     Returns:
         What was read, and what is wrong with the other files.
@@ -62,7 +60,7 @@ def read_first_rows(
     problems: list[Problem] = []
     if data.answer_pattern is not None and pattern_problem(data.answer_pattern):
         return found, problems  # `checks_files` says so, and of the files below.
-    for file in dict.fromkeys(resolve_files(setting, entries, data)[0]):
+    for file in dict.fromkeys(files):
         path = Path(file.path)
         if kind_of(path) is None or not path.is_file() or path.stat().st_size == 0:
             continue
@@ -90,7 +88,7 @@ def first_prompt(facts: Facts) -> str | None:
     Returns:
         A line for people; None where there is none, which the checks say.
     """
-    files, _ = read_first_rows("data.train_files", facts, facts.recipe.data.train_files)
+    files, _ = read_first_rows("data.train_files", facts, facts.training_files[0])
     unusable = isinstance(facts.tokenizer, SettingError) or list(check_tokenizer(facts))
     if unusable or not files or not files[0].records:
         return None
@@ -107,7 +105,7 @@ def first_prompt(facts: Facts) -> str | None:
 
 def check_training_rows(facts: Facts) -> Iterator[Problem]:
     """What is wrong with the training questions, and notes on them."""
-    files, problems = read_first_rows("data.train_files", facts, facts.recipe.data.train_files)
+    files, problems = read_first_rows("data.train_files", facts, facts.training_files[0])
     yield from problems
     yield from _tokenized("data.train_files", facts, files)
     yield from _notes(facts, files)
@@ -115,7 +113,9 @@ def check_training_rows(facts: Facts) -> Iterator[Problem]:
 
 def check_evaluation_rows(facts: Facts) -> Iterator[Problem]:
     """What is wrong with the evaluation questions."""
-    files, problems = read_first_rows("evaluation.files", facts, facts.recipe.evaluation.files)
+    files, problems = read_first_rows(
+        "evaluation.files", facts, [each.file for each in facts.evaluation_sets[0]]
+    )
     yield from problems
     yield from _tokenized("evaluation.files", facts, files)
 

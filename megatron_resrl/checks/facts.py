@@ -10,7 +10,9 @@ from typing import Any, Literal
 from megatron_resrl.config.model_place import ModelPlace, find_model, read_json
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.data.question_files import QuestionFile, resolve_files
 from megatron_resrl.errors import SettingError
+from megatron_resrl.evaluation.sets import SetSettings, resolve_sets
 from megatron_resrl.policy.families import Family, find_family
 
 Target = Literal["here", "cuda"]
@@ -44,6 +46,19 @@ class Facts:
             return load_tokenizer(self.recipe.model)
         except SettingError as error:
             return error
+
+    @functools.cached_property
+    def training_files(self) -> tuple[list[QuestionFile], list[Problem]]:
+        """The files of `data.train_files`, and what is wrong with its entries."""
+        return resolve_files("data.train_files", self.recipe.data.train_files, self.recipe.data)
+
+    @functools.cached_property
+    def evaluation_sets(self) -> tuple[list[SetSettings], list[Problem]]:
+        """The sets of `evaluation.files`, and what is wrong with its entries."""
+        recipe = self.recipe
+        return resolve_sets(
+            recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
+        )
 
     @property
     def has_cuda(self) -> bool:

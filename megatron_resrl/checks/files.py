@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import DataConfig, FileEntry
-from megatron_resrl.data.question_files import KNOWN, kind_of, pattern_problem, resolve_files
+from megatron_resrl.data.question_files import KNOWN, QuestionFile, kind_of, pattern_problem
 from megatron_resrl.errors import SettingError
 from megatron_resrl.weights.vocabulary import tokens_beyond
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
 
 
-def _check_questions(
-    setting: str, entries: tuple[FileEntry, ...], data: DataConfig
-) -> Iterator[Problem]:
-    files, problems = resolve_files(setting, entries, data)
-    yield from problems
+def _check_questions(setting: str, files: Sequence[QuestionFile]) -> Iterator[Problem]:
     for file in dict.fromkeys(each.path for each in files):
         path = Path(file)
         if kind_of(path) is None:
@@ -35,17 +30,21 @@ def _check_questions(
 
 
 def _check_training_files(facts: Facts) -> Iterator[Problem]:
-    files = facts.recipe.data.train_files
-    if not files:
+    entries = facts.recipe.data.train_files
+    if not entries:
         fix = "give files with questions, or a folder of them"
-        yield Problem("data.train_files", files, "there is nothing to train on", fix)
-    yield from _check_questions("data.train_files", files, facts.recipe.data)
+        yield Problem("data.train_files", entries, "there is nothing to train on", fix)
+    files, problems = facts.training_files
+    yield from problems
+    yield from _check_questions("data.train_files", files)
 
 
 def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
-    entries, data = facts.recipe.evaluation.files, facts.recipe.data
-    yield from _check_questions("evaluation.files", entries, data)
-    names = [file.name for file in resolve_files("evaluation.files", entries, data)[0]]
+    sets, problems = facts.evaluation_sets
+    yield from problems
+    yield from _check_questions("evaluation.files", [each.file for each in sets])
+    entries = facts.recipe.evaluation.files
+    names = [each.name for each in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
         fix = "give one another name, e.g. {path: FILE, name: NAME}"
@@ -59,6 +58,14 @@ def _check_pass_at(facts: Facts) -> Iterator[Problem]:
         problem = f"pass@k needs k samples, and evaluation.samples_per_prompt is {samples}"
         fix = f"use k from 1 to {samples} or take more samples"
         yield Problem("evaluation.pass_at", evaluation.pass_at, problem, fix)
+    for each in facts.evaluation_sets[0]:
+        own, samples = each.file.own, each.samples_per_prompt
+        if own.keys() & {"pass_at", "samples_per_prompt"} and any(
+            not 1 <= k <= samples for k in each.pass_at
+        ):
+            problem = f"pass@k needs k samples, and the set has samples_per_prompt {samples}"
+            said = {"path": each.file.path, "pass_at": list(each.pass_at)}
+            yield Problem("evaluation.files", said, problem, f"use k from 1 to {samples}")
 
 
 def _check_answer_pattern(facts: Facts) -> Iterator[Problem]:

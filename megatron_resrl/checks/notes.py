@@ -68,9 +68,18 @@ def _note_temperature(facts: Facts) -> Iterator[Problem]:
 
 def _note_greedy_samples(facts: Facts) -> Iterator[Problem]:
     evaluation = facts.recipe.evaluation
-    samples = evaluation.samples_per_prompt
-    if evaluation.files and evaluation.temperature == 0 and samples > 1:
-        problem = "evaluation.temperature is 0: all of them are the same response"
+    greedy = [
+        each
+        for each in facts.evaluation_sets[0]
+        if each.temperature == 0 and each.samples_per_prompt > 1
+    ]
+    if greedy:
+        problem = "the temperature is 0: all of them are the same response"
+        if evaluation.temperature == 0:
+            problem = f"evaluation.{problem.removeprefix('the ')}"
+        else:
+            problem += f" (set {greedy[0].name})"
+        samples = greedy[0].samples_per_prompt
         yield _note("evaluation.samples_per_prompt", samples, problem, "use 1")
 
 

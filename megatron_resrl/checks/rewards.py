@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.data.prompts import read_records
-from megatron_resrl.data.question_files import QuestionFile, resolve_files
+from megatron_resrl.data.question_files import QuestionFile
 from megatron_resrl.errors import InputError, SettingError
 from megatron_resrl.rewards.registry import load_reward
 
@@ -21,24 +21,33 @@ WORKERS_PER_CORE = 4
 
 
 def _check_reward(facts: Facts) -> Iterator[Problem]:
-    _, problem = _loaded(facts)
+    _, problem = _loaded(facts.recipe.reward)
     if problem is not None:
         yield problem
+    for each in facts.evaluation_sets[0]:
+        if each.reward == facts.recipe.reward:
+            continue
+        _, problem = _loaded(each.reward)
+        if problem is not None:
+            said = {"path": each.file.path, "reward": each.file.own["reward"]}
+            yield Problem("evaluation.files", said, problem.problem, problem.fix)
 
 
 def _check_evaluation_answers(facts: Facts) -> Iterator[Problem]:
-    yield from _check_answers(facts, "evaluation.files", facts.recipe.evaluation.files)
+    for each in facts.evaluation_sets[0]:
+        yield from _check_answers(facts, "evaluation.files", each.file, each.reward)
 
 
 def _check_training_answers(facts: Facts) -> Iterator[Problem]:
-    yield from _check_answers(facts, "data.train_files", facts.recipe.data.train_files)
+    for file in facts.training_files[0]:
+        yield from _check_answers(facts, "data.train_files", file, facts.recipe.reward)
 
 
-def _loaded(facts: Facts) -> tuple[Callable[[Any], None] | None, Problem | None]:
+def _loaded(reward: RewardConfig) -> tuple[Callable[[Any], None] | None, Problem | None]:
     """The function's check of ground truths, and why it cannot be used."""
-    function = facts.recipe.reward.function
+    function = reward.function
     try:
-        return load_reward(function).check, None
+        return load_reward(function, reward.options).check, None
     except SettingError as error:
         return None, Problem.of(error)
     except Exception as error:  # A user's file may raise anything while it is imported.
@@ -47,13 +56,14 @@ def _loaded(facts: Facts) -> tuple[Callable[[Any], None] | None, Problem | None]
         return None, Problem("reward.function", function, problem, fix)
 
 
-def _check_answers(facts: Facts, setting: str, entries: Sequence[FileEntry]) -> Iterator[Problem]:
+def _check_answers(
+    facts: Facts, setting: str, file: QuestionFile, reward: RewardConfig
+) -> Iterator[Problem]:
     if facts.recipe.rollout.environment is not None:
         return  # It scores in the function's place.
-    check, _ = _loaded(facts)
+    check, _ = _loaded(reward)
     if check is not None:
-        for file in resolve_files(setting, entries, facts.recipe.data)[0]:
-            yield from _check_first_answers(setting, file, check)
+        yield from _check_first_answers(setting, file, check)
 
 
 def _check_first_answers(

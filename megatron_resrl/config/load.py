@@ -367,7 +367,10 @@ def _words(hint: Any) -> str:
 def _expand_home(recipe: Recipe) -> Recipe:
     def expand(path: Any) -> Any:
         if isinstance(path, dict):
-            return path | {"path": expand(path["path"])} if "path" in path else path
+            paths = {
+                key: expand(path[key]) for key in ("path", "reward", "function") if key in path
+            }
+            return path | paths
         if not isinstance(path, str) or not path.startswith("~"):
             return path
         return str(Path(path).expanduser())

@@ -165,6 +165,8 @@ class RewardConfig:
 
     function: str = "math"
     """`math` (math-verify), `integer` (exact integer answer), or `path.py:name`."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """Further keyword arguments of the function."""
     workers: Annotated[int, at_least(1)] = 2
     """Grader processes per rank."""
     timeout_s: Annotated[float, above(0)] = 10.0
@@ -312,7 +314,10 @@ class EvaluationConfig:
     """Held-out questions."""
 
     files: tuple[FileEntry, ...] = ()
-    """Files as in data.train_files; each file is a set with metrics of its own."""
+    """Files as in data.train_files; each file is a set with metrics of its own. An entry may also
+    have a `reward` of its own (a function's name, or {function: NAME, options: {...}}),
+    samples_per_prompt, temperature, top_p, pass_at, max_prompts, and a max_response_length that is
+    not above that of `rollout`."""
     every: Annotated[int, at_least(0)] = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     samples_per_prompt: Annotated[int, at_least(1)] = 4

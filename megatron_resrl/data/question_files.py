@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import glob
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class QuestionFile:
     system_prompt: str | None
     data_source: str | None = None
     """Given to reward functions; None: as the row or the file's name says."""
+    own: dict[str, Any] = field(default_factory=dict, compare=False)
+    """Further keys of the entry, which do not say how the file is read."""
 
 
 def question_files(
@@ -60,21 +62,33 @@ def question_files(
 
 
 def resolve_files(
-    setting: str, entries: Sequence[FileEntry | QuestionFile], data: DataConfig
+    setting: str,
+    entries: Sequence[FileEntry | QuestionFile],
+    data: DataConfig,
+    *,
+    own_keys: Collection[str] = (),
 ) -> tuple[list[QuestionFile], list[Problem]]:
-    """Like `question_files`, but what is wrong is returned; a missing file counts as a file."""
+    """Like `question_files`, but what is wrong is returned; a missing file counts as a file.
+
+    Args:
+        setting: For messages.
+        entries: See `question_files`.
+        data: Says what an entry does not say.
+        own_keys: Keys that an entry may also have; they become `QuestionFile.own`, unchecked.
+    """
     files: list[QuestionFile] = []
     problems: list[Problem] = []
     for entry in entries:
         if isinstance(entry, QuestionFile):
             files.append(entry)
             continue
-        wrong = list(_malformed(setting, entry))
+        wrong = list(_malformed(setting, entry, own_keys))
         problems += wrong
         if wrong:
             continue
         own = {"path": entry} if isinstance(entry, str) else dict(entry)
         path, name = own.pop("path"), own.pop("name", None)
+        further = {key: own.pop(key) for key in own_keys if key in own}
         found = _expanded(path)
         if not found:
             problems.append(_no_file(setting, path))
@@ -82,7 +96,10 @@ def resolve_files(
             problem = f"{len(found)} files cannot have one name"
             problems.append(Problem(setting, entry, problem, "name one file or leave `name` out"))
         shared = {key: getattr(data, key) for key in _OWN_KEYS}
-        files += [QuestionFile(each, name or set_name(each), **(shared | own)) for each in found]
+        files += [
+            QuestionFile(each, name or set_name(each), **(shared | own), own=further)
+            for each in found
+        ]
     return files, problems
 
 
@@ -114,13 +131,15 @@ def pattern_problem(pattern: str) -> tuple[str, str] | None:
     return None
 
 
-def _malformed(setting: str, entry: Any) -> Iterator[Problem]:
+def _malformed(setting: str, entry: Any, own_keys: Collection[str]) -> Iterator[Problem]:
     if isinstance(entry, str):
         if not entry.strip():
             yield Problem(setting, entry, "it is empty", "give the path of a file")
         return
-    known = {field.name for field in dataclasses.fields(QuestionFile)}
+    known = {each.name for each in dataclasses.fields(QuestionFile)} - {"own"} | {*own_keys}
     for key, value in entry.items():
+        if key in own_keys:
+            continue
         if key not in known:
             near = closest(str(key), known)
             fix = f"did you mean {near}?" if near else f"a file has {', '.join(sorted(known))}"

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.schema import EvaluationConfig
-from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.evaluation.metrics import evaluation_metrics
+from megatron_resrl.evaluation.sets import EvaluationSet
 from megatron_resrl.rollout.collect import Sample
 
 logger = logging.getLogger(__name__)
@@ -24,17 +23,6 @@ _NAMED = 8
 """Left out questions that a warning names."""
 _LINE_ENDS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
 """Text may hold them, and some readers of lines end a line there."""
-
-
-@dataclass(frozen=True)
-class EvaluationSet:
-    """The questions of one file."""
-
-    name: str
-    """The file's name without its ending, or the one given in `evaluation.files`."""
-    prompts: list[Prompt]
-    dropped: tuple[int, ...] = ()
-    """Rows, from 0, of the questions that are left out: too long, or without an answer."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +49,11 @@ class SetResult:
             "truncated": sum(_cut_off(sample) for sample in self.samples),
         }
 
-    def metrics(self, settings: EvaluationConfig) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """`avg@<n>`, `pass@<k>`, `response_length`, `questions`, `dropped` (out of the average),
         `timeouts` (graded as wrong) and `truncated`, a share of the responses."""
         counts, responses = self.counts(), len(self.samples)
-        found = evaluation_metrics(self.scores(), settings.pass_at)
+        found = evaluation_metrics(self.scores(), self.questions.settings.pass_at)
         found["response_length"] = (
             sum(s.response.num_generated_tokens for s in self.samples) / responses
         )

@@ -17,20 +17,20 @@ from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import read_prompts
-from megatron_resrl.data.question_files import question_files
 from megatron_resrl.data.rows import read_rows
+from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.results import (
     SUMMARY,
-    EvaluationSet,
     SetResult,
     keep_responses,
     unused_names,
 )
+from megatron_resrl.evaluation.sets import EvaluationSet, evaluation_sets
 from megatron_resrl.platform.distributed import process_groups
+from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.finite import require_finite_responses
-from megatron_resrl.rollout.ground_truths import require_ground_truths
 from megatron_resrl.rollout.sampling import EVALUATION_STREAM
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
 
@@ -42,14 +42,14 @@ def load_evaluation_sets(
 ) -> list[EvaluationSet]:
     """Reads the recipe's evaluation files. `vocab_size`: see `read_prompts`."""
     sets = []
-    limit = recipe.evaluation.max_prompts
-    for file in question_files("evaluation.files", recipe.evaluation.files, recipe.data):
+    for settings in evaluation_sets(recipe):
+        file, limit = settings.file, settings.max_prompts
         prompts, _ = read_prompts([file], recipe.data, tokenizer, limit, vocab_size=vocab_size)
         rows = sum(1 for _ in itertools.islice(read_rows(Path(file.path)), limit))
         kept = {prompt.record.index for prompt in prompts}
         dropped = tuple(row for row in range(rows) if row not in kept)
         logger.info("%s: %d questions, %d dropped", file.path, len(prompts), len(dropped))
-        sets.append(EvaluationSet(file.name, prompts, dropped))
+        sets.append(EvaluationSet(settings, prompts, dropped))
     return sets
 
 
@@ -71,7 +71,7 @@ def evaluate_sets(
     results = graded_sets(sets, worker, recipe)
     if step is not None and recipe.evaluation.keep_responses and dist.get_rank() == 0:
         keep_responses(results, Path(recipe.output_dir) / SUMMARY / f"step_{step:06d}", step)
-    return _named_metrics(results, recipe)
+    return _named_metrics(results)
 
 
 def graded_sets(
@@ -82,16 +82,16 @@ def graded_sets(
     The random numbers are the same at every call, so that two evaluations of one run differ by
     the weights alone. Scores are the verifier's, without length scaling.
     """
-    settings = recipe.evaluation
-    sampling = SamplingParams(
-        max_new_tokens=recipe.rollout.max_response_length,
-        stop_token_ids=worker.stop_token_ids,
-        n=settings.samples_per_prompt,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-    )
     results = []
     for number, each in enumerate(sets):
+        settings = each.settings
+        sampling = SamplingParams(
+            max_new_tokens=settings.max_response_length,
+            stop_token_ids=worker.stop_token_ids,
+            n=settings.samples_per_prompt,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
         seed = (recipe.seed, EVALUATION_STREAM, number)
         request = GenerationRequest.of_prompts(each.prompts, sampling, seed)
         responses = worker.engine.generate(request)
@@ -102,8 +102,9 @@ def graded_sets(
             recipe.model.path,
             phase=f"evaluation of {each.name}",
         )
+        grader = worker.graders.of(settings.reward)
         samples = grade_responses(
-            each.prompts, responses, worker.grader, worker.tokenizer, recipe.reward
+            each.prompts, responses, grader, worker.tokenizer, settings.reward
         )
         result = SetResult(each, samples)
         if dist.get_rank() == 0:
@@ -124,15 +125,14 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
             "rollout.record and rollout.replay are for training: this evaluation generates its "
             "responses and keeps them as evaluation.keep_responses says"
         )
-    with (
-        process_groups(recipe.parallel, recipe.seed),
-        open_worker(recipe, trainable=False) as worker,
-    ):
-        sets = load_evaluation_sets(recipe, worker.tokenizer, worker.policy.hf_config.vocab_size)
-        prompts = [prompt for each in sets for prompt in each.prompts]
-        require_ground_truths(recipe, prompts, worker.grader)
-        results = graded_sets(sets, worker, recipe)
-        metrics = _named_metrics(results, recipe)
+    with process_groups(recipe.parallel, recipe.seed):
+        tokenizer = load_tokenizer(recipe.model)
+        vocab_size = read_hf_config(recipe.model.path).vocab_size
+        sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
+        judged = [(each.settings.reward, each.prompts) for each in sets]
+        with open_worker(recipe, trainable=False, tokenizer=tokenizer, judged=judged) as worker:
+            results = graded_sets(sets, worker, recipe)
+        metrics = _named_metrics(results)
         if dist.get_rank() == 0:
             for name, value in metrics.items():
                 print(f"{name}: {value:.4f}")
@@ -141,11 +141,11 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
     return metrics
 
 
-def _named_metrics(results: Sequence[SetResult], recipe: Recipe) -> dict[str, float]:
+def _named_metrics(results: Sequence[SetResult]) -> dict[str, float]:
     return {
         f"eval/{result.questions.name}/{name}": value
         for result in results
-        for name, value in result.metrics(recipe.evaluation).items()
+        for name, value in result.metrics().items()
     }
 
 
@@ -166,6 +166,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
         "sets": {
             result.questions.name: {
                 **result.counts(),
+                "reward": result.questions.settings.reward.function,
                 "standard_error": result.standard_error(),
                 "dropped_rows": result.questions.dropped,
             }

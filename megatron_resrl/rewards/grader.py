@@ -72,6 +72,7 @@ class Grader:
             None: any.
         log: File that takes what the function prints, at most `grader_process.LARGEST_LOG` bytes;
             None: it goes where the caller's goes.
+        options: Further keyword arguments of the function.
 
     Raises:
         InputError: The function cannot be used.
@@ -86,12 +87,13 @@ class Grader:
         timeout_s: float,
         memory_gb: float | None = None,
         log: Path | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"reward.workers = {workers}: give at least 1")
         if not timeout_s > 0:
             raise ValueError(f"reward.timeout_s = {timeout_s}: give seconds above 0")
-        self._checks = load_reward(function_name).check is not None
+        self._checks = load_reward(function_name, options).check is not None
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
         self._function_name = function_name
@@ -100,7 +102,12 @@ class Grader:
         self._pool = ProcessPool(
             max_workers=workers,
             initializer=start_worker,
-            initargs=(absolute_name(function_name), memory_gb, log and str(log.absolute())),
+            initargs=(
+                absolute_name(function_name),
+                options or {},
+                memory_gb,
+                log and str(log.absolute()),
+            ),
             # Not forked: the trainer has threads, and may hold a CUDA context.
             context=multiprocessing.get_context("spawn"),
         )

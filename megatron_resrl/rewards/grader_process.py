@@ -55,11 +55,14 @@ _reward: Reward
 _log: int | None = None
 
 
-def start_worker(function_name: str, memory_gb: float | None, log: str | None) -> None:
+def start_worker(
+    function_name: str, options: dict[str, Any], memory_gb: float | None, log: str | None
+) -> None:
     """Loads the function, so that no response's time pays for it.
 
     Args:
         function_name: Absolute, see `registry.absolute_name`.
+        options: Further keyword arguments of the function.
         memory_gb: GiB that grading may take beyond what the loaded process holds; None: any.
         log: File that takes what is printed; None: nothing is redirected.
     """
@@ -76,7 +79,7 @@ def start_worker(function_name: str, memory_gb: float | None, log: str | None) -
         _redirect(log)
     if folder := user_folder(function_name):
         sys.path.insert(0, str(folder))  # For what the function imports when it is called.
-    _reward = load_reward(function_name)
+    _reward = load_reward(function_name, options)
     if memory_gb is not None and sys.platform == "linux":
         _limit_memory(memory_gb)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_resrl.errors import SettingError, closest
 from megatron_resrl.registry import Registry
 
 _REGISTRY = Registry(
@@ -25,6 +27,12 @@ _REGISTRY = Registry(
 
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
+
+_GIVEN = {
+    *("response", "ground_truth", "prompt", "data_source", "extra"),
+    *("solution_str", "extra_info"),
+}
+"""Arguments that the grader passes, which no option may replace."""
 
 
 class RewardFunction(Protocol):
@@ -57,24 +65,26 @@ class Reward:
     """Raises ValueError, with what is wrong and what would be right; None: all are accepted."""
 
 
-def load_reward(name: str) -> Reward:
+def load_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
     """Finds a reward function and its check of ground truths.
 
     Args:
         name: `math`, `integer`, or `path.py:name`. That file is run to find the function, and
             beside it `check_ground_truth(value)`, which it may have.
+        options: Further keyword arguments that the function is called with.
 
     Raises:
         SettingError: There is no such file or function, or it cannot be called like a
             `RewardFunction` or a `compute_score(data_source, solution_str, ground_truth,
-            extra_info)`.
+            extra_info)`, or not with these options.
     """
     function, module = _REGISTRY.find(name)
     if name in _REGISTRY.built_in:
-        return Reward(function, getattr(module, CHECK))
+        return Reward(_with_options(name, function, options), getattr(module, CHECK))
     if _is_compute_score(function):
-        function = _from_compute_score(function)
+        function = _from_compute_score(_with_options(name, function, options))
     else:
+        function = _with_options(name, function, options)
         _require_callable(name, function)
     return Reward(function, getattr(module, CHECK, None))
 
@@ -100,6 +110,28 @@ def absolute_name(name: str) -> str:
         return name
     file, attribute = _REGISTRY.locate(name)
     return f"{file}:{attribute}"
+
+
+def _with_options(
+    name: str, function: RewardFunction, options: Mapping[str, Any] | None
+) -> RewardFunction:
+    """The function with its options given; a function without any stays itself."""
+    if not options or not callable(function):
+        return function
+    parameters = inspect.signature(function).parameters.values()
+    taken = {
+        each.name
+        for each in parameters
+        if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
+    } - _GIVEN
+    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
+    for option in options:
+        if option in _GIVEN or not (takes_any or option in taken):
+            near = closest(str(option), taken)
+            fix = f"did you mean {near}?" if near else f"its own are {', '.join(taken) or 'none'}"
+            problem = f"the function {name} takes no option {option!r}"
+            raise SettingError("reward.options", dict(options), problem, fix)
+    return functools.partial(function, **options)
 
 
 def _is_compute_score(function: Any) -> bool:

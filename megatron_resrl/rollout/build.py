@@ -67,7 +67,7 @@ def build_collector(
             top_k=settings.top_k,
         ),
         selection=selection,
-        grader=worker.grader,
+        grader=worker.graders.of(recipe.reward),
         tokenizer=worker.tokenizer,
         reward=recipe.reward,
         require_finite=require_finite,

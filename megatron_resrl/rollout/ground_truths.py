@@ -6,28 +6,29 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rewards.grader import Grader, RewardError
 
 
-def require_ground_truths(recipe: Recipe, prompts: Sequence[Prompt], grader: Grader) -> None:
+def require_ground_truths(
+    prompts: Sequence[Prompt], grader: Grader, function: str, *, environment: str | None = None
+) -> None:
     """Refuses questions whose answer the reward function cannot use. Collective.
 
-    Where an environment plays, it scores, and nothing is asked.
-
     Args:
-        recipe: All settings.
-        prompts: Of training and evaluation, the same on all ranks, which share them.
+        prompts: The same on all ranks, which share them.
         grader: This rank's grader processes.
+        function: Name of the reward function, for messages.
+        environment: Setting `rollout.environment`; an environment scores in the function's place,
+            and nothing is asked.
 
     Raises:
         InputError: On every rank, with the first such row, its value and the remedy.
         RewardError: On every rank: grader processes cannot be used.
     """
-    if recipe.rollout.environment is not None:
+    if environment is not None:
         return
     records = [prompt.record for prompt in prompts]
     # Many questions share an answer, and many files are used twice.
@@ -50,6 +51,6 @@ def require_ground_truths(recipe: Recipe, prompts: Sequence[Prompt], grader: Gra
     bad = [record for record in records if repr(record.ground_truth) in wrong]
     if bad:
         raise InputError(
-            f"reward.function = {recipe.reward.function!r} cannot use the answers of {len(bad)} of "
+            f"reward.function = {function!r} cannot use the answers of {len(bad)} of "
             f"{len(records)} questions; the first, {bad[0]}: {wrong[repr(bad[0].ground_truth)]}"
         )

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, RewardConfig
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.platform.ending import Deadline
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rewards.grader import Grader
+from megatron_resrl.rewards.grader_pools import GraderPools
 from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.engines.factory import make_engine
 from megatron_resrl.rollout.ground_truths import require_ground_truths
@@ -29,7 +29,7 @@ class RolloutWorker:
     policy: Policy
     engine: RolloutEngine
     """Answers prompts, in one turn or in several."""
-    grader: Grader
+    graders: GraderPools
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
 
@@ -52,7 +52,7 @@ def open_worker(
     *,
     trainable: bool,
     tokenizer: Any | None = None,
-    prompts: Sequence[Prompt] = (),
+    judged: Sequence[tuple[RewardConfig, Sequence[Prompt]]] = (),
 ) -> Iterator[RolloutWorker]:
     """Starts model, engine and grader processes; ends them with the block. Collective.
 
@@ -62,22 +62,23 @@ def open_worker(
         recipe: Checked settings.
         trainable: With an optimizer.
         tokenizer: The model's, where it is loaded already.
-        prompts: Whose ground truths the graders read before the model is loaded, see
-            `require_ground_truths`.
+        judged: Rewards, and the prompts whose responses each will judge; their ground truths are
+            read before the model is loaded, see `require_ground_truths`. Empty: `recipe.reward`.
     """
     deadline = Deadline()
     with contextlib.ExitStack() as last:
         last.callback(deadline.cancel)
         tokenizer = tokenizer or load_tokenizer(recipe.model)
-        with Grader(
-            recipe.reward.function,
-            workers=recipe.reward.workers,
-            timeout_s=recipe.reward.timeout_s,
-            memory_gb=recipe.reward.memory_gb,
-            log=Path(recipe.output_dir) / "rewards.log",
-        ) as grader:
+        rewards = [reward for reward, _ in judged] or [recipe.reward]
+        with GraderPools(rewards, Path(recipe.output_dir) / "rewards.log") as graders:
             with named_phase("reading of ground truths"):
-                require_ground_truths(recipe, prompts, grader)
+                for reward, prompts in judged:
+                    require_ground_truths(
+                        prompts,
+                        graders.of(reward),
+                        reward.function,
+                        environment=recipe.rollout.environment,
+                    )
             with named_phase("start of the model"):
                 policy = build_policy(recipe, trainable=trainable)
             stop = recipe.rollout.stop_token_ids or default_stop_tokens(
@@ -87,7 +88,7 @@ def open_worker(
                 engine = make_engine(recipe, policy, tokenizer, trainable=trainable)
             try:
                 with named_phase("run"):
-                    yield RolloutWorker(policy, engine, grader, tokenizer, stop)
+                    yield RolloutWorker(policy, engine, graders, tokenizer, stop)
             finally:
                 deadline.start(sys.exc_info()[1])
                 engine.close()

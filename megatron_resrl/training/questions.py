@@ -8,12 +8,13 @@ from typing import Any
 
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import DataConfig, Recipe
+from megatron_resrl.config.schema import DataConfig, Recipe, RewardConfig
 from megatron_resrl.data.digest import digest
 from megatron_resrl.data.prompts import Prompt, read_prompts
 from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.data.tokenizer import load_tokenizer
-from megatron_resrl.evaluation.run import EvaluationSet, load_evaluation_sets
+from megatron_resrl.evaluation.run import load_evaluation_sets
+from megatron_resrl.evaluation.sets import EvaluationSet
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.identity import Identity, function_content, identity_of
@@ -34,11 +35,10 @@ class Questions:
     identity: Identity
     """Of the whole run, questions included."""
 
-    @property
-    def all_prompts(self) -> list[Prompt]:
-        """Those of training and of all evaluation sets."""
-        held_out = (prompt for each in self.evaluation_sets for prompt in each.prompts)
-        return [*self.prompts, *held_out]
+    def judged(self, reward: RewardConfig) -> list[tuple[RewardConfig, list[Prompt]]]:
+        """Rewards and the prompts that each judges: `reward` those of training."""
+        sets = self.evaluation_sets
+        return [(reward, self.prompts), *((each.settings.reward, each.prompts) for each in sets)]
 
 
 def read_questions(recipe: Recipe) -> Questions:
@@ -53,6 +53,10 @@ def read_questions(recipe: Recipe) -> Questions:
     sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
     contents = {"data: questions": _content(prompts)}
     contents |= {f"evaluation: questions of {each.name}": _content(each.prompts) for each in sets}
+    for each in sets:
+        if each.settings.reward != recipe.reward:
+            function = function_content(each.settings.reward.function)
+            contents[f"evaluation: reward of {each.name}"] = function
     contents["reward: function"] = function_content(recipe.reward.function)
     if split_name(recipe.algorithm.name):
         contents["algorithm: class"] = function_content(recipe.algorithm.name)

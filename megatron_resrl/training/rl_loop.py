@@ -52,7 +52,7 @@ def train(recipe: Recipe) -> None:
             recipe,
             trainable=True,
             tokenizer=questions.tokenizer,
-            prompts=questions.all_prompts,
+            judged=questions.judged(recipe.reward),
         ) as worker:
             _train(recipe, session, questions, start, worker)
 

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 from tiny_task import read_metrics, write_task
 
 from megatron_resrl.checks.checkpoint import evaluation_metric_names
-from megatron_resrl.config.schema import EvaluationConfig
+from megatron_resrl.config.schema import EvaluationConfig, Recipe
+from megatron_resrl.evaluation.sets import evaluation_sets
 
 
 def _command(recipe: Path, *arguments: str) -> list[str]:
@@ -41,7 +42,8 @@ def straight(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_train_writes_metrics_samples_checkpoint_and_model(straight):
     metrics = read_metrics(straight)
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
-    logged = set(evaluation_metric_names(EvaluationConfig(("heldout.jsonl",), 0, 2)))
+    evaluation = EvaluationConfig(("heldout.jsonl",), 0, 2)
+    logged = set(evaluation_metric_names(evaluation_sets(Recipe(evaluation=evaluation))))
     assert logged == {name for name in metrics[0] if name.startswith("eval/")}
     assert logged < set(metrics[-1])
     for line in metrics[1:]:

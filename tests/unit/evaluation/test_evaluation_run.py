@@ -10,6 +10,7 @@ import pytest
 from tiny_task import write_task
 
 from megatron_resrl import __version__
+from megatron_resrl.checks.recipe import check_recipe
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.evaluation.results import SetResult, keep_responses, unused_names
 from megatron_resrl.evaluation.run import evaluate, evaluate_sets, graded_sets, load_evaluation_sets
@@ -32,6 +33,10 @@ def slow(response, ground_truth, **context):
     if ground_truth == "7":
         time.sleep(60)
     return float(ground_truth == "3")
+
+
+def share(response, ground_truth, *, digit, weight=1.0, **context):
+    return weight * (digit in response.split())
 """
 
 
@@ -189,3 +194,90 @@ def test_eval_prints_the_paths_it_wrote(recipe, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"written: {tmp_path / 'evaluation.json'}" in said
     assert f"written: {tmp_path / 'evaluation' / 'heldout.jsonl'}" in said
+
+
+@pytest.mark.setting("reward.options")
+def test_evaluate_judges_each_set_by_its_own_reward(quick, tmp_path, capsys):
+    slow = quick.reward.function.replace("reward.py:even", "slow.py")
+    asked = tmp_path / "asked.jsonl"
+    asked.write_text("\n".join(ROWS[:1] + ROWS[3:5]) + "\n")
+    entry = {"path": str(asked), "temperature": 1.0}
+    files = (
+        {**entry, "name": "even", "samples_per_prompt": 4, "pass_at": [2]},
+        {
+            **entry,
+            "name": "digit",
+            "reward": {"function": f"{slow}:share", "options": {"digit": "9", "weight": 0.5}},
+            "max_response_length": 5,
+            "max_prompts": 2,
+        },
+        {**entry, "name": "truth", "reward": f"{slow}:slow", "max_prompts": 1, "pass_at": [1]},
+    )
+    evaluation = replace(quick.evaluation, files=files, samples_per_prompt=3, pass_at=(1, 3))
+    recipe = replace(
+        quick,
+        output_dir=str(tmp_path / "run"),
+        evaluation=evaluation,
+        reward=replace(quick.reward, options={}),
+    )
+    assert not check_recipe(recipe, 1, "eval")
+    metrics = evaluate(recipe)
+
+    def responses(name):
+        lines = (tmp_path / "run" / "evaluation" / f"{name}.jsonl").read_text().splitlines()
+        return [json.loads(line)["responses"] for line in lines]
+
+    def even(text):
+        return bool(text.split()) and text.split()[0].isdigit() and int(text.split()[0]) % 2 == 0
+
+    found = {name: responses(name) for name in ("even", "digit", "truth")}
+    assert [[len(group) for group in groups] for groups in found.values()] == [
+        [4] * 3,
+        [3] * 2,
+        [3],
+    ]
+    for group in found["even"]:
+        assert [each["score"] for each in group] == [
+            float(even(each["response"])) for each in group
+        ]
+    for group in found["digit"]:
+        assert [each["score"] for each in group] == [
+            0.5 * ("9" in each["response"].split()) for each in group
+        ]
+        assert all(each["tokens"] <= 5 for each in group)
+    assert [each["score"] for each in found["truth"][0]] == [1.0] * 3
+    assert metrics["eval/truth/avg@3"] == metrics["eval/truth/pass@1"] == 1.0
+    for name, samples in (("even", 4), ("digit", 3)):
+        means = [sum(each["score"] for each in group) / samples for group in found[name]]
+        assert metrics[f"eval/{name}/avg@{samples}"] == pytest.approx(sum(means) / len(means))
+    # Of two drawn from four samples with c correct ones, none is with (4 - c)(3 - c) / 12.
+    counts = [sum(each["score"] for each in group) for group in found["even"]]
+    at_2 = sum(1 - max(0, (4 - c) * (3 - c)) / 12 for c in counts) / 3
+    assert metrics["eval/even/pass@2"] == pytest.approx(at_2)
+    assert "eval/even/pass@1" not in metrics
+    assert {"eval/digit/pass@1", "eval/digit/pass@3"} <= metrics.keys()
+    assert any(sum(each["score"] for each in group) for group in found["digit"])
+    summary = json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    assert summary["sets"]["digit"]["reward"] == f"{slow}:share"
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ({"reward": "maths"}, "there is no such reward function"),
+        ({"reward": {"name": "math"}}, "a reward has no key 'name'"),
+        ({"reward": {"function": "math", "options": {"x": 1}}}, "takes no option 'x'"),
+        ({"samples_per_prompt": 2.5}, "give an integer"),
+        ({"samples_per_prompt": 0}, "it must be at least 1"),
+        ({"top_p": 0}, "above 0 and at most 1"),
+        ({"pass_at": [9]}, "use k from 1 to 3"),
+        ({"max_response_length": 10**6}, "more than rollout.max_response_length"),
+        ({"temprature": 1}, "did you mean temperature?"),
+    ],
+)
+def test_check_recipe_refuses_wrong_keys_of_a_set(quick, entry, said):
+    path = quick.evaluation.files[0]
+    evaluation = replace(quick.evaluation, files=({"path": path, **entry},))
+    problems = check_recipe(replace(quick, evaluation=evaluation), 1, "eval")
+    assert {problem.setting for problem in problems} == {"evaluation.files"}
+    assert any(said in f"{problem.problem}; {problem.fix}" for problem in problems)

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from tiny_recipe import write_model
 
-from megatron_resrl.config.schema import ModelConfig, Recipe, RewardConfig, RolloutConfig
+from megatron_resrl.config.schema import ModelConfig, RewardConfig
 from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.data.records import Prompt, PromptRecord
 from megatron_resrl.data.tokenizer import load_tokenizer
@@ -106,12 +106,11 @@ def test_ground_truths_that_cannot_be_used_end_the_run_early(tmp_path: Path) -> 
     good = prompts_of(tmp_path / "good.jsonl", ["4", 1e-05, ["4", "4.0"], r"\frac{1}{2}"])
     bad = prompts_of(tmp_path / "bad.jsonl", ["4", True, "4", {"target": "3"}, True])
     with Grader("math", workers=1, timeout_s=30.0) as grader:
-        require_ground_truths(Recipe(), good, grader)
+        require_ground_truths(good, grader, "math")
         with pytest.raises(InputError) as error:
-            require_ground_truths(Recipe(), good + bad, grader)
+            require_ground_truths(good + bad, grader, "math")
         assert str(error.value) == (
             "reward.function = 'math' cannot use the answers of 3 of 9 questions; the first, "
             f"{tmp_path / 'bad.jsonl'}, line 2: the ground truth is True: give a number or text"
         )
-        played = Recipe(rollout=RolloutConfig(environment="calculator"))
-        require_ground_truths(played, bad, grader)
+        require_ground_truths(bad, grader, "math", environment="calculator")

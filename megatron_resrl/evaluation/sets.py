@@ -1,0 +1,164 @@
+"""The sets of an evaluation: whose questions, answered how, judged by which reward."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_resrl.config.problems import Problem, RecipeError
+from megatron_resrl.config.ranges import field_ranges, range_problem
+from megatron_resrl.config.schema import (
+    DataConfig,
+    EvaluationConfig,
+    Recipe,
+    RewardConfig,
+    RolloutConfig,
+)
+from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.data.question_files import QuestionFile, resolve_files
+
+SETTING = "evaluation.files"
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "samples_per_prompt": (int,),
+    "temperature": (int, float),
+    "top_p": (int, float),
+    "max_prompts": (int,),
+    "max_response_length": (int,),
+}
+"""Number that an entry may have for itself -> its types."""
+_RANGES = field_ranges(EvaluationConfig) | field_ranges(RolloutConfig)
+OWN_KEYS = ("reward", "pass_at", *_KINDS)
+"""Keys of an entry of `evaluation.files` beside those of a file of questions."""
+
+
+@dataclass(frozen=True)
+class SetSettings:
+    """How the questions of one file are answered and judged."""
+
+    file: QuestionFile
+    reward: RewardConfig
+    """With the function of this set; the other settings are those of the recipe."""
+    samples_per_prompt: int
+    temperature: float
+    top_p: float
+    pass_at: tuple[int, ...]
+    max_response_length: int
+    """Largest number of new tokens of a response."""
+    max_prompts: int | None
+    """Only the first rows of the file are read; None: all."""
+
+    @property
+    def name(self) -> str:
+        """In the metrics: the file's name without its ending, or the entry's `name`."""
+        return self.file.name
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """The questions of one file, read."""
+
+    settings: SetSettings
+    prompts: list[Prompt]
+    dropped: tuple[int, ...] = ()
+    """Rows, from 0, of the questions that are left out: too long, or without an answer."""
+
+    @property
+    def name(self) -> str:
+        """In the metrics."""
+        return self.settings.name
+
+
+def evaluation_sets(recipe: Recipe) -> list[SetSettings]:
+    """The sets of a recipe, in the order of `evaluation.files`.
+
+    Raises:
+        RecipeError: An entry is malformed, or names no file.
+    """
+    sets, problems = resolve_sets(
+        recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
+    )
+    if problems:
+        raise RecipeError(problems)
+    return sets
+
+
+def resolve_sets(
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    reward: RewardConfig,
+    max_response_length: int,
+) -> tuple[list[SetSettings], list[Problem]]:
+    """Like `evaluation_sets`, but what is wrong is returned; a missing file counts as a file.
+
+    Args:
+        evaluation: What holds where an entry says nothing, and the entries.
+        data: Columns and system prompt where an entry says nothing.
+        reward: That of training, for sets without one of their own.
+        max_response_length: That of training; a set's may be smaller.
+    """
+    files, problems = resolve_files(SETTING, evaluation.files, data, own_keys=OWN_KEYS)
+    shared = {
+        "samples_per_prompt": evaluation.samples_per_prompt,
+        "temperature": evaluation.temperature,
+        "top_p": evaluation.top_p,
+        "pass_at": evaluation.pass_at,
+        "max_prompts": evaluation.max_prompts,
+        "max_response_length": max_response_length,
+    }
+    sets: list[SetSettings] = []
+    for file in files:
+        wrong = list(_wrong_numbers(file, max_response_length)) + list(_wrong_reward(file))
+        # A pattern may stand for many files, of which each would say the same.
+        problems += [each for each in wrong if each not in problems]
+        if wrong:
+            continue
+        own = dict(file.own)
+        own_reward = _own_reward(reward, own.pop("reward", None))
+        if "pass_at" in own:
+            own["pass_at"] = tuple(own["pass_at"])
+        sets.append(SetSettings(file=file, reward=own_reward, **(shared | own)))
+    return sets, problems
+
+
+def _own_reward(shared: RewardConfig, own: str | Mapping[str, Any] | None) -> RewardConfig:
+    if own is None:
+        return shared
+    if isinstance(own, str):
+        return replace(shared, function=own, options={})
+    return replace(shared, function=own["function"], options=dict(own.get("options") or {}))
+
+
+def _wrong_numbers(file: QuestionFile, max_response_length: int) -> Iterator[Problem]:
+    for name, value in file.own.items():
+        said = {"path": file.path, name: value}
+        if name in _KINDS:
+            if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
+                kind = "an integer" if float not in _KINDS[name] else "a number"
+                yield Problem(SETTING, said, f"{name} is {value!r}", f"give {kind}")
+            elif found := range_problem(value, _RANGES[name]):
+                yield Problem(SETTING, said, f"{name}: {found[0]}", found[1])
+            elif name == "max_response_length" and value > max_response_length:
+                problem = f"more than rollout.max_response_length, which is {max_response_length}"
+                yield Problem(SETTING, said, problem, "raise that one, or use fewer tokens here")
+        elif name == "pass_at":
+            good = isinstance(value, (list, tuple)) and all(type(k) is int for k in value)
+            if not good:
+                yield Problem(SETTING, said, f"pass_at is {value!r}", "give a list like [1, 4]")
+
+
+def _wrong_reward(file: QuestionFile) -> Iterator[Problem]:
+    own = file.own.get("reward", "math")
+    fix = "give the name of a function, or {function: NAME, options: {...}}"
+    said = {"path": file.path, "reward": own}
+    if isinstance(own, Mapping):
+        unknown = [key for key in own if key not in ("function", "options")]
+        if unknown:
+            yield Problem(SETTING, said, f"a reward has no key {unknown[0]!r}", fix)
+        elif not isinstance(own.get("function"), str):
+            yield Problem(SETTING, said, "its reward has no function", fix)
+        elif not isinstance(own.get("options") or {}, Mapping):
+            yield Problem(SETTING, said, "the options of its reward are no mapping", fix)
+    elif not isinstance(own, str):
+        yield Problem(SETTING, said, f"its reward is {own!r}", fix)
