@@ -11,9 +11,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NoReturn
 
 from megatron_resrl import __version__
-from megatron_resrl.checks.facts import Target, cuda_available
+from megatron_resrl.checks.data import first_prompt
+from megatron_resrl.checks.facts import Target, cuda_available, gather_facts
 from megatron_resrl.checks.named_paths import named_paths
-from megatron_resrl.checks.recipe import inspect_recipe, prompt_preview, require_valid, size_plan
+from megatron_resrl.checks.recipe import inspect_facts, require_valid
+from megatron_resrl.checks.sizes import plan
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
@@ -120,12 +122,13 @@ def check(path: str | None, overrides: list[str]) -> int:
         return PROBLEMS
     _prepare_megatron(recipe)
     named = {problem.setting for problem in problems}
-    found = inspect_recipe(recipe, world_size, target=target)
+    facts, model_problems = gather_facts(recipe, world_size, target)
+    found = inspect_facts(facts, model_problems)
     problems += [each for each in found if each.setting not in named]
     print(recipe_yaml(recipe), end="")
-    for line in size_plan(recipe, world_size):
+    for line in plan(facts):
         print(f"# {line}")
-    if prompt := prompt_preview(recipe):
+    if prompt := first_prompt(facts):
         print(f"# {prompt}")
     has_cuda = target == "cuda" or cuda_available()
     if chosen := transfer_note(recipe.vllm, recipe.rollout, has_cuda=has_cuda):

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_resrl.checks.first_rows import FirstRows, read_first_rows
 from megatron_resrl.config.model_place import ModelPlace, find_model, read_json
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe
@@ -59,6 +60,17 @@ class Facts:
         return resolve_sets(
             recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
         )
+
+    @functools.cached_property
+    def training_rows(self) -> tuple[list[FirstRows], list[Problem]]:
+        """The first rows of the training files, and what is wrong with these files."""
+        return read_first_rows("data.train_files", self.training_files[0], self.recipe.data)
+
+    @functools.cached_property
+    def evaluation_rows(self) -> tuple[list[FirstRows], list[Problem]]:
+        """The first rows of the evaluation files, and what is wrong with these files."""
+        files = [each.file for each in self.evaluation_sets[0]]
+        return read_first_rows("evaluation.files", files, self.recipe.data)
 
     @property
     def has_cuda(self) -> bool:

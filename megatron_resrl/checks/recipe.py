@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -10,7 +10,7 @@ from megatron_resrl.checks.algorithm import ALGORITHM_CHECKS
 from megatron_resrl.checks.checkpoint import CHECKPOINT_CHECKS
 from megatron_resrl.checks.collection import COLLECTION_CHECKS
 from megatron_resrl.checks.correction import CORRECTION_CHECKS
-from megatron_resrl.checks.data import DATA_ROW_CHECKS, RUN_ROW_CHECKS, first_prompt
+from megatron_resrl.checks.data import DATA_ROW_CHECKS, RUN_ROW_CHECKS
 from megatron_resrl.checks.environments import ENVIRONMENT_CHECKS
 from megatron_resrl.checks.experts import EXPERT_CHECKS
 from megatron_resrl.checks.facts import Facts, Target, gather_facts
@@ -23,7 +23,6 @@ from megatron_resrl.checks.parallel import PARALLEL_CHECKS
 from megatron_resrl.checks.passthrough import check_passthrough
 from megatron_resrl.checks.precision import PRECISION_CHECKS
 from megatron_resrl.checks.rewards import ANSWER_CHECKS, REWARD_CHECKS
-from megatron_resrl.checks.sizes import plan
 from megatron_resrl.checks.values import check_ranges
 from megatron_resrl.checks.vllm import VLLM_CHECKS
 from megatron_resrl.checks.weights import WEIGHT_CHECKS
@@ -80,7 +79,20 @@ def inspect_recipe(
     Returns:
         Problems of the recipe and of this machine, and notes; see `Problem.kind`.
     """
-    facts, problems = gather_facts(recipe, world_size, target)
+    return inspect_facts(*gather_facts(recipe, world_size, target), command)
+
+
+def inspect_facts(
+    facts: Facts, model_problems: Sequence[Problem], command: Literal["train", "eval"] = "train"
+) -> list[Problem]:
+    """Like `inspect_recipe`, with facts that others may use, too.
+
+    Args:
+        facts: From `gather_facts`.
+        model_problems: What `gather_facts` found.
+        command: What the recipe is wanted for.
+    """
+    recipe, problems = facts.recipe, list(model_problems)
     checks = SHARED_CHECKS + (TRAINING_CHECKS if command == "train" else ())
     for check in checks:
         try:
@@ -94,18 +106,6 @@ def inspect_recipe(
         fix = "give files with questions, or a folder of them"
         problems.append(Problem("evaluation.files", (), "there is nothing to evaluate", fix))
     return problems
-
-
-def size_plan(recipe: Recipe, world_size: int) -> list[str]:
-    """Lines that say what a run takes of memory and disk; none where the model is not known."""
-    facts, _ = gather_facts(recipe, world_size)
-    return list(plan(facts))
-
-
-def prompt_preview(recipe: Recipe) -> str | None:
-    """A line with the first training question as the model is given it; None where none is."""
-    facts, _ = gather_facts(recipe, world_size=1)
-    return first_prompt(facts)
 
 
 def check_recipe(

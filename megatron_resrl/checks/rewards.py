@@ -7,15 +7,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import RewardConfig
-from megatron_resrl.data.prompts import read_records
-from megatron_resrl.data.question_files import QuestionFile
-from megatron_resrl.errors import InputError, SettingError
+from megatron_resrl.errors import SettingError
 from megatron_resrl.rewards.registry import load_reward
-
-FIRST_ROWS = 100
-"""Of each file, whose ground truths are read; a run reads all of them."""
 
 WORKERS_PER_CORE = 4
 
@@ -34,13 +30,15 @@ def _check_reward(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_evaluation_answers(facts: Facts) -> Iterator[Problem]:
+    rows = {each.file: each for each in facts.evaluation_rows[0]}
     for each in facts.evaluation_sets[0]:
-        yield from _check_answers(facts, "evaluation.files", each.file, each.reward)
+        if each.file in rows:
+            yield from _check_answers(facts, "evaluation.files", rows[each.file], each.reward)
 
 
 def _check_training_answers(facts: Facts) -> Iterator[Problem]:
-    for file in facts.training_files[0]:
-        yield from _check_answers(facts, "data.train_files", file, facts.recipe.reward)
+    for rows in facts.training_rows[0]:
+        yield from _check_answers(facts, "data.train_files", rows, facts.recipe.reward)
 
 
 def _loaded(reward: RewardConfig) -> tuple[Callable[[Any], None] | None, Problem | None]:
@@ -57,29 +55,14 @@ def _loaded(reward: RewardConfig) -> tuple[Callable[[Any], None] | None, Problem
 
 
 def _check_answers(
-    facts: Facts, setting: str, file: QuestionFile, reward: RewardConfig
+    facts: Facts, setting: str, rows: FirstRows, reward: RewardConfig
 ) -> Iterator[Problem]:
     if facts.recipe.rollout.environment is not None:
         return  # It scores in the function's place.
     check, _ = _loaded(reward)
-    if check is not None:
-        yield from _check_first_answers(setting, file, check)
-
-
-def _check_first_answers(
-    setting: str, file: QuestionFile, check: Callable[[Any], None]
-) -> Iterator[Problem]:
-    """A file that cannot be read is another check's."""
-    try:
-        records, _ = read_records(
-            file.path,
-            prompt_key=file.prompt_key,
-            answer_key=file.answer_key,
-            answer_pattern=file.answer_pattern,
-            limit=FIRST_ROWS,
-        )
-    except InputError:
+    if check is None:
         return
+    records = rows.records[:FIRST_ROWS]
     wrong = []
     for record in records:
         try:
@@ -90,7 +73,7 @@ def _check_first_answers(
         record, refusal = wrong[0]
         count = f"{len(wrong)} of the first {len(records)} answers"
         problem = f"the reward function cannot use {count}, from {record} on"
-        yield Problem(setting, file.path, problem, str(refusal))
+        yield Problem(setting, rows.file.path, problem, str(refusal))
 
 
 def _check_workers(facts: Facts) -> Iterator[Problem]:

@@ -65,55 +65,21 @@ def read_prompts(
     prompts: list[Prompt] = []
     dropped: list[int] = []
     for file in question_files("data.train_files", files, data):
-        records = load_prompts(
-            file.path,
-            prompt_key=file.prompt_key,
-            answer_key=file.answer_key,
-            answer_pattern=file.answer_pattern,
-            system_prompt=file.system_prompt,
-            data_source=file.data_source,
-            tools_key=data.tools_key,
-            limit=limit,
-        )
-        tokenized = tokenize_prompts(
-            records,
-            tokenizer,
-            max_prompt_length=data.max_prompt_length,
-            apply_chat_template=data.apply_chat_template,
-            chat_template_kwargs=data.chat_template_kwargs,
-            continue_final_message=data.continue_final_message,
-            vocab_size=vocab_size,
-        )
+        records = load_prompts(file, tools_key=data.tools_key, limit=limit)
+        tokenized = tokenize_prompts(records, tokenizer, data, vocab_size=vocab_size)
         prompts += tokenized.prompts
         dropped.append(len(tokenized.dropped))
     return prompts, dropped
 
 
 def load_prompts(
-    path: str | Path,
-    *,
-    prompt_key: str | None = None,
-    answer_key: str | None = None,
-    answer_pattern: str | None = None,
-    system_prompt: str | None = None,
-    data_source: str | None = None,
-    tools_key: str | None = "tools",
-    limit: int | None = None,
+    file: QuestionFile, *, tools_key: str | None = "tools", limit: int | None = None
 ) -> list[PromptRecord]:
     """Reads a file of questions. Reports and drops those whose prompt or answer is empty.
 
     See `read_records`, which leaves the report out.
     """
-    records, empty = read_records(
-        path,
-        prompt_key=prompt_key,
-        answer_key=answer_key,
-        answer_pattern=answer_pattern,
-        system_prompt=system_prompt,
-        data_source=data_source,
-        tools_key=tools_key,
-        limit=limit,
-    )
+    records, empty = read_records(file, tools_key=tools_key, limit=limit)
     for kind, places in empty.items():
         report = "%d questions have an empty %s and are dropped, the first: %s"
         logger.warning(report, len(places), kind, places[0])
@@ -121,29 +87,12 @@ def load_prompts(
 
 
 def read_records(
-    path: str | Path,
-    *,
-    prompt_key: str | None = None,
-    answer_key: str | None = None,
-    answer_pattern: str | None = None,
-    system_prompt: str | None = None,
-    data_source: str | None = None,
-    tools_key: str | None = "tools",
-    limit: int | None = None,
+    file: QuestionFile, *, tools_key: str | None = "tools", limit: int | None = None
 ) -> tuple[list[PromptRecord], dict[str, list[str]]]:
     """Reads a file of questions and drops those whose prompt or answer is empty.
 
-    Keys are column names; `a.b` is field b of column a. Nested columns may be structs or JSON
-    text.
-
     Args:
-        path: See `read_rows`.
-        prompt_key: See `read_messages`; None: the first of `DEFAULT_PROMPT_KEYS` that a row has.
-        answer_key: The ground truth; None: the first of `DEFAULT_ANSWER_KEYS` that a row has.
-        answer_pattern: Regular expression with one group: the part of the answer's text that is
-            the ground truth. None: all of it.
-        system_prompt: Put before the messages of every prompt that does not begin with one.
-        data_source: Name of the dataset; None: the row's `data_source`, otherwise the file's name.
+        file: Where it is, and how its rows are read.
         tools_key: See `read_tools`; rows may lack it. None: no tools.
         limit: Read no more rows than that.
 
@@ -155,26 +104,28 @@ def read_records(
         InputError: The file, a row (its line, item or row is named) or the answer pattern cannot
             be used.
     """
-    path = Path(path)
-    pattern = _compiled(answer_pattern)
-    check_text(system_prompt, "data.system_prompt")
+    path = Path(file.path)
+    pattern = _compiled(file.answer_pattern)
+    check_text(file.system_prompt, "data.system_prompt")
     records: list[PromptRecord] = []
     empty: dict[str, list[str]] = {"prompt": [], "answer": []}
     for index, (where, row) in enumerate(itertools.islice(read_rows(path), limit)):
-        asked, prompt = _prompt(row, prompt_key, where)
+        asked, prompt = _prompt(row, file.prompt_key, where)
         messages = read_messages(prompt, row, f"{where}, {asked}")
         if messages is None:
             empty["prompt"].append(f"{where}, {asked}")
             continue
-        if system_prompt is not None and messages[0]["role"] != "system":
-            messages = [{"role": "system", "content": system_prompt}, *messages]
-        key, answer = _answer(row, answer_key, where)
+        if file.system_prompt is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": file.system_prompt}, *messages]
+        key, answer = _answer(row, file.answer_key, where)
         if is_blank(answer):
             empty["answer"].append(f"{where}, {key}")
             continue
         check_text(answer, f"{where}, {key}")
         own_source = row.get("data_source")
-        source = own_source if data_source is None and not is_blank(own_source) else data_source
+        source = file.data_source
+        if source is None and not is_blank(own_source):
+            source = own_source
         check_text(source, f"{where}, data_source")
         records.append(
             PromptRecord(
@@ -198,11 +149,8 @@ def read_records(
 def tokenize_prompts(
     records: Sequence[PromptRecord],
     tokenizer: Any,
+    data: DataConfig,
     *,
-    max_prompt_length: int,
-    apply_chat_template: bool = True,
-    chat_template_kwargs: dict[str, Any] | None = None,
-    continue_final_message: bool = False,
     vocab_size: int | None = None,
 ) -> TokenizedPrompts:
     """Turns questions into what the model reads. Reports and drops those that are too long.
@@ -210,12 +158,9 @@ def tokenize_prompts(
     Args:
         records: Of one file.
         tokenizer: A Hugging Face tokenizer.
-        max_prompt_length: The largest number of tokens.
-        apply_chat_template: Format the messages with the tokenizer's chat template, up to where
-            the assistant begins. False: take each prompt's text as it is, with the special
-            tokens that the tokenizer puts before a text, unless they stand there already.
-        chat_template_kwargs: Passed to the template.
-        continue_final_message: Continue the assistant's message that a prompt ends with.
+        data: Length limit and chat template. Without the template each prompt's text is taken as it
+            is, with the special tokens that the tokenizer puts before a text, unless they stand
+            there already.
         vocab_size: Rows of the model's embedding, which has to know every token; None: any.
 
     Returns:
@@ -226,22 +171,16 @@ def tokenize_prompts(
             several messages where no template is to be applied, no tokens, or one that the model
             does not have; none is left.
     """
-    encoded = encode_prompts(
-        records,
-        tokenizer,
-        apply_chat_template=apply_chat_template,
-        chat_template_kwargs=chat_template_kwargs,
-        continue_final_message=continue_final_message,
-        vocab_size=vocab_size,
-    )
+    encoded = encode_prompts(records, tokenizer, data, vocab_size=vocab_size)
+    limit = data.max_prompt_length
     prompts, dropped = [], []
     for record, ids in zip(records, encoded, strict=True):
-        if len(ids) > max_prompt_length:
+        if len(ids) > limit:
             dropped.append(record.index)
         else:
             prompts.append(Prompt(record, tuple(ids)))
     if dropped:
-        report = report_too_long([len(ids) for ids in encoded], max_prompt_length)
+        report = report_too_long([len(ids) for ids in encoded], limit)
         if not prompts:
             raise InputError(f"{report}: nothing is left, raise the limit")
         logger.warning("%s: they are dropped", report)
@@ -251,18 +190,16 @@ def tokenize_prompts(
 def encode_prompts(
     records: Sequence[PromptRecord],
     tokenizer: Any,
+    data: DataConfig,
     *,
-    apply_chat_template: bool = True,
-    chat_template_kwargs: dict[str, Any] | None = None,
-    continue_final_message: bool = False,
     vocab_size: int | None = None,
 ) -> list[list[int]]:
     """The token ids of questions of any length; see `tokenize_prompts`."""
-    if apply_chat_template:
+    if data.apply_chat_template:
         renderer = ChatRenderer(
             tokenizer,
-            chat_template_kwargs or {},
-            continue_final_message=continue_final_message,
+            data.chat_template_kwargs,
+            continue_final_message=data.continue_final_message,
         )
         texts = [renderer.render(record) for record in records]
         encoded = _templated_ids(texts, tokenizer)

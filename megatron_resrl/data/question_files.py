@@ -31,10 +31,16 @@ class QuestionFile:
     path: str
     name: str
     """In the metrics of an evaluation."""
-    prompt_key: str | None
-    answer_key: str | None
-    answer_pattern: str | None
-    system_prompt: str | None
+    prompt_key: str | None = None
+    """Column of the question: its name, or `a.b` for field b of column a, a struct or JSON text;
+    None: the first of `prompts.DEFAULT_PROMPT_KEYS` that a row has."""
+    answer_key: str | None = None
+    """Column of the ground truth; None: the first of `prompts.DEFAULT_ANSWER_KEYS` of a row."""
+    answer_pattern: str | None = None
+    """Regular expression with one group: the part of the answer's text that is the ground truth;
+    None: all of it."""
+    system_prompt: str | None = None
+    """Put before the messages of every prompt that does not begin with one; None: nothing."""
     data_source: str | None = None
     """Given to reward functions; None: as the row or the file's name says."""
     own: dict[str, Any] = field(default_factory=dict, compare=False)

@@ -21,7 +21,7 @@ from megatron_resrl.errors import InputError, RunError, RunFileError
 from megatron_resrl.platform.cpu import adapt_megatron_core
 from megatron_resrl.platform.ending import Deadline
 from megatron_resrl.platform.launch import device_of, require_meeting_place
-from megatron_resrl.platform.phases import join_board, leave_board, named_phase
+from megatron_resrl.platform.phases import named_phase, start_heartbeat, stop_heartbeat
 
 Result = TypeVar("Result")
 
@@ -96,7 +96,7 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
                 world_size=world_size,
                 device_id=gpu,
             )
-            join_board(store, rank, world_size, _stuck_after(timeout, on_gpu=gpu is not None))
+            start_heartbeat(store, rank, world_size, _stuck_after(timeout, on_gpu=gpu is not None))
             global _object_group
             _object_group = dist.new_group(backend="gloo", timeout=timeout)
     parallel_state.destroy_model_parallel()
@@ -151,7 +151,7 @@ def shutdown() -> None:
     from megatron.core import parallel_state
 
     global _object_group
-    leave_board()
+    stop_heartbeat()
     _object_group = None
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():

@@ -1,8 +1,8 @@
-"""What every rank is doing, so that one that waits in vain can say for whom and since when.
+"""What every rank is doing, so that a rank that waits in vain can say for whom and since when.
 
-Each rank writes the phase it enters to the job's store, and a thread of it writes a sign of life
-every second. A rank that is told of a time-out or a lost peer asks the store for the others, and
-so does a thread of it when the main thread waits for longer than a collective may take.
+Each rank writes the phase it enters to the job's store, and a thread writes a heartbeat every
+second. A rank that learns of a time-out or a lost peer asks the store for the other ranks, and so
+does a thread when the main thread waits for longer than a collective may take.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ _LOST_PEER = (
 )
 """What gloo, NCCL and the store say when another rank does not answer."""
 
-SIGN_OF_LIFE_S = 1.0
-"""Seconds between a rank's signs of life."""
+HEARTBEAT_INTERVAL_S = 1.0
+"""Seconds between the heartbeats of a rank."""
 
 ANSWER_WITHIN_S = 5.0
-"""Seconds that a rank gives the others to report, too, that they wait in vain."""
+"""Seconds that a rank gives the other ranks to report, too, that they wait in vain."""
 
 _NAMED_RANKS = 8
 """Missing ranks spelled out in a message; of a whole job's, a few say it all."""
@@ -63,18 +63,18 @@ class Doing:
 
 
 @dataclass
-class _Here:
-    """This rank, and what it is doing."""
+class _RankStatus:
+    """What this rank is doing, and who watches it."""
 
     doing: Doing = field(default_factory=Doing)
     step: int | None = None
-    board: _Board | None = None
+    board: _StatusBoard | None = None
     watch: MainThreadWatch | None = None
     failed: int | None = None
     """The exception that the innermost phase has noted; by id, as it would keep tensors alive."""
 
 
-_here = _Here()
+_status = _RankStatus()
 
 
 def begin_step(step: int) -> None:
@@ -83,17 +83,17 @@ def begin_step(step: int) -> None:
     Raises the audit event `megatron_resrl.step` with the number.
     """
     sys.audit("megatron_resrl.step", step)
-    _here.step = step
+    _status.step = step
 
 
 def current_step() -> int | None:
     """The training step that is under way; None before the first."""
-    return _here.step
+    return _status.step
 
 
 def current() -> Doing:
     """What this rank is doing; may be asked from any thread."""
-    return _here.doing
+    return _status.doing
 
 
 def progress(done: int, total: int, detail: str = "") -> None:
@@ -104,12 +104,12 @@ def progress(done: int, total: int, detail: str = "") -> None:
         total: Parts in all.
         detail: More in words; empty: nothing.
     """
-    _here.doing = replace(_here.doing, done=done, total=total, detail=detail)
+    _status.doing = replace(_status.doing, done=done, total=total, detail=detail)
 
 
 def detail(text: str) -> None:
     """Says more of where the innermost phase of this rank is; what `progress` counted stays."""
-    _here.doing = replace(_here.doing, detail=text)
+    _status.doing = replace(_status.doing, detail=text)
 
 
 @contextlib.contextmanager
@@ -123,10 +123,10 @@ def named_phase(name: str) -> Iterator[None]:
         CollectiveTimeout: With the phase, this rank, what the backend said, and the ranks that
             did not answer with the phase that each was last seen to enter.
     """
-    outer, _here.doing = _here.doing, Doing(name)
+    outer, _status.doing = _status.doing, Doing(name)
     try:
-        if _here.board:
-            _here.board.write("phase", _now())
+        if _status.board:
+            _status.board.write("phase", _now())
         sys.audit("megatron_resrl.phase", name)
         yield
     except CollectiveTimeout:
@@ -135,16 +135,16 @@ def named_phase(name: str) -> Iterator[None]:
         said = str(error)
         if isinstance(error, RuntimeError) and any(words in said for words in _LOST_PEER):
             raise CollectiveTimeout(_lost_peer(said)) from error
-        if _here.board and _here.failed != id(error):
-            _here.failed = id(error)
-            _here.board.write("failed", _now() | {"cause": f"{type(error).__name__}: {error}"})
+        if _status.board and _status.failed != id(error):
+            _status.failed = id(error)
+            _status.board.write("failed", _now() | {"cause": f"{type(error).__name__}: {error}"})
         raise
     finally:
-        _here.doing = outer
+        _status.doing = outer
 
 
 def _now() -> dict[str, object]:
-    return {"phase": _here.doing.phase, "step": _here.step, "time": time.time()}
+    return {"phase": _status.doing.phase, "step": _status.step, "time": time.time()}
 
 
 def _lost_peer(said: str) -> str:
@@ -152,19 +152,19 @@ def _lost_peer(said: str) -> str:
         f"{_where()}: another rank did not take part in a collective within "
         f"parallel.timeout_minutes or has died ({said.splitlines()[0]})"
     )
-    missing = _here.board.missing() if _here.board else []
+    missing = _status.board.missing() if _status.board else []
     return "\n  ".join([text, *missing])
 
 
 def _where() -> str:
-    where = f"phase {_here.doing.phase!r}, rank {os.environ.get('RANK', '0')}"
-    return where if _here.step is None else f"{where}, step {_here.step}"
+    where = f"phase {_status.doing.phase!r}, rank {os.environ.get('RANK', '0')}"
+    return where if _status.step is None else f"{where}, step {_status.step}"
 
 
-def join_board(
+def start_heartbeat(
     store: dist.Store, rank: int, world_size: int, stuck_after_s: float | None = None
 ) -> None:
-    """Lets the other ranks see from now on what this one is doing, and this one the others.
+    """Lets the ranks see from now on what each of them is doing.
 
     Args:
         store: Of the job, reachable by all ranks.
@@ -173,24 +173,24 @@ def join_board(
         stuck_after_s: Seconds after which a main thread that does not move from a wait for other
             ranks ends the process, see `MainThreadWatch`; None: it may wait for ever.
     """
-    leave_board()
-    _here.step = None
+    stop_heartbeat()
+    _status.step = None
     if world_size > 1:
         # A connection of its own: a rank that waits for a key keeps its connection to itself.
         clone = store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
         own = dist.PrefixStore("megatron_resrl", clone)
-        _here.board = _Board(own, rank, world_size)
+        _status.board = _StatusBoard(own, rank, world_size)
         if stuck_after_s is not None:
-            _here.watch = MainThreadWatch(stuck_after_s, _end_stuck)
+            _status.watch = MainThreadWatch(stuck_after_s, _end_stuck)
 
 
-def leave_board() -> None:
-    """Ends this rank's signs of life and the watch over its main thread."""
-    if _here.watch:
-        _here.watch.close()
-    if _here.board:
-        _here.board.close()
-    _here.watch = _here.board = None
+def stop_heartbeat() -> None:
+    """Ends the heartbeat of this rank and the watch over its main thread."""
+    if _status.watch:
+        _status.watch.close()
+    if _status.board:
+        _status.board.close()
+    _status.watch = _status.board = None
 
 
 def _end_stuck(place: str) -> None:
@@ -199,12 +199,12 @@ def _end_stuck(place: str) -> None:
         f"{_where()}: this rank has waited for another one for longer than "
         f"parallel.timeout_minutes allows, in {place}"
     )
-    missing = _here.board.missing() if _here.board else []
+    missing = _status.board.missing() if _status.board else []
     error = CollectiveTimeout("\n  ".join([text, *missing]))
     end_process(error)
 
 
-class _Board:
+class _StatusBoard:
     """The ranks' notes in the store. Nothing here raises or waits for longer than said: the store
     ends with its host, and a job that has lost it must still end by itself."""
 
@@ -215,8 +215,10 @@ class _Board:
         self._closed = threading.Event()
         self._store_lost = False
         self._set(f"place/{rank}", _own_place())
-        self._life = threading.Thread(target=self._live, name="signs of life", daemon=True)
-        self._life.start()
+        self._heartbeat = threading.Thread(
+            target=self._heartbeat_loop, name="heartbeat", daemon=True
+        )
+        self._heartbeat.start()
 
     def write(self, kind: str, note: dict[str, object]) -> None:
         """Leaves a note of this rank for the others."""
@@ -226,7 +228,7 @@ class _Board:
         """Waits a few seconds for the other ranks to report that they wait, too.
 
         Returns:
-            A line for each rank that did not, those first that show no sign of life; or one line
+            A line for each rank that did not, those without a heartbeat first; or one line
             that says why nothing is known.
         """
         lines: list[str] = []
@@ -237,13 +239,13 @@ class _Board:
         return list(lines) or ["the job's store does not answer: its host, that of rank 0, is lost"]
 
     def close(self) -> None:
-        """Ends the signs of life."""
+        """Ends the heartbeat."""
         self._closed.set()
-        self._life.join(2 * SIGN_OF_LIFE_S)
+        self._heartbeat.join(2 * HEARTBEAT_INTERVAL_S)
 
-    def _live(self) -> None:
+    def _heartbeat_loop(self) -> None:
         beat = 0
-        while not self._closed.wait(SIGN_OF_LIFE_S):
+        while not self._closed.wait(HEARTBEAT_INTERVAL_S):
             beat += 1
             self._set(f"alive/{self._rank}", str(beat))
 

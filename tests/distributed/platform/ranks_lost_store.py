@@ -24,7 +24,7 @@ def main() -> None:
     with named_phase("update"):
         dist.barrier()
     if os.environ["RANK"] == "0":
-        time.sleep(1.5)  # Until after a sign of life.
+        time.sleep(1.5)  # Until after a heartbeat.
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     started = time.monotonic()
     try:

@@ -1,6 +1,6 @@
 """Two ranks: one does not arrive at a collective, and later dies. Rank 0 prints what it is told.
 
-Argument: an empty folder, in which the ranks leave signs of life.
+Argument: an empty folder, in which the ranks leave marks that they are alive.
 """
 
 from __future__ import annotations

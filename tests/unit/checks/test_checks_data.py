@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from tiny_recipe import change_json, write_recipe
 
-from megatron_resrl.checks.recipe import inspect_recipe, prompt_preview
+from megatron_resrl.checks.data import first_prompt
+from megatron_resrl.checks.facts import gather_facts
+from megatron_resrl.checks.recipe import inspect_recipe
 from megatron_resrl.config.load import load_recipe
 
 GOOD = {"prompt": "3", "answer": "4"}
@@ -161,7 +163,7 @@ def test_repeated_questions_are_noted(model, tmp_path) -> None:
 
 def test_one_prompt_is_shown_as_the_model_is_given_it(model, tmp_path) -> None:
     recipe = load_recipe(str(write_recipe(tmp_path, model)), ("--data.system_prompt=7",))
-    assert prompt_preview(recipe) == "first prompt: 2 tokens, '7 3'"
+    assert first_prompt(gather_facts(recipe, 1)[0]) == "first prompt: 2 tokens, '7 3'"
     file = write(tmp_path / "bad.jsonl", "no JSON")
     recipe = load_recipe(str(write_recipe(tmp_path, model)), (f"--data.train_files={file}",))
-    assert prompt_preview(recipe) is None
+    assert first_prompt(gather_facts(recipe, 1)[0]) is None

@@ -17,8 +17,8 @@ from transformers import (
     Qwen3MoeConfig,
 )
 
-from megatron_resrl.checks.recipe import size_plan
-from megatron_resrl.checks.sizes import disk_needed
+from megatron_resrl.checks.facts import gather_facts
+from megatron_resrl.checks.sizes import disk_needed, plan
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.schema import (
     CheckpointConfig,
@@ -146,6 +146,10 @@ def test_sizes_of_the_disk_are_one_checkpoint_more_than_kept(tmp_path):
     assert disk_needed(settings, sizes)[1] == 2 * sizes.checkpoint + sizes.export
 
 
+def plan_of(recipe: Recipe, world_size: int) -> list[str]:
+    return list(plan(gather_facts(recipe, world_size)[0]))
+
+
 def test_size_plan_counts_tokens_and_compares_with_a_device(tmp_path):
     text = {
         **as_json(PUBLISHED["Llama-3.1-8B"]),
@@ -155,7 +159,7 @@ def test_size_plan_counts_tokens_and_compares_with_a_device(tmp_path):
         "num_attention_heads": 64,
     }
     (tmp_path / "config.json").write_text(json.dumps(text))
-    lines = "\n".join(size_plan(load_recipe(None, [f"--model.path={tmp_path}"]), 1))
+    lines = "\n".join(plan_of(load_recipe(None, [f"--model.path={tmp_path}"]), 1))
     assert "70.6 billion parameters" in lines
     assert "each rank: 1.27 TB (more than the 80 GB of an H100)" in lines
     assert "256 prompts x 4 responses of up to 4096 tokens, 4,194,304 in all" in lines
@@ -173,7 +177,7 @@ def test_size_plan_counts_tokens_and_compares_with_a_device(tmp_path):
 def test_size_plan_survives_a_wrong_recipe(tmp_path, given):
     text = as_json(tiny_families.family_configs()["llama"])
     (tmp_path / "config.json").write_text(json.dumps(text))
-    lines = size_plan(load_recipe(None, [f"--model.path={tmp_path}", given]), 1)
+    lines = plan_of(load_recipe(None, [f"--model.path={tmp_path}", given]), 1)
     assert len(lines) in (0, 4)
 
 
@@ -182,4 +186,4 @@ def test_size_plan_survives_a_wrong_recipe(tmp_path, given):
 def test_size_plan_survives_a_wrong_config(tmp_path, name, value):
     text = as_json(tiny_families.family_configs()["qwen2"]) | {name: value}
     (tmp_path / "config.json").write_text(json.dumps(text))
-    assert len(size_plan(load_recipe(None, [f"--model.path={tmp_path}"]), 1)) in (0, 4)
+    assert len(plan_of(load_recipe(None, [f"--model.path={tmp_path}"]), 1)) in (0, 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from questions import tokenize_prompts
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
@@ -16,7 +17,7 @@ from transformers import (
     Qwen2Tokenizer,
 )
 
-from megatron_resrl.data.prompts import PromptRecord, tokenize_prompts
+from megatron_resrl.data.prompts import PromptRecord
 
 WITH_BOS = "{{ bos_token }}{% for m in messages %}{{ m.content }}{% endfor %}"
 WITHOUT = "{% for m in messages %}{{ m.content }}{% endfor %}"

@@ -14,8 +14,9 @@ import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from questions import load_prompts
 
-from megatron_resrl.data.prompts import PromptRecord, load_prompts
+from megatron_resrl.data.prompts import PromptRecord
 from megatron_resrl.errors import InputError
 
 USER = {"role": "user", "content": "1+1?"}

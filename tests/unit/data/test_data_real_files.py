@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-from megatron_resrl.data.prompts import load_prompts
+from questions import load_prompts
 
 GSM8K = {"prompt_key": "question", "answer_pattern": "#### (.+)"}
 PROBLEM = {"prompt_key": "problem"}

@@ -6,12 +6,13 @@ import logging
 from typing import Any
 
 import pytest
+from questions import tokenize_prompts
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from megatron_resrl.data.prompts import PromptRecord, tokenize_prompts
+from megatron_resrl.data.prompts import PromptRecord
 from megatron_resrl.errors import InputError
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<start>", "<end>")

@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
+from questions import load_prompts
 
 from megatron_resrl.data.messages import read_messages, read_tools
-from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.errors import InputError
 
 USER = {"role": "user", "content": "weather in Paris?"}

@@ -10,8 +10,8 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
+from questions import load_prompts
 
-from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.errors import InputError
 

@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from questions import load_prompts, tokenize_prompts
 from unit.data.test_data_tokenize import SPECIAL, TEMPLATE, build_tokenizer
 
-from megatron_resrl.data.prompts import PromptRecord, load_prompts, tokenize_prompts
+from megatron_resrl.data.prompts import PromptRecord
 from megatron_resrl.errors import InputError
 
 CHATML = (

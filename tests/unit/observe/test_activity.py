@@ -23,9 +23,9 @@ from megatron_resrl.platform.phases import begin_step, named_phase, progress
 
 @pytest.fixture(autouse=True)
 def before_the_first_step():
-    phases._here.step = None
+    phases._status.step = None
     yield
-    phases._here.step = None
+    phases._status.step = None
 
 
 def test_activity_describes_a_phase_by_its_parts() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from questions import load_prompts
 
-from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.rewards.integer import integer_reward
 
 words = st.text(

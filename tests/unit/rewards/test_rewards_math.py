@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy
 import pytest
+from questions import load_prompts
 
-from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.rewards.math import check_ground_truth, math_reward
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from questions import load_prompts
 from tiny_recipe import write_model
 
 from megatron_resrl.config.schema import ModelConfig, RewardConfig
-from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.data.records import Prompt, PromptRecord
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.diagnostics.step_metrics import batch_metrics

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch.distributed as dist
 
-from megatron_resrl.platform.phases import begin_step, join_board
+from megatron_resrl.platform.phases import begin_step, start_heartbeat
 from megatron_resrl.training.interruption import Interrupted, Interruption
 
 
@@ -98,7 +98,7 @@ def test_ctrl_c_ends_like_sigterm_once_steps_have_begun(tmp_path, capfd):
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
     finally:
-        join_board(dist.HashStore(), 0, 1)
+        start_heartbeat(dist.HashStore(), 0, 1)
 
 
 def test_ctrl_c_before_the_first_step_ends_at_once(tmp_path):
@@ -112,4 +112,4 @@ def test_torchrun_repeats_the_ctrl_c_of_a_terminal(tmp_path, monkeypatch):
     try:
         assert interrupted(tmp_path, signal.SIGINT, signal.SIGINT) == 130
     finally:
-        join_board(dist.HashStore(), 0, 1)
+        start_heartbeat(dist.HashStore(), 0, 1)
