@@ -1,4 +1,4 @@
-"""The first rows of question files, through the reader as a run does it; read once for all checks."""
+"""The first rows of question files, as the reader of a run reads them; once for all checks."""
 
 from __future__ import annotations
 
