@@ -196,7 +196,7 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
     _adapt()
     from megatron_resrl.platform.libraries import prepare_libraries
 
-    prepare_libraries(recipe)
+    prepare_libraries(recipe.precision, recipe.rollout)
     return recipe
 
 

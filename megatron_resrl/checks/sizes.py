@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_resrl.checks.facts import Facts
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.platform.disk import existing_parent, in_words
 from megatron_resrl.policy.sizes import Sizes, sizes_of
 
@@ -16,7 +16,7 @@ _DEVICE_BYTES = 80e9
 """Of an H100, the device to compare with where there is none."""
 
 
-def disk_needed(recipe: Recipe, sizes: Sizes) -> tuple[int, int]:
+def disk_needed(recipe: RunSettings, sizes: Sizes) -> tuple[int, int]:
     """Bytes that must be free for the run: for its first checkpoint, and for all that it keeps.
 
     What is there already is replaced: a new checkpoint is written before an old one is deleted.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_resrl.config.schema import EvaluationConfig
 from megatron_resrl.evaluation.metrics import evaluation_metrics
 from megatron_resrl.evaluation.sets import EvaluationSet
 from megatron_resrl.rollout.collect import Sample
@@ -109,6 +110,11 @@ class SetResult:
                 "ground_truth": str(record.ground_truth),
                 "responses": [_readable(sample) for sample in samples],
             }
+
+
+def responses_folder(evaluation: EvaluationConfig, output_dir: str) -> Path | None:
+    """Where responses of evaluations in training are kept; None: they are not."""
+    return Path(output_dir) / SUMMARY if evaluation.keep_responses else None
 
 
 def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None) -> list[Path]:

@@ -20,7 +20,6 @@ from megatron_resrl.data.prompts import read_prompts
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.results import (
-    SUMMARY,
     SetResult,
     keep_responses,
     unused_names,
@@ -54,29 +53,31 @@ def load_evaluation_sets(
 
 
 def evaluate_sets(
-    sets: Sequence[EvaluationSet], worker: RolloutWorker, recipe: Recipe, step: int | None = None
+    sets: Sequence[EvaluationSet],
+    worker: RolloutWorker,
+    seed: int,
+    step: int,
+    folder: Path | None,
 ) -> dict[str, float]:
     """Samples and grades every set with the policy's current weights. Collective.
 
     Args:
         sets: Questions.
         worker: Answers and grades them.
-        recipe: All settings.
-        step: Training steps taken; if given and `evaluation.keep_responses` is set, rank 0 writes
-            the responses to `<output_dir>/evaluation/step_<step>`.
+        seed: Of the run.
+        step: Training steps taken.
+        folder: Rank 0 writes the responses to `step_<step>` below it; None: they are not kept.
 
     Returns:
         `eval/<set>/<metric>`, see `SetResult.metrics`.
     """
-    results = graded_sets(sets, worker, recipe)
-    if step is not None and recipe.evaluation.keep_responses and dist.get_rank() == 0:
-        keep_responses(results, Path(recipe.output_dir) / SUMMARY / f"step_{step:06d}", step)
+    results = graded_sets(sets, worker, seed)
+    if folder is not None and dist.get_rank() == 0:
+        keep_responses(results, folder / f"step_{step:06d}", step)
     return _named_metrics(results)
 
 
-def graded_sets(
-    sets: Sequence[EvaluationSet], worker: RolloutWorker, recipe: Recipe
-) -> list[SetResult]:
+def graded_sets(sets: Sequence[EvaluationSet], worker: RolloutWorker, seed: int) -> list[SetResult]:
     """All responses to every set, graded. Collective.
 
     The random numbers are the same at every call, so that two evaluations of one run differ by
@@ -92,14 +93,14 @@ def graded_sets(
             temperature=settings.temperature,
             top_p=settings.top_p,
         )
-        seed = (recipe.seed, EVALUATION_STREAM, number)
-        request = GenerationRequest.of_prompts(each.prompts, sampling, seed)
+        key = (seed, EVALUATION_STREAM, number)
+        request = GenerationRequest.of_prompts(each.prompts, sampling, key)
         responses = worker.engine.generate(request)
         require_finite_responses(
             each.prompts,
             responses,
             worker.policy,
-            recipe.model.path,
+            worker.model_path,
             phase=f"evaluation of {each.name}",
         )
         grader = worker.graders.of(settings.reward)
@@ -131,7 +132,7 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
         sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
         judged = [(each.settings.reward, each.prompts) for each in sets]
         with open_worker(recipe, trainable=False, tokenizer=tokenizer, judged=judged) as worker:
-            results = graded_sets(sets, worker, recipe)
+            results = graded_sets(sets, worker, recipe.seed)
         metrics = _named_metrics(results)
         if dist.get_rank() == 0:
             for name, value in metrics.items():

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 
 import torch
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import PrecisionConfig
+from megatron_resrl.config.schema_rollout import RolloutConfig
 
 _ON_CUDA = {
     # Kernels start in the order in which they are issued, which megatron-core's overlap of
@@ -31,12 +32,17 @@ _DETERMINISTIC = {
 
 
 def library_variables(
-    recipe: Recipe, environment: Mapping[str, str], *, cuda: bool
+    precision: PrecisionConfig,
+    rollout: RolloutConfig,
+    environment: Mapping[str, str],
+    *,
+    cuda: bool,
 ) -> dict[str, str]:
     """Variables to set before the first CUDA call; what the user has set stays.
 
     Args:
-        recipe: The settings.
+        precision: Whether the run is to be deterministic.
+        rollout: Where the engine runs.
         environment: Of the process.
         cuda: Whether this machine has CUDA devices.
 
@@ -52,17 +58,17 @@ def library_variables(
     chosen: dict[str, str] = {}
     if cuda:
         chosen |= {name: value for name, value in _ON_CUDA.items() if name not in environment}
-        shared = recipe.rollout.engine == "vllm" and recipe.rollout.placement == "colocated"
+        shared = rollout.engine == "vllm" and rollout.placement == "colocated"
         if not shared and not any(name in environment for name in _ALLOCATOR):
             chosen["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
-    if recipe.precision.deterministic:
+    if precision.deterministic:
         chosen |= _DETERMINISTIC
     return chosen
 
 
-def prepare_libraries(recipe: Recipe) -> None:
+def prepare_libraries(precision: PrecisionConfig, rollout: RolloutConfig) -> None:
     """Sets `library_variables` for this process and its children, and has torch refuse what is
     computed differently each time where `precision.deterministic` asks for that."""
-    os.environ |= library_variables(recipe, os.environ, cuda=torch.cuda.is_available())
-    if recipe.precision.deterministic:
+    os.environ |= library_variables(precision, rollout, os.environ, cuda=torch.cuda.is_available())
+    if precision.deterministic:
         torch.use_deterministic_algorithms(True)

@@ -32,6 +32,8 @@ class RolloutWorker:
     graders: GraderPools
     tokenizer: Any
     stop_token_ids: tuple[int, ...]
+    model_path: str
+    """Setting `model.path`, for messages."""
 
 
 def build_policy(recipe: Recipe, *, trainable: bool = True) -> Policy:
@@ -88,7 +90,7 @@ def open_worker(
                 engine = make_engine(recipe, policy, tokenizer, trainable=trainable)
             try:
                 with named_phase("run"):
-                    yield RolloutWorker(policy, engine, graders, tokenizer, stop)
+                    yield RolloutWorker(policy, engine, graders, tokenizer, stop, recipe.model.path)
             finally:
                 deadline.start(sys.exc_info()[1])
                 engine.close()

@@ -16,6 +16,7 @@ from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.diagnostics.records import complete, readable
 from megatron_resrl.diagnostics.standard import standard_observers
 from megatron_resrl.diagnostics.without_signal import WithoutSignal
+from megatron_resrl.evaluation.results import responses_folder
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.observe.phases import PHASES, phase
 from megatron_resrl.platform.distributed import run_on_every_rank
@@ -78,11 +79,13 @@ def _train(
     def state() -> StageState:
         return StageState(rollouts.sampler.state_dict(), {"in_flight": rollouts.in_flight()})
 
+    kept = responses_folder(recipe.evaluation, recipe.output_dir)
+    sets = questions.evaluation_sets
     stage = Stage(
         headline="reward/mean",
         state=state,
         phases=PHASES,
-        evaluate=lambda step: evaluate_sets(questions.evaluation_sets, worker, recipe, step),
+        evaluate=lambda step: evaluate_sets(sets, worker, recipe.seed, step, kept),
         evaluate_every=recipe.evaluation.every,
         on_saved=lambda step: rollout_log.discard(until=step),
     )

@@ -12,7 +12,12 @@ from tiny_task import write_task
 from megatron_resrl import __version__
 from megatron_resrl.checks.recipe import check_recipe
 from megatron_resrl.config.load import load_recipe
-from megatron_resrl.evaluation.results import SetResult, keep_responses, unused_names
+from megatron_resrl.evaluation.results import (
+    SetResult,
+    keep_responses,
+    responses_folder,
+    unused_names,
+)
 from megatron_resrl.evaluation.run import evaluate, evaluate_sets, graded_sets, load_evaluation_sets
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.rollout.worker import open_worker
@@ -77,7 +82,7 @@ def worker(quick):
 def texts(worker, recipe, **settings) -> list[list[str]]:
     """[questions][samples] of responses under changed settings."""
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, **settings))
-    (result,) = graded_sets(load_evaluation_sets(recipe, worker.tokenizer), worker, recipe)
+    (result,) = graded_sets(load_evaluation_sets(recipe, worker.tokenizer), worker, recipe.seed)
     return [[r["response"] for r in line["responses"]] for line in result.lines(None)]
 
 
@@ -100,7 +105,8 @@ def test_evaluation_samples_with_its_temperature_and_top_p(worker, quick):
 def test_keep_responses_writes_every_response_with_its_step(worker, quick, tmp_path):
     recipe = replace(quick, output_dir=str(tmp_path))
     sets = load_evaluation_sets(recipe, worker.tokenizer)
-    metrics = evaluate_sets(sets, worker, recipe, 20)
+    folder = responses_folder(recipe.evaluation, recipe.output_dir)
+    metrics = evaluate_sets(sets, worker, recipe.seed, 20, folder)
     path = tmp_path / "evaluation" / "step_000020" / "heldout.jsonl"
     lines = [json.loads(line) for line in path.read_text().split("\n")[:-1]]
     assert [(line["step"], line["row"], line["question"]) for line in lines] == [
@@ -113,14 +119,15 @@ def test_keep_responses_writes_every_response_with_its_step(worker, quick, tmp_p
     assert metrics["eval/heldout/avg@3"] == pytest.approx(sum(map(sum, scores)) / 9)
     cut = [r["finish_reason"] == "length" for line in lines for r in line["responses"]]
     assert metrics["eval/heldout/truncated"] == sum(cut) / 9
-    off = replace(recipe, evaluation=replace(recipe.evaluation, keep_responses=False))
-    assert evaluate_sets(sets, worker, off, 21) == metrics
+    off = replace(recipe.evaluation, keep_responses=False)
+    folder = responses_folder(off, recipe.output_dir)
+    assert evaluate_sets(sets, worker, recipe.seed, 21, folder) == metrics
     assert sorted(folder.name for folder in (tmp_path / "evaluation").iterdir()) == ["step_000020"]
 
 
 def test_keep_responses_keeps_line_ends_inside_of_text(worker, quick, tmp_path):
     (questions,) = load_evaluation_sets(quick, worker.tokenizer)
-    (result,) = graded_sets([questions], worker, quick)
+    (result,) = graded_sets([questions], worker, quick.seed)
     odd = [replace(sample, text="a\u2028b\x85c\nd") for sample in result.samples]
     for _ in range(2):
         (path,) = keep_responses([SetResult(questions, odd)], tmp_path, 1)

@@ -22,7 +22,8 @@ DETERMINISTIC = {
 def chosen(
     *overrides: str, environment: dict[str, str] | None = None, cuda: bool = True
 ) -> dict[str, str]:
-    return library_variables(load_recipe(None, overrides), environment or {}, cuda=cuda)
+    recipe = load_recipe(None, overrides)
+    return library_variables(recipe.precision, recipe.rollout, environment or {}, cuda=cuda)
 
 
 def test_prepare_libraries_sets_cuda_defaults_unless_given() -> None:
@@ -66,7 +67,8 @@ def test_deterministic_run_replaces_switches_that_change_bits(
     assert not set(DETERMINISTIC) & set(chosen())
     precision = load_recipe(None, [on]).precision
     assert transformer_precision(precision)["deterministic_mode"] is True
-    prepare_libraries(load_recipe(None, [on]))
+    recipe = load_recipe(None, [on])
+    prepare_libraries(recipe.precision, recipe.rollout)
     try:
         assert torch.are_deterministic_algorithms_enabled()
         assert os.environ.items() >= DETERMINISTIC.items()
