@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import logging
 import threading
@@ -9,8 +10,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from types import TracebackType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -47,7 +47,7 @@ class _Running(NamedTuple):
                 self.thread.join()
 
 
-class CheckpointSaver:
+class CheckpointSaver(contextlib.AbstractContextManager):
     """Writes checkpoints, one at a time, in a thread of each rank or while the caller waits.
 
     In the background, a step is held up only while what training changes is copied to host memory
@@ -179,15 +179,8 @@ class CheckpointSaver:
     def _note(self, what: str, seconds: float) -> None:
         self._times[what] = self._times.get(what, 0.0) + seconds
 
-    def __enter__(self) -> CheckpointSaver:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: Any) -> None:
+        _, error, _ = raised
         if error is None:
             self.wait()
         elif self._running is not None:

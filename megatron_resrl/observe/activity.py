@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
-from types import TracebackType
 
 from megatron_resrl.platform import phases
 
@@ -59,7 +59,7 @@ spoken = Spoken()
 """Of this process; the progress display takes part."""
 
 
-class Activity:
+class Activity(contextlib.AbstractContextManager):
     """While the block runs, a thread logs what this rank does whenever all is silent for long."""
 
     def __init__(self, silence_s: float = SILENCE_S) -> None:
@@ -85,12 +85,7 @@ class Activity:
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         logging.getLogger().removeHandler(spoken)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Protocol
 
 from megatron_resrl.errors import InputError
@@ -21,7 +21,7 @@ class _Sink(Protocol):
     def close(self) -> None: ...
 
 
-class MetricsLogger:
+class MetricsLogger(contextlib.AbstractContextManager):
     """Writes metrics and sample responses of a run. For one rank only: others construct none.
 
     `<output_dir>/metrics.jsonl` has one object per step: `step`, `time` (seconds since 1970) and
@@ -105,15 +105,7 @@ class MetricsLogger:
         for sink in self._sinks:
             sink.close()
 
-    def __enter__(self) -> MetricsLogger:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -7,6 +7,7 @@ once: there is nothing to save.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -14,7 +15,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn
 
 import torch.distributed as dist
@@ -51,7 +52,7 @@ class Interrupted(RunError):
         self.status = status
 
 
-class Interruption:
+class Interruption(contextlib.AbstractContextManager):
     """Takes note of signals while the block runs; every rank opens one.
 
     Args:
@@ -109,12 +110,7 @@ class Interruption:
             self._previous = {each: signal.signal(each, self._note) for each in SIGNALS}
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for each, handler in self._previous.items():
             signal.signal(each, handler)
 

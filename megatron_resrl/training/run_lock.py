@@ -22,7 +22,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.platform.distributed import run_on_rank_zero
@@ -75,7 +74,7 @@ class Holder:
         )
 
 
-class RunLock:
+class RunLock(contextlib.AbstractContextManager):
     """Holds the lock of an output directory while the block runs. Every rank opens one.
 
     Rank 0 takes it; where it cannot, all ranks end alike.
@@ -108,12 +107,7 @@ class RunLock:
         run_on_rank_zero(self._take)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._own is None:
             return
         self._ended.set()
