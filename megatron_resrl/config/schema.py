@@ -249,8 +249,8 @@ class ResrlConfig:
     `random`, the group's weights dealt to its incorrect tokens. `inverted`: 1 + floor - weight,
     most where the method punishes least."""
     refresh: Literal["rollout", "minibatch"] = "rollout"
-    """`rollout`: weights of pass 1 serve all updates of a step; `minibatch`: made anew with the
-    current policy before each update (the released code)."""
+    """`rollout`: reuse the weights of the scoring pass for all updates of the step; `minibatch`:
+    compute them anew with the current policy before each update (the released code)."""
     mask_think: bool = False
     """Keep tokens between the think markers out of the subspace and the quantiles, and do not
     punish those of wrong responses (weight 0)."""

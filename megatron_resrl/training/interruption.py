@@ -1,7 +1,7 @@
-"""A run that is asked to end: it finishes its step, saves, and says so.
+"""A run that a signal asks to end finishes its step, saves, and says so.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 to any rank count for all. A handler only takes a note; the
-ranks look at their notes together when a step is done. Ctrl-C before the first step ends the run at
+ranks compare their notes when a step is done. Ctrl-C before the first step ends the run at
 once: there is nothing to save.
 """
 
@@ -26,20 +26,21 @@ from megatron_resrl.platform.phases import current_step, named_phase
 
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 """SIGUSR1: the time limit is near. SIGINT: Ctrl-C. SIGTERM: end now, as Slurm, Kubernetes and
-torchrun say it. Of several the last one here counts."""
+torchrun say it. Of several signals the last one in this list counts."""
 
 FILE = "interrupted.json"
-"""Below the output directory: there while the run stands interrupted, gone once it goes on."""
+"""Below the output directory: there while the run is interrupted, deleted when it resumes."""
 
 SAME_REQUEST_S = 5.0
-"""A SIGTERM that comes so soon after the first is the same request: Slurm signals torchrun and its
-ranks, and torchrun tells the ranks again. So it is with Ctrl-C, which reaches all of a terminal."""
+"""Seconds within which a second SIGTERM is the same request: Slurm signals torchrun and its ranks,
+and torchrun signals the ranks again. The same holds for Ctrl-C, which reaches all processes of a
+terminal."""
 
 _NOTED = {
     signal.SIGINT: "Ctrl-C: this step is finished and saved, then the run ends; "
     "Ctrl-C again ends it now\n"
 }
-"""What is said at once."""
+"""Signal -> what is printed as soon as it arrives."""
 
 
 class Interrupted(RunError):
@@ -65,7 +66,8 @@ class Interruption(contextlib.AbstractContextManager):
     def __init__(self, output_dir: Path, exit_code: int | None) -> None:
         self._file = output_dir / FILE
         self._exit_code = exit_code
-        # Places in SIGNALS, from 1. By this rank: a SIGTERM after the others' first is its first.
+        # Highest-priority signal that this rank, and that any rank, has received: its index in
+        # SIGNALS, from 1. A SIGTERM that other ranks got before may still be this rank's first.
         self._received = 0
         self._agreed = 0
         self._first_at = 0.0

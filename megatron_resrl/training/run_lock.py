@@ -29,7 +29,7 @@ from megatron_resrl.platform.distributed import run_on_rank_zero
 logger = logging.getLogger(__name__)
 
 FILE = "run.lock"
-BEAT_S = 5.0
+HEARTBEAT_INTERVAL_S = 5.0
 """Seconds between heartbeats."""
 SILENCE_S = 60.0
 """A holder on another host that shows no heartbeat for so many seconds has died."""
@@ -59,9 +59,9 @@ class Holder:
     restarts: int = 0
     """Times that Slurm had started the job before."""
     machine: str = ""
-    """Of the host: boot and process namespace, within which `pid` names a process."""
+    """Boot and process namespace of the host, within which `pid` names a process."""
     born: str = ""
-    """Start of the process in the kernel's time, because numbers of processes come again."""
+    """Start of the process in the kernel's time, because process numbers are reused."""
     token: str = ""
     """Differs between any two locks."""
 
@@ -87,7 +87,7 @@ class RunLock(contextlib.AbstractContextManager):
     def __init__(self, output_dir: Path) -> None:
         self.path = Path(output_dir) / FILE
         self._own: Holder | None = None
-        self._ended = threading.Event()
+        self._stop = threading.Event()
         self._taken_by: Holder | None = None
         self._thread: threading.Thread | None = None
 
@@ -110,7 +110,7 @@ class RunLock(contextlib.AbstractContextManager):
     def __exit__(self, *_: object) -> None:
         if self._own is None:
             return
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
         found = read_holder(self.path)
         if found is not None and found.token == self._own.token:
@@ -140,11 +140,11 @@ class RunLock(contextlib.AbstractContextManager):
                 "directory that this user may write"
             ) from error
         self._own = own
-        self._thread = threading.Thread(target=self._beat, name="heartbeat", daemon=True)
+        self._thread = threading.Thread(target=self._heartbeat_loop, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
+    def _heartbeat_loop(self) -> None:
+        while not self._stop.wait(HEARTBEAT_INTERVAL_S):
             # A file system may be away for a while; a lock that was deleted by hand stays away.
             with contextlib.suppress(OSError):
                 found = read_holder(self.path)
@@ -235,16 +235,16 @@ def _alive(path: Path, holder: Holder | None, own: Holder) -> bool:
         holder or "a run that did not write it whole",
         SILENCE_S,
     )
-    first, deadline = _beat_seen(path), time.monotonic() + SILENCE_S
+    first, deadline = _last_heartbeat(path), time.monotonic() + SILENCE_S
     while time.monotonic() < deadline:
         time.sleep(min(1.0, SILENCE_S / 10))
-        seen = _beat_seen(path)
+        seen = _last_heartbeat(path)
         if seen != first:
             return seen is not None  # None: it has ended in the meantime.
     return False
 
 
-def _beat_seen(path: Path) -> int | None:
+def _last_heartbeat(path: Path) -> int | None:
     """The last change of a file, read past the cache of a network file system."""
     try:
         with path.open("rb") as file:

@@ -111,7 +111,7 @@ def _start_over(output_dir: Path) -> None:
 
 
 def _compare(checkpoint: Path, identity: Identity, settings: RunSettings) -> bool:
-    """Says how the run differs from the checkpoint's.
+    """Says how this run differs from that of the checkpoint.
 
     Returns:
         Whether its data or their order do.

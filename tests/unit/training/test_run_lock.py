@@ -132,7 +132,7 @@ def test_run_lock_that_names_nobody_is_watched_too(tmp_path, monkeypatch, conten
 
 
 def test_run_lock_tells_a_run_that_its_folder_was_taken(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
+    monkeypatch.setattr(run_lock, "HEARTBEAT_INTERVAL_S", 0.01)
     with RunLock(tmp_path) as lock:
         change(tmp_path, token="of another run", pid=4711)
         lock._thread.join(60)
@@ -151,7 +151,7 @@ def test_keys_are_not_written_down(tmp_path, monkeypatch, given):
 
 
 def test_heartbeats_change_the_time_of_the_lock(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_lock, "BEAT_S", 0.01)
+    monkeypatch.setattr(run_lock, "HEARTBEAT_INTERVAL_S", 0.01)
     with RunLock(tmp_path):
         path = tmp_path / run_lock.FILE
         os.utime(path, (0, 0))
