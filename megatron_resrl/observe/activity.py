@@ -1,4 +1,4 @@
-"""What a run is doing right now, in words; and lines of it where nothing else is said for long."""
+"""What a run is doing right now, in words; logged when nothing else is written for long."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def describe(doing: phases.Doing) -> str:
     return f"{text}, {doing.detail}" if doing.detail else text
 
 
-class Spoken(logging.Handler):
-    """When something was last said, by a logger or by whoever calls `now`; says nothing itself."""
+class LastOutput(logging.Handler):
+    """When something was last written, by a logger or by whoever calls `touch`; writes nothing."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -48,19 +48,19 @@ class Spoken(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Takes note of a record."""
-        self.now()
+        self.touch()
 
-    def now(self) -> None:
-        """Takes note of something that was written otherwise."""
+    def touch(self) -> None:
+        """Takes note of text that was not written by a logger."""
         self.at = time.monotonic()
 
 
-spoken = Spoken()
+last_output = LastOutput()
 """Of this process; the progress display takes part."""
 
 
 class Activity(contextlib.AbstractContextManager):
-    """While the block runs, a thread logs what this rank does whenever all is silent for long."""
+    """While the block runs, a thread logs what this rank does whenever nothing is written for long."""
 
     def __init__(self, silence_s: float = SILENCE_S) -> None:
         """
@@ -73,19 +73,19 @@ class Activity(contextlib.AbstractContextManager):
 
     def _watch(self) -> None:
         while not self._ended.wait(min(1.0, self._silence_s / 4)):
-            if time.monotonic() - spoken.at >= self._silence_s:
+            if time.monotonic() - last_output.at >= self._silence_s:
                 doing, step = phases.current(), phases.current_step()
                 where = "" if step is None else f"step {step}: "
                 seconds = time.monotonic() - doing.since
                 logger.info("%s%s, for %.0f s", where, describe(doing), seconds)
 
     def __enter__(self) -> Activity:
-        spoken.now()
-        logging.getLogger().addHandler(spoken)
+        last_output.touch()
+        logging.getLogger().addHandler(last_output)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
-        logging.getLogger().removeHandler(spoken)
+        logging.getLogger().removeHandler(last_output)

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from tqdm import tqdm
 
-from megatron_resrl.observe.activity import describe, spoken
+from megatron_resrl.observe.activity import describe, last_output
 from megatron_resrl.platform import phases
 
 REFRESH_S = 1.0
@@ -94,7 +94,7 @@ class Progress:
                 f"{left} left",
             )
             print("  ".join(filter(None, parts)), file=self._stream, flush=True)
-            spoken.now()
+            last_output.touch()
 
     def message(self, text: str) -> None:
         """Writes a line without tearing the bar apart."""
@@ -102,7 +102,7 @@ class Progress:
             self._bar.write(text, file=self._stream)
         elif self._lines:
             print(text, file=self._stream, flush=True)
-            spoken.now()
+            last_output.touch()
 
     def close(self) -> None:
         """Leaves the finished bar on the terminal."""
@@ -117,4 +117,4 @@ class Progress:
         while not self._ended.wait(REFRESH_S):
             parts = [self._headline, describe(phases.current())]
             self._bar.set_postfix_str(", ".join(filter(None, parts)), refresh=True)
-            spoken.now()
+            last_output.touch()

@@ -1,4 +1,4 @@
-"""Weights & Biases beside a run: whatever the service does is no concern of training."""
+"""Weights & Biases beside a run: no failure of the service ends or delays training."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 START_S = 60.0
-"""Seconds in which the service has to answer when a run is begun."""
+"""Seconds in which the service has to answer when a run starts."""
 
 FINISH_S = 60.0
-"""Seconds that a run waits at its end for metrics that are still under way."""
+"""Seconds that a run waits at its end for metrics in flight."""
 
 _QUEUED = 100_000
-"""Steps that wait for the service; those after them are left out."""
+"""Steps that may wait for the service; further steps are left out."""
 
 _SYNC = "`wandb sync` sends it later"
 
@@ -113,12 +113,12 @@ class WeightsAndBiases:
             try:
                 run.log(item[1], step=item[0])
             except Exception as error:  # Whatever a service raises must not end the thread.
-                self._warn(f"step {item[0]} is not logged ({_said(error)})")
+                self._warn(f"step {item[0]} is not logged ({_summary(error)})")
         if run is not None:
             try:
                 run.finish()
             except Exception as error:
-                self._warn(f"the run is not finished there ({_said(error)})")
+                self._warn(f"the run is not finished there ({_summary(error)})")
 
     def _begin(self) -> Any:
         """The service's run; one that is kept on disk; None if there is neither."""
@@ -133,7 +133,7 @@ class WeightsAndBiases:
             limits = wandb.Settings(init_timeout=START_S) if hasattr(wandb, "Settings") else None
             return wandb.init(**self._arguments, settings=limits)
         except Exception as error:
-            first = _said(error)
+            first = _summary(error)
         try:
             run = wandb.init(**self._arguments, mode="offline")
         except Exception:
@@ -156,5 +156,5 @@ def _asks_for_a_key(wandb: Any) -> bool:
     return getattr(getattr(wandb, "api", None), "api_key", "unknown") is None
 
 
-def _said(error: Exception) -> str:
+def _summary(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
