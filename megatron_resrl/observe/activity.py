@@ -60,7 +60,7 @@ last_output = LastOutput()
 
 
 class Activity(contextlib.AbstractContextManager):
-    """While the block runs, a thread logs what this rank does whenever nothing is written for long."""
+    """While the block runs, a thread logs what this rank does when nothing is written for long."""
 
     def __init__(self, silence_s: float = SILENCE_S) -> None:
         """

@@ -41,7 +41,7 @@ def slow(response, ground_truth, **context):
 
 
 def share(response, ground_truth, *, digit, weight=1.0, **context):
-    return weight * (digit in response.split())
+    return weight * any(word.endswith(digit) for word in response.split())
 """
 
 
@@ -249,7 +249,7 @@ def test_evaluate_judges_each_set_by_its_own_reward(quick, tmp_path, capsys):
         ]
     for group in found["digit"]:
         assert [each["score"] for each in group] == [
-            0.5 * ("9" in each["response"].split()) for each in group
+            0.5 * any(word.endswith("9") for word in each["response"].split()) for each in group
         ]
         assert all(each["tokens"] <= 5 for each in group)
     assert [each["score"] for each in found["truth"][0]] == [1.0] * 3
