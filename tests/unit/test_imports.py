@@ -11,7 +11,9 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "megatron_resrl"
 
 FLOORS = (
-    ("errors", "user_files", "registry"),
+    ("errors",),
+    ("user_files",),
+    ("registry",),
     ("config",),
     ("platform",),
     ("observe",),
