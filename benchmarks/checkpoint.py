@@ -6,7 +6,7 @@ One rank, fp32, AdamW with megatron-core's distributed optimizer: a checkpoint h
 masters and both moments. The model is a Hugging Face directory, or by default a random Llama of
 SmolLM2-135M's size. A step is an update on `--sequences` sequences of `--tokens` tokens.
 
-* `stolen`: seconds that a save holds up training; in the background also what the steps taken while
+* `blocking`: seconds that a save holds up training; in the background also what the steps taken while
   files are written lose by it, against steps without a save, taken in turn.
 * Peers, of the same state in the same run: `torch.save` of all tensors into one file, synced to
   disk, and megatron-core's own `dist_checkpointing.save`, which starts helper processes.
@@ -117,10 +117,10 @@ def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> 
     for number in range(1, settings.repeats + 1):
         plain.append(take_step(policy, settings))
         waiting.save(TrainerState(number, {}))
-        note("waiting", waiting.times()["stolen"])
+        note("waiting", waiting.times()["blocking"])
         plain.append(take_step(policy, settings))
         background.save(TrainerState(number, {}))
-        note("background, held up", background.times()["stolen"])
+        note("background, held up", background.times()["blocking"])
         steps = []
         while background.saving:
             steps.append(take_step(policy, settings))
@@ -209,7 +209,7 @@ def _median(action: Callable[[], None], repeats: int) -> float:
 
 def report(found: dict[str, dict[str, float]], size: int, where: str, model: str) -> str:
     saving, peers, loading, resuming = (found[n] for n in ("saving", "peers", "loading", "resume"))
-    stolen = saving["background, held up"] + saving["background, lost by steps"]
+    blocking = saving["background, held up"] + saving["background, lost by steps"]
 
     def row(what: str, seconds: float) -> str:
         return f"| {what} | {seconds:.2f} | {size / seconds / 1e9:.2f} |"
@@ -230,10 +230,10 @@ def report(found: dict[str, dict[str, float]], size: int, where: str, model: str
             row("compare with the checksums", loading["verify"]),
             row("load", loading["load"]),
             "",
-            "| time stolen from training by a save | s |",
+            "| time that a save blocks training | s |",
             "|---|---|",
             f"| training waits | {saving['waiting']:.2f} |",
-            f"| in the background | {stolen:.2f} |",
+            f"| in the background | {blocking:.2f} |",
             f"| ... held up for copies | {saving['background, held up']:.2f} |",
             f"| ... lost by {saving['background, steps meanwhile']:.0f} steps of "
             f"{saving['step']:.2f} s meanwhile | {saving['background, lost by steps']:.2f} |",

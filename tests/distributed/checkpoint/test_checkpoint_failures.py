@@ -73,7 +73,7 @@ def test_save_on_a_full_disk_costs_no_checkpoint(seen):
 def test_saver_goes_on_after_a_save_that_failed(seen):
     for rank in seen:
         assert rank["saved"] == [1, 3, 4]
-        assert rank["times"] == ["stolen", "write"]
+        assert rank["times"] == ["blocking", "write"]
 
 
 def test_resume_takes_the_newest_undamaged_checkpoint(seen):
