@@ -244,7 +244,7 @@ def report(found: dict[str, dict[str, float]], size: int, where: str, model: str
             "",
             f"save_over_torch_save={saving['waiting'] / peers['torch.save']:.2f} "
             f"save_over_megatron_core={saving['waiting'] / peers['megatron-core']:.2f} "
-            f"stolen_in_background_over_waiting={stolen / saving['waiting']:.2f}",
+            f"blocking_in_background_over_waiting={blocking / saving['waiting']:.2f}",
         ]
     )
 
