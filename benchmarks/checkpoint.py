@@ -6,8 +6,8 @@ One rank, fp32, AdamW with megatron-core's distributed optimizer: a checkpoint h
 masters and both moments. The model is a Hugging Face directory, or by default a random Llama of
 SmolLM2-135M's size. A step is an update on `--sequences` sequences of `--tokens` tokens.
 
-* `blocking`: seconds that a save holds up training; in the background also what the steps taken while
-  files are written lose by it, against steps without a save, taken in turn.
+* `blocking`: seconds that a save holds up training; in the background also what the steps taken
+  while files are written lose by it, against steps without a save, taken in turn.
 * Peers, of the same state in the same run: `torch.save` of all tensors into one file, synced to
   disk, and megatron-core's own `dist_checkpointing.save`, which starts helper processes.
 * Resuming: from the start of a process (`python`, imports, model, verification of checksums,
