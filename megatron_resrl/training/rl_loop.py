@@ -6,7 +6,9 @@ incorrect ones by how far they lie outside the subspace of the correct ones, upd
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from megatron_resrl.algorithms import Algorithm
 from megatron_resrl.checkpoint import TrainerState
@@ -119,7 +121,7 @@ def _rollouts(
     resumed: TrainerState | None,
 ) -> tuple[RolloutQueue, RolloutLog]:
     """The rollouts of the steps to come, where the run that is continued left off."""
-    in_flight = ()
+    in_flight: list[list[int]] = []
     sampler = PromptSampler(
         len(questions.prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
     )
@@ -127,8 +129,7 @@ def _rollouts(
         worker.engine.update_weights(resumed.step)
         if not start.new_data:
             sampler.load_state_dict(resumed.sampler)
-            # Checkpoints of earlier versions call it otherwise.
-            in_flight = resumed.extra.get("in_flight", resumed.extra.get("begun", ()))
+            in_flight = prompts_in_flight(resumed.extra)
     identity = run_identity(recipe, questions.identity.digest())
     log = RolloutLog(Path(recipe.output_dir) / "rollouts", identity)
     queue = RolloutQueue(
@@ -140,6 +141,15 @@ def _rollouts(
         in_flight=in_flight,
     )
     return queue, log
+
+
+def prompts_in_flight(extra: Mapping[str, Any]) -> list[list[int]]:
+    """Prompts of the steps whose rollouts a checkpoint's run had begun, by step, as indices.
+
+    Args:
+        extra: `TrainerState.extra`; checkpoints of earlier versions have the key `begun`.
+    """
+    return extra.get("in_flight", extra.get("begun", []))
 
 
 def _weighting(recipe: Recipe, worker: RolloutWorker, algorithm: Algorithm) -> TokenWeighting:
