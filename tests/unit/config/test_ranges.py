@@ -36,7 +36,7 @@ def test_range_holds_what_its_words_say(allowed, words, good, bad):
     assert not any(allowed.holds(value) for value in bad)
 
 
-def test_range_problem_skips_null_and_names_integers_of_many_bits():
+def test_range_problem_skips_null_and_names_long_integers():
     assert range_problem(None, at_least(1)) is None
     assert range_problem(0, at_least(1)) == ("out of range", "it must be at least 1")
     assert "64 bits" in range_problem(2**63, at_least(1))[0]

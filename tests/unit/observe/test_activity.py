@@ -84,7 +84,7 @@ def test_progress_bar_follows_the_phase_and_its_clock_runs(monkeypatch: pytest.M
         progress(3, 8)
         while "update 3/8" not in drawn or "00:01" not in drawn:
             drawn += os.read(reader, 65536).decode()
-        bar.update(1, 0.5)
+        bar.update(1, "reward 0.500")
         while "reward 0.500, update 3/8" not in drawn:
             drawn += os.read(reader, 65536).decode()
         bar.close()
@@ -96,11 +96,11 @@ def test_activity_writes_lines_to_a_terminal_without_a_bar() -> None:
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
     with os.fdopen(writer, "w") as terminal:
         display = Progress(4, bar=False, stream=terminal)
-        display.update(1, 0.25)
+        display.update(1, "reward 0.250")
         display.close()
         drawn = os.read(reader, 65536).decode()
     os.close(reader)
     assert drawn.startswith("step 1/4  reward 0.250")
     silent = io.StringIO()
-    Progress(4, enabled=False, bar=False, stream=silent).update(1, 0.25)
+    Progress(4, enabled=False, bar=False, stream=silent).update(1, "reward 0.250")
     assert silent.getvalue() == ""
