@@ -24,12 +24,12 @@ class Registry:
     """What the setting names, e.g. `reward function`."""
     built_in: Mapping[str, str]
     """Name -> `module:attribute`; a module is imported when its object is asked for."""
-    file_kind: str
-    """What a user's file is called in messages, e.g. `reward`."""
     member: str
-    """What a user's file has to define, in English: `function` or `class`."""
+    """What a user's file has to define: `function`, `class` or `algorithm`."""
     is_member: Callable[[Any], bool]
-    """Recognises such members, for messages."""
+    """Recognises such members, to list those of a file."""
+    accepts: Callable[[Any], bool]
+    """Whether an object can be used; a member that is none of these is refused as missing."""
 
     def find(self, name: str) -> tuple[Any, ModuleType]:
         """Finds an object; a user's file is run for it.
@@ -38,18 +38,23 @@ class Registry:
             The object and its module.
 
         Raises:
-            SettingError: There is no such name, file or member of the file.
-            Exception: Whatever a user's file raises.
+            SettingError: There is no such name, file or member of the file, or the file raises.
         """
         if name in self.built_in:
             path, attribute = self.built_in[name].split(":")
             module = importlib.import_module(path)
             return getattr(module, attribute), module
         file, attribute = self.locate(name)
-        module = run_file(file, self.file_kind)
-        if not hasattr(module, attribute):
-            raise self.missing_member(name, module, file, attribute)
-        return getattr(module, attribute), module
+        try:
+            module = run_file(file, self.kind.replace(" ", "_"))
+        except Exception as error:  # Whatever a user's file raises.
+            cause = f"{type(error).__name__}: {error}"
+            problem = f"{file} cannot be run ({cause})"
+            raise self.refusal(name, problem, "correct the file") from error
+        found = getattr(module, attribute, None)
+        if found is None or not self.accepts(found):
+            raise self._missing_member(name, module, file, attribute)
+        return found, module
 
     def locate(self, name: str) -> tuple[Path, str]:
         """The file and the member of a name that is not built in.
@@ -68,7 +73,7 @@ class Registry:
             raise self.refusal(name, f"there is no file {file}", fix)
         return file, attribute
 
-    def missing_member(
+    def _missing_member(
         self, name: str, module: ModuleType, file: Path, attribute: str
     ) -> SettingError:
         """The refusal of a file without the member, with the members that the file defines."""

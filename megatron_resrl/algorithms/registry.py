@@ -4,31 +4,41 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import importlib
 import inspect
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from megatron_resrl.algorithms.algorithm import Algorithm
-from megatron_resrl.errors import SettingError
-from megatron_resrl.user_files import run_file, split_name
+from megatron_resrl.registry import Registry
+from megatron_resrl.user_files import split_name
 
-_ALGORITHMS = {
-    "grpo": "megatron_resrl.algorithms.grpo:GRPO",
-    "nsr": "megatron_resrl.algorithms.nsr:NSR",
-    "w_reinforce": "megatron_resrl.algorithms.w_reinforce:WReinforce",
-    "resrl": "megatron_resrl.algorithms.resrl:ResRL",
-    "cispo": "megatron_resrl.algorithms.cispo:CISPO",
-    "gspo": "megatron_resrl.algorithms.gspo:GSPO",
-    "llds": "megatron_resrl.algorithms.llds:LLDS",
-}
-"""Name -> module and class. A new algorithm adds one line here, or stays in a file of its own."""
+
+def _is_algorithm(found: Any) -> bool:
+    return inspect.isclass(found) and issubclass(found, Algorithm)
+
+
+_REGISTRY = Registry(
+    setting="algorithm.name",
+    kind="algorithm",
+    built_in={
+        "grpo": "megatron_resrl.algorithms.grpo:GRPO",
+        "nsr": "megatron_resrl.algorithms.nsr:NSR",
+        "w_reinforce": "megatron_resrl.algorithms.w_reinforce:WReinforce",
+        "resrl": "megatron_resrl.algorithms.resrl:ResRL",
+        "cispo": "megatron_resrl.algorithms.cispo:CISPO",
+        "gspo": "megatron_resrl.algorithms.gspo:GSPO",
+        "llds": "megatron_resrl.algorithms.llds:LLDS",
+    },
+    member="algorithm",
+    is_member=_is_algorithm,
+    accepts=_is_algorithm,
+)
+"""A new algorithm adds one line to `built_in`, or stays in a file of its own."""
 
 
 def algorithm_names() -> tuple[str, ...]:
     """All registered names."""
-    return tuple(_ALGORITHMS)
+    return tuple(_REGISTRY.built_in)
 
 
 def get_algorithm(name: str, /, **options: Any) -> Algorithm:
@@ -61,45 +71,16 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
 
 def get_algorithm_class(name: str) -> type[Algorithm]:
     """The class behind `algorithm.name`; arguments and errors as for `get_algorithm`."""
-    own = split_name(name)
-    if own is not None:
-        return _own_class(name, *own)
-    if name not in _ALGORITHMS:
+    if name not in _REGISTRY.built_in and split_name(name) is None:
         raise ValueError(
             f"there is no algorithm {name!r}{_nearest(name, algorithm_names())}; "
             f"registered are: {', '.join(algorithm_names())}"
         )
-    module, class_name = _ALGORITHMS[name].split(":")
-    return getattr(importlib.import_module(module), class_name)
-
-
-def _own_class(name: str, file: Path, attribute: str) -> type[Algorithm]:
-    """A class of the user's."""
-
-    def refusal(problem: str, fix: str) -> SettingError:
-        return SettingError("algorithm.name", name, problem, fix)
-
-    if not file.is_file():
-        raise refusal(f"there is no file {file}", "give path.py:name, or a registered name")
-    try:
-        module = run_file(file, "algorithm")
-    except Exception as error:  # Whatever a user's file raises.
-        raise refusal(
-            f"{file} cannot be run ({type(error).__name__}: {error})", "correct the file"
-        ) from error
-    found = getattr(module, attribute, None)
-    if not (inspect.isclass(found) and issubclass(found, Algorithm)):
-        classes = inspect.getmembers(module, inspect.isclass)
-        own = [
-            key
-            for key, value in classes
-            if value.__module__ == module.__name__ and issubclass(value, Algorithm)
-        ]
-        fix = f"its algorithms are {', '.join(own)}" if own else "it has no subclass of Algorithm"
-        raise refusal(f"{file} has no algorithm {attribute!r}", fix)
+    found, _ = _REGISTRY.find(name)
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
-        raise refusal(f"{attribute} does not define {missing}", "define it, see Algorithm")
+        problem = f"{found.__name__} does not define {missing}"
+        raise _REGISTRY.refusal(name, problem, "define it, see Algorithm")
     return found
 
 

@@ -19,9 +19,9 @@ _REGISTRY = Registry(
         "math": "megatron_resrl.rewards.math:math_reward",
         "integer": "megatron_resrl.rewards.integer:integer_reward",
     },
-    file_kind="reward",
     member="function",
     is_member=inspect.isfunction,
+    accepts=lambda found: True,  # `load_reward` says what is wrong with a function.
 )
 """The function `check_ground_truth` of a reward's module judges ground truths."""
 
@@ -74,7 +74,8 @@ def load_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
         options: Further keyword arguments that the function is called with.
 
     Raises:
-        SettingError: There is no such file or function, or it cannot be called like a
+        SettingError: There is no such file or function, the file raises, or the function cannot be
+            called like a
             `RewardFunction` or a `compute_score(data_source, solution_str, ground_truth,
             extra_info)`, or not with these options.
     """

@@ -17,9 +17,9 @@ _REGISTRY = Registry(
         "calculator": "megatron_resrl.rollout.environments.calculator:Calculator",
         "number_game": "megatron_resrl.rollout.environments.number_game:NumberGame",
     },
-    file_kind="environment",
     member="class",
     is_member=inspect.isclass,
+    accepts=callable,
 )
 ROLES = ("tool", "user")
 
@@ -39,7 +39,7 @@ def get_environment(name: str, options: dict[str, Any]) -> Callable[[], Environm
         SettingError: There is no such file or name, it does not take these options, or what it
             makes is no environment.
     """
-    factory = _find(name)
+    factory, _ = _REGISTRY.find(name)
     _require_accepted(name, factory, options)
     try:
         made = factory(**options)
@@ -49,23 +49,6 @@ def get_environment(name: str, options: dict[str, Any]) -> Callable[[], Environm
         raise _wrong_options(options, problem, "correct the options") from error
     _require_environment(name, made)
     return lambda: factory(**options)
-
-
-def _find(name: str) -> Callable[..., Environment]:
-    try:
-        found, module = _REGISTRY.find(name)
-    except SettingError:
-        raise
-    except Exception as error:  # Whatever a user's file raises.
-        file, _ = _REGISTRY.locate(name)
-        cause = f"{type(error).__name__}: {error}"
-        raise _REGISTRY.refusal(
-            name, f"{file} cannot be run ({cause})", "correct the file"
-        ) from error
-    if not callable(found):
-        file, attribute = _REGISTRY.locate(name)
-        raise _REGISTRY.missing_member(name, module, file, attribute)
-    return found
 
 
 def _require_accepted(
