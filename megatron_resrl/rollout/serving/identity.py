@@ -83,7 +83,7 @@ def why_not_ready(url: str, api_key: str | None) -> str | None:
 
 
 def answers_as_ours(server: PooledServer) -> bool:
-    """Whether the server of a server that has a specification answers at its address.
+    """Whether a started server answers at its address.
 
     Another one that has taken the port does not know the name of our model.
     """

@@ -102,7 +102,7 @@ class Pool:
         self._loop.call_soon_threadsafe(self._submit, rollout)
 
     def wait(self, rollout: Rollout, timeout_s: float) -> None:
-        """Returns when the rollout has ended, a server wants weights, or the time is up."""
+        """Returns when the rollout has ended, a server waits for weights, or the time is up."""
         with self._changed:
             self._changed.wait_for(lambda: rollout.ended or bool(self.outdated()), timeout_s)
 
@@ -130,9 +130,9 @@ class Pool:
         """Gives servers back after a transfer of weights.
 
         Args:
-            servers: What `hold` gave.
+            servers: From `hold`.
             version: Of the weights that they have now.
-            failed: URLs of those that do not have them; they count as failed.
+            failed: URLs of servers that did not get them; these count as failed.
         """
 
         async def release() -> None:
@@ -148,11 +148,11 @@ class Pool:
         self._run(release())
 
     def close(self) -> None:
-        """Stops our servers and the loop."""
+        """Stops the servers that this run started, and the loop."""
         self._closing.set()
         self._run(self._close())
         self._starters.shutdown(wait=True)
-        # Here, in case a start was under way.
+        # After the starters, in case a server was being started.
         for server in self.servers:
             if server.process is not None:
                 server.process.kill()

@@ -1,4 +1,4 @@
-"""How a server comes to take weights and requests: started, or found at its address, and tried."""
+"""Makes a server ready for weights and requests: starts or finds it, and sends a first request."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ _BETWEEN_QUESTIONS_S = 1.0
 
 
 def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:
-    """Starts the server of a server that has a specification. Blocks until it is healthy.
+    """Starts a server that has a specification. Blocks until it is healthy.
 
     Args:
         server: Gets the process and its address.
         timeout_s: `vllm.start_timeout_s`.
-        gave_up: Asked now and then; True: return at once.
+        gave_up: Called at intervals; True: return at once.
 
     Raises:
-        StartFailure: It ended or took too long.
+        StartFailure: The server ended or took too long.
     """
     assert server.spec is not None
     if gave_up():
@@ -39,15 +39,15 @@ def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], 
 
 
 def await_answer(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:
-    """Waits for a server that is not ours. Blocks until it is healthy and not paused.
+    """Waits for a server that this run did not start. Blocks until it is healthy and not paused.
 
     Args:
         server: Has the address.
         timeout_s: `vllm.start_timeout_s`.
-        gave_up: Asked now and then; True: return at once.
+        gave_up: Called at intervals; True: return at once.
 
     Raises:
-        StartFailure: It did not answer in time, has no routes to control it, or is something else.
+        StartFailure: There was no answer in time, or that of another kind of server.
     """
     deadline = time.monotonic() + timeout_s
     while cause := why_not_ready(server.url, server.api_key):
@@ -72,13 +72,13 @@ def await_answer(server: PooledServer, timeout_s: float, gave_up: Callable[[], b
 async def warm_up(
     server: PooledServer, client: httpx.AsyncClient, *, max_length: int, timeout_s: float
 ) -> None:
-    """Has one token made.
+    """Has the server generate one token.
 
     The first request of a server compiles kernels for up to a quarter of a minute, which must not
-    look like a stall; and a server without the flags that we need says so here.
+    look like a stall; and a server that lacks a needed flag fails here.
 
     Args:
-        server: That knows the name of its model.
+        server: Its `model` is known.
         client: For the requests.
         max_length: Tokens of a prompt and its response together.
         timeout_s: Seconds that a request may take.

@@ -6,7 +6,6 @@ import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
@@ -17,7 +16,7 @@ _CUT_OFF = "cut off"
 
 Action = Callable[[ServerControl], object]
 Calls = list[tuple[ServerControl, Future[object]]]
-"""Calls under way, for `Receivers.wait`."""
+"""Calls in flight, for `Receivers.wait`."""
 
 
 class Receivers:
@@ -31,12 +30,7 @@ class Receivers:
     def __enter__(self) -> Receivers:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._pool.shutdown()
 
     def start(self, action: Action) -> Calls:
@@ -44,10 +38,10 @@ class Receivers:
         return [(server, self._pool.submit(action, server)) for server in self.alive]
 
     def wait(self, calls: Calls) -> None:
-        """Until the calls have ended; those that raised `ServerFailure` drop their server.
+        """Waits for calls; a call that raised `ServerFailure` drops its server.
 
         Raises:
-            Exception: Any other that a call raised.
+            Exception: Any other exception of a call.
         """
         for server, call in calls:
             try:
@@ -56,17 +50,17 @@ class Receivers:
                 self.drop(server, failure)
 
     def drop(self, server: ServerControl, failure: ServerFailure) -> None:
-        """Goes on without a server."""
+        """Continues without a server."""
         logger.warning("%s takes no weights: %s", server.url, failure)
         self.failures[server.url] = failure
         self.alive.remove(server)
 
     def drop_unfinished(self, calls: Calls, cause: str) -> None:
-        """Goes on with the servers whose call has ended well.
+        """Continues with the servers whose call has succeeded.
 
         Args:
             calls: Of `start`.
-            cause: What is said of servers whose call has not ended.
+            cause: Follows the URL in the message about a server whose call has not ended.
         """
         self.wait([call for call in calls if call[1].done()])
         for server, call in calls:
@@ -79,7 +73,7 @@ class Receivers:
 
 
 def pause(server: ServerControl) -> None:
-    """Freezes a server's requests where they are.
+    """Pauses a server's requests.
 
     Raises:
         ServerFailure: The server did not do it.
