@@ -96,7 +96,7 @@ def test_load_reward_names_what_cannot_be_used_and_a_remedy(
 def test_load_reward_shows_the_error_of_a_file_that_fails(tmp_path: Path) -> None:
     file = tmp_path / "broken.py"
     file.write_text("import math\nmath.no_such_function\ndef score(): pass\n")
-    with pytest.raises(AttributeError, match="no_such_function"):
+    with pytest.raises(InputError, match=r"cannot be run \(AttributeError: .*no_such_function"):
         get_reward(f"{file}:score")
 
 
