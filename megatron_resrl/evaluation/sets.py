@@ -20,7 +20,7 @@ from megatron_resrl.data.question_files import QuestionFile, resolve_files
 
 SETTING = "evaluation.files"
 
-_KINDS: dict[str, tuple[type, ...]] = {
+_KINDS: dict[str, tuple[type[Any], ...]] = {
     "samples_per_prompt": (int,),
     "temperature": (int, float),
     "top_p": (int, float),
@@ -99,7 +99,7 @@ def resolve_sets(
         max_response_length: That of training; a set's may be smaller.
     """
     files, problems = resolve_files(SETTING, evaluation.files, data, own_keys=OWN_KEYS)
-    shared = {
+    shared: dict[str, Any] = {
         "samples_per_prompt": evaluation.samples_per_prompt,
         "temperature": evaluation.temperature,
         "top_p": evaluation.top_p,
