@@ -132,9 +132,9 @@ def _own_reward(shared: RewardConfig, own: str | Mapping[str, Any] | None) -> Re
 
 def _wrong_numbers(file: QuestionFile, max_response_length: int) -> Iterator[Problem]:
     for name, value in file.own.items():
-        said = {"path": file.path, name: value}
+        said: dict[str, Any] = {"path": file.path, name: value}
         if name in _KINDS:
-            if not isinstance(value, _KINDS[name]) or isinstance(value, bool):
+            if type(value) not in _KINDS[name]:
                 kind = "an integer" if float not in _KINDS[name] else "a number"
                 yield Problem(SETTING, said, f"{name} is {value!r}", f"give {kind}")
             elif found := range_problem(value, _RANGES[name]):
