@@ -31,7 +31,6 @@ from megatron_resrl.data.rows import (
     shortened,
 )
 from megatron_resrl.errors import InputError, SettingError
-from megatron_resrl.platform.phases import named_phase
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +40,6 @@ DEFAULT_ANSWER_KEYS = ("reward_model.ground_truth", "answer", "ground_truth")
 """Tried in this order where `data.answer_key` is not set."""
 
 
-@named_phase("data")
 def read_prompts(
     files: Sequence[FileEntry | QuestionFile],
     data: DataConfig,

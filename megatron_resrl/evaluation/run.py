@@ -26,6 +26,7 @@ from megatron_resrl.evaluation.results import (
 )
 from megatron_resrl.evaluation.sets import EvaluationSet, evaluation_sets
 from megatron_resrl.platform.distributed import process_groups
+from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
@@ -36,6 +37,7 @@ from megatron_resrl.rollout.worker import RolloutWorker, open_worker
 logger = logging.getLogger(__name__)
 
 
+@named_phase("data")
 def load_evaluation_sets(
     recipe: Recipe, tokenizer: Any, vocab_size: int | None = None
 ) -> list[EvaluationSet]:

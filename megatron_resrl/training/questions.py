@@ -15,6 +15,7 @@ from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.run import load_evaluation_sets
 from megatron_resrl.evaluation.sets import EvaluationSet
+from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.identity import Identity, function_content, identity_of
@@ -70,6 +71,7 @@ def _content(prompts: list[Prompt]) -> str:
     return f"{len(prompts)}, digest {digest(prompts)[:16]}"
 
 
+@named_phase("data")
 def _training_prompts(
     data: DataConfig, prompts_per_step: int, tokenizer: Any, vocab_size: int
 ) -> list[Prompt]:
