@@ -8,7 +8,6 @@ from pathlib import Path
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.errors import RunError
-from megatron_resrl.rollout.recording import Recording, sampling_settings
 
 
 def _check_overlong(facts: Facts) -> Iterator[Problem]:
@@ -46,6 +45,9 @@ def _check_replay(facts: Facts) -> Iterator[Problem]:
         problem = "evaluations generate, and with rollout.replay no engine is started"
         fix = "set it to [] or use rollout.engine megatron, where the policy itself decodes"
         yield Problem("evaluation.files", recipe.evaluation.files, problem, fix)
+    # Here, because torch takes a second to import, which `--help` need not wait for.
+    from megatron_resrl.rollout.recording import Recording, sampling_settings
+
     recording = Recording(directory)
     steps = recording.steps()
     if not steps:
