@@ -55,7 +55,6 @@ def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, An
                 own,
             )
     policy.scheduler.num_steps = schedule["num_steps"]
-    policy.scheduler.step(increment=0)
 
 
 def live_optimizer_tensors(policy: Policy) -> list[torch.Tensor]:
