@@ -28,9 +28,9 @@ def causes(samples: Sequence[Sample], max_response_length: int) -> dict[str, str
             f"{_of(cut_off, count)} responses were cut off at rollout.max_response_length = "
             f"{max_response_length}"
         )
-    masked = sum(sample.masked for sample in samples)
-    if 2 * masked >= count:
-        found["masked"] = f"{_of(masked, count)} are left out by reward.overlong = mask"
+    excluded = sum(sample.excluded for sample in samples)
+    if 2 * excluded >= count:
+        found["masked"] = f"{_of(excluded, count)} are left out by reward.overlong = mask"
     timed_out = sum(sample.timed_out for sample in samples)
     if 2 * timed_out >= count:
         found["timed out"] = f"grading {_of(timed_out, count)} took longer than reward.timeout_s"
@@ -38,7 +38,7 @@ def causes(samples: Sequence[Sample], max_response_length: int) -> dict[str, str
     if len(scores) == 1:
         score = scores.pop()
         found[f"scores of {score:g}"] = f"all scores are {score:g}"
-    elif masked < count:
+    elif excluded < count:
         found["equal rewards"] = "the rewards of every group are equal"
     return found
 

@@ -1,4 +1,4 @@
-"""Log-probabilities that are not numbers: whose they are, and why."""
+"""Refuses log-probabilities that are not finite, and names the response and the cause."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.hugging_face import export_weights
 
 _NAMED = 3
-"""Bad weights that a message names at most."""
+"""Largest number of bad weights that a message names."""
 
 
 class LogitsNotFinite(RunError):
@@ -23,7 +23,7 @@ class LogitsNotFinite(RunError):
 
 def require_finite(
     log_probs: torch.Tensor,
-    drawn: torch.Tensor,
+    generated: torch.Tensor,
     name: Callable[[int], str],
     policy: Policy,
     model_path: str,
@@ -34,18 +34,19 @@ def require_finite(
 
     Args:
         log_probs: [B, T] of this rank's responses.
-        drawn: [B, T] bool on the same device: tokens that the policy drew; the rest may hold
-            anything.
-        name: Names response b.
-        policy: Gave them; its weights are looked through if it has to be.
+        generated: [B, T] bool on the same device: the generated tokens; elsewhere `log_probs` may
+            hold anything.
+        name: Index of a response -> its name in the message.
+        policy: The policy that computed them; if one is not finite, its weights are searched for
+            the cause.
         model_path: `model.path`.
-        phase: When, for the message.
+        phase: What the run was doing, for the message.
 
     Raises:
-        LogitsNotFinite: On all ranks, if any rank has such a one.
+        LogitsNotFinite: On all ranks, if any rank has a log-probability that is not finite.
     """
-    bad = drawn & ~log_probs.isfinite()
-    # One answer for all, and for the usual one a single number that has to be waited for.
+    bad = generated & ~log_probs.isfinite()
+    # A single all-reduce in the usual case, that all are finite.
     if not any_rank(bool(bad.any())):
         return
     found = None
@@ -53,7 +54,7 @@ def require_finite(
         row, position = bad.nonzero()[0].tolist()
         value = float(log_probs[row, position])
         found = f"that of token {position} of {name(row)} is {value}"
-    count = [int(bad.sum()), int(drawn.sum())]
+    count = [int(bad.sum()), int(generated.sum())]
     replies = [each for each in gather_objects((found, count)) if each[0] is not None]
     (first, (few, many)) = replies[0]
     raise LogitsNotFinite(

@@ -54,7 +54,7 @@ class HiddenStateTap:
         self._hidden = output.detach()
 
 
-class TapPlaces:
+class HiddenStateLocations:
     """Which pipeline stage and model chunk hold each entry of Hugging Face's `hidden_states`.
 
     Entry 0 is the embeddings, the input of the first layer; entry i the input of layer i; the last

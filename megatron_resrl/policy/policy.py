@@ -36,7 +36,7 @@ from megatron_resrl.policy.batches import (
 )
 from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
-from megatron_resrl.policy.hidden_states import TapPlaces
+from megatron_resrl.policy.hidden_states import HiddenStateLocations
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
 from megatron_resrl.policy.optimizer import (
@@ -121,7 +121,7 @@ class Policy:
         self.modules = modules
         self.sequence_packing = sequence_packing
         self.tokenizer_path = tokenizer_path
-        self._taps = TapPlaces(modules, config.num_layers)
+        self._hidden_states = HiddenStateLocations(modules, config.num_layers)
         self.chunks: list[DistributedDataParallel] = []
         self.optimizer: MegatronOptimizer | None = None
         self.scheduler: OptimizerParamScheduler | None = None
@@ -187,11 +187,11 @@ class Policy:
         Raises:
             ValueError: The model has no such entry.
         """
-        return self._taps.stage(layer)
+        return self._hidden_states.stage(layer)
 
     def holds_tap(self, layer: int) -> bool:
         """Whether this rank's stage holds `hidden_states[layer]`; raises like `tap_stage`."""
-        return self._taps.chunk(layer) is not None
+        return self._hidden_states.chunk(layer) is not None
 
     def micro_batches(
         self, batch: TokenBatch, micro_batch_size: int, rows: Sequence[int] | None = None
@@ -273,8 +273,12 @@ class Policy:
                 on_hidden_states(self._response_states(tap.take(), batch), batch)
 
         self.eval()
-        tapped = None if on_hidden_states is None else self._taps.chunk(layer)
-        with self._taps.tap(layer) if tapped is not None else contextlib.nullcontext() as tap:
+        tapped = None if on_hidden_states is None else self._hidden_states.chunk(layer)
+        with (
+            self._hidden_states.tap(layer)
+            if tapped is not None
+            else contextlib.nullcontext() as tap
+        ):
             return run_pipeline(
                 self.modules, micro_batches, last_stage, forward_only=True, after_forward=hand_over
             )

@@ -65,7 +65,7 @@ class RolloutBatch(TokenBatch):
             rollout_log_probs=padded(log_probs, torch.float64).masked_fill(~tokens.loss_mask, 0.0),
             rewards=torch.tensor([sample.reward for sample in samples], dtype=torch.float64),
             scores=torch.tensor([sample.score for sample in samples], dtype=torch.float64),
-            excluded=torch.tensor([sample.masked for sample in samples]),
+            excluded=torch.tensor([sample.excluded for sample in samples]),
             group_ids=torch.tensor([sample.group for sample in samples]),
             index_in_group=_index_in_group([sample.group for sample in samples]),
             prompt_ids=torch.tensor([sample.prompt.record.index for sample in samples]),

@@ -48,7 +48,7 @@ class Sample:
     transcript: str | None = None
     """All turns and what the environment said between them, special tokens included; None: one
     turn."""
-    masked: bool = False
+    excluded: bool = False
     """No part of the loss, of its denominators or of the subspace, though its reward counts in the
     group's statistics."""
 
@@ -118,7 +118,7 @@ def grade_responses(
             timed_out=grade.timed_out,
             killed=grade.killed,
             transcript=_transcript(response, tokenizer),
-            masked=mask_cut_off and response.finish_reason == "length",
+            excluded=mask_cut_off and response.finish_reason == "length",
         )
         for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
     ]

@@ -62,7 +62,7 @@ class _GradedGroup:
         """Whether the policy can learn from it: rewards differ, and a response is not masked."""
         first = self.samples[0].reward
         unequal = any(sample.reward != first for sample in self.samples)
-        return unequal and not all(sample.masked for sample in self.samples)
+        return unequal and not all(sample.excluded for sample in self.samples)
 
     def record(self, number: int | None) -> Group:
         """Its row in a recording."""
@@ -201,7 +201,7 @@ class Collector:
             "rollout/groups_without_signal": float(sum(not group.has_signal for group in groups)),
             "reward/mean_before_refill": sum(sample.reward for sample in first) / len(first),
             "response/length_mean_before_refill": sum(lengths) / len(first),
-            "reward/overlong_masked": sum(sample.masked for sample in samples) / len(samples),
+            "reward/overlong_masked": sum(sample.excluded for sample in samples) / len(samples),
             "reward/overlong_penalty_mean": sum(penalties) / len(samples),
         }
         if self.plays_episodes:

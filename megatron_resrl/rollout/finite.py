@@ -28,7 +28,7 @@ def require_finite_responses(
         responses: For each prompt its responses, the same on all ranks.
         policy: Whose weights drew them.
         model_path: `model.path`.
-        phase: When, for the message.
+        phase: What the run was doing, for the message.
 
     Raises:
         LogitsNotFinite: On all ranks.

@@ -24,7 +24,7 @@ MIN_WINDOW_ROWS = 1024
 
 @dataclass(frozen=True)
 class SubspaceSettings:
-    """The numbers of the method (arXiv 2605.00380)."""
+    """Settings of the method (arXiv 2605.00380)."""
 
     rank: int = 64
     """Directions of the positive subspace, k."""
@@ -81,10 +81,10 @@ class Window:
 
 @dataclass(frozen=True)
 class GroupPlan:
-    """The part of every token, and the order of the responses. All on the CPU."""
+    """What each token is used for, and the order in which responses must be scored. On the CPU."""
 
-    numbers: tuple[int, ...]
-    """[G] the caller's number of each group, ascending."""
+    group_ids: tuple[int, ...]
+    """[G] id that the caller gave each group, ascending."""
     group_B: Tensor
     """[B] int64 index of each response's group."""
     sampled_BT: Tensor
@@ -134,10 +134,10 @@ def make_plan(
     Args:
         included_BT: [B, T] bool: tokens that take part (response tokens that are not masked).
         positive_B: [B] bool: its tokens span the subspace (correct); the others get weights.
-        group_B: [B] int64 number of each response's prompt.
+        group_B: [B] int64 group id of each response, e.g. the number of its prompt.
         settings: Sample size and minimum.
-        key: Group number -> key of its random choices.
-        ranks: How many share the pool.
+        key: Group id -> key of its random choices.
+        ranks: Number of ranks that share the pool.
         window_rows: Rows of positives (padded to the largest group) that a window may collect for
             each rank; a group larger than that gets a window of its own. None: those of the
             largest group, or MIN_WINDOW_ROWS.
@@ -147,29 +147,29 @@ def make_plan(
     Returns:
         The plan, the same for the same arguments.
     """
-    numbers, group_B = group_B.unique(return_inverse=True)
+    group_ids, group_B = group_B.unique(return_inverse=True)
     positive_BT = included_BT & positive_B.unsqueeze(1)
     negative_BT = included_BT & ~positive_B.unsqueeze(1)
-    positives_G = _per_group(positive_BT, group_B, len(numbers))
-    negatives_G = _per_group(negative_BT, group_B, len(numbers))
+    positives_G = _per_group(positive_BT, group_B, len(group_ids))
+    negatives_G = _per_group(negative_BT, group_B, len(group_ids))
     skipped = [
         _skip_reason(*counts)
         for counts in zip(positives_G.tolist(), negatives_G.tolist(), strict=True)
     ]
     used_B = torch.tensor([reason is None for reason in skipped])[group_B].unsqueeze(1)
-    keys = [key(number) for number in numbers.tolist()]
+    keys = [key(group_id) for group_id in group_ids.tolist()]
     sampled_BT = positive_BT & used_B
     for index, number_of_tokens in enumerate(positives_G.tolist()):
         if skipped[index] is None and number_of_tokens > settings.max_positive_tokens:
             _keep_sample(sampled_BT, group_B == index, settings.max_positive_tokens, keys[index])
     weighted_BT = negative_BT & used_B
-    sampled_G = _per_group(sampled_BT, group_B, len(numbers))
+    sampled_G = _per_group(sampled_BT, group_B, len(group_ids))
     if window_rows is None:
         window_rows = max(MIN_WINDOW_ROWS, int(sampled_G.max()))
     if window_groups is not None:
         window_groups *= ranks
     return GroupPlan(
-        numbers=tuple(numbers.tolist()),
+        group_ids=tuple(group_ids.tolist()),
         group_B=group_B,
         sampled_BT=sampled_BT,
         weighted_BT=weighted_BT,
@@ -177,7 +177,7 @@ def make_plan(
             weighted_BT, _columns(weighted_BT, group_B), _columns(sampled_BT, group_B)
         ),
         sampled_G=sampled_G,
-        weighted_G=_per_group(weighted_BT, group_B, len(numbers)),
+        weighted_G=_per_group(weighted_BT, group_B, len(group_ids)),
         positive_tokens=tuple(positives_G.tolist()),
         negative_tokens=tuple(negatives_G.tolist()),
         skipped=tuple(skipped),

@@ -49,15 +49,15 @@ def reports_of(plan: GroupPlan, weighted: Sequence[tuple[Tensor, Tensor]]) -> li
 
     Args:
         plan: The plan.
-        weighted: For each window the indices of its weighted groups [G], and [G, 8] their numbers
-            in the order of the fields of `GroupReport`, from `mean_weight` on.
+        weighted: For each window the indices of its weighted groups [G], and [G, 8] their
+            measurements in the order of the fields of `GroupReport`, from `mean_weight` on.
 
     Returns:
         One report per group, in the plan's order.
     """
     found: dict[int, list[float]] = {}
-    for groups, numbers in weighted:
-        found |= dict(zip(groups.tolist(), numbers.tolist(), strict=True))
+    for groups, summary_G8 in weighted:
+        found |= dict(zip(groups.tolist(), summary_G8.tolist(), strict=True))
     reports = []
     for group, (skipped, positives, negatives) in enumerate(
         zip(plan.skipped, plan.positive_tokens, plan.negative_tokens, strict=True)

@@ -50,13 +50,13 @@ class TokenWeightStream:
         """
         Args:
             plan: Of the pool.
-            settings: The method's numbers; those the plan was made with.
+            settings: Settings of the method; the same as for the plan.
             method: `rows` or `gram`.
             device: Of the hidden states.
             order: The responses of the pool that this rank will see, in the order of the plan;
                 default: all.
-            ranks: Who else holds tokens of the pool; default: nobody.
-            name: Names a response, for errors.
+            ranks: Ranks that share the tokens of the pool; default: this rank alone.
+            name: Index of a response -> its name in errors.
         """
         self.plan = plan
         self.settings = settings
@@ -68,7 +68,7 @@ class TokenWeightStream:
         self._residual_BT = torch.zeros_like(self.weights, dtype=torch.float64)
         self._next_rows = list(plan.order if order is None else order)
         self._window = 0
-        self._slot_G = torch.zeros(len(plan.numbers), dtype=torch.int64)
+        self._slot_G = torch.zeros(len(plan.group_ids), dtype=torch.int64)
         self._collector: Collector | None = None
         self._basis: Basis | None = None
         self._finite_flags: list[tuple[Tensor, Tensor]] = []
@@ -122,7 +122,7 @@ class TokenWeightStream:
                 self._close(window)
 
     def finish(self) -> list[GroupReport]:
-        """The reports of all groups, in ascending order of their numbers.
+        """The reports of all groups, in ascending order of their ids.
 
         Raises:
             ValueError: Responses of the plan have not arrived.
@@ -233,7 +233,7 @@ class TokenWeightStream:
             share_GW.view(len(groups), -1),
         )
         self.weights[here] = weighted.weights_GW.flatten()[place].float()
-        self._report_rows.append((groups, _report_numbers(weighted, self._basis)))
+        self._report_rows.append((groups, _summary(weighted, self._basis)))
 
     def _check(self, tokens: int, planned: int) -> None:
         """Refuses states that are not finite, and tokens on no rank or on several. Collective."""
@@ -261,8 +261,8 @@ class TokenWeightStream:
             )
 
 
-def _report_numbers(weighted: GroupWeights, basis: Basis) -> Tensor:
-    """[G, 8] what the reports need, still on the device."""
+def _summary(weighted: GroupWeights, basis: Basis) -> Tensor:
+    """[G, 8] the measured fields of the reports, still on the device."""
     values_GK = basis.eigenvalues_GK
     share_GK = values_GK / values_GK.sum(1, keepdim=True).clamp_min(1e-300)
     entropy_G = -(share_GK * share_GK.clamp_min(1e-300).log()).sum(1)

@@ -80,14 +80,14 @@ def token_weights_with_reports(
         response_mask: [B, T].
         positive: [B].
         group: [B] int.
-        seed: Seed of the sample; mixed with each group's number.
+        seed: Seed of the sample; mixed with the id of each group.
         method: `rows` or `gram`.
         share: [B] float: what each token of a response counts in the loss, |A| times the
             aggregation's coefficient, for controls; None: all count alike.
         settings: Fields of `SubspaceSettings`.
 
     Returns:
-        [B, T] float32 weights, and group number -> report in ascending order of groups.
+        [B, T] float32 weights, and group id -> report in ascending order of ids.
 
     Raises:
         ValueError: A setting out of range, or shapes that do not fit.
@@ -98,19 +98,19 @@ def token_weights_with_reports(
     )
     _check_shapes(hidden, response_mask, positive, group)
     _check_values(positive, group)
-    numbers = SubspaceSettings(**settings)
+    subspace = SubspaceSettings(**settings)
     plan = make_plan(
         response_mask.cpu().bool(),
         positive.cpu().bool(),
         group.cpu().long(),
-        numbers,
-        key=lambda number: sampling_key(seed, 0, number),
+        subspace,
+        key=lambda group_id: sampling_key(seed, 0, group_id),
         share_B=None if share is None else share.cpu().double(),
     )
-    stream = TokenWeightStream(plan, numbers, method=method, device=hidden.device)
+    stream = TokenWeightStream(plan, subspace, method=method, device=hidden.device)
     _feed(stream, plan, hidden, response_mask.cpu().bool())
     reports = stream.finish()
-    return stream.weights, dict(zip(plan.numbers, reports, strict=True))
+    return stream.weights, dict(zip(plan.group_ids, reports, strict=True))
 
 
 def _feed(stream: TokenWeightStream, plan: GroupPlan, hidden: Tensor, included: Tensor) -> None:

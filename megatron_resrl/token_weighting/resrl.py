@@ -126,7 +126,7 @@ class ResRLPass:
         self.layer = weighting.settings.layer
         self.order = plan.order
         self._weighting = weighting
-        self._groups = plan.numbers
+        self._groups = plan.group_ids
         self._unpunished_BT = unpunished_BT
         self._sent_before = weighting.ranks.sent_bytes
         self._stream: TokenWeightStream | None = None

@@ -33,7 +33,7 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.policy.hidden_states import TapPlaces
+from megatron_resrl.policy.hidden_states import HiddenStateLocations
 from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
 from megatron_resrl.rollout.worker import build_policy
@@ -290,7 +290,7 @@ def update_differences(
 
     attention = policy.modules[-1].decoder.layers[0].self_attention.core_attention
     counter = attention.register_forward_hook(lambda *_: attention_runs.append(1))
-    places = TapPlaces(policy.modules, policy.config.num_layers)
+    places = HiddenStateLocations(policy.modules, policy.config.num_layers)
     # The penultimate state is an input of the last layer, and this loss runs on the last stage.
     with places.tap(-2) if is_last_stage() else nullcontext() as tap:
         result = policy.update(batches, loss_function, temperature=tiny.TEMPERATURE)

@@ -30,7 +30,7 @@ LAYOUTS = {1: {"one": {}}, 2: {"DP2": {}, "PP2": {"pipeline_model_parallel_size"
 
 def masked_rollouts() -> list[Sample]:
     samples, _ = rollouts()
-    return [replace(each, masked=place in MASKED) for place, each in enumerate(samples)]
+    return [replace(each, excluded=place in MASKED) for place, each in enumerate(samples)]
 
 
 def weights_of(settings: Recipe) -> torch.Tensor:
@@ -38,7 +38,7 @@ def weights_of(settings: Recipe) -> torch.Tensor:
     platform.initialize(settings.parallel, seed=0)
     policy = build_policy(settings, trainable=False)
     samples = masked_rollouts()
-    positive = torch.tensor([bool(each.score) and not each.masked for each in samples])
+    positive = torch.tensor([bool(each.score) and not each.excluded for each in samples])
     batch = training_batch(samples, positive)
     return weigh(policy, settings, batch, weighting_of(policy, settings)).weights
 

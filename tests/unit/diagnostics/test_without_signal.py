@@ -13,11 +13,13 @@ from megatron_resrl.rollout.engine import Response
 
 
 def sample(
-    *, reason: str = "stop", score: float = 0.0, masked: bool = False, timed_out: bool = False
+    *, reason: str = "stop", score: float = 0.0, excluded: bool = False, timed_out: bool = False
 ) -> Sample:
     record = PromptRecord(0, [{"role": "user", "content": "q"}], "4", "test", {})
     response = Response((1, 2), (-1.0, -1.0), reason)
-    return Sample(0, Prompt(record, (1, 2)), response, "", score, score, timed_out, masked=masked)
+    return Sample(
+        0, Prompt(record, (1, 2)), response, "", score, score, timed_out, excluded=excluded
+    )
 
 
 @pytest.mark.parametrize(
@@ -39,7 +41,10 @@ def sample(
             "the rewards of every group are equal",
         ),
         (
-            [sample(reason="length", masked=True), sample(reason="length", masked=True, score=1.0)],
+            [
+                sample(reason="length", excluded=True),
+                sample(reason="length", excluded=True, score=1.0),
+            ],
             "all 2 responses were cut off at rollout.max_response_length = 24 and all 2 are left "
             "out by reward.overlong = mask",
         ),

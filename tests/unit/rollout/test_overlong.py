@@ -54,13 +54,13 @@ def graded(grading: tuple[Grader, Any], limit: int | None = LIMIT, **settings: A
 def test_overlong_truncate_grades_responses_as_they_are(grading):
     samples = graded(grading)
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
-    assert not any(sample.masked for sample in samples)
+    assert not any(sample.excluded for sample in samples)
 
 
 @pytest.mark.setting("reward.overlong")
 def test_overlong_mask_keeps_the_rewards_of_masked_responses(grading):
     samples = graded(grading, overlong="mask")
-    assert [sample.masked for sample in samples] == [False, False, False, True]
+    assert [sample.excluded for sample in samples] == [False, False, False, True]
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
 
 
@@ -88,4 +88,4 @@ def test_overlong_penalty_adds_to_length_scaling(grading):
 def test_overlong_responses_of_evaluations_are_like_others(grading, overlong):
     samples = graded(grading, limit=None, overlong=overlong, overlong_buffer=4)
     assert [sample.reward for sample in samples] == [1, 1, 1, 0]
-    assert not any(sample.masked for sample in samples)
+    assert not any(sample.excluded for sample in samples)

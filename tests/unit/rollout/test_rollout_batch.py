@@ -32,7 +32,7 @@ def test_rollout_batch_holds_every_token_of_the_samples() -> None:
 
 def test_rollout_batch_keeps_mask_and_exclusion_apart() -> None:
     samples, _ = rollouts()
-    batch = RolloutBatch.from_samples([replace(samples[0], masked=True), *samples[1:]])
+    batch = RolloutBatch.from_samples([replace(samples[0], excluded=True), *samples[1:]])
     assert batch.excluded.nonzero().flatten().tolist() == [0]
     assert batch.loss_mask[0].sum() == LENGTHS[0][0]
 

@@ -33,7 +33,7 @@ def plan_of(
 
 def test_make_plan_uses_no_tokens_of_skipped_groups():
     plan = plan_of([5, 3, 4, 9, 2, 3], [True, False, False, True, True, False], [7, 7, 2, 2, 4, 4])
-    assert plan.numbers == (2, 4, 7)
+    assert plan.group_ids == (2, 4, 7)
     assert plan.skipped == (None, "few_positive_tokens", None)
     assert plan.sampled_G.tolist() == [9, 0, 5]
     assert plan.weighted_G.tolist() == [4, 0, 3]
@@ -57,7 +57,7 @@ def test_make_plan_orders_positives_before_negatives(responses, budget, window_r
     plan = plan_of(lengths, positive, group, budget=budget, **limits)
     assert sorted(plan.order) == list(range(len(lengths)))
     seen = [index for window in plan.windows for index in window.groups]
-    assert sorted(seen) == list(range(len(plan.numbers)))
+    assert sorted(seen) == list(range(len(plan.group_ids)))
     for window in plan.windows:
         assert window_groups is None or len(window.groups) <= window_groups
         sizes = [int(plan.sampled_G[index]) for index in window.groups]
@@ -66,7 +66,7 @@ def test_make_plan_orders_positives_before_negatives(responses, budget, window_r
         early = plan.weighted_BT[list(window.positives)]
         assert not late.any()
         assert not early.any()
-    for index in range(len(plan.numbers)):
+    for index in range(len(plan.group_ids)):
         inside = (plan.group_B == index).unsqueeze(1)
         for mask, counts in (
             (plan.sampled_BT, plan.sampled_G),
