@@ -282,7 +282,9 @@ def test_verify_off_trusts_a_checkpoint(other: dict[str, Run], tmp_path: Path) -
 
 @pytest.mark.setting("checkpoint.async_save")
 def test_async_save_off_writes_in_the_training_thread(tmp_path: Path) -> None:
-    recipe = write_task(tmp_path, steps=1, checkpoint__async_save=False, evaluation__files=[])
+    # Of two steps, because every run waits for its last checkpoint.
+    saves = {"save_every": 1, "async_save": False}
+    recipe = write_task(tmp_path, steps=2, checkpoint=saves, evaluation__files=[])
     ended = run_task(recipe, Fault("kill", "phase:checkpoint write", step=1, rank=0), ranks=1)
     assert ended.code == -9, ended.text
 
