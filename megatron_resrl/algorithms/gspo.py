@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from megatron_resrl.algorithms.grpo import GRPO
 from megatron_resrl.algorithms.losses import LossInputs, LossOutputs
-from megatron_resrl.algorithms.options import require_above, require_between
-from megatron_resrl.algorithms.policy_loss import clipped_loss
+from megatron_resrl.algorithms.options import require_within
+from megatron_resrl.algorithms.policy_loss import CLIP_RANGES, clipped_loss
 
 
 @dataclass(frozen=True)
@@ -31,8 +31,8 @@ class GSPO(GRPO):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        require_between("clip_low", self.clip_low, 0, 1)
-        require_above("clip_high", self.clip_high, 0)
+        require_within("clip_low", self.clip_low, CLIP_RANGES["clip_low"])
+        require_within("clip_high", self.clip_high, CLIP_RANGES["clip_high"])
 
     def policy_loss(self, inputs: LossInputs) -> LossOutputs:
         """The loss and the metrics of the clipped objective; a token counts as its response."""

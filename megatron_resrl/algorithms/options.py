@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from megatron_resrl.config.ranges import Range
+
 
 def require_not_negative(option: str, value: Any) -> None:
     """Raises ValueError unless the value is a finite number of at least 0."""
@@ -22,6 +24,11 @@ def require_between(option: str, value: Any, low: float, high: float) -> None:
     _require_number(
         option, value, f"above {low} and at most {high}", lambda number: low < number <= high
     )
+
+
+def require_within(option: str, value: Any, allowed: Range) -> None:
+    """Raises ValueError unless the value is a number in the range of a setting."""
+    _require_number(option, value, str(allowed), allowed.holds)
 
 
 def require_bool(option: str, value: Any) -> None:

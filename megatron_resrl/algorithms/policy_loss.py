@@ -9,6 +9,11 @@ import torch
 from torch import Tensor
 
 from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.config.ranges import field_ranges, require_in_range
+from megatron_resrl.config.schema import AlgorithmConfig
+
+CLIP_RANGES = field_ranges(AlgorithmConfig)
+"""Ranges of `clip_low`, `clip_high` and `dual_clip`, those of the section `algorithm`."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,8 @@ def ppo_clip(
 
     Args:
         log_probs: Any shape, float: log-probabilities of the sampled tokens under the policy.
-        old_log_probs: Same shape: those of the policy that is the ratio's denominator. Constants.
+        old_log_probs: Same shape: log-probabilities under the policy of the ratio's denominator.
+            Constants.
         advantages: Same shape, cast to the dtype of the log-probabilities. Constants.
         clip_low: Between 0 and 1.
         clip_high: Above 0.
@@ -58,7 +64,9 @@ def ppo_clip(
     Raises:
         ValueError: Shapes differ (they would broadcast), or a clip is out of range.
     """
-    _check_clips(clip_low, clip_high, dual_clip)
+    clips = {"clip_low": clip_low, "clip_high": clip_high, "dual_clip": dual_clip}
+    for name, value in clips.items():
+        require_in_range(name, value, CLIP_RANGES[name])
     if not log_probs.shape == old_log_probs.shape == advantages.shape:
         raise ValueError(
             f"log_probs {list(log_probs.shape)}, old_log_probs {list(old_log_probs.shape)} and "
@@ -73,19 +81,19 @@ def ppo_clip(
     too_low = negative & (detached_log_ratio < low_limit)
     # A token without advantage is clipped too: if its ratio overflows, 0 * inf would be NaN.
     too_high = ~negative & (detached_log_ratio > high_limit)
-    too_far = negative & (detached_log_ratio > dual_limit)
+    dual_clipped = negative & (detached_log_ratio > dual_limit)
     # Clipped in log space, before exp: a ratio that overflows has gradient 0 and not NaN.
     clipped_log_ratio = (
         log_ratio.masked_fill(too_low, low_limit)
         .masked_fill(too_high, high_limit)
-        .masked_fill(too_far, dual_limit)
+        .masked_fill(dual_clipped, dual_limit)
     )
     return PolicyLoss(
         per_token=-advantages * clipped_log_ratio.exp(),
         ratio=detached_log_ratio.exp(),
         clipped_low=too_low,
         clipped_high=too_high & (advantages > 0),
-        dual_clipped=too_far,
+        dual_clipped=dual_clipped,
         approx_kl=torch.expm1(detached_log_ratio) - detached_log_ratio,
     )
 
@@ -103,9 +111,9 @@ def clipped_loss(
     Args:
         inputs: Of a micro-batch.
         log_ratio: [n] log of the ratio of each token, differentiable.
-        clip_low: As for `ppo_clip`; so are the others.
-        clip_high: See there.
-        dual_clip: See there.
+        clip_low: As for `ppo_clip`.
+        clip_high: As for `ppo_clip`.
+        dual_clip: As for `ppo_clip`.
 
     Returns:
         The loss, and as means over tokens `clip_fraction/low`, `clip_fraction/high`,
@@ -128,12 +136,3 @@ def clipped_loss(
             "approx_kl": clipped.approx_kl.sum(),
         },
     )
-
-
-def _check_clips(clip_low: float, clip_high: float, dual_clip: float | None) -> None:
-    if not 0 < clip_low < 1:
-        raise ValueError(f"clip_low is {clip_low}; a number between 0 and 1 is right, e.g. 0.2")
-    if not clip_high > 0:
-        raise ValueError(f"clip_high is {clip_high}; a number above 0 is right, e.g. 0.2")
-    if dual_clip is not None and not dual_clip > 1:
-        raise ValueError(f"dual_clip is {dual_clip}; a number above 1 is right, e.g. 3.0, or None")

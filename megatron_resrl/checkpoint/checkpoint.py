@@ -1,4 +1,4 @@
-"""Saves and loads a run: the policy with its optimizer, and where the trainer is."""
+"""Saves and loads a run: the policy with its optimizer, and the state of the trainer."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ MODEL_FILES = "hf"
 
 @dataclass(frozen=True)
 class TrainerState:
-    """Where the trainer is; everything is JSON."""
+    """Progress of the trainer; all fields are JSON."""
 
     step: int
     """Training steps done."""
     sampler: dict[str, Any]
     """The prompt sampler's position."""
     extra: dict[str, Any] = field(default_factory=dict)
-    """Whatever else a trainer wants back."""
+    """Further state that the trainer restores."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of this step; the one that retention asks for decides which checkpoint is best."""
+    """Metrics of this step; the metric that retention names decides which checkpoint is best."""
     recipe: str = ""
-    """The resolved recipe as YAML; a run that continues compares it with its own."""
+    """The resolved recipe as YAML; a resumed run compares it with its own recipe."""
 
 
 class PendingSave:
@@ -114,8 +114,8 @@ def begin_save(
         policy: With an optimizer.
         state: Of the trainer, the same on all ranks.
         retention: Which older checkpoints stay.
-        group: Of all ranks, for writing; a thread needs one of its own.
-        copy: The policy goes on changing while files are written.
+        group: Process group of all ranks, for writing; a thread needs a group of its own.
+        copy: Copy the tensors first, because the policy changes while files are written.
 
     Raises:
         CheckpointError: There is no room for it, or its first file cannot be written.
@@ -212,7 +212,7 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
 
 
 def _read_fitting(path: Path, policy: Policy) -> dict[str, Any]:
-    """trainer.json of a whole checkpoint that fits the policy, and is data only."""
+    """trainer.json of a checkpoint, after checking that it is whole, safe to load and fits."""
     folders.check_whole(path)
     try:
         require_harmless(path, objects=True)

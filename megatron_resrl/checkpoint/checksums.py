@@ -1,4 +1,4 @@
-"""SHA-256 of every file of a checkpoint: made while it is written, compared before it is read.
+"""SHA-256 of every file of a checkpoint: computed while writing, compared before reading.
 
 The list is in the format of the `sha256sum` command: in a checkpoint's folder,
 `sha256sum -c SHA256SUMS` does the same comparison.
@@ -24,7 +24,7 @@ _BLOCK = 1 << 22
 
 
 class ChecksumWriter(FileSystemWriter):
-    """torch's checkpoint writer that also notes the SHA-256 of what it writes.
+    """torch's checkpoint writer that also computes the SHA-256 of what it writes.
 
     The digests are of the bytes handed over, not of what a failing disk kept of them.
     """
@@ -97,8 +97,8 @@ def write_sums(folder: Path, known: dict[str, str]) -> None:
     """Writes the list for all files of a folder.
 
     Args:
-        folder: Complete but for the list.
-        known: Digests that need not be made, by path within the folder.
+        folder: A checkpoint that lacks only the list.
+        known: Path within the folder -> digest that is known already.
     """
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     names = [path.relative_to(folder).as_posix() for path in files]
@@ -107,7 +107,7 @@ def write_sums(folder: Path, known: dict[str, str]) -> None:
 
 
 def sums_size(names: Iterable[str]) -> int:
-    """Bytes of the list for files of these names."""
+    """Size in bytes of the list for files of these names."""
     return sum(2 * hashlib.sha256().digest_size + 3 + len(name.encode()) for name in names)
 
 
@@ -128,7 +128,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def damaged_files(folder: Path, share: int = 0, shares: int = 1) -> list[str]:
-    """Reads one of `shares` equal parts of a folder and names what differs from its list."""
+    """Reads one of `shares` equal parts of a folder; names files that differ from the list."""
     found = []
     for name, digest in sorted(read_sums(folder).items())[share::shares]:
         path = folder / name

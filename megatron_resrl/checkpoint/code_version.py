@@ -12,7 +12,7 @@ _PACKAGES = ("torch", "megatron-core", "transformers")
 
 
 def code_version() -> dict[str, str | None]:
-    """Versions of this package and of those that its numbers depend on, and the git commit.
+    """Versions of this package and of the libraries that affect its numbers; the git commit.
 
     Returns:
         By name; `git_commit` is None outside of a checkout, and ends with "+changes" if files that

@@ -1,4 +1,4 @@
-"""Checkpoint folders on disk: which are whole, which is the latest, which are too old.
+"""Checkpoint folders on disk: finds whole folders and the latest, and deletes old ones.
 
     <output_dir>/checkpoints/latest                    name of the checkpoint written last
     <output_dir>/checkpoints/best                      name of the best one, if asked for
@@ -84,7 +84,7 @@ def check_whole(path: Path, *, of_run: bool = True) -> None:
 
     Args:
         path: Its folder.
-        of_run: It must hold what a run continues from; else megatron-core's files are enough.
+        of_run: Require the files that a run resumes from; False: only megatron-core's files.
 
     Raises:
         CheckpointError: Names the folder, what is wrong and what to do.
@@ -127,7 +127,7 @@ def read_trainer_file(path: Path) -> dict[str, Any]:
 
 
 def read_index(path: Path) -> Metadata:
-    """The index that says which tensor lies where.
+    """The index that maps tensors to files.
 
     Raises:
         CheckpointError: There is none, or it is damaged.
@@ -139,7 +139,7 @@ def read_index(path: Path) -> Metadata:
 
 
 def begin(output_dir: Path, step: int) -> Path:
-    """Deletes what killed runs left half-written or half-deleted, and makes an empty folder.
+    """Deletes the unfinished folders of killed runs, and makes an empty folder.
 
     Returns:
         The folder to write into; `publish` gives it its final name.
@@ -228,7 +228,7 @@ def read_marker(root: Path, marker: str) -> Path | None:
 
 
 def _note_sizes(folder: Path) -> None:
-    """Writes down the size of every file, so that one that was cut short is seen at a glance."""
+    """Writes the size of every file, so that a truncated file is detected without reading it."""
     sizes = {
         path.relative_to(folder).as_posix(): path.stat().st_size
         for path in sorted(folder.rglob("*"))
@@ -271,7 +271,7 @@ def _check_room(root: Path) -> None:
 
 
 def _retain(latest: Path, retention: Retention) -> None:
-    """Deletes what is not to be kept, and marks the best."""
+    """Deletes checkpoints that retention does not keep, and marks the best checkpoint."""
     older = [path for path in finished(latest.parent) if step_of(path) <= step_of(latest)]
     metrics = {}
     for path in older if retention.best_metric else ():
@@ -295,7 +295,7 @@ def _write_marker(path: Path, marker: str) -> None:
 
 
 def _discard(path: Path) -> None:
-    """Deletes a checkpoint so that a kill in between leaves nothing that looks whole."""
+    """Deletes a checkpoint; if interrupted, what remains does not look whole."""
     removed = path.with_name(path.name + _REMOVED)
     os.rename(path, removed)
     shutil.rmtree(removed)

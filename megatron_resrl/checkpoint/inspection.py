@@ -1,4 +1,4 @@
-"""What a checkpoint holds, which layout wrote it, and whether it is complete; nothing is loaded."""
+"""Contents, layout and completeness of a checkpoint, without loading it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Inspection:
-    """What is known of one checkpoint."""
+    """Result of an inspection."""
 
     path: Path
     trainer: dict[str, Any]
@@ -44,13 +44,13 @@ class Inspection:
     files: dict[str, int]
     """Bytes of each file by its path in the folder."""
     problems: tuple[str, ...]
-    """Why it cannot be resumed from or read; empty: it is complete."""
+    """Why the checkpoint cannot be resumed from or read; empty: it is complete."""
     verified: bool
-    """Contents were compared with the checksums."""
+    """Whether contents were compared with the checksums."""
 
 
 def inspect_checkpoint(path: Path, *, verify: bool = False) -> Inspection:
-    """Looks into one folder in megatron-core's torch_dist format.
+    """Inspects one folder in megatron-core's torch_dist format.
 
     Args:
         path: `<output_dir>/checkpoints/step_<n>`, or a folder of converted weights.
@@ -94,7 +94,7 @@ def inspect_checkpoint(path: Path, *, verify: bool = False) -> Inspection:
 
 
 def checkpoint_folders(path: Path) -> list[Path]:
-    """Folders to inspect: the path itself, or those of a run or of a converted model in it.
+    """Folders to inspect: the path itself, or the checkpoints of a run or converted model in it.
 
     Raises:
         CheckpointError: There is none.
@@ -178,7 +178,7 @@ def _parts(metadata: Metadata) -> dict[str, Part]:
 
 
 def _uncovered(metadata: Metadata) -> list[str]:
-    """Tensors of which no rank has written some part."""
+    """Problems: tensors of which a part was written by no rank."""
     problems = []
     for name, entry in metadata.state_dict_metadata.items():
         if not _is_tensor(entry):

@@ -28,7 +28,7 @@ def sharded_optimizer_state(
         policy: With an optimizer.
         model_state: The sharded state dicts of its model chunks.
         metadata: megatron-core's switches, see `policy_state`.
-        is_loading: The tensors are to be read into.
+        is_loading: Whether a checkpoint will be read into the tensors.
     """
     _complete_adam_state(policy)
     with _offsets_without_bucket_padding(policy):
@@ -104,12 +104,12 @@ def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
 
 
 def _inner(state: dict[str, Any]) -> dict[str, Any]:
-    """What is torch's in the state of one of megatron-core's optimizers."""
+    """The part of the state of one of megatron-core's optimizers that is torch's."""
     return state.get("optimizer", state)
 
 
 def _steps_taken(saved: dict[str, Any]) -> int:
-    """Of any Adam: torch's counts steps in the states of parameters, the fused ones in groups.
+    """Step count of any Adam: torch's has it in the states of parameters, fused ones in groups.
 
     Neither says so before the first step.
     """
@@ -118,7 +118,7 @@ def _steps_taken(saved: dict[str, Any]) -> int:
 
 
 def _complete_adam_state(policy: Policy) -> None:
-    """Gives Adam what it otherwise makes in its first step.
+    """Initialises the state that Adam otherwise makes in its first step.
 
     A run whose gradients were never finite, or that is stopped before its first step, saves it too.
     """
@@ -142,7 +142,7 @@ def _moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
 
 @contextlib.contextmanager
 def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
-    """Makes the distributed optimizer find each parameter in its gathered state.
+    """Makes the distributed optimizer find each parameter in the gathered state.
 
     megatron-core 0.16 gathers a buffer's state without the padding between its buckets, then cuts
     parameters out at offsets that include it: with several buckets it silently saves the wrong

@@ -59,12 +59,12 @@ _LAYOUT_SHORT = {
 
 
 def model_identity(policy: Policy) -> dict[str, Any]:
-    """What must be equal for a checkpoint to fit."""
+    """Facts of the model that must be equal for a checkpoint to fit."""
     return {name: getattr(policy.hf_config, name, None) for name in _MODEL_FIELDS}
 
 
 def optimizer_identity(policy: Policy) -> dict[str, Any]:
-    """What must be equal for the optimizer's state to fit; settings by their recipe names."""
+    """Settings that must be equal for the optimizer's state to fit, by their recipe names."""
     return {
         "precision.params_dtype": str(policy.config.params_dtype).removeprefix("torch."),
         "parallel.use_distributed_optimizer": (
@@ -90,7 +90,7 @@ def layout_change(before: dict[str, Any], now: dict[str, Any]) -> str:
 
 
 def layout(policy: Policy) -> dict[str, Any]:
-    """How the ranks share the model; random states belong to it."""
+    """How the ranks share the model; random states are only restored in the same layout."""
     sizes = {name: getattr(policy.config, name) for name in _LAYOUT_SHORT}
     return sizes | {"world_size": dist.get_world_size()}
 
@@ -107,7 +107,7 @@ def capture(
     Args:
         policy: With an optimizer.
         folder: Exists on all hosts; rank 0 already writes megatron-core's common.pt into it.
-        group: Ranks agree over it while they write.
+        group: Process group over which the ranks agree while they write.
         copy: Training goes on while the rest is written, perhaps in a thread: what it changes is
             copied to host memory first. Else the policy must not change until all is written.
 
@@ -170,7 +170,7 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
 
 
 def _leave_out_extra_states_not_in(path: Path, state: dict[str, Any]) -> dict[str, list[str]]:
-    """Asks a checkpoint only for the extra states of modules that it has.
+    """Requests only the extra states of modules that the checkpoint has.
 
     Transformer Engine's modules have them, and keep the scales of FP8 in them; megatron-core's own
     have none. A run may go on with the other kind of layers.
@@ -187,7 +187,7 @@ def _leave_out_extra_states_not_in(path: Path, state: dict[str, Any]) -> dict[st
             name
             for name, value in content.items()
             if isinstance(value, ShardedObject)
-            and "._extra_state" in name  # Grouped experts number theirs.
+            and "._extra_state" in name  # Grouped experts have numbered extra states.
             and value.unique_key not in stored
         ]
         for name in absent[chunk]:
@@ -196,7 +196,7 @@ def _leave_out_extra_states_not_in(path: Path, state: dict[str, Any]) -> dict[st
 
 
 def _live_storages(policy: Policy) -> frozenset[int]:
-    """Where training keeps what it changes."""
+    """Storages of the tensors that training changes."""
     tensors = [t for module in policy.modules for t in (*module.parameters(), *module.buffers())]
     return frozenset(storage_of(tensor) for tensor in tensors + live_optimizer_tensors(policy))
 

@@ -10,16 +10,16 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Retention:
-    """The rules; a checkpoint that one of them keeps is kept."""
+    """The rules; a checkpoint is kept if at least one rule keeps it."""
 
     keep_last: int = 2
-    """The newest ones; at least 1."""
+    """Number of newest checkpoints to keep; at least 1."""
     keep_every: int = 0
-    """Those whose step is a multiple of it; 0: none for that reason."""
+    """Keep checkpoints whose step is a multiple of this number; 0: off."""
     best_metric: str | None = None
-    """The one whose metric of this name is best."""
+    """Keep the checkpoint whose metric of this name is best."""
     best_mode: Literal["max", "min"] = "max"
-    """Which value is best."""
+    """Whether the largest or the smallest value is best."""
 
     def best(self, metrics: Mapping[int, Mapping[str, float | None]]) -> int | None:
         """The step of the best checkpoint, the earliest of equals.

@@ -29,7 +29,7 @@ _LAST_CHANCE_S = 30.0
 
 
 class _Running(NamedTuple):
-    """A save that is going on in a thread."""
+    """A save in progress in a thread."""
 
     thread: threading.Thread
     future: Future[float]
@@ -87,7 +87,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
     @named_phase("checkpoint")
     def save(self, state: TrainerState) -> None:
-        """Saves the policy as it is now; waits first for a save still going on. Collective.
+        """Saves the current policy, after waiting for a save in progress. Collective.
 
         Raises:
             CheckpointError: This checkpoint, or in the background the one before it, could not
@@ -112,11 +112,11 @@ class CheckpointSaver(contextlib.AbstractContextManager):
 
     @property
     def saving(self) -> bool:
-        """Whether a save is going on; the same on all ranks, as of the last call of a method."""
+        """Whether a save is in progress; the same on all ranks, as of the last call of a method."""
         return self._running is not None
 
     def poll(self) -> None:
-        """Takes note of a save that has ended on all ranks. Collective.
+        """Completes a save that has ended on all ranks. Collective.
 
         Raises:
             CheckpointError: It failed.
@@ -125,7 +125,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             self._collect()
 
     def wait(self) -> Path | None:
-        """Waits for the save that is going on, if any.
+        """Waits for the save in progress, if any.
 
         Returns:
             The last checkpoint written.
@@ -139,7 +139,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         return self._written
 
     def times(self) -> dict[str, float]:
-        """Seconds since the last call: `blocking` training, and `write` of the saves that ended."""
+        """Seconds since the last call: `blocking` training, and `write` of the ended saves."""
         times, self._times = self._times, {}
         return times
 
@@ -151,10 +151,10 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         def run() -> None:
             try:
                 if own.type == "cuda":
-                    # A new thread is on device 0, where each rank of the host would make a context.
+                    # A new thread starts on device 0, where all ranks would make a context.
                     torch.cuda.set_device(own)
                 future.set_result(self._finish(pending, step))
-            # Whatever it is, the caller must not wait for ever; it is raised there.
+            # Any error is raised in the caller, which must not wait for ever.
             except BaseException as error:
                 future.set_exception(_as_checkpoint_error(pending, error))
 
@@ -184,7 +184,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         if error is None:
             self.wait()
         elif self._running is not None:
-            # Other ranks may be gone; the error that ends the run matters more.
+            # Other ranks may have ended; the error that ends the run is more important.
             try:
                 self._running.result(_LAST_CHANCE_S)
             except (CheckpointError, TimeoutError) as lost:

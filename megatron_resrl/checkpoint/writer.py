@@ -70,12 +70,12 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
 
 
 def _fixed(tensor: torch.Tensor, live: frozenset[int]) -> torch.Tensor:
-    """The tensor, or a copy in host memory if training goes on to change it."""
+    """The tensor, or a copy in host memory if training will change the tensor."""
     if tensor.is_cpu and storage_of(tensor) not in live:
         return tensor
     return tensor.detach().to("cpu", copy=True)
 
 
 def storage_of(tensor: torch.Tensor) -> int:
-    """What `InProcessSaveStrategy` knows a storage by."""
+    """Key by which `InProcessSaveStrategy` identifies a storage."""
     return tensor.untyped_storage().data_ptr()

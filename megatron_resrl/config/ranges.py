@@ -79,3 +79,10 @@ def range_problem(value: Any, allowed: Range) -> tuple[str, str] | None:
     if value is not None and not allowed.holds(value):
         return "out of range", f"it must be {allowed}"
     return None
+
+
+def require_in_range(name: str, value: Any, allowed: Range) -> None:
+    """Raises ValueError, which names the argument, unless its value is in the range or None."""
+    if found := range_problem(value, allowed):
+        problem, fix = found
+        raise ValueError(f"{name} is {value}: {problem}; {fix}")

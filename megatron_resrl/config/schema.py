@@ -180,8 +180,8 @@ class RewardConfig:
     """Response tokens up to which a correct response keeps its full reward (paper: 3500)."""
     length_floor_at: int = 4096
     """Response tokens from which on it keeps only `length_floor` (paper: 4096)."""
-    length_floor: Annotated[float, PROBABILITY] = 0.7
-    """The smallest factor (paper: 0.7)."""
+    length_floor: Annotated[float, POSITIVE_SHARE] = 0.7
+    """The smallest factor, above 0 (paper: 0.7)."""
     overlong: Literal["truncate", "mask", "penalize"] = "truncate"
     """Responses cut off at `rollout.max_response_length`. `truncate`: graded as they are; `mask`:
     no part of the loss; `penalize`: lose up to `overlong_penalty` over the last `overlong_buffer`

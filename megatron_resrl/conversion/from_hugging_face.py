@@ -139,19 +139,19 @@ class _Ranks:
 
 @dataclass(frozen=True)
 class _Types:
-    """What the weights are written in."""
+    """Dtypes of the written weights."""
 
     hugging_face: dict[str, torch.dtype]
-    """By the tensor's name: what it is, or is asked to become."""
+    """Name of a Hugging Face tensor -> its own dtype, or the requested dtype."""
     stored: dict[str, torch.dtype]
-    """By the stored tensor's key: wide enough for all that is in it."""
+    """Key of a stored tensor -> dtype to which the dtypes of all its parts are promoted."""
 
     def of(self, parameter: Parameter) -> torch.dtype:
-        """In which a parameter is stored."""
+        """The dtype in which a parameter is stored."""
         return self.stored[parameter.pieces[0].key]
 
     def narrower(self, layout: ModelLayout) -> dict[str, str]:
-        """Names of the types of those tensors that are stored in a wider one."""
+        """Name -> dtype name, for tensors that are stored in a wider dtype."""
         return {
             name: dtype_name(self.hugging_face[name])
             for parameter in layout.parameters
@@ -161,7 +161,7 @@ class _Types:
 
 
 def _stored_types(layout: ModelLayout, dtypes: dict[str, torch.dtype]) -> dict[str, torch.dtype]:
-    """A stored tensor may hold all layers of a kind, and queries, keys and values at once."""
+    """Promoted dtype of each stored tensor, which may hold all layers, or query, key and value."""
     types: dict[str, torch.dtype] = {}
     for parameter in layout.parameters:
         for piece in parameter.pieces:
@@ -178,7 +178,7 @@ def _write(
     ranks: _Ranks,
     types: _Types,
 ) -> ConversionStats:
-    """Reads, reshapes, cuts and writes one parameter after the other."""
+    """Reads, reshapes, splits and writes the parameters one by one."""
     folder.mkdir()
     cuts = {
         p.name: _cuts(p, layout.stage(p.name, ranks.pipeline_parallel), ranks)
@@ -213,7 +213,7 @@ def _write(
 
 
 def _cuts(parameter: Parameter, stage: int, ranks: _Ranks) -> list[tuple[Block, tuple[slice, ...]]]:
-    """Blocks that the ranks of a stage write, and where they are in the whole parameter."""
+    """Blocks that the ranks of a stage write, and their places in the whole parameter."""
     dimension = parameter.partition_dim
     count = 1 if dimension is None else ranks.tensor_parallel
     cuts = []
@@ -241,10 +241,10 @@ def _cuts(parameter: Parameter, stage: int, ranks: _Ranks) -> list[tuple[Block, 
 
 
 def _read(stored: StoredTensor, name: str) -> torch.Tensor:
-    """A tensor that is read from the file when it is used.
+    """Reads a tensor from its file.
 
-    The file is opened anew for each: what has been read of it stays in memory as long as it is
-    open.
+    The file is opened for each tensor, because an open file keeps everything read from it in
+    memory.
     """
     with safe_open(stored.file, framework="pt") as tensors:
         return tensors.get_tensor(name)
@@ -253,7 +253,7 @@ def _read(stored: StoredTensor, name: str) -> torch.Tensor:
 def _check_tensors(
     layout: ModelLayout, stored: dict[str, StoredTensor], source: Path
 ) -> tuple[str, ...]:
-    """Compares names and shapes with what the model is made of.
+    """Compares names and shapes of stored tensors with the parameters of the model.
 
     Returns:
         Names of tensors that are not part of the model.

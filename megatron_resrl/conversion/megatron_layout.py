@@ -1,4 +1,4 @@
-"""What a Megatron checkpoint of a model holds: parameters, their keys, and how ranks cut them."""
+"""Contents of a Megatron checkpoint of a model: parameters, keys, and how ranks share them."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of a parameter that is stored as one block, where nothing is cut."""
+    """A part of a parameter that is stored as one block, without tensor parallelism."""
 
     key: str
-    """Of the stored tensor."""
+    """Key of the stored tensor."""
     global_shape: tuple[int, ...]
-    """Of the stored tensor; a layer axis and an axis of experts may come first."""
+    """Shape of the stored tensor; a layer axis and an expert axis may come first."""
     offset: tuple[int, ...]
-    """Of the block in the stored tensor."""
+    """Offset of the block in the stored tensor."""
     shape: tuple[int, ...]
-    """Of the block, without the axes that come first."""
+    """Shape of the block, without the leading axes."""
 
     @property
     def leading(self) -> int:
-        """Number of axes that come first; the block has length 1 along them."""
+        """Number of leading axes; the block has length 1 along these axes."""
         return len(self.global_shape) - len(self.shape)
 
 
@@ -51,20 +51,20 @@ class Parameter:
     """One parameter of the model on one rank."""
 
     name: str
-    """Of megatron-core's own layers."""
+    """Name in megatron-core's own layers."""
     bridge_name: str
-    """As mbridge calls it."""
+    """Name in mbridge."""
     shape: tuple[int, ...]
     partition_dim: int | None
     """The dimension that tensor-parallel ranks share; None: each holds all of it."""
     pieces: tuple[Piece, ...]
-    """One; or two, gates and ups, which ranks share separately."""
+    """One piece; or two, gate and up projections, which ranks share separately."""
     hf_shapes: dict[str, tuple[int, ...]]
-    """Hugging Face tensors that it is made of, in their order."""
+    """Name -> shape of the Hugging Face tensors that make up the parameter, in order."""
 
     @property
     def is_vocabulary(self) -> bool:
-        """Whether its rows are the vocabulary's."""
+        """Whether the rows are the vocabulary."""
         return self.name in ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
@@ -77,10 +77,10 @@ class ModelLayout:
     """Empty extra states that megatron-core's layers ask for: name and key."""
     num_layers: int
     bridge: PolicyBridge
-    """For one tensor at a time."""
+    """Converts one tensor at a time."""
 
     def stage(self, name: str, stages: int) -> int:
-        """Pipeline rank, of `stages`, that holds what is called `name`.
+        """Pipeline rank, of `stages`, that holds the parameter or object `name`.
 
         Stages differ by one layer where the layers do not divide.
         """
@@ -91,11 +91,11 @@ class ModelLayout:
 
 
 def model_layout(hf_config: PretrainedConfig, vocabulary_rows: int) -> ModelLayout:
-    """Asks an empty model on one rank what it stores. No memory is taken for weights.
+    """Layout of the model, from an empty model on one rank; no memory is allocated for weights.
 
     Args:
         hf_config: The model's own configuration.
-        vocabulary_rows: Of the embedding and the output matrix, with padding.
+        vocabulary_rows: Rows of the embedding and of the output matrix, with padding.
 
     Raises:
         InputError: This process already belongs to process groups.
@@ -119,7 +119,7 @@ def model_layout(hf_config: PretrainedConfig, vocabulary_rows: int) -> ModelLayo
             metadata={"dp_cp_group": group, "singleton_local_shards": False}
         )
         bridge = bridge_of(hf_config, model)
-        # It converts nothing: types are the callers' business.
+        # No dtype conversion here; the callers do it.
         bridge.dtype = None
         named = zip(model.named_parameters(), GroupedNames(model).named_parameters(), strict=True)
         parameters = tuple(
@@ -175,7 +175,7 @@ def _parameter(
     blocks = stored.build() if isinstance(stored, ShardedTensorFactory) else [stored]
     names, tensors = bridge._weight_to_hf_format(bridge_name, parameter.detach())
     split = getattr(parameter, "tensor_model_parallel", False)
-    # An attribute of megatron-core's, which is there where the one above is set.
+    # megatron-core sets this attribute together with the one above.
     dimension = getattr(parameter, "partition_dim", None)
     return Parameter(
         name=name,

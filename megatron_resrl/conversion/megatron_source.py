@@ -1,4 +1,4 @@
-"""The model that a Megatron checkpoint is of: its files, and whether config.json fits."""
+"""The model of a Megatron checkpoint: its files, and whether config.json fits."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def find_model_files(path: Path, folder: Path, given: str | None) -> Path:
     """The directory with config.json and the tokenizer.
 
     Args:
-        path: That was given as input.
-        folder: With the weights.
-        given: Explicitly; goes first.
+        path: The given input path.
+        folder: Folder with the weights.
+        given: An explicitly given directory, which takes precedence.
 
     Raises:
         InputError: None has a config.json.
@@ -42,7 +42,7 @@ def check_arguments(source: TorchDistSource, hf_config: PretrainedConfig, folder
         InputError: Names what differs.
     """
     fields = family_of(hf_config).transformer_fields()
-    # Without grouped queries Megatron-LM writes a number of groups that it does not use.
+    # Without grouped queries Megatron-LM writes an unused number of groups.
     grouped = ("num_query_groups",) if source.arguments.get("group_query_attention") else ()
     for name in (*_COMPARED, *grouped):
         saved = source.arguments.get(name)

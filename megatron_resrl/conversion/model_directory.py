@@ -1,4 +1,4 @@
-"""What both directions of conversion share: directories, the model's own files, dtypes."""
+"""Shared by both directions of conversion: directories, the model's own files, dtypes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
 
 RELEASE = "release"
-"""What Megatron-LM's marker file says of a model that was not trained here: its folder's name."""
+"""Content of Megatron-LM's marker file for a converted model: the name of its folder."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DtypeName = Literal["float32", "float16", "bfloat16"]
 
@@ -32,12 +32,12 @@ _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 @contextlib.contextmanager
 def atomic_directory(output: Path, *, source: Path, force: bool, needed: int) -> Iterator[Path]:
-    """A directory that gets its name once the block has ended without an error; else it is deleted.
+    """A temporary directory that becomes `output` if the block succeeds, and is deleted otherwise.
 
     Args:
-        output: The name.
-        source: What is read.
-        force: Replace what has the name already.
+        output: Final path of the directory.
+        source: Path of the input, which must not overlap with `output`.
+        force: Replace an existing `output`.
         needed: Bytes that will be written.
 
     Yields:
@@ -83,12 +83,12 @@ def atomic_directory(output: Path, *, source: Path, force: bool, needed: int) ->
 
 
 def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
-    """config.json, as transformers understands it and as it is written.
+    """config.json: parsed by transformers, and as written in the file.
 
     Raises:
         InputError: There is none, it is not JSON, or its model cannot be converted.
     """
-    # Here, because it needs the adapted megatron-core.
+    # Imported here, because it needs the adapted megatron-core.
     from megatron_resrl.policy.model_config import read_hf_config
 
     path = directory / "config.json"
@@ -121,12 +121,12 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
 def check_dtypes(
     examples: dict[str, str], claimed: str | None, asked: str | None, source: Path
 ) -> None:
-    """Refuses types that weights cannot have, and types other than config.json says.
+    """Refuses dtypes that weights cannot have, and dtypes other than the one in config.json.
 
     Args:
-        examples: A tensor's name by every dtype found.
-        claimed: By config.json, if it has to be right.
-        asked: Explicitly; then tensors of any of the types are converted.
+        examples: Each dtype found -> name of a tensor that has it.
+        claimed: Dtype in config.json, if it must be right.
+        asked: Requested dtype, to which tensors of all dtypes are converted.
         source: For messages.
 
     Raises:

@@ -1,4 +1,4 @@
-"""What a conversion did, as data and as text."""
+"""Report of a conversion, as data and as text."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from megatron_resrl.conversion.megatron_layout import Parameter
 
 KEPT = "each as it was"
 LISTED = 5
-"""Names of a kind that the text shows."""
+"""Largest number of names per list in the text."""
 
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What went from one format to the other."""
+    """What a conversion read and wrote."""
 
     source: str
     target: str
     tensors: int
-    """Hugging Face tensors."""
+    """Number of Hugging Face tensors."""
     bytes: int
-    """Of those tensors, as written."""
+    """Size of the tensors as written."""
     dtypes: dict[str, int]
-    """Tensors read, by dtype."""
+    """Dtype -> number of tensors read."""
     written_dtype: str
-    """Or `KEPT`: each tensor has its own."""
+    """Dtype of the written tensors; `KEPT`: each tensor has its own dtype."""
     unexpected: tuple[str, ...]
-    """Stored in the source, not part of the model, and left out."""
+    """Tensors of the source that are not part of the model and were left out."""
     reshaped: dict[str, tuple[str, ...]]
-    """Megatron parameters that are not one Hugging Face tensor as it is, by what was done."""
+    """Kind of change -> names of Megatron parameters that differ from a Hugging Face tensor."""
     seconds: float
     peak_memory: int
     """Largest resident memory of this process so far, bytes."""

@@ -99,7 +99,7 @@ def convert_megatron_to_hf(
 def _written_types(
     layout: ModelLayout, source: TorchDistSource, stored: dict[str, torch.dtype], asked: str | None
 ) -> dict[str, torch.dtype]:
-    """The type of each Hugging Face tensor: asked for, as it once was, or as it is stored."""
+    """Dtype of each Hugging Face tensor: requested, or original, or as stored."""
     return {
         name: DTYPES[asked or source.hf_dtypes.get(name, dtype_name(stored[parameter.name]))]
         for parameter in layout.parameters
@@ -108,7 +108,7 @@ def _written_types(
 
 
 def _dtype_for_config(config: dict[str, Any], types: dict[str, torch.dtype]) -> str | None:
-    """The commonest type, if config.json names one that no tensor has."""
+    """The most frequent dtype, if config.json names a dtype that no tensor has."""
     claimed, counted = written_dtype(config), Counter(map(dtype_name, types.values()))
     return None if claimed is None or claimed in counted else counted.most_common(1)[0][0]
 
@@ -119,7 +119,7 @@ def _write(
     writer: ShardWriter,
     types: dict[str, torch.dtype],
 ) -> ConversionStats:
-    """Reads, takes apart and writes one parameter after the other."""
+    """Reads, splits and writes the parameters one by one."""
     stats = ConversionStats()
     for parameter in layout.parameters:
         whole = source.read(parameter)
@@ -152,7 +152,7 @@ def _vocabulary_rows(source: TorchDistSource, hf_config: PretrainedConfig, folde
 def _check_parameters(
     layout: ModelLayout, source: TorchDistSource, folder: Path
 ) -> dict[str, torch.dtype]:
-    """Compares names and shapes with what the model is made of.
+    """Compares names and shapes of stored tensors with the parameters of the model.
 
     Returns:
         The type that each parameter is stored in, by name.

@@ -1,4 +1,4 @@
-"""A model's parameters out of a torch_dist checkpoint, whichever layers wrote it."""
+"""Reads a model's parameters from a torch_dist checkpoint of any layer specification."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class TorchDistSource:
 
     @property
     def has_output_matrix(self) -> bool:
-        """Whether the output matrix is not the embedding's."""
+        """Whether the output matrix is untied from the embedding."""
         return "output_layer.weight" in self._tensors
 
     @property
@@ -49,7 +49,7 @@ class TorchDistSource:
         return stored[0][0] if stored else None
 
     def describe(self, parameter: Parameter) -> tuple[tuple[int, ...], torch.dtype] | None:
-        """Shape of the whole parameter and its dtype; None if it is not there.
+        """Shape and dtype of the whole parameter; None if the checkpoint lacks it.
 
         Where a stored tensor has other numbers of layers or experts, the shape holds those too.
         """
@@ -65,7 +65,7 @@ class TorchDistSource:
         return (len(keys) * shape[0], *shape[1:]), dtype
 
     def unexpected(self, layout: ModelLayout) -> tuple[str, ...]:
-        """Keys of stored tensors of the model that no parameter of `layout` is read from."""
+        """Keys of the model's stored tensors that belong to no parameter of `layout`."""
         used = {key for parameter in layout.parameters for key in self._keys(parameter)}
         rest = self._tensors.keys() - used
         return tuple(sorted(key for key in rest if not _NOT_WEIGHTS.search(key)))

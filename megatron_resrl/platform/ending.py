@@ -1,4 +1,4 @@
-"""A process that ends, whatever hangs on the way out."""
+"""Ends the process even if its clean-up hangs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ENDING_S = 20.0
 """Seconds that closing connections, helper processes and threads may take."""
 
 _FLUSH_S = 2.0
-"""Seconds for the last words: whoever reads them may hang as well."""
+"""Seconds for the last output: its reader may hang as well."""
 
 
 class Deadline:
@@ -32,21 +32,21 @@ class Deadline:
         self._timer: threading.Timer | None = None
 
     def start(self, error: BaseException | None) -> None:
-        """Starts the clock.
+        """Starts the timer.
 
         Args:
-            error: What ends the process, said and turned into its status if time runs out; None:
-                nothing went wrong until here.
+            error: The error that ends the process; printed and turned into the exit status if time
+                runs out. None: no error so far.
         """
         self._timer = threading.Timer(ENDING_S, _too_slow, [error])
         self._timer.daemon = True
         self._timer.start()
 
     def cancel(self) -> None:
-        """All is closed.
+        """Stops the timer, because the clean-up is done.
 
-        The clock's thread lets go of the error, whose frames hold process groups; it must have done
-        so before the interpreter ends, or giving one up then would abort the process.
+        Joins the timer's thread, so that it drops the error before the interpreter ends: frames of
+        the error hold process groups, whose late destruction would abort the process.
         """
         if self._timer:
             self._timer.cancel()
@@ -56,7 +56,7 @@ class Deadline:
 
 @contextlib.contextmanager
 def process_ends_with_block() -> Iterator[None]:
-    """For the outermost block of a process: what is still open after it cannot keep it alive."""
+    """Around the outermost block of a process: ends the process soon after the block."""
     try:
         yield
     finally:
@@ -67,10 +67,10 @@ def process_ends_with_block() -> Iterator[None]:
 
 
 def record_failure(error: BaseException) -> None:
-    """Tells torchrun why this rank ends, in the file that TORCHELASTIC_ERROR_FILE names.
+    """Writes why this rank ends for torchrun, to the file that TORCHELASTIC_ERROR_FILE names.
 
-    The rank that failed first is what torchrun shows as the root cause, with this text. Without
-    torchrun there is no such file, and nothing is done.
+    torchrun shows the rank that failed first as the root cause, with this text. Without torchrun
+    nothing is written.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
@@ -91,7 +91,7 @@ def end_process(error: BaseException) -> None:
     """Ends the process from any thread, now, because its main thread cannot.
 
     Args:
-        error: Why; said, and turned into the exit status.
+        error: The reason; printed, and turned into the exit status.
     """
     _end(error, "its main thread does not move; the process ends")
 

@@ -1,4 +1,4 @@
-"""What every rank is doing, so that a rank that waits in vain can say for whom and since when.
+"""What every rank is doing, so that a time-out names the missing ranks and their last phases.
 
 Each rank writes the phase it enters to the job's store, and a thread writes a heartbeat every
 second. A rank that learns of a time-out or a lost peer asks the store for the other ranks, and so
@@ -52,33 +52,33 @@ class Doing:
     """What a rank is doing."""
 
     phase: str = "start"
-    """The innermost one."""
+    """Name of the innermost phase."""
     since: float = field(default_factory=time.monotonic)
-    """When it began, on the monotonic clock."""
+    """Start of the phase, on the monotonic clock."""
     done: int = 0
     total: int = 0
     """Parts of the phase, e.g. responses; 0: unknown."""
     detail: str = ""
-    """More of where it stands, e.g. "token 12/96"."""
+    """Further progress, e.g. "token 12/96"."""
 
 
 @dataclass
 class _RankStatus:
-    """What this rank is doing, and who watches it."""
+    """What this rank is doing, with its heartbeat and the watch over its main thread."""
 
     doing: Doing = field(default_factory=Doing)
     step: int | None = None
     board: _StatusBoard | None = None
     watch: MainThreadWatch | None = None
     failed: int | None = None
-    """The exception that the innermost phase has noted; by id, as it would keep tensors alive."""
+    """Id of the exception that a phase has reported; the exception would keep tensors alive."""
 
 
 _status = _RankStatus()
 
 
 def begin_step(step: int) -> None:
-    """Says which training step the phases from here on belong to.
+    """Sets the training step that the following phases belong to.
 
     Raises the audit event `megatron_resrl.step` with the number.
     """
@@ -92,36 +92,36 @@ def current_step() -> int | None:
 
 
 def current() -> Doing:
-    """What this rank is doing; may be asked from any thread."""
+    """What this rank is doing; safe to call from any thread."""
     return _status.doing
 
 
 def progress(done: int, total: int, detail: str = "") -> None:
-    """Says how far the innermost phase of this rank is; forgotten when the phase ends.
+    """Sets the progress of the innermost phase of this rank; dropped when the phase ends.
 
     Args:
         done: Parts that are finished.
         total: Parts in all.
-        detail: More in words; empty: nothing.
+        detail: Further progress in words; empty: none.
     """
     _status.doing = replace(_status.doing, done=done, total=total, detail=detail)
 
 
 def detail(text: str) -> None:
-    """Says more of where the innermost phase of this rank is; what `progress` counted stays."""
+    """Sets the detail of the innermost phase of this rank and keeps the counts of `progress`."""
     _status.doing = replace(_status.doing, detail=text)
 
 
 @contextlib.contextmanager
 def named_phase(name: str) -> Iterator[None]:
-    """Turns a collective's time-out or a lost peer inside the block into an error that names it.
+    """Turns a collective's time-out or a lost peer in the block into an error that names the phase.
 
     Raises the audit event `megatron_resrl.phase` with the name on entry, for supervisors and tests
     (`sys.addaudithook`); it costs nothing without a hook.
 
     Raises:
-        CollectiveTimeout: With the phase, this rank, what the backend said, and the ranks that
-            did not answer with the phase that each was last seen to enter.
+        CollectiveTimeout: Names the phase, this rank, the backend's message, and for each rank
+            that did not answer the last phase that it entered.
     """
     outer, _status.doing = _status.doing, Doing(name)
     try:
@@ -164,19 +164,19 @@ def _where() -> str:
 def start_heartbeat(
     store: dist.Store, rank: int, world_size: int, stuck_after_s: float | None = None
 ) -> None:
-    """Lets the ranks see from now on what each of them is doing.
+    """Starts to publish what this rank is doing in the job's store.
 
     Args:
-        store: Of the job, reachable by all ranks.
+        store: Store of the job, reachable by all ranks.
         rank: This rank.
         world_size: Number of ranks.
-        stuck_after_s: Seconds after which a main thread that does not move from a wait for other
-            ranks ends the process, see `MainThreadWatch`; None: it may wait for ever.
+        stuck_after_s: Seconds for which the main thread may wait for other ranks before the
+            process is ended, see `MainThreadWatch`; None: for ever.
     """
     stop_heartbeat()
     _status.step = None
     if world_size > 1:
-        # A connection of its own: a rank that waits for a key keeps its connection to itself.
+        # A separate connection, because a connection that waits for a key is blocked.
         clone = store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
         own = dist.PrefixStore("megatron_resrl", clone)
         _status.board = _StatusBoard(own, rank, world_size)
@@ -194,7 +194,7 @@ def stop_heartbeat() -> None:
 
 
 def _end_stuck(place: str) -> None:
-    """Says where the main thread is stuck and for whom, and ends the process, which it cannot."""
+    """Reports where the main thread is stuck and which ranks are missing; ends the process."""
     text = (
         f"{_where()}: this rank has waited for another one for longer than "
         f"parallel.timeout_minutes allows, in {place}"
@@ -205,8 +205,8 @@ def _end_stuck(place: str) -> None:
 
 
 class _StatusBoard:
-    """The ranks' notes in the store. Nothing here raises or waits for longer than said: the store
-    ends with its host, and a job that has lost it must still end by itself."""
+    """The status of all ranks in the job's store. Methods raise nothing and wait for a bounded
+    time: the store ends with its host, and a job without a store must still end by itself."""
 
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
         self._store = store
@@ -221,14 +221,14 @@ class _StatusBoard:
         self._heartbeat.start()
 
     def write(self, kind: str, note: dict[str, object]) -> None:
-        """Leaves a note of this rank for the others."""
+        """Writes a note of this rank for the other ranks."""
         self._set(f"{kind}/{self._rank}", json.dumps(note))
 
     def missing(self) -> list[str]:
         """Waits a few seconds for the other ranks to report that they wait, too.
 
         Returns:
-            A line for each rank that did not, those without a heartbeat first; or one line
+            A line for each rank that did not report, ranks without a heartbeat first; or one line
             that says why nothing is known.
         """
         lines: list[str] = []
@@ -280,7 +280,7 @@ class _StatusBoard:
         return lines
 
     def _heard_of(self, rank: int) -> bool:
-        """Whether a rank said that it waits or why it failed."""
+        """Whether a rank has reported that it waits or that it failed."""
         return any(self._read(kind, rank) is not None for kind in ("waiting", "failed"))
 
     def _read(self, kind: str, rank: int) -> str | None:
@@ -296,14 +296,14 @@ class _StatusBoard:
                 f"{json.loads(failed)['cause']}"
             )
         said = f"rank {rank} did not answer" + (", though its process runs" if alive else "")
-        seen = self._read("phase", rank)
-        said += f": last seen entering {_place(seen)}" if seen else ": never seen"
+        entered = self._read("phase", rank)
+        said += f": last seen entering {_place(entered)}" if entered else ": never seen"
         place = self._read("place", rank)
         return said + (f" ({place})" if place else "")
 
 
 def _own_place() -> str:
-    """This rank's host, and which of its GPUs or ranks it is."""
+    """Host of this rank, with its GPU or local rank."""
     if torch.cuda.is_available():
         return f"{socket.gethostname()}, GPU {torch.cuda.current_device()}"
     return f"{socket.gethostname()}, local rank {os.environ.get('LOCAL_RANK', '0')}"
@@ -311,6 +311,7 @@ def _own_place() -> str:
 
 def _place(note: str) -> str:
     """A note's phase, step and age in words."""
-    seen = json.loads(note)
-    of_step = "" if seen["step"] is None else f" of step {seen['step']}"
-    return f"phase {seen['phase']!r}{of_step}, {max(0.0, time.time() - seen['time']):.0f} s ago"
+    status = json.loads(note)
+    of_step = "" if status["step"] is None else f" of step {status['step']}"
+    age_s = max(0.0, time.time() - status["time"])
+    return f"phase {status['phase']!r}{of_step}, {age_s:.0f} s ago"

@@ -1,9 +1,9 @@
-"""Is the main thread in a wait that does not end?
+"""Detects a main thread that waits without end for other ranks.
 
-With NCCL a collective returns at once and the thread waits later, in whatever needs its result,
-with no time-out of its own. What can be seen from another thread is that the interpreter gets no
-turn in it for longer than any collective may take: a call that is left for the main thread
-(`Py_AddPendingCall`) is made between two instructions of Python.
+With NCCL a collective returns at once and the thread waits later, in the operation that needs the
+result, without a time-out. Another thread can detect that the main thread runs no Python
+instruction for longer than any collective may take: Python makes a pending call
+(`Py_AddPendingCall`) between two instructions of the main thread.
 """
 
 from __future__ import annotations
@@ -18,29 +18,28 @@ from types import FrameType
 _STANDARD = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib"))
 _PACKAGES = ("site-packages", "dist-packages")
 _USER_MODULES = "megatron_resrl_"
-"""Start of the names under which files of the user's are imported."""
+"""Prefix of the module names under which the user's files are imported."""
 
 
 class MainThreadWatch:
-    """Tells once when the main thread has had no turn for too long; a daemon thread.
+    """Calls `on_stuck` once when the main thread has run no Python code for too long.
 
-    Not counted are waits for other threads and processes (the innermost frame is one of Python's
-    own library, as in `Future.result`), which no rank takes part in, and whatever code of the
-    user's does.
+    It runs in a daemon thread. It ignores waits in Python's standard library, as in
+    `Future.result`, which are for threads and processes and not for ranks; and the user's code.
     """
 
     def __init__(
         self, limit_s: float, on_stuck: Callable[[str], None], *, poll_s: float = 1.0
     ) -> None:
-        """Begins to look.
+        """Starts the daemon thread.
 
         Args:
-            limit_s: Seconds without a turn that are too many.
-            on_stuck: Called from the watching thread with where the main thread is.
-            poll_s: Seconds between looks. A process that is stopped and goes on has not been
-                looked at meanwhile, and its pause does not count.
+            limit_s: Seconds without a Python instruction after which the main thread is stuck.
+            on_stuck: Called in the daemon thread with the place where the main thread is.
+            poll_s: Seconds between two polls. While the process is stopped (SIGSTOP) there are no
+                polls, so the pause does not count.
         """
-        self._looks = max(2, round(limit_s / poll_s))
+        self._max_unmoved_polls = max(2, round(limit_s / poll_s))
         self._on_stuck = on_stuck
         self._poll_s = poll_s
         self._closed = threading.Event()
@@ -48,32 +47,32 @@ class MainThreadWatch:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the looks."""
+        """Ends the daemon thread."""
         self._closed.set()
         if threading.current_thread() is not self._thread:
             self._thread.join(2 * self._poll_s)
 
     def _run(self) -> None:
         main = threading.main_thread().ident
-        seen = _leave_call()
+        turns = _add_pending_call()
         unmoved = 0
         while not self._closed.wait(self._poll_s):
             frame = sys._current_frames().get(main) if main is not None else None
             if frame is None:
                 return
-            if _turns != seen:
-                seen = _leave_call()
+            if _turns != turns:
+                turns = _add_pending_call()
                 unmoved = 0
             else:
                 unmoved = unmoved + 1 if may_be_collective(frame) else 0
-            if unmoved >= self._looks:
+            if unmoved >= self._max_unmoved_polls:
                 self._on_stuck(place_of(frame))
                 return
             del frame  # It would keep the locals of the main thread alive.
 
 
 _turns = 0
-"""Calls that the main thread has made for a watch."""
+"""Pending calls that the main thread has made."""
 
 
 @ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p)
@@ -83,18 +82,18 @@ def _take_turn(_: int | None) -> int:
     return 0
 
 
-def _leave_call() -> int | None:
-    """Leaves a call for the main thread.
+def _add_pending_call() -> int | None:
+    """Adds a pending call for the main thread.
 
     Returns:
-        The number of calls that it has made so far; None: there was no room for another one.
+        The number of pending calls made so far; None: Python's queue of calls was full.
     """
     before = _turns
     return before if ctypes.pythonapi.Py_AddPendingCall(_take_turn, None) == 0 else None
 
 
 def may_be_collective(frame: FrameType) -> bool:
-    """Whether a thread whose innermost frame this is may wait for other ranks."""
+    """Whether a thread with this innermost frame may be waiting for other ranks."""
     file = frame.f_code.co_filename
     installed = any(f"/{name}/" in file for name in _PACKAGES)
     if not installed and file.startswith((*_STANDARD, "<frozen")):
@@ -104,7 +103,7 @@ def may_be_collective(frame: FrameType) -> bool:
 
 
 def place_of(frame: FrameType) -> str:
-    """Function, file and line of a frame, and the next one of this package around it."""
+    """Function, file and line of a frame, and of the next outer frame of this package."""
     own = next(
         (each for each in _outwards(frame) if _package(each) == _package(sys._getframe())), frame
     )

@@ -121,7 +121,7 @@ class Policy:
         self.modules = modules
         self.sequence_packing = sequence_packing
         self.tokenizer_path = tokenizer_path
-        self._hidden_states = HiddenStateLocations(modules, config.num_layers)
+        self._states = HiddenStateLocations(modules, config.num_layers)
         self.chunks: list[DistributedDataParallel] = []
         self.optimizer: MegatronOptimizer | None = None
         self.scheduler: OptimizerParamScheduler | None = None
@@ -187,11 +187,11 @@ class Policy:
         Raises:
             ValueError: The model has no such entry.
         """
-        return self._hidden_states.stage(layer)
+        return self._states.stage(layer)
 
     def holds_tap(self, layer: int) -> bool:
         """Whether this rank's stage holds `hidden_states[layer]`; raises like `tap_stage`."""
-        return self._hidden_states.chunk(layer) is not None
+        return self._states.chunk(layer) is not None
 
     def micro_batches(
         self, batch: TokenBatch, micro_batch_size: int, rows: Sequence[int] | None = None
@@ -273,12 +273,8 @@ class Policy:
                 on_hidden_states(self._response_states(tap.take(), batch), batch)
 
         self.eval()
-        tapped = None if on_hidden_states is None else self._hidden_states.chunk(layer)
-        with (
-            self._hidden_states.tap(layer)
-            if tapped is not None
-            else contextlib.nullcontext() as tap
-        ):
+        tapped = None if on_hidden_states is None else self._states.chunk(layer)
+        with self._states.tap(layer) if tapped is not None else contextlib.nullcontext() as tap:
             return run_pipeline(
                 self.modules, micro_batches, last_stage, forward_only=True, after_forward=hand_over
             )

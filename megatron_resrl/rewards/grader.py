@@ -66,8 +66,8 @@ class Grader:
 
     Args:
         function_name: See `load_reward`.
-        workers: Number of processes.
-        timeout_s: Seconds that grading one response may take.
+        workers: Number of processes, at least 1.
+        timeout_s: Seconds that grading one response may take, above 0.
         memory_gb: GiB that it may take beyond what the process holds with the function loaded;
             None: any.
         log: File that takes what the function prints, at most `grader_process.LARGEST_LOG` bytes;
@@ -76,7 +76,6 @@ class Grader:
 
     Raises:
         InputError: The function cannot be used.
-        ValueError: A number is out of range.
     """
 
     def __init__(
@@ -89,10 +88,6 @@ class Grader:
         log: Path | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        if workers < 1:
-            raise ValueError(f"reward.workers = {workers}: give at least 1")
-        if not timeout_s > 0:
-            raise ValueError(f"reward.timeout_s = {timeout_s}: give seconds above 0")
         self._checks = load_reward(function_name, options).check is not None
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)

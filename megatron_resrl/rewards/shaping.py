@@ -1,4 +1,4 @@
-"""Rewards that depend on more than the verifier's score."""
+"""Rewards that depend on more than the verifier's score; their settings are checked beforehand."""
 
 from __future__ import annotations
 
@@ -17,24 +17,14 @@ def length_scaled(
     itself at `floor_at` and stays there. Other scores are returned as they are.
 
     Args:
-        score: The verifier's.
+        score: Score of the verifier.
         response_tokens: Length of the response.
-        full_until: Tokens up to which nothing changes.
-        floor_at: Tokens from which on the factor is `floor`.
+        full_until: Tokens up to which nothing changes, at least 0.
+        floor_at: Tokens from which on the factor is `floor`, more than `full_until`.
         floor: The smallest factor, in (0, 1]: a correct response never loses its sign.
-
-    Raises:
-        ValueError: A setting is out of its range.
 
     Source: arXiv 2605.00380, maths recipe.
     """
-    if not 0 <= full_until < floor_at:
-        raise ValueError(
-            f"reward.length_full_until = {full_until} and reward.length_floor_at = {floor_at}: "
-            "give 0 <= length_full_until < length_floor_at"
-        )
-    if not 0 < floor <= 1:
-        raise ValueError(f"reward.length_floor = {floor}: give a factor above 0 and at most 1")
     if score <= 0 or response_tokens <= full_until:
         return score
     if response_tokens >= floor_at:
@@ -51,23 +41,13 @@ def overlong_penalty(response_tokens: int, *, limit: int, buffer: int, penalty: 
     Args:
         response_tokens: Length of the response.
         limit: Largest length, L_max.
-        buffer: Tokens over which the penalty grows, L_cache.
-        penalty: Taken off at the limit; the paper's is 1.
+        buffer: Tokens over which the penalty grows, L_cache; at least 1 and less than `limit`.
+        penalty: Taken off at the limit, at least 0; 1 in the paper.
 
     Returns:
         To be added to the reward; at most 0.
 
-    Raises:
-        ValueError: A setting is out of its range.
-
     Source: DAPO, arXiv 2503.14476, equation 13.
     """
-    if not 0 < buffer < limit:
-        raise ValueError(
-            f"reward.overlong_buffer = {buffer}: give at least 1 and less than "
-            f"rollout.max_response_length = {limit}"
-        )
-    if not penalty >= 0:
-        raise ValueError(f"reward.overlong_penalty = {penalty}: give at least 0")
     beyond = min(response_tokens, limit) - (limit - buffer)
     return -penalty * beyond / buffer if beyond > 0 else 0.0

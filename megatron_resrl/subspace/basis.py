@@ -82,7 +82,7 @@ class Basis:
 
     @property
     def nbytes(self) -> int:
-        """Memory this takes."""
+        """Memory of the tensors."""
         return self.mean_GH.nbytes + self.vectors_GHK.nbytes + self.eigenvalues_GK.nbytes
 
 
@@ -100,7 +100,7 @@ def basis_from_rows(x_GNH: Tensor, valid_GN: Tensor, rank: int) -> Basis:
     """
     _, tokens, hidden_size = x_GNH.shape
     wanted = max(min(rank, tokens - 1, hidden_size), 0)
-    # Layer-normed tokens -> centred tokens, and what of their variance is rounding.
+    # Layer-normed tokens -> centred tokens, and the part of their variance that is rounding.
     mean_GH = _centre(x_GNH, valid_GN)
     trace_G = _squares(x_GNH)
     noise_G = NOISE_SHARE * (trace_G + valid_GN.sum(1) * mean_GH.square().sum(1))
@@ -155,7 +155,7 @@ def _basis(
     noise_G: Tensor,
     rank: int,
 ) -> Basis:
-    """Drops directions that are noise, and fills up to `rank` columns."""
+    """Drops directions that are noise, and pads with zeros to `rank` columns."""
     kept_GK = values_GK > noise_G.unsqueeze(1)
     missing = rank - values_GK.shape[1]
     values_GK = torch.nn.functional.pad(values_GK * kept_GK, (0, missing))
@@ -165,7 +165,7 @@ def _basis(
 
 
 def _orthonormal_columns(vectors_GHK: Tensor) -> Tensor:
-    """Takes rounding out of nearly orthonormal columns; columns of zeros stay."""
+    """Orthonormalises nearly orthonormal columns to rounding; zero columns stay zero."""
     gram_GKK = vectors_GHK.mT @ vectors_GHK
     empty_GK = gram_GKK.diagonal(dim1=1, dim2=2) == 0
     gram_GKK = gram_GKK + torch.diag_embed(empty_GK.double())
@@ -315,9 +315,9 @@ def _converged_pairs(
         space: Holds its first block.
         wanted: Eigenpairs that have to converge.
         found: Eigenpairs returned, at least `wanted`.
-        full_size: Size of the smaller Gram matrix. A space of two thirds of it is given up: a full
-            eigen-decomposition is the better choice then.
-        noise_G: Eigenvalues up to this are no signal and need not converge.
+        full_size: Size of the smaller Gram matrix. At two thirds of this size the Krylov space is
+            abandoned, because a full eigen-decomposition is faster.
+        noise_G: Eigenvalues up to this bound are noise and need not converge.
 
     Returns:
         The pairs, or None where the space became too large.

@@ -31,7 +31,7 @@ from megatron_resrl.subspace.statistics import (
 
 
 class Collector(Protocol):
-    """Positives of one window in, bases out."""
+    """Takes the positives of one window and returns the bases."""
 
     def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
         """Takes tokens of this rank.
@@ -39,7 +39,7 @@ class Collector(Protocol):
         Args:
             hidden_nH: [n, H] hidden states.
             group_n: [n] int64 on the CPU, group within the window.
-            index_in_group_n: [n] int64 on the CPU, number of the token within its group.
+            index_in_group_n: [n] int64 on the CPU, index of the token in its group.
         """
 
     def bases(self) -> Basis:
@@ -47,7 +47,7 @@ class Collector(Protocol):
 
     @property
     def nbytes(self) -> int:
-        """Most memory held so far for hidden states or statistics."""
+        """Peak memory of hidden states or statistics so far."""
 
 
 class RowsCollector:
@@ -83,7 +83,7 @@ class RowsCollector:
         )
 
     def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
-        """Alone: layer-norms the rows into place. With other ranks: keeps them until `bases`."""
+        """Layer-norms the rows into place; with several ranks, keeps the rows until `bases`."""
         if self._rows is not None:
             self._write(hidden_nH, (group_n * self.width + index_in_group_n).to(self.device))
         else:
@@ -106,8 +106,8 @@ class RowsCollector:
             self._rows.index_copy_(0, places, layer_norm(rows))
 
     def _exchange(self) -> None:
-        """Sends this rank's rows to the groups' owners, and with them the place of each."""
-        # Group g belongs to rank g % ranks, where it is number g // ranks.
+        """Sends the rows of this rank, with their places, to the owners of the groups."""
+        # Group g belongs to rank g % ranks and has index g // ranks there.
         group_n = torch.cat([kept[1] for kept in self._kept] or [self.counts_G[:0]])
         index_in_group_n = torch.cat([kept[2] for kept in self._kept] or [self.counts_G[:0]])
         owner_n = group_n % self.ranks.size
@@ -155,7 +155,7 @@ class GramCollector:
         if self.ranks.size == 1 or self.groups == 1:
             return basis_from_statistics(gather_statistics(statistics, self.ranks), self.rank)
         hidden_size = statistics.mean_GH.shape[1]
-        # Several groups: each owner gets the sum of its own and shares the eigen-problems.
+        # Several groups: each owner gets the sum for its groups and solves their eigen-problems.
         own = scatter_statistics(statistics, self.ranks)
         self.nbytes = max(self.nbytes, statistics.nbytes + own.nbytes)
         basis = basis_from_statistics(own, self.rank) if len(own.mean_GH) else None
@@ -171,13 +171,13 @@ ROWS_PER_DIMENSION = 32
 
 
 def automatic_method(positive_tokens: int, hidden_size: int) -> Literal["rows", "gram"]:
-    """What `resrl.subspace_method: auto` stands for.
+    """The method of `resrl.subspace_method: auto`.
 
     Rows take less time at all measured sizes, but memory in proportion to the tokens; Gram matrices
     take the same memory for any number of them.
 
     Args:
-        positive_tokens: Most positive tokens that the sample of a group can have.
+        positive_tokens: Largest number of sampled positive tokens of a group.
         hidden_size: H.
     """
     return "gram" if positive_tokens > ROWS_PER_DIMENSION * hidden_size else "rows"
@@ -195,7 +195,7 @@ def _shared(
     if ranks.size == 1:
         return own
     most = -(-groups // ranks.size)
-    # Mean, directions, eigenvalues and trace of a group, one behind the other.
+    # Mean, directions, eigenvalues and trace of each group, concatenated.
     width = hidden_size * (rank + 1) + rank + 1
     packed = torch.zeros(most, width, dtype=torch.float64, device=like.device)
     if own is not None:

@@ -1,10 +1,10 @@
-"""Weights that say nothing of a token, with the method's share of the loss: for fair comparisons.
+"""Controls: weights that do not depend on the token, with the negative mass of the method.
 
-What such a comparison has to hold fixed is how hard wrong answers are punished altogether: the
-negative mass of a group, the sum over its wrong tokens of share x weight, where a token's share of
-the loss is |A_i| c_i, the advantage of its response and what the aggregation makes one of its
-tokens count. The mean over tokens is another number as soon as long answers, whose tokens count
-less, get other weights than short ones.
+A fair comparison keeps the total punishment of incorrect responses: the negative mass of a group,
+the sum of share x weight over its incorrect tokens. The share of a token in the loss is |A_i| c_i:
+the advantage of its response times the coefficient that the aggregation gives each token of the
+response. The mean weight over tokens is a different number: tokens of long responses have smaller
+shares, and long responses may get other weights than short ones.
 
 Shapes: G groups, W the most negative tokens of a group (padded; padding has share 0).
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 
 
 def constant_weights(weights_GW: Tensor, share_GW: Tensor) -> Tensor:
-    """One weight for all tokens of a group: the mean, each token counting by its share.
+    """One weight for all tokens of a group: the mean of the weights, weighted by the shares.
 
     Args:
-        weights_GW: [G, W] float64: the method's.
+        weights_GW: [G, W] float64 weights of the method.
         share_GW: [G, W] float64 on the same device, at least 0, not all 0 in any line.
 
     Returns:
@@ -34,20 +34,19 @@ def constant_weights(weights_GW: Tensor, share_GW: Tensor) -> Tensor:
 def random_weights(
     weights_GW: Tensor, share_GW: Tensor, count_G: Tensor, floor: float, keys: Sequence[int]
 ) -> Tensor:
-    """Weights of the group dealt to its tokens, whatever the token.
+    """Assigns the weights of a group to its tokens at random.
 
-    A weight is dealt as often as the loss sees it, in proportion to the share of its token, so that
-    the dealt weights are distributed as the method's are in the loss; where all shares are alike,
-    they are the method's in another order. What a group then misses of the method's mass, or has
-    too much, is made up for exactly: all its weights go the same part of their way to 1, or to the
-    floor.
+    Each weight is drawn in proportion to the share of its token, so that the drawn weights have the
+    distribution of the method's weights in the loss; if all shares are equal, they are a
+    permutation of the method's weights. Then the negative mass of the group is corrected exactly:
+    all its weights move by the same fraction of their distance towards 1, or towards the floor.
 
     Args:
-        weights_GW: [G, W] float64 in [floor, 1]: the method's.
+        weights_GW: [G, W] float64 in [floor, 1]: weights of the method.
         share_GW: [G, W] float64 on the CPU, at least 0, not all 0 in any line.
-        count_G: [G] int64 on the CPU: how many places of each line are tokens.
+        count_G: [G] int64 on the CPU: number of tokens in each line.
         floor: The smallest weight.
-        keys: [G] of the draws.
+        keys: [G] keys of the random draws.
 
     Returns:
         [G, W] float64 in [floor, 1].
@@ -57,8 +56,7 @@ def random_weights(
     dealt_GW = weights_GW.gather(1, places_GW)
     full_G = share_GW.sum(1)
     wanted_G, found_G = ((share_GW * each_GW).sum(1) for each_GW in (weights_GW, dealt_GW))
-    # Where one of the two is above 0, its denominator is at least as large; where not, it counts
-    # nothing.
+    # If a numerator is above 0, its denominator is at least as large; otherwise the fraction is 0.
     up_G = (wanted_G - found_G).clamp_min(0) / (full_G - found_G).clamp_min(1e-300)
     down_G = (found_G - wanted_G).clamp_min(0) / (found_G - floor * full_G).clamp_min(1e-300)
     raised_GW = dealt_GW + up_G.unsqueeze(1) * (1 - dealt_GW)
@@ -66,14 +64,14 @@ def random_weights(
 
 
 def _draws(share_GW: Tensor, count_G: Tensor, keys: Sequence[int]) -> Tensor:
-    """[G, W] int64 places of each line, by their shares; keyed, on the CPU.
+    """[G, W] int64 indices into each line, drawn in proportion to the shares; on the CPU.
 
-    Of n equal pieces of the line of shares each token gets one and draws inside of it.
+    Stratified: the n tokens draw from n equal pieces of the cumulative shares, one piece each.
     """
     cumulative_GW = share_GW.cumsum(1)
     uniform_GW = torch.zeros_like(cumulative_GW)
     for line, count, key in zip(uniform_GW, count_G.tolist(), keys, strict=True):
-        # Another stream than the sample of positives, which has the same key.
+        # Not the random stream of the sample of positives, which has the same key.
         generator = torch.Generator().manual_seed(key ^ 0x5DEECE66D)
         piece = torch.randperm(count, generator=generator)
         inside = torch.rand(count, dtype=torch.float64, generator=generator)

@@ -39,8 +39,8 @@ class RitzPairs:
         At most 1 once the space holds all of them; pairs below the noise do not matter.
 
         Args:
-            wanted: The first so many pairs of each group.
-            noise_G: [G] eigenvalues up to this are no signal.
+            wanted: Number of leading pairs of each group.
+            noise_G: [G] eigenvalues up to this bound are noise.
             rounding: Unit of the number format of the space.
         """
         values_GK = self.values_GK[:, :wanted]
@@ -143,7 +143,7 @@ def _cholesky_columns(block_GSB: Tensor) -> Tensor:
 
 
 def _start(size: int) -> Tensor:
-    # On the CPU: the same numbers on every device.
+    # On the CPU: the same random numbers for every device.
     generator = torch.Generator().manual_seed(START_SEED)
     return torch.randn(size, BLOCK, generator=generator)
 

@@ -1,10 +1,10 @@
-"""What happens to every token of a scoring pass, decided on the host before any is seen.
+"""Plans what each token of a scoring pass is used for, on the host and before the pass.
 
 Shapes: B responses of the pool, T longest response, G groups.
 
-A pool is what one set of ranks shares: the responses of a data-parallel replica, or of all of them
-where groups are split. Every rank makes the same plan from lengths and verdicts alone, so nothing
-has to be exchanged to agree, and no choice depends on the layout.
+A pool is the set of responses that a set of ranks shares: the responses of one data-parallel
+replica, or of all replicas where groups are split. Every rank makes the same plan from lengths and
+verdicts alone, without communication, and no choice depends on the layout.
 """
 
 from __future__ import annotations
@@ -16,9 +16,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_resrl.config.ranges import field_ranges, require_in_range
+from megatron_resrl.config.schema import ResrlConfig
+
+_RANGES = field_ranges(ResrlConfig)
 MIN_POSITIVE_TOKENS = 4
-# Rows that a rank collects at least before bases are made, so that small groups are solved
-# together; a few megabytes.
+# Smallest number of rows that a rank collects before bases are made, so that small groups are
+# solved together; a few megabytes.
 MIN_WINDOW_ROWS = 1024
 
 
@@ -39,18 +43,12 @@ class SubspaceSettings:
     `inverted`: 1 + floor - weight."""
 
     def __post_init__(self) -> None:
+        # The same ranges as those of the section `resrl`, for callers without a recipe.
+        for name in ("rank", "max_positive_tokens", "floor"):
+            require_in_range(name, getattr(self, name), _RANGES[name])
         low, high = self.quantiles
-        if self.rank < 1:
-            raise ValueError(f"rank is {self.rank}, expected at least 1")
-        if self.max_positive_tokens < MIN_POSITIVE_TOKENS:
-            raise ValueError(
-                f"max_positive_tokens is {self.max_positive_tokens}, "
-                f"expected at least {MIN_POSITIVE_TOKENS}"
-            )
         if not 0 <= low < high <= 1:
             raise ValueError(f"quantiles are ({low}, {high}), expected 0 <= low < high <= 1")
-        if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor is {self.floor}, expected a number from 0 to 1")
         if self.weights not in ("residual", "constant", "random", "inverted"):
             raise ValueError(
                 f"weights is {self.weights!r}, expected residual, constant, random or inverted"
@@ -74,7 +72,7 @@ class Window:
     groups: tuple[int, ...]
     """Indices into the plan's groups."""
     positives: tuple[int, ...]
-    """Responses that arrive first: those of skipped groups, and positives."""
+    """Responses that arrive first: positives, and all responses of skipped groups."""
     negatives: tuple[int, ...]
     """Responses that arrive after all positives."""
 
@@ -92,7 +90,7 @@ class GroupPlan:
     weighted_BT: Tensor
     """[B, T] bool: negative tokens that get a weight from their residual."""
     index_in_group_BT: Tensor
-    """[B, T] int64: number of a token among its group's sampled or weighted tokens."""
+    """[B, T] int64: index of a token among the sampled or weighted tokens of its group."""
     sampled_G: Tensor
     """[G] int64 positive tokens that enter the statistics; 0 where skipped."""
     weighted_G: Tensor
@@ -102,13 +100,13 @@ class GroupPlan:
     negative_tokens: tuple[int, ...]
     """[G] included tokens of negative responses."""
     skipped: tuple[str | None, ...]
-    """[G] why a group keeps weight 1, or None."""
+    """[G] why a group keeps weight 1; None: it gets weights."""
     windows: tuple[Window, ...]
     """In the order of the pass."""
     keys: tuple[int, ...]
-    """[G] keys of random choices."""
+    """[G] key of each group's random choices."""
     share_B: Tensor
-    """[B] float64: what each token of a response counts in the loss, up to a factor of its group;
+    """[B] float64: share of each token of a response in the loss, up to a factor of its group;
     controls have the method's sum of share x weight."""
 
     @property
@@ -133,16 +131,17 @@ def make_plan(
 
     Args:
         included_BT: [B, T] bool: tokens that take part (response tokens that are not masked).
-        positive_B: [B] bool: its tokens span the subspace (correct); the others get weights.
+        positive_B: [B] bool: correct responses, whose tokens span the subspace; tokens of the other
+            responses get weights.
         group_B: [B] int64 group id of each response, e.g. the number of its prompt.
-        settings: Sample size and minimum.
+        settings: Sample size and rank.
         key: Group id -> key of its random choices.
         ranks: Number of ranks that share the pool.
         window_rows: Rows of positives (padded to the largest group) that a window may collect for
-            each rank; a group larger than that gets a window of its own. None: those of the
-            largest group, or MIN_WINDOW_ROWS.
+            each rank; a larger group gets a window of its own. None: the rows of the largest
+            group, at least MIN_WINDOW_ROWS.
         window_groups: Largest number of groups in a window for each rank; None: any.
-        share_B: [B] see `GroupPlan`; None: all tokens count alike.
+        share_B: [B] see `GroupPlan`; None: all tokens have the same share.
 
     Returns:
         The plan, the same for the same arguments.
@@ -215,7 +214,7 @@ def _keep_sample(sampled_BT: Tensor, inside_B: Tensor, size: int, key: int) -> N
 
 
 def _columns(mask_BT: Tensor, group_B: Tensor) -> Tensor:
-    """[B, T] number of each marked token within its group, responses in order."""
+    """[B, T] index of each marked token in its group, responses in order."""
     order = group_B.argsort(stable=True)
     running = mask_BT[order].flatten().cumsum(0).view(mask_BT.shape) - 1
     sizes = mask_BT.sum(1)[order]
@@ -235,11 +234,11 @@ def _windows(
     window_rows: int,
     window_groups: int | None,
 ) -> tuple[Window, ...]:
-    """Largest groups first, so that groups of a window are about as large as each other."""
+    """Windows of groups, largest groups first, so that the groups of a window are of like size."""
     order = sorted(range(len(sampled)), key=lambda group: (-sampled[group], group))
     members: list[list[int]] = []
     for group in order:
-        # A basis of `rank` directions stays until the window is done; it counts as many rows.
+        # A basis of `rank` directions stays until the end of the window; it counts as `rank` rows.
         widest = max(sampled[members[-1][0]], rank) if members else 0
         fits = bool(members) and (len(members[-1]) + 1) * widest <= window_rows
         if not fits or len(members[-1]) == window_groups:

@@ -1,4 +1,4 @@
-"""How much of a token lies outside the positive subspace of its group."""
+"""The part of a token's hidden state outside the positive subspace of its group."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from megatron_resrl.subspace.basis import Basis
 from megatron_resrl.subspace.rows import Padding, layer_norm
 
-# Rows scored at a time: few enough for a CPU's cache in float64, and all the memory this takes.
+# Rows scored at a time: few enough for a CPU's cache in float64; bounds memory.
 SCORED_ROWS = 256
 
 
@@ -20,7 +20,7 @@ def residuals(hidden_nH: Tensor, group_n: Tensor, basis: Basis) -> Tensor:
 
     Args:
         hidden_nH: [n, H] hidden states, before layer norm, of any float dtype.
-        group_n: [n] int64 on the CPU: which group of `basis` each belongs to.
+        group_n: [n] int64 on the CPU: index of each row's group in `basis`.
         basis: Mean and directions of the groups' positives.
 
     Returns:

@@ -12,8 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 LAYER_NORM_EPS = 1e-5
-# Rows turned into a wider type at a time: few enough for a CPU's cache, and all the memory this
-# takes.
+# Rows that are converted to a wider type at a time: few enough for a CPU's cache; bounds memory.
 ROWS = 512
 
 
@@ -31,13 +30,13 @@ def layer_norm(hidden: Tensor) -> Tensor:
 
 
 def normalised_dtype(hidden: Tensor) -> torch.dtype:
-    """The type that `layer_norm` gives."""
+    """The dtype that `layer_norm` returns."""
     return torch.float64 if hidden.dtype == torch.float64 else torch.float32
 
 
 @dataclass(frozen=True)
 class Padding:
-    """Where n rows lie in a [G, W] matrix with one line per group."""
+    """Places of n rows in a [G, W] matrix with one line per group."""
 
     place_n: Tensor
     """[n] int64: index of every row in the flattened matrix."""
@@ -51,8 +50,7 @@ class Padding:
         Args:
             group_n: [n] int64 on the CPU, each in [0, groups).
             groups: G.
-            device: Of the result. All is computed on the CPU, so that no device has to be waited
-                for.
+            device: Of the result. The computation is on the CPU, so that it waits for no device.
         """
         order = group_n.argsort(stable=True)
         counts = torch.bincount(group_n, minlength=groups)

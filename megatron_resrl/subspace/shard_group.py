@@ -1,4 +1,4 @@
-"""The ranks that share prompt groups, what they send each other, and how much it was."""
+"""The ranks that share prompt groups, with their collectives and a count of the bytes sent."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from torch import Tensor
 
 
 class TokenShardGroup:
-    """Ranks that have the tokens of the same groups: different ones, or copies of the same.
+    """Ranks that have tokens of the same groups: different tokens, or copies of the same tokens.
 
     Where several ranks have copies of a token (tensor parallelism without sequence parallelism),
-    each takes a share: `ranks_per_token` of them divide the tokens by index. Every token belongs to
-    exactly one rank, and nothing can be counted twice.
+    each takes a share: `ranks_per_token` ranks divide the tokens by index. Every token belongs to
+    exactly one rank, so that no token is counted twice.
 
     Results are gathered in rank order and summed in that order, so a repeated run gives the same
     bits.
 
     Attributes:
         size: Number of ranks.
-        rank: This rank's number among them.
+        rank: Index of this rank in the group.
         ranks_per_token: Ranks that have a copy of the same token.
-        token_rank: This rank's number among those.
+        token_rank: Index of this rank among the ranks that have copies of its tokens.
         sent_bytes: Payload sent to other ranks so far. An all-gather sends a tensor to each other
             rank; an all-reduce counts as the usual ring.
     """
@@ -37,9 +37,9 @@ class TokenShardGroup:
     ) -> None:
         """
         Args:
-            process_group: All the ranks; None: this process holds everything.
-            ranks_per_token: How many ranks have a copy of each token.
-            token_rank: Which of them this rank is.
+            process_group: All ranks; None: this process has all tokens.
+            ranks_per_token: Number of ranks that have a copy of each token.
+            token_rank: Index of this rank among the ranks with the same tokens.
         """
         self.process_group = process_group
         self.size = 1 if process_group is None else dist.get_world_size(process_group)
@@ -92,7 +92,7 @@ class TokenShardGroup:
         return received
 
     def sum_over_ranks(self, tensor: Tensor) -> Tensor:
-        """Sums a tensor over the ranks, in place. Exact where one rank at most has a nonzero."""
+        """All-reduce sum, in place. Exact where at most one rank has a nonzero value."""
         if self.size > 1:
             dist.all_reduce(tensor, group=self.process_group)
             self.sent_bytes += 2 * tensor.nbytes * (self.size - 1) // self.size

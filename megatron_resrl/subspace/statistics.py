@@ -29,14 +29,14 @@ PANEL = 256
 
 @dataclass
 class Statistics:
-    """Count, mean and scatter of the tokens seen so far, per group."""
+    """Count, mean and scatter of the tokens added so far, per group."""
 
     count_G: Tensor
     """[G] float64 number of tokens."""
     mean_GH: Tensor
     """[G, H] float64 mean; zeros while there are no tokens."""
     scatter_GHH: Tensor
-    """[G, H, H] float64 sum of (x - mean)(x - mean)^T; only the upper triangle is meant."""
+    """[G, H, H] float64 sum of (x - mean)(x - mean)^T; only the upper triangle is valid."""
 
     @classmethod
     def empty(cls, groups: int, hidden_size: int, device: torch.device | str = "cpu") -> Statistics:
@@ -47,15 +47,15 @@ class Statistics:
 
     @property
     def nbytes(self) -> int:
-        """Memory this takes."""
+        """Memory of the tensors."""
         return self.count_G.nbytes + self.mean_GH.nbytes + self.scatter_GHH.nbytes
 
     def add(self, x_GWH: Tensor, valid_GW: Tensor) -> None:
-        """Joins further tokens, in place.
+        """Adds tokens, in place.
 
         Args:
             x_GWH: [G, W, H] layer-normed tokens.
-            valid_GW: [G, W] bool; other places are not read.
+            valid_GW: [G, W] bool: places that hold a token; other places are ignored.
         """
         if not valid_GW.shape[1]:
             return
@@ -85,13 +85,13 @@ class Statistics:
 
 
 def gather_statistics(local: Statistics, ranks: TokenShardGroup) -> Statistics:
-    """Joins all ranks' statistics of the same groups, on every rank.
+    """Merges all ranks' statistics of the same groups, on every rank.
 
     Every rank's part is all-gathered and summed in rank order, so a repeated run gives the same
     bits. Hidden states never leave their rank.
 
     Args:
-        local: This rank's part; its counts may be 0.
+        local: Statistics of this rank; counts may be 0.
         ranks: They hold different tokens.
 
     Returns:

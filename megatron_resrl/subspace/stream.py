@@ -1,8 +1,8 @@
-"""A scoring pass's hidden states, micro-batch by micro-batch, become token weights.
+"""Turns the hidden states of a scoring pass into token weights, one micro-batch at a time.
 
 Per window of groups: the positives arrive first and are collected, the bases are made, then each
-micro-batch of negatives is scored on the fly and let go. What stays of a negative token is one
-number. Nothing but the collector and the bases of one window is alive at a time.
+micro-batch of negatives is scored and freed: a negative token leaves only its residual. Only the
+collector and the bases of one window are in memory at a time.
 
 Shapes: B responses of the pool, T longest response, G groups of a window, n tokens, H hidden size.
 """
@@ -26,14 +26,14 @@ _NO_TOKEN = torch.iinfo(torch.int64).max
 
 
 class TokenWeightStream:
-    """Collects, fits, scores and weighs, window by window.
+    """Collects positives, computes bases, and weights negatives, window by window.
 
     Every rank of `ranks` makes the same plan and adds its own tokens of the same micro-batches.
     The host waits for the device a few times per window, never per group.
 
     Attributes:
-        weights: [B, T] float32 on the device, 1 where nothing applies; complete after `finish`.
-        peak_bytes: Most memory held for hidden states, statistics and bases.
+        weights: [B, T] float32 on the device, 1 for all other tokens; complete after `finish`.
+        peak_bytes: Peak memory of hidden states, statistics and bases.
     """
 
     def __init__(

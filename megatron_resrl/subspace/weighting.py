@@ -1,4 +1,4 @@
-"""Residuals of a window's negative tokens -> weights, for all its groups at once.
+"""Residuals of negative tokens -> weights, for all groups of a window at once.
 
 Shapes: G groups, W the most negative tokens of a group (padded).
 """
@@ -19,12 +19,12 @@ MIN_QUANTILE_SPREAD = 1e-5
 
 @dataclass(frozen=True)
 class GroupWeights:
-    """Weights of a window and what they were made of."""
+    """Weights of a window, with the quantiles that they were made from."""
 
     weights_GW: Tensor
     """[G, W] float64; places without a token are unspecified."""
     mean_weight_G: Tensor
-    """[G] float64 mean of them, over tokens."""
+    """[G] float64 mean weight over the tokens."""
     q_low_G: Tensor
     """[G] float64 lower residual quantile."""
     q_high_G: Tensor
@@ -84,7 +84,7 @@ def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
 
 
 def _usable_shares(share_GW: Tensor, valid_GW: Tensor) -> Tensor:
-    """Shares of tokens only; alike in groups that the loss does not see at all."""
+    """Shares, 0 on padding; 1 for every token of a group without any share in the loss."""
     share_GW = share_GW.masked_fill(~valid_GW, 0.0)
     unseen_G1 = share_GW.sum(1, keepdim=True) == 0
     return torch.where(unseen_G1, valid_GW.double(), share_GW)

@@ -3,7 +3,7 @@
 Arguments: the trainer's process id, then the server's command. It leads the server's process group
 and exits with the server's status. When the trainer is gone, however it ended, the whole group is
 killed; so are workers that a killed server left behind. The kernel's parent-death signal alone
-would not do: it reaches only the server itself, and fires when the starting *thread* ends.
+is not enough: it reaches only the server itself, and fires when the starting *thread* ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def _die_with_parent() -> None:
-    """In the server before it starts: if this script is killed, the server is killed, too."""
+    """Runs in the server process before it starts: if this script is killed, so is the server."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -40,7 +40,7 @@ def main() -> None:
         os.killpg(0, signal.SIGKILL)
     print(f"the server ended with status {status}", flush=True)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    os.killpg(0, signal.SIGTERM)  # Workers that outlived it get a moment to end by themselves.
+    os.killpg(0, signal.SIGTERM)  # Remaining workers get a moment to end by themselves.
     with contextlib.suppress(ChildProcessError):
         os.waitpid(-1, os.WNOHANG)
     os._exit(status if status >= 0 else 128 - status)

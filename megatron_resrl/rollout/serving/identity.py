@@ -1,4 +1,4 @@
-"""What answers at an address: the started server, another vLLM that fits the recipe, or neither."""
+"""Identifies the server at an address: the one started here, another usable vLLM, or neither."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _REFUSED = (401, 403)
 
 
 class WrongServer(StartFailure, InputError):
-    """What answers at an address cannot be used as it is."""
+    """The server at an address cannot be used as it is."""
 
 
 @dataclass(frozen=True)
 class NeededModel:
-    """What a recipe needs of a server."""
+    """The model and lengths that a recipe needs a server to have."""
 
     path: str
     """`model.path`."""
@@ -43,11 +43,11 @@ class NeededModel:
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What a vLLM server says of its model."""
+    """What a vLLM server reports about its model."""
 
     name: str
     path: str
-    """Where the server read it."""
+    """From where the server loaded the model."""
     max_length: int
     """Tokens of a prompt and its response together."""
 
@@ -56,10 +56,10 @@ def why_not_ready(url: str, api_key: str | None) -> str | None:
     """Asks a server for its health.
 
     Returns:
-        Why it may be about to start; None: it is ready.
+        Why the server is not ready yet; None: it is ready.
 
     Raises:
-        WrongServer: Something answers that is not about to become a vLLM server.
+        WrongServer: The address belongs to something other than a starting vLLM server.
     """
     where = f"{url}/health"
     try:
@@ -85,7 +85,7 @@ def why_not_ready(url: str, api_key: str | None) -> str | None:
 def answers_as_ours(server: PooledServer) -> bool:
     """Whether a started server answers at its address.
 
-    Another one that has taken the port does not know the name of our model.
+    Another server that has taken the port does not know the name of our model.
     """
     assert server.spec is not None
     try:
@@ -97,11 +97,11 @@ def answers_as_ours(server: PooledServer) -> bool:
 
 
 def served_model(control: ServerControl) -> ServedModel:
-    """The model of a server, by its own words.
+    """The model that a server reports.
 
     Raises:
-        WrongServer: It wants a key, or is no vLLM server.
-        StartFailure: It does not answer.
+        WrongServer: The server requires a key, or is no vLLM server.
+        StartFailure: The server does not answer.
     """
     try:
         answer = control.get("/v1/models")
@@ -124,15 +124,15 @@ def served_model(control: ServerControl) -> ServedModel:
 
 
 def require_model(server: PooledServer, needed: NeededModel) -> None:
-    """Learns the name of a server's model, and makes sure that it fits. Blocks.
+    """Stores the name of a server's model after checking that the model fits. Blocks.
 
     Args:
-        server: A server that is ready; gets the name.
+        server: A server that is ready; `server.model` is set to the name.
         needed: Model and lengths.
 
     Raises:
-        WrongServer: It serves another model, or its context is too short.
-        StartFailure: It does not answer.
+        WrongServer: The server has another model, or its context is too short.
+        StartFailure: The server does not answer.
     """
     served = served_model(server.control)
     if served.max_length < needed.max_length:
@@ -158,7 +158,7 @@ def require_model(server: PooledServer, needed: NeededModel) -> None:
 
 
 def _names(served: ServedModel) -> set[str]:
-    """What the served model may be called."""
+    """Names under which the served model is known."""
     return {PurePath(served.name).name, PurePath(served.path).name}
 
 

@@ -15,7 +15,7 @@ class Job:
     prompt: int
     sample: int
     failures: int = 0
-    """Attempts that were lost with their server."""
+    """Number of failed attempts."""
 
     def __str__(self) -> str:
         return f"sample {self.sample} of prompt {self.prompt}"
@@ -27,7 +27,7 @@ class Rollout:
 
     request: GenerationRequest
     error: BaseException | None = None
-    """Why it will not be finished."""
+    """Why the rollout will not be finished; None: it goes on or is complete."""
     reported_groups: int = 0
     """Groups for which `on_group` has returned."""
     _responses: list[list[Response | None]] = field(init=False)
@@ -40,21 +40,21 @@ class Rollout:
 
     @property
     def ended(self) -> bool:
-        """All groups are finished and reported, or never will be."""
+        """Whether all groups are finished and reported, or the rollout has failed."""
         return self.error is not None or self.reported_groups == len(self._missing)
 
     @property
     def total(self) -> int:
-        """Responses that are wanted."""
+        """Number of requested responses."""
         return len(self._missing) * self.request.sampling.n
 
     @property
     def finished(self) -> int:
-        """Responses that are finished."""
+        """Number of finished responses."""
         return self.total - sum(self._missing)
 
     def key(self, job: Job) -> tuple[int, ...]:
-        """Names the random numbers of a sample."""
+        """Key of the random numbers of a sample."""
         return (*self.request.seed, self.request.prompt_indices[job.prompt], job.sample)
 
     def units(self, size: int) -> list[list[Job]]:

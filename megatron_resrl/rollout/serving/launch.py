@@ -32,8 +32,8 @@ _NOT_INHERITED = (
     # vLLM's sleep mode refuses an allocator whose segments grow.
     *("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"),
 )
-"""Starts of variables that describe the trainer: a server that read its launcher's would join its
-process group, and one that read its paths would import its libraries."""
+"""Prefixes of variables that describe the trainer. With the launcher's variables a server would
+join the trainer's process group; with the trainer's paths, import the trainer's libraries."""
 
 
 def max_model_length(recipe: Recipe) -> int:
@@ -70,16 +70,16 @@ def server_specs(
     api_key: str | None = None,
     gpus: Sequence[str] | None = None,
 ) -> list[ServerSpec]:
-    """What `vllm.servers` servers are started with.
+    """How the `vllm.servers` servers are started.
 
     Args:
         recipe: Model, lengths, number format and the section `vllm`.
         cuda: Whether they run on GPUs.
         weight_flags: Arguments and environment that a server needs to take weights.
-        api_key: What a server wants to be shown; goes into its environment, as everybody on the
+        api_key: Key that a server requires; passed in its environment, because every user of the
             host can read its arguments.
-        gpus: Of the host of rank 0, shared out to the servers where `vllm.devices` is not given;
-            None: as many as there have to be, named 0, 1, ...
+        gpus: GPUs of the host of rank 0, divided among the servers if `vllm.devices` is not
+            given; None: as many as needed, named 0, 1, ...
 
     Raises:
         InputError: There are too few GPUs.
@@ -103,7 +103,7 @@ def server_specs(
                 *flags,
                 *as_flags(recipe.vllm.arguments),
             ),
-            # Of the user's, the last part keeps what it needs to, e.g. it continues PYTHONPATH.
+            # The weight variables override the user's, and extend the user's PYTHONPATH.
             environment=_environment(recipe, number, cuda, gpus)
             | recipe.vllm.environment
             | dict(weight_environment)
@@ -140,9 +140,9 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
         {
             "model": str(place.files),
             "tokenizer": recipe.model.tokenizer_path,
-            # As the trainer has it; the weights that it sends have the output matrix then.
+            # As in the trainer, whose weights then include the output matrix.
             "hf-overrides": {"tie_word_embeddings": False} if is_tied_in_name_only(place) else None,
-            # The trainer's weights follow before the first request.
+            # The trainer sends its weights before the first request.
             "load-format": "dummy",
             "dtype": _DTYPES[recipe.precision.params_dtype],
             "max-model-len": max_model_length(recipe),
@@ -150,7 +150,7 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
             "tensor-parallel-size": vllm.tensor_parallel_size,
             # Log-probs of the distribution that tokens are sampled from.
             "logprobs-mode": "processed_logprobs",
-            # Else the model's generation_config.json would change our sampling.
+            # Otherwise the model's generation_config.json would change the sampling.
             "generation-config": "vllm",
             # The route that takes and gives token ids.
             "enable-scale-out": True,
@@ -164,7 +164,7 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
 
 
 def _devices(recipe: Recipe, number: int, gpus: Sequence[str] | None) -> str:
-    """CUDA_VISIBLE_DEVICES of a server: one that sees all GPUs would take the first ones."""
+    """CUDA_VISIBLE_DEVICES of a server; a server that sees all GPUs would take the first ones."""
     vllm = recipe.vllm
     if vllm.devices is not None:
         return vllm.devices[number]
@@ -189,7 +189,7 @@ def _environment(
         "VLLM_SERVER_DEV_MODE": "1",
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
-        # A connection whose first byte a busy server reads later than this is closed unread.
+        # A server closes a connection unread if it reads the first byte later than this.
         "VLLM_HTTP_TIMEOUT_KEEP_ALIVE": "600",
     }
     if not cuda:

@@ -1,7 +1,7 @@
-"""The servers and the queue of samples: which server gets which, and what a failure leads to.
+"""The servers and the queue of samples: assigns samples to servers and handles failures.
 
-Everything here runs in one asyncio loop in a thread of global rank 0; the engine's thread waits for
-what it needs with `Pool.wait`.
+Everything here runs in one asyncio loop in a thread of global rank 0; the engine's thread waits
+with `Pool.wait`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ class Pool:
             vllm: Time-outs, limits, and the URLs of servers that are already running.
             specs: Servers to start; empty if `vllm.urls` names some.
             model: What servers must serve.
-            seed_requests: Whether each response has a seed of its own.
+            seed_requests: Whether each request carries its own seed.
             api_key: Sent with every call; None: none.
         """
         self.vllm = vllm
@@ -87,13 +87,14 @@ class Pool:
         self._thread.start()
         self._client: httpx.AsyncClient = self._run(make_client(api_key))
 
-    # Called by the engine, from its thread.
+    # Called from the engine's thread.
 
     def start(self) -> Future[None]:
         """Starts all servers.
 
         Returns:
-            Done when they can take weights; with a `StartFailure` if one did not start.
+            A future that is done when all servers can take weights; it raises `StartFailure` if a
+            server did not start.
         """
         return asyncio.run_coroutine_threadsafe(self._start_all(), self._loop)
 
@@ -115,7 +116,7 @@ class Pool:
     ) -> list[PooledServer]:
         """Reserves the servers in one of the states `among` for the caller, until `release`.
 
-        They continue what they are generating and get no new samples.
+        The servers keep their requests in flight and get no new samples.
         """
 
         async def hold() -> list[PooledServer]:
@@ -131,8 +132,8 @@ class Pool:
 
         Args:
             servers: From `hold`.
-            version: Of the weights that they have now.
-            failed: URLs of servers that did not get them; these count as failed.
+            version: Version of the weights that the servers have now.
+            failed: URLs of servers that did not get the weights; these servers count as failed.
         """
 
         async def release() -> None:
@@ -165,7 +166,7 @@ class Pool:
         """Runs a coroutine in the loop and waits for its result."""
         return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result()
 
-    # From here on: in the loop.
+    # The methods below run in the loop.
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = self._loop.create_task(coroutine)
@@ -182,7 +183,7 @@ class Pool:
             self._spawn(self._watch(server))
 
     async def _bring_up(self, server: PooledServer) -> None:
-        """Starts a server, or waits for one that is not ours, until it can take weights."""
+        """Starts a server, or waits for an external one, until it can take weights."""
         start = start_process if server.spec is not None else await_answer
         timeout, gave_up = self.vllm.start_timeout_s, self._closing.is_set
         await self._loop.run_in_executor(self._starters, start, server, timeout, gave_up)
@@ -206,7 +207,7 @@ class Pool:
         self._notify()
 
     def _dispatch(self) -> None:
-        """Sends queued samples as long as a server has room for those of the next prompt."""
+        """Sends queued samples while a server has room for the samples of the next prompt."""
         limit = self.vllm.max_running_requests
         while self._queue:
             if self._queue[0][0].rollout.error is not None:
@@ -226,12 +227,12 @@ class Pool:
                 server.running[self._spawn(self._request(server, job))] = job
 
     async def _request(self, server: PooledServer, job: Job) -> None:
-        """Sends one request and deals with its outcome."""
+        """Sends one request and handles its outcome."""
         outcome = await self._ask(server, job)
         task = asyncio.current_task()
         assert task is not None
         if server.running.pop(task, None) is None:
-            # It was cancelled just as its answer came: the sample has been queued again.
+            # The task was cancelled just as the answer came: the sample has been queued again.
             return
         if isinstance(outcome, Response):
             server.restarts = 0
@@ -293,7 +294,7 @@ class Pool:
         )
 
     async def _report_group(self, rollout: Rollout, prompt: int) -> None:
-        """Has `on_group` called for a complete group, in a thread that may wait for files."""
+        """Calls `on_group` for a complete group, in a thread of its own: it may wait for files."""
         error = await self._loop.run_in_executor(self._callback_executor, rollout.report, prompt)
         rollout.reported_groups += 1
         if error is not None:
@@ -311,7 +312,7 @@ class Pool:
         self._notify()
 
     async def _watch(self, server: PooledServer) -> None:
-        """Probes a server at intervals, as long as the pool lives."""
+        """Probes a server at intervals until the server is given up."""
         pause = min(
             _LONGEST_BETWEEN_PROBES_S, self.vllm.stall_timeout_s / _PROBES_PER_STALL_TIMEOUT
         )
@@ -344,7 +345,7 @@ class Pool:
         self._dispatch()
 
     async def _bring_back(self, server: PooledServer, cause: str) -> None:
-        """Restarts a failed server, or waits for one that is not ours."""
+        """Restarts a failed server, or waits for an external one."""
         while not self._closing.is_set():
             if server.process is not None:
                 await self._loop.run_in_executor(self._starters, server.process.kill)

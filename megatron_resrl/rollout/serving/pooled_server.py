@@ -20,10 +20,10 @@ class ServerState(Enum):
     """What a server is doing."""
 
     STARTING = "starting"
-    """Not ready; a server that this run did not start: not answering."""
+    """Not ready yet; for a server that this run did not start: not answering yet."""
     OUTDATED = "waits for the current weights"
     UPDATING = "takes weights or sleeps"
-    """Reserved by the engine and paused: making no token is no failure then."""
+    """Reserved by the engine and paused: no new token does not count as a stall."""
     SERVING = "serving"
     GIVEN_UP = "given up"
 
@@ -44,10 +44,10 @@ class PooledServer:
     version: int = 0
     """Version of its weights."""
     connected: bool = False
-    """It has been connected to the sender of weights since it started."""
+    """Whether the weight sender has connected to the server since the server started."""
     running: dict[asyncio.Task[None], Job] = field(default_factory=dict)
     needs_probe: bool = False
-    """A request to it has failed, and its health has not been checked since."""
+    """A request to the server has failed, and its health has not been checked since."""
     restarts: int = 0
     """Restarts in a row, without a finished response between them."""
     generation: int = 0
@@ -84,7 +84,7 @@ class PooledServer:
                 after which the server counts as failed.
 
         Returns:
-            The cause of a failure; None: the server is healthy, or not silent for so long.
+            The cause of a failure; None: the server is healthy, or the time-out has not passed.
         """
         status = self.process.exit_status() if self.process else None
         if status is not None:
@@ -93,7 +93,7 @@ class PooledServer:
             health = await client.get(f"{self.url}/health", timeout=stall_timeout_s / 2)
             metrics = await client.get(f"{self.url}/metrics", timeout=stall_timeout_s / 2)
         except (httpx.TimeoutException, httpx.RemoteProtocolError, httpx.ReadError):
-            # A busy server drops a connection now and then; one that has ended refuses the next.
+            # A busy server drops a connection now and then; an ended server refuses the next one.
             return self._stalled(stall_timeout_s, "did not answer")
         except httpx.HTTPError as error:
             return f"cannot be reached ({type(error).__name__}: {error})"
@@ -112,6 +112,6 @@ class PooledServer:
 
 
 def token_count(metrics: str) -> float:
-    """Sum of the counters of read and made tokens in a Prometheus text."""
+    """Sum of the counters of prompt tokens and generated tokens in a Prometheus text."""
     lines = (line for line in metrics.splitlines() if line.startswith(_PROGRESS))
     return sum(float(line.rsplit(" ", 1)[1]) for line in lines)

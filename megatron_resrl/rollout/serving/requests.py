@@ -22,11 +22,11 @@ _NO_LOG_PROB = -9999.0
 
 
 class RequestFailure(RunError):
-    """A request got no answer in time, or an error that a server in trouble gives: try again."""
+    """A request got no answer in time or a server error; another attempt may succeed."""
 
 
 class RequestRefused(RunError):
-    """A server will not answer such a request, nor will another."""
+    """A server refused the request as invalid; every server would."""
 
 
 def sample_seed(key: Sequence[int]) -> int:
@@ -47,9 +47,9 @@ def request_body(
 
     Args:
         prompt: Token ids.
-        sampling: How to draw; `n` is not looked at.
+        sampling: How tokens are sampled; `n` is ignored.
         model: The name under which the server knows the model; None: whatever it serves.
-        seed: Of this response; None: the server's own random numbers.
+        seed: Seed of this response; None: the server uses its own random state.
         max_length: Tokens that the server takes, prompt and response together; in later turns the
             prompt contains the turns before.
     """
@@ -71,15 +71,15 @@ def request_body(
 
 
 async def make_client(api_key: str | None = None) -> httpx.AsyncClient:
-    """A client for requests and questions, of the loop that runs this.
+    """A client for generation requests and health checks, bound to the running loop.
 
     Args:
-        api_key: What servers want to be shown; None: nothing.
+        api_key: Key that the servers require; None: none.
 
-    Each request has a connection of its own: a server closes an idle one when it likes to, and
-    one that is closed just as it is used again looks like a server that died.
+    Each request has a connection of its own: a server may close an idle connection at any time,
+    and a connection that is closed just as it is used again looks like a dead server.
     """
-    # The pool's queue limits the requests, not the connections; a cluster's proxy stays out.
+    # The pool's queue limits the requests, so connections need no limit; no proxy is used.
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
     headers = authorization(api_key)
     return httpx.AsyncClient(limits=limits, headers=headers, timeout=None, trust_env=False)
@@ -92,7 +92,7 @@ async def send_request(
 
     Raises:
         RequestFailure: No answer within `timeout_s`, a broken connection, or a server error.
-        RequestRefused: The server finds the request wrong.
+        RequestRefused: The server refused the request as invalid.
     """
     where = f"POST {url}{ROUTE}"
     try:
@@ -114,11 +114,11 @@ def read_response(answer: Any, sampling: SamplingParams, version: int) -> Respon
 
     Args:
         answer: Decoded JSON.
-        sampling: What was asked for.
-        version: Of the weights that the server had when it was asked, where the answer names none.
+        sampling: The requested sampling.
+        version: Version of the weights at the time of the request, used if the answer names none.
 
     Raises:
-        RequestFailure: The server gave the request up, or the answer does not fit it.
+        RequestFailure: The server aborted the request, or the answer does not fit the request.
     """
     choice = answer["choices"][0]
     tokens = tuple(choice["token_ids"] or ())
@@ -142,8 +142,8 @@ def read_response(answer: Any, sampling: SamplingParams, version: int) -> Respon
 def _log_prob(written: float | None) -> float:
     """Log-probability of a generated token, NaN where the server had none.
 
-    vLLM writes -9999.0 for NaN and for what is smaller, older versions null; nothing is drawn with
-    such a probability.
+    vLLM writes -9999.0 for NaN and for smaller values, older versions write null; no token can be
+    sampled with such a probability.
     """
     return math.nan if written is None or written <= _NO_LOG_PROB else float(written)
 

@@ -1,4 +1,4 @@
-"""One vLLM server as a process of ours: started, watched, stopped."""
+"""One vLLM server as a child process: starts, watches and stops it."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ class ServerSpec:
     name: str
     """For messages, e.g. `server 0`."""
     model: str
-    """What it calls its model: a name that no other server has."""
+    """The served name of the model, which no other server has."""
     arguments: tuple[str, ...]
     """Command without host and port, which each start chooses anew."""
     environment: Mapping[str, str]
     log: Path
-    """File that collects what the server says, over restarts."""
+    """File that collects the output of the server, over all restarts."""
 
 
 class ServerProcess:
@@ -89,16 +89,16 @@ class ServerProcess:
     ) -> None:
         """Returns when the server answers and its process lives.
 
-        The port was free a moment ago: another server that has taken it since may answer while
-        ours is about to end.
+        Another server may have taken the port since it was found free, and may answer while our
+        server is about to end.
 
         Args:
-            timeout_s: Seconds since now that it may take.
+            timeout_s: Seconds that the start may take from now on.
             answers: Whether our server answers at `url`.
             cancelled: Ends the wait early, without an error.
 
         Raises:
-            StartFailure: The process ended or the time is up; it is killed.
+            StartFailure: The process ended or the time is up; the process is killed.
         """
         deadline = time.monotonic() + timeout_s
         while not cancelled():

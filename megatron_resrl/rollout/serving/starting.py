@@ -23,7 +23,7 @@ def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], 
     """Starts a server that has a specification. Blocks until it is healthy.
 
     Args:
-        server: Gets the process and its address.
+        server: Its `process` and `url` are set.
         timeout_s: `vllm.start_timeout_s`.
         gave_up: Called at intervals; True: return at once.
 
@@ -42,12 +42,12 @@ def await_answer(server: PooledServer, timeout_s: float, gave_up: Callable[[], b
     """Waits for a server that this run did not start. Blocks until it is healthy and not paused.
 
     Args:
-        server: Has the address.
+        server: Its `url` is set.
         timeout_s: `vllm.start_timeout_s`.
         gave_up: Called at intervals; True: return at once.
 
     Raises:
-        StartFailure: There was no answer in time, or that of another kind of server.
+        StartFailure: There was no answer in time, or another kind of server answered.
     """
     deadline = time.monotonic() + timeout_s
     while cause := why_not_ready(server.url, server.api_key):
@@ -79,12 +79,12 @@ async def warm_up(
 
     Args:
         server: Its `model` is known.
-        client: For the requests.
+        client: Sends the request.
         max_length: Tokens of a prompt and its response together.
-        timeout_s: Seconds that a request may take.
+        timeout_s: Seconds that the request may take.
 
     Raises:
-        StartFailure: A request failed.
+        StartFailure: The request failed.
     """
     try:
         sampling = SamplingParams(1, ())

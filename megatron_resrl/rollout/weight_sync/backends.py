@@ -1,4 +1,4 @@
-"""Which of vLLM's back ends takes new weights, and what a server needs for it."""
+"""Which back end of vLLM takes new weights, and how a server must be started for it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.choice import Backend, transfer_backend
 
 WORKER_FOLDER = Path(__file__).with_name("worker")
-"""Goes onto a server's PYTHONPATH."""
+"""Folder that is added to the PYTHONPATH of a server."""
 _NAMES = {"nccl": "nccl", "ipc": "ipc", "file": "megatron_resrl_file"}
 """What vLLM calls the back ends."""
 
@@ -34,7 +34,7 @@ def chosen_backend(vllm: VllmConfig, placement: str) -> Backend:
 
 
 def server_arguments(vllm: VllmConfig, placement: str) -> tuple[list[str], dict[str, str]]:
-    """What a server must be started with to take weights and to be verified.
+    """How a server must be started to take weights and to be verified.
 
     Returns:
         Arguments of `vllm serve`, and environment variables. PYTHONPATH continues the one of
@@ -52,8 +52,8 @@ def server_arguments(vllm: VllmConfig, placement: str) -> tuple[list[str], dict[
         environment["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"
     arguments = ["--weight-transfer-config", json.dumps({"backend": _NAMES[backend]})]
     arguments += ["--worker-extension-cls", "megatron_resrl_worker.WeightExtension"]
-    # Of vLLM's routes its own API key guards a few.
+    # vLLM's own API key guards only some of its routes.
     arguments += ["--middleware", "megatron_resrl_guard.RequireKey"]
-    # Token ids in and out: what the verification asks for.
+    # The verification needs the route that takes and returns token ids.
     arguments += ["--enable-scale-out"]
     return arguments, environment

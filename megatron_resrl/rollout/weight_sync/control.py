@@ -1,4 +1,4 @@
-"""Calls to one vLLM server that are not requests for tokens: its health, its weights, its sleep."""
+"""Control calls to one vLLM server: health, weights, sleep."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ _SHOWN = 300
 
 
 class ServerFailure(RunError):
-    """A server did not answer, or not as vLLM does."""
+    """A server did not answer, or answered otherwise than vLLM does."""
 
     answered: int | None = None
-    """The status of its answer; None: there was none."""
+    """Status code of the answer; None: there was no answer."""
 
 
 class ServerControl:
@@ -34,9 +34,9 @@ class ServerControl:
         """
         Args:
             url: E.g. http://127.0.0.1:8000.
-            timeout_s: Seconds that a call may take unless it says otherwise.
-            api_key: What the server wants to be shown with every call; None: nothing.
-            cache_sleeps: Its keys and values sleep, and have to be woken after new weights.
+            timeout_s: Seconds that a call may take by default.
+            api_key: Key that the server requires with every call; None: none.
+            cache_sleeps: Whether the key-value cache sleeps and must be woken after new weights.
         """
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
@@ -75,9 +75,9 @@ class ServerControl:
 
         Args:
             method: GET or POST.
-            route: Of the server.
-            name: The value's.
-            params: Of the call.
+            route: Path of the call.
+            name: Name of the value.
+            params: Query parameters of the call.
 
         Raises:
             ServerFailure: As `post`, or the answer has no such value.
@@ -105,7 +105,7 @@ class ServerControl:
                 params=params,
                 headers=self._headers,
                 timeout=timeout_s or self.timeout_s,
-                trust_env=False,  # A proxy of the cluster has no business between these two.
+                trust_env=False,  # No proxy of the cluster between trainer and server.
             )
         except httpx.HTTPError as error:
             raise ServerFailure(
@@ -123,7 +123,7 @@ class ServerControl:
 
 
 def authorization(api_key: str | None) -> dict[str, str]:
-    """The header that shows a server its key."""
+    """The header that carries the API key."""
     return {} if api_key is None else {"Authorization": f"Bearer {api_key}"}
 
 

@@ -1,4 +1,4 @@
-"""What both back ends between GPUs need: the policy's weights, and a line to the servers."""
+"""Shared by the two GPU back ends: the policy's weights, and the calls to the servers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from megatron_resrl.rollout.weight_sync.receivers import (
 
 @dataclass(frozen=True)
 class ParameterFacts:
-    """What receivers learn of a tensor before its values arrive."""
+    """Description of a tensor, which receivers get before the values."""
 
     name: str
     dtype: torch.dtype
@@ -36,12 +36,12 @@ class ParameterFacts:
 
     @property
     def num_bytes(self) -> int:
-        """Of the whole tensor."""
+        """Size of the whole tensor."""
         return torch.Size(self.shape).numel() * self.dtype.itemsize
 
 
 class PolicySource:
-    """The policy's weights, as often as asked for."""
+    """The policy's weights, exported anew by each iteration."""
 
     def __init__(self, export: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
         """
@@ -67,7 +67,7 @@ class PolicySource:
         return self._pass
 
     def finish_pass(self) -> None:
-        """Takes part in what is left of a pass that was broken off, or in all of it."""
+        """Iterates an unfinished pass to its end, or a whole pass if none was begun. Collective."""
         self.metadata()
         for _ in self._pass if self._pass is not None else iter(self):
             pass
@@ -78,8 +78,8 @@ class PolicySource:
 
     @property
     def num_bytes(self) -> int:
-        """Of all weights."""
-        return sum(one.num_bytes for one in self.metadata())
+        """Size of all weights."""
+        return sum(fact.num_bytes for fact in self.metadata())
 
 
 def nccl_introduction(
@@ -88,12 +88,12 @@ def nccl_introduction(
     """The description of an NCCL group, whose rank 0 is the trainer, for each server's workers.
 
     Args:
-        unique_id: NCCL's.
-        world_sizes: Url of each server -> its workers.
-        bucket_bytes: Where packed buffers end; both sides cut the stream by themselves.
+        unique_id: Of `nccl.new_unique_id`.
+        world_sizes: URL of each server -> number of its workers.
+        bucket_bytes: Size of packed buffers; sender and receivers cut the stream independently.
 
     Returns:
-        For each url the `init_info` of vLLM's back end `nccl`.
+        URL -> `init_info` of vLLM's back end `nccl`.
     """
     common = {
         "nccl_unique_id_b64": base64.b64encode(unique_id).decode(),
@@ -109,7 +109,7 @@ def nccl_introduction(
 
 
 class SyncClient:
-    """Takes all servers through an update; one that fails is dropped and noted, not raised.
+    """Runs an update on all servers; a failing server is dropped and noted, without an error.
 
     An error on rank 0 alone would leave the other ranks waiting in the export.
     """
@@ -118,15 +118,15 @@ class SyncClient:
         """
         Args:
             receivers: Paused servers.
-            version: Of the weights that are sent.
-            timeout_s: Seconds in which a server must have taken what it is sent.
+            version: Version of the weights that are sent.
+            timeout_s: Seconds that a server may take for each call with weights.
         """
         self.receivers = receivers
         self.version = version
         self.timeout_s = timeout_s
 
     def world_sizes(self) -> dict[str, int]:
-        """Workers of each server that answers, by url."""
+        """URL of each server that answers -> number of its workers."""
         sizes: dict[str, int] = {}
 
         def ask(server: ServerControl) -> None:
@@ -136,7 +136,7 @@ class SyncClient:
         return {server.url: sizes[server.url] for server in self.receivers.alive}
 
     def release(self) -> None:
-        """Ends the connections of an earlier group."""
+        """Closes the servers' connections to an earlier group."""
         self.receivers.each(lambda server: server.post("/shutdown_weight_transfer_engine"))
 
     def introduce(self, infos: Mapping[str, Mapping[str, Any]]) -> Calls:
@@ -154,14 +154,14 @@ class SyncClient:
         self.receivers.each(partial(start_update, timeout_s=self.timeout_s))
 
     def update_weights(self, info: Mapping[str, Any]) -> None:
-        """Hands over one bucket."""
+        """Sends one bucket to all servers."""
         self.receivers.each(lambda server: self.update_one(server, info))
 
     def update_one(self, server: ServerControl, info: Mapping[str, Any]) -> None:
-        """Hands over to one server, or says which weights a broadcast brings.
+        """Sends one bucket to a server, or announces the tensors of a broadcast to it.
 
         Raises:
-            ServerFailure: The server did not take it.
+            ServerFailure: The server refused or did not answer.
         """
         server.post("/update_weights", {"update_info": info}, timeout_s=self.timeout_s)
 

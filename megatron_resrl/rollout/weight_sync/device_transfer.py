@@ -1,6 +1,6 @@
 """Weights from GPU to GPU: vLLM's back ends `nccl` and `ipc`, sent without vLLM in the trainer.
 
-Neither has run on a GPU yet. Tests give what is sent to the code of vLLM's workers.
+Neither back end has run on a GPU yet. Tests pass the sent data to the code of vLLM's workers.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ T = TypeVar("T")
 
 
 class DeviceTransfer(Protocol):
-    """Sends all weights to all servers, or to those that are left."""
+    """Sends all weights to all servers that have not failed."""
 
     def forget(self, servers: Sequence[ServerControl]) -> None:
-        """These servers know nothing of an earlier connection."""
+        """Forgets the connections to servers that are new or were restarted."""
         ...
 
     def send(self, servers: Sequence[ServerControl], version: int) -> tuple[int, tuple[str, ...]]:
@@ -67,9 +67,9 @@ class DeviceTransfer(Protocol):
 class NcclTransfer:
     """One broadcast from global rank 0 to the workers of all servers.
 
-    The group is made anew when the set of servers changes. A server that fails before the
-    broadcast is left out. NCCL cannot leave out one that fails while others join or receive: the
-    group is given up, and all servers that wait in it count as failed, too.
+    A new group is made when the set of servers changes. A server that fails before the broadcast
+    is left out. NCCL cannot leave out a server that fails while the group is joined or receives:
+    the group is aborted, and all servers that wait in it count as failed, too.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class NcclTransfer:
         """
         Args:
             source: The weights.
-            gpu: This rank's.
+            gpu: GPU of this rank.
             bucket_bytes: Size above which a packed buffer is sent.
             timeout_s: Seconds in which servers must have joined, or taken a buffer.
         """
@@ -127,10 +127,10 @@ class NcclTransfer:
             group.abort()
 
     def _connected(self, client: SyncClient) -> bool:
-        """On rank 0: makes a group of the servers that are there, if they are others than before.
+        """On rank 0: makes a new group if the set of servers has changed.
 
         Returns:
-            False: a server did not join, and the next attempt goes without it.
+            Whether all servers have joined; if not, the next attempt leaves out the failed servers.
         """
         alive = {server.url for server in client.receivers.alive}
         if self._group is not None and alive == self._members:
@@ -148,7 +148,7 @@ class NcclTransfer:
             _wait(joining.done, calls, self.timeout_s)
             self._group = joining.result()
         except TimeoutError:
-            # NCCL waits for ever for a rank that never comes, which is left to the thread.
+            # NCCL waits for ever for a missing rank; the thread is left to wait.
             client.receivers.drop_unfinished(calls, "was left alone in a group that one failed in")
             return False
         client.receivers.wait(calls)
@@ -168,13 +168,13 @@ class NcclTransfer:
         members = len(client.receivers.alive)
         client.start_weight_update()
         if len(client.receivers.alive) < members:
-            return False  # The broadcast would wait for it.
+            return False  # The broadcast would wait for the failed server.
         announcement = broadcast_announcement(facts)
         calls = client.receivers.start(lambda server: client.update_one(server, announcement))
         sent = _nothing_to_wait_for
         try:
             for bucket in broadcast_buckets(self._source, self.bucket_bytes):
-                # Memory that is freed here is used again behind the broadcast on the same stream.
+                # Freed memory is only reused on the same stream, so after the broadcast.
                 self._group.broadcast(packed(bucket), self._gpu.stream)
                 before, sent = sent, self._gpu.mark()
                 _wait(before, calls, self.timeout_s)
@@ -189,7 +189,7 @@ class NcclTransfer:
 
 
 class IpcTransfer:
-    """Handles of each rank's CUDA memory, for the workers on the same GPUs."""
+    """Sends handles of each rank's CUDA memory to the workers on the same GPUs."""
 
     def __init__(
         self, source: PolicySource, gpu: Gpu, bucket_bytes: int, *, timeout_s: float
@@ -197,7 +197,7 @@ class IpcTransfer:
         """
         Args:
             source: The weights.
-            gpu: This rank's.
+            gpu: GPU of this rank.
             bucket_bytes: Size of the buffer on each GPU, unless a tensor is larger.
             timeout_s: Seconds in which a server must have taken a buffer.
         """
@@ -267,13 +267,13 @@ def fill(buffer: torch.Tensor, bucket: Sequence[tuple[str, torch.Tensor]]) -> No
 
 
 def _in_thread(work: Callable[[], T]) -> Future[T]:
-    """Runs it in a thread that keeps no process alive."""
+    """Runs `work` in a daemon thread."""
     future: Future[T] = Future()
 
     def run() -> None:
         try:
             future.set_result(work())
-        except BaseException as error:  # Raised again by whoever asks for the result.
+        except BaseException as error:  # `Future.result` raises it again.
             future.set_exception(error)
 
     threading.Thread(target=run, name="nccl join", daemon=True).start()
@@ -285,15 +285,15 @@ def _nothing_to_wait_for() -> bool:
 
 
 def _wait(done: Callable[[], bool], calls: Calls, timeout_s: float) -> None:
-    """Waits without giving the process to NCCL.
+    """Polls until a call of NCCL is done; unlike NCCL's own waits, it can be interrupted.
 
     Args:
-        done: Whether it is over.
-        calls: To the servers that take part.
-        timeout_s: Seconds.
+        done: Whether the call of NCCL is done.
+        calls: Calls to the servers that take part.
+        timeout_s: Seconds to wait at most.
 
     Raises:
-        TimeoutError: It takes longer, or a server has failed, without which it never ends.
+        TimeoutError: The time is up, or a server has failed and the call can never end.
     """
     deadline = time.monotonic() + timeout_s
     while not done():

@@ -31,8 +31,8 @@ _FOLDER = "megatron-resrl-weights-"
 class FileTransfer:
     """Global rank 0's part of vLLM's back end `megatron_resrl_file`.
 
-    Servers load one bucket while the next one is gathered and written; no more than two are on
-    disk. They lie in a folder of this sync's own that only this user can read.
+    Servers load one bucket while the next bucket is gathered and written; at most two buckets are
+    on disk, in a temporary folder that only this user can read.
     """
 
     def __init__(self, transfer_dir: str, bucket_bytes: int, *, timeout_s: float) -> None:
@@ -40,7 +40,7 @@ class FileTransfer:
         Args:
             transfer_dir: Setting `vllm.transfer_dir`.
             bucket_bytes: Setting `vllm.bucket_bytes`.
-            timeout_s: Seconds in which a server must have loaded a bucket.
+            timeout_s: Seconds that a server may take to load a bucket.
         """
         self.transfer_dir = Path(transfer_dir)
         self.bucket_bytes = bucket_bytes
@@ -57,9 +57,9 @@ class FileTransfer:
         """Sends all weights to all servers.
 
         Args:
-            servers: That take them.
+            servers: Servers that take the weights.
             weights: Read to the end even if every server fails.
-            version: Of these weights.
+            version: Version of these weights.
             model_bytes: At least the size of all weights.
 
         Returns:
@@ -94,7 +94,7 @@ class FileTransfer:
 
     @staticmethod
     def _taken(receivers: Receivers, loading: list, path: Path | None) -> None:
-        """Waits for the servers and deletes what they have loaded."""
+        """Waits until the servers have loaded a bucket, then deletes its file."""
         receivers.wait(loading)
         if path is not None:
             path.unlink()
@@ -113,7 +113,7 @@ class FileTransfer:
             ) from error
 
     def _clear(self, host: str) -> None:
-        """Removes what killed trainers of this host left: buckets may be gigabytes of memory."""
+        """Removes the folders of killed trainers of this host: buckets may be gigabytes."""
         for left in self.transfer_dir.glob(f"{host}*"):
             process = left.name.removeprefix(host).partition("-")[0]
             if process.isdigit() and not psutil.pid_exists(int(process)):

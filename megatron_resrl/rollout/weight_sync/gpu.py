@@ -1,4 +1,4 @@
-"""What a transfer between GPUs needs of this rank's own."""
+"""The operations on this rank's GPU that a transfer between GPUs needs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Gpu:
 
     @property
     def uuid(self) -> str:
-        """Names the device in every process."""
+        """Identifies the device in every process."""
         return str(torch.cuda.get_device_properties(self.device).uuid)
 
     @property
@@ -25,11 +25,11 @@ class Gpu:
         return torch.cuda.current_stream(self.device).cuda_stream
 
     def enter_thread(self) -> None:
-        """Makes it the device of a new thread, which would have the first one."""
+        """Selects the device in a new thread, which starts with device 0."""
         torch.cuda.set_device(self.device)
 
     def mark(self) -> Callable[[], bool]:
-        """Returns what tells whether everything that the stream has now is done."""
+        """Returns a function that tells whether all work that is now on the stream is done."""
         event = torch.cuda.Event()
         event.record(torch.cuda.current_stream(self.device))
         return event.query

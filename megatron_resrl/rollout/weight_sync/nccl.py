@@ -23,7 +23,7 @@ LIBRARY_VARIABLE = "VLLM_NCCL_SO_PATH"
 
 
 class NcclFailure(RunError):
-    """NCCL refused a call; the message holds its own words."""
+    """An NCCL call failed; the message quotes NCCL."""
 
     common = True
 
@@ -39,7 +39,7 @@ def library() -> ctypes.CDLL:
     """The NCCL that torch has loaded, with declared functions.
 
     Raises:
-        NcclFailure: There is none.
+        NcclFailure: The library cannot be loaded.
     """
     path = os.environ.get(LIBRARY_VARIABLE) or _LIBRARY
     try:
@@ -63,24 +63,24 @@ def library() -> ctypes.CDLL:
 
 
 def new_unique_id() -> bytes:
-    """What all ranks of a new group must know."""
+    """The id by which the ranks of a new group find each other."""
     unique_id = UniqueId()
     _check("ncclGetUniqueId", library().ncclGetUniqueId(ctypes.byref(unique_id)))
     return bytes(unique_id)
 
 
 def version() -> str:
-    """NCCL's, e.g. 2.27.5; all ranks of a group need the same one."""
+    """Version of NCCL, e.g. 2.27.5; all ranks of a group need the same version."""
     number = ctypes.c_int()
     _check("ncclGetVersion", library().ncclGetVersion(ctypes.byref(number)))
     return f"{number.value // 10000}.{number.value // 100 % 100}.{number.value % 100}"
 
 
 class Communicator:
-    """This process's end of a group, as rank 0 of it. Calls are asynchronous on a CUDA stream."""
+    """Rank 0 of a group, in this process. Calls are asynchronous on a CUDA stream."""
 
     def __init__(self, unique_id: bytes, world_size: int) -> None:
-        """Joins; returns when all other ranks have joined, and never if one does not.
+        """Joins the group; returns when all ranks have joined, and blocks for ever otherwise.
 
         Args:
             unique_id: Of `new_unique_id`.
@@ -107,7 +107,7 @@ class Communicator:
         _check("ncclAllReduce", code)
 
     def broadcast(self, content: torch.Tensor, stream: int) -> None:
-        """Sends bytes to all other ranks; `content` has to live until the stream is there.
+        """Sends bytes to all other ranks; `content` must stay alive until the stream has sent it.
 
         Args:
             content: [n] uint8, contiguous, on the device of the group.
@@ -125,7 +125,7 @@ class Communicator:
         _check("ncclBroadcast", code)
 
     def abort(self) -> None:
-        """Ends the group, with what it is waiting for."""
+        """Ends the group, pending calls included."""
         if self._communicator:
             code = library().ncclCommAbort(self._communicator)
             self._communicator = ctypes.c_void_p()

@@ -43,7 +43,7 @@ def packed(bucket: Bucket) -> torch.Tensor:
 
 
 def as_bytes(tensor: torch.Tensor) -> torch.Tensor:
-    """[n] uint8 of a tensor in row-major order; its own memory where it lies so."""
+    """[n] uint8 of a tensor in row-major order; a view if the tensor is contiguous."""
     return tensor.contiguous().view(-1).view(torch.uint8)
 
 

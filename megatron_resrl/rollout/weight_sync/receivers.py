@@ -1,4 +1,4 @@
-"""Several servers that take the same weights; one that fails does not disturb the others."""
+"""Servers that take the same weights; a failing server does not disturb the other servers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFail
 logger = logging.getLogger(__name__)
 
 _CUT_OFF = "cut off"
-"""Version of weights of which some are old and some new."""
+"""Version label of weights that are partly old and partly new."""
 
 Action = Callable[[ServerControl], object]
 Calls = list[tuple[ServerControl, Future[object]]]
@@ -60,7 +60,7 @@ class Receivers:
 
         Args:
             calls: Of `start`.
-            cause: Follows the URL in the message about a server whose call has not ended.
+            cause: Why an unfinished call fails; follows the URL of the server in the message.
         """
         self.wait([call for call in calls if call[1].done()])
         for server, call in calls:
@@ -76,23 +76,23 @@ def pause(server: ServerControl) -> None:
     """Pauses a server's requests.
 
     Raises:
-        ServerFailure: The server did not do it.
+        ServerFailure: The server refused or did not answer.
     """
     server.post("/pause", params={"mode": "keep"})
 
 
 def start_update(server: ServerControl, *, timeout_s: float | None = None) -> None:
-    """Has a paused server expect weights.
+    """Opens a weight update on a paused server.
 
-    vLLM takes one update at a time: one that was cut off by a broken connection, or because its
-    trainer was killed, is closed first.
+    vLLM takes one update at a time: an update that was cut off, by a broken connection or because
+    its trainer was killed, is closed first.
 
     Args:
-        server: That is paused.
+        server: A paused server.
         timeout_s: Seconds that a call may take; None: the server's own.
 
     Raises:
-        ServerFailure: The server did not do it.
+        ServerFailure: The server refused or did not answer.
     """
     try:
         server.post("/start_weight_update", timeout_s=timeout_s)
@@ -104,14 +104,14 @@ def start_update(server: ServerControl, *, timeout_s: float | None = None) -> No
 def recover(server: ServerControl) -> None:
     """Resumes a server that an interrupted weight update left paused.
 
-    Its weights are of no use until the next update.
+    The weights of the server are invalid until the next update.
 
     Raises:
-        ServerFailure: The server did not do it.
+        ServerFailure: The server refused or did not answer.
     """
     if not server.field("GET", "/is_paused", "is_paused"):
         return
-    # An error if the pause came before the update, or another trainer has closed it.
+    # Fails if the update had not begun, or another trainer has closed it.
     with contextlib.suppress(ServerFailure):
         server.post("/finish_weight_update", {"weight_version": _CUT_OFF})
     server.post("/resume")
@@ -120,16 +120,16 @@ def recover(server: ServerControl) -> None:
 def finish_update(server: ServerControl, version: int, *, timeout_s: float | None = None) -> None:
     """Closes an update, resets the key-value cache of the old weights, and resumes requests.
 
-    Requests in the middle of a response are read again with the new weights: while they hold
-    blocks of the cache, vLLM would not reset it. A cache that sleeps is woken before.
+    vLLM computes the prefixes of responses in flight anew with the new weights: it would not reset
+    a cache whose blocks are in use. A sleeping cache is woken first.
 
     Args:
-        server: That has all weights.
-        version: Of them.
+        server: A server that has received all weights.
+        version: Version of these weights.
         timeout_s: Seconds that closing may take; None: the server's own.
 
     Raises:
-        ServerFailure: The server did not do it.
+        ServerFailure: The server refused or did not answer.
     """
     body = {"weight_version": str(version)}
     server.post("/finish_weight_update", body, timeout_s=timeout_s)

@@ -65,9 +65,9 @@ class WeightSender:
     ) -> None:
         """
         Args:
-            policy: Its weights are sent as they are at each call.
+            policy: The policy whose current weights each call sends.
             vllm: How weights are sent.
-            rollout: `placement`, and what the note about the choice needs.
+            rollout: Decides, with `vllm`, which back end is used.
             verify: Called after each transfer; None: nothing is verified.
 
         Raises:
@@ -89,7 +89,7 @@ class WeightSender:
             )
 
     def connect(self, servers: Sequence[ServerControl]) -> None:
-        """Tells of servers that are new or were restarted; the next `send` introduces itself.
+        """Registers servers that are new or were restarted; the next `send` connects to them.
 
         Args:
             servers: On global rank 0; none on other ranks.
@@ -98,19 +98,17 @@ class WeightSender:
             self._devices.forget(servers)
 
     def send(self, servers: Sequence[ServerControl], version: int) -> SyncReport:
-        """Gives servers the policy's weights. Collective over all ranks.
-
-        `verify` follows.
+        """Sends the policy's weights to servers, then verifies them. Collective over all ranks.
 
         Args:
-            servers: That take them; on global rank 0, none on other ranks.
+            servers: The receiving servers on global rank 0; none on other ranks.
             version: Training steps taken; vLLM reports it with responses.
 
         Returns:
-            What was done. A server that failed is in it and raises nothing.
+            The report. A failing server is listed in it and raises no error.
 
         Raises:
-            InputError: A setting is in the way, e.g. `vllm.transfer_dir` is full.
+            InputError: A setting prevents the transfer, e.g. `vllm.transfer_dir` is full.
             RunError: The verification found a difference.
         """
         began = time.perf_counter()
@@ -125,14 +123,14 @@ class WeightSender:
         return broadcast_object(SyncReport(seconds, num_bytes, failed))
 
     def close(self) -> None:
-        """Gives up what connects to the servers. Not collective."""
+        """Closes the connections to the servers. Not collective."""
         if self._devices is not None:
             self._devices.close()
 
     def _send_files(
         self, servers: Sequence[ServerControl], version: int
     ) -> tuple[int, tuple[str, ...]]:
-        """Rank 0 writes; the others take part in the export, to its end whatever happens."""
+        """Rank 0 writes; all ranks iterate the export to its end, even after an error."""
         weights = weights_for_vllm(self.policy)
         result, problem = (0, ()), None
         if dist.get_rank() == 0:
@@ -151,7 +149,7 @@ class WeightSender:
         return result
 
     def _most_bytes(self) -> int:
-        """Bytes of all weights, or more: what this rank holds, on every rank of a replica."""
+        """Upper bound of the bytes of all weights, from the bytes of this rank."""
         own = sum(p.nbytes for module in self.policy.modules for p in module.parameters())
         ranks = parallel_state.get_tensor_model_parallel_world_size()
         ranks *= parallel_state.get_pipeline_model_parallel_world_size()
@@ -160,7 +158,7 @@ class WeightSender:
 
 
 def build_sender(policy: Policy, recipe: Recipe) -> WeightSender:
-    """The sender that a recipe asks for, with `rollout.verify_weights` one that verifies.
+    """The sender of a recipe; it verifies the servers if `rollout.verify_weights` is set.
 
     Raises:
         InputError: `vllm.weight_transfer` cannot be used on this machine.

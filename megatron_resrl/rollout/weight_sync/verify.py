@@ -1,4 +1,4 @@
-"""Whether servers hold and use the weights that the trainer has (`rollout.verify_weights`)."""
+"""Checks that servers have and use the trainer's weights (`rollout.verify_weights`)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from megatron_resrl.rollout.weight_sync.worker.megatron_resrl_checksums import (
 )
 
 TOLERANCE = {"fp32": 1e-4, "bf16": 0.3}
-"""Largest difference of a token's log-prob. fp32: other kernels and sums in another order. bf16:
-logits are rounded to 8 bits, by 0.06 at a size of 20; step by step the checksum is what is exact.
+"""Largest difference of a token's log-prob. fp32: other kernels and another order of sums.
+bf16: logits are rounded to 8 bits, by 0.06 at a size of 20; only the checksums are exact.
 """
 NEW_TOKENS = 12
 PROMPT_LENGTHS = (4, 23, 300)
@@ -33,7 +33,7 @@ PROMPT_LENGTHS = (4, 23, 300)
 
 @dataclass(frozen=True)
 class _ServerSums:
-    """What a server says of its weights: the answer of `megatron_resrl_checksums`."""
+    """Checksums of a server's weights: the answer of `megatron_resrl_checksums`."""
 
     url: str
     dtype: torch.dtype
@@ -51,7 +51,7 @@ def verify_weights(
 ) -> tuple[str, ...]:
     """Compares checksums and greedy continuations with the trainer's. Collective over all ranks.
 
-    Checksums need a server that is one process; tensor-parallel ones are compared by their
+    Checksums need a server that is one process; tensor-parallel servers are compared by their
     continuations alone.
 
     Args:
@@ -65,7 +65,8 @@ def verify_weights(
         Urls of servers that did not answer, on all ranks.
 
     Raises:
-        RunError: A server differs; names it, the version and the first difference. On all ranks.
+        RunError: On all ranks, if a server differs; the message names the server, the version and
+            the first difference.
     """
     failed: list[str] = []
     server_sums: list[_ServerSums] = list(filter(None, _answers(servers, failed, _ask_for_sums)))
@@ -97,7 +98,7 @@ def verify_weights(
 
 
 def _answers(servers: Sequence[ServerControl], failed: list[str], ask: Any) -> list[Any]:
-    """What `ask` returns for each server; those that fail are noted instead."""
+    """Results of `ask` for each server; urls of failing servers are added to `failed`."""
     answers = []
     for server in servers:
         try:
@@ -118,7 +119,7 @@ def _ask_for_sums(server: ServerControl) -> _ServerSums | None:
 
 
 def _trainer_sums(policy: Policy, server_sums: Sequence[_ServerSums]) -> list[dict[str, int]]:
-    """The trainer's weights summed as each server sums its own. Collective; empty but on rank 0."""
+    """The checksums that each server should have. Collective; empty except on rank 0."""
     expected: list[dict[str, int]] = [{} for _ in server_sums]
     dtypes = {one.dtype for one in server_sums}
     for name, tensor in weights_for_vllm(policy):
@@ -130,7 +131,7 @@ def _trainer_sums(policy: Policy, server_sums: Sequence[_ServerSums]) -> list[di
 
 
 def _sums_differ(server: _ServerSums, expected: Mapping[str, int]) -> str | None:
-    """Says which parameter differs first, if one does."""
+    """Describes the first parameter that differs; None: all are equal."""
     for name, total in expected.items():
         if name not in server.sums:
             return f"{server.url} has no parameter {name}"
@@ -140,7 +141,7 @@ def _sums_differ(server: _ServerSums, expected: Mapping[str, int]) -> str | None
 
 
 def _prompts(policy: Policy, max_length: int) -> list[list[int]]:
-    """Token ids that are the same at each sync, so that a stale cache would be used."""
+    """Prompts; the same at each sync, so that a stale cache would show."""
     positions = getattr(policy.hf_config, "max_position_embeddings", None) or max_length
     longest = max(1, min(max_length, positions) - NEW_TOKENS)
     generator = torch.Generator().manual_seed(0)
@@ -155,7 +156,7 @@ def _continuations_differ(
     expected: Sequence[Response],
     tolerance: float,
 ) -> str | None:
-    """Says where a server's greedy continuation leaves the trainer's, if one does."""
+    """Describes where a server's greedy continuation leaves the trainer's; None: nowhere."""
     for prompt, response in zip(prompts, expected, strict=True):
         body = {
             "token_ids": list(prompt),
@@ -185,17 +186,18 @@ def first_difference(
 ) -> str | None:
     """Compares a server's greedy tokens with the trainer's.
 
-    Where they differ, the trainer's token must be as likely to the server: a tie. What follows a
-    tie has another context and is not compared.
+    Where the tokens differ, the server's log-probs of both must agree within the tolerance: a tie.
+    Tokens after a tie have another context and are not compared.
 
     Args:
-        content: The server's tokens, each with its log-prob and those of the two most likely.
-        token_ids: The trainer's.
-        log_probs: Of each.
+        content: The server's tokens, each with its log-prob and the log-probs of the two most
+            likely tokens.
+        token_ids: The trainer's tokens.
+        log_probs: Log-probs of the trainer's tokens.
         tolerance: Largest difference of a log-prob.
 
     Returns:
-        What differs first; None if nothing does.
+        The first difference; None: there is none.
     """
     if len(content) != len(token_ids):
         return f"{len(content)} tokens instead of {len(token_ids)}"

@@ -197,6 +197,7 @@ def test_get_algorithm_answers_an_unknown_option() -> None:
         ("resrl", {"positive_weight": True}, r"positive_weight = True: not a number"),
         ("resrl", {"positives": "reward"}, r"positives = 'reward': .*score, advantage"),
         ("nsr", {"entropy_coefficient": -0.1}, r"entropy_coefficient = -0.1: .*at least 0"),
+        ("gspo", {"clip_low": 1.0}, r"clip_low = 1.0: .*above 0 and below 1"),
         ("cispo", {"clip_low": 1.1}, r"clip_low = 1.1: .*above 0 and at most 1"),
         ("gspo", {"clip_high": 0.0}, r"clip_high = 0.0: .*above 0"),
         ("llds", {"likelihood_coefficient": -1}, r"likelihood_coefficient = -1"),

@@ -27,6 +27,7 @@ OUT_OF_RANGE = [
     ("reward.timeout_s", 0.0, "above 0"),
     ("reward.workers", 0, "at least 1"),
     ("algorithm.clip_low", 1.0, "below 1"),
+    ("reward.length_floor", 0.0, "above 0"),
     ("algorithm.clip_high", 0.0, "above 0"),
     ("algorithm.dual_clip", 1.0, "above 1, or null"),
     ("algorithm.micro_batch_size", 0, "at least 1"),

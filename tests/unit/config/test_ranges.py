@@ -17,6 +17,7 @@ from megatron_resrl.config.ranges import (
     between,
     field_ranges,
     range_problem,
+    require_in_range,
 )
 
 
@@ -40,6 +41,12 @@ def test_range_problem_skips_null_and_names_long_integers():
     assert range_problem(None, at_least(1)) is None
     assert range_problem(0, at_least(1)) == ("out of range", "it must be at least 1")
     assert "64 bits" in range_problem(2**63, at_least(1))[0]
+
+
+def test_require_in_range_names_the_argument():
+    require_in_range("rank", 1, at_least(1))
+    with pytest.raises(ValueError, match="rank is 0: out of range; it must be at least 1"):
+        require_in_range("rank", 0, at_least(1))
 
 
 @dataclass
