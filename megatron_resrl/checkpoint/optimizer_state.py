@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -37,7 +37,7 @@ def sharded_optimizer_state(
         )
 
 
-def load_optimizer(policy: Policy, state: dict[str, Any], schedule: dict[str, Any]) -> None:
+def load_optimizer(policy: Policy, state: dict[str | int, Any], schedule: dict[str, Any]) -> None:
     """Takes moments and step counts from a checkpoint, settings from the recipe.
 
     Args:
@@ -71,7 +71,9 @@ def _parts(policy: Policy) -> list[MegatronOptimizer]:
     return getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
 
 
-def _for_own_parts(policy: Policy, state: dict[str, Any]) -> dict[str, Any]:
+def _for_own_parts(
+    policy: Policy, state: Mapping[str | int, Any]
+) -> dict[str, Any] | dict[int, Any]:
     """Gives each part of the policy's optimizer its own settings and the step count that was saved.
 
     Where experts are split over ranks, megatron-core has a second optimizer for them. It stores

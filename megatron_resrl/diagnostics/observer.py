@@ -18,10 +18,13 @@ from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 class ScoresLike(Protocol):
     """`training.scoring.Scores`: [B, T] fp32 each, meaningful on the last stage."""
 
-    log_probs: Tensor
-    """At the sampling temperature."""
-    entropy: Tensor
-    """Nats."""
+    @property
+    def log_probs(self) -> Tensor:
+        """At the sampling temperature."""
+
+    @property
+    def entropy(self) -> Tensor:
+        """Nats."""
 
 
 @dataclass

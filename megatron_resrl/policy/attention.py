@@ -130,7 +130,7 @@ class SdpaCoreAttention(MegatronModule):
             # [q, k]: row i is position keys - queries + i.
             band = torch.ones(queries, keys, dtype=torch.bool, device=query.device)
             band = band.tril(keys - queries)
-            if cut:
+            if self.tokens_before is not None:  # Leaves the band as it is where nothing is cut.
                 band = band.triu(keys - queries - self.tokens_before)
             allowed = band if allowed is None else allowed & band
         context = scaled_dot_product_attention(
@@ -228,19 +228,20 @@ class RotatedCacheAttention(SelfAttention):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        cached = inference_context is not None and rotary_pos_emb is not None
-        if cached:
+        # The angles of queries and keys, where keys are cached as they are after the rotation.
+        angles = None if inference_context is None else rotary_pos_emb
+        if angles is not None:
             first = inference_context.sequence_len_offset
             key = apply_rotary_pos_emb(
                 key,
-                rotary_pos_emb[1][first : first + key.shape[0]],
+                angles[1][first : first + key.shape[0]],
                 config=self.config,
                 mscale=rotary_factor(self.config),  # As for queries, in the base class.
                 cp_group=self.pg_collection.cp,
             )
-        query, key, value, rotary_pos_emb, *rest = super()._adjust_key_value_for_inference(
+        query, key, value, remaining, *rest = super()._adjust_key_value_for_inference(
             inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
         )
-        if cached:
-            rotary_pos_emb = (rotary_pos_emb[0], None)
-        return query, key, value, rotary_pos_emb, *rest
+        if angles is not None:
+            remaining = (remaining[0], None)
+        return query, key, value, remaining, *rest

@@ -145,12 +145,16 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        moved = {
-            name: value.to(device)
-            for name, value in vars(self).items()
-            if isinstance(value, Tensor)
-        }
-        return dataclasses.replace(self, **moved, original=self.host)
+        return dataclasses.replace(
+            self,
+            tokens=self.tokens.to(device),
+            position_ids=self.position_ids.to(device),
+            state_index=self.state_index.to(device),
+            targets=self.targets.to(device),
+            sequence_index=self.sequence_index.to(device),
+            response_position=self.response_position.to(device),
+            original=self.host,
+        )
 
 
 _FP8_TOKENS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}

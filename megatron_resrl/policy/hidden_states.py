@@ -103,6 +103,7 @@ class HiddenStateLocations:
         Only on ranks of that stage, see `chunk`.
         """
         tap, chunk = HiddenStateTap(), self.chunk(layer)
+        assert chunk is not None, "only ranks of the entry's stage tap it"
         reader = self._reader(chunk, self._entry(layer))
         if reader is None:
             handles = [chunk.register_forward_hook(tap._keep_output)]

@@ -29,7 +29,7 @@ class RmsNorm(torch.nn.RMSNorm):
         self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any
     ) -> None:
         super().__init__(hidden_size, eps=eps)
-        self.weight.sequence_parallel = config.sequence_parallel
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # A mark.
         self._zero_centered = config.layernorm_zero_centered_gamma
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -52,7 +52,7 @@ def with_norm_after(linear: type[torch.nn.Module], norm: type[torch.nn.Module]) 
         A subclass of `linear`.
     """
 
-    class Normalised(linear):
+    class Normalised(linear):  # type: ignore[valid-type,misc]  # A base known when it runs.
         def __init__(self, *args: Any, config: TransformerConfig, **options: Any) -> None:
             super().__init__(*args, config=config, **options)
             self.post_layernorm = norm(
@@ -116,9 +116,11 @@ def decoder_spec(
 
 def _add_norms_after_blocks(layer: TransformerLayerSubmodules, *, engine: bool) -> None:
     """Gives the last matrices of attention and MLP a norm of their own."""
-    norm = RmsNorm
+    norm: type = RmsNorm
     if engine:
-        from megatron.core.extensions.transformer_engine import TENorm as norm  # noqa: N813
+        from megatron.core.extensions.transformer_engine import TENorm
+
+        norm = TENorm
     attention, mlp = layer.self_attention.submodules, layer.mlp.submodules
     attention.linear_proj = with_norm_after(attention.linear_proj, norm)
     mlp.linear_fc2 = with_norm_after(mlp.linear_fc2, norm)

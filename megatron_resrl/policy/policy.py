@@ -269,7 +269,7 @@ class Policy:
             return scores.log_probs.sum(), scores
 
         def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
-            if model is tapped:
+            if on_hidden_states is not None and model is tapped:
                 on_hidden_states(self._response_states(tap.take(), batch), batch)
 
         self.eval()

@@ -118,9 +118,9 @@ class RolloutLog:
         )
         damaged, foreign = [], []
         # A group that was generated twice: the later file is the last one.
-        files = [path for path in folder.glob("round_*") if _GROUP.fullmatch(path.name)]
-        for path in sorted(files, key=lambda path: path.stat().st_mtime_ns):
-            match = _GROUP.fullmatch(path.name)
+        matches = ((path, _GROUP.fullmatch(path.name)) for path in folder.glob("round_*"))
+        files = [(path, match) for path, match in matches if match is not None]
+        for path, match in sorted(files, key=lambda file: file[0].stat().st_mtime_ns):
             if int(match["round"]) != training_round.number:
                 continue
             content = path.read_bytes()

@@ -151,7 +151,8 @@ class GramCollector:
 
     def bases(self) -> Basis:
         """Sums the statistics over the ranks, and decomposes them. Collective."""
-        statistics, self._statistics = self._statistics, None
+        statistics = self._statistics
+        del self._statistics  # A window has its bases once.
         if self.ranks.size == 1 or self.groups == 1:
             return basis_from_statistics(gather_statistics(statistics, self.ranks), self.rank)
         hidden_size = statistics.mean_GH.shape[1]
@@ -162,7 +163,10 @@ class GramCollector:
         return _shared(basis, self.groups, hidden_size, self.rank, self.ranks, own.mean_GH)
 
 
-COLLECTORS = {"rows": RowsCollector, "gram": GramCollector}
+COLLECTORS: dict[str, type[RowsCollector] | type[GramCollector]] = {
+    "rows": RowsCollector,
+    "gram": GramCollector,
+}
 
 # Positive tokens per hidden dimension up to which rows take less time and little enough memory:
 # measured from 2 to 32, where they take 0.5 to 0.95 of the time of Gram matrices
@@ -193,6 +197,7 @@ def _shared(
 ) -> Basis:
     """Gives every rank the bases of all groups, from the owners."""
     if ranks.size == 1:
+        assert own is not None, "a rank alone owns every group"
         return own
     most = -(-groups // ranks.size)
     # Mean, directions, eigenvalues and trace of each group, concatenated.

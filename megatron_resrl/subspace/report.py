@@ -64,12 +64,21 @@ def reports_of(plan: GroupPlan, weighted: Sequence[tuple[Tensor, Tensor]]) -> li
     ):
         report = GroupReport(skipped, positives, negatives)
         if skipped is None:
-            mean, low, high, energy, rank, *spectrum = found[group]
-            degenerate = high - low < MIN_QUANTILE_SPREAD
+            mean, low, high, energy, rank, top_energy, condition, effective_rank = found[group]
             report = GroupReport(
-                skipped, positives, negatives, mean, low, high, energy, int(rank), *spectrum,
-                degenerate,
-            )  # fmt: skip
+                skipped,
+                positives,
+                negatives,
+                mean_weight=mean,
+                q_low=low,
+                q_high=high,
+                energy=energy,
+                rank=int(rank),
+                top_energy=top_energy,
+                condition=condition,
+                effective_rank=effective_rank,
+                degenerate=high - low < MIN_QUANTILE_SPREAD,
+            )
         reports.append(report)
     return reports
 

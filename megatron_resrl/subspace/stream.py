@@ -74,7 +74,7 @@ class TokenWeightStream:
         self._finite_flags: list[tuple[Tensor, Tensor]] = []
         self._sampled_tokens = 0
         self._weighted_tokens = 0
-        self._report_rows: list[tuple[Window, Tensor]] = []
+        self._report_rows: list[tuple[Tensor, Tensor]] = []
 
     @torch.no_grad()
     def add(
@@ -231,6 +231,9 @@ class TokenWeightStream:
             self.settings,
             [self.plan.keys[group] for group in groups.tolist()],
             share_GW.view(len(groups), -1),
+        )
+        assert self._basis is not None, (
+            "a window with weighted groups is fitted before it is closed"
         )
         self.weights[here] = weighted.weights_GW.flatten()[place].float()
         self._report_rows.append((groups, _summary(weighted, self._basis)))

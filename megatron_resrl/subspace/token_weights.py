@@ -55,11 +55,18 @@ def token_weights(
             `positive`, such as rewards.
         FloatingPointError: Hidden states that are not finite.
     """
-    settings = {"rank": rank, "max_positive_tokens": max_positive_tokens}
-    settings |= {"quantiles": quantiles, "floor": floor}
-    return token_weights_with_reports(
-        hidden, response_mask, positive, group, seed=seed, **settings
-    )[0]
+    weights, _ = token_weights_with_reports(
+        hidden,
+        response_mask,
+        positive,
+        group,
+        seed=seed,
+        rank=rank,
+        max_positive_tokens=max_positive_tokens,
+        quantiles=quantiles,
+        floor=floor,
+    )
+    return weights
 
 
 def token_weights_with_reports(

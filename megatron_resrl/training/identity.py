@@ -192,7 +192,7 @@ def flat_settings(text: str, like: RunSettings) -> dict[str, Any]:
         text: The recipe as YAML.
         like: Says which names are sections.
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in (yaml.safe_load(text) or {}).items():
         if dataclasses.is_dataclass(getattr(like, name, None)):
             flat |= {f"{name}.{field}": each for field, each in value.items()}

@@ -36,7 +36,7 @@ SAME_REQUEST_S = 5.0
 and torchrun signals the ranks again. The same holds for Ctrl-C, which reaches all processes of a
 terminal."""
 
-_NOTED = {
+_NOTED: dict[int, str] = {
     signal.SIGINT: "Ctrl-C: this step is finished and saved, then the run ends; "
     "Ctrl-C again ends it now\n"
 }

@@ -7,6 +7,7 @@ incorrect ones by how far they lie outside the subspace of the correct ones, upd
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def _train(
                 step,
                 outcome.metrics | rollout.metrics | synced,
                 finite=outcome.finite,
-                batch=lambda samples=samples: map(complete, samples),
+                batch=partial(map, complete, samples),
                 examples=[readable(each) for each in samples[: recipe.logging.sample_responses]],
             )
 

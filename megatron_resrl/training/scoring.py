@@ -81,18 +81,19 @@ def score_batch(
     """
 
     def observe(states: TappedStates, micro_batch: MicroBatch) -> None:
+        assert weighting is not None, "without a weighting, no layer is observed"
         with phase(timers, "subspace"):
             weighting.observe(states, micro_batch)
 
-    reads_states = weighting is not None and weighting.layer is not None
+    layer = None if weighting is None else weighting.layer
     order = None if weighting is None else weighting.order
     micro_batches = policy.micro_batches(batch, settings.micro_batch_size, order)
     try:
         found = policy.score(
             micro_batches,
             temperature=settings.temperature,
-            on_hidden_states=observe if reads_states else None,
-            layer=weighting.layer if reads_states else -2,
+            on_hidden_states=None if layer is None else observe,
+            layer=-2 if layer is None else layer,
             on_final_states=on_final_states,
         )
     except FloatingPointError as error:

@@ -251,7 +251,9 @@ class Run:
         if interrupted or self._due(step, self._settings.checkpoint.save_every):
             self._save(step, metrics)
         if interrupted:
-            self._session.interruption.end(step, self._saver.wait())
+            saved = self._saver.wait()
+            assert saved is not None, "the step was saved"
+            self._session.interruption.end(step, saved)
 
     def _due(self, step: int, every: int) -> bool:
         return step == self._settings.steps or (every > 0 and step % every == 0)

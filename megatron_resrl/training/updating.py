@@ -59,13 +59,16 @@ class Targets:
 
     def to(self, place: torch.device) -> Targets:
         """The same on another device."""
-        moved = {
-            name: {key: each.to(place) for key, each in value.items()}
-            if isinstance(value, Mapping)
-            else value.to(place)
-            for name, value in vars(self).items()
-        }
-        return Targets(**moved)
+        return Targets(
+            advantages=self.advantages.to(place),
+            positive=self.positive.to(place),
+            coefficients=self.coefficients.to(place),
+            old_log_probs=self.old_log_probs.to(place),
+            rollout_log_probs=self.rollout_log_probs.to(place),
+            token_weights=self.token_weights.to(place),
+            importance_weights=self.importance_weights.to(place),
+            extra={name: stream.to(place) for name, stream in self.extra.items()},
+        )
 
 
 def update_policy(

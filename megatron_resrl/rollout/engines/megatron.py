@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 import torch.distributed as dist
@@ -169,7 +170,7 @@ class MegatronEngine(RolloutEngine):
             logits = decoder.advance(tokens)
         responses: dict[int, list[Response]] = {place: [] for place in batch}
         for partial in samples:
-            reason = "stop" if partial.stopped else "length"
+            reason: Literal["stop", "length"] = "stop" if partial.stopped else "length"
             responses[partial.prompt].append(
                 Response(
                     tuple(partial.token_ids),

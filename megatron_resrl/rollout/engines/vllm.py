@@ -38,10 +38,20 @@ ranks wait would time out before a long rollout ends."""
 class SyncResult(Protocol):
     """What a transfer of weights says of itself."""
 
-    seconds: float
-    num_bytes: int
-    failed: tuple[str, ...]
-    """URLs of servers that do not have the weights."""
+    @property
+    def seconds(self) -> float:
+        """From the first call until the last server resumed."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights that each server got."""
+        ...
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """URLs of servers that do not have the weights."""
+        ...
 
 
 class Sender(Protocol):

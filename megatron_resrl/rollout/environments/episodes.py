@@ -64,6 +64,7 @@ class _Episode:
         self.mask += [generated] * len(tokens)
 
     def response(self) -> Response:
+        assert self.finish_reason is not None, "an episode in flight is no response yet"
         return Response(
             tuple(self.token_ids),
             tuple(self.log_probs),

@@ -19,6 +19,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.buckets import Bucket, in_buckets
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.receivers import (
+    Calls,
     Receivers,
     finish_update,
     pause,
@@ -73,7 +74,8 @@ class FileTransfer:
         with self._folder() as folder, Receivers(servers) as receivers:
             receivers.each(pause)
             receivers.each(start_update)
-            num_bytes, loading = 0, []
+            num_bytes = 0
+            loading: Calls = []
             previous: Path | None = None
             for number, bucket in enumerate(in_buckets(weights, self.bucket_bytes)):
                 num_bytes += sum(tensor.nbytes for _, tensor in bucket)
@@ -81,10 +83,10 @@ class FileTransfer:
                     continue
                 path = Path(folder) / f"{number:05d}.safetensors"
                 self._write(path, bucket)
-                self._taken(receivers, loading, previous)
+                self._delete_loaded(receivers, loading, previous)
                 loading = receivers.start(partial(self._load, path=path))
                 previous = path
-            self._taken(receivers, loading, previous)
+            self._delete_loaded(receivers, loading, previous)
             receivers.each(partial(finish_update, version=version))
             return num_bytes, tuple(receivers.failures)
 
@@ -93,7 +95,7 @@ class FileTransfer:
         server.post("/update_weights", info, timeout_s=self.timeout_s)
 
     @staticmethod
-    def _taken(receivers: Receivers, loading: list, path: Path | None) -> None:
+    def _delete_loaded(receivers: Receivers, loading: Calls, path: Path | None) -> None:
         """Waits until the servers have loaded a bucket, then deletes its file."""
         receivers.wait(loading)
         if path is not None:

@@ -132,7 +132,8 @@ class WeightSender:
     ) -> tuple[int, tuple[str, ...]]:
         """Rank 0 writes; all ranks iterate the export to its end, even after an error."""
         weights = weights_for_vllm(self.policy)
-        result, problem = (0, ()), None
+        result: tuple[int, tuple[str, ...]] = (0, ())
+        problem: InputError | RunError | None = None
         if dist.get_rank() == 0:
             size = self._most_bytes()
             try:

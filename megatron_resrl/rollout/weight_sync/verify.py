@@ -75,17 +75,17 @@ def verify_weights(
     sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
     engine = MegatronEngine(policy, max_running_samples=len(prompts))
     own = [group[0] for group in engine.generate(GenerationRequest(prompts, sampling, (0,)))]
-    differences: list[str] = []
+    answers: list[str | None] = []
     if dist.get_rank() == 0:
-        differences += [
+        answers += [
             _sums_differ(one, sums) for one, sums in zip(server_sums, expected, strict=True)
         ]
         left = [server for server in servers if server.url not in failed]
         tolerance = TOLERANCE[params_dtype]
-        differences += _answers(
+        answers += _answers(
             left, failed, lambda server: _continuations_differ(server, prompts, own, tolerance)
         )
-    failed, differences = broadcast_object((failed, list(filter(None, differences))))
+    failed, differences = broadcast_object((failed, [one for one in answers if one is not None]))
     if differences:
         more = f" (and {len(differences) - 1} more)" if len(differences) > 1 else ""
         error = RunError(

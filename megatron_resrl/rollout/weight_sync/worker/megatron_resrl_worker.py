@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron_resrl_checksums import fused_name, tensor_sum, wrapped
@@ -28,6 +28,10 @@ from vllm.model_executor.model_loader.reload import (
     finalize_layerwise_reload,
     initialize_layerwise_reload,
 )
+
+if TYPE_CHECKING:
+    from vllm.config import ModelConfig
+    from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 BACKEND = "megatron_resrl_file"
 _PROBED_ROWS = 256
@@ -91,7 +95,15 @@ WeightTransferEngineFactory.register_engine(BACKEND, FileTransferEngine)
 
 
 class WeightExtension:
-    """Methods that `/collective_rpc` can call on a worker."""
+    """Methods that `/collective_rpc` can call on a worker.
+
+    Attributes:
+        model_runner: Of vLLM's worker, which gets this class as a base.
+        model_config: Of the same worker.
+    """
+
+    model_runner: GPUModelRunner
+    model_config: ModelConfig
 
     def megatron_resrl_checksums(self) -> dict[str, Any]:
         """Sums over the weights that this worker computes with.
@@ -146,4 +158,4 @@ def _multiplied(module: torch.nn.Module, dtype: torch.dtype) -> Iterator[torch.T
         rows = torch.zeros(count, columns, dtype=dtype)
         rows[torch.arange(count), torch.arange(first, first + count)] = 1
         # A product with one 1 and zeros is exact.
-        yield module.cpu_linear(rows, module.weight, None)
+        yield module.cpu_linear(rows, module.weight, None)  # type: ignore[operator]  # vLLM's kernel
