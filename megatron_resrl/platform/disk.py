@@ -64,11 +64,11 @@ def out_of_space(error: BaseException, place: Path, needed: int) -> str | None:
         return (
             f"no space left on {place}: {in_words(free)} free, needs {in_words(needed)} ({error})"
         )
-    if not full:
-        return None
     if free < 2 * needed + _OTHERS:
         # What was begun and could not be finished is deleted by now.
         return f"no space left on {place}: {in_words(free)} free, needs more ({error})"
+    if not full:
+        return None
     return (
         f"no space left on a disk that the run writes to, or its quota is used up ({error}); "
         f"{in_words(free)} are free on {place}"

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib
+from typing import TYPE_CHECKING
 
 from megatron_resrl.errors import SettingError, closest
-from megatron_resrl.token_weighting.context import WeightingContext
-from megatron_resrl.token_weighting.protocol import TokenWeighting
+
+# For types alone: the checks of a recipe ask for names and need no megatron-core.
+if TYPE_CHECKING:
+    from megatron_resrl.token_weighting.context import WeightingContext
+    from megatron_resrl.token_weighting.protocol import TokenWeighting
 
 _WEIGHTINGS = {
     "residual": "megatron_resrl.token_weighting.resrl:ResRLWeighting",

@@ -25,7 +25,7 @@ def test_steps_decoding_and_conversion() -> None:
 
 def test_whole_run_resumes_to_the_same_bits() -> None:
     tests = "tests/end_to_end/test_train_and_resume.py"
-    assert passes_on_engine_layers(tests, "-k", "writes_metrics or killed_run") == 2
+    assert passes_on_engine_layers(tests, "-k", "writes_metrics or killed_resumes") == 2
 
 
 @pytest.mark.slow

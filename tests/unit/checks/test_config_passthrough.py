@@ -19,7 +19,8 @@ def problems(*overrides: str) -> list[str]:
 
 def test_passthrough_accepts_fields_of_megatron_core() -> None:
     assert not problems(
-        "--model.megatron={init_method_std: 0.02, softmax_scale: null, window_size: [4, 0]}",
+        "--model.megatron={init_method_std: 0.02, recompute_modules: [mlp]}",
+        "--model.megatron.num_layers_in_first_pipeline_stage=null",
         "--model.megatron.embedding_init_method_std=1",
         "--optimizer.megatron.log_num_zeros_in_grad=true",
         "--parallel.ddp={overlap_grad_reduce: true, bucket_size: 1000}",

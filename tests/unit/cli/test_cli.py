@@ -151,7 +151,7 @@ def test_help_of_a_command_lists_every_setting(command: str) -> None:
         in text
     )
     assert "parallel - How ranks share the model:" in text
-    assert "grpo and resrl: `scale_by_std`" in text
+    assert "All but nsr and w_reinforce: `scale_by_std`" in text
 
 
 def test_main_prints_help_and_version() -> None:

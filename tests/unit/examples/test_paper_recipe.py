@@ -140,9 +140,9 @@ def test_files_call_no_default_the_one_of_the_paper_wrongly():
         for name in ("schema", "schema_rollout")
     )
     for setting, said in (
-        ("updates_per_step: int = 1", "paper: 4"),
+        ("updates_per_step: Annotated[int, at_least(1)] = 1", "paper: 4"),
         ("length_scaling: bool = False", "paper: true"),
-        ("samples_per_prompt: int = 4", "paper: 16"),
+        ("samples_per_prompt: Annotated[int, at_least(1)] = 4", "paper: 16"),
         ('positives: Literal["score", "advantage"] = "score"', "(the paper)"),
     ):
         docstring = schema.split(setting, 1)[1].split('"""')[1]

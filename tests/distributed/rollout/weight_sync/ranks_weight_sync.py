@@ -61,6 +61,17 @@ def tokens_made(server: ServerControl) -> float:
     return token_count(httpx.get(f"{server.url}/metrics", trust_env=False).text)
 
 
+def verify(policy: Policy, recipe: schema.Recipe, server: ServerControl, version: int) -> None:
+    """With the lengths and the number format of the recipe."""
+    verify_weights(
+        policy,
+        [server],
+        version,
+        max_length=recipe.data.max_prompt_length + recipe.rollout.max_response_length,
+        params_dtype=recipe.precision.params_dtype,
+    )
+
+
 def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
     """Changes the last bits of one element on the server, through the same API, and verifies."""
     (tensor,) = (t for name, t in weights_for_vllm(policy) if name == CORRUPTED)
@@ -73,7 +84,7 @@ def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str
         server.post("/update_weights", {"update_info": {"path": str(path)}})
         server.post("/finish_weight_update", {"weight_version": "corrupt"})
     try:
-        verify_weights(policy, recipe, [server], 3)
+        verify(policy, recipe, server, 3)
     except RunError as error:
         return str(error)
     return ""
@@ -89,7 +100,7 @@ def stale_cache(policy: Policy, recipe: schema.Recipe, server: ServerControl) ->
         server.post("/update_weights", {"update_info": {"path": str(path)}})
         server.post("/finish_weight_update", {"weight_version": "stale"})
     try:
-        verify_weights(policy, recipe, [server], 4)
+        verify(policy, recipe, server, 4)
     except RunError as error:
         return str(error)
     finally:
