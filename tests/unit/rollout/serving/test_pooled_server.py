@@ -90,7 +90,8 @@ def test_pooled_server_without_tokens_fails_after_the_timeout():
 
 def test_pooled_server_gets_a_new_connection_each_time():
     server = Server(OK, reused=DROPPED)
-    assert looks(server, times=4, stall_timeout_s=0.15, busy=False) == [None] * 4
+    # Longer than the timeout, so that refused connections would be noticed.
+    assert looks(server, times=24, stall_timeout_s=2, busy=False) == [None] * 24
 
 
 def test_pooled_server_may_drop_a_connection():
