@@ -37,6 +37,14 @@ TARGETS = {
             ("tests/distributed/training/test_token_weights.py", _STEP),
         ),
     ),
+    "token_weighting": Target(
+        ("token_weighting",),
+        (("tests/unit/token_weighting",), ("tests/distributed/token_weighting", _STEP)),
+    ),
+    "diagnostics": Target(
+        ("diagnostics",),
+        (("tests/unit/diagnostics",), ("tests/distributed/training/test_diagnosis.py", _STEP)),
+    ),
     "training": Target(
         ("training", "diagnostics"),
         (
