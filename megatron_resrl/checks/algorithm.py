@@ -8,6 +8,7 @@ from megatron_resrl.checks.facts import Facts
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.errors import SettingError, closest
+from megatron_resrl.token_weighting.registry import require_weighting
 from megatron_resrl.user_files import split_name
 
 
@@ -39,9 +40,6 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
 
 
 def _check_weighting(facts: Facts) -> Iterator[Problem]:
-    # Here, because torch takes a second to import, which `--help` need not wait for.
-    from megatron_resrl.token_weighting.registry import require_weighting
-
     try:
         require_weighting(facts.recipe.resrl.weights)
     except SettingError as error:
