@@ -35,7 +35,7 @@ def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float
         timeout: Seconds after which the ranks are killed and the test fails.
 
     Returns:
-        Standard output of all ranks.
+        Standard output of all ranks, one rank after the other.
 
     Raises:
         AssertionError: A rank failed or the time ran out; the message holds the output.
@@ -84,7 +84,6 @@ def ended_ranks(
     }
     context = _server()
     with tempfile.TemporaryDirectory() as directory:
-        files = [Path(directory) / name for name in ("out", "err")]
         ranks = [
             context.Process(
                 target=_rank,
@@ -92,7 +91,7 @@ def ended_ranks(
                     str(script),
                     [str(arg) for arg in args],
                     shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                    [str(file) for file in files],
+                    [f"{directory}/out{rank}", f"{directory}/err{rank}"],
                 ),
             )
             for rank in range(world_size)
@@ -100,7 +99,7 @@ def ended_ranks(
         for process in ranks:
             process.start()
         in_time = _wait(ranks, timeout, patient=patient)
-        out, err = (file.read_text() if file.exists() else "" for file in files)
+        out, err = (_written(Path(directory), name, world_size) for name in ("out", "err"))
     assert in_time, f"{script} on {world_size} ranks took more than {timeout} s\n{out}\n{err}"
     return [process.exitcode for process in ranks], out, err
 
@@ -133,7 +132,8 @@ def _rank(script: str, args: list[str], environment: dict[str, str], files: list
     """What one forked process does: become a rank and run the script."""
     sys.stdout.flush()
     for file, descriptor in zip(files, (1, 2), strict=True):
-        # Appended to, because the ranks share the files.
+        # A file per rank: lines of two ranks in one file run into each other. Appended to, because
+        # processes that the rank starts share it.
         opened = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(opened, descriptor)
     sys.stdout.reconfigure(line_buffering=True)
@@ -147,6 +147,12 @@ def _rank(script: str, args: list[str], environment: dict[str, str], files: list
         # As the interpreter does: the script's folder comes first.
         sys.path.insert(0, str(Path(script).parent))
         runpy.run_path(script, run_name="__main__")
+
+
+def _written(directory: Path, name: str, world_size: int) -> str:
+    """What the ranks have written to their files of this name, one rank after the other."""
+    files = [directory / f"{name}{rank}" for rank in range(world_size)]
+    return "".join(file.read_text() for file in files if file.exists())
 
 
 def _wait(ranks: list[BaseProcess], timeout: float, *, patient: bool) -> bool:
