@@ -30,6 +30,7 @@ FLOORS = (
     ("evaluation",),
     ("training",),
     ("checks",),
+    ("planning",),
     ("cli",),
     ("__main__",),
 )
