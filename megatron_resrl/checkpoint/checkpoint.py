@@ -121,8 +121,8 @@ def begin_save(
         CheckpointError: There is no room for it, or its first file cannot be written.
         ValueError: Nothing to save, or `state` is not JSON; raised before anything is written.
     """
-    if policy.optimizer is None:
-        raise ValueError("saving a checkpoint needs a policy built with trainable=True")
+    if not policy.trainable:
+        raise ValueError("saving a checkpoint needs a policy that was built with an optimizer")
     if retention.keep_last < 1:
         raise ValueError(f"checkpoint.keep_last is {retention.keep_last}; it must be at least 1")
     trainer = {"format": FORMAT, **vars(state)}
@@ -199,7 +199,7 @@ def load_checkpoint(path: Path, policy: Policy) -> TrainerState:
         own = policy_state.layout(policy)
         same_layout = saved["layout"] == own
         policy_state.load(policy, path, same_layout=same_layout)
-    if not same_layout and policy.optimizer is not None and dist.get_rank() == 0:
+    if not same_layout and policy.trainable and dist.get_rank() == 0:
         logger.warning(
             "%s was saved under another layout: %s; random generators start anew from the seed",
             path,
@@ -229,7 +229,7 @@ def _read_fitting(path: Path, policy: Policy) -> dict[str, Any]:
         raise CheckpointError(
             f"checkpoint {path} is of another model than model.path: {differences}; {advice}"
         )
-    if policy.optimizer is not None:
+    if policy.trainable:
         differences = _differences(saved["optimizer"], policy_state.optimizer_identity(policy))
         if differences:
             raise CheckpointError(

@@ -152,9 +152,8 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
     Raises:
         CheckpointError: A tensor of the policy is not in the checkpoint.
     """
-    trainable = policy.optimizer is not None
-    state = sharded_state(policy, is_loading=True, with_optimizer=trainable)
-    if trainable and same_layout:
+    state = sharded_state(policy, is_loading=True, with_optimizer=policy.trainable)
+    if policy.trainable and same_layout:
         state["random"] = _random_shard(None)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
     failure = f"checkpoint {path} could not be read into the policy"
@@ -163,7 +162,7 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
         loaded = dist_checkpointing.load(state, str(path), sharded_strategy=strategy)
     for name, module in _named_chunks(policy):
         module.load_state_dict(loaded[name] | dict.fromkeys(absent[name]))
-    if trainable:
+    if policy.trainable:
         load_optimizer(policy, loaded["optimizer"], loaded["scheduler"])
         if same_layout:
             random_state.restore(loaded["random"])

@@ -12,10 +12,18 @@ from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 
 def capture() -> dict[str, Any]:
     """Returns the states of Python's, numpy's and torch's generators, and megatron-core's."""
-    algorithm, keys, *rest = np.random.get_state(legacy=True)
+    numpy = np.random.get_state(legacy=False)
+    keys = torch.from_numpy(numpy["state"]["key"].astype(np.int64))
     state: dict[str, Any] = {
         "python": random.getstate(),
-        "numpy": (algorithm, torch.from_numpy(keys.astype(np.int64)), *rest),
+        # As numpy's own tuple, but for the type of the keys, which torch has not.
+        "numpy": (
+            numpy["bit_generator"],
+            keys,
+            numpy["state"]["pos"],
+            numpy["has_gauss"],
+            numpy["gauss"],
+        ),
         "torch": torch.get_rng_state(),
         "tracker": get_cuda_rng_tracker().get_states(),
     }

@@ -121,8 +121,9 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         Raises:
             CheckpointError: It failed.
         """
-        if self._running is not None and not any_rank(not self._running.future.done()):
-            self._collect()
+        running = self._running
+        if running is not None and not any_rank(not running.future.done()):
+            self._collect(running)
 
     def wait(self) -> Path | None:
         """Waits for the save in progress, if any.
@@ -135,7 +136,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         """
         if self._running is not None:
             with named_phase("checkpoint write"):
-                self._collect()
+                self._collect(self._running)
         return self._written
 
     def times(self) -> dict[str, float]:
@@ -172,8 +173,8 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self._on_saved(step)
         return seconds
 
-    def _collect(self) -> None:
-        running, self._running = self._running, None
+    def _collect(self, running: _Running) -> None:
+        self._running = None
         self._note("write", running.result())
 
     def _note(self, what: str, seconds: float) -> None:

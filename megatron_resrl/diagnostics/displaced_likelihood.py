@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from megatron_resrl.diagnostics.observer import StepState
+from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.diagnostics.replicas import gather_from_replicas
 from megatron_resrl.diagnostics.step_metrics import is_due
 from megatron_resrl.observe.phases import phase
@@ -29,7 +29,7 @@ class DisplacedLikelihood:
         self._every = every
         self._timers = timers
 
-    def before_scoring(self, state: StepState) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
         """Nothing."""
         return None
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_resrl.config.schema import ResrlConfig
-from megatron_resrl.diagnostics.observer import StepState
+from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.diagnostics.replicas import gather_from_replicas
 from megatron_resrl.diagnostics.step_metrics import is_due
 from megatron_resrl.observe.phases import phase
@@ -61,15 +61,15 @@ class Interference:
         self._sample: InterferenceSample | None = None
         self._metrics: dict[str, float] = {}
 
-    def before_scoring(self, state: StepState) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
         """Samples the tokens whose states the scoring pass is to show."""
         self._sample, self._metrics = None, {}
-        if not is_due(state.step, self._settings.diagnose_every):
+        if not is_due(start.step, self._settings.diagnose_every):
             return None
         groups = sample_tokens(
-            state.local, self._settings.interference_tokens, self._seed, state.step
+            start.local, self._settings.interference_tokens, self._seed, start.step
         )
-        self._sample = InterferenceSample(state.policy, state.local, groups)
+        self._sample = InterferenceSample(start.policy, start.local, groups)
         return self._sample.collect
 
     def after_scoring(self, state: StepState) -> None:

@@ -28,11 +28,8 @@ class ScoresLike(Protocol):
 
 
 @dataclass
-class StepState:
-    """What a step has worked out so far; filled by `rl_step` as it goes on.
-
-    Shapes: B responses of this replica, T tokens of the step's longest response.
-    """
+class StepStart:
+    """What a step knows before it scores."""
 
     step: int
     policy: Policy
@@ -43,9 +40,18 @@ class StepState:
     """Those of this replica."""
     score_again: Callable[[TrainingBatch], ScoresLike]
     """Scores of a selection of `local` under the policy as it is now. Collective."""
-    scores: ScoresLike | None = None
+
+
+@dataclass
+class StepState(StepStart):
+    """What a step knows once it has scored; `rl_step` adds its updates as they are made.
+
+    Shapes: B responses of this replica, T tokens of the step's longest response.
+    """
+
+    scores: ScoresLike
     """Before the first update."""
-    token_weights: TokenWeights | None = None
+    token_weights: TokenWeights
     """Of the last pass over each group."""
     updates: list[UpdateResult] = field(default_factory=list)
     sums: list[LossSums] = field(default_factory=list)
@@ -57,7 +63,7 @@ class StepState:
 class StepObserver(Protocol):
     """Every rank has the same observers, in the same order; their methods may be collective."""
 
-    def before_scoring(self, state: StepState) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
         """May return what the scoring pass shows the final hidden states to (`FinalStates`)."""
         ...
 
@@ -80,9 +86,9 @@ class StepObservers:
         """
         self._observers = tuple(observers)
 
-    def before_scoring(self, state: StepState) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
         """See `StepObserver.before_scoring`."""
-        found = [observer.before_scoring(state) for observer in self._observers]
+        found = [observer.before_scoring(start) for observer in self._observers]
         listeners = [each for each in found if each is not None]
         if not listeners:
             return None

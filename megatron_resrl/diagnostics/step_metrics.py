@@ -14,7 +14,7 @@ from megatron.core import parallel_state
 from torch import Tensor
 
 from megatron_resrl.algorithms import LossSums
-from megatron_resrl.diagnostics.observer import StepState
+from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import UpdateResult
@@ -34,7 +34,7 @@ class StepMetrics:
         """
         self._diagnose_every = diagnose_every
 
-    def before_scoring(self, state: StepState) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
         """Nothing."""
         return None
 

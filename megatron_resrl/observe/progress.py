@@ -50,28 +50,13 @@ class Progress:
         self._began = time.monotonic()
         self._stream = stream or sys.stderr
         self._lines = enabled and not (bar and _has_columns(self._stream))
-        self._bar = None
-        self._headline = ""
-        self._ended = threading.Event()
-        self._drawing = threading.Thread(target=self._draw, name="progress bar", daemon=True)
-        if enabled and not self._lines:
-            self._bar = tqdm(
-                total=total,
-                initial=start,
-                file=self._stream,
-                unit="step",
-                dynamic_ncols=True,
-                mininterval=0,
-                miniters=1,
-            )
-            self._drawing.start()
+        self._bar = _Bar(total, start, self._stream) if enabled and not self._lines else None
 
     def begin(self) -> None:
         """Starts the clock: what came before the first step does not count for the time left."""
         self._began = time.monotonic()
         if self._bar is not None:
-            self._bar.reset()
-            self._bar.n = self._bar.last_print_n = self._start
+            self._bar.begin(self._start)
 
     def update(self, step: int, headline: str) -> None:
         """Reports that `step` (from 1) is done.
@@ -81,9 +66,7 @@ class Progress:
             headline: What to show of the step, e.g. `reward 0.250`; may be empty.
         """
         if self._bar is not None:
-            self._headline = headline
-            self._bar.set_postfix_str(headline, refresh=False)
-            self._bar.update(step - self._bar.n)
+            self._bar.update(step, headline)
         elif self._lines:
             seconds = (time.monotonic() - self._began) / max(step - self._start, 1)
             left = tqdm.format_interval((self._total - step) * seconds)
@@ -99,7 +82,7 @@ class Progress:
     def message(self, text: str) -> None:
         """Writes a line without tearing the bar apart."""
         if self._bar is not None:
-            self._bar.write(text, file=self._stream)
+            self._bar.message(text)
         elif self._lines:
             print(text, file=self._stream, flush=True)
             last_output.touch()
@@ -107,14 +90,48 @@ class Progress:
     def close(self) -> None:
         """Leaves the finished bar on the terminal."""
         if self._bar is not None:
-            self._ended.set()
-            self._drawing.join()
-            self._bar.set_postfix_str(self._headline, refresh=False)
             self._bar.close()
 
+
+class _Bar:
+    """A bar that a thread draws anew, so that its clock runs and its text follows the phases."""
+
+    def __init__(self, total: int, start: int, stream: TextIO) -> None:
+        self._stream = stream
+        self._headline = ""
+        self._ended = threading.Event()
+        self._tqdm = tqdm(
+            total=total,
+            initial=start,
+            file=stream,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0,
+            miniters=1,
+        )
+        self._thread = threading.Thread(target=self._draw, name="progress bar", daemon=True)
+        self._thread.start()
+
+    def begin(self, start: int) -> None:
+        self._tqdm.reset()
+        self._tqdm.n = self._tqdm.last_print_n = start
+
+    def update(self, step: int, headline: str) -> None:
+        self._headline = headline
+        self._tqdm.set_postfix_str(headline, refresh=False)
+        self._tqdm.update(step - self._tqdm.n)
+
+    def message(self, text: str) -> None:
+        self._tqdm.write(text, file=self._stream)
+
+    def close(self) -> None:
+        self._ended.set()
+        self._thread.join()
+        self._tqdm.set_postfix_str(self._headline, refresh=False)
+        self._tqdm.close()
+
     def _draw(self) -> None:
-        """The thread: the bar's clock runs, and its text follows the phases."""
         while not self._ended.wait(REFRESH_S):
             parts = [self._headline, describe(phases.current())]
-            self._bar.set_postfix_str(", ".join(filter(None, parts)), refresh=True)
+            self._tqdm.set_postfix_str(", ".join(filter(None, parts)), refresh=True)
             last_output.touch()

@@ -7,6 +7,7 @@ import itertools
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_emb
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor_from_config as rotary_factor,
@@ -94,18 +95,19 @@ class SdpaCoreAttention(MegatronModule):
         """
         if attention_bias is not None:
             raise ValueError("SdpaCoreAttention takes no attention bias")
-        split = self.cp_group is not None and self.cp_group.size() > 1
-        if packed_seq_params is None and not split:
+        group = self.cp_group
+        ranks = 1 if group is None else group.size()
+        if packed_seq_params is None and ranks == 1:
             return self._attend(query, key, value, attention_mask)
         if attention_mask is not None:
             raise ValueError("packed or split sequences are causal; they take no attention mask")
         if packed_seq_params is None:
-            lengths = (query.shape[0] * self.cp_group.size(),)
+            lengths = (query.shape[0] * ranks,)
         else:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
             lengths = tuple(packed_seq_params.cu_seqlens_q.diff().tolist())
-        if split:
-            return self._attend_to_all_ranks(query, key, value, lengths)
+        if group is not None and ranks > 1:
+            return self._attend_to_all_ranks(query, key, value, lengths, group)
         shares = (x.split(lengths) for x in (query, key, value))
         return torch.cat([self._attend(*share) for share in zip(*shares, strict=True)])
 
@@ -151,14 +153,15 @@ class SdpaCoreAttention(MegatronModule):
         key: torch.Tensor,
         value: torch.Tensor,
         lengths: tuple[int, ...],
+        group: dist.ProcessGroup,
     ) -> torch.Tensor:
         """This rank's two pieces of each sequence of `lengths` attend to all that is before them.
 
         The gathered keys' gradient is summed over the ranks on its way back.
         """
-        rank, size = self.cp_group.rank(), self.cp_group.size()
+        rank, size = group.rank(), group.size()
         gathered = gather_from_sequence_parallel_region(
-            torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=self.cp_group
+            torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=group
         )
         # [sum of lengths, b, groups, 2 x head_dim], as all ranks' shares lie one after the other.
         order = _natural_order(lengths, size).to(gathered.device, non_blocking=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,38 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_resrl.config.schema import OptimizerConfig, ParallelConfig
 from megatron_resrl.platform.distributed import any_rank
 from megatron_resrl.policy.gpt import PolicyModel
+
+
+@dataclass(frozen=True)
+class Training:
+    """What a policy that is trained has beside its weights."""
+
+    chunks: list[DistributedDataParallel]
+    """This rank's model chunks with their gradient buffers."""
+    optimizer: MegatronOptimizer
+    scheduler: OptimizerParamScheduler
+    """The learning rate by optimizer steps."""
+
+    @classmethod
+    def of(
+        cls,
+        modules: Sequence[PolicyModel],
+        settings: OptimizerConfig,
+        parallel: ParallelConfig,
+        total_steps: int,
+    ) -> Training:
+        """Makes gradient buffers, optimizer and schedule for a loaded model. Collective.
+
+        Args:
+            modules: This rank's bare model chunks.
+            settings: The recipe's section.
+            parallel: The recipe's layout.
+            total_steps: Optimizer steps of the whole run, the default length of the decay.
+        """
+        chunks = wrap_in_ddp(modules, parallel)
+        optimizer, scheduler = make_optimizer(chunks, settings, parallel, total_steps)
+        finish_parameter_gather(chunks)
+        return cls(chunks, optimizer, scheduler)
 
 
 def wrap_in_ddp(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,10 +40,9 @@ from megatron_resrl.policy.hidden_states import HiddenStateLocations
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
 from megatron_resrl.policy.optimizer import (
+    Training,
     finish_parameter_gather,
     gradients_are_finite,
-    make_optimizer,
-    wrap_in_ddp,
     zero_gradients,
 )
 from megatron_resrl.policy.schedule import run_pipeline
@@ -114,6 +113,7 @@ class Policy:
         *,
         sequence_packing: bool = False,
         tokenizer_path: str | None = None,
+        training: Training | None = None,
     ) -> None:
         """Collective over the pipeline; see `build`."""
         self.hf_config = hf_config
@@ -122,9 +122,7 @@ class Policy:
         self.sequence_packing = sequence_packing
         self.tokenizer_path = tokenizer_path
         self._states = HiddenStateLocations(modules, config.num_layers)
-        self.chunks: list[DistributedDataParallel] = []
-        self.optimizer: MegatronOptimizer | None = None
-        self.scheduler: OptimizerParamScheduler | None = None
+        self._training = training
 
     @classmethod
     def build(
@@ -153,20 +151,46 @@ class Policy:
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
         load_model_weights(modules, hf_config, model.path)
-        policy = cls(
+        training = None
+        if optimizer is not None:
+            training = Training.of(modules, optimizer, parallel, total_updates)
+        return cls(
             hf_config,
             config,
             modules,
             sequence_packing=sequence_packing,
             tokenizer_path=model.tokenizer_path,
+            training=training,
         )
-        if optimizer is not None:
-            policy.chunks = wrap_in_ddp(modules, parallel)
-            policy.optimizer, policy.scheduler = make_optimizer(
-                policy.chunks, optimizer, parallel, total_updates
-            )
-            finish_parameter_gather(policy.chunks)
-        return policy
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it has an optimizer; else it only scores."""
+        return self._training is not None
+
+    @property
+    def chunks(self) -> list[DistributedDataParallel]:
+        """This rank's model chunks with their gradient buffers; raises like `optimizer`."""
+        return self._require_training().chunks
+
+    @property
+    def optimizer(self) -> MegatronOptimizer:
+        """megatron-core's optimizer.
+
+        Raises:
+            ValueError: The policy only scores.
+        """
+        return self._require_training().optimizer
+
+    @property
+    def scheduler(self) -> OptimizerParamScheduler:
+        """The learning rate by optimizer steps; raises like `optimizer`."""
+        return self._require_training().scheduler
+
+    def _require_training(self) -> Training:
+        if self._training is None:
+            raise ValueError("this policy only scores: build it with an optimizer to train it")
+        return self._training
 
     @property
     def tensor_parallel_group(self) -> dist.ProcessGroup:
@@ -268,16 +292,20 @@ class Policy:
             scores = TokenScores(*self._log_probs(states, batch, temperature))
             return scores.log_probs.sum(), scores
 
-        def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
-            if on_hidden_states is not None and model is tapped:
-                on_hidden_states(self._response_states(tap.take(), batch), batch)
-
         self.eval()
+        run = functools.partial(
+            run_pipeline, self.modules, micro_batches, last_stage, forward_only=True
+        )
         tapped = None if on_hidden_states is None else self._states.chunk(layer)
-        with self._states.tap(layer) if tapped is not None else contextlib.nullcontext() as tap:
-            return run_pipeline(
-                self.modules, micro_batches, last_stage, forward_only=True, after_forward=hand_over
-            )
+        if on_hidden_states is None or tapped is None:
+            return run()
+        with self._states.tap(layer) as tap:
+
+            def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
+                if model is tapped:
+                    on_hidden_states(self._response_states(tap.take(), batch), batch)
+
+            return run(after_forward=hand_over)
 
     def update(
         self,
@@ -299,6 +327,9 @@ class Policy:
 
         Returns:
             The outcome; weights are untouched if a gradient was not finite on any rank.
+
+        Raises:
+            ValueError: The policy has no optimizer.
         """
 
         def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
@@ -307,15 +338,16 @@ class Policy:
             return loss_function(*scores, batch)
 
         self.train()
-        zero_gradients(self.chunks, self.optimizer)
-        collected = run_pipeline(self.chunks, micro_batches, last_stage, forward_only=False)
+        chunks, optimizer = self.chunks, self.optimizer
+        zero_gradients(chunks, optimizer)
+        collected = run_pipeline(chunks, micro_batches, last_stage, forward_only=False)
         self.scheduler.step(increment=1)
-        learning_rate = self.optimizer.param_groups[0]["lr"]
-        if not gradients_are_finite(self.chunks):
-            finish_parameter_gather(self.chunks)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        if not gradients_are_finite(chunks):
+            finish_parameter_gather(chunks)
             return UpdateResult(False, float("nan"), learning_rate, collected)
-        applied, grad_norm, _ = self.optimizer.step()
-        finish_parameter_gather(self.chunks)
+        applied, grad_norm, _ = optimizer.step()
+        finish_parameter_gather(chunks)
         return UpdateResult(bool(applied), float(grad_norm), learning_rate, collected)
 
     def leave_out_update(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import math
 import os
 import resource
@@ -184,7 +185,8 @@ def _redirect(log: str) -> None:
     for stream in (sys.stdout, sys.stderr):
         stream.flush()
         os.dup2(_log, stream.fileno())
-        stream.reconfigure(line_buffering=True)
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True)
     _bound_log()
 
 

@@ -112,12 +112,14 @@ def _split_choice(text: str) -> tuple[str | None, str]:
     found = _TEXT_CHOICE.match(text) or _CHOICE.match(text)
     if found is None:
         return None, text
-    letter = (found["round"] or found.groupdict().get("plain")).upper()
-    rest = found["rest"].strip()
+    # Letters in \text{} are always round: the first pattern has no group `plain`.
+    groups = found.groupdict(default="")
+    letter = (groups["round"] or groups["plain"]).upper()
+    rest = groups["rest"].strip()
     # f(x), (a)(b) and (x)^2 are no options.
     if re.match(r"[-+*/^_=(,)]", rest) and not re.match(r"-\d|\(", rest):
         return None, text
-    if found["round"] and found["round"].islower() and rest:
+    if groups["round"].islower() and rest:
         return None, text
     return letter, rest
 

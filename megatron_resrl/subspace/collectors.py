@@ -73,40 +73,40 @@ class RowsCollector:
         self.device, self.dtype = like.device, like.dtype
         self._normalised = normalised_dtype(like)
         self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
-        self._rows: Tensor | None = self._empty() if ranks.size == 1 else None
-        self.nbytes = 0 if self._rows is None else self._rows.nbytes
+        # A rank alone puts rows into place as they come; several exchange theirs first.
+        self._rows = self._empty(len(counts_G) if ranks.size == 1 else 0)
+        self.nbytes = self._rows.nbytes
 
-    def _empty(self) -> Tensor:
-        groups = len(self.counts_G[self.own])
+    def _empty(self, groups: int) -> Tensor:
         return torch.zeros(
             groups * self.width, self.hidden_size, dtype=self._normalised, device=self.device
         )
 
     def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
         """Layer-norms the rows into place; with several ranks, keeps the rows until `bases`."""
-        if self._rows is not None:
-            self._write(hidden_nH, (group_n * self.width + index_in_group_n).to(self.device))
+        if self.ranks.size == 1:
+            place_n = (group_n * self.width + index_in_group_n).to(self.device)
+            _write(self._rows, hidden_nH, place_n)
         else:
             self._kept.append((hidden_nH, group_n, index_in_group_n))
             self.nbytes += hidden_nH.nbytes
 
     def bases(self) -> Basis:
         """Exchanges rows, decomposes the groups of this rank, and gathers all bases. Collective."""
-        if self.ranks.size > 1:
-            self._exchange()
         groups = len(self.counts_G[self.own])
+        rows = self._rows if self.ranks.size == 1 else self._exchange(groups)
+        del self._rows  # A window has its bases once.
         valid = torch.arange(self.width) < self.counts_G[self.own].unsqueeze(1)
-        rows = self._rows.view(groups, self.width, self.hidden_size)
+        rows = rows.view(groups, self.width, self.hidden_size)
         own = basis_from_rows(rows, valid.to(self.device), self.rank) if groups else None
-        self._rows = None
         return _shared(own, len(self.counts_G), self.hidden_size, self.rank, self.ranks, rows)
 
-    def _write(self, hidden_nH: Tensor, place_n: Tensor) -> None:
-        for rows, places in zip(hidden_nH.split(ROWS), place_n.split(ROWS), strict=True):
-            self._rows.index_copy_(0, places, layer_norm(rows))
+    def _exchange(self, groups: int) -> Tensor:
+        """Sends the rows of this rank, with their places, to the owners of the groups.
 
-    def _exchange(self) -> None:
-        """Sends the rows of this rank, with their places, to the owners of the groups."""
+        Returns:
+            [groups * width, H]: the rows of the `groups` groups of this rank.
+        """
         # Group g belongs to rank g % ranks and has index g // ranks there.
         group_n = torch.cat([kept[1] for kept in self._kept] or [self.counts_G[:0]])
         index_in_group_n = torch.cat([kept[2] for kept in self._kept] or [self.counts_G[:0]])
@@ -122,9 +122,16 @@ class RowsCollector:
         rows_nH = rows_nH[order.to(self.device)]
         rows_nH = self.ranks.all_to_all(rows_nH, send.tolist(), receive)
         places = self.ranks.all_to_all(place_n[order].to(self.device), send.tolist(), receive)
-        self._rows = self._empty()
-        self._write(rows_nH, places)
-        self.nbytes = max(self.nbytes + rows_nH.nbytes, rows_nH.nbytes + self._rows.nbytes)
+        own_rows = self._empty(groups)
+        _write(own_rows, rows_nH, places)
+        self.nbytes = max(self.nbytes + rows_nH.nbytes, rows_nH.nbytes + own_rows.nbytes)
+        return own_rows
+
+
+def _write(rows: Tensor, hidden_nH: Tensor, place_n: Tensor) -> None:
+    """Layer-norms hidden states into their places among the rows."""
+    for hidden, places in zip(hidden_nH.split(ROWS), place_n.split(ROWS), strict=True):
+        rows.index_copy_(0, places, layer_norm(hidden))
 
 
 class GramCollector:

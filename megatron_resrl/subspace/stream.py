@@ -158,19 +158,19 @@ class TokenWeightStream:
             return
         chosen_nH, row, position = self._select(hidden_nH, row_n, position_n, chosen_n)
         self._sampled_tokens += len(row)
-        self._start_collector(hidden_nH)
+        collector = self._window_collector(hidden_nH)
         slot = self._slot_G[self.plan.group_B[row]]
-        self._collector.add(chosen_nH, slot, self.plan.index_in_group_BT[row, position])
+        collector.add(chosen_nH, slot, self.plan.index_in_group_BT[row, position])
 
-    def _start_collector(self, like: Tensor) -> None:
-        """Makes the collector of the window; groups without weights take no place in it."""
-        if self._collector is not None:
-            return
-        groups = self._weighted_groups(self.plan.windows[self._window])
-        self._slot_G[groups] = torch.arange(len(groups))
-        self._collector = self._collector_class(
-            self.plan.sampled_G[groups], like.shape[1], self.settings.rank, self.ranks, like
-        )
+    def _window_collector(self, like: Tensor) -> Collector:
+        """The collector of the window; groups without weights take no place in it."""
+        if self._collector is None:
+            groups = self._weighted_groups(self.plan.windows[self._window])
+            self._slot_G[groups] = torch.arange(len(groups))
+            self._collector = self._collector_class(
+                self.plan.sampled_G[groups], like.shape[1], self.settings.rank, self.ranks, like
+            )
+        return self._collector
 
     def _weighted_groups(self, window: Window) -> Tensor:
         groups = torch.tensor(window.groups, dtype=torch.int64)
@@ -181,10 +181,9 @@ class TokenWeightStream:
         if self._basis is not None or not len(groups):
             return
         self._check(self._sampled_tokens, int(self.plan.sampled_G[groups].sum()))
-        self._start_collector(like)
-        self._basis = self._collector.bases()
-        now = self._collector.nbytes + self._basis.nbytes
-        self.peak_bytes = max(self.peak_bytes, now)
+        collector = self._window_collector(like)
+        self._basis = collector.bases()
+        self.peak_bytes = max(self.peak_bytes, collector.nbytes + self._basis.nbytes)
         self._collector = None
 
     def _score(
@@ -199,15 +198,15 @@ class TokenWeightStream:
         self._residual_BT[place] = residual_n
 
     def _close(self, window: Window) -> None:
-        groups = self._weighted_groups(window)
-        if len(groups):
+        if self._basis is not None:
+            groups = self._weighted_groups(window)
             self._check(self._weighted_tokens, int(self.plan.weighted_G[groups].sum()))
-            self._weigh(window, groups)
+            self._weigh(window, groups, self._basis)
         self._basis = None
         self._sampled_tokens = self._weighted_tokens = 0
         self._window += 1
 
-    def _weigh(self, window: Window, groups: Tensor) -> None:
+    def _weigh(self, window: Window, groups: Tensor, basis: Basis) -> None:
         """Quantiles and weights of all negatives of the window, the same on all ranks."""
         device = self.weights.device
         rows = torch.tensor(window.negatives)
@@ -232,11 +231,8 @@ class TokenWeightStream:
             [self.plan.keys[group] for group in groups.tolist()],
             share_GW.view(len(groups), -1),
         )
-        assert self._basis is not None, (
-            "a window with weighted groups is fitted before it is closed"
-        )
         self.weights[here] = weighted.weights_GW.flatten()[place].float()
-        self._report_rows.append((groups, _summary(weighted, self._basis)))
+        self._report_rows.append((groups, _summary(weighted, basis)))
 
     def _check(self, tokens: int, planned: int) -> None:
         """Refuses states that are not finite, and tokens on no rank or on several. Collective."""

@@ -32,7 +32,7 @@ from megatron_resrl.subspace import (
 )
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.protocol import TokenWeights
-from megatron_resrl.token_weighting.stages import from_tap_stage
+from megatron_resrl.token_weighting.stages import ReceivingPass, from_tap_stage
 
 
 class ResRLWeighting:
@@ -65,7 +65,7 @@ class ResRLWeighting:
         )
         self.ranks = _token_shard_group(self.policy)
 
-    def begin(self, batch: TrainingBatch, step: int) -> ResRLPass:
+    def begin(self, batch: TrainingBatch, step: int) -> ResRLPass | ReceivingPass:
         """Plans a pass; see `TokenWeighting.begin`."""
         thought_BT = self._thought(batch)
         # Excluded responses are neither correct nor incorrect.
@@ -82,6 +82,9 @@ class ResRLWeighting:
             # What a token counts in the loss, which controls have to match: |A_i| c_i.
             share_B=batch.advantages.abs() * batch.coefficients,
         )
+        layer = self.settings.layer
+        if not self.policy.holds_tap(layer):
+            return ReceivingPass(self.policy, layer, plan.order, thought_BT.shape)
         return ResRLPass(self, plan, batch, thought_BT & ~batch.positive[:, None])
 
     def summarise(self, reports: Sequence[GroupReport], *, detailed: bool) -> dict[str, float]:
@@ -107,7 +110,10 @@ class ResRLWeighting:
 
 
 class ResRLPass:
-    """See `WeightingPass`; `order` is the plan's: of a window, correct responses come first."""
+    """The pass on the stage with the layer, see `WeightingPass`.
+
+    `order` is the plan's: of a window, correct responses come first.
+    """
 
     def __init__(
         self,
@@ -129,16 +135,14 @@ class ResRLPass:
         self._groups = plan.group_ids
         self._unpunished_BT = unpunished_BT
         self._sent_before = weighting.ranks.sent_bytes
-        self._stream: TokenWeightStream | None = None
-        if weighting.policy.holds_tap(self.layer):
-            self._stream = TokenWeightStream(
-                plan,
-                weighting.subspace_settings,
-                method=weighting.method,
-                device=device(),
-                ranks=weighting.ranks,
-                name=lambda row: f"{batch.name(row)}, tapped at resrl.layer {self.layer}",
-            )
+        self._stream = TokenWeightStream(
+            plan,
+            weighting.subspace_settings,
+            method=weighting.method,
+            device=device(),
+            ranks=weighting.ranks,
+            name=lambda row: f"{batch.name(row)}, tapped at resrl.layer {self.layer}",
+        )
 
     def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
         """Collects correct tokens, or scores incorrect ones; see `TokenWeightStream.add`."""
@@ -151,20 +155,17 @@ class ResRLPass:
 
     def finish(self) -> TokenWeights:
         """See `WeightingPass.finish`."""
-        found = None
-        if self._stream is not None:
-            reports = dict(zip(self._groups, self._stream.finish(), strict=True))
-            found = TokenWeights(
-                self._stream.weights.masked_fill(self._unpunished_BT.to(device()), 0.0),
-                reports,
-                totals={
-                    "resrl/sent_bytes": float(self._weighting.ranks.sent_bytes - self._sent_before)
-                },
-                peaks={
-                    "resrl/peak_bytes": float(self._stream.peak_bytes),
-                    "resrl/method_is_gram": float(self._weighting.method == "gram"),
-                },
-            )
+        reports = dict(zip(self._groups, self._stream.finish(), strict=True))
+        sent_bytes = self._weighting.ranks.sent_bytes - self._sent_before
+        found = TokenWeights(
+            self._stream.weights.masked_fill(self._unpunished_BT.to(device()), 0.0),
+            reports,
+            totals={"resrl/sent_bytes": float(sent_bytes)},
+            peaks={
+                "resrl/peak_bytes": float(self._stream.peak_bytes),
+                "resrl/method_is_gram": float(self._weighting.method == "gram"),
+            },
+        )
         return from_tap_stage(found, self._weighting.policy, self.layer, self._unpunished_BT.shape)
 
 

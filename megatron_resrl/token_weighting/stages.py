@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -9,7 +10,8 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 
 from megatron_resrl.platform.distributed import broadcast_object, device
-from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.policy import Policy, TappedStates
 from megatron_resrl.token_weighting.protocol import TokenWeights
 
 
@@ -33,3 +35,30 @@ def from_tap_stage(
     # The tensor does not travel a second time inside of the object.
     rest = None if found is None else replace(found, weights=torch.empty(0))
     return replace(broadcast_object(rest, source, group), weights=weights)
+
+
+class ReceivingPass:
+    """The pass on a pipeline stage without the layer, which gets the weights from the stage with
+    it; see `WeightingPass`."""
+
+    def __init__(
+        self, policy: Policy, layer: int, order: Sequence[int], shape: tuple[int, ...]
+    ) -> None:
+        """
+        Args:
+            policy: Says which stage has the layer.
+            layer: See `WeightingPass.layer`.
+            order: See `WeightingPass.order`.
+            shape: [B, T] of the weights.
+        """
+        self.layer = layer
+        self.order = order
+        self._policy = policy
+        self._shape = shape
+
+    def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
+        """Never called."""
+
+    def finish(self) -> TokenWeights:
+        """See `WeightingPass.finish`."""
+        return from_tap_stage(None, self._policy, self.layer, self._shape)

@@ -21,7 +21,7 @@ from megatron_resrl.policy.policy import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.protocol import TokenWeights
-from megatron_resrl.token_weighting.stages import from_tap_stage
+from megatron_resrl.token_weighting.stages import ReceivingPass, from_tap_stage
 
 
 class TokenwiseWeighting(ABC):
@@ -49,8 +49,10 @@ class TokenwiseWeighting(ABC):
             [m] float, at least 0.
         """
 
-    def begin(self, batch: TrainingBatch, step: int) -> TokenwisePass:
+    def begin(self, batch: TrainingBatch, step: int) -> TokenwisePass | ReceivingPass:
         """See `TokenWeighting.begin`."""
+        if not self.policy.holds_tap(self.layer):
+            return ReceivingPass(self.policy, self.layer, range(len(batch)), batch.loss_mask.shape)
         return TokenwisePass(self, batch)
 
     def summarise(self, reports: Sequence[Any], *, detailed: bool) -> dict[str, float]:
@@ -59,7 +61,7 @@ class TokenwiseWeighting(ABC):
 
 
 class TokenwisePass:
-    """See `WeightingPass`."""
+    """The pass on the stage with the layer, see `WeightingPass`."""
 
     def __init__(self, weighting: TokenwiseWeighting, batch: TrainingBatch) -> None:
         """
@@ -82,14 +84,13 @@ class TokenwisePass:
 
     def finish(self) -> TokenWeights:
         """See `WeightingPass.finish`."""
-        policy, found = self._weighting.policy, None
-        if policy.holds_tap(self.layer):
-            # Slices of sequence parallelism and pieces of context parallelism add up; without
-            # sequence parallelism all tensor-parallel ranks have the same tokens.
-            group = policy.context_parallel_group
-            if policy.config.sequence_parallel:
-                group = parallel_state.get_tensor_and_context_parallel_group()
-            if dist.get_world_size(group) > 1:
-                dist.all_reduce(self._weights_BT, group=group)
-            found = TokenWeights(torch.where(self._negative_BT, self._weights_BT, 1.0))
+        policy = self._weighting.policy
+        # Slices of sequence parallelism and pieces of context parallelism add up; without
+        # sequence parallelism all tensor-parallel ranks have the same tokens.
+        group = policy.context_parallel_group
+        if policy.config.sequence_parallel:
+            group = parallel_state.get_tensor_and_context_parallel_group()
+        if dist.get_world_size(group) > 1:
+            dist.all_reduce(self._weights_BT, group=group)
+        found = TokenWeights(torch.where(self._negative_BT, self._weights_BT, 1.0))
         return from_tap_stage(found, policy, self.layer, self._negative_BT.shape)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_resrl.algorithms import Aggregation, Algorithm
 from megatron_resrl.config.schema import CorrectionConfig, Recipe
-from megatron_resrl.diagnostics.observer import StepObservers, StepState
+from megatron_resrl.diagnostics.observer import StepObservers, StepStart, StepState
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
@@ -97,12 +97,12 @@ def rl_step(
     local = graded.select(share)
 
     score_again = functools.partial(score_batch, policy, settings=settings.passes, timers=timers)
-    state = StepState(step, policy, weighting, graded, local, score_again)
+    start = StepStart(step, policy, weighting, graded, local, score_again)
     with phase(timers, "scoring"):
-        watch = observers.before_scoring(state)
+        watch = observers.before_scoring(start)
         scores, weights = _score(policy, weighting, local, settings.passes, step, timers, watch)
         importance = importance_weights(local, scores.log_probs, settings.correction, step)
-    state.scores, state.token_weights = scores, weights
+    state = StepState(**vars(start), scores=scores, token_weights=weights)
     observers.after_scoring(state)
 
     for number, mini_batch in enumerate(parts, start=1):

@@ -86,10 +86,7 @@ class RunLock(contextlib.AbstractContextManager):
 
     def __init__(self, output_dir: Path) -> None:
         self.path = Path(output_dir) / FILE
-        self._own: Holder | None = None
-        self._stop = threading.Event()
-        self._taken_by: Holder | None = None
-        self._thread: threading.Thread | None = None
+        self._heartbeat: _Heartbeat | None = None
 
     def confirm(self) -> None:
         """On rank 0: the directory still belongs to this run.
@@ -97,9 +94,10 @@ class RunLock(contextlib.AbstractContextManager):
         Raises:
             LockLost: Another run took this one for dead, e.g. because its host stood still.
         """
-        if self._taken_by is not None:
+        taken_by = self._heartbeat and self._heartbeat.taken_by
+        if taken_by is not None:
             raise LockLost(
-                f"{self.path.parent} was taken over by {self._taken_by}; this run ends, what it "
+                f"{self.path.parent} was taken over by {taken_by}; this run ends, what it "
                 "wrote before stays"
             )
 
@@ -108,12 +106,11 @@ class RunLock(contextlib.AbstractContextManager):
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._own is None:
+        if self._heartbeat is None:
             return
-        self._stop.set()
-        self._thread.join()
+        self._heartbeat.end()
         found = read_holder(self.path)
-        if found is not None and found.token == self._own.token:
+        if found is not None and found.token == self._heartbeat.own.token:
             self.path.unlink(missing_ok=True)
 
     def _take(self) -> None:
@@ -139,20 +136,40 @@ class RunLock(contextlib.AbstractContextManager):
                 f"output_dir = {str(self.path.parent)!r} cannot be written to: {error}; give a "
                 "directory that this user may write"
             ) from error
-        self._own = own
-        self._thread = threading.Thread(target=self._heartbeat_loop, name="heartbeat", daemon=True)
+        self._heartbeat = _Heartbeat(self.path, own)
+
+
+class _Heartbeat:
+    """Shows in a thread that the run that has a lock is alive, until the lock is another run's.
+
+    Attributes:
+        own: This run.
+        taken_by: The other run; None: the lock is this run's.
+    """
+
+    def __init__(self, path: Path, own: Holder) -> None:
+        self.own = own
+        self.taken_by: Holder | None = None
+        self._path = path
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def _heartbeat_loop(self) -> None:
+    def end(self) -> None:
+        """Returns when the lock is no longer touched."""
+        self._stop.set()
+        self._thread.join()
+
+    def _run(self) -> None:
         while not self._stop.wait(HEARTBEAT_INTERVAL_S):
             # A file system may be away for a while; a lock that was deleted by hand stays away.
             with contextlib.suppress(OSError):
-                found = read_holder(self.path)
-                if found is not None and found.token != self._own.token:
-                    self._taken_by = found
+                found = read_holder(self._path)
+                if found is not None and found.token != self.own.token:
+                    self.taken_by = found
                     return
                 if found is not None:
-                    os.utime(self.path)
+                    os.utime(self._path)
 
 
 def read_holder(path: Path) -> Holder | None:
@@ -226,8 +243,13 @@ def _alive(path: Path, holder: Holder | None, own: Holder) -> bool:
     if holder is not None and (holder.host, holder.machine) == (own.host, own.machine):
         born = _born(holder.pid)
         return born is not None and born in ("", holder.born)
-    same_job = holder is not None and holder.job is not None and holder.job == own.job
-    if same_job and holder.restarts < own.restarts:
+    restarted = (
+        holder is not None
+        and holder.job is not None
+        and holder.job == own.job
+        and holder.restarts < own.restarts
+    )
+    if restarted:
         return False  # Slurm starts a job again when all of it has ended.
     logger.warning(
         "%s belongs to %s: waiting up to %.0f s for a sign that it is alive",

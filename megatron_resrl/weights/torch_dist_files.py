@@ -245,6 +245,11 @@ class TorchDistReader:
         """
         self._directory = directory
         self._metadata = read_index(directory)
+        self._stored = {
+            key: stored
+            for key, stored in self._metadata.state_dict_metadata.items()
+            if isinstance(stored, TensorStorageMetadata)
+        }
         self._check_files()
 
     @property
@@ -252,8 +257,7 @@ class TorchDistReader:
         """Shape and dtype of every stored tensor."""
         return {
             key: (tuple(stored.size), stored.properties.dtype)
-            for key, stored in self._metadata.state_dict_metadata.items()
-            if isinstance(stored, TensorStorageMetadata)
+            for key, stored in self._stored.items()
         }
 
     def read(self, key: str, offset: tuple[int, ...], shape: tuple[int, ...]) -> torch.Tensor:
@@ -267,7 +271,7 @@ class TorchDistReader:
         Raises:
             InputError: The stored blocks do not cover the part, or one cannot be read.
         """
-        stored = self._metadata.state_dict_metadata[key]
+        stored = self._stored[key]
         result, covered = None, 0
         for chunk in stored.chunks:
             overlap = [

@@ -131,26 +131,23 @@ def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
     if not config.sequence_parallel and config.context_parallel_size == 1 and not config.fp8:
         yield
         return
-    owners = {
-        id(owner): owner
-        for module in modules
-        for part in module.modules()
-        for owner in (part, getattr(part, "config", None))
-    }
-    changed = [
+    parts = [part for module in modules for part in module.modules()]
+    configs = {id(part.config): part.config for part in parts if hasattr(part, "config")}
+    changed: list[tuple[Any, str, Any]] = [
         (owner, name, getattr(owner, name))
-        for owner in owners.values()
+        for owner in (*parts, *configs.values())
         for name, whole in _WHOLE_SEQUENCES.items()
         if getattr(owner, name, whole) != whole
     ]
     # Of configurations only: Transformer Engine's modules note under this name what they did last.
     changed += [
-        (owner, "fp8", owner.fp8)
-        for owner in owners.values()
-        if isinstance(owner, TransformerConfig) and owner.fp8
+        (config, "fp8", config.fp8)
+        for config in configs.values()
+        if isinstance(config, TransformerConfig) and config.fp8
     ]
     # Whether a module saves its FP8 scales is what it notes here in its last forward pass.
-    notes = [owner.fp8_meta for owner in owners.values() if hasattr(owner, "fp8_meta")]
+    metas = (getattr(part, "fp8_meta", None) for part in parts)
+    notes = [meta for meta in metas if meta is not None]
     saves_scales = [note["fp8_checkpoint"] for note in notes]
     for owner, name, _ in changed:
         setattr(owner, name, _WHOLE_SEQUENCES.get(name))

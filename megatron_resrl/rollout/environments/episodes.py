@@ -7,7 +7,7 @@ The tokens of observations are context (`response_mask` False); a response never
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
@@ -33,7 +33,7 @@ from megatron_resrl.rollout.environments.running import Call, EnvironmentFailed,
 
 @dataclass
 class _Episode:
-    """One sample in flight. The same on all ranks but for the environment."""
+    """One sample in flight, the same on all ranks."""
 
     group: int
     """Place of the prompt in the request."""
@@ -45,7 +45,6 @@ class _Episode:
     """Names it in errors."""
     owner: int
     """The rank that has its environment."""
-    environment: Environment | None = None
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
@@ -129,22 +128,28 @@ class EpisodeEngine(WrappingEngine):
         return DeferredRollout(lambda: self._play(request))
 
     def _play(self, request: GenerationRequest) -> list[list[Response]]:
-        episodes = self._reset(request)
+        episodes, environments = self._reset(request)
         finished: dict[int, list[Response]] = {}
         for turn in range(self.max_turns):
             running = [episode for episode in episodes if episode.finish_reason is None]
             if not running:
                 break
             self._take_turn(running, request.sampling, (*request.seed, turn))
-            observations = self._step(running, turn)
+            observations = self._step(running, environments, turn)
             for episode, observation in zip(running, observations, strict=True):
                 last = turn == self.max_turns - 1
                 self._observe(episode, observation, request.sampling.max_new_tokens, last=last)
             self._finish_groups(episodes, finished, request.on_group)
         return [finished[group] for group in range(len(request.prompts))]
 
-    def _reset(self, request: GenerationRequest) -> list[_Episode]:
-        """Begins all episodes, each with an environment on one rank."""
+    def _reset(
+        self, request: GenerationRequest
+    ) -> tuple[list[_Episode], Mapping[int, Environment]]:
+        """Begins all episodes.
+
+        Returns:
+            The episodes, and key -> environment of those whose environment is on this rank.
+        """
         ranks, samples = dist.get_world_size(), request.sampling.n
         episodes: list[_Episode] = []
         for group, (prompt_ids, record, key) in enumerate(
@@ -162,12 +167,14 @@ class EpisodeEngine(WrappingEngine):
                     )
                 )
 
+        environments: dict[int, Environment] = {}
+
         def reset(episode: _Episode) -> None:
-            episode.environment = self._environment()
-            episode.environment.reset(episode.record, (*request.seed, episode.key))
+            environments[episode.key] = environment = self._environment()
+            environment.reset(episode.record, (*request.seed, episode.key))
 
         self._on_owners(episodes, lambda each: Call(partial(reset, each), f"reset, {each.where}"))
-        return episodes
+        return episodes, environments
 
     def _take_turn(
         self, running: Sequence[_Episode], sampling: SamplingParams, seed: tuple[int, ...]
@@ -189,11 +196,13 @@ class EpisodeEngine(WrappingEngine):
             episode.cut = response.finish_reason == "length" or len(response.token_ids) > left
             episode.extend(episode.turn, response.log_probs[:left], generated=True)
 
-    def _step(self, running: Sequence[_Episode], turn: int) -> list[Observation]:
+    def _step(
+        self, running: Sequence[_Episode], environments: Mapping[int, Environment], turn: int
+    ) -> list[Observation]:
         def call(episode: _Episode) -> Call:
             action = self._tokenizer.decode(episode.turn, skip_special_tokens=True)
             where = f"step, turn {turn} of {episode.where}"
-            return Call(lambda: _plain(episode.environment.step(action)), where)
+            return Call(lambda: _plain(environments[episode.key].step(action)), where)
 
         return self._on_owners(running, call)
 

@@ -135,7 +135,7 @@ def test_run_lock_tells_a_run_that_its_folder_was_taken(tmp_path, monkeypatch):
     monkeypatch.setattr(run_lock, "HEARTBEAT_INTERVAL_S", 0.01)
     with RunLock(tmp_path) as lock:
         change(tmp_path, token="of another run", pid=4711)
-        lock._thread.join(60)
+        lock._heartbeat._thread.join(60)
         with pytest.raises(LockLost, match="taken over by process 4711"):
             lock.confirm()
     assert (tmp_path / run_lock.FILE).exists()  # It is the other run's.
