@@ -8,6 +8,7 @@ import torch
 from megatron.core import parallel_state
 from transformers import (
     AutoModelForCausalLM,
+    Gemma3TextConfig,
     LlamaConfig,
     PretrainedConfig,
     Qwen3Config,
@@ -46,6 +47,13 @@ CONFIGS: dict[str, PretrainedConfig] = {
         moe_intermediate_size=16,
         norm_topk_prob=True,
         tie_word_embeddings=False,
+    ),
+    "gemma3": Gemma3TextConfig(
+        **_SHAPE,
+        head_dim=8,
+        pad_token_id=None,
+        sliding_window=5,
+        layer_types=["sliding_attention", "full_attention"] * 2,
     ),
     "wider_qwen3": Qwen3Config(
         **_SHAPE | {"hidden_size": 48}, head_dim=8, tie_word_embeddings=False

@@ -85,8 +85,9 @@ def family_configs() -> dict[str, PretrainedConfig]:
 
     Of the two Qwen3 mixtures of experts, one divides the weights of a token's experts by their
     sum; the other has a dense layer. Mistral's heads are larger than hidden size / heads. All
-    layers of Mistral, the upper half of Qwen2's and every other of Gemma's have an attention window
-    that is shorter than most of `ragged_token_ids`. Mixtral's file leaves the head size out.
+    layers of Mistral and of that second mixture, the upper half of Qwen2's and every other of
+    Gemma's have an attention window that is shorter than most of `ragged_token_ids`. Mixtral's file
+    leaves the head size out.
     """
     return {
         "llama": LlamaConfig(**_SHAPE, tie_word_embeddings=False, rope_parameters=_LLAMA3_ROPE),
@@ -102,7 +103,13 @@ def family_configs() -> dict[str, PretrainedConfig]:
             **_SHAPE, tie_word_embeddings=False, head_dim=16, rope_parameters=_YARN_ROPE
         ),
         "qwen3_moe": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, norm_topk_prob=True),
-        "qwen3_moe_mixed": Qwen3MoeConfig(**_SHAPE, **_EXPERTS, mlp_only_layers=[1]),
+        "qwen3_moe_mixed": Qwen3MoeConfig(
+            **_SHAPE,
+            **_EXPERTS,
+            mlp_only_layers=[1],
+            use_sliding_window=True,
+            sliding_window=WINDOW,
+        ),
         "mistral": MistralConfig(**_SHAPE, head_dim=16, sliding_window=WINDOW),
         "mixtral": MixtralConfig(**_SHAPE, num_local_experts=4),
         "gemma3": Gemma3TextConfig(
@@ -117,15 +124,32 @@ def family_configs() -> dict[str, PretrainedConfig]:
     }
 
 
+def windowed_configs() -> dict[str, PretrainedConfig]:
+    """Models of families that mostly come without a window, with one.
+
+    All layers of Mixtral and the upper half of Qwen3's have it.
+    """
+    upper_half = {"use_sliding_window": True, "sliding_window": WINDOW, "max_window_layers": 2}
+    return {
+        "qwen3_windowed": Qwen3Config(**_SHAPE, **upper_half, head_dim=16),
+        "mixtral_windowed": MixtralConfig(**_SHAPE, num_local_experts=4, sliding_window=WINDOW),
+    }
+
+
 def write_families(directory: Path, names: Collection[str] | None = None) -> dict[str, Path]:
-    """Saves the families' random models and a tokenizer; `names` says which, None all of them.
+    """Saves random models and a tokenizer.
+
+    Args:
+        directory: Gets a directory per model.
+        names: Of `family_configs` and `windowed_configs`; None: all of `family_configs`.
 
     Returns:
         The directories by name.
     """
     paths = {}
-    for number, (name, config) in enumerate(family_configs().items()):
-        if names is not None and name not in names:
+    names = family_configs() if names is None else names
+    for number, (name, config) in enumerate((family_configs() | windowed_configs()).items()):
+        if name not in names:
             continue
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
@@ -137,9 +161,12 @@ def write_families(directory: Path, names: Collection[str] | None = None) -> dic
 
 
 def read_model(path: Path) -> PreTrainedModel:
-    """transformers' model in fp32; experts one after the other, not in one grouped product."""
+    """transformers' model in fp32, written out: masked scores, experts one after the other."""
     return AutoModelForCausalLM.from_pretrained(
-        path, dtype=torch.float32, experts_implementation="eager"
+        path,
+        dtype=torch.float32,
+        attn_implementation="eager",
+        experts_implementation="eager",
     )
 
 

@@ -30,6 +30,7 @@ CASES = {
     "plain": ("qwen3", PLAIN),
     "experts": ("qwen3_moe", {}),
     "experts_plain": ("qwen3_moe", PLAIN),
+    "gemma": ("gemma3", {}),
 }
 
 

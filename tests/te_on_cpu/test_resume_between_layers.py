@@ -14,7 +14,7 @@ pytestmark = needs_engine
 SCRIPT = HERE / "ranks_resume.py"
 STEP = 1e-5
 """Of weights, as between layouts; a wrong count of steps moves them by 5e-3."""
-CASES = ("distributed", "plain", "experts", "experts_plain")
+CASES = ("distributed", "plain", "experts", "experts_plain", "gemma")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import torch
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one model directory per family and `references.pt`."""
     folder = tmp_path_factory.mktemp("families")
-    paths = tiny.write_families(folder)
+    paths = tiny.write_families(folder, tiny.family_configs() | tiny.windowed_configs())
     references = {name: tiny.reference(path) for name, path in paths.items()}
     torch.save(references, folder / "references.pt")
     return folder

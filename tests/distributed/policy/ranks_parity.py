@@ -103,6 +103,7 @@ TIED_AND_NORMED = ("llama_tied", "qwen3")
 ALL_DENSE = (*DENSE, "mistral", "gemma3")
 EXPERTS = ("qwen3_moe", "qwen3_moe_mixed", "mixtral")
 MOE = ("qwen3_moe",)
+WINDOWED = ("qwen3_windowed", "mixtral_windowed")
 LAYOUTS: dict[int, dict[str, Layout]] = {
     1: {
         "tp1": Layout(families=ALL_DENSE),
@@ -112,7 +113,8 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "tp1_recompute_uniform": Layout(model=UNIFORM, families=ONE),
         "tp1_recompute_block": Layout(model=BLOCK, families=ONE),
         "tp1_recompute_selective": Layout(model=SELECTIVE, families=ONE),
-        "tp1_packed": Layout(packed=True, families=("llama", "qwen3", "gemma3")),
+        "tp1_windowed": Layout(families=WINDOWED),
+        "tp1_packed": Layout(packed=True, families=("llama", "qwen3", "gemma3", *WINDOWED)),
         "tp1_packed_recompute_uniform": Layout(packed=True, model=UNIFORM, families=ONE),
     },
     2: {
@@ -128,8 +130,9 @@ LAYOUTS: dict[int, dict[str, Layout]] = {
         "pp2_three_and_one": Layout(pp=2, model=THREE_AND_ONE, families=ONE),
         "tp2_sp_packed": Layout(tp=2, sp=True, packed=True, families=ONE),
         "pp2_packed": Layout(pp=2, packed=True, families=ONE),
+        "tp2_sp_windowed": Layout(tp=2, sp=True, families=WINDOWED),
         "cp2": Layout(cp=2, families=("llama", "qwen3", "mistral", "mixtral", "gemma3")),
-        "cp2_packed": Layout(cp=2, packed=True, families=ONE),
+        "cp2_packed": Layout(cp=2, packed=True, families=("qwen3", "gemma3", *WINDOWED)),
         "tp2_sp_etp2": Layout(tp=2, sp=True, families=("qwen3_moe", "mixtral")),
         "pp2_experts": Layout(pp=2, families=("mixtral",)),
         "tp2_sp_ep2": Layout(tp=2, sp=True, ep=2, etp=1, saves=True, families=EXPERTS),

@@ -11,7 +11,17 @@ from tiny_families import write_families
 
 SCRIPT = Path(__file__).with_name("ranks_rollout.py")
 LAYOUTS = {
-    "default": {"llama": 3, "qwen2": 3, "qwen3": 9, "qwen3_moe": 6, "mixtral": 2, "gemma3": 3},
+    "default": {
+        "llama": 3,
+        "qwen2": 3,
+        "qwen3": 9,
+        "qwen3_moe": 6,
+        "mistral": 1,
+        "mixtral": 2,
+        "gemma3": 3,
+        "qwen3_windowed": 3,
+        "mixtral_windowed": 2,
+    },
     "slow": {"llama": 9, "qwen2": 9, "mixtral": 6},
 }
 """How many layouts each family decodes in."""

@@ -5,9 +5,15 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+import tiny_families as tiny
 import transformer_engine.pytorch as te
 import transformer_engine_torch
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.policy.attention import SdpaCoreAttention
+from megatron_resrl.rollout.worker import build_policy
 
 
 def test_policy_of_a_recipe_has_engine_layers(build) -> None:
@@ -23,6 +29,25 @@ def test_policy_of_a_recipe_has_engine_layers(build) -> None:
     assert found[te.Linear] == 2 * layers
     assert found[te.DotProductAttention] == layers
     assert found[te.RMSNorm] == 1
+
+
+def test_policy_of_gemma_has_engine_layers_but_for_attention(tmp_path) -> None:
+    path = tiny.write_families(tmp_path, ["gemma3"])["gemma3"]
+    recipe = load_recipe(None, (f"--model.path={path}", "--precision.params_dtype=fp32"))
+    initialize(recipe.parallel, 0)
+    policy = build_policy(recipe, trainable=False)
+    for layer in policy.modules[0].decoder.layers:
+        attention, mlp = layer.self_attention, layer.mlp
+        for fused in (attention.linear_qkv, mlp.linear_fc1):
+            assert isinstance(fused, te.LayerNormLinear)
+        for linear in (attention.linear_proj, mlp.linear_fc2):
+            assert isinstance(linear, te.Linear)
+            assert isinstance(linear.post_layernorm, te.RMSNorm)
+        for norm in (attention.q_layernorm, attention.k_layernorm):
+            assert isinstance(norm, te.RMSNorm)
+        # Of torch, as in every model with a window.
+        assert isinstance(attention.core_attention, SdpaCoreAttention)
+    assert isinstance(policy.modules[0].decoder.final_layernorm, te.RMSNorm)
 
 
 def test_optimizer_is_that_of_the_engine_without_repair(build) -> None:
