@@ -1,0 +1,227 @@
+"""The forecast of a job: memory, seconds and what does not fit, from the records of its ranks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.planning.fit import (
+    Verdict,
+    advice,
+    server_advice,
+    server_verdicts,
+    trainer_verdicts,
+)
+from megatron_resrl.planning.generation import (
+    GenerationSeconds,
+    Server,
+    generation_seconds,
+    server_memory,
+    transfer_seconds,
+)
+from megatron_resrl.planning.links import Cluster
+from megatron_resrl.planning.model_shape import ModelShape
+from megatron_resrl.planning.records import PhaseRecord, RankRecord
+from megatron_resrl.planning.seconds import PhaseSeconds, Pipeline, phase_seconds, slowest
+from megatron_resrl.planning.step_shape import StepShape
+
+ONCE = ("build", "checkpoint", "weight_export")
+"""Phases that are not part of a step: at the start, every `checkpoint.save_every` steps, at the
+end."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is planned."""
+
+    recipe: Recipe
+    model: ModelShape
+    cluster: Cluster
+    step: StepShape
+    """As long as responses are on average."""
+    longest: StepShape
+    """As long as the recipe allows."""
+    decode_host_s: float = 0.0
+
+    @property
+    def uses_vllm(self) -> bool:
+        """Whether servers generate."""
+        return self.recipe.rollout.engine == "vllm" and self.recipe.rollout.replay is None
+
+    @property
+    def colocated(self) -> bool:
+        """Whether the servers share the trainer's GPUs."""
+        return self.uses_vllm and self.recipe.rollout.placement == "colocated"
+
+    @property
+    def servers(self) -> int:
+        """vLLM servers that generate."""
+        return len(self.recipe.vllm.urls) or self.recipe.vllm.servers
+
+    def pipeline(self, phase: str) -> Pipeline:
+        """How the micro-batches of a phase go through the stages."""
+        parallel, step = self.recipe.parallel, self.step
+        scoring = phase == "scoring"
+        return Pipeline(
+            parallel.pipeline_model_parallel_size,
+            1 if scoring else parallel.virtual_pipeline_model_parallel_size or 1,
+            step.micro_batches if scoring else step.micro_batches_per_update,
+        )
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """All that `plan` says."""
+
+    job: Job
+    ranks: tuple[RankRecord, ...]
+    verdicts: tuple[Verdict, ...]
+    changes: tuple[str, ...]
+    """What would make it fit; empty if it does."""
+    phases: dict[str, tuple[str, PhaseSeconds]]
+    """Slowest rank's role and seconds, by phase."""
+    generation: GenerationSeconds | None
+    """Of vLLM; None: the policy decodes by itself, or vLLM cannot."""
+    transfer: float
+    """Seconds of sending new weights to vLLM; 0: nothing is sent."""
+
+    @property
+    def fits(self) -> bool:
+        """Whether every phase fits on every rank, and vLLM beside it."""
+        return all(verdict.fits for verdict in self.verdicts)
+
+    @property
+    def parts(self) -> dict[str, float]:
+        """Seconds of a step, by phase, in order."""
+        parts = {
+            name: seconds.total
+            for name, (_, seconds) in self.phases.items()
+            if name not in ONCE and not (name == "generation" and self.job.uses_vllm)
+        }
+        if self.generation is not None:
+            parts = {"generation": self.generation.total} | parts
+        return parts | ({"weight_transfer": self.transfer} if self.transfer else {})
+
+    @property
+    def step_seconds(self) -> float:
+        """Of a step whose phases follow each other; where generation runs ahead, of the longer of
+        generation and the rest."""
+        parts = dict(self.parts)
+        if self.job.recipe.rollout.max_staleness > 0:
+            ahead = parts.pop("generation", 0.0)
+            return max(ahead, sum(parts.values()))
+        return sum(parts.values())
+
+    def most_demanding(self) -> dict[str, tuple[str, PhaseRecord]]:
+        """Role and record of the rank that needs most memory, by phase."""
+        found: dict[str, tuple[str, PhaseRecord]] = {}
+        for rank in self.ranks:
+            for phase in rank.phases:
+                if phase.name not in found or phase.peak_bytes > found[phase.name][1].peak_bytes:
+                    found[phase.name] = (rank.role, phase)
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as `--json` prints it."""
+        gpu, step = self.job.cluster.gpu, self.job.step
+        return {
+            "gpu": {"name": gpu.name, "memory": gpu.memory},
+            "world_size": self.job.cluster.world_size,
+            "step": {
+                "responses": step.responses,
+                "prompt_tokens": step.prompt_tokens,
+                "response_tokens": step.lengths.mean,
+                "micro_batches": step.micro_batches,
+                "updates": step.updates,
+            },
+            "fits": self.fits,
+            "verdicts": [{**vars(each), "fits": each.fits} for each in self.verdicts],
+            "changes": list(self.changes),
+            "seconds": {
+                "step": self.step_seconds,
+                "parts": self.parts,
+                "details": {
+                    name: {"role": role, **vars(seconds), "total": seconds.total}
+                    for name, (role, seconds) in self.phases.items()
+                },
+            },
+            "ranks": [rank.to_json() for rank in self.ranks],
+        }
+
+
+def forecast(job: Job, ranks: Sequence[RankRecord]) -> Forecast:
+    """Puts the forecast of a job together.
+
+    Args:
+        job: Recipe, model, machines and lengths.
+        ranks: The job's distinct ranks; counts are of a whole step, peaks of the longest responses.
+    """
+    recipe, cluster = job.recipe, job.cluster
+    seconds = {
+        rank.role: [
+            phase_seconds(phase, recipe.parallel, cluster, job.pipeline(phase.name))
+            for phase in rank.phases
+        ]
+        for rank in ranks
+    }
+    verdicts = list(trainer_verdicts(list(ranks), cluster.gpu, asleep_engine=job.colocated))
+    generation, transfer = None, 0.0
+    if job.uses_vllm:
+        server = Server.of(recipe.vllm)
+        verdicts += _server_verdicts(job, server, ranks)
+        generation = generation_seconds(
+            job.step, job.servers, server, job.model, cluster.gpu, host_s=job.decode_host_s
+        )
+        transfer = transfer_seconds(job.model)
+    failing = [verdict for verdict in verdicts if not verdict.fits]
+    return Forecast(
+        job=job,
+        ranks=tuple(ranks),
+        verdicts=tuple(verdicts),
+        changes=tuple(_changes(job, failing, ranks)),
+        phases=slowest(seconds),
+        generation=generation,
+        transfer=transfer,
+    )
+
+
+def _server_verdicts(job: Job, server: Server, ranks: Sequence[RankRecord]) -> list[Verdict]:
+    memory = server_memory(server, job.model, job.cluster.gpu)
+    tokens = job.longest.prompt_tokens + job.longest.lengths.limit
+    per_response = tokens * job.model.cache_per_token / min(server.gpus, job.model.key_heads)
+    resident = 0
+    if job.colocated:
+        # The trainer's state stays on the GPU while the server is awake.
+        scoring = (p for r in ranks for p in r.phases if p.name == "scoring")
+        resident = max((phase.start_bytes for phase in scoring), default=0)
+    return list(
+        server_verdicts(
+            server,
+            memory,
+            job.cluster.gpu,
+            per_response=math.ceil(per_response),
+            resident=resident,
+        )
+    )
+
+
+def _changes(job: Job, failing: Sequence[Verdict], ranks: Sequence[RankRecord]) -> list[str]:
+    """What to change, for the trainer and for vLLM."""
+    found: list[str] = []
+    of_trainer = [each for each in failing if not each.what.startswith("vLLM")]
+    if of_trainer:
+        worst = max(of_trainer, key=lambda each: each.needed)
+        phase = next(
+            phase
+            for rank in ranks
+            for phase in rank.phases
+            if f"{phase.name}, {rank.role}" == worst.what
+        )
+        found += advice(job.recipe, phase, job.cluster.gpus_per_node)
+    for each in failing:
+        if each.what.startswith("vLLM"):
+            found += server_advice(Server.of(job.recipe.vllm), each)
+    return list(dict.fromkeys(found))

@@ -1,0 +1,352 @@
+"""What a rank does in scoring and update, in closed form: a sieve for many layouts.
+
+A dry run counts what the product's own code does, and takes seconds to minutes for each layout;
+these formulas take microseconds, and leave out what is small. `plan --search` ranks layouts with
+them and dry-runs the best ones. Tensors are counted as Transformer Engine's layers save them.
+
+Letters: h hidden size, q and k sizes of queries and keys, f inner size of the MLP, V vocabulary; t
+tensor, c context, p pipeline and d data-parallel ranks; T tokens of a micro-batch.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig
+from megatron_resrl.planning.model_shape import ModelShape
+from megatron_resrl.planning.records import PhaseRecord, RankRecord, Traffic
+from megatron_resrl.planning.step_shape import StepShape
+
+_LOGIT_BYTES = 2**30
+"""Of a chunk of logits and what becomes of it (`policy/log_probs.py`)."""
+
+_KERNELS_PER_LAYER = 25
+"""Of one forward pass, about; a backward pass has twice as many."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the formulas need to know of a run."""
+
+    model: ModelShape
+    parallel: ParallelConfig
+    recompute: str | None
+    """`model.recompute_granularity`."""
+    recompute_layers: int | None
+    """Layers of a stage that are recomputed; None: all."""
+    world_size: int
+    item: int
+    """Bytes of a weight."""
+    dtype: str
+    """Of matrix products."""
+
+    @classmethod
+    def of(
+        cls,
+        model: ModelShape,
+        settings: ModelConfig,
+        parallel: ParallelConfig,
+        params_dtype: str,
+        fp8: bool,
+        world_size: int,
+    ) -> Layout:
+        """The layout of a recipe."""
+        block = settings.recompute_method == "block"
+        fp32 = params_dtype == "fp32"
+        sixteen = "float32" if fp32 else "bfloat16"
+        return cls(
+            model=model,
+            parallel=parallel,
+            recompute=settings.recompute_granularity,
+            recompute_layers=settings.recompute_num_layers if block else None,
+            world_size=world_size,
+            item=4 if fp32 else 2,
+            dtype="float8_e4m3fn" if fp8 else sixteen,
+        )
+
+    @property
+    def tensor(self) -> int:
+        """Tensor-parallel ranks, t."""
+        return self.parallel.tensor_model_parallel_size
+
+    @property
+    def stages(self) -> int:
+        """Pipeline stages, p."""
+        return self.parallel.pipeline_model_parallel_size
+
+    @property
+    def context(self) -> int:
+        """Context-parallel ranks, c."""
+        return self.parallel.context_parallel_size
+
+    @property
+    def optimizer_ranks(self) -> int:
+        """Ranks that share the optimizer's state of one copy of weights."""
+        if not self.parallel.use_distributed_optimizer:
+            return 1
+        return self.world_size // (self.tensor * self.stages)
+
+    @property
+    def expert_ranks(self) -> int:
+        """Ranks that share the experts of a layer."""
+        tensor = self.parallel.expert_tensor_parallel_size or self.tensor
+        return tensor * self.parallel.expert_model_parallel_size
+
+    @property
+    def token_share(self) -> int:
+        """Ranks that share the tokens between the regions of tensor parallelism."""
+        return self.tensor if self.parallel.sequence_parallel else 1
+
+    @property
+    def layers(self) -> int:
+        """Of the stage that has most."""
+        return math.ceil(self.model.layers / self.stages)
+
+    @property
+    def recomputed(self) -> int:
+        """Layers of a stage of which only the input is kept."""
+        if self.recompute != "full":
+            return 0
+        return self.layers if self.recompute_layers is None else self.recompute_layers
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pipeline stage of a layout."""
+
+    layout: Layout
+    first: bool
+    last: bool
+
+    @property
+    def parameters(self) -> tuple[float, float]:
+        """Of a rank: without experts, and experts."""
+        layout, count = self.layout, self.layout.model.parameters
+        share = layout.layers / layout.model.layers
+        ends = count.embedding * self.first + (count.head or count.embedding) * self.last
+        if self.first and self.last:
+            ends = count.embedding + count.head
+        dense = (share * count.in_layers + ends) / layout.tensor
+        return dense, share * count.experts / layout.expert_ranks
+
+    @property
+    def static_bytes(self) -> dict[str, int]:
+        """Bytes between steps, by kind: weights, fp32 gradients, and the optimizer's fp32 masters
+        and moments, divided among the ranks that share it."""
+        layout = self.layout
+        dense, experts = self.parameters
+        masters = 0 if layout.item == 4 else 4
+        expert_data = max(1, layout.optimizer_ranks * layout.tensor // layout.expert_ranks)
+        shared = dense / layout.optimizer_ranks + experts / expert_data
+        return {
+            "weights": int(layout.item * (dense + experts)),
+            "gradients": int(4 * (dense + experts)),
+            "optimizer": int((masters + 8) * shared),
+        }
+
+    def saved_bytes(self, tokens: float) -> float:
+        """What the backward pass of one layer needs of a micro-batch.
+
+        Per token: the inputs and outputs of both norms, 4 h, divided under sequence parallelism;
+        queries, keys and values twice, around the rotary embedding, and attention's output; gate,
+        up and their product.
+        """
+        layout, model = self.layout, self.layout.model
+        kept = 4 * model.hidden / layout.token_share
+        inside = 3 * model.queries + 4 * model.keys + 3 * model.active_inner
+        if layout.recompute == "selective":
+            inside -= model.queries  # The core attention's output is made again.
+        return layout.item * tokens / layout.context * (kept + inside / layout.tensor)
+
+    def activation_bytes(self, tokens: float, in_flight: int) -> float:
+        """Of `in_flight` micro-batches, one of them in a layer that is being recomputed."""
+        layout = self.layout
+        kept = layout.layers - layout.recomputed
+        inputs = layout.item * tokens / layout.context * layout.model.hidden / layout.token_share
+        per_micro_batch = kept * self.saved_bytes(tokens) + layout.recomputed * inputs
+        working = self.saved_bytes(tokens) if layout.recomputed else 0.0
+        return in_flight * per_micro_batch + working + _LOGIT_BYTES * self.last
+
+    def forward_flops(self, tokens: float, row: float, responses: float) -> float:
+        """Of a micro-batch on one rank: 2 for each weight and token, 2 (q + q) for each pair of
+        tokens that attend (half of all pairs), and the logits of response tokens."""
+        layout, model = self.layout, self.layout.model
+        layer = 2 * (model.attention_weights + 3 * model.hidden * model.active_inner)
+        attention = 4 * model.queries * row / 2
+        shared = layout.layers * tokens * (layer + attention)
+        logits = 2 * model.hidden * model.vocabulary * responses * self.last
+        return (shared + logits) / layout.tensor / layout.context
+
+    def forward_bytes(self, tokens: float, responses: float) -> float:
+        """Read and written on the device by one forward pass of a micro-batch: weights once, what
+        the backward pass saves about three times, and logits in fp32 four times."""
+        layout, model = self.layout, self.layout.model
+        weights = layout.item * sum(self.parameters)
+        logits = 4 * 4 * responses * model.vocabulary * self.last / layout.tensor / layout.context
+        return weights + 3 * layout.layers * self.saved_bytes(tokens) + logits
+
+    def passes(self) -> float:
+        """Forward passes that an update costs: the backward pass is two, and recomputation one."""
+        return 3 + self.layout.recomputed / self.layout.layers
+
+    def traffic(self, tokens: float, forward: int, backward: int, again: float) -> list[Traffic]:
+        """Of `forward` and `backward` passes of a micro-batch, `again` of them recomputed."""
+        layout, model = self.layout, self.layout.model
+        own = layout.item * tokens / layout.context * model.hidden
+        found = []
+        t, layers = layout.tensor, layout.layers
+        # Two regions in each layer: a gather before each, and a reduction after it.
+        regions = 2 * layers * (forward + again)
+        if t > 1 and layout.parallel.sequence_parallel:
+            sent = own * (t - 1) / t
+            gathers = int(regions + 4 * layers * backward)  # Inputs are gathered again.
+            scatters = int(regions + 2 * layers * backward)
+            found += [
+                Traffic("tensor", t, "all_gather", gathers, int(gathers * sent)),
+                Traffic("tensor", t, "reduce_scatter", scatters, int(scatters * sent)),
+            ]
+        elif t > 1:
+            calls = int(regions + 2 * layers * backward)
+            sent = 2 * own * (t - 1) / t
+            found.append(Traffic("tensor", t, "all_reduce", calls, int(calls * sent)))
+        if layout.stages > 1:
+            calls = forward * (not self.last) + backward * (not self.first)
+            sent = own / layout.token_share
+            found.append(Traffic("pipeline", layout.stages, "send", calls, int(calls * sent)))
+        if layout.context > 1:
+            calls = int(layers * (layout.context - 1) * (forward + again + 2 * backward))
+            sent = 2 * layout.item * tokens / layout.context * model.keys / t
+            found.append(Traffic("context", layout.context, "send", calls, int(calls * sent)))
+        return found + self._expert_traffic(tokens, forward + backward + again)
+
+    def _expert_traffic(self, tokens: float, passes: float) -> list[Traffic]:
+        """Each token goes to its experts and back; balanced routing."""
+        layout, model = self.layout, self.layout.model
+        ranks = layout.parallel.expert_model_parallel_size
+        if ranks == 1 or not model.experts:
+            return []
+        rows = tokens / layout.context / layout.token_share * model.experts_per_token
+        sent = layout.item * rows * model.hidden * (ranks - 1) / ranks
+        calls = int(2 * layout.layers * model.sparse_share * passes)
+        return [Traffic("expert", ranks, "all_to_all", calls, int(calls * sent))]
+
+    def optimizer_traffic(self) -> list[Traffic]:
+        """Of one optimizer step: fp32 gradients are reduced, new weights gathered."""
+        layout = self.layout
+        replicas = layout.world_size // (layout.tensor * layout.stages)
+        if replicas == 1:
+            return []
+        dense, _ = self.parameters
+        share = (replicas - 1) / replicas
+        gradients, weights = int(4 * dense * share), int(layout.item * dense * share)
+        if not layout.parallel.use_distributed_optimizer:
+            return [Traffic("data", replicas, "all_reduce", 1, 2 * gradients)]
+        return [
+            Traffic("data", replicas, "reduce_scatter", 1, gradients),
+            Traffic("data", replicas, "all_gather", 1, weights),
+        ]
+
+
+def stages_of(layout: Layout) -> dict[str, Stage]:
+    """The stages that differ, by the role of their ranks."""
+    if layout.stages == 1:
+        return {"all stages": Stage(layout, first=True, last=True)}
+    found = {
+        "first stage": Stage(layout, first=True, last=False),
+        "last stage": Stage(layout, first=False, last=True),
+    }
+    if layout.stages > 2:
+        found["middle stage"] = Stage(layout, first=False, last=False)
+    return found
+
+
+def estimate(layout: Layout, step: StepShape, longest: StepShape) -> list[RankRecord]:
+    """Scoring and update of a step.
+
+    Args:
+        layout: Model, ranks and recomputation.
+        step: As long as responses are on average: operations and traffic.
+        longest: As long as the recipe allows: memory.
+    """
+    return [
+        RankRecord(rank, role, (_scoring(stage, step, longest), _update(stage, step, longest)))
+        for rank, (role, stage) in enumerate(stages_of(layout).items())
+    ]
+
+
+def _scoring(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
+    layout, count = stage.layout, step.micro_batches
+    rows = step.micro_batch_size
+    tokens, responses = rows * step.row_tokens, rows * step.lengths.mean
+    static = stage.static_bytes
+    # A layer's tensors are freed when the next one has its input.
+    working = stage.saved_bytes(rows * longest.row_tokens) + _LOGIT_BYTES * stage.last
+    kinds = static | {"activations": int(working)}
+    return _record(
+        "scoring",
+        start=sum(static.values()),
+        kinds=kinds,
+        traffic=stage.traffic(tokens, count, 0, 0),
+        flops={layout.dtype: count * stage.forward_flops(tokens, step.row_tokens, responses)},
+        touched=count * stage.forward_bytes(tokens, responses),
+        kernels=count * _KERNELS_PER_LAYER * layout.layers,
+    )
+
+
+def _update(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
+    """All updates of a step together."""
+    layout, count = stage.layout, step.micro_batches
+    rows = step.micro_batch_size
+    tokens, responses = rows * step.row_tokens, rows * step.lengths.mean
+    passes, again = stage.passes(), layout.recomputed / layout.layers * count
+    static = stage.static_bytes
+    # The first stage has as many micro-batches in flight as there are stages after it, and its own.
+    in_flight = min(count, layout.stages if stage.first else 1 if stage.last else layout.stages - 1)
+    memory = stage.activation_bytes(rows * longest.row_tokens, in_flight)
+    parameters = sum(stage.parameters)
+    # Gradient, master and moments are read, and all but the gradient written, with the weight.
+    optimizer = (4 * 4 + 3 * 4 + layout.item) * parameters / layout.optimizer_ranks
+    accumulation = 8 * parameters * count
+    again_traffic = [
+        Traffic(each.group, each.size, each.collective, n * each.calls, n * each.bytes)
+        for each in stage.optimizer_traffic()
+        for n in (step.updates,)
+    ]
+    forward = stage.forward_flops(tokens, step.row_tokens, responses)
+    return _record(
+        "update",
+        start=sum(static.values()),
+        kinds=static | {"activations": int(memory)},
+        traffic=stage.traffic(tokens, count, count, again) + again_traffic,
+        flops={layout.dtype: count * passes * forward},
+        touched=count * passes * stage.forward_bytes(tokens, responses)
+        + accumulation
+        + step.updates * optimizer,
+        kernels=int(count * passes * _KERNELS_PER_LAYER * layout.layers),
+    )
+
+
+def _record(
+    name: str,
+    *,
+    start: int,
+    kinds: dict[str, int],
+    traffic: list[Traffic],
+    flops: dict[str, float],
+    touched: float,
+    kernels: int,
+) -> PhaseRecord:
+    return PhaseRecord(
+        name=name,
+        start_bytes=start,
+        peak_bytes=sum(kinds.values()),
+        peak_by_kind=kinds,
+        holders=(),
+        traffic=tuple(traffic),
+        waits=(),
+        matrix_flops={dtype: int(count) for dtype, count in flops.items()},
+        touched_bytes=int(touched),
+        host_copy_bytes=0,
+        kernels=kernels,
+    )

@@ -1,0 +1,125 @@
+"""The options of `plan`, which are no settings of a recipe."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from megatron_resrl.errors import SettingError
+from megatron_resrl.planning.gpus import GPUS, Rates
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """Machines, lengths, and what is wanted; see `options_parser` for each."""
+
+    nodes: int = 1
+    gpus_per_node: int = 8
+    gpu: str = "h100"
+    prompt_tokens: int | None = None
+    response_tokens: int | None = None
+    decode_host_ms: float = 0.0
+    search: bool = False
+    dry_runs: int = 6
+    json: bool = False
+    rates: Rates = field(default_factory=Rates)
+
+    @property
+    def world_size(self) -> int:
+        """Ranks of the job."""
+        return self.nodes * self.gpus_per_node
+
+
+class _Wrong(Exception):
+    """A value that an option cannot have; says what would be right. No ValueError, whose text
+    argparse would replace by its own."""
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise _Wrong("a whole number of at least 1")
+    return int(text)
+
+
+def _number(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < float("inf"):
+        raise _Wrong("a number of at least 0")
+    return value
+
+
+def options_parser() -> argparse.ArgumentParser:
+    """A parser of the options, which leaves settings of the recipe alone."""
+    parser = argparse.ArgumentParser(
+        prog="megatron-resrl plan",
+        usage="megatron-resrl plan RECIPE.yaml [options] [--section.setting VALUE ...]",
+        description="What a job will hold, send and take, from config.json alone.",
+        add_help=False,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    defaults = PlanOptions()
+
+    def add(name: str, convert: Callable[[str], object], meaning: str) -> None:
+        spellings = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        default = getattr(defaults, name, None)
+        parser.add_argument(*spellings, type=_named(name, convert), default=default, help=meaning)
+
+    add("nodes", _count, "machines of the job (default: 1)")
+    add("gpus_per_node", _count, "GPUs of each, one rank per GPU (default: 8)")
+    add("gpu", str, f"{', '.join(GPUS)}; or a name of your own with all rates (default: h100)")
+    add("prompt_tokens", _count, "mean length of prompts (default: data.max_prompt_length)")
+    meaning = "mean length of responses; memory is always planned for the longest"
+    add("response_tokens", _count, f"{meaning} (default: rollout.max_response_length)")
+    meaning = "milliseconds that the host adds to each decoding step of vLLM"
+    add("decode_host_ms", _number, f"{meaning} (default: 0, it schedules while the GPU works)")
+    add("dry_runs", _count, "layouts that --search dry-runs, the fastest by formula (default: 6)")
+    add("gpu_memory_gib", _number, "memory of a GPU, GiB")
+    add("matrix_tflops", _number, "peak of dense bf16 products, TFLOP/s; fp8 is twice as fast")
+    add("memory_gb_s", _number, "memory bandwidth, GB/s")
+    add("nvlink_gb_s", _number, "one direction of the links inside of a node, GB/s per GPU")
+    add("network_gb_s", _number, "one direction of the network between nodes, GB/s per GPU")
+    meaning = "try layouts, recomputation and micro-batch sizes, and rank those that fit"
+    parser.add_argument("--search", action="store_true", help=meaning)
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser
+
+
+def _named(name: str, convert: Callable[[str], object]) -> Callable[[str], object]:
+    """A converter whose error is a problem of the option."""
+
+    def converted(text: str) -> object:
+        try:
+            return convert(text)
+        except _Wrong as error:
+            raise _Wrong(f"--{name}", text, f"it is not {error}", f"give {error}") from None
+
+    return converted
+
+
+def take_options(arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
+    """Separates the options of `plan` from settings of the recipe.
+
+    Args:
+        arguments: Command line behind the recipe.
+
+    Returns:
+        The options, and what is left for the recipe, in its order.
+
+    Raises:
+        SettingError: An option has no value, or none that is possible.
+    """
+    try:
+        found, rest = options_parser().parse_known_args(list(arguments))
+    except argparse.ArgumentError as error:
+        name = (error.argument_name or "").split("/")[0]
+        raise SettingError(name, None, "no value follows it", f"write {name} VALUE") from error
+    except _Wrong as error:
+        raise SettingError(*error.args) from None
+    given = vars(found)
+    rates = Rates(**{name: given.pop(name) for name in vars(Rates())})
+    return PlanOptions(**given, rates=rates), rest

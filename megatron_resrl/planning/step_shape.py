@@ -1,0 +1,97 @@
+"""How much work a step is: responses, micro-batches and tokens of one replica."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.planning.lengths import Lengths
+
+
+@dataclass(frozen=True)
+class StepShape:
+    """One step of a recipe on a number of ranks."""
+
+    prompts: int
+    """Of the whole step."""
+    group_size: int
+    """Responses of a prompt."""
+    prompt_tokens: int
+    """Of one prompt."""
+    lengths: Lengths
+    replicas: int
+    """Data-parallel copies of the model."""
+    updates: int
+    """Optimizer steps."""
+    micro_batch_size: int
+    packed: bool
+
+    @classmethod
+    def of(
+        cls,
+        recipe: Recipe,
+        world_size: int,
+        prompt_tokens: int | None = None,
+        response_tokens: float | None = None,
+    ) -> StepShape:
+        """The step of a recipe.
+
+        Args:
+            recipe: Its layout divides the ranks.
+            world_size: Ranks.
+            prompt_tokens: Mean; None: as long as the recipe allows.
+            response_tokens: Mean; None: as long as the recipe allows.
+        """
+        parallel, rollout = recipe.parallel, recipe.rollout
+        model_ranks = (
+            parallel.tensor_model_parallel_size
+            * parallel.pipeline_model_parallel_size
+            * parallel.context_parallel_size
+        )
+        limit = rollout.max_response_length
+        return cls(
+            prompts=rollout.prompts_per_step,
+            group_size=rollout.group_size,
+            prompt_tokens=prompt_tokens or recipe.data.max_prompt_length,
+            lengths=Lengths(response_tokens or limit, limit),
+            replicas=world_size // model_ranks,
+            updates=recipe.algorithm.updates_per_step,
+            micro_batch_size=recipe.algorithm.micro_batch_size,
+            packed=recipe.algorithm.sequence_packing,
+        )
+
+    @property
+    def responses(self) -> int:
+        """Of the whole step."""
+        return self.prompts * self.group_size
+
+    @property
+    def per_replica(self) -> int:
+        """Responses of the replica that has most."""
+        return math.ceil(self.prompts / self.replicas) * self.group_size
+
+    @property
+    def micro_batches(self) -> int:
+        """Of a replica's pass over all of its responses."""
+        return math.ceil(self.per_replica / self.micro_batch_size)
+
+    @property
+    def micro_batches_per_update(self) -> int:
+        """Of one update of a replica."""
+        own = math.ceil(self.per_replica / self.updates)
+        return math.ceil(own / self.micro_batch_size)
+
+    @property
+    def row_tokens(self) -> float:
+        """Tokens that a response takes in a micro-batch, its prompt included: its own if packed,
+        otherwise those of the longest response of the micro-batch."""
+        response = (
+            self.lengths.mean if self.packed else self.lengths.longest_of(self.micro_batch_size)
+        )
+        return self.prompt_tokens + response
+
+    @property
+    def tokens(self) -> float:
+        """Prompt and response tokens of the whole step, without padding."""
+        return self.responses * (self.prompt_tokens + self.lengths.mean)
