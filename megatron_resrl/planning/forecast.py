@@ -124,6 +124,11 @@ class Forecast:
                     found[phase.name] = (rank.role, phase)
         return found
 
+    def record(self, role: str, name: str) -> PhaseRecord:
+        """The record of a phase of the rank with a role."""
+        rank = next(rank for rank in self.ranks if rank.role == role)
+        return next(phase for phase in rank.phases if phase.name == name)
+
     def to_json(self) -> dict[str, Any]:
         """Everything, as `--json` prints it."""
         gpu, step = self.job.cluster.gpu, self.job.step

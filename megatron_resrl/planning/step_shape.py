@@ -83,13 +83,15 @@ class StepShape:
         return math.ceil(own / self.micro_batch_size)
 
     @property
+    def response_row(self) -> float:
+        """Tokens that a response takes in a micro-batch: its own if packed, otherwise those of the
+        longest response of the micro-batch."""
+        return self.lengths.mean if self.packed else self.lengths.longest_of(self.micro_batch_size)
+
+    @property
     def row_tokens(self) -> float:
-        """Tokens that a response takes in a micro-batch, its prompt included: its own if packed,
-        otherwise those of the longest response of the micro-batch."""
-        response = (
-            self.lengths.mean if self.packed else self.lengths.longest_of(self.micro_batch_size)
-        )
-        return self.prompt_tokens + response
+        """The same with its prompt."""
+        return self.prompt_tokens + self.response_row
 
     @property
     def tokens(self) -> float:

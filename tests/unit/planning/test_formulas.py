@@ -1,0 +1,149 @@
+"""Closed forms of scoring and update, against measured bytes and the sizes of a rank."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+from planned_models import LLAMA_8B, LLAMA_70B, QWEN_30B, shape_of
+
+from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
+from megatron_resrl.planning.formulas import Layout, Stage, estimate, stages_of
+from megatron_resrl.planning.lengths import Lengths
+from megatron_resrl.planning.records import PhaseRecord
+from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.policy.sizes import sizes_of
+
+
+def layout(
+    config: dict[str, Any], world: int, recompute: str | None = None, **parallel: Any
+) -> Layout:
+    full = recompute == "full"
+    model = ModelConfig(
+        recompute_granularity=recompute,  # type: ignore[arg-type]
+        recompute_method="uniform" if full else None,
+        recompute_num_layers=1 if full else None,
+    )
+    sizes = ParallelConfig(**parallel)
+    return Layout.of(shape_of(config), model, sizes, "bf16", False, world)
+
+
+def step(tokens: int = 4096, responses: int = 64, replicas: int = 8, rows: int = 1) -> StepShape:
+    return StepShape(
+        prompts=responses // 8,
+        group_size=8,
+        prompt_tokens=2048,
+        lengths=Lengths(tokens, tokens),
+        replicas=replicas,
+        updates=2,
+        micro_batch_size=rows,
+        packed=True,
+    )
+
+
+def phases(layout: Layout, of: StepShape, role: str) -> dict[str, PhaseRecord]:
+    (rank,) = (rank for rank in estimate(layout, of, of) if rank.role == role)
+    return {phase.name: phase for phase in rank.phases}
+
+
+TP8_PP8 = {
+    "tensor_model_parallel_size": 8,
+    "pipeline_model_parallel_size": 8,
+    "sequence_parallel": True,
+}
+
+
+@pytest.mark.parametrize(
+    ("config", "parallel"),
+    [
+        (LLAMA_8B, {}),
+        (LLAMA_8B, {"tensor_model_parallel_size": 2, "use_distributed_optimizer": False}),
+        (LLAMA_70B, TP8_PP8),
+        (QWEN_30B, {"expert_model_parallel_size": 8}),
+    ],
+    ids=["8B", "8B-TP2", "70B", "experts"],
+)
+def test_static_bytes_are_those_of_check(config: dict[str, Any], parallel: dict[str, Any]) -> None:
+    of_check = sizes_of(ParallelConfig(**parallel), PrecisionConfig(), 64, config)
+    held = [stage.static_bytes for stage in stages_of(layout(config, 64, **parallel)).values()]
+    for kind in ("weights", "gradients", "optimizer"):
+        assert max(each[kind] for each in held) == pytest.approx(getattr(of_check, kind), rel=1e-6)
+
+
+def test_saved_bytes_match_a_layer_of_transformer_engine() -> None:
+    # Counted with Transformer Engine's own layers: 0.2155 GiB for one layer and micro-batch of 6143
+    # tokens of Llama 3 70B with TP8 and sequence parallelism.
+    stage = Stage(layout(LLAMA_70B, 512, **TP8_PP8), first=True, last=False)
+    assert stage.saved_bytes(6143) == pytest.approx(0.2155 * 2**30, rel=0.03)
+
+
+def test_update_gathers_and_reduces_as_often_as_megatron() -> None:
+    # Counted for one update of 8 micro-batches on 10 layers: 328 reduce-scatters of 33.0 GB and 488
+    # all-gathers of 49.1 GB, embedding and gradients' norm included; here are two updates.
+    found = phases(layout(LLAMA_70B, 512, **TP8_PP8), step(responses=128), "first stage")
+    wires = {(each.group, each.collective): each for each in found["update"].traffic}
+    scatter = wires["tensor", "reduce_scatter"]
+    gather = wires["tensor", "all_gather"]
+    assert scatter.calls == pytest.approx(2 * 328, rel=0.03)
+    assert gather.calls == pytest.approx(2 * 488, rel=0.03)
+    # A rank sends seven eighths of what is gathered.
+    assert scatter.bytes == pytest.approx(2 * 33.0e9 * 7 / 8, rel=0.03)
+    assert gather.bytes == pytest.approx(2 * 49.1e9 * 7 / 8, rel=0.03)
+
+
+def test_forward_flops_are_two_for_each_weight_and_token() -> None:
+    stage = Stage(layout(LLAMA_8B, 1), first=True, last=True)
+    model = stage.layout.model
+    without_attention = stage.forward_flops(1000, 0, 1000)
+    assert without_attention == pytest.approx(2 * model.active_parameters * 1000)
+    # A row of 4096: on average 2048 tokens are attended to, by two products.
+    attention = stage.forward_flops(1000, 4096, 1000) - without_attention
+    assert attention == pytest.approx(32 * 1000 * 4 * 4096 * 2048)
+
+
+def test_full_recomputation_costs_a_forward_pass() -> None:
+    plain, full = (
+        phases(layout(LLAMA_8B, 8, recompute), step(), "all stages")["update"]
+        for recompute in (None, "full")
+    )
+    assert full.matrix_flops["bfloat16"] == pytest.approx(
+        4 / 3 * plain.matrix_flops["bfloat16"], rel=1e-6
+    )
+    assert full.peak_by_kind["activations"] < 0.2 * plain.peak_by_kind["activations"]
+
+
+def test_first_stage_holds_a_micro_batch_for_each_stage() -> None:
+    found = layout(LLAMA_70B, 512, **TP8_PP8)
+    first = phases(found, step(responses=512), "first stage")["update"]
+    last = phases(found, step(responses=512), "last stage")["update"]
+    one = Stage(found, first=True, last=False).saved_bytes(6144)
+    assert first.peak_by_kind["activations"] == pytest.approx(8 * 10 * one)
+    assert last.peak_by_kind["activations"] == pytest.approx(10 * one + 2**30)
+
+
+def test_context_parallel_ranks_share_tokens() -> None:
+    one, two = (
+        phases(layout(LLAMA_8B, 8, context_parallel_size=size), step(replicas=1), "all stages")
+        for size in (1, 2)
+    )
+    assert two["scoring"].matrix_flops["bfloat16"] == pytest.approx(
+        one["scoring"].matrix_flops["bfloat16"] / 2
+    )
+    assert any(each.group == "context" for each in two["update"].traffic)
+
+
+def test_experts_exchange_tokens_twice_in_each_layer() -> None:
+    found = phases(
+        layout(QWEN_30B, 8, expert_model_parallel_size=8), step(responses=8), "all stages"
+    )["scoring"]
+    (exchange,) = (each for each in found.traffic if each.group == "expert")
+    assert exchange.calls == 8 * 2 * 48
+    # Each token goes to 8 experts, seven eighths of them on other ranks.
+    assert exchange.bytes == pytest.approx(8 * 2 * 48 * 2 * 6144 * 8 * 2048 * 7 / 8)
+
+
+def test_fp8_products_are_counted_as_such() -> None:
+    plain = layout(LLAMA_8B, 8)
+    fp8 = dataclasses.replace(plain, dtype="float8_e4m3fn")
+    assert set(phases(fp8, step(), "all stages")["update"].matrix_flops) == {"float8_e4m3fn"}
