@@ -25,7 +25,7 @@ from megatron_resrl.policy.policy import Policy
 logger = logging.getLogger(__name__)
 
 _LAST_CHANCE_S = 30.0
-"""How long a run that ends with an error waits for a checkpoint that is being written."""
+"""How long a run that ends with an error waits for the save in progress."""
 
 
 class _Running(NamedTuple):
@@ -110,11 +110,6 @@ class CheckpointSaver(contextlib.AbstractContextManager):
                 self._note("write", self._finish(pending, state.step))
         self._note("blocking", time.perf_counter() - began)
 
-    @property
-    def saving(self) -> bool:
-        """Whether a save is in progress; the same on all ranks, as of the last call of a method."""
-        return self._running is not None
-
     def poll(self) -> None:
         """Completes a save that has ended on all ranks. Collective.
 
@@ -185,11 +180,16 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         if error is None:
             self.wait()
         elif self._running is not None:
-            # Other ranks may have ended; the error that ends the run is more important.
+            # Other ranks may have ended already; the error that ends the run is not replaced.
             try:
                 self._running.result(_LAST_CHANCE_S)
-            except (CheckpointError, TimeoutError) as lost:
-                logger.warning("the checkpoint being written is lost: %s", lost)
+            except TimeoutError:
+                logger.warning(
+                    "the checkpoint in progress is lost: it is not written after %g s",
+                    _LAST_CHANCE_S,
+                )
+            except CheckpointError as failure:
+                logger.warning("the checkpoint in progress is lost: %s", failure)
 
 
 def _as_checkpoint_error(pending: PendingSave, error: BaseException) -> CheckpointError:

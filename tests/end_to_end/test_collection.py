@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -84,9 +85,35 @@ def test_collection_refills_groups_without_signal_to_full_size(recorded):
             assert line["rollout/refill_rounds"] == 2
 
 
-def test_collection_replays_the_recorded_run_bit_by_bit(recorded, copy, tmp_path):
-    done = _train(copy(), f"--rollout.replay={recorded / 'record'}")
+@pytest.mark.setting("rollout.record", "rollout.replay")
+def test_recording_of_a_killed_run_replays_the_run_bit_by_bit(recorded, copy, tmp_path):
+    record, straight = tmp_path / "record", recorded / "record"
+    recording = f"--rollout.record={record}"
+    # Step 2 is recorded already, and the run begins anew: it has no checkpoint yet.
+    killed = _train(copy(), recording, fault=Fault("kill", "phase:scoring", step=2, rank=0))
+    assert killed.code == -9, killed.text
+    assert len(list(record.iterdir())) == 2
+    # The run goes on from its checkpoint, with two of the groups of step 3.
+    killed = _train(copy(), recording, fault=Fault("kill", "group:0/1", step=3, rank=0))
+    assert killed.code == -9, killed.text
+    assert len(list(record.iterdir())) == 2
+    done = _train(copy(), recording)
     assert done.code == 0, done.text
+    assert "resumed after step 2" in done.text
+    assert "step 3, round 0: 2 of 4 groups were finished before" in done.text
+
+    assert sorted(path.name for path in record.iterdir()) == [
+        f"step_{step:06d}.parquet" for step in (1, 2, 3)
+    ]
+    for path in record.iterdir():
+        columns = pq.read_table(path).to_pydict()
+        rows = Counter(zip(columns["round"], columns["index"], strict=True))
+        assert set(rows.values()) == {2}, "each group has its two responses once"
+        assert columns == pq.read_table(straight / path.name).to_pydict()
+
+    (tmp_path / "run").rename(tmp_path / "killed")
+    replayed = _train(copy(), f"--rollout.replay={record}")
+    assert replayed.code == 0, replayed.text
     assert_same_run(tmp_path / "run", recorded / "run")
     assert not list((tmp_path / "run").glob("rollouts/*"))
 

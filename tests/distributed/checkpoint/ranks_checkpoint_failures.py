@@ -5,6 +5,7 @@ Arguments: folder of the models, working folder. Rank 0 prints what every rank s
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import logging
@@ -12,7 +13,9 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+import threading
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +33,7 @@ from megatron_resrl.checkpoint import (
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
+    saver,
 )
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.platform.distributed import gather_objects, initialize
@@ -52,6 +56,32 @@ def refusal(action: Callable[[], Any]) -> str:
     except (CheckpointError, ValueError) as error:
         return f"{type(error).__name__}: {error}"
     return "nothing"
+
+
+@contextlib.contextmanager
+def warnings() -> Iterator[list[str]]:
+    """What the product warns of in the block."""
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logging.getLogger("megatron_resrl").addHandler(handler)
+    try:
+        yield messages
+    finally:
+        logging.getLogger("megatron_resrl").removeHandler(handler)
+
+
+@contextlib.contextmanager
+def full_disk_of_rank_one() -> Iterator[None]:
+    """Rank 1 cannot write files beyond 20 KB."""
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if dist.get_rank() == 1:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
 
 
 def same_weights(first: Policy, second: Policy) -> bool:
@@ -87,17 +117,13 @@ def misfits(recipe: Recipe, models: Path, work: Path) -> dict[str, Any]:
 
 
 def full_disk(recipe: Recipe, work: Path) -> dict[str, Any]:
-    """Rank 1 may not write files beyond 20 KB during the second save."""
+    """The disk is full during the second save."""
     policy = build(recipe)
     tiny.take_step(policy, 1)
     first = save_checkpoint(work / "full", policy, STATE, keep_last=1)
-    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if dist.get_rank() == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
     state = TrainerState(3, {})
-    said = refusal(lambda: save_checkpoint(work / "full", policy, state, keep_last=1))
-    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
+    with full_disk_of_rank_one():
+        said = refusal(lambda: save_checkpoint(work / "full", policy, state, keep_last=1))
     still_latest = latest_checkpoint(work / "full") == first
     second = save_checkpoint(work / "full", policy, state, keep_last=1)
     return {
@@ -107,38 +133,77 @@ def full_disk(recipe: Recipe, work: Path) -> dict[str, Any]:
     }
 
 
+def background_saver(
+    folder: Path, policy: Policy, on_saved: Callable[[int], Any]
+) -> CheckpointSaver:
+    timeout = datetime.timedelta(minutes=1)
+    return CheckpointSaver(
+        folder, policy, Retention(3), background=True, timeout=timeout, on_saved=on_saved
+    )
+
+
 def background(recipe: Recipe, work: Path) -> dict[str, Any]:
     """The same while training goes on, and how a run then resumes."""
     policy = build(recipe)
     saved: list[int] = []
-    saver = CheckpointSaver(
-        work / "background",
-        policy,
-        Retention(3),
-        background=True,
-        timeout=datetime.timedelta(minutes=1),
-        on_saved=saved.append,
-    )
-    saver.save(TrainerState(1, {}))
+    polled = threading.Event()
+
+    def on_saved(step: int) -> None:
+        if step == 4:
+            polled.wait(30)
+        saved.append(step)
+
+    own = background_saver(work / "background", policy, on_saved)
+    own.save(TrainerState(1, {}))
     tiny.take_step(policy, 1)
-    saver.wait()
-    unlimited = resource.getrlimit(resource.RLIMIT_FSIZE)
-    if dist.get_rank() == 1:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, unlimited[1]))
-    saver.save(TrainerState(2, {}))
-    said = refusal(saver.wait)
-    resource.setrlimit(resource.RLIMIT_FSIZE, unlimited)
-    with saver:
-        saver.save(TrainerState(3, {}))
-        saver.save(TrainerState(4, {}))
-        while saver.saving:
-            saver.poll()
+    own.wait()
+    with full_disk_of_rank_one():
+        own.save(TrainerState(2, {}))
+        said = refusal(own.wait)
+    with own:
+        own.save(TrainerState(3, {}))
+        own.save(TrainerState(4, {}))
+        times = [own.times()]
+        own.poll()
+        times.append(own.times())
+        polled.set()
+        while not (written := own.times()):
+            own.poll()
     return {
         "full disk in the background": said,
         "saved": saved,
-        "times": sorted(saver.times()),
+        "times": [sorted(each) for each in (*times, written)],
         "resuming": resuming(work / "background"),
     }
+
+
+def ended_by_an_error(recipe: Recipe, work: Path) -> dict[str, Any]:
+    """A run fails while its checkpoint is written in the background, in several ways."""
+    policy = build(recipe)
+    released = threading.Event()
+
+    def run(name: str, on_saved: Callable[[int], Any], *, saves: bool = True) -> list[Any]:
+        """The error that ends the run, what was warned of, and what is left of the save."""
+        try:
+            with warnings() as said, background_saver(work / name, policy, on_saved) as own:
+                if saves:
+                    own.save(STATE)
+                raise RuntimeError("no more questions")
+        except RuntimeError as error:
+            threads = [thread.name for thread in threading.enumerate()]
+            written = latest_checkpoint(work / name)
+            return [str(error), said, "checkpoint writer" in threads, written and written.name]
+
+    found = {
+        "nothing to save": run("idle", time.sleep, saves=False),
+        "saved": run("ended", lambda step: time.sleep(0.5)),
+    }
+    with full_disk_of_rank_one():
+        found["disk full"] = run("ended on a full disk", time.sleep)
+    saver._LAST_CHANCE_S = 0.5
+    found["endless"] = run("ended in an endless save", lambda step: released.wait())
+    released.set()
+    return {"ended by an error": found}
 
 
 def resuming(output_dir: Path) -> list[str]:
@@ -179,12 +244,8 @@ def changed_settings(recipe: Recipe, work: Path) -> dict[str, Any]:
     path = save_checkpoint(work / "settings", policy, STATE, keep_last=1)
     optimizer = replace(recipe.optimizer, lr=3e-2, weight_decay=0.5)
     changed = build(replace(recipe, optimizer=optimizer))
-    messages: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: messages.append(record.getMessage())
-    logging.getLogger("megatron_resrl").addHandler(handler)
-    load_checkpoint(path, changed)
-    logging.getLogger("megatron_resrl").removeHandler(handler)
+    with warnings() as messages:
+        load_checkpoint(path, changed)
     result = tiny.take_step(changed, 3)
     decays = {group["weight_decay"] for group in changed.optimizer.param_groups}
     return {
@@ -215,6 +276,7 @@ def main(models: Path, work: Path) -> None:
         **misfits(recipe, models, work),
         **full_disk(recipe, work),
         **background(recipe, work),
+        **ended_by_an_error(recipe, work),
         **changed_settings(recipe, work),
         "before the first step": before_the_first_step(recipe, work),
     }

@@ -73,7 +73,31 @@ def test_save_on_a_full_disk_costs_no_checkpoint(seen):
 def test_saver_goes_on_after_a_save_that_failed(seen):
     for rank in seen:
         assert rank["saved"] == [1, 3, 4]
-        assert rank["times"] == ["blocking", "write"]
+        # The save of step 4 waited for that of step 3; its own is completed by the poll after it.
+        assert rank["times"] == [["blocking", "write"], [], ["write"]]
+
+
+def test_saver_of_a_failing_run_writes_its_checkpoint(seen):
+    error = "no more questions"
+    for rank in seen:
+        ended = rank["ended by an error"]
+        assert ended["nothing to save"] == [error, [], False, None]
+        assert ended["saved"] == [error, [], False, "step_000002"]
+        *others, writing, written = ended["endless"]
+        assert others == [
+            error,
+            ["the checkpoint in progress is lost: it is not written after 0.5 s"],
+        ]
+        assert (writing, written) == (True, "step_000002")
+
+
+def test_saver_keeps_the_error_of_the_run_where_a_save_fails(seen):
+    for rank in seen:
+        error, (said,), writing, written = rank["ended by an error"]["disk full"]
+        assert error == "no more questions"
+        assert said.startswith("the checkpoint in progress is lost: ")
+        assert "File too large" in said
+        assert (writing, written) == (False, None)
 
 
 def test_resume_takes_the_newest_undamaged_checkpoint(seen):
