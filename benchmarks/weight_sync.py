@@ -35,6 +35,7 @@ from machine import describe
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 from megatron_resrl.rollout.weight_sync.sender import build_sender
@@ -138,7 +139,8 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
         )
         initialize(recipe.parallel, 0)
         policy = build_policy(recipe, trainable=False)
-        sender = build_sender(policy, recipe)
+        needed = NeededModel.of(recipe.model, recipe.precision, recipe.data, recipe.rollout)
+        sender = build_sender(policy, needed, recipe.vllm, recipe.rollout)
         with server(settings.vllm_python, model, Path(folder) / "log", recipe) as control:
             found = sender.send([control], 0)  # warm-up
             if found.failed:

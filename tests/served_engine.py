@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from servers_of import needed_model
 from tiny_recipe import write_model
 from transformers import AutoModelForCausalLM, LlamaConfig
 
@@ -25,7 +26,7 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
     VllmConfig,
 )
-from megatron_resrl.rollout.engines.vllm import VllmEngine
+from megatron_resrl.rollout.engines.vllm import Sender, VllmEngine
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 
 VARIABLE = "MEGATRON_RESRL_VLLM_PYTHON"
@@ -133,10 +134,21 @@ def one_rank() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+def start_engine(recipe: Recipe, sender: Sender | None = None) -> VllmEngine:
+    """The engine of a recipe; default: with a `NoSender`."""
+    return VllmEngine(
+        needed_model(recipe),
+        recipe.vllm,
+        sender or NoSender(),
+        colocated=recipe.rollout.placement == "colocated",
+        output_dir=Path(recipe.output_dir),
+    )
+
+
 @contextlib.contextmanager
 def engine_of(recipe: Recipe, sender: NoSender | None = None) -> Iterator[VllmEngine]:
     """A started engine, closed with the block; default: with a `NoSender`."""
-    engine = VllmEngine(recipe, sender or NoSender())
+    engine = start_engine(recipe, sender)
     try:
         yield engine
     finally:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from megatron_resrl.config.schema import Recipe
@@ -59,8 +60,17 @@ def _single_turn_engine(recipe: Recipe, policy: Policy, *, trainable: bool) -> R
         return AbsentEngine(recipe.rollout.replay)
     # Here, because the embedded engine needs neither.
     from megatron_resrl.rollout.engines.vllm import VllmEngine
+    from megatron_resrl.rollout.serving.needed_model import NeededModel
     from megatron_resrl.rollout.weight_sync.backends import server_arguments
     from megatron_resrl.rollout.weight_sync.sender import build_sender
 
-    flags = server_arguments(recipe.vllm, recipe.rollout.placement)
-    return VllmEngine(recipe, build_sender(policy, recipe), weight_flags=flags)
+    rollout, vllm = recipe.rollout, recipe.vllm
+    model = NeededModel.of(recipe.model, recipe.precision, recipe.data, rollout)
+    return VllmEngine(
+        model,
+        vllm,
+        build_sender(policy, model, vllm, rollout),
+        colocated=rollout.placement == "colocated",
+        output_dir=Path(recipe.output_dir),
+        weight_flags=server_arguments(vllm, rollout.placement),
+    )

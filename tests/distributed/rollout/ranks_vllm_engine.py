@@ -13,12 +13,11 @@ from pathlib import Path
 
 import pytest
 import torch.distributed as dist
-from served_engine import NoSender, served_recipe
+from served_engine import NoSender, served_recipe, start_engine
 
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
-from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving.pool import RolloutFailure
 
 
@@ -40,7 +39,7 @@ def main() -> None:
         Path(sys.argv[1]), Path(sys.argv[2]), max_running_requests=4, stall_timeout_s=60
     )
     sender = CollectiveSender()
-    engine = VllmEngine(recipe, sender)
+    engine = start_engine(recipe, sender)
     try:
         engine.update_weights(3)
         first = threading.Event()

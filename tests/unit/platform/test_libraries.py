@@ -6,11 +6,11 @@ import os
 
 import pytest
 import torch
+from servers_of import specs_of
 
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.platform.libraries import library_variables, prepare_libraries
 from megatron_resrl.platform.precision import transformer_precision
-from megatron_resrl.rollout.serving.launch import server_specs
 
 DETERMINISTIC = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
@@ -50,7 +50,7 @@ def test_servers_do_not_inherit_switches_of_the_trainer(monkeypatch: pytest.Monk
     for name, value in chosen().items():
         monkeypatch.setenv(name, value)
     recipe = load_recipe(None, ["--rollout.engine=vllm"])
-    (server,) = server_specs(recipe, cuda=True, weight_flags=((), {}))
+    (server,) = specs_of(recipe, cuda=True)
     assert not set(chosen()) & set(server.environment)
 
 

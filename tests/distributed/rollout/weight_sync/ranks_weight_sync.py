@@ -19,6 +19,7 @@ import httpx
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
+from servers_of import needed_model
 
 from megatron_resrl.config import schema
 from megatron_resrl.errors import RunError
@@ -121,7 +122,7 @@ def main(task: str, url: str, others: str, model: str, version: str, size: str, 
     )
     initialize(recipe.parallel, 0)
     policy = build_policy(recipe, trainable=False)
-    sender = build_sender(policy, recipe)
+    sender = build_sender(policy, needed_model(recipe), recipe.vllm, recipe.rollout)
     server = ServerControl(url)
     servers = [server, *(ServerControl(other) for other in others.split(",") if other != "-")]
     found: Any

@@ -10,6 +10,7 @@ from pathlib import Path
 from threading import Thread
 
 import pytest
+from servers_of import needed_model
 
 from megatron_resrl.config.schema import (
     RolloutConfig,
@@ -72,7 +73,8 @@ def test_weight_sender_uses_buckets_the_folder_and_verifies(recipe, policy, take
         recipe, vllm=vllm, rollout=RolloutConfig(verify_weights=True, max_response_length=8)
     )
     url = f"http://127.0.0.1:{taker.server_port}"
-    report = build_sender(policy, settings).send([ServerControl(url, timeout_s=10)], 7)
+    sender = build_sender(policy, needed_model(settings), vllm, settings.rollout)
+    report = sender.send([ServerControl(url, timeout_s=10)], 7)
     assert len(taker.files) > 5
     assert all(tmp_path in file.parents for file in taker.files)
     assert taker.routes[-1] == "/collective_rpc"

@@ -15,17 +15,16 @@ import psutil
 import pytest
 from ranks import REPOSITORY
 from served_engine import (
-    NoSender,
     engine_of,
     one_rank,
     served_recipe,
+    start_engine,
     vllm_python,
     wait_until,
     write_served_model,
 )
 
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
-from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving import pool as pool_module
 from megatron_resrl.rollout.serving.pooled_server import ServerState
 from megatron_resrl.rollout.serving.server import StartFailure
@@ -196,7 +195,7 @@ def test_pool_replaces_hanging_and_dead_engine_cores(engine, requests):
 def test_pool_shows_the_log_of_a_server_that_does_not_start(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, arguments={"no-such-flag": 1})
     with pytest.raises(StartFailure) as failure:
-        VllmEngine(recipe, NoSender())
+        start_engine(recipe)
     assert "server 0" in str(failure.value)
     assert "ended with status 2 while it started" in str(failure.value)
     assert "unrecognized arguments: --no-such-flag" in str(failure.value)
@@ -207,17 +206,17 @@ def test_pool_shows_the_log_of_a_server_that_does_not_start(group, model_path, t
 def test_pool_names_an_address_without_server(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, urls=("http://127.0.0.1:9",), start_timeout_s=0.5)
     with pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):
-        VllmEngine(recipe, NoSender())
+        start_engine(recipe)
 
 
 TRAINER = """
 import sys, time
 from pathlib import Path
 from served_engine import served_recipe
-from megatron_resrl.rollout.serving.launch import server_specs
+from servers_of import specs_of
 from megatron_resrl.rollout.serving.server import ServerProcess
 recipe = served_recipe(Path(sys.argv[1]), Path(sys.argv[2]))
-(spec,) = server_specs(recipe, cuda=False, weight_flags=((), {}))
+(spec,) = specs_of(recipe)
 print(ServerProcess(spec).pid, flush=True)
 time.sleep(600)
 """

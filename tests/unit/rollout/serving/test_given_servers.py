@@ -13,6 +13,7 @@ from served_engine import (
     engine_of,
     one_rank,
     served_recipe,
+    start_engine,
     wait_until,
     write_served_model,
 )
@@ -21,7 +22,6 @@ from vllm_server import vllm_server
 
 from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
-from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.serving.pool import RolloutFailure
 from megatron_resrl.rollout.serving.pooled_server import ServerState
 from megatron_resrl.rollout.serving.server import StartFailure
@@ -171,6 +171,6 @@ def test_pool_refuses_a_server_without_control_routes(server, model_path, recipe
         vllm_server(model_path, tmp_path / "log", FLAGS, {}) as url,
         pytest.raises(StartFailure, match="start it with VLLM_SERVER_DEV_MODE=1") as failure,
     ):
-        VllmEngine(recipe(url), NoSender())
+        start_engine(recipe(url))
     assert f"vllm.urls: {url} cannot be controlled" in str(failure.value)
     assert "404" in str(failure.value)

@@ -6,6 +6,7 @@ import sys
 from dataclasses import replace
 
 import pytest
+from servers_of import specs_of
 
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import (
@@ -17,7 +18,7 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.errors import InputError
-from megatron_resrl.rollout.serving.launch import api_key_of, as_flags, server_specs, visible_gpus
+from megatron_resrl.rollout.serving.launch import api_key_of, as_flags, visible_gpus
 
 RECIPE = Recipe(
     output_dir="out",
@@ -31,7 +32,7 @@ RECIPE = Recipe(
 
 def specs(vllm: VllmConfig = RECIPE.vllm, *, cuda: bool = False, flags=((), {}), **rollout):
     recipe = replace(RECIPE, vllm=vllm, rollout=replace(RECIPE.rollout, **rollout))
-    return server_specs(recipe, cuda=cuda, weight_flags=flags)
+    return specs_of(recipe, cuda=cuda, weight_flags=flags)
 
 
 def flag(spec, name: str) -> str:
@@ -119,7 +120,7 @@ def test_server_specs_pass_the_key_by_environment_alone(monkeypatch):
     monkeypatch.delenv("VLLM_API_KEY", raising=False)
     recipe = replace(RECIPE, vllm=VllmConfig(api_key="s3cret"))
     key = api_key_of(recipe.vllm)
-    (spec,) = server_specs(recipe, cuda=False, weight_flags=((), {}), api_key=key)
+    (spec,) = specs_of(recipe, api_key=key)
     assert spec.environment["VLLM_API_KEY"] == "s3cret"
     assert "s3cret" not in " ".join(spec.arguments)
     assert "s3cret" not in recipe_yaml(recipe)
@@ -139,10 +140,10 @@ def test_api_key_is_random_for_started_servers_alone(monkeypatch):
 def test_server_specs_use_no_gpu_twice():
     vllm = VllmConfig(servers=2, tensor_parallel_size=2)
     recipe = replace(RECIPE, vllm=vllm)
-    given = server_specs(recipe, cuda=True, weight_flags=((), {}), gpus=["4", "5", "6", "7"])
+    given = specs_of(recipe, cuda=True, gpus=["4", "5", "6", "7"])
     assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in given] == ["4,5", "6,7"]
     with pytest.raises(InputError, match=r"are 4 GPUs, and the host of rank 0 has 3"):
-        server_specs(recipe, cuda=True, weight_flags=((), {}), gpus=["4", "5", "6"])
+        specs_of(recipe, cuda=True, gpus=["4", "5", "6"])
 
 
 def test_visible_gpus_are_those_of_the_environment(monkeypatch):

@@ -7,6 +7,8 @@ import threading
 
 import pytest
 from answering import answering, model_card, vllm_like
+from served_engine import start_engine
+from servers_of import needed_model
 from tiny_recipe import write_model
 
 from megatron_resrl.config.schema import (
@@ -18,7 +20,6 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.platform.distributed import initialize, shutdown
-from megatron_resrl.rollout.engines.vllm import VllmEngine
 from megatron_resrl.rollout.weight_sync.sender import build_sender
 from megatron_resrl.rollout.worker import build_policy
 
@@ -90,7 +91,8 @@ def asked(tmp_path):
         initialize(recipe.parallel, 0)
         try:
             policy = build_policy(recipe, trainable=False)
-            engine = VllmEngine(recipe, build_sender(policy, recipe))
+            sender = build_sender(policy, needed_model(recipe), recipe.vllm, recipe.rollout)
+            engine = start_engine(recipe, sender)
             engine._can_sleep = True
             engine.sleep()
             gc.callbacks.append(note)

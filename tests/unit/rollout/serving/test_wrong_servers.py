@@ -10,12 +10,12 @@ from threading import Thread
 
 import pytest
 from answering import answering, model_card, vllm_like
-from served_engine import NoSender, one_rank
+from served_engine import one_rank, start_engine
 
 from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.errors import UNUSABLE, InputError, exit_status
-from megatron_resrl.rollout.engines.vllm import VllmEngine
-from megatron_resrl.rollout.serving.identity import NeededModel, answers_as_ours, require_model
+from megatron_resrl.rollout.serving.identity import answers_as_ours, require_model
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec, StartFailure
 from megatron_resrl.rollout.serving.starting import await_answer
@@ -119,7 +119,7 @@ def test_identity_error_has_the_status_of_a_user_error():
         answering(vllm_like(model_card(max_model_len=6))) as url,
         pytest.raises(StartFailure) as failure,
     ):
-        VllmEngine(recipe(url), NoSender())
+        start_engine(recipe(url))
     assert exit_status(failure.value) == UNUSABLE
     assert failure.value.common
 
@@ -146,11 +146,11 @@ def test_api_key_goes_with_every_call_and_into_no_file(monkeypatch):
         return vllm_like(model_card(), generate)(request)
 
     with one_rank(), answering(guarded) as url:
-        VllmEngine(recipe(url, api_key="secret"), NoSender()).close()
+        start_engine(recipe(url, api_key="secret")).close()
         assert set(shown) == {"Bearer secret"}
         shown.clear()
         monkeypatch.setenv("VLLM_API_KEY", "from outside")
-        VllmEngine(recipe(url), NoSender()).close()
+        start_engine(recipe(url)).close()
         assert set(shown) == {"Bearer from outside"}
     assert "secret" not in repr(recipe(api_key="secret"))
 
