@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from megatron_resrl.policy.policy import Policy as Policy
     from megatron_resrl.rollout.environments.environment import Environment as Environment
     from megatron_resrl.subspace.token_weights import token_weights as token_weights
+    from megatron_resrl.token_weighting.protocol import TokenWeighting as TokenWeighting
+    from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting as TokenwiseWeighting
     from megatron_resrl.training.rl_loop import train as train
 
 __version__ = "0.1.0"
@@ -37,6 +39,8 @@ _HOME_OF_NAME = {
     "InputError": "errors",
     "Policy": "policy.policy",
     "Recipe": "config.schema",
+    "TokenWeighting": "token_weighting.protocol",
+    "TokenwiseWeighting": "token_weighting.tokenwise",
     "check_recipe": "checks.recipe",
     "convert_hf_to_megatron": "conversion.from_hugging_face",
     "convert_megatron_to_hf": "conversion.to_hugging_face",

@@ -23,6 +23,7 @@ from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
 from megatron_resrl.platform.ending import process_ends_with_block, record_failure
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
 from megatron_resrl.rollout.weight_sync.choice import transfer_note
+from megatron_resrl.user_files import split_name
 
 PROBLEMS = 1
 """Exit status of `check` where something is wrong."""
@@ -209,7 +210,8 @@ def _activity() -> contextlib.AbstractContextManager[Any]:
 
 def _prepare_megatron(recipe: Recipe) -> None:
     """Adapts megatron-core if the checks are going to import it, which takes seconds."""
-    if recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp:
+    passed_through = recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp
+    if passed_through or split_name(recipe.resrl.weights):
         _adapt()
 
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import inspect
-from collections.abc import Sequence
 from typing import Any
 
 from megatron_resrl.algorithms.algorithm import Algorithm
+from megatron_resrl.errors import closest
 from megatron_resrl.registry import Registry
-from megatron_resrl.user_files import split_name
 
 
 def _is_algorithm(found: Any) -> bool:
@@ -54,16 +52,17 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
         The algorithm, immutable.
 
     Raises:
-        ValueError: Unknown name or option, with the nearest match and everything there is; or an
-            option's value that cannot be used.
-        SettingError: The file or its class cannot be used.
+        SettingError: There is no such algorithm, with the nearest name and all that there are; or
+            the file or its class cannot be used.
+        ValueError: Unknown option, with the nearest one; or an option's value that cannot be used.
     """
     algorithm_class = get_algorithm_class(name)
     known = [field.name for field in dataclasses.fields(algorithm_class) if field.init]
     for option in options:
         if option not in known:
+            near = closest(str(option), known)
             raise ValueError(
-                f"algorithm.options has {option!r}{_nearest(option, known)}; "
+                f"algorithm.options has {option!r}{f', did you mean {near!r}?' if near else ''}; "
                 f"{name} takes: {', '.join(known) or 'no options'}"
             )
     return algorithm_class(**options)
@@ -71,19 +70,9 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
 
 def get_algorithm_class(name: str) -> type[Algorithm]:
     """The class behind `algorithm.name`; arguments and errors as for `get_algorithm`."""
-    if name not in _REGISTRY.built_in and split_name(name) is None:
-        raise ValueError(
-            f"there is no algorithm {name!r}{_nearest(name, algorithm_names())}; "
-            f"registered are: {', '.join(algorithm_names())}"
-        )
     found, _ = _REGISTRY.find(name)
     if inspect.isabstract(found):
         missing = ", ".join(sorted(found.__abstractmethods__))
         problem = f"{found.__name__} does not define {missing}"
         raise _REGISTRY.refusal(name, problem, "define it, see Algorithm")
     return found
-
-
-def _nearest(wrong: str, right: Sequence[str]) -> str:
-    found = difflib.get_close_matches(str(wrong), right, n=1)
-    return f", did you mean {found[0]!r}?" if found else ""

@@ -7,23 +7,15 @@ from collections.abc import Iterator
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.errors import SettingError, closest
+from megatron_resrl.errors import SettingError
 from megatron_resrl.token_weighting.registry import require_weighting
-from megatron_resrl.user_files import split_name
 
 
 def _check_algorithm(facts: Facts) -> Iterator[Problem]:
     # Here, because torch takes a second to import, which `--help` need not wait for.
-    from megatron_resrl.algorithms import algorithm_names
     from megatron_resrl.training.algorithm import algorithm_of, unused_settings
 
-    algorithm, known = facts.recipe.algorithm, algorithm_names()
-    if algorithm.name not in known and split_name(algorithm.name) is None:
-        near = closest(algorithm.name, known)
-        hint = f"did you mean {near}? " if near else ""
-        fix = f"{hint}registered are {', '.join(known)}; your own is path.py:name"
-        yield Problem("algorithm.name", algorithm.name, "there is no such algorithm", fix)
-        return
+    algorithm = facts.recipe.algorithm
     try:
         made = algorithm_of(facts.recipe)
     except SettingError as error:
@@ -52,13 +44,6 @@ def _check_sampling(facts: Facts) -> Iterator[Problem]:
         yield Problem("rollout.temperature", 0.0, problem, "set it above 0, e.g. 1.0")
 
 
-def _check_quantiles(facts: Facts) -> Iterator[Problem]:
-    low, high = facts.recipe.resrl.quantiles
-    if not 0 <= low < high <= 1:
-        problem = "not two increasing quantiles between 0 and 1"
-        yield Problem("resrl.quantiles", [low, high], problem, "use e.g. [0.2, 0.8]")
-
-
 def _check_layer(facts: Facts) -> Iterator[Problem]:
     layer, layers = facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")
     if layers is None or -layers - 1 <= layer <= layers:
@@ -82,7 +67,6 @@ ALGORITHM_CHECKS = (
     _check_algorithm,
     _check_weighting,
     _check_sampling,
-    _check_quantiles,
     _check_layer,
     _check_schedule,
     *TRAINING_BATCH_CHECKS,

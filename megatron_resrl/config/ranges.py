@@ -25,7 +25,7 @@ class Range:
     or_null: bool = False
     """The setting may be null instead."""
 
-    def holds(self, value: float) -> bool:
+    def holds(self, value: Any) -> bool:
         """Whether a number lies in the range; not-a-number and infinity lie in none."""
         above = self.low <= value if self.low_included else self.low < value
         below = value <= self.high if self.high_included else value < self.high
@@ -39,6 +39,19 @@ class Range:
             if self.high < math.inf:
                 words += f" and {'at most' if self.high_included else 'below'} {self.high}"
         return f"{words}, or null" if self.or_null else words
+
+
+@dataclass(frozen=True)
+class RisingPair(Range):
+    """Two finite numbers between two bounds, the first below the second."""
+
+    def holds(self, value: Any) -> bool:
+        """Whether a pair rises inside the range."""
+        first, second = value
+        return first < second and super().holds(first) and super().holds(second)
+
+    def __str__(self) -> str:
+        return f"two increasing numbers {super().__str__()}"
 
 
 def at_least(low: float) -> Range:

@@ -14,6 +14,7 @@ from megatron_resrl.config.ranges import (
     POSITIVE_SHARE,
     PROBABILITY,
     Range,
+    RisingPair,
     above,
     at_least,
     between,
@@ -231,7 +232,7 @@ class ResrlConfig:
     """Dimensions kept of the positives' subspace (k)."""
     max_positive_tokens: Annotated[int, at_least(4)] = 4096
     """Positive tokens sampled per group (M)."""
-    quantiles: tuple[float, float] = (0.2, 0.8)
+    quantiles: Annotated[tuple[float, float], RisingPair(0, 1)] = (0.2, 0.8)
     """Quantiles of the negatives' residuals mapped to the smallest and to full weight."""
     floor: Annotated[float, PROBABILITY] = 0.1
     """The smallest weight (xi)."""
@@ -247,7 +248,7 @@ class ResrlConfig:
     """Name of the token weighting. `residual`: the method. Controls that punish incorrect responses
     as much, as the loss sees it: `constant`, one weight for all incorrect tokens of a group;
     `random`, the group's weights dealt to its incorrect tokens. `inverted`: 1 + floor - weight,
-    most where the method punishes least."""
+    most where the method punishes least. Or `path.py:name` of a `TokenWeighting` of your own."""
     refresh: Literal["rollout", "minibatch"] = "rollout"
     """`rollout`: reuse the weights of the scoring pass for all updates of the step; `minibatch`:
     compute them anew with the current policy before each update (the released code)."""

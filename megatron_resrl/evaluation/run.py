@@ -15,7 +15,7 @@ import yaml
 
 from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import DataConfig, Recipe
 from megatron_resrl.data.prompts import read_prompts
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.data.tokenizer import load_tokenizer
@@ -24,7 +24,7 @@ from megatron_resrl.evaluation.results import (
     keep_responses,
     unused_names,
 )
-from megatron_resrl.evaluation.sets import EvaluationSet, evaluation_sets
+from megatron_resrl.evaluation.sets import EvaluationSet, SetSettings, evaluation_sets
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
@@ -39,13 +39,20 @@ logger = logging.getLogger(__name__)
 
 @named_phase("data")
 def load_evaluation_sets(
-    recipe: Recipe, tokenizer: Any, vocab_size: int | None = None
+    wanted: Sequence[SetSettings], data: DataConfig, tokenizer: Any, vocab_size: int | None = None
 ) -> list[EvaluationSet]:
-    """Reads the recipe's evaluation files. `vocab_size`: see `read_prompts`."""
+    """Reads the questions of evaluation sets.
+
+    Args:
+        wanted: From `evaluation_sets`.
+        data: How questions become prompts.
+        tokenizer: The model's.
+        vocab_size: See `read_prompts`.
+    """
     sets = []
-    for settings in evaluation_sets(recipe):
+    for settings in wanted:
         file, limit = settings.file, settings.max_prompts
-        prompts, _ = read_prompts([file], recipe.data, tokenizer, limit, vocab_size=vocab_size)
+        prompts, _ = read_prompts([file], data, tokenizer, limit, vocab_size=vocab_size)
         rows = sum(1 for _ in itertools.islice(read_rows(Path(file.path)), limit))
         kept = {prompt.record.index for prompt in prompts}
         dropped = tuple(row for row in range(rows) if row not in kept)
@@ -88,13 +95,7 @@ def graded_sets(sets: Sequence[EvaluationSet], worker: RolloutWorker, seed: int)
     results = []
     for number, each in enumerate(sets):
         settings = each.settings
-        sampling = SamplingParams(
-            max_new_tokens=settings.max_response_length,
-            stop_token_ids=worker.stop_token_ids,
-            n=settings.samples_per_prompt,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-        )
+        sampling = SamplingParams.of(settings, worker.stop_token_ids, settings.samples_per_prompt)
         key = (seed, EVALUATION_STREAM, number)
         request = GenerationRequest.of_prompts(each.prompts, sampling, key)
         responses = worker.engine.generate(request)
@@ -131,7 +132,10 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
     with process_groups(recipe.parallel, recipe.seed):
         tokenizer = load_tokenizer(recipe.model)
         vocab_size = read_hf_config(recipe.model.path).vocab_size
-        sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
+        wanted = evaluation_sets(
+            recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
+        )
+        sets = load_evaluation_sets(wanted, recipe.data, tokenizer, vocab_size)
         judged = [(each.settings.reward, each.prompts) for each in sets]
         with open_worker(recipe, trainable=False, tokenizer=tokenizer, judged=judged) as worker:
             results = graded_sets(sets, worker, recipe.seed)

@@ -11,7 +11,6 @@ from megatron_resrl.config.ranges import field_ranges, range_problem
 from megatron_resrl.config.schema import (
     DataConfig,
     EvaluationConfig,
-    Recipe,
     RewardConfig,
     RolloutConfig,
 )
@@ -50,6 +49,11 @@ class SetSettings:
     """Only the first rows of the file are read; None: all."""
 
     @property
+    def top_k(self) -> int:
+        """0: evaluations keep all tokens, and `top_p` alone cuts the distribution."""
+        return 0
+
+    @property
     def name(self) -> str:
         """In the metrics: the file's name without its ending, or the entry's `name`."""
         return self.file.name
@@ -70,15 +74,18 @@ class EvaluationSet:
         return self.settings.name
 
 
-def evaluation_sets(recipe: Recipe) -> list[SetSettings]:
-    """The sets of a recipe, in the order of `evaluation.files`.
+def evaluation_sets(
+    evaluation: EvaluationConfig,
+    data: DataConfig,
+    reward: RewardConfig,
+    max_response_length: int,
+) -> list[SetSettings]:
+    """The sets of a recipe, in the order of `evaluation.files`; arguments as for `resolve_sets`.
 
     Raises:
         RecipeError: An entry is malformed, or names no file.
     """
-    sets, problems = resolve_sets(
-        recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
-    )
+    sets, problems = resolve_sets(evaluation, data, reward, max_response_length)
     if problems:
         raise RecipeError(problems)
     return sets

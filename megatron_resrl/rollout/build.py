@@ -58,14 +58,7 @@ def build_collector(
 
     return Collector(
         engine=engine,
-        sampling=SamplingParams(
-            max_new_tokens=settings.max_response_length,
-            stop_token_ids=worker.stop_token_ids,
-            n=settings.group_size,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            top_k=settings.top_k,
-        ),
+        sampling=SamplingParams.of(settings, worker.stop_token_ids, settings.group_size),
         selection=selection,
         grader=worker.graders.of(recipe.reward),
         tokenizer=worker.tokenizer,

@@ -13,6 +13,26 @@ from typing import Literal, NamedTuple, Protocol
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 
 
+class SamplingSettings(Protocol):
+    """`RolloutConfig`, or the settings of an evaluation's set."""
+
+    @property
+    def max_response_length(self) -> int:
+        """Largest number of response tokens."""
+
+    @property
+    def temperature(self) -> float:
+        """Divides the logits; 0: the most likely token."""
+
+    @property
+    def top_p(self) -> float:
+        """Keep the smallest set of tokens with at least this mass."""
+
+    @property
+    def top_k(self) -> int:
+        """Keep the k most likely tokens; 0: all."""
+
+
 @dataclass(frozen=True)
 class SamplingParams:
     """How responses are sampled."""
@@ -29,6 +49,20 @@ class SamplingParams:
     """Keep the smallest set of tokens with at least this mass."""
     top_k: int = 0
     """Keep the k most likely tokens; 0: all."""
+
+    @classmethod
+    def of(
+        cls, settings: SamplingSettings, stop_token_ids: tuple[int, ...], n: int
+    ) -> SamplingParams:
+        """How the settings of a rollout or of an evaluation have `n` responses sampled."""
+        return cls(
+            max_new_tokens=settings.max_response_length,
+            stop_token_ids=stop_token_ids,
+            n=n,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            top_k=settings.top_k,
+        )
 
 
 @dataclass(frozen=True)

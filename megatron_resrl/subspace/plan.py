@@ -44,11 +44,8 @@ class SubspaceSettings:
 
     def __post_init__(self) -> None:
         # The same ranges as those of the section `resrl`, for callers without a recipe.
-        for name in ("rank", "max_positive_tokens", "floor"):
+        for name in ("rank", "max_positive_tokens", "quantiles", "floor"):
             require_in_range(name, getattr(self, name), _RANGES[name])
-        low, high = self.quantiles
-        if not 0 <= low < high <= 1:
-            raise ValueError(f"quantiles are ({low}, {high}), expected 0 <= low < high <= 1")
         if self.weights not in ("residual", "constant", "random", "inverted"):
             raise ValueError(
                 f"weights is {self.weights!r}, expected residual, constant, random or inverted"

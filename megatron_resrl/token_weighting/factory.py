@@ -32,7 +32,7 @@ def build_weighting(
         think_markers: Token ids between which responses think, if thinking is masked.
 
     Raises:
-        SettingError: There is no weighting of this name.
+        SettingError: There is no such weighting, or the class in the user's file is none.
     """
     if not algorithm.needs_hidden_states:
         return Uniform()

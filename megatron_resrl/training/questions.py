@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch.distributed as dist
 
-from megatron_resrl.config.schema import DataConfig, Recipe, RewardConfig
+from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RewardConfig
 from megatron_resrl.data.digest import digest
 from megatron_resrl.data.prompts import Prompt, read_prompts
 from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.run import load_evaluation_sets
-from megatron_resrl.evaluation.sets import EvaluationSet
+from megatron_resrl.evaluation.sets import EvaluationSet, SetSettings
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.training.algorithm import algorithm_of
@@ -33,8 +34,6 @@ class Questions:
     prompts: list[Prompt]
     """To train on."""
     evaluation_sets: list[EvaluationSet]
-    identity: Identity
-    """Of the whole run, questions included."""
 
     def judged(self, reward: RewardConfig) -> list[tuple[RewardConfig, list[Prompt]]]:
         """Rewards and the prompts that each judges: `reward` those of training."""
@@ -42,17 +41,35 @@ class Questions:
         return [(reward, self.prompts), *((each.settings.reward, each.prompts) for each in sets)]
 
 
-def read_questions(recipe: Recipe) -> Questions:
+def read_questions(
+    model: ModelConfig, data: DataConfig, sets: Sequence[SetSettings], prompts_per_step: int
+) -> Questions:
     """Reads and tokenizes all questions.
+
+    Args:
+        model: Whose tokenizer and vocabulary.
+        data: Training questions, and how questions become prompts.
+        sets: Of the evaluation.
+        prompts_per_step: `rollout.prompts_per_step`, for messages.
 
     Raises:
         InputError: A file cannot be read or used.
     """
-    tokenizer = load_tokenizer(recipe.model)
-    vocab_size = read_hf_config(recipe.model.path).vocab_size
-    prompts = _training_prompts(recipe.data, recipe.rollout.prompts_per_step, tokenizer, vocab_size)
-    sets = load_evaluation_sets(recipe, tokenizer, vocab_size)
-    contents = {"data: questions": _content(prompts)}
+    tokenizer = load_tokenizer(model)
+    vocab_size = read_hf_config(model.path).vocab_size
+    prompts = _training_prompts(data, prompts_per_step, tokenizer, vocab_size)
+    evaluation = load_evaluation_sets(sets, data, tokenizer, vocab_size)
+    return Questions(tokenizer, prompts, evaluation)
+
+
+def rl_identity(recipe: Recipe, questions: Questions) -> Identity:
+    """What gives a run of reinforcement learning its meaning, questions included.
+
+    Raises:
+        InputError: A file that a setting names cannot be read.
+    """
+    sets = questions.evaluation_sets
+    contents = {"data: questions": _content(questions.prompts)}
     contents |= {f"evaluation: questions of {each.name}": _content(each.prompts) for each in sets}
     for each in sets:
         if each.settings.reward != recipe.reward:
@@ -61,10 +78,12 @@ def read_questions(recipe: Recipe) -> Questions:
     contents["reward: function"] = function_content(recipe.reward.function)
     if split_name(recipe.algorithm.name):
         contents["algorithm: class"] = function_content(recipe.algorithm.name)
+    uses_resrl = algorithm_of(recipe).needs_hidden_states
+    if uses_resrl and split_name(recipe.resrl.weights):
+        contents["token weighting: class"] = function_content(recipe.resrl.weights)
     if recipe.rollout.environment is not None:
         contents["environment: class"] = function_content(recipe.rollout.environment)
-    unused = () if algorithm_of(recipe).needs_hidden_states else ("resrl.",)
-    return Questions(tokenizer, prompts, sets, identity_of(recipe, contents, unused))
+    return identity_of(recipe, contents, () if uses_resrl else ("resrl.",))
 
 
 def _content(prompts: list[Prompt]) -> str:

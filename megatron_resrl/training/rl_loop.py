@@ -6,14 +6,16 @@ incorrect ones by how far they lie outside the subspace of the correct ones, upd
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_resrl.algorithms import Algorithm
 from megatron_resrl.checkpoint import TrainerState
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, ResrlConfig
+from megatron_resrl.config.schema_rollout import RolloutConfig
+from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
 from megatron_resrl.diagnostics.records import complete, readable
@@ -21,17 +23,21 @@ from megatron_resrl.diagnostics.standard import standard_observers
 from megatron_resrl.diagnostics.without_signal import WithoutSignal
 from megatron_resrl.evaluation.results import responses_folder
 from megatron_resrl.evaluation.run import evaluate_sets
+from megatron_resrl.evaluation.sets import evaluation_sets
 from megatron_resrl.observe.phases import PHASES, phase
 from megatron_resrl.platform.distributed import run_on_every_rank
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.build import build_collector
+from megatron_resrl.rollout.collector import Collector
+from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.token_weighting.protocol import TokenWeighting
 from megatron_resrl.training.algorithm import algorithm_of
-from megatron_resrl.training.questions import Questions, read_questions
+from megatron_resrl.training.identity import Identity
+from megatron_resrl.training.questions import Questions, read_questions, rl_identity
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.session import Session, Stage, StageState, open_session
 from megatron_resrl.training.starting_point import StartingPoint
@@ -50,29 +56,42 @@ def train(recipe: Recipe) -> None:
         NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
     with open_session(recipe) as session:
-        questions = run_on_every_rank(lambda: read_questions(recipe))
-        start = session.find_start(questions.identity)
+        questions, identity = run_on_every_rank(lambda: _read(recipe))
+        start = session.find_start(identity)
         with open_worker(
             recipe,
             trainable=True,
             tokenizer=questions.tokenizer,
             judged=questions.judged(recipe.reward),
         ) as worker:
-            _train(recipe, session, questions, start, worker)
+            _train(recipe, session, questions, identity, start, worker)
+
+
+def _read(recipe: Recipe) -> tuple[Questions, Identity]:
+    """The questions of a run, and what gives the run its meaning."""
+    sets = evaluation_sets(
+        recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
+    )
+    prompts_per_step = recipe.rollout.prompts_per_step
+    questions = read_questions(recipe.model, recipe.data, sets, prompts_per_step)
+    return questions, rl_identity(recipe, questions)
 
 
 def _train(
     recipe: Recipe,
     session: Session,
     questions: Questions,
+    identity: Identity,
     start: StartingPoint,
     worker: RolloutWorker,
 ) -> None:
     policy, timers = worker.policy, session.timers
     resumed = session.resume(start, policy)
-    rollouts, rollout_log = _rollouts(recipe, session, questions, start, worker, resumed)
+    log = RolloutLog(Path(recipe.output_dir) / "rollouts", run_identity(recipe, identity.digest()))
+    collector = build_collector(recipe, worker, log, timers)
+    rollouts = _rollouts(recipe, questions.prompts, collector, worker.engine, resumed, start)
     algorithm = algorithm_of(recipe)
-    weighting = _weighting(recipe, worker, algorithm)
+    weighting = _weighting(worker, algorithm, recipe.resrl, recipe.rollout, recipe.seed)
     settings = StepSettings.from_recipe(recipe)
     observers = standard_observers(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
@@ -90,10 +109,10 @@ def _train(
         phases=PHASES,
         evaluate=lambda step: evaluate_sets(sets, worker, recipe.seed, step, kept),
         evaluate_every=recipe.evaluation.every,
-        on_saved=lambda step: rollout_log.discard(until=step),
+        on_saved=lambda step: log.discard(until=step),
     )
     steps_done = resumed.step if resumed else 0
-    with session.run(stage, policy, questions.identity, steps_done=steps_done) as run:
+    with session.run(stage, policy, identity, steps_done=steps_done) as run:
         for step in run.steps():
             rollout = rollouts.next(step)
             samples = rollout.samples
@@ -115,33 +134,26 @@ def _train(
 
 def _rollouts(
     recipe: Recipe,
-    session: Session,
-    questions: Questions,
-    start: StartingPoint,
-    worker: RolloutWorker,
+    prompts: Sequence[Prompt],
+    collector: Collector,
+    engine: RolloutEngine,
     resumed: TrainerState | None,
-) -> tuple[RolloutQueue, RolloutLog]:
+    start: StartingPoint,
+) -> RolloutQueue:
     """The rollouts of the steps to come, where the run that is continued left off."""
+    rollout = recipe.rollout
     in_flight: list[list[int]] = []
     sampler = PromptSampler(
-        len(questions.prompts), recipe.rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
+        len(prompts), rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
     )
     if resumed:
-        worker.engine.update_weights(resumed.step)
+        engine.update_weights(resumed.step)
         if not start.new_data:
             sampler.load_state_dict(resumed.sampler)
             in_flight = prompts_in_flight(resumed.extra)
-    identity = run_identity(recipe, questions.identity.digest())
-    log = RolloutLog(Path(recipe.output_dir) / "rollouts", identity)
-    queue = RolloutQueue(
-        build_collector(recipe, worker, log, session.timers),
-        questions.prompts,
-        sampler,
-        steps=recipe.steps,
-        rollout=recipe.rollout,
-        in_flight=in_flight,
+    return RolloutQueue(
+        collector, prompts, sampler, steps=recipe.steps, rollout=rollout, in_flight=in_flight
     )
-    return queue, log
 
 
 def prompts_in_flight(extra: Mapping[str, Any]) -> list[list[int]]:
@@ -153,15 +165,16 @@ def prompts_in_flight(extra: Mapping[str, Any]) -> list[list[int]]:
     return extra.get("in_flight", extra.get("begun", []))
 
 
-def _weighting(recipe: Recipe, worker: RolloutWorker, algorithm: Algorithm) -> TokenWeighting:
+def _weighting(
+    worker: RolloutWorker,
+    algorithm: Algorithm,
+    resrl: ResrlConfig,
+    rollout: RolloutConfig,
+    seed: int,
+) -> TokenWeighting:
     markers = None
-    if recipe.resrl.mask_think:
-        markers = think_marker_ids(worker.tokenizer, recipe.resrl.think_markers)
+    if resrl.mask_think:
+        markers = think_marker_ids(worker.tokenizer, resrl.think_markers)
     return build_weighting(
-        algorithm,
-        worker.policy,
-        recipe.resrl,
-        recipe.rollout,
-        seed=recipe.seed,
-        think_markers=markers,
+        algorithm, worker.policy, resrl, rollout, seed=seed, think_markers=markers
     )

@@ -43,7 +43,9 @@ def test_train_writes_metrics_samples_checkpoint_and_model(straight):
     metrics = read_metrics(straight)
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
     evaluation = EvaluationConfig(("heldout.jsonl",), 0, 2)
-    logged = set(evaluation_metric_names(evaluation_sets(Recipe(evaluation=evaluation))))
+    recipe = Recipe(evaluation=evaluation)
+    sets = evaluation_sets(evaluation, recipe.data, recipe.reward, 8)
+    logged = set(evaluation_metric_names(sets))
     assert logged == {name for name in metrics[0] if name.startswith("eval/")}
     assert logged < set(metrics[-1])
     for line in metrics[1:]:

@@ -159,7 +159,8 @@ def test_get_algorithm_answers_an_unknown_name() -> None:
     with pytest.raises(ValueError, match=r"'resrll'.*did you mean 'resrl'.*grpo, nsr, w_reinforce"):
         get_algorithm("resrll")
     with pytest.raises(
-        ValueError, match=r"'zzz'; registered are: grpo, nsr, w_reinforce, resrl, c"
+        ValueError,
+        match=r"'zzz': there is no such algorithm; give grpo, nsr, w_reinforce",
     ):
         get_algorithm("zzz")
 

@@ -30,7 +30,7 @@ def test_evaluation_may_sample_as_it_likes(check):
 def test_quantiles_must_increase_between_zero_and_one(refused, quantiles):
     problem = refused(f"--resrl.quantiles={quantiles}")
     assert problem.setting == "resrl.quantiles"
-    assert "[0.2, 0.8]" in problem.fix
+    assert problem.fix == "it must be two increasing numbers between 0 and 1"
 
 
 @pytest.mark.parametrize("beyond", [1, -1])
@@ -58,7 +58,7 @@ def test_length_scaling_needs_its_floor_beyond_its_plateau(refused):
 def test_unknown_algorithms_are_refused_with_the_nearest(refused):
     problem = refused("--algorithm.name=resrll")
     assert (problem.setting, problem.value) == ("algorithm.name", "resrll")
-    assert "did you mean resrl?" in problem.fix
+    assert "did you mean 'resrl'?" in problem.problem
     assert "grpo" in problem.fix
 
 
@@ -106,5 +106,6 @@ def test_algorithm_of_the_users_own_is_looked_at(check, refused, tmp_path):
 def test_check_weighting_refuses_unknown_names_with_the_nearest(check, refused):
     problem = refused("--resrl.weights=inverse")
     assert problem.setting == "resrl.weights"
-    assert "did you mean inverted?" in problem.fix
+    assert "did you mean 'inverted'?" in problem.problem
+    assert "residual, constant, random, inverted, or path.py:name" in problem.fix
     assert check("--resrl.weights=inverted") == []

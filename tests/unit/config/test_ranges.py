@@ -12,6 +12,7 @@ from megatron_resrl.config.load import RANGES, SETTINGS, settings_parser
 from megatron_resrl.config.ranges import (
     BELOW_ONE,
     POSITIVE_SHARE,
+    RisingPair,
     above,
     at_least,
     between,
@@ -29,6 +30,12 @@ from megatron_resrl.config.ranges import (
         (between(0, 255), "between 0 and 255", (0, 255), (-1, 256)),
         (BELOW_ONE, "at least 0 and below 1", (0, 0.999), (1, -0.1)),
         (POSITIVE_SHARE, "above 0 and at most 1", (1e-9, 1), (0, 1.1)),
+        (
+            RisingPair(0, 1),
+            "two increasing numbers between 0 and 1",
+            ((0, 1), (0.2, 0.8)),
+            ((0.5, 0.5), (0.8, 0.2), (-0.1, 0.5), (0.5, 1.1), (0, math.nan)),
+        ),
     ],
 )
 def test_range_holds_what_its_words_say(allowed, words, good, bad):

@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
 import torch
+from adding_page import example_of_the_page
 
 from megatron_resrl.algorithms.registry import get_algorithm
 
-PAGE = Path(__file__).resolve().parents[3] / "docs" / "adding.md"
-
 
 def test_algorithm_of_the_adding_page_is_leave_one_out(tmp_path: Path) -> None:
-    (code,) = [
-        block
-        for block in re.findall(
-            r"^```python\n(.*?)^```", PAGE.read_text(), re.MULTILINE | re.DOTALL
-        )
-        if "class RLOO" in block
-    ]
-    (tmp_path / "my_algorithms.py").write_text(code)
+    (tmp_path / "my_algorithms.py").write_text(example_of_the_page("class RLOO"))
     rloo = get_algorithm(f"{tmp_path / 'my_algorithms.py'}:RLOO")
     rewards = torch.tensor([1.0, 0.0, 0.5, 2.0, 4.0], dtype=torch.float64)
     found = rloo.sample_advantages(rewards, rewards, torch.tensor([7, 7, 7, 9, 9]))

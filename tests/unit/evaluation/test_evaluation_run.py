@@ -19,6 +19,7 @@ from megatron_resrl.evaluation.results import (
     unused_names,
 )
 from megatron_resrl.evaluation.run import evaluate, evaluate_sets, graded_sets, load_evaluation_sets
+from megatron_resrl.evaluation.sets import evaluation_sets
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.rollout.worker import open_worker
 
@@ -79,10 +80,17 @@ def worker(quick):
         yield worker
 
 
+def questions_of(recipe, worker):
+    sets = evaluation_sets(
+        recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
+    )
+    return load_evaluation_sets(sets, recipe.data, worker.tokenizer)
+
+
 def texts(worker, recipe, **settings) -> list[list[str]]:
     """[questions][samples] of responses under changed settings."""
     recipe = replace(recipe, evaluation=replace(recipe.evaluation, **settings))
-    (result,) = graded_sets(load_evaluation_sets(recipe, worker.tokenizer), worker, recipe.seed)
+    (result,) = graded_sets(questions_of(recipe, worker), worker, recipe.seed)
     return [[r["response"] for r in line["responses"]] for line in result.lines(None)]
 
 
@@ -104,7 +112,7 @@ def test_evaluation_samples_with_its_temperature_and_top_p(worker, quick):
 @pytest.mark.setting("evaluation.keep_responses")
 def test_keep_responses_writes_every_response_with_its_step(worker, quick, tmp_path):
     recipe = replace(quick, output_dir=str(tmp_path))
-    sets = load_evaluation_sets(recipe, worker.tokenizer)
+    sets = questions_of(recipe, worker)
     folder = responses_folder(recipe.evaluation, recipe.output_dir)
     metrics = evaluate_sets(sets, worker, recipe.seed, 20, folder)
     path = tmp_path / "evaluation" / "step_000020" / "heldout.jsonl"
@@ -126,7 +134,7 @@ def test_keep_responses_writes_every_response_with_its_step(worker, quick, tmp_p
 
 
 def test_keep_responses_keeps_line_ends_inside_of_text(worker, quick, tmp_path):
-    (questions,) = load_evaluation_sets(quick, worker.tokenizer)
+    (questions,) = questions_of(quick, worker)
     (result,) = graded_sets([questions], worker, quick.seed)
     odd = [replace(sample, text="a\u2028b\x85c\nd") for sample in result.samples]
     for _ in range(2):

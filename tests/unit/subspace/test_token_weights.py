@@ -273,7 +273,7 @@ def test_token_weights_of_groups_are_independent(method):
     [
         ({"rank": 0}, "rank is 0"),
         ({"max_positive_tokens": 3}, "max_positive_tokens is 3"),
-        ({"quantiles": (0.8, 0.2)}, "quantiles are"),
+        ({"quantiles": (0.8, 0.2)}, "two increasing numbers between 0 and 1"),
         ({"floor": 1.5}, "floor is 1.5"),
         ({"weights": "mean"}, "weights is 'mean'"),
     ],

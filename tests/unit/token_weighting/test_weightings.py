@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import tiny_families as tiny
 import torch
+from adding_page import example_of_the_page
 from one_step import take_step, training_batch, weigh, weighting_of
 from tiny_rollouts import rollouts
 from torch import Tensor
@@ -51,7 +52,7 @@ def from_norm(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("weighting_of_the_test")
     module.FromNorm = FromNorm
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry._WEIGHTINGS, "norm", f"{module.__name__}:FromNorm")
+    monkeypatch.setitem(registry._REGISTRY.built_in, "norm", f"{module.__name__}:FromNorm")
     return "norm"
 
 
@@ -122,8 +123,48 @@ def test_inverted_weights_exchange_floor_and_one(model: Path) -> None:
 
 
 def test_unknown_weighting_is_refused_with_the_nearest_name() -> None:
-    with pytest.raises(SettingError, match=r"resrl\.weights = 'residuals'.*did you mean residual"):
+    words = r"resrl\.weights = 'residuals'.*did you mean 'residual'"
+    with pytest.raises(SettingError, match=words):
         registry.require_weighting("residuals")
+
+
+def test_weighting_of_the_users_own_weighs_like_a_registered_one(
+    model: Path, from_norm: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "my_weightings.py"
+    file.write_text(example_of_the_page("class FromNorm"))
+    samples, positive = rollouts()
+    batch = training_batch(samples, positive)
+    policy = build_policy(recipe_of(model, from_norm), trainable=False)
+    registered, own = (
+        weigh(policy, recipe, batch, weighting_of(policy, recipe)).weights
+        for recipe in (recipe_of(model, from_norm), recipe_of(model, f"{file}:FromNorm"))
+    )
+    assert own.min() < 1
+    torch.testing.assert_close(own, registered)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("absent.py:Mine", "there is no file"),
+        ("mine.py:Yours", "its classes are Mine, Unfinished"),
+        ("mine.py:Mine", "Mine does not define begin, summarise"),
+        ("mine.py:Unfinished", "Unfinished does not define weights"),
+        ("broken.py:Mine", "cannot be run (ZeroDivisionError: division by zero)"),
+    ],
+)
+def test_require_weighting_names_what_is_none(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "mine.py").write_text(
+        "from megatron_resrl import TokenwiseWeighting\n\n\n"
+        "class Mine:\n    pass\n\n\n"
+        "class Unfinished(TokenwiseWeighting):\n    pass\n"
+    )
+    (tmp_path / "broken.py").write_text("1 / 0")
+    with pytest.raises(SettingError) as caught:
+        registry.require_weighting(str(tmp_path / name))
+    assert caught.value.setting == "resrl.weights"
+    assert words in str(caught.value)
 
 
 def test_token_weights_replaced_merges_a_later_pass() -> None:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from tiny_recipe import write_model
 
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import Recipe
@@ -17,6 +18,7 @@ from megatron_resrl.training.identity import (
     flat_settings,
     rank_differences,
 )
+from megatron_resrl.training.questions import Questions, rl_identity
 
 CONTENTS = {"model: weights": "a", "data: questions": "16, digest b", "evaluation: c": "d"}
 DEFAULT = Recipe()
@@ -104,6 +106,23 @@ def test_contents_count_wherever_they_lie():
     assert found.meaning == ["data: questions: 16, digest b in the checkpoint, 17, digest e now"]
     assert found.data
     assert not compare(DEFAULT, DEFAULT, now={"evaluation: c": "e"}).meaning
+
+
+def test_rl_identity_knows_the_file_of_a_token_weighting(tmp_path):
+    model, file = write_model(tmp_path / "model"), tmp_path / "mine.py"
+    file.write_text("class Mine:\n    pass\n")
+    own = recipe(model__path=str(model), resrl__weights=f"{file}:Mine")
+    questions = Questions(None, [], [])
+    before = rl_identity(own, questions)
+    file.write_text("class Mine:\n    changed = True\n")
+    after = rl_identity(own, questions)
+    (line,) = changes(recipe_yaml(own), before.contents, after, DEFAULT).meaning
+    assert line.startswith("token weighting: class: Mine of mine.py, digest ")
+    assert rank_differences([("one", before), ("two", after)])
+    assert before.digest() != after.digest()
+    # An algorithm that uses no weights does not depend on the file.
+    grpo = dataclasses.replace(own, algorithm=dataclasses.replace(own.algorithm, name="grpo"))
+    assert "token weighting: class" not in rl_identity(grpo, questions).contents
 
 
 def test_identity_of_an_older_checkpoint_lacks_new_settings():
