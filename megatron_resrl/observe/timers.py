@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_resrl.platform.clock import Clock, HostClock
 
 
 class PhaseTimers:
-    """Wall-clock seconds per phase of a step; every moment counts for one phase only.
+    """Seconds per phase of a step; every moment counts for one phase only.
 
     Time in an inner phase is not counted in the phase around it, so that the phases and `other`
-    always add up to the step.
+    always add up to the step. The borders of phases are marked only; their distances are read when
+    the step ends, so that no border makes the host wait for the device.
 
     Args:
-        synchronize: Called at the borders of phases, e.g. `torch.cuda.synchronize`: work queued
-            on a device then counts for the phase that queued it. None: the clock alone.
+        clock: Tells the time; None: the host's.
     """
 
-    def __init__(self, synchronize: Callable[[], None] | None = None) -> None:
-        self._synchronize = synchronize or (lambda: None)
-        self._seconds: dict[str, float] = {}
+    def __init__(self, clock: Clock | None = None) -> None:
+        self._clock = clock or HostClock()
+        self._spans: list[tuple[str, Any, Any]] = []
         self._open: list[str] = []
-        self._mark = time.perf_counter()
+        self._mark = self._clock.mark()
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -40,21 +42,22 @@ class PhaseTimers:
         return self._open[-1] if self._open else "other"
 
     def collect(self) -> dict[str, float]:
-        """Ends the step's accounting and starts the next one's.
+        """Ends the step's accounting and starts the next one's. Waits for the device once.
 
         Returns:
             Seconds per phase since the last call (or since creation), in the order in which the
             phases first ended, and "other" last: the time outside all phases.
         """
         self._account()
-        seconds, self._seconds = self._seconds, {}
+        seconds: dict[str, float] = {}
+        for name, first, last in self._spans:
+            seconds[name] = seconds.get(name, 0.0) + self._clock.seconds(first, last)
+        self._spans = []
         other = seconds.pop("other", 0.0)
         return {**seconds, "other": other}
 
     def _account(self) -> None:
-        """Adds the time since the last mark to the innermost open phase."""
-        self._synchronize()
-        now = time.perf_counter()
-        name = self.current_phase()
-        self._seconds[name] = self._seconds.get(name, 0.0) + now - self._mark
+        """Counts the time since the last mark for the innermost open phase."""
+        now = self._clock.mark()
+        self._spans.append((self.current_phase(), self._mark, now))
         self._mark = now

@@ -42,6 +42,16 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
+def on_device(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
+    """A tensor of the host on `place`; neither waits for the other.
+
+    From pageable memory the copy would wait for what the device has queued.
+    """
+    if place.type == "cuda":
+        tensor = tensor.pin_memory()
+    return tensor.to(place, non_blocking=True)
+
+
 @contextlib.contextmanager
 def process_groups(parallel: ParallelConfig, seed: int) -> Iterator[None]:
     """Starts the process groups, see `initialize`, and ends them with the block.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -12,7 +12,6 @@ from megatron.core.models.common.embeddings.rope_utils import apply_rotary_pos_e
 from megatron.core.models.common.embeddings.yarn_rotary_pos_embedding import (
     _yarn_get_concentration_factor_from_config as rotary_factor,
 )
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.attention import SelfAttention
@@ -21,7 +20,9 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.utils import is_layer_window_attention
 from torch.nn.functional import scaled_dot_product_attention
 
+from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.policy.batches import zigzag_positions
+from megatron_resrl.policy.packing import PackedSequences
 
 _STACKED_DIMENSIONS = 5
 
@@ -71,7 +72,7 @@ class SdpaCoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None,
         attn_mask_type: Any = None,
         attention_bias: torch.Tensor | None = None,
-        packed_seq_params: PackedSeqParams | None = None,
+        packed_seq_params: PackedSequences | None = None,
         **_: Any,
     ) -> torch.Tensor:
         """Attends.
@@ -105,7 +106,7 @@ class SdpaCoreAttention(MegatronModule):
             lengths = (query.shape[0] * ranks,)
         else:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
-            lengths = tuple(packed_seq_params.cu_seqlens_q.diff().tolist())
+            lengths = packed_seq_params.lengths
         if group is not None and ranks > 1:
             return self._attend_to_all_ranks(query, key, value, lengths, group)
         shares = (x.split(lengths) for x in (query, key, value))
@@ -164,7 +165,7 @@ class SdpaCoreAttention(MegatronModule):
             torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=group
         )
         # [sum of lengths, b, groups, 2 x head_dim], as all ranks' shares lie one after the other.
-        order = _natural_order(lengths, size).to(gathered.device, non_blocking=True)
+        order = on_device(_natural_order(lengths, size), gathered.device)
         whole = gathered.index_select(0, order)
         # Each rank attends with two pieces: one from the front of the sequence, one from its end.
         context = []
@@ -189,11 +190,20 @@ def _natural_order(lengths: tuple[int, ...], size: int) -> torch.Tensor:
     return torch.cat(positions).argsort()
 
 
-class RotatedCacheAttention(SelfAttention):
-    """Self-attention that caches keys with their rotary embedding.
+class _TokenAngles(NamedTuple):
+    """Angles of each packed token [s, 1, 1, head_dim], for queries and for keys."""
 
-    megatron-core's static cache holds them without it and rotates the whole cache again for each
-    new token, which after a few hundred tokens takes longer than all the rest of the layer.
+    query: torch.Tensor
+    key: torch.Tensor
+
+
+class RotatedCacheAttention(SelfAttention):
+    """Self-attention that rotates packed tokens, and keys before it caches them, by itself.
+
+    megatron-core's static cache holds keys without their rotary embedding and rotates the whole
+    cache again for each new token, which after a few hundred tokens takes longer than all the rest
+    of the layer. Its rotation of packed sequences reads their lengths from the device in every
+    layer; here the angles of each token's position are picked on the device.
 
     Where layers differ in their rotary embedding, the model passes both, stacked.
     """
@@ -202,7 +212,8 @@ class RotatedCacheAttention(SelfAttention):
         self,
         hidden_states: torch.Tensor,
         *args: Any,
-        rotary_pos_emb: torch.Tensor | None = None,
+        rotary_pos_emb: torch.Tensor | _TokenAngles | None = None,
+        packed_seq_params: PackedSequences | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attends; see megatron-core's `Attention`.
@@ -212,6 +223,7 @@ class RotatedCacheAttention(SelfAttention):
             *args: The base class's.
             rotary_pos_emb: [s, 1, 1, head_dim] angles, or [2, s, 1, 1, head_dim] of layers without
                 a window and with one.
+            packed_seq_params: Where packed sequences begin and end; None: every row is one.
             **kwargs: The base class's.
         """
         if rotary_pos_emb is not None and rotary_pos_emb.dim() == _STACKED_DIMENSIONS:
@@ -219,7 +231,16 @@ class RotatedCacheAttention(SelfAttention):
                 self.config.window_size, self.config.window_attn_skip_freq, self.layer_number
             )
             rotary_pos_emb = rotary_pos_emb[int(windowed)]
-        return super().forward(hidden_states, *args, rotary_pos_emb=rotary_pos_emb, **kwargs)
+        if rotary_pos_emb is not None and packed_seq_params is not None:
+            angles = rotary_pos_emb[packed_seq_params.position_ids]
+            rotary_pos_emb = _TokenAngles(angles, angles)
+        return super().forward(
+            hidden_states,
+            *args,
+            rotary_pos_emb=rotary_pos_emb,
+            packed_seq_params=packed_seq_params,
+            **kwargs,
+        )
 
     def _adjust_key_value_for_inference(
         self,
@@ -231,20 +252,28 @@ class RotatedCacheAttention(SelfAttention):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
+        if isinstance(rotary_pos_emb, _TokenAngles):
+            query = self._rotated(query, rotary_pos_emb.query)
+            key = self._rotated(key, rotary_pos_emb.key)
+            rotary_pos_emb = None
         # The angles of queries and keys, where keys are cached as they are after the rotation.
         angles = None if inference_context is None else rotary_pos_emb
         if angles is not None:
             first = inference_context.sequence_len_offset
-            key = apply_rotary_pos_emb(
-                key,
-                angles[1][first : first + key.shape[0]],
-                config=self.config,
-                mscale=rotary_factor(self.config),  # As for queries, in the base class.
-                cp_group=self.pg_collection.cp,
-            )
+            key = self._rotated(key, angles[1][first : first + key.shape[0]])
         query, key, value, remaining, *rest = super()._adjust_key_value_for_inference(
             inference_context, query, key, value, rotary_pos_emb, *args, **kwargs
         )
         if angles is not None:
             remaining = (remaining[0], None)
         return query, key, value, remaining, *rest
+
+    def _rotated(self, states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+        """Queries or keys [s, b, heads, head_dim], rotated as the base class does it."""
+        return apply_rotary_pos_emb(
+            states,
+            angles,
+            config=self.config,
+            mscale=rotary_factor(self.config),
+            cp_group=self.pg_collection.cp,
+        )

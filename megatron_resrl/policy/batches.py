@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from megatron_resrl.platform.distributed import on_device
+
 
 @dataclass(frozen=True)
 class TokenSequence:
@@ -145,16 +147,16 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        return dataclasses.replace(
-            self,
-            tokens=self.tokens.to(device),
-            position_ids=self.position_ids.to(device),
-            state_index=self.state_index.to(device),
-            targets=self.targets.to(device),
-            sequence_index=self.sequence_index.to(device),
-            response_position=self.response_position.to(device),
-            original=self.host,
-        )
+        names = ("tokens", "position_ids", "state_index", "targets", "sequence_index")
+        fields = {name: getattr(self, name) for name in (*names, "response_position")}
+        # One copy for all of them.
+        flat = on_device(torch.cat([each.flatten() for each in fields.values()]), device)
+        parts = flat.split([each.numel() for each in fields.values()])
+        moved = {
+            name: part.view_as(each)
+            for (name, each), part in zip(fields.items(), parts, strict=True)
+        }
+        return dataclasses.replace(self, **moved, original=self.host)
 
 
 _FP8_TOKENS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}

@@ -174,7 +174,8 @@ def transformer_config(
         # With batched sends the interleaved schedule computes wrong gradients.
         "overlap_p2p_comm": interleaved,
         "batch_p2p_comm": not interleaved,
-        "batch_p2p_sync": cuda,
+        # A repair for versions of torch that are too old for us.
+        "batch_p2p_sync": False,
         "use_cpu_initialization": not cuda,
         "gradient_accumulation_fusion": False,
         "masked_softmax_fusion": False,

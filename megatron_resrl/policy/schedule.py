@@ -9,11 +9,16 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.model_parallel_config import ModelParallelConfig
 from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.utils import get_model_config
 
+from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.platform.phases import detail
 from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.packing import PackedSequences
 
 LastStage = Callable[[torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]
 """Takes the final hidden states [s, b, h] (or this rank's slice [s / TP, b, h] under sequence
@@ -51,7 +56,7 @@ def run_pipeline(
             input_ids=batch.tokens,
             position_ids=batch.position_ids,
             attention_mask=None,
-            packed_seq_params=_packed_seq_params(batch),
+            packed_seq_params=_packed_sequences(batch),
         )
         if after_forward is not None:
             after_forward(model, batch)
@@ -76,7 +81,46 @@ def run_pipeline(
             seq_length=length,
             micro_batch_size=rows,
             forward_only=forward_only,
+            **_communication(get_model_config(model_chunks[0]), micro_batches),
         )
+
+
+class _KnownShapes(P2PCommunicator):
+    """Sends states between pipeline stages without their shapes, which both stages know.
+
+    megatron-core sends the shape before each tensor of variable length and waits for the device to
+    read it. Both stages have the same micro-batches, and pass them in the same order.
+    """
+
+    def __init__(self, config: ModelParallelConfig, shapes: Sequence[tuple[int, int, int]]) -> None:
+        super().__init__(parallel_state.get_pipeline_model_parallel_group(), config)
+        self._forward, self._backward = iter(shapes), iter(shapes)
+
+    def _communicate_shapes(
+        self, tensor_send_next: Any, tensor_send_prev: Any, recv_prev: bool, recv_next: bool
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        return (
+            next(self._forward) if recv_prev else (),
+            next(self._backward) if recv_next else (),
+        )
+
+
+def _communication(
+    config: ModelParallelConfig, micro_batches: Sequence[MicroBatch]
+) -> dict[str, Any]:
+    """Arguments of megatron-core's schedule: who sends states of lengths that vary, among whom."""
+    if config.pipeline_model_parallel_size == 1 or not config.variable_seq_lengths:
+        return {}
+    slices = config.tensor_model_parallel_size if config.sequence_parallel else 1
+    shapes = [
+        (batch.tokens.shape[1] // slices, len(batch.tokens), config.hidden_size)
+        for batch in micro_batches
+    ]
+    groups = ["tp", "pp", "cp", "embd", "pos_embd", "dp_cp"]
+    return {
+        "p2p_communicator": _KnownShapes(config, shapes),
+        "pg_collection": ProcessGroupCollection.use_mpu_process_groups(groups),
+    }
 
 
 def _announced(micro_batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
@@ -85,19 +129,21 @@ def _announced(micro_batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         yield batch
 
 
-def _packed_seq_params(batch: MicroBatch) -> PackedSeqParams | None:
+def _packed_sequences(batch: MicroBatch) -> PackedSequences | None:
     """Where packed sequences begin and end; padding counts as part of its sequence."""
     if batch.packed_lengths is None:
         return None
     ends = torch.tensor([0, *itertools.accumulate(batch.packed_lengths)], dtype=torch.int32)
-    ends = ends.to(batch.tokens.device, non_blocking=True)
+    ends = on_device(ends, batch.tokens.device)
     longest = max(batch.packed_lengths)
-    return PackedSeqParams(
+    return PackedSequences(
         qkv_format="thd",
         cu_seqlens_q=ends,
         cu_seqlens_kv=ends,
         max_seqlen_q=longest,
         max_seqlen_kv=longest,
+        lengths=batch.packed_lengths,
+        position_ids=batch.position_ids[0],
     )
 
 

@@ -16,13 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from megatron_resrl.checkpoint import CheckpointSaver, Retention, TrainerState, load_checkpoint
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.clock import device_clock
 from megatron_resrl.platform.disk import full_disk_named
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.platform.phases import begin_step
@@ -107,8 +106,7 @@ class Session:
         self.settings = settings
         self.interruption = interruption
         self.lock = lock
-        # What is queued on a GPU counts for the phase that queued it.
-        self.timers = PhaseTimers(torch.cuda.synchronize if torch.cuda.is_available() else None)
+        self.timers = PhaseTimers(device_clock())
 
     def find_start(self, identity: Identity) -> StartingPoint:
         """Compares the ranks, and looks for the checkpoint that the run continues. Collective.

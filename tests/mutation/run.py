@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from queue import Queue
 
+import pytest
 from ignored_settings import schema_without
 from mutants import mutants_of
 from targets import TARGETS
@@ -110,8 +111,7 @@ class Checkouts:
 
 
 def _run_tests(copy: Path, arguments: Sequence[str], timeout: float) -> tuple[str, str]:
-    there = [each for each in arguments if not each.startswith("tests/") or (copy / each).exists()]
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *there]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *arguments]
     environment = os.environ | {
         "PYTHONPATH": str(copy),
         "PYTHONDONTWRITEBYTECODE": "1",
@@ -123,7 +123,9 @@ def _run_tests(copy: Path, arguments: Sequence[str], timeout: float) -> tuple[st
         )
     except subprocess.TimeoutExpired:
         return "timeout", " ".join(arguments)
-    if done.returncode == 5:
+    if done.returncode == pytest.ExitCode.USAGE_ERROR:
+        sys.exit(f"{arguments}: {done.stderr[-500:]}")
+    if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED:
         return "no tests", " ".join(arguments)
     failed = [line for line in done.stdout.split("\n") if line.startswith(("FAILED", "ERROR"))]
     noticed = failed[0][:160] if failed else done.stdout[-160:]

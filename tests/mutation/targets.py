@@ -57,11 +57,7 @@ TARGETS = {
     "collection": Target(
         ("rollout/collector.py", "rollout/queue.py", "rollout/log.py", "rollout/recording.py"),
         (
-            (
-                "tests/unit/rollout/test_collector.py",
-                "tests/unit/rollout/test_queue.py",
-                "tests/unit/rollout/test_recording.py",
-            ),
+            ("tests/unit/rollout/test_queue.py", "tests/unit/rollout/test_recording.py"),
             ("tests/distributed/rollout/test_rollout_log.py",),
             ("tests/end_to_end/test_collection.py", _RUN, _SETTINGS),
         ),

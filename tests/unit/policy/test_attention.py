@@ -6,10 +6,10 @@ import math
 
 import pytest
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_resrl.policy.attention import SdpaCoreAttention
+from megatron_resrl.policy.packing import PackedSequences
 
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 8
 
@@ -85,7 +85,9 @@ def test_attention_keeps_packed_sequences_apart() -> None:
     lengths = (3, 1, 5)
     query, key, value = (x[:, 0] for x in tensors(sum(lengths), sum(lengths)))
     ends = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
-    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    packed = PackedSequences(
+        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, lengths=lengths
+    )
     found = attention()(query, key, value, None, packed_seq_params=packed)
     alone = [
         attention()(*(x[:, None] for x in share), None)
@@ -97,7 +99,7 @@ def test_attention_keeps_packed_sequences_apart() -> None:
 def test_attention_refuses_what_packed_sequences_cannot_have() -> None:
     query, key, value = (x[:, 0] for x in tensors(5, 5))
     ends = torch.tensor([0, 5], dtype=torch.int32)
-    packed = PackedSeqParams(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends)
+    packed = PackedSequences(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, lengths=(5,))
     mask = torch.ones(5, 5).triu(1).bool()
     with pytest.raises(ValueError, match="no attention mask"):
         attention()(query, key, value, mask, packed_seq_params=packed)

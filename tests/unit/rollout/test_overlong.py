@@ -57,6 +57,15 @@ def test_overlong_truncate_grades_responses_as_they_are(grading):
     assert not any(sample.excluded for sample in samples)
 
 
+def test_transcripts_are_of_responses_that_an_environment_wrote_in(grading):
+    answered = Response((7, 9, 7), (-1.0,) * 3, "stop", response_mask=(True, False, True))
+    alone, several = grade_responses(
+        [PROMPT], [[RESPONSES[0], answered]], *grading, RewardConfig(), length_limit=LIMIT
+    )
+    assert alone.transcript is None
+    assert several.transcript == grading[1].decode([7, 9, 7])
+
+
 @pytest.mark.setting("reward.overlong")
 def test_overlong_mask_keeps_the_rewards_of_masked_responses(grading):
     samples = graded(grading, overlong="mask")
