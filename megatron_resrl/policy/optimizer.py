@@ -62,10 +62,24 @@ def wrap_in_ddp(
         "use_distributed_optimizer": parallel.use_distributed_optimizer,
     }
     ddp_config = DistributedDataParallelConfig(**(fields | parallel.ddp))
-    return [
+    chunks = [
         DistributedDataParallel(config=module.config, ddp_config=ddp_config, module=module)
         for module in modules
     ]
+    for module in modules:
+        _add_gradients_in_products(module)
+    return chunks
+
+
+def _add_gradients_in_products(module: PolicyModel) -> None:
+    """Has Transformer Engine's matrix products add weight gradients to the fp32 buffers.
+
+    Otherwise a gradient is rounded to the weights' type and added by a second kernel. The setting
+    of megatron-core's that does this from the start would ask for Apex in the output layer.
+    """
+    for part in module.modules():
+        if hasattr(part, "fuse_wgrad_accumulation"):
+            part.fuse_wgrad_accumulation = True
 
 
 def make_optimizer(

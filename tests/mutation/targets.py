@@ -73,7 +73,11 @@ TARGETS = {
     "sampling": Target(
         ("rollout/sampling.py", "rollout/collect.py"),
         (
-            ("tests/unit/rollout/test_sampling.py", "tests/unit/rollout/test_overlong.py"),
+            (
+                "tests/unit/rollout/test_sampling.py",
+                "tests/unit/rollout/test_overlong.py",
+                "tests/unit/rollout/test_lost_scores.py",
+            ),
             (_RUN, _SETTINGS),
         ),
     ),

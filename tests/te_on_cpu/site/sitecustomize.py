@@ -1,7 +1,7 @@
 """Puts the Python processes that find this folder on PYTHONPATH on Transformer Engine's layers.
 
 TE_ON_CPU names the folder that holds Transformer Engine's Python. Nothing is imported before the
-process itself imports megatron-core, so that programs without it start as fast as ever.
+process itself imports one of the two, so that programs without it start as fast as ever.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 
-class _BeforeMegatron:
-    """A finder that finds nothing: it notices the first import of megatron-core."""
+class _BeforeEngine:
+    """A finder that finds nothing: it notices the first import of what needs the engine's layers."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        if name == "megatron":
+        if name in ("megatron", "transformer_engine"):
             sys.meta_path.remove(self)
             importlib.import_module("compiled_in_torch.install").install()
 
@@ -27,4 +27,4 @@ if os.environ.get("TE_ON_CPU"):
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), os.environ["TE_ON_CPU"]]
     os.environ["TORCHDYNAMO_DISABLE"] = "1"  # It would compile each little function in C++.
     os.environ["NVTE_PROJECT_BUILDING"] = "1"  # Transformer Engine then loads no library.
-    sys.meta_path.insert(0, _BeforeMegatron())
+    sys.meta_path.insert(0, _BeforeEngine())
