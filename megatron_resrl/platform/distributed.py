@@ -42,12 +42,12 @@ def device() -> torch.device:
     return torch.device("cpu")
 
 
-def on_device(tensor: torch.Tensor, place: torch.device) -> torch.Tensor:
-    """A tensor of the host on `place`; neither waits for the other.
+def on_device(tensor: torch.Tensor, place: torch.device | str) -> torch.Tensor:
+    """A tensor of the host on `place`; the host does not wait for the device.
 
-    From pageable memory the copy would wait for what the device has queued.
+    From memory that is not pinned the copy would wait for what the device has queued.
     """
-    if place.type == "cuda":
+    if torch.device(place).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(place, non_blocking=True)
 

@@ -27,7 +27,7 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     PrecisionConfig,
 )
-from megatron_resrl.platform.distributed import device, largest
+from megatron_resrl.platform.distributed import device, largest, on_device
 from megatron_resrl.policy.batches import (
     MicroBatch,
     TokenBatch,
@@ -402,6 +402,5 @@ class Policy:
         first = rank * len(flat) if self.config.sequence_parallel else 0
         local = batch.host.state_index - first
         token = torch.nonzero((local >= 0) & (local < len(flat))).flatten()
-        # Not blocking: otherwise the copy would wait for all that the device has queued.
-        chosen = local[token].to(flat.device, non_blocking=True)
+        chosen = on_device(local[token], flat.device)
         return TappedStates(hidden=flat.index_select(0, chosen), token=token)

@@ -20,6 +20,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor
 
+from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.subspace.basis import Basis, basis_from_rows, basis_from_statistics
 from megatron_resrl.subspace.rows import ROWS, Padding, layer_norm, normalised_dtype
 from megatron_resrl.subspace.shard_group import TokenShardGroup
@@ -85,7 +86,7 @@ class RowsCollector:
     def add(self, hidden_nH: Tensor, group_n: Tensor, index_in_group_n: Tensor) -> None:
         """Layer-norms the rows into place; with several ranks, keeps the rows until `bases`."""
         if self.ranks.size == 1:
-            place_n = (group_n * self.width + index_in_group_n).to(self.device)
+            place_n = on_device(group_n * self.width + index_in_group_n, self.device)
             _write(self._rows, hidden_nH, place_n)
         else:
             self._kept.append((hidden_nH, group_n, index_in_group_n))
@@ -98,7 +99,7 @@ class RowsCollector:
         del self._rows  # A window has its bases once.
         valid = torch.arange(self.width) < self.counts_G[self.own].unsqueeze(1)
         rows = rows.view(groups, self.width, self.hidden_size)
-        own = basis_from_rows(rows, valid.to(self.device), self.rank) if groups else None
+        own = basis_from_rows(rows, on_device(valid, self.device), self.rank) if groups else None
         return _shared(own, len(self.counts_G), self.hidden_size, self.rank, self.ranks, rows)
 
     def _exchange(self, groups: int) -> Tensor:
@@ -115,13 +116,15 @@ class RowsCollector:
         order = owner_n.argsort(stable=True)
         send = torch.bincount(owner_n, minlength=self.ranks.size)
         # How many rows come from every rank, so that the exchange needs no padding.
-        receive = self.ranks.all_gather(send.to(self.device))[:, self.ranks.rank].tolist()
+        receive = self.ranks.all_gather(on_device(send, self.device))[:, self.ranks.rank].tolist()
         empty = torch.empty(0, self.hidden_size, dtype=self.dtype, device=self.device)
         rows_nH = torch.cat([kept[0] for kept in self._kept] or [empty])
         self._kept = []
-        rows_nH = rows_nH[order.to(self.device)]
+        rows_nH = rows_nH[on_device(order, self.device)]
         rows_nH = self.ranks.all_to_all(rows_nH, send.tolist(), receive)
-        places = self.ranks.all_to_all(place_n[order].to(self.device), send.tolist(), receive)
+        places = self.ranks.all_to_all(
+            on_device(place_n[order], self.device), send.tolist(), receive
+        )
         own_rows = self._empty(groups)
         _write(own_rows, rows_nH, places)
         self.nbytes = max(self.nbytes + rows_nH.nbytes, rows_nH.nbytes + own_rows.nbytes)

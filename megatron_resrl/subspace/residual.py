@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.subspace.basis import Basis
 from megatron_resrl.subspace.rows import Padding, layer_norm
 
@@ -28,8 +29,9 @@ def residuals(hidden_nH: Tensor, group_n: Tensor, basis: Basis) -> Tensor:
     """
     order = group_n.argsort(stable=True)
     if not torch.equal(order, torch.arange(len(order))):
-        sorted_n = residuals(hidden_nH[order.to(hidden_nH.device)], group_n[order], basis)
-        return torch.empty_like(sorted_n).index_copy_(0, order.to(sorted_n.device), sorted_n)
+        place = on_device(order, hidden_nH.device)
+        sorted_n = residuals(hidden_nH[place], group_n[order], basis)
+        return torch.empty_like(sorted_n).index_copy_(0, place, sorted_n)
     parts = [
         _residuals(hidden, group, basis)
         for hidden, group in zip(

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from megatron_resrl.platform.distributed import on_device
+
 LAYER_NORM_EPS = 1e-5
 # Rows that are converted to a wider type at a time: few enough for a CPU's cache; bounds memory.
 ROWS = 512
@@ -60,7 +62,7 @@ class Padding:
         lines = group_n[order]
         place_n[order] = lines * width + torch.arange(len(group_n)) - first[lines]
         valid_GW = torch.arange(width) < counts.unsqueeze(1)
-        return cls(place_n.to(device), valid_GW.to(device))
+        return cls(on_device(place_n, device), on_device(valid_GW, device))
 
     def pad(self, rows_n: Tensor) -> Tensor:
         """[n, ...] -> [G, W, ...], zeros where there is no row."""

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.subspace.basis import Basis
 from megatron_resrl.subspace.collectors import COLLECTORS, Collector
 from megatron_resrl.subspace.plan import GroupPlan, SubspaceSettings, Window
@@ -143,12 +144,12 @@ class TokenWeightStream:
         row, position = row_n[index], position_n[index]
         chosen_nH = hidden_nH
         if len(index) < len(hidden_nH):
-            chosen_nH = hidden_nH.index_select(0, index.to(hidden_nH.device))
+            chosen_nH = hidden_nH.index_select(0, on_device(index, hidden_nH.device))
         # A square too large for float32 is not finite either.
         wide = torch.float64 if chosen_nH.dtype == torch.float64 else torch.float32
         finite = torch.linalg.vector_norm(chosen_nH, dim=1, dtype=wide).isfinite()
         token = row * self.weights.shape[1] + position
-        self._finite_flags.append((finite, token.to(finite.device)))
+        self._finite_flags.append((finite, on_device(token, finite.device)))
         return chosen_nH, row, position
 
     def _collect(
@@ -194,7 +195,7 @@ class TokenWeightStream:
         chosen_nH, row, position = self._select(hidden_nH, row_n, position_n, chosen_n)
         self._weighted_tokens += len(row)
         residual_n = residuals(chosen_nH, self._slot_G[self.plan.group_B[row]], self._basis)
-        place = (row.to(residual_n.device), position.to(residual_n.device))
+        place = tuple(on_device(torch.stack((row, position)), residual_n.device))
         self._residual_BT[place] = residual_n
 
     def _close(self, window: Window) -> None:
@@ -212,13 +213,13 @@ class TokenWeightStream:
         rows = torch.tensor(window.negatives)
         token_row, position = self.plan.weighted_BT[rows].nonzero(as_tuple=True)
         row = rows[token_row]
-        here = (row.to(device), position.to(device))
+        here = tuple(on_device(torch.stack((row, position)), device))
         # Collective: each token's residual is on one rank, zero on the others.
         residual_n = self.ranks.sum_over_ranks(self._residual_BT[here])
         counts_G = self.plan.weighted_G[groups]
         slot = self._slot_G[self.plan.group_B[row]]
         host_place = slot * int(counts_G.max()) + self.plan.index_in_group_BT[row, position]
-        place = host_place.to(device)
+        place = on_device(host_place, device)
         # [n] -> [G, W], one line per group.
         residual_GW = residual_n.new_zeros(len(groups) * int(counts_G.max()))
         residual_GW[place] = residual_n

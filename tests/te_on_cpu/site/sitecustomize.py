@@ -14,7 +14,7 @@ from typing import Any
 
 
 class _BeforeEngine:
-    """A finder that finds nothing: it notices the first import of what needs the engine's layers."""
+    """A finder that finds nothing: it notices the first import of either package."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
         if name in ("megatron", "transformer_engine"):

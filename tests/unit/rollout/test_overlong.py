@@ -66,6 +66,15 @@ def test_transcripts_are_of_responses_that_an_environment_wrote_in(grading):
     assert several.transcript == grading[1].decode([7, 9, 7])
 
 
+def test_score_of_an_environment_is_taken_and_the_others_are_graded(grading):
+    scored = Response((9, 7), (-1.0,) * 2, "stop", response_mask=(True, False), score=0.25)
+    samples = grade_responses(
+        [PROMPT], [[scored, RESPONSES[0]]], *grading, RewardConfig(), length_limit=LIMIT
+    )
+    assert [sample.score for sample in samples] == [0.25, 1]
+    assert not any(sample.timed_out for sample in samples)
+
+
 @pytest.mark.setting("reward.overlong")
 def test_overlong_mask_keeps_the_rewards_of_masked_responses(grading):
     samples = graded(grading, overlong="mask")

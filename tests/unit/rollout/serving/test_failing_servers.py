@@ -205,7 +205,8 @@ def test_pool_shows_the_log_of_a_server_that_does_not_start(group, model_path, t
 @pytest.mark.setting("vllm.start_timeout_s")
 def test_pool_names_an_address_without_server(group, model_path, tmp_path):
     recipe = served_recipe(model_path, tmp_path, urls=("http://127.0.0.1:9",), start_timeout_s=0.5)
-    with pytest.raises(StartFailure, match=r"vllm.urls: http://127.0.0.1:9/health"):
+    said = r"vllm.urls: http://127.0.0.1:9/health did not .* vllm.start_timeout_s = 0.5 s"
+    with pytest.raises(StartFailure, match=said):
         start_engine(recipe)
 
 
