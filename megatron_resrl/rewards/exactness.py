@@ -130,11 +130,13 @@ def _close(gold: Basic, answer: Basic, decimal: bool) -> bool:
     size = max(abs(gold.evalf(_DIGITS)), abs(answer.evalf(_DIGITS)))
     if size == 0:
         return True
-    if sympy.log(size, 10) < _HUGE:
+    written_out = bool(sympy.log(size, 10) < _HUGE)
+    if written_out:
         gold, answer = gold.doit(), answer.doit()
         if gold.is_Rational and answer.is_Rational and gold == answer:
             return True
-    difference = gold - answer
+    minus_answer = sympy.Mul(-1, answer, evaluate=written_out)
+    difference = sympy.Add(gold, minus_answer, evaluate=written_out)
     if difference.is_Rational and not decimal:
         return difference == 0
     error = abs(difference.evalf(_DIGITS, maxn=_MOST_DIGITS))

@@ -9,7 +9,7 @@ import pytest
 from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.integer import integer_reward
 from megatron_resrl.rewards.math import math_reward
-from megatron_resrl.rewards.registry import absolute_name, get_reward
+from megatron_resrl.rewards.registry import absolute_name, get_reward, load_reward
 
 CONTENT = """\
 from __future__ import annotations
@@ -37,6 +37,9 @@ def other_names(solution_str, ground_truth, extra_info=None, **context):
 
 def needs_more(response, ground_truth, tokenizer, **context):
     return 1.0
+
+def judged(response, ground_truth, *, strictness=1.0, prompt, data_source, extra):
+    return strictness
 """
 
 
@@ -74,7 +77,7 @@ def test_load_reward_allows_other_positional_names(file: Path) -> None:
         ("{file}", "there is no such reward function; give math, integer, or path.py:name"),
         ("{file}:", "there is no such reward function; give math, integer, or path.py:name"),
         ("{file}x.py:exact", "there is no file {file}x.py; give math, integer, or path.py:name"),
-        ("{file}:exakt", "{file} has no function 'exakt'; its functions are exact, needs_"),
+        ("{file}:exakt", "{file} has no function 'exakt'; its functions are exact, judged, "),
         (
             "{file}:number",
             "it is of type int, not a function; give one like f(response, ground_truth",
@@ -106,3 +109,15 @@ def test_reward_name_is_made_independent_of_the_directory(
     monkeypatch.chdir(file.parent)
     assert absolute_name("mine.py:exact") == f"{file.resolve()}:exact"
     assert absolute_name("math") == "math"
+
+
+def test_options_reach_the_function_and_others_are_refused(tmp_path: Path) -> None:
+    file = tmp_path / "reward.py"
+    file.write_text(CONTENT)
+    judged = load_reward(f"{file}:judged", {"strictness": 0.25}).function
+    assert judged("", "", prompt="", data_source="", extra={}) == 0.25
+    with pytest.raises(InputError, match=r"no option 'strictnes'.*did you mean strictness"):
+        load_reward(f"{file}:judged", {"strictnes": 0.25})
+    # What every function is given is no option.
+    with pytest.raises(InputError, match=r"no option 'prompt'.*its own are strictness"):
+        load_reward(f"{file}:judged", {"prompt": ""})
