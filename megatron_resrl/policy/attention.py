@@ -103,7 +103,7 @@ class SdpaCoreAttention(MegatronModule):
         if attention_mask is not None:
             raise ValueError("packed or split sequences are causal; they take no attention mask")
         if packed_seq_params is None:
-            lengths = (query.shape[0] * ranks,)
+            lengths: tuple[int, ...] = (query.shape[0] * ranks,)
         else:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
             lengths = packed_seq_params.lengths
@@ -212,7 +212,7 @@ class RotatedCacheAttention(SelfAttention):
         self,
         hidden_states: torch.Tensor,
         *args: Any,
-        rotary_pos_emb: torch.Tensor | _TokenAngles | None = None,
+        rotary_pos_emb: torch.Tensor | None = None,
         packed_seq_params: PackedSequences | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -231,13 +231,14 @@ class RotatedCacheAttention(SelfAttention):
                 self.config.window_size, self.config.window_attn_skip_freq, self.layer_number
             )
             rotary_pos_emb = rotary_pos_emb[int(windowed)]
+        angles: torch.Tensor | _TokenAngles | None = rotary_pos_emb
         if rotary_pos_emb is not None and packed_seq_params is not None:
-            angles = rotary_pos_emb[packed_seq_params.position_ids]
-            rotary_pos_emb = _TokenAngles(angles, angles)
+            of_tokens = rotary_pos_emb[packed_seq_params.position_ids]
+            angles = _TokenAngles(of_tokens, of_tokens)
         return super().forward(
             hidden_states,
             *args,
-            rotary_pos_emb=rotary_pos_emb,
+            rotary_pos_emb=angles,
             packed_seq_params=packed_seq_params,
             **kwargs,
         )

@@ -39,7 +39,14 @@ TARGETS = {
     ),
     "token_weighting": Target(
         ("token_weighting",),
-        (("tests/unit/token_weighting",), ("tests/distributed/token_weighting", _STEP)),
+        (
+            ("tests/unit/token_weighting",),
+            (_STEP,),
+            (
+                "tests/distributed/training/test_token_weights.py",
+                "tests/distributed/training/test_diagnosis.py",
+            ),
+        ),
     ),
     "diagnostics": Target(
         ("diagnostics",),

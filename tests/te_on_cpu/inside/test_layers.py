@@ -14,9 +14,9 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.attention import SdpaCoreAttention
-from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.worker import build_policy
 
 
 def test_policy_of_a_recipe_has_engine_layers(build) -> None:

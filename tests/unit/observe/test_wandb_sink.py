@@ -80,10 +80,6 @@ def run(directory: Path, resume_step: int | None = None, **names: object) -> Non
         metrics.log((resume_step or 0) + 2, {"reward": 0.6})
 
 
-@pytest.mark.setting("logging.wandb_name")
-@pytest.mark.setting("logging.wandb_entity")
-@pytest.mark.setting("logging.wandb_group")
-@pytest.mark.setting("logging.wandb_tags")
 def test_wandb_sink_sends_every_step_and_name(
     service, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -11,19 +11,28 @@ import torch.distributed as dist
 from megatron_resrl.config.schema import LoggingConfig
 from megatron_resrl.training import journal
 
+NAMES: dict[str, Any] = {
+    "wandb_project": "mine",
+    "wandb_name": "first",
+    "wandb_entity": "team",
+    "wandb_group": "seeds",
+    "wandb_tags": ("a", "b"),
+}
 
-@pytest.mark.setting("logging.wandb_project", "logging.progress_bar")
+
+@pytest.mark.setting("logging.wandb_project", "logging.wandb_name", "logging.wandb_entity")
+@pytest.mark.setting("logging.wandb_group", "logging.wandb_tags", "logging.progress_bar")
 def test_settings_reach_metrics_and_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}
     for name in ("MetricsLogger", "Progress"):
         monkeypatch.setattr(journal, name, lambda *_, **options: given.update(options))
-    logging = LoggingConfig(wandb_project="mine", progress_bar=False)
+    logging = LoggingConfig(progress_bar=False, **NAMES)
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         journal.Journal(tmp_path, logging, 4, headline="loss", resume_step=None)
     finally:
         dist.destroy_process_group()
-    assert given["wandb_project"] == "mine"
+    assert {name: given[name] for name in NAMES} == NAMES
     assert given["bar"] is False
