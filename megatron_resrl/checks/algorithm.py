@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import OptimizerConfig, Recipe
 from megatron_resrl.errors import SettingError
 from megatron_resrl.token_weighting.registry import require_weighting
 
 
-def _check_algorithm(facts: Facts) -> Iterator[Problem]:
+def _check_algorithm(recipe: Recipe) -> Iterator[Problem]:
     # Here, because torch takes a second to import, which `--help` need not wait for.
     from megatron_resrl.training.algorithm import algorithm_of, unused_settings
 
-    algorithm = facts.recipe.algorithm
+    algorithm = recipe.algorithm
     try:
-        made = algorithm_of(facts.recipe)
+        made = algorithm_of(recipe)
     except SettingError as error:
         yield Problem.of(error)
         return
@@ -25,35 +26,33 @@ def _check_algorithm(facts: Facts) -> Iterator[Problem]:
         fix = "correct the option or leave it out"
         yield Problem("algorithm.options", algorithm.options, str(error), fix)
         return
-    for setting, option in unused_settings(facts.recipe, type(made)).items():
+    for setting, option in unused_settings(recipe, type(made)).items():
         value = getattr(algorithm, setting.removeprefix("algorithm."))
         fix = f"set algorithm.options.{option} instead" if option else "leave it out"
         yield Problem(setting, value, f"{algorithm.name} does not use it", fix)
 
 
-def _check_weighting(facts: Facts) -> Iterator[Problem]:
+def _check_weighting(weights: str) -> Iterator[Problem]:
     try:
-        require_weighting(facts.recipe.resrl.weights)
+        require_weighting(weights)
     except SettingError as error:
         yield Problem.of(error)
 
 
-def _check_sampling(facts: Facts) -> Iterator[Problem]:
-    if facts.recipe.rollout.temperature == 0:
+def _check_sampling(temperature: float) -> Iterator[Problem]:
+    if temperature == 0:
         problem = "greedy responses of a group are all the same and teach nothing"
         yield Problem("rollout.temperature", 0.0, problem, "set it above 0, e.g. 1.0")
 
 
-def _check_layer(facts: Facts) -> Iterator[Problem]:
-    layer, layers = facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")
+def _check_layer(layer: int, layers: int | None) -> Iterator[Problem]:
     if layers is None or -layers - 1 <= layer <= layers:
         return
     problem = f"the model has {layers} layers, whose hidden states are {-layers - 1} to {layers}"
     yield Problem("resrl.layer", layer, problem, "use e.g. -2, the input of the last layer")
 
 
-def _check_schedule(facts: Facts) -> Iterator[Problem]:
-    optimizer = facts.recipe.optimizer
+def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
     if optimizer.min_lr > optimizer.lr:
         problem = f"larger than optimizer.lr, which is {optimizer.lr}"
         yield Problem("optimizer.min_lr", optimizer.min_lr, problem, "use a smaller one")
@@ -63,11 +62,11 @@ def _check_schedule(facts: Facts) -> Iterator[Problem]:
         yield Problem("optimizer.lr_decay_steps", decay, problem, "use more steps or null")
 
 
-ALGORITHM_CHECKS = (
-    _check_algorithm,
-    _check_weighting,
-    _check_sampling,
-    _check_layer,
-    _check_schedule,
+ALGORITHM_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_algorithm(facts.recipe),
+    lambda facts: _check_weighting(facts.recipe.resrl.weights),
+    lambda facts: _check_sampling(facts.recipe.rollout.temperature),
+    lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),
+    lambda facts: _check_schedule(facts.recipe.optimizer),
     *TRAINING_BATCH_CHECKS,
 )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import CheckpointConfig
 from megatron_resrl.errors import closest
 from megatron_resrl.evaluation.sets import SetSettings
 
@@ -25,21 +26,23 @@ def evaluation_metric_names(sets: Sequence[SetSettings]) -> list[str]:
     ]
 
 
-def _check_best_metric(facts: Facts) -> Iterator[Problem]:
+def _check_best_metric(
+    checkpoint: CheckpointConfig, evaluation_every: int, sets: Sequence[SetSettings], steps: int
+) -> Iterator[Problem]:
     """Only metrics of evaluations are known beforehand."""
-    name, evaluation = facts.recipe.checkpoint.best_metric, facts.recipe.evaluation
+    name = checkpoint.best_metric
     if name is None or not name.startswith(_EVALUATION):
         return
-    known = evaluation_metric_names(facts.evaluation_sets[0])
+    known = evaluation_metric_names(sets)
     if name not in known:
         meant = closest(name, known) or ", ".join(known) or "give evaluation.files"
         problem = "evaluations of this recipe do not log it"
         yield Problem("checkpoint.best_metric", name, problem, f"did you mean {meant}?")
         return
-    save_every = facts.recipe.checkpoint.save_every
-    if save_every >= facts.recipe.steps:
+    save_every = checkpoint.save_every
+    if save_every >= steps:
         return  # Only the last step is saved, which is evaluated.
-    if save_every and not evaluation.every:
+    if save_every and not evaluation_every:
         yield Problem(
             "checkpoint.best_metric",
             name,
@@ -47,14 +50,21 @@ def _check_best_metric(facts: Facts) -> Iterator[Problem]:
             "so that no other checkpoint can be best",
             f"evaluate at the steps that are saved, e.g. evaluation.every {save_every}",
         )
-    elif save_every and evaluation.every % save_every and save_every % evaluation.every:
+    elif save_every and evaluation_every % save_every and save_every % evaluation_every:
         yield Problem(
             "checkpoint.best_metric",
             name,
-            f"few checkpoints have it: evaluation.every is {evaluation.every} and "
+            f"few checkpoints have it: evaluation.every is {evaluation_every} and "
             f"checkpoint.save_every {save_every}",
             "let one be a multiple of the other",
         )
 
 
-CHECKPOINT_CHECKS = (_check_best_metric,)
+CHECKPOINT_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_best_metric(
+        facts.recipe.checkpoint,
+        facts.recipe.evaluation.every,
+        facts.evaluation_sets[0],
+        facts.recipe.steps,
+    ),
+)

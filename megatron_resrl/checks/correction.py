@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig
 
 
-def _check_truncation(facts: Facts) -> Iterator[Problem]:
+def _check_truncation(rollout: RolloutConfig, correction: CorrectionConfig) -> Iterator[Problem]:
     """The loss's log-probabilities are those of the whole, untruncated distribution."""
-    rollout, correction = facts.recipe.rollout, facts.recipe.correction
     if correction.method == "none":
         reason = (
             "training samples would come from a truncated distribution, the loss's "
@@ -31,19 +31,22 @@ def _check_truncation(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_band(facts: Facts) -> Iterator[Problem]:
-    low, high = facts.recipe.correction.band
+def _check_band(band: tuple[float, float]) -> Iterator[Problem]:
+    low, high = band
     if not 0 <= low < 1 < high < float("inf"):
         problem = "not two ratios on both sides of 1, the ratio of equal distributions"
         yield Problem("correction.band", [low, high], problem, "use e.g. [0.5, 5.0]")
 
 
-def _check_gates(facts: Facts) -> Iterator[Problem]:
-    warn, stop = facts.recipe.correction.warn_kl, facts.recipe.correction.stop_kl
+def _check_gates(warn: float | None, stop: float | None) -> Iterator[Problem]:
     if warn is not None and stop is not None and warn > stop:
         problem = f"larger than correction.stop_kl, which is {stop}: the run ends unwarned"
         fix = f"use at most {stop}, or null for no warning"
         yield Problem("correction.warn_kl", warn, problem, fix)
 
 
-CORRECTION_CHECKS = (_check_truncation, _check_band, _check_gates)
+CORRECTION_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_truncation(facts.recipe.rollout, facts.recipe.correction),
+    lambda facts: _check_band(facts.recipe.correction.band),
+    lambda facts: _check_gates(facts.recipe.correction.warn_kl, facts.recipe.correction.stop_kl),
+)

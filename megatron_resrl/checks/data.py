@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import Any
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.files import check_tokenizer
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows, problem_of
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import DataConfig, FileEntry
 from megatron_resrl.data.prompts import encode_prompts, report_too_long
-from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.errors import InputError, SettingError
 
@@ -30,11 +31,10 @@ def first_prompt(facts: Facts) -> str | None:
         A line for people; None where there is none, which the checks say.
     """
     files, _ = facts.training_rows
-    unusable = isinstance(facts.tokenizer, SettingError) or list(check_tokenizer(facts))
-    if unusable or not files or not files[0].records:
+    if not files or not files[0].records or not _tokenizer_is_usable(facts):
         return None
     try:
-        (ids,) = _encoded(facts, files[0].records[:1])
+        (ids,) = encode_prompts(files[0].records[:1], facts.tokenizer, facts.recipe.data)
     except InputError:
         return None
     text = repr(facts.tokenizer.decode(ids))
@@ -44,33 +44,20 @@ def first_prompt(facts: Facts) -> str | None:
     return f"first prompt: {len(ids)} tokens, {text}"
 
 
-def check_training_rows(facts: Facts) -> Iterator[Problem]:
-    """What is wrong with the training questions, and notes on them."""
-    files, problems = facts.training_rows
-    yield from problems
-    yield from _tokenized("data.train_files", facts, files)
-    yield from _notes(facts, files)
+def _tokenizer_is_usable(facts: Facts) -> bool:
+    return not isinstance(facts.tokenizer, SettingError) and not list(check_tokenizer(facts))
 
 
-def check_evaluation_rows(facts: Facts) -> Iterator[Problem]:
-    """What is wrong with the evaluation questions."""
-    files, problems = facts.evaluation_rows
-    yield from problems
-    yield from _tokenized("evaluation.files", facts, files)
-
-
-def _tokenized(setting: str, facts: Facts, files: Sequence[FirstRows]) -> Iterator[Problem]:
+def _check_rows(
+    setting: str, files: Sequence[FirstRows], tokenizer: Any, data: DataConfig
+) -> Iterator[Problem]:
     """Formats and tokenizes the first questions of each file."""
-    unreadable = isinstance(facts.tokenizer, SettingError)
-    if not files or unreadable or list(check_tokenizer(facts)):
-        return
-    data = facts.recipe.data
     said: set[str] = set()
     count = min(FIRST_ROWS, max(1, _FORMATTED // len(files)))
     for each in files:
         records = each.records[:count]
         try:
-            encoded = _encoded(facts, records)
+            encoded = encode_prompts(records, tokenizer, data)
         except InputError as error:
             # What is said of a setting or a template is the same for every file.
             same = _PLACE.sub("", str(error).replace(each.file.path, ""))
@@ -91,14 +78,11 @@ def _tokenized(setting: str, facts: Facts, files: Sequence[FirstRows]) -> Iterat
             )
 
 
-def _encoded(facts: Facts, records: Sequence[PromptRecord]) -> list[list[int]]:
-    """Token ids of questions, as a run would give them to the model."""
-    return encode_prompts(records, facts.tokenizer, facts.recipe.data)
-
-
-def _notes(facts: Facts, files: Sequence[FirstRows]) -> Iterator[Problem]:
+def _note_questions(
+    files: Sequence[FirstRows], entries: tuple[FileEntry, ...], per_step: int
+) -> Iterator[Problem]:
+    """Too few for a step of `per_step` prompts, or repeated."""
     records = [record for each in files for record in each.records]
-    entries, per_step = facts.recipe.data.train_files, facts.recipe.rollout.prompts_per_step
     all_read = len(files) > 0 and all(each.whole for each in files)
     if all_read and (problem := too_few(len(records), per_step)):
         fix = f"use at most {len(records)}, or give more questions"
@@ -107,8 +91,29 @@ def _notes(facts: Facts, files: Sequence[FirstRows]) -> Iterator[Problem]:
         yield Problem("data.train_files", entries, problem, "leave repetitions out", "note")
 
 
-DATA_ROW_CHECKS = (check_training_rows,)
+def _of_training_rows(facts: Facts) -> Iterator[Problem]:
+    files, problems = facts.training_rows
+    yield from problems
+    if files and _tokenizer_is_usable(facts):
+        yield from _check_rows("data.train_files", files, facts.tokenizer, facts.recipe.data)
+
+
+def _of_evaluation_rows(facts: Facts) -> Iterator[Problem]:
+    files, problems = facts.evaluation_rows
+    yield from problems
+    if files and _tokenizer_is_usable(facts):
+        yield from _check_rows("evaluation.files", files, facts.tokenizer, facts.recipe.data)
+
+
+DATA_ROW_CHECKS: tuple[Check, ...] = (
+    _of_training_rows,
+    lambda facts: _note_questions(
+        facts.training_rows[0],
+        facts.recipe.data.train_files,
+        facts.recipe.rollout.prompts_per_step,
+    ),
+)
 """For training only."""
 
-RUN_ROW_CHECKS = (check_evaluation_rows,)
+RUN_ROW_CHECKS: tuple[Check, ...] = (_of_evaluation_rows,)
 """For training and evaluation."""

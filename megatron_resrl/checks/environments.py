@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.errors import SettingError
 from megatron_resrl.rollout.environments.registry import get_environment
 
 
-def _check_environment(facts: Facts) -> Iterator[Problem]:
-    rollout = facts.recipe.rollout
+def _check_environment(rollout: RolloutConfig) -> Iterator[Problem]:
     if rollout.environment is None:
         if rollout.environment_options:
             problem = "there is no environment to take them"
@@ -24,4 +24,4 @@ def _check_environment(facts: Facts) -> Iterator[Problem]:
         yield Problem.of(error)
 
 
-ENVIRONMENT_CHECKS = (_check_environment,)
+ENVIRONMENT_CHECKS: tuple[Check, ...] = (lambda facts: _check_environment(facts.recipe.rollout),)

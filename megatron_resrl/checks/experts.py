@@ -4,27 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.policy.families.mixture import Mixture
 
 
-def _mixture(facts: Facts) -> Mixture | None:
-    """The model, if it has experts."""
-    return facts.family if isinstance(facts.family, Mixture) else None
-
-
-def _sizes(facts: Facts) -> tuple[int, int]:
+def _sizes(parallel: ParallelConfig) -> tuple[int, int]:
     """Ranks that share the experts, and ranks that share one expert."""
-    parallel = facts.recipe.parallel
     tensor = parallel.expert_tensor_parallel_size or parallel.tensor_model_parallel_size
     return parallel.expert_model_parallel_size, tensor
 
 
-def _check_dense_model(facts: Facts) -> Iterator[Problem]:
-    if not facts.hf_config or _mixture(facts) is not None:
-        return
-    parallel, problem = facts.recipe.parallel, "the model has no experts"
+def _check_dense_model(parallel: ParallelConfig) -> Iterator[Problem]:
+    problem = "the model has no experts"
     if parallel.expert_model_parallel_size > 1:
         setting = "parallel.expert_model_parallel_size"
         yield Problem(setting, parallel.expert_model_parallel_size, problem, "set it to 1")
@@ -33,13 +26,12 @@ def _check_dense_model(facts: Facts) -> Iterator[Problem]:
         yield Problem(setting, parallel.expert_tensor_parallel_size, problem, "set it to null")
 
 
-def _check_ranks(facts: Facts) -> Iterator[Problem]:
+def _check_ranks(parallel: ParallelConfig, copies: int | None) -> Iterator[Problem]:
     """megatron-core's rule, and ours: a replica's ranks exchange tokens with the same ranks."""
-    copies = facts.data_parallel_size
-    if _mixture(facts) is None or copies is None:
+    if copies is None:
         return
-    model, tensor = _sizes(facts)
-    parallel, shared = facts.recipe.parallel, model * tensor
+    model, tensor = _sizes(parallel)
+    shared = model * tensor
     replica = parallel.tensor_model_parallel_size * parallel.context_parallel_size
     stage = replica * copies
     setting = "parallel.expert_model_parallel_size"
@@ -63,12 +55,11 @@ def _check_ranks(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_experts(facts: Facts) -> Iterator[Problem]:
-    mixture = _mixture(facts)
-    if mixture is None or mixture.experts is None:
-        return
+def _check_experts(mixture: Mixture, parallel: ParallelConfig) -> Iterator[Problem]:
     experts = mixture.experts
-    model, tensor = _sizes(facts)
+    if experts is None:
+        return
+    model, tensor = _sizes(parallel)
     if model >= 1 and experts % model:
         problem, fix = f"the model has {experts} experts", f"choose a size that divides {experts}"
         yield Problem("parallel.expert_model_parallel_size", model, problem, fix)
@@ -79,11 +70,9 @@ def _check_experts(facts: Facts) -> Iterator[Problem]:
         yield Problem("parallel.expert_tensor_parallel_size", tensor, problem, fix)
 
 
-def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
-    if _mixture(facts) is None:
-        return
-    model, tensor = _sizes(facts)
-    whole = facts.recipe.parallel.tensor_model_parallel_size
+def _check_expert_tensor_parallel(parallel: ParallelConfig, has_cuda: bool) -> Iterator[Problem]:
+    model, tensor = _sizes(parallel)
+    whole = parallel.tensor_model_parallel_size
     setting = "parallel.expert_tensor_parallel_size"
     if model == 1 and tensor != whole:
         yield Problem(
@@ -93,7 +82,7 @@ def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
             f"those of the other matrices, which are split over {whole} ranks",
             "set it to null, or split the experts with parallel.expert_model_parallel_size",
         )
-    elif model > 1 and tensor > 1 and not facts.has_cuda:
+    elif model > 1 and tensor > 1 and not has_cuda:
         yield Problem(
             setting,
             tensor,
@@ -103,11 +92,8 @@ def _check_expert_tensor_parallel(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
-    parallel = facts.recipe.parallel
-    if _mixture(facts) is None or parallel.sequence_parallel:
-        return
-    if parallel.tensor_model_parallel_size > 1:
+def _check_sequence_parallel(parallel: ParallelConfig) -> Iterator[Problem]:
+    if not parallel.sequence_parallel and parallel.tensor_model_parallel_size > 1:
         yield Problem(
             "parallel.sequence_parallel",
             False,
@@ -116,25 +102,28 @@ def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_routing(facts: Facts) -> Iterator[Problem]:
-    mixture = _mixture(facts)
-    if mixture is None:
-        return
-    if facts.hf_config.get("num_experts_per_tok") == 1 and mixture.divides_routing:
+def _check_routing(mixture: Mixture, path: str) -> Iterator[Problem]:
+    if mixture.config.get("num_experts_per_tok") == 1 and mixture.divides_routing:
         yield Problem(
             "model.path",
-            facts.recipe.model.path,
+            path,
             "its tokens go to one expert (num_experts_per_tok) whose weight is always 1 "
             f"({mixture.division_reason}), so that its router cannot learn",
             "use a model without it",
         )
 
 
-EXPERT_CHECKS = (
-    _check_dense_model,
-    _check_ranks,
-    _check_experts,
-    _check_expert_tensor_parallel,
-    _check_sequence_parallel,
-    _check_routing,
-)
+def _of_the_model(facts: Facts) -> Iterator[Problem]:
+    parallel, family = facts.recipe.parallel, facts.family
+    if not isinstance(family, Mixture):
+        if facts.hf_config:
+            yield from _check_dense_model(parallel)
+        return
+    yield from _check_ranks(parallel, facts.data_parallel_size)
+    yield from _check_experts(family, parallel)
+    yield from _check_expert_tensor_parallel(parallel, facts.has_cuda)
+    yield from _check_sequence_parallel(parallel)
+    yield from _check_routing(family, facts.recipe.model.path)
+
+
+EXPERT_CHECKS: tuple[Check, ...] = (_of_the_model,)

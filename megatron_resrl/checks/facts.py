@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -103,6 +104,10 @@ class Facts:
         """Copies of the model; None if the ranks cannot be divided into copies."""
         size = self.model_parallel_size
         return None if size < 1 or self.world_size % size else self.world_size // size
+
+
+Check = Callable[[Facts], Iterator[Problem]]
+"""A check as the tables of this room have them: they hand each function what it looks at."""
 
 
 def gather_facts(

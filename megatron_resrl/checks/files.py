@@ -6,11 +6,13 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import EvaluationConfig, FileEntry, RewardConfig
 from megatron_resrl.data.question_files import KNOWN, QuestionFile, kind_of, pattern_problem
 from megatron_resrl.errors import SettingError
+from megatron_resrl.evaluation.sets import SetSettings
 from megatron_resrl.weights.vocabulary import tokens_beyond
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -29,21 +31,19 @@ def _check_questions(setting: str, files: Sequence[QuestionFile]) -> Iterator[Pr
             yield Problem(setting, file, "the file is empty", "give a file with questions")
 
 
-def _check_training_files(facts: Facts) -> Iterator[Problem]:
-    entries = facts.recipe.data.train_files
+def _check_training_files(
+    entries: tuple[FileEntry, ...], files: Sequence[QuestionFile]
+) -> Iterator[Problem]:
     if not entries:
         fix = "give files with questions, or a folder of them"
         yield Problem("data.train_files", entries, "there is nothing to train on", fix)
-    files, problems = facts.training_files
-    yield from problems
     yield from _check_questions("data.train_files", files)
 
 
-def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
-    sets, problems = facts.evaluation_sets
-    yield from problems
+def _check_evaluation_files(
+    entries: tuple[FileEntry, ...], sets: Sequence[SetSettings]
+) -> Iterator[Problem]:
     yield from _check_questions("evaluation.files", [each.file for each in sets])
-    entries = facts.recipe.evaluation.files
     names = [each.name for each in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
@@ -51,14 +51,13 @@ def _check_evaluation_files(facts: Facts) -> Iterator[Problem]:
         yield Problem("evaluation.files", entries, problem, fix)
 
 
-def _check_pass_at(facts: Facts) -> Iterator[Problem]:
-    evaluation = facts.recipe.evaluation
+def _check_pass_at(evaluation: EvaluationConfig, sets: Sequence[SetSettings]) -> Iterator[Problem]:
     samples = evaluation.samples_per_prompt
     if any(not 1 <= k <= samples for k in evaluation.pass_at):
         problem = f"pass@k needs k samples, and evaluation.samples_per_prompt is {samples}"
         fix = f"use k from 1 to {samples} or take more samples"
         yield Problem("evaluation.pass_at", evaluation.pass_at, problem, fix)
-    for each in facts.evaluation_sets[0]:
+    for each in sets:
         own, samples = each.file.own, each.samples_per_prompt
         if own.keys() & {"pass_at", "samples_per_prompt"} and any(
             not 1 <= k <= samples for k in each.pass_at
@@ -68,15 +67,14 @@ def _check_pass_at(facts: Facts) -> Iterator[Problem]:
             yield Problem("evaluation.files", said, problem, f"use k from 1 to {samples}")
 
 
-def _check_answer_pattern(facts: Facts) -> Iterator[Problem]:
-    pattern = facts.recipe.data.answer_pattern
+def _check_answer_pattern(pattern: str | None) -> Iterator[Problem]:
     if pattern is not None and (wrong := pattern_problem(pattern)):
         yield Problem("data.answer_pattern", pattern, *wrong)
 
 
 def check_tokenizer(facts: Facts) -> Iterator[Problem]:
     """Whether the tokenizer can be read, and fits the model and the recipe."""
-    model, data = facts.recipe.model, facts.recipe.data
+    model = facts.recipe.model
     setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
     value = model.path if model.tokenizer_path is None else model.tokenizer_path
     directory = find_model(value).files
@@ -95,34 +93,37 @@ def check_tokenizer(facts: Facts) -> Iterator[Problem]:
     if size is not None and (problem := tokens_beyond(tokenizer.get_vocab(), size)):
         fix = "use the tokenizer of this model, or resize the model's embedding"
         yield Problem(setting, value, problem, fix)
-    if data.apply_chat_template and not tokenizer.chat_template:
+    if facts.recipe.data.apply_chat_template and not tokenizer.chat_template:
         fix = "use the tokenizer of an instruct model, or set data.apply_chat_template to false"
         yield Problem(setting, value, "the tokenizer has no chat template", fix)
 
 
-def _check_length_scaling(facts: Facts) -> Iterator[Problem]:
-    reward = facts.recipe.reward
+def _check_length_scaling(reward: RewardConfig) -> Iterator[Problem]:
     if reward.length_scaling and reward.length_floor_at <= reward.length_full_until:
         problem = f"reward.length_full_until is {reward.length_full_until}"
         fix = "the floor must be reached at a larger length"
         yield Problem("reward.length_floor_at", reward.length_floor_at, problem, fix)
 
 
-def _check_logging(facts: Facts) -> Iterator[Problem]:
-    project = facts.recipe.logging.wandb_project
+def _check_logging(project: str | None) -> Iterator[Problem]:
     if project is not None and find_spec("wandb") is None:
         fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
         yield Problem("logging.wandb_project", project, "wandb is not installed", fix, "machine")
 
 
-RUN_CHECKS = (
-    _check_evaluation_files,
-    _check_pass_at,
-    _check_answer_pattern,
+RUN_CHECKS: tuple[Check, ...] = (
+    lambda facts: iter(facts.evaluation_sets[1]),
+    lambda facts: _check_evaluation_files(facts.recipe.evaluation.files, facts.evaluation_sets[0]),
+    lambda facts: _check_pass_at(facts.recipe.evaluation, facts.evaluation_sets[0]),
+    lambda facts: _check_answer_pattern(facts.recipe.data.answer_pattern),
     check_tokenizer,
-    _check_logging,
+    lambda facts: _check_logging(facts.recipe.logging.wandb_project),
 )
 """For training and evaluation."""
 
-DATA_CHECKS = (_check_training_files, _check_length_scaling)
+DATA_CHECKS: tuple[Check, ...] = (
+    lambda facts: iter(facts.training_files[1]),
+    lambda facts: _check_training_files(facts.recipe.data.train_files, facts.training_files[0]),
+    lambda facts: _check_length_scaling(facts.recipe.reward),
+)
 """For training only."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import netrc
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import EvaluationConfig
+from megatron_resrl.evaluation.sets import SetSettings
 
 _LARGE_LR = 1e-2
 """Learning rates above it destroy language models within a few updates of Adam."""
@@ -21,10 +23,8 @@ def _note(setting: str, value: object, problem: str, fix: str) -> Problem:
     return Problem(setting, value, problem, fix, "note")
 
 
-def _note_warm_up(facts: Facts) -> Iterator[Problem]:
-    recipe = facts.recipe
-    updates = recipe.steps * recipe.algorithm.updates_per_step
-    warm_up = recipe.optimizer.lr_warmup_steps
+def _note_warm_up(warm_up: int, updates: int) -> Iterator[Problem]:
+    """Both in optimizer steps, `updates` of the whole run."""
     if warm_up > updates:
         problem = (
             f"the warm-up is longer than the run's {updates} optimizer steps, so that "
@@ -34,48 +34,39 @@ def _note_warm_up(facts: Facts) -> Iterator[Problem]:
         yield _note("optimizer.lr_warmup_steps", warm_up, problem, fix)
 
 
-def _note_learning_rate(facts: Facts) -> Iterator[Problem]:
-    lr = facts.recipe.optimizer.lr
+def _note_learning_rate(lr: float) -> Iterator[Problem]:
     if lr > _LARGE_LR:
         problem = f"above {_LARGE_LR}, where updates of Adam destroy a language model"
         yield _note("optimizer.lr", lr, problem, "the paper uses 1e-6")
 
 
-def _note_evaluation(facts: Facts) -> Iterator[Problem]:
-    evaluation = facts.recipe.evaluation
+def _note_evaluation(evaluation: EvaluationConfig, steps: int) -> Iterator[Problem]:
     if evaluation.every and not evaluation.files:
         problem = "there are no evaluation.files, so that nothing is evaluated"
         yield _note("evaluation.every", evaluation.every, problem, "give files or set it to 0")
-    elif evaluation.every > facts.recipe.steps:
-        problem = f"the run has {facts.recipe.steps} steps: it is evaluated before and after them"
+    elif evaluation.every > steps:
+        problem = f"the run has {steps} steps: it is evaluated before and after them"
         yield _note("evaluation.every", evaluation.every, problem, "use a smaller number")
 
 
-def _note_saving(facts: Facts) -> Iterator[Problem]:
-    every, steps = facts.recipe.checkpoint.save_every, facts.recipe.steps
+def _note_saving(every: int, steps: int) -> Iterator[Problem]:
     if (every == 0 or every >= steps) and steps > _MANY_STEPS:
         problem = f"a run that is killed before step {steps} has saved nothing"
         yield _note("checkpoint.save_every", every, problem, "save on the way, e.g. every 10 steps")
 
 
-def _note_temperature(facts: Facts) -> Iterator[Problem]:
-    for section in ("rollout", "evaluation"):
-        value = getattr(facts.recipe, section).temperature
-        if value > 2:
-            problem = "responses at this temperature are close to noise"
-            yield _note(f"{section}.temperature", value, problem, "1.0 samples the policy itself")
+def _note_temperature(setting: str, value: float) -> Iterator[Problem]:
+    if value > 2:
+        problem = "responses at this temperature are close to noise"
+        yield _note(setting, value, problem, "1.0 samples the policy itself")
 
 
-def _note_greedy_samples(facts: Facts) -> Iterator[Problem]:
-    evaluation = facts.recipe.evaluation
-    greedy = [
-        each
-        for each in facts.evaluation_sets[0]
-        if each.temperature == 0 and each.samples_per_prompt > 1
-    ]
+def _note_greedy_samples(temperature: float, sets: Sequence[SetSettings]) -> Iterator[Problem]:
+    """`temperature`: of sets without one of their own."""
+    greedy = [each for each in sets if each.temperature == 0 and each.samples_per_prompt > 1]
     if greedy:
         problem = "the temperature is 0: all of them are the same response"
-        if evaluation.temperature == 0:
+        if temperature == 0:
             problem = f"evaluation.{problem.removeprefix('the ')}"
         else:
             problem += f" (set {greedy[0].name})"
@@ -83,9 +74,11 @@ def _note_greedy_samples(facts: Facts) -> Iterator[Problem]:
         yield _note("evaluation.samples_per_prompt", samples, problem, "use 1")
 
 
-def _note_attention_in_fp32(facts: Facts) -> Iterator[Problem]:
-    engine = facts.elsewhere or find_spec("transformer_engine") is not None
-    if facts.recipe.precision.params_dtype == "fp32" and facts.has_cuda and engine:
+def _note_attention_in_fp32(
+    params_dtype: str, *, has_cuda: bool, elsewhere: bool
+) -> Iterator[Problem]:
+    engine = elsewhere or find_spec("transformer_engine") is not None
+    if params_dtype == "fp32" and has_cuda and engine:
         problem = (
             "Transformer Engine's fused attention takes 16-bit numbers only; the kernel it falls "
             "back to holds scores of tokens x tokens for each head"
@@ -93,10 +86,9 @@ def _note_attention_in_fp32(facts: Facts) -> Iterator[Problem]:
         yield _note("precision.params_dtype", "fp32", problem, "bf16 is for training on GPUs")
 
 
-def _note_wandb(facts: Facts) -> Iterator[Problem]:
-    project = facts.recipe.logging.wandb_project
+def _note_wandb(project: str | None, elsewhere: bool) -> Iterator[Problem]:
     mode = os.environ.get("WANDB_MODE", "online")
-    if project is None or mode != "online" or facts.elsewhere or _wandb_key_there():
+    if project is None or mode != "online" or elsewhere or _wandb_key_there():
         return
     problem = "nobody is logged in on this machine; the run would be kept on disk for `wandb sync`"
     fix = "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline if that is meant"
@@ -114,14 +106,22 @@ def _wandb_key_there() -> bool:
         return False
 
 
-NOTES = (
-    _note_warm_up,
-    _note_learning_rate,
-    _note_evaluation,
-    _note_saving,
-    _note_temperature,
-    _note_greedy_samples,
-    _note_wandb,
-    _note_attention_in_fp32,
+NOTES: tuple[Check, ...] = (
+    lambda facts: _note_warm_up(
+        facts.recipe.optimizer.lr_warmup_steps,
+        facts.recipe.steps * facts.recipe.algorithm.updates_per_step,
+    ),
+    lambda facts: _note_learning_rate(facts.recipe.optimizer.lr),
+    lambda facts: _note_evaluation(facts.recipe.evaluation, facts.recipe.steps),
+    lambda facts: _note_saving(facts.recipe.checkpoint.save_every, facts.recipe.steps),
+    lambda facts: _note_temperature("rollout.temperature", facts.recipe.rollout.temperature),
+    lambda facts: _note_temperature("evaluation.temperature", facts.recipe.evaluation.temperature),
+    lambda facts: _note_greedy_samples(
+        facts.recipe.evaluation.temperature, facts.evaluation_sets[0]
+    ),
+    lambda facts: _note_wandb(facts.recipe.logging.wandb_project, facts.elsewhere),
+    lambda facts: _note_attention_in_fp32(
+        facts.recipe.precision.params_dtype, has_cuda=facts.has_cuda, elsewhere=facts.elsewhere
+    ),
 )
 """For training only."""

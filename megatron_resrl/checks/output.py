@@ -5,53 +5,57 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.platform.disk import existing_parent, in_words
 from megatron_resrl.policy.sizes import sizes_of
 
 
-def _problem(facts: Facts, problem: str, fix: str) -> Problem:
-    return Problem("output_dir", facts.recipe.output_dir, problem, fix, "machine")
+def _problem(output_dir: str, problem: str, fix: str) -> Problem:
+    return Problem("output_dir", output_dir, problem, fix, "machine")
 
 
-def _check_directory(facts: Facts) -> Iterator[Problem]:
+def _check_directory(output_dir: str) -> Iterator[Problem]:
     """Tries the nearest folder that is there; nothing stays."""
-    path = Path(facts.recipe.output_dir)
+    path = Path(output_dir)
     fix = "give a directory that can be made and written to"
     try:
         link = next((p for p in (path, *path.parents) if p.is_symlink() and not p.exists()), None)
         if link is not None:
-            yield _problem(facts, f"{link} is a link to {os.readlink(link)}, which is gone", fix)
+            yield _problem(
+                output_dir, f"{link} is a link to {os.readlink(link)}, which is gone", fix
+            )
             return
         place = existing_parent(path)
     except (OSError, ValueError) as error:
-        yield _problem(facts, f"no path can be like this ({error})", fix)
+        yield _problem(output_dir, f"no path can be like this ({error})", fix)
         return
     if not place.is_dir():
-        yield _problem(facts, f"{place} is a file", fix)
+        yield _problem(output_dir, f"{place} is a file", fix)
         return
     try:
         # Rights alone do not tell: of the superuser, on read-only and special file systems.
         os.rmdir(tempfile.mkdtemp(dir=place))
     except OSError as error:
         reason = error.strerror or str(error)
-        yield _problem(facts, f"{place} cannot be written to ({reason})", fix)
+        yield _problem(output_dir, f"{place} cannot be written to ({reason})", fix)
 
 
-def _check_room(facts: Facts) -> Iterator[Problem]:
+def _check_room(
+    settings: RunSettings, world_size: int, hf_config: Mapping[str, Any]
+) -> Iterator[Problem]:
     """Asks for the first checkpoint, and notes what is missing for all that the run keeps."""
-    if not facts.hf_config or facts.data_parallel_size is None:
-        return
+    output_dir = settings.output_dir
     try:
-        recipe = facts.recipe
-        sizes = sizes_of(recipe.parallel, recipe.precision, facts.world_size, facts.hf_config)
-        first, needed = disk_needed(recipe, sizes)
-        place = existing_parent(Path(recipe.output_dir) / "checkpoints")
+        sizes = sizes_of(settings.parallel, settings.precision, world_size, dict(hf_config))
+        first, needed = disk_needed(settings, sizes)
+        place = existing_parent(Path(output_dir) / "checkpoints")
         usage = shutil.disk_usage(place)
         free = usage.free
     except (KeyError, TypeError, ZeroDivisionError, OSError, ValueError):
@@ -60,7 +64,7 @@ def _check_room(facts: Facts) -> Iterator[Problem]:
         return  # Some file systems do not say how large they are.
     if free < first:
         yield _problem(
-            facts,
+            output_dir,
             f"no space left for a checkpoint on {place}: {in_words(free)} free, needs "
             f"{in_words(first)}",
             "make room or choose another directory",
@@ -68,14 +72,19 @@ def _check_room(facts: Facts) -> Iterator[Problem]:
     elif free < needed:
         text = (
             f"{in_words(free)} are free on {place}; checkpoints of {in_words(first)} (keep_last "
-            f"{facts.recipe.checkpoint.keep_last} and the one being written) and the export need "
+            f"{settings.checkpoint.keep_last} and the one being written) and the export need "
             f"{in_words(needed)}"
         )
         fix = "make room, or keep fewer (checkpoint.keep_last)"
-        yield Problem("output_dir", facts.recipe.output_dir, text, fix, "note")
+        yield Problem("output_dir", output_dir, text, fix, "note")
 
 
-OUTPUT_CHECKS = (_check_directory,)
+def _of_a_known_layout(facts: Facts) -> Iterator[Problem]:
+    if facts.hf_config and facts.data_parallel_size is not None:
+        yield from _check_room(facts.recipe, facts.world_size, facts.hf_config)
+
+
+OUTPUT_CHECKS: tuple[Check, ...] = (lambda facts: _check_directory(facts.recipe.output_dir),)
 """For training and evaluation."""
-ROOM_CHECKS = (_check_room,)
+ROOM_CHECKS: tuple[Check, ...] = (_of_a_known_layout,)
 """For training only."""

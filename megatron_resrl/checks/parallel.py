@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import ParallelConfig
 
 
-def _check_world_size(facts: Facts) -> Iterator[Problem]:
-    parallel, size = facts.recipe.parallel, facts.model_parallel_size
-    if size < 1 or facts.world_size % size == 0:
+def _check_world_size(parallel: ParallelConfig, world_size: int, size: int) -> Iterator[Problem]:
+    """`size`: ranks that hold one copy of the model."""
+    if size < 1 or world_size % size == 0:
         return
     yield Problem(
         "world size",
-        facts.world_size,
+        world_size,
         f"not divisible by {size} = tensor_model_parallel_size "
         f"{parallel.tensor_model_parallel_size} x pipeline_model_parallel_size "
         f"{parallel.pipeline_model_parallel_size} x context_parallel_size "
@@ -23,8 +25,7 @@ def _check_world_size(facts: Facts) -> Iterator[Problem]:
     )
 
 
-def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
-    parallel = facts.recipe.parallel
+def _check_sequence_parallel(parallel: ParallelConfig) -> Iterator[Problem]:
     if parallel.sequence_parallel and parallel.tensor_model_parallel_size == 1:
         yield Problem(
             "parallel.sequence_parallel",
@@ -35,12 +36,13 @@ def _check_sequence_parallel(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_virtual_pipeline(facts: Facts) -> Iterator[Problem]:
-    recipe = facts.recipe
-    stages = recipe.parallel.virtual_pipeline_model_parallel_size
+def _check_virtual_pipeline(
+    parallel: ParallelConfig, transformer_fields: Mapping[str, Any]
+) -> Iterator[Problem]:
+    stages = parallel.virtual_pipeline_model_parallel_size
     if stages is None:
         return
-    if recipe.parallel.pipeline_model_parallel_size == 1:
+    if parallel.pipeline_model_parallel_size == 1:
         yield Problem(
             "parallel.virtual_pipeline_model_parallel_size",
             stages,
@@ -48,18 +50,17 @@ def _check_virtual_pipeline(facts: Facts) -> Iterator[Problem]:
             "set it to null or use more pipeline ranks",
         )
     for field, needed in (("batch_p2p_comm", False), ("overlap_p2p_comm", True)):
-        if recipe.model.megatron.get(field, needed) != needed:
+        if transformer_fields.get(field, needed) != needed:
             yield Problem(
                 f"model.megatron.{field}",
-                recipe.model.megatron[field],
+                transformer_fields[field],
                 "megatron-core's interleaved schedule computes wrong gradients with it, silently",
                 f"leave it out ({needed} is used with virtual pipeline stages)",
             )
 
 
-def _check_updates_per_step(facts: Facts) -> Iterator[Problem]:
-    prompts = facts.recipe.rollout.prompts_per_step
-    updates = facts.recipe.algorithm.updates_per_step
+def _check_updates_per_step(prompts: int, updates: int) -> Iterator[Problem]:
+    """Prompts and updates of a step."""
     if updates >= 1 and prompts % updates:
         yield Problem(
             "rollout.prompts_per_step",
@@ -69,9 +70,8 @@ def _check_updates_per_step(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_data_parallel_batch(facts: Facts) -> Iterator[Problem]:
-    prompts = facts.recipe.rollout.prompts_per_step
-    updates, copies = facts.recipe.algorithm.updates_per_step, facts.data_parallel_size
+def _check_data_parallel_batch(prompts: int, updates: int, copies: int | None) -> Iterator[Problem]:
+    """Prompts and updates of a step; copies of the model."""
     if updates < 1 or prompts % updates or copies is None:
         return
     if (prompts // updates) % copies:
@@ -84,9 +84,20 @@ def _check_data_parallel_batch(facts: Facts) -> Iterator[Problem]:
         )
 
 
-PARALLEL_CHECKS = (
-    _check_world_size,
-    _check_sequence_parallel,
-    _check_virtual_pipeline,
+PARALLEL_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_world_size(
+        facts.recipe.parallel, facts.world_size, facts.model_parallel_size
+    ),
+    lambda facts: _check_sequence_parallel(facts.recipe.parallel),
+    lambda facts: _check_virtual_pipeline(facts.recipe.parallel, facts.recipe.model.megatron),
 )
-TRAINING_BATCH_CHECKS = (_check_updates_per_step, _check_data_parallel_batch)
+TRAINING_BATCH_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_updates_per_step(
+        facts.recipe.rollout.prompts_per_step, facts.recipe.algorithm.updates_per_step
+    ),
+    lambda facts: _check_data_parallel_batch(
+        facts.recipe.rollout.prompts_per_step,
+        facts.recipe.algorithm.updates_per_step,
+        facts.data_parallel_size,
+    ),
+)

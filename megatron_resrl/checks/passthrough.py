@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_resrl.checks.facts import Facts
@@ -120,20 +120,22 @@ _UNSET = (False, None, "none", "adam")
 
 
 def check_passthrough(facts: Facts) -> Iterator[Problem]:
+    """The mappings `model.megatron`, `optimizer.megatron` and `parallel.ddp`."""
+    recipe = facts.recipe
+    yield from _check_mapping("model.megatron", recipe.model.megatron)
+    yield from _check_mapping("optimizer.megatron", recipe.optimizer.megatron)
+    yield from _check_mapping("parallel.ddp", recipe.parallel.ddp)
+
+
+def _check_mapping(mapping: str, content: Mapping[str, Any]) -> Iterator[Problem]:
     """Every key is a field of megatron-core's class, has no setting of its own, and fits its type.
 
-    megatron-core is imported only if one of the mappings has keys.
+    megatron-core is imported only if there are keys.
     """
-    given = {
-        "model.megatron": facts.recipe.model.megatron,
-        "optimizer.megatron": facts.recipe.optimizer.megatron,
-        "parallel.ddp": facts.recipe.parallel.ddp,
-    }
-    for mapping, content in given.items():
-        if content:
-            cls = _megatron_class(mapping)
-            for name, value in content.items():
-                yield from _check_field(mapping, cls, str(name), value)
+    if content:
+        cls = _megatron_class(mapping)
+        for name, value in content.items():
+            yield from _check_field(mapping, cls, str(name), value)
 
 
 def _megatron_class(mapping: str) -> type:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
+from typing import Any
 
-from megatron_resrl.checks.facts import Facts, cuda_available
+from megatron_resrl.checks.facts import Check, cuda_available
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import ParallelConfig, PrecisionConfig
+from megatron_resrl.policy.families import Family
 
 _CAPABILITY = {
     "delayed": ((8, 9), "Ada"),
@@ -22,19 +25,20 @@ _WIDTHS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}
 _CUDA_ONLY_OPTIMIZER = ("optimizer_cpu_offload", "use_precision_aware_optimizer")
 
 
-def _check_fp8(facts: Facts) -> Iterator[Problem]:
-    precision = facts.recipe.precision
+def _check_fp8(
+    precision: PrecisionConfig, family: Family | None, *, has_cuda: bool, elsewhere: bool
+) -> Iterator[Problem]:
     if precision.fp8 is None:
         return
-    if facts.family is not None and not facts.family.fp8:
-        problem = f"FP8 is not supported for {facts.family.architecture}"
+    if family is not None and not family.fp8:
+        problem = f"FP8 is not supported for {family.architecture}"
         yield Problem("precision.fp8", precision.fp8, problem, "set it to null")
-    if find_spec("transformer_engine") is None and not facts.elsewhere:
+    if find_spec("transformer_engine") is None and not elsewhere:
         # megatron-core would ignore the setting without a word and compute in params_dtype.
         fix = "install the `te` extra or set it to null"
         problem = "Transformer Engine is not installed"
         yield Problem("precision.fp8", precision.fp8, problem, fix, "machine")
-    if not facts.has_cuda:
+    if not has_cuda:
         yield Problem("precision.fp8", precision.fp8, "CUDA is absent", "set it to null", "machine")
     if not cuda_available():
         return
@@ -53,9 +57,13 @@ def _check_fp8(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_fp8_widths(facts: Facts) -> Iterator[Problem]:
+def _check_fp8_widths(
+    precision: PrecisionConfig,
+    parallel: ParallelConfig,
+    hf_config: Mapping[str, Any],
+    family: Family | None,
+) -> Iterator[Problem]:
     """Transformer Engine's FP8 products take matrices of certain widths only."""
-    precision, parallel = facts.recipe.precision, facts.recipe.parallel
     ranks = parallel.tensor_model_parallel_size
     if precision.fp8 is None or ranks < 1:
         return
@@ -63,10 +71,12 @@ def _check_fp8_widths(facts: Facts) -> Iterator[Problem]:
     gathered = precision.fp8_recipe == "blockwise" and parallel.sequence_parallel
     multiple = _WIDTHS[precision.fp8_recipe]
     for name, width, wanted in (
-        ("hidden_size", _width(facts, "hidden_size"), 128 if gathered else multiple),
-        ("intermediate_size", _width(facts, "intermediate_size", ranks), multiple),
-        ("num_attention_heads", _width(facts, "num_attention_heads", ranks, heads=True), multiple),
-        ("num_key_value_heads", _width(facts, "num_key_value_heads", ranks, heads=True), multiple),
+        ("hidden_size", _width(hf_config, "hidden_size"), 128 if gathered else multiple),
+        ("intermediate_size", _width(hf_config, "intermediate_size", ranks), multiple),
+        *(
+            (heads, _heads_width(hf_config, family, heads, ranks), multiple)
+            for heads in ("num_attention_heads", "num_key_value_heads")
+        ),
     ):
         if width is not None and width % wanted:
             problem = (
@@ -78,22 +88,26 @@ def _check_fp8_widths(facts: Facts) -> Iterator[Problem]:
             yield Problem("precision.fp8", precision.fp8, problem, fix)
 
 
-def _width(facts: Facts, name: str, ranks: int = 1, *, heads: bool = False) -> int | None:
+def _width(config: Mapping[str, Any], name: str, ranks: int = 1) -> int | None:
     """A rank's share of a width; None if config.json lacks it or ranks cannot share it evenly."""
-    config = facts.hf_config
     count = config.get(name)
-    if not isinstance(count, int) or count % ranks:
-        return None
-    if not heads:
-        return count // ranks
-    return None if facts.family is None else count // ranks * facts.family.head_size
+    return count // ranks if isinstance(count, int) and count % ranks == 0 else None
 
 
-def _check_delayed_scaling(facts: Facts) -> Iterator[Problem]:
-    precision = facts.recipe.precision
+def _heads_width(
+    config: Mapping[str, Any], family: Family | None, name: str, ranks: int
+) -> int | None:
+    """The width of a rank's share of heads; None like `_width`, or if the family is not known."""
+    heads = _width(config, name, ranks)
+    return None if heads is None or family is None else heads * family.head_size
+
+
+def _check_delayed_scaling(
+    precision: PrecisionConfig, transformer_fields: Mapping[str, Any]
+) -> Iterator[Problem]:
     if precision.fp8 is None or precision.fp8_recipe != "delayed":
         return
-    if facts.recipe.model.megatron.get("first_last_layers_bf16"):
+    if transformer_fields.get("first_last_layers_bf16"):
         yield Problem(
             "model.megatron.first_last_layers_bf16",
             True,
@@ -102,13 +116,27 @@ def _check_delayed_scaling(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_optimizer_device(facts: Facts) -> Iterator[Problem]:
-    asked = [name for name in _CUDA_ONLY_OPTIMIZER if facts.recipe.optimizer.megatron.get(name)]
-    if asked and not facts.has_cuda:
+def _check_optimizer_device(
+    optimizer_fields: Mapping[str, Any], has_cuda: bool
+) -> Iterator[Problem]:
+    asked = [name for name in _CUDA_ONLY_OPTIMIZER if optimizer_fields.get(name)]
+    if asked and not has_cuda:
         for name in asked:
             setting = f"optimizer.megatron.{name}"
             problem = "it needs CUDA, which is absent"
             yield Problem(setting, True, problem, "leave it out", "machine")
 
 
-PRECISION_CHECKS = (_check_fp8, _check_fp8_widths, _check_delayed_scaling, _check_optimizer_device)
+PRECISION_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_fp8(
+        facts.recipe.precision,
+        facts.family,
+        has_cuda=facts.has_cuda,
+        elsewhere=facts.elsewhere,
+    ),
+    lambda facts: _check_fp8_widths(
+        facts.recipe.precision, facts.recipe.parallel, facts.hf_config, facts.family
+    ),
+    lambda facts: _check_delayed_scaling(facts.recipe.precision, facts.recipe.model.megatron),
+    lambda facts: _check_optimizer_device(facts.recipe.optimizer.megatron, facts.has_cuda),
+)

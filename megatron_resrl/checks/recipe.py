@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
@@ -13,7 +13,7 @@ from megatron_resrl.checks.correction import CORRECTION_CHECKS
 from megatron_resrl.checks.data import DATA_ROW_CHECKS, RUN_ROW_CHECKS
 from megatron_resrl.checks.environments import ENVIRONMENT_CHECKS
 from megatron_resrl.checks.experts import EXPERT_CHECKS
-from megatron_resrl.checks.facts import Facts, Target, gather_facts
+from megatron_resrl.checks.facts import Check, Facts, Target, gather_facts
 from megatron_resrl.checks.files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.checks.model import MODEL_CHECKS
 from megatron_resrl.checks.named_paths import setting_error
@@ -28,8 +28,6 @@ from megatron_resrl.checks.vllm import VLLM_CHECKS
 from megatron_resrl.checks.weights import WEIGHT_CHECKS
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
-
-Check = Callable[[Facts], Iterator[Problem]]
 
 SHARED_CHECKS: tuple[Check, ...] = (
     check_ranges,

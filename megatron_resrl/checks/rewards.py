@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.errors import SettingError
+from megatron_resrl.evaluation.sets import SetSettings
 from megatron_resrl.rewards.registry import load_reward
 
 WORKERS_PER_CORE = 4
 
 
-def _check_reward(facts: Facts) -> Iterator[Problem]:
-    _, problem = _loaded(facts.recipe.reward)
+def _check_reward(reward: RewardConfig, sets: Sequence[SetSettings]) -> Iterator[Problem]:
+    _, problem = _loaded(reward)
     if problem is not None:
         yield problem
-    for each in facts.evaluation_sets[0]:
-        if each.reward == facts.recipe.reward:
+    for each in sets:
+        if each.reward == reward:
             continue
         _, problem = _loaded(each.reward)
         if problem is not None:
@@ -29,16 +30,18 @@ def _check_reward(facts: Facts) -> Iterator[Problem]:
             yield Problem("evaluation.files", said, problem.problem, problem.fix)
 
 
-def _check_evaluation_answers(facts: Facts) -> Iterator[Problem]:
-    rows = {each.file: each for each in facts.evaluation_rows[0]}
-    for each in facts.evaluation_sets[0]:
+def _check_evaluation_answers(
+    sets: Sequence[SetSettings], files: Sequence[FirstRows]
+) -> Iterator[Problem]:
+    rows = {each.file: each for each in files}
+    for each in sets:
         if each.file in rows:
-            yield from _check_answers(facts, "evaluation.files", rows[each.file], each.reward)
+            yield from _check_answers("evaluation.files", rows[each.file], each.reward)
 
 
-def _check_training_answers(facts: Facts) -> Iterator[Problem]:
-    for rows in facts.training_rows[0]:
-        yield from _check_answers(facts, "data.train_files", rows, facts.recipe.reward)
+def _check_training_answers(reward: RewardConfig, files: Sequence[FirstRows]) -> Iterator[Problem]:
+    for rows in files:
+        yield from _check_answers("data.train_files", rows, reward)
 
 
 def _loaded(reward: RewardConfig) -> tuple[Callable[[Any], None] | None, Problem | None]:
@@ -50,11 +53,7 @@ def _loaded(reward: RewardConfig) -> tuple[Callable[[Any], None] | None, Problem
         return None, Problem.of(error)
 
 
-def _check_answers(
-    facts: Facts, setting: str, rows: FirstRows, reward: RewardConfig
-) -> Iterator[Problem]:
-    if facts.recipe.rollout.environment is not None:
-        return  # It scores in the function's place.
+def _check_answers(setting: str, rows: FirstRows, reward: RewardConfig) -> Iterator[Problem]:
     check, _ = _loaded(reward)
     if check is None:
         return
@@ -72,16 +71,30 @@ def _check_answers(
         yield Problem(setting, rows.file.path, problem, str(refusal))
 
 
-def _check_workers(facts: Facts) -> Iterator[Problem]:
-    workers, cores = facts.recipe.reward.workers, len(os.sched_getaffinity(0))
+def _check_workers(workers: int) -> Iterator[Problem]:
+    cores = len(os.sched_getaffinity(0))
     if workers > WORKERS_PER_CORE * cores:
         problem = f"every rank starts as many processes, and this machine has {cores} cores"
         fix = f"give at most {WORKERS_PER_CORE * cores}; 1 or 2 suit most functions"
         yield Problem("reward.workers", workers, problem, fix, "machine")
 
 
-REWARD_CHECKS = (_check_reward, _check_workers, _check_evaluation_answers)
+def _of_evaluation_answers(facts: Facts) -> Iterator[Problem]:
+    if facts.recipe.rollout.environment is None:  # Else it scores in the function's place.
+        yield from _check_evaluation_answers(facts.evaluation_sets[0], facts.evaluation_rows[0])
+
+
+def _of_training_answers(facts: Facts) -> Iterator[Problem]:
+    if facts.recipe.rollout.environment is None:
+        yield from _check_training_answers(facts.recipe.reward, facts.training_rows[0])
+
+
+REWARD_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_reward(facts.recipe.reward, facts.evaluation_sets[0]),
+    lambda facts: _check_workers(facts.recipe.reward.workers),
+    _of_evaluation_answers,
+)
 """For training and evaluation."""
 
-ANSWER_CHECKS = (_check_training_answers,)
+ANSWER_CHECKS: tuple[Check, ...] = (_of_training_answers,)
 """For training only."""

