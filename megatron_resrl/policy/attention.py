@@ -136,17 +136,26 @@ class SdpaCoreAttention(MegatronModule):
             if self.tokens_before is not None:  # Leaves the band as it is where nothing is cut.
                 band = band.triu(keys - queries - self.tokens_before)
             allowed = band if allowed is None else allowed & band
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        heads, groups = query.shape[1], key.shape[1]
+        if queries == 1:
+            # Decoding: the heads of a group attend to the same keys, like queries of one head.
+            query = query.reshape(batch, groups, heads // groups, -1)
+        elif query.is_cuda and allowed is not None and heads != groups:
+            # With a mask, CUDA's kernels that hold no [q, k] scores want a key for each head.
+            key, value = (x.repeat_interleave(heads // groups, dim=1) for x in (key, value))
         context = scaled_dot_product_attention(
-            query.permute(1, 2, 0, 3),
-            key.permute(1, 2, 0, 3),
-            value.permute(1, 2, 0, 3),
+            query,
+            key,
+            value,
             attn_mask=allowed,
             is_causal=allowed is None and queries > 1,
             dropout_p=self.attention_dropout if self.training else 0.0,
             scale=self.softmax_scale,
-            enable_gqa=key.shape[2] != query.shape[2],
+            enable_gqa=key.shape[1] != query.shape[1],
         )
-        return context.permute(2, 0, 1, 3).reshape(queries, batch, -1)
+        # [b, heads, q, head_dim] -> [q, b, heads * head_dim]
+        return context.reshape(batch, heads, queries, -1).permute(2, 0, 1, 3).flatten(2)
 
     def _attend_to_all_ranks(
         self,

@@ -11,8 +11,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.inference.contexts import StaticInferenceContext
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.transformer_config import TransformerConfig
 
+from megatron_resrl.policy.attention import SdpaCoreAttention
 from megatron_resrl.policy.gpt import PolicyModel
 
 _WHOLE_SEQUENCES: dict[str, Any] = {
@@ -160,6 +162,35 @@ def whole_sequences(modules: Sequence[PolicyModel]) -> Iterator[None]:
         for note, saves in zip(notes, saves_scales, strict=True):
             note["fp8_checkpoint"] = saves
         _forget_rotary_embeddings()
+
+
+@contextlib.contextmanager
+def one_attention(modules: Sequence[PolicyModel]) -> Iterator[None]:
+    """Has layers of Transformer Engine attend with our own kernel inside the block.
+
+    Theirs chooses and plans a kernel anew for every length of the cache, that is for every token,
+    and ignores the mask that hides the padding of prompts of unequal lengths.
+    """
+    replaced = [
+        (part, part.core_attention)
+        for module in modules
+        for part in module.modules()
+        if isinstance(part, SelfAttention)
+        and not isinstance(part.core_attention, SdpaCoreAttention)
+    ]
+    for part, _ in replaced:
+        part.core_attention = SdpaCoreAttention(
+            part.config,
+            part.layer_number,
+            part.attn_mask_type,
+            part.attention_type,
+            softmax_scale=part.config.softmax_scale,
+        ).eval()
+    try:
+        yield
+    finally:
+        for part, own in replaced:
+            part.core_attention = own
 
 
 def _forget_rotary_embeddings() -> None:

@@ -14,7 +14,6 @@ from megatron.core import parallel_state
 from megatron_resrl.platform.distributed import any_rank, gather_objects, largest
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.experts import expert_sync_group
-from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import (
     DeferredRollout,
@@ -24,7 +23,11 @@ from megatron_resrl.rollout.engine import (
     RolloutEngine,
     SamplingParams,
 )
-from megatron_resrl.rollout.engines.cached_decoder import CachedDecoder, whole_sequences
+from megatron_resrl.rollout.engines.cached_decoder import (
+    CachedDecoder,
+    one_attention,
+    whole_sequences,
+)
 from megatron_resrl.rollout.sampling import draw_tokens, uniform_numbers
 
 
@@ -74,7 +77,7 @@ class MegatronEngine(RolloutEngine):
         own = list(range(decoders.rank(), count, decoders.size()))
         self.policy.eval()
         done: dict[int, list[Response]] = {}
-        with whole_sequences(self.policy.modules):
+        with whole_sequences(self.policy.modules), one_attention(self.policy.modules):
             for batch in self._batches_in_step(request.prompts, own, samples):
                 counted = (len(done) * samples, len(own) * samples)
                 done |= self._decode(request, batch, counted)
@@ -107,17 +110,11 @@ class MegatronEngine(RolloutEngine):
         return batches + [[] for _ in range(count - len(batches))]
 
     def _batches(self, prompts: Sequence[Sequence[int]], own: list[int], n: int) -> list[list[int]]:
-        """Cuts prompt indices into batches of similar length.
-
-        Transformer Engine's attention would ignore the mask that hides left padding, so with it
-        only prompts of equal length share a batch.
-        """
-        equal_lengths = uses_transformer_engine()
+        """Cuts prompt indices into batches of similar length."""
         room = max(1, self.max_running_samples // n)
         batches: list[list[int]] = []
         for index in sorted(own, key=lambda index: (len(prompts[index]), index)):
-            full = not batches or len(batches[-1]) == room
-            if full or (equal_lengths and len(prompts[batches[-1][0]]) != len(prompts[index])):
+            if not batches or len(batches[-1]) == room:
                 batches.append([])
             batches[-1].append(index)
         return batches

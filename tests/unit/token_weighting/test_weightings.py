@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.errors import SettingError
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.subspace.collectors import ROWS_PER_DIMENSION
 from megatron_resrl.token_weighting import registry
 from megatron_resrl.token_weighting.protocol import TokenWeights
 from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
@@ -175,3 +177,16 @@ def test_token_weights_replaced_merges_a_later_pass() -> None:
     assert merged.reports == {0: "a", 1: "c"}
     assert (merged.totals, merged.peaks) == ({"sent": 5.0}, {"peak": 5.0})
     assert first.weights.all()
+
+
+def test_automatic_method_knows_the_longest_group(model: Path) -> None:
+    """Gram matrices where the correct responses of a group can have too many tokens for rows."""
+    policy = build_policy(recipe_of(model, "residual"))
+    # 3 of 4 responses at most are correct where one is incorrect.
+    most = ROWS_PER_DIMENSION * policy.config.hidden_size // 3
+    methods = []
+    for tokens in (most, most + 1):
+        recipe = recipe_of(model, "residual")
+        rollout = replace(recipe.rollout, group_size=4, max_response_length=tokens)
+        methods.append(weighting_of(policy, replace(recipe, rollout=rollout)).method)
+    assert methods == ["rows", "gram"]
