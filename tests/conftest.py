@@ -24,6 +24,7 @@ def reference() -> Path:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--setting", help="run only the tests that claim this setting of a recipe")
+    parser.addoption("--rehearse", action="store_true", help="run a GPU's tests on this CPU")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -32,7 +33,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if setting := config.getoption("--setting"):
         items[:] = [item for item in items if setting in _claimed(item)]
     for item in items:
-        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+        has_device = torch.cuda.is_available() or config.getoption("--rehearse")
+        if item.get_closest_marker("gpu") and not has_device:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
         if item.get_closest_marker("vllm"):
             from served_engine import vllm_python  # Here: it imports what few tests need.

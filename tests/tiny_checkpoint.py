@@ -104,7 +104,7 @@ def take_step(policy: Policy, number: int) -> UpdateResult:
     ]
 
     def loss(log_probs: torch.Tensor, _: torch.Tensor, batch: MicroBatch) -> tuple:
-        weights = advantages[list(own)][batch.sequence_index]
+        weights = advantages[list(own)][batch.host.sequence_index].to(log_probs.device)
         value = -(weights * log_probs).sum() / _TOKENS
         return value, value.item()
 

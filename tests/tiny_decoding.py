@@ -10,7 +10,7 @@ import torch.distributed as dist
 from tiny_families import read_model
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.distributed import device, initialize
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
@@ -70,12 +70,12 @@ def decode(path: Path, layout: dict) -> dict:
     for batch, score in zip(batches if scores else [], scores, strict=True):
         places = zip(batch.sequence_index.tolist(), batch.response_position.tolist(), strict=True)
         engines = torch.tensor([flat[number].log_probs[position] for number, position in places])
-        difference = max([difference, *(score.log_probs - engines).abs().tolist()])
+        difference = max([difference, *(score.log_probs.cpu() - engines).abs().tolist()])
     # A length that was scored is decoded again, whatever has been cached for it.
     as_long_as_decoded = TokenSequence(tuple(PROMPTS[0]), (9,) * (NEW_TOKENS + 1))
     policy.score(policy.micro_batches(TokenBatch.from_sequences([as_long_as_decoded]), 1))
     again = engine.generate(GenerationRequest(PROMPTS, sampled, seed=(0, 5)))
-    worst = torch.tensor(difference)
+    worst = torch.tensor(difference, device=device())
     dist.all_reduce(worst, op=dist.ReduceOp.MAX)
     return {
         "greedy": [[list(response.token_ids) for response in several] for several in answers],

@@ -136,12 +136,15 @@ def windowed_configs() -> dict[str, PretrainedConfig]:
     }
 
 
-def write_families(directory: Path, names: Collection[str] | None = None) -> dict[str, Path]:
+def write_families(
+    directory: Path, names: Collection[str] | None = None, *, bf16: bool = False
+) -> dict[str, Path]:
     """Saves random models and a tokenizer.
 
     Args:
         directory: Gets a directory per model.
         names: Of `family_configs` and `windowed_configs`; None: all of `family_configs`.
+        bf16: Weights are numbers that bf16 holds, in files of fp32.
 
     Returns:
         The directories by name.
@@ -154,6 +157,8 @@ def write_families(directory: Path, names: Collection[str] | None = None) -> dic
         torch.manual_seed(number)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         randomise(model)
+        if bf16:
+            model.bfloat16().float()
         paths[name] = directory / name
         model.save_pretrained(paths[name])
         tokenizer().save_pretrained(paths[name])

@@ -21,12 +21,13 @@ needs_engine = pytest.mark.skipif(
 )
 
 
-def run_on_engine_layers(*arguments: object, timeout: float) -> str:
+def run_on_engine_layers(*arguments: object, timeout: float, folder: Path = FOLDER) -> str:
     """Runs Python with these arguments; all that it starts uses the same layers.
 
     Args:
         arguments: Of the interpreter: a script and its own, or "-m" and a module.
         timeout: In seconds.
+        folder: Of Transformer Engine's Python.
 
     Returns:
         Standard output.
@@ -38,7 +39,8 @@ def run_on_engine_layers(*arguments: object, timeout: float) -> str:
     path = [str(HERE / "site"), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
-        "TE_ON_CPU": str(FOLDER),
+        "TE_ON_CPU": str(folder),
+        "CUDA_VISIBLE_DEVICES": "",
     }
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],

@@ -67,6 +67,7 @@ class Layout:
     model: dict[str, Any] = dataclasses.field(default_factory=dict)
     saves: bool = False
     families: tuple[str, ...] = DENSE
+    dtype: str = "fp32"
 
     def recipe(self, path: Path) -> Recipe:
         parallel = ParallelConfig(
@@ -91,7 +92,7 @@ class Layout:
         return Recipe(
             model=ModelConfig(path=str(path), **self.model),
             parallel=parallel,
-            precision=PrecisionConfig(params_dtype="fp32"),
+            precision=PrecisionConfig(params_dtype=self.dtype),
             optimizer=optimizer,
             algorithm=AlgorithmConfig(sequence_packing=self.packed),
         )
@@ -213,7 +214,7 @@ def score_differences(policy: Policy, batches: list[MicroBatch], want: dict[str,
     assert_shared_out(policy, batches, want["log_probs"])
     for batch, score in zip(batches if scores else [], scores, strict=True):
         for name in ("log_probs", "entropy"):
-            difference = getattr(score, name) - rows(batch, want[name])
+            difference = getattr(score, name).cpu() - rows(batch, want[name])
             found[name] = max(found[name], largest(difference))
     return found
 
@@ -245,7 +246,8 @@ def hidden_difference(policy: Policy, states: TappedStates, want: torch.Tensor) 
         slices = slices[:1]
     token = torch.cat([part.token for part in slices])
     assert sorted(token.tolist()) == list(range(len(want))), token
-    return largest(torch.cat([part.hidden for part in slices])[token.argsort()] - want)
+    hidden = torch.cat([part.hidden.float().cpu() for part in slices])
+    return largest(hidden[token.argsort()] - want)
 
 
 def rows(batch: MicroBatch, per_sequence: list[torch.Tensor]) -> torch.Tensor:
@@ -264,7 +266,7 @@ def logit_difference(policy: Policy, batches: list[MicroBatch], want: list[torch
             hidden = gather_from_sequence_parallel_region(hidden)
         shard = policy.modules[-1].output_weight().detach()
         shards = platform.gather_objects(shard, policy.tensor_parallel_group)
-        logits = (hidden @ torch.cat(shards).T)[..., : tiny.VOCABULARY]
+        logits = (hidden @ torch.cat(shards).T)[..., : tiny.VOCABULARY].float().cpu()
         for row, sequence in enumerate(batch.sequence_index.unique().tolist()):
             differences.append(logits[: len(want[sequence]), row] - want[sequence])
         return hidden.sum(), None
@@ -287,8 +289,8 @@ def update_differences(
             states = policy._response_states(tap.take(), batch)
             difference = hidden_difference(policy, states, rows(batch, hidden_want))
             found["hidden"] = max(found["hidden"], difference)
-        factors = coefficients[batch.sequence_index, batch.response_position]
-        loss = -(factors * log_probs).sum()
+        factors = coefficients[batch.host.sequence_index, batch.host.response_position]
+        loss = -(factors.to(log_probs.device) * log_probs).sum()
         return loss, loss.item()
 
     attention = policy.modules[-1].decoder.layers[0].self_attention.core_attention
@@ -315,7 +317,7 @@ def export_difference(policy: Policy, want: dict[str, torch.Tensor]) -> float:
     shapes = {name: tensor.shape for name, tensor in exported.items()}
     if shapes != {name: tensor.shape for name, tensor in want.items()}:
         return float("inf")
-    return largest(*(exported[name] - want[name] for name in want))
+    return largest(*(exported[name].cpu() - want[name] for name in want))
 
 
 def save(policy: Policy, directory: Path) -> None:

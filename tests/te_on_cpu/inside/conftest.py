@@ -7,14 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import torch
 import torch.distributed as dist
-from transformers import AutoModelForCausalLM, LlamaConfig
+from tiny_scoring import write_llama
 
 if not os.environ.get("TE_ON_CPU"):
     collect_ignore_glob = ["test_*.py"]
-
-VOCABULARY = 131
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -27,19 +24,7 @@ def one_rank() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Llama whose matrices FP8 products can take."""
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        vocab_size=VOCABULARY,
-        max_position_embeddings=128,
-    )
-    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folder
+    return write_llama(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="session")
