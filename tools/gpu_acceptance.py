@@ -218,6 +218,9 @@ class Run:
             in_time = process.poll() is not None
             if not in_time:
                 _kill_with_children(process)
+        self.file.write_text(
+            self._complete_lines()
+        )  # A killed process may have written half a line.
         self._print_new()
         failed = any(each["status"] == "FAILED" for each in self._checks(section))
         if not in_time:
@@ -305,9 +308,12 @@ class Run:
         return (each for each in self._lines() if each["section"] == section.name)
 
     def _lines(self) -> list[dict[str, Any]]:
-        """All complete lines; the last one may be half written."""
+        return [json.loads(line) for line in self._complete_lines().splitlines()]
+
+    def _complete_lines(self) -> str:
+        """The results without a last line that is half written."""
         text = self.file.read_text()
-        return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return text[: text.rfind("\n") + 1]
 
 
 def _as_text(check: dict[str, Any]) -> str:

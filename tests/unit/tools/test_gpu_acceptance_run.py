@@ -138,7 +138,7 @@ def test_unpack_wheels_leaves_out_what_nobody_needs(files, tmp_path) -> None:
 
 def test_install_unpacks_both_archives_once(files, tmp_path) -> None:
     source, target = tmp_path / "carried", tmp_path / "libraries"
-    with pytest.raises(files.CannotPack, match="there is no site.tar.xz"):
+    with pytest.raises(files.CannotPack, match=r"there is no site\.tar\.xz"):
         files.install(source, target)
     source.mkdir()
     for name in (files.SITE, files.ENGINE):
