@@ -14,6 +14,7 @@ import pytest
 import torch
 from gpu.measured import Measured
 from gpu.shapes import QWEN3_1_7B, TINY, Shape, write_model
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
 from megatron_resrl.config.load import load_recipe
@@ -164,7 +165,11 @@ def _profile(
         take_step(policy, batches)
         if cuda:
             torch.cuda.synchronize()
-    kernels = [(event.time_range.start, event.time_range.end) for event in found.events()]
+    kernels = [
+        (event.time_range.start, event.time_range.end)
+        for event in found.events()
+        if event.device_type == (DeviceType.CUDA if cuda else DeviceType.CPU)
+    ]
     measured.note("kernels_per_update", len(kernels))
     measured.note("idle_share", idle_share(kernels), "< 0.1 expected")
     if results is not None:

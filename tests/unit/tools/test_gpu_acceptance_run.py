@@ -98,7 +98,7 @@ def test_acceptance_run_ends_a_hang_and_shows_its_log(acceptance, tmp_path, caps
 def test_acceptance_run_starts_nothing_after_its_time(acceptance, tmp_path, capsys) -> None:
     run = acceptance.Run(tmp_path, [], rehearsed=False, deadline=time.monotonic() - 1)
     run.section(acceptance.Section("it", ("nothing.py",), False, 60, ""))
-    assert run.report() == 0
+    assert run.report() == 1
     assert "not run   it/section  the time of --limit is used up" in capsys.readouterr().out
 
 
