@@ -28,6 +28,7 @@ COMPARED = (
     "resrl/spectrum_effective_rank",
     "loss",
     "grad_norm",
+    "entropy",
 )
 
 
