@@ -1,0 +1,40 @@
+"""Puts the device in the place of CUDA, for the rest of the process."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from megatron_resrl.platform.fake_device.cuda import Properties, answer_for_cuda
+from megatron_resrl.platform.fake_device.device import FakeDevice, register_device
+from megatron_resrl.platform.fake_device.lines import KindRule
+from megatron_resrl.platform.fake_device.names import CudaNames
+from megatron_resrl.platform.fake_device.process_groups import Objects, start_alone
+
+
+@contextmanager
+def fake_device(
+    rank: int,
+    world_size: int,
+    *,
+    rules: Sequence[KindRule] = (),
+    objects: Objects | None = None,
+    properties: Properties | None = None,
+    fused: bool = True,
+) -> Iterator[FakeDevice]:
+    """The device while the block runs. What torch.cuda and torch.distributed answer stays changed
+    after it: use a process of its own.
+
+    Args:
+        rank: Which rank of the job this process stands for.
+        world_size: Of the job.
+        rules: Say what the memory is that a piece of code takes.
+        objects: See `start_alone`.
+        properties: Of the device; default: an H100's.
+        fused: See `CudaNames`.
+    """
+    device = FakeDevice(register_device(), rules)
+    answer_for_cuda(device, properties or Properties())
+    start_alone(device, rank, world_size, objects or {})
+    with CudaNames(device, fused=fused), device:
+        yield device
