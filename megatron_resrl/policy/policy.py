@@ -134,6 +134,7 @@ class Policy:
         optimizer: OptimizerConfig | None = None,
         total_updates: int = 1,
         sequence_packing: bool = False,
+        load_weights: bool = True,
     ) -> Policy:
         """Builds the model of `model.path` in a layout and loads its weights. Collective.
 
@@ -145,12 +146,14 @@ class Policy:
             total_updates: Optimizer steps of the whole run, the default length of the
                 learning-rate decay.
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
+            load_weights: False: only config.json is read, and the weights have no meaning.
         """
         hf_config = read_hf_config(model.path)
         config = transformer_config(hf_config, model, parallel, precision)
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
-        load_model_weights(modules, hf_config, model.path)
+        if load_weights:
+            load_model_weights(modules, hf_config, model.path)
         training = None
         if optimizer is not None:
             training = Training.of(modules, optimizer, parallel, total_updates)

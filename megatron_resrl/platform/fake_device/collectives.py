@@ -139,13 +139,7 @@ def _set(device: FakeDevice, out: torch.Tensor, known: torch.Tensor | None) -> N
         if known is not None:
             out.copy_(known.view_as(out))
         return
-    shadow = device.numbers.of(out)
-    if known is None:
-        device.numbers.forget(out)
-    elif shadow is not None:
-        shadow.copy_(known.view_as(shadow))  # Views of it know as much.
-    else:
-        device.numbers.keep(out, known.view(out.shape).to(out.dtype, copy=True))
+    device.numbers.write(out, known)
 
 
 def _as_group(value: Any) -> dist.ProcessGroup | None:

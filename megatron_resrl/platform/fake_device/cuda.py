@@ -32,7 +32,7 @@ def answer_for_cuda(device: FakeDevice, properties: Properties) -> None:
     cuda = torch.cuda
     cuda.is_available = lambda: True
     cuda.device_count = lambda: 8
-    cuda.current_device = lambda: device.device
+    cuda.current_device = lambda: 0
     cuda.set_device = lambda index: None
     cuda.get_device_capability = lambda *args: (properties.major, properties.minor)
     cuda.get_device_name = lambda *args: properties.name
@@ -54,10 +54,14 @@ def answer_for_cuda(device: FakeDevice, properties: Properties) -> None:
 
 def _answer_random_state() -> None:
     """The device draws no numbers, and has a state without meaning."""
+    from megatron.core.tensor_parallel import random as tracker
+
     state = torch.zeros(_RANDOM_STATE_BYTES, dtype=torch.uint8)
     torch.cuda.manual_seed = torch.cuda.manual_seed_all = lambda seed: None
     torch.cuda.get_rng_state = lambda *args, **options: state
     torch.cuda.set_rng_state = lambda *args, **options: None
+    tracker._get_cuda_rng_state = torch.cuda.get_rng_state
+    tracker._set_cuda_rng_state = torch.cuda.set_rng_state
 
 
 def _answer_streams(device: FakeDevice) -> None:

@@ -18,7 +18,8 @@ def fake_device(
     world_size: int,
     *,
     rules: Sequence[KindRule] = (),
-    objects: Objects | None = None,
+    gathered: Objects | None = None,
+    broadcast: Objects | None = None,
     properties: Properties | None = None,
     fused: bool = True,
 ) -> Iterator[FakeDevice]:
@@ -29,12 +30,13 @@ def fake_device(
         rank: Which rank of the job this process stands for.
         world_size: Of the job.
         rules: Say what the memory is that a piece of code takes.
-        objects: See `start_alone`.
+        gathered: See `start_alone`.
+        broadcast: See `start_alone`.
         properties: Of the device; default: an H100's.
         fused: See `CudaNames`.
     """
     device = FakeDevice(register_device(), rules)
     answer_for_cuda(device, properties or Properties())
-    start_alone(device, rank, world_size, objects or {})
+    start_alone(device, rank, world_size, gathered=gathered or {}, broadcast=broadcast or {})
     with CudaNames(device, fused=fused), device:
         yield device

@@ -63,8 +63,9 @@ class CudaNames(TorchFunctionMode):
         return turned
 
     def _place(self, value: Any) -> Any:
+        """The fake device for "cuda", torch.device("cuda", 0) and the number of a device."""
         named = isinstance(value, (str, torch.device)) and torch.device(value).type == "cuda"
-        return self.device.device if named else value
+        return self.device.device if named or type(value) is int else value
 
     def _backward(
         self, tensor: torch.Tensor, gradient: torch.Tensor | None = None, *args: Any, **kwargs: Any
@@ -74,8 +75,7 @@ class CudaNames(TorchFunctionMode):
             torch.autograd.backward(tensor, gradient, *args, **kwargs)
 
     def _to(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        places = [self._place(a) if isinstance(a, (str, torch.device)) else a for a in args]
-        return tensor.to(*places, **kwargs)
+        return tensor.to(*map(self._place, args), **kwargs)
 
     def _type(self, tensor: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         """megatron-core compares its result with names such as torch.cuda.FloatTensor."""

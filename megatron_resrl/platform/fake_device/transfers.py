@@ -44,17 +44,17 @@ def _copy_(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
         if blocking:
             device.ledger.wait()
         device.ledger.host_copies += source.nbytes
-        numbers = device.numbers.of(target)
-        if numbers is None:
-            device.numbers.forget(target)
-        else:
-            numbers.copy_(source)
+        device.numbers.write(target, source.expand(target.shape))
         return target
     if not isinstance(target, FakeTensor):
         device.ledger.wait()
         device.ledger.host_copies += source.nbytes
         return target.copy_(device.read(source))
-    return NotImplemented
+    # Within the device: memory that was empty may be known afterwards.
+    device.work_out(func, args, kwargs)
+    known = device.numbers.of(source)
+    device.numbers.write(target, None if known is None else known.expand(target.shape))
+    return target
 
 
 def _scalar(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:

@@ -1,0 +1,58 @@
+"""What a dry run answers in the place of numbers and ranks that do not exist."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from megatron_resrl.planning.layout import layers_of_stages
+from megatron_resrl.platform.fake_device.device import Answer
+from megatron_resrl.platform.fake_device.lines import KindRule
+from megatron_resrl.platform.fake_device.process_groups import Objects
+from megatron_resrl.token_weighting.protocol import TokenWeights
+
+KINDS = (
+    KindRule("policy/log_probs.py", None, "logits"),
+    KindRule("engines/cached_decoder.py", "select", "KV cache"),
+    KindRule("core/transformer/attention.py", "_allocate_memory", "KV cache"),
+    KindRule("megatron_resrl/rollout/sampling.py", None, "logits"),
+    KindRule("megatron_resrl/subspace/", None, "subspace"),
+    KindRule("core/distributed/param_and_grad_buffer.py", None, "gradients"),
+    KindRule("optimizers/fused_adam.py", None, "optimizer"),
+    KindRule("core/optimizer/", None, "optimizer"),
+)
+"""What the memory is that a piece of code takes; parameters are named when they are built."""
+
+
+def _no(local: Mapping[str, Any], tensor: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(tensor.shape, dtype=tensor.dtype)
+
+
+def _all_tokens(local: Mapping[str, Any], tensor: torch.Tensor) -> torch.Tensor:
+    """[3, ranks]: no bad state, no first one, and on the first rank as many tokens as planned."""
+    numbers = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    numbers[2, 0] = local["planned"]
+    return numbers
+
+
+ANSWERS: dict[tuple[str, str], Answer] = {
+    ("policy/finite.py", "require_finite"): _no,
+    ("subspace/basis.py", "_too_steep"): _no,
+    ("subspace/stream.py", "_check"): _all_tokens,
+}
+"""(file, function) -> what it reads of the device."""
+
+
+def _layers(local: Mapping[str, Any]) -> list[list[int]]:
+    return layers_of_stages(local["modules"][0].config)
+
+
+GATHERED: Objects = {("policy/hidden_states.py", "__init__"): _layers}
+"""(file, function) -> the objects that it gathers from all ranks of a group."""
+
+BROADCAST: Objects = {
+    ("token_weighting/stages.py", "from_tap_stage"): lambda _: TokenWeights(torch.empty(0)),
+}
+"""(file, function) -> the object that another rank broadcasts to it."""

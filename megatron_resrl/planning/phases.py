@@ -1,0 +1,173 @@
+"""Runs the phases of a step on a device without numbers, with the product's own code."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+
+from megatron_resrl.checkpoint.policy_state import sharded_state
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.planning.records import PhaseRecord
+from megatron_resrl.planning.recorder import Recorder, RecordingTimers
+from megatron_resrl.planning.scaling import combined, extrapolated
+from megatron_resrl.planning.workload import Workload
+from megatron_resrl.platform.fake_device.device import FakeDevice
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.batch import RolloutBatch
+from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.rl_step import StepSettings, rl_step
+from megatron_resrl.weights.hugging_face import export_weights
+
+STEP_PHASES = ("scoring", "subspace", "update")
+
+
+@dataclass(frozen=True)
+class ShareOfStep:
+    """Groups of one replica; a replica that has fewer than others still takes part."""
+
+    scored: int
+    """Of a whole step."""
+    updated: int
+    """Of one update."""
+    updates: int
+    """Of a step."""
+
+    @classmethod
+    def of(cls, recipe: Recipe, replicas: int) -> ShareOfStep:
+        """The share of the replica that has most."""
+        updates = recipe.algorithm.updates_per_step
+        per_update = recipe.rollout.prompts_per_step // updates
+        updated = max(1, math.ceil(per_update / replicas))
+        return cls(updated * updates, updated, updates)
+
+
+class RankPhases:
+    """The phases of one rank, in the order in which a run goes through them."""
+
+    def __init__(self, device: FakeDevice, recipe: Recipe, workload: Workload) -> None:
+        """Builds the policy.
+
+        Args:
+            device: Process groups have been started and named.
+            recipe: Checked settings.
+            workload: Lengths of prompts and responses.
+        """
+        self.device = device
+        self.recipe = recipe
+        self.workload = workload
+        self.recorder = Recorder(device)
+        with self.recorder.phase("build"), device.counted_as("weights"):
+            self.policy = Policy.build(
+                recipe.model,
+                recipe.parallel,
+                recipe.precision,
+                optimizer=recipe.optimizer,
+                total_updates=recipe.steps * recipe.algorithm.updates_per_step,
+                sequence_packing=recipe.algorithm.sequence_packing,
+                load_weights=False,
+            )
+        self.build = self.recorder.take()["build"]
+        self._name_state()
+        device.memory.kind = "activations"
+
+    def step(self) -> dict[str, PhaseRecord]:
+        """Scoring, token weights and updates: counts of a whole step, peaks of its largest part.
+
+        Two steps are taken: the first makes the optimizer's state; with more groups than one, the
+        second has one group more, and further groups count as much as the difference.
+        """
+        share = ShareOfStep.of(self.recipe, parallel_state.get_data_parallel_world_size())
+        one = self._take_step(1, number=1)
+        groups = min(2, share.scored)
+        last = self._take_step(groups, number=2)
+        found = {}
+        for name, phase in last.items():
+            wanted = share.updated if name == "update" else share.scored
+            if groups > 1:
+                phase = extrapolated(one[name], phase, wanted - groups)
+            updates = share.updates if name == "update" else 1
+            found[name] = combined([(phase, updates)], like=phase)
+        return found
+
+    def weight_export(self) -> PhaseRecord:
+        """The weights as Hugging Face's tensors, one at a time."""
+        with self.recorder.phase("weight_export"), self.device.counted_as("export"):
+            for _ in export_weights(self.policy.modules, self.policy.hf_config):
+                pass
+        return self.recorder.take()["weight_export"]
+
+    def checkpoint(self) -> PhaseRecord:
+        """State of weights and optimizer, copied to the host as a background save does.
+
+        Replicas share the tensors that all of them have; here each takes every n-th.
+        """
+        replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
+        with self.recorder.phase("checkpoint"), self.device.counted_as("checkpoint"):
+            state = sharded_state(self.policy, is_loading=False, with_optimizer=True)
+            apply_factories(state)
+            tensors = [
+                each.data
+                for each in nested_values(state)
+                if isinstance(each, ShardedTensor) and self.device.holds(each.data)
+            ]
+            for tensor in tensors[replicas.rank() :: replicas.size()]:
+                tensor.to("cpu", copy=True)
+        return self.recorder.take()["checkpoint"]
+
+    def _take_step(self, groups: int, *, number: int) -> dict[str, PhaseRecord]:
+        """One step of so many groups per replica, in one update."""
+        recipe, policy = self.recipe, self.policy
+        algorithm = algorithm_of(recipe)
+        timers = RecordingTimers(self.recorder, STEP_PHASES)
+        observers = standard_observers(
+            recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
+        )
+        weighting = build_weighting(
+            algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
+        )
+        rl_step(
+            policy,
+            algorithm,
+            weighting,
+            self._batch(groups),
+            replace(StepSettings.from_recipe(recipe), updates_per_step=1),
+            number,
+            timers,
+            observers,
+        )
+        return self.recorder.take()
+
+    def _batch(self, groups: int) -> RolloutBatch:
+        replicas = parallel_state.get_data_parallel_world_size()
+        return self.workload.batch(groups * replicas, self.recipe.rollout.group_size)
+
+    def _name_state(self) -> None:
+        """Says what the memory of the policy is."""
+        memory, policy = self.device.memory, self.policy
+        parameters = [p for module in policy.modules for p in module.parameters()]
+        memory.rename(parameters, "weights")
+        buffers = [
+            buffer
+            for chunk in policy.chunks
+            for buffer in (*chunk.buffers, *chunk.expert_parallel_buffers)
+        ]
+        memory.rename([buffer.grad_data for buffer in buffers], "gradients")
+        memory.rename([b.param_data for b in buffers if b.param_data is not None], "weights")
+        own = {id(parameter) for parameter in parameters}
+        masters = [
+            parameter
+            for group in policy.optimizer.param_groups
+            for parameter in group["params"]
+            if id(parameter) not in own and isinstance(parameter, torch.Tensor)
+        ]
+        shares = {p.untyped_storage()._cdata for p in parameters}
+        memory.rename(
+            [m for m in masters if m.untyped_storage()._cdata not in shares], "optimizer"
+        )

@@ -1,0 +1,57 @@
+"""One rank of a dry run, in a process of its own."""
+
+from __future__ import annotations
+
+from megatron.core import parallel_state
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
+from megatron_resrl.planning.layout import role_of
+from megatron_resrl.planning.phases import RankPhases
+from megatron_resrl.planning.records import RankRecord
+from megatron_resrl.planning.workload import Workload
+from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.fake_device.collectives import GroupNames
+from megatron_resrl.platform.fake_device.install import fake_device
+
+
+def run_rank(recipe: Recipe, rank: int, world_size: int, workload: Workload) -> RankRecord:
+    """Dry-runs one rank; afterwards torch is of no use to this process."""
+    with fake_device(
+        rank, world_size, rules=KINDS, gathered=GATHERED, broadcast=BROADCAST
+    ) as device:
+        device.answers |= ANSWERS
+        initialize(recipe.parallel, recipe.seed)
+        name_groups(device.groups)
+        phases = RankPhases(device, recipe, workload)
+        found = {"build": phases.build}
+        found |= phases.step()
+        found["weight_export"] = phases.weight_export()
+        found["checkpoint"] = phases.checkpoint()
+        stage = parallel_state.get_pipeline_model_parallel_rank()
+        role = role_of(
+            stage,
+            recipe.parallel.pipeline_model_parallel_size,
+            owns_subspace=phases.policy.holds_tap(recipe.resrl.layer),
+        )
+    return RankRecord(rank, role, tuple(found.values()))
+
+
+def name_groups(names: GroupNames) -> None:
+    """Gives megatron-core's process groups their names in records."""
+    state = parallel_state
+    for name, group in (
+        ("tensor", state.get_tensor_model_parallel_group()),
+        ("pipeline", state.get_pipeline_model_parallel_group()),
+        ("context", state.get_context_parallel_group()),
+        ("data", state.get_data_parallel_group()),
+        ("data", state.get_data_parallel_group(with_context_parallel=True)),
+        ("expert", state.get_expert_model_parallel_group()),
+        ("expert", state.get_expert_tensor_and_model_parallel_group()),
+        ("expert_tensor", state.get_expert_tensor_parallel_group()),
+        ("expert_data", state.get_expert_data_parallel_group()),
+        ("subspace", state.get_tensor_and_context_parallel_group()),
+        ("pipeline", state.get_embedding_group(check_initialized=False)),
+    ):
+        if group is not None:
+            names.name(group, name)
