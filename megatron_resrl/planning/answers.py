@@ -7,6 +7,9 @@ from typing import Any
 
 import torch
 
+from megatron_resrl.algorithms.correction import WeightSums
+from megatron_resrl.diagnostics.mismatch import Mismatch
+from megatron_resrl.diagnostics.step_metrics import ReplicaReport
 from megatron_resrl.planning.layout import layers_of_stages
 from megatron_resrl.platform.fake_device.device import Answer
 from megatron_resrl.platform.fake_device.lines import KindRule
@@ -49,7 +52,20 @@ def _layers(local: Mapping[str, Any]) -> list[list[int]]:
     return layers_of_stages(local["modules"][0].config)
 
 
-GATHERED: Objects = {("policy/hidden_states.py", "__init__"): _layers}
+def _mismatch(local: Mapping[str, Any]) -> list[list[Mismatch]]:
+    none = WeightSums(1, 0.0, 0.0)
+    return [[Mismatch(1, 0.0, 0.0, 0.0, 0.0, 0.0, none, none)]]
+
+
+def _report(local: Mapping[str, Any]) -> list[ReplicaReport]:
+    return [ReplicaReport(sums=[], tokens=1, entropy=0.0, groups=[], weighting={})]
+
+
+GATHERED: Objects = {
+    ("policy/hidden_states.py", "__init__"): _layers,
+    ("diagnostics/mismatch.py", "gather_mismatch"): _mismatch,
+    ("diagnostics/step_metrics.py", "gather_reports"): _report,
+}
 """(file, function) -> the objects that it gathers from all ranks of a group."""
 
 BROADCAST: Objects = {

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
 
+from megatron_resrl.checkpoint.optimizer_state import live_optimizer_tensors
 from megatron_resrl.checkpoint.policy_state import sharded_state
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.diagnostics.standard import standard_observers
-from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.recorder import Recorder, RecordingTimers
+from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.scaling import combined, extrapolated
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.fake_device.device import FakeDevice
@@ -126,8 +126,12 @@ class RankPhases:
         recipe, policy = self.recipe, self.policy
         algorithm = algorithm_of(recipe)
         timers = RecordingTimers(self.recorder, STEP_PHASES)
+        # The diagnosis of some steps is not part of a step.
         observers = standard_observers(
-            recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
+            replace(recipe.resrl, diagnose_every=0),
+            temperature=recipe.rollout.temperature,
+            seed=recipe.seed,
+            timers=timers,
         )
         weighting = build_weighting(
             algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
@@ -142,6 +146,7 @@ class RankPhases:
             timers,
             observers,
         )
+        self._name_state()
         return self.recorder.take()
 
     def _batch(self, groups: int) -> RolloutBatch:
@@ -160,14 +165,6 @@ class RankPhases:
         ]
         memory.rename([buffer.grad_data for buffer in buffers], "gradients")
         memory.rename([b.param_data for b in buffers if b.param_data is not None], "weights")
-        own = {id(parameter) for parameter in parameters}
-        masters = [
-            parameter
-            for group in policy.optimizer.param_groups
-            for parameter in group["params"]
-            if id(parameter) not in own and isinstance(parameter, torch.Tensor)
-        ]
-        shares = {p.untyped_storage()._cdata for p in parameters}
-        memory.rename(
-            [m for m in masters if m.untyped_storage()._cdata not in shares], "optimizer"
-        )
+        shared = {parameter.untyped_storage()._cdata for parameter in parameters}
+        state = live_optimizer_tensors(policy)
+        memory.rename([t for t in state if t.untyped_storage()._cdata not in shared], "optimizer")

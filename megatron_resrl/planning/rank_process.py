@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
@@ -17,6 +18,8 @@ from megatron_resrl.platform.fake_device.install import fake_device
 
 def run_rank(recipe: Recipe, rank: int, world_size: int, workload: Workload) -> RankRecord:
     """Dry-runs one rank; afterwards torch is of no use to this process."""
+    torch.set_num_threads(1)
+    torch.compiler.set_stance("force_eager")  # Small functions run as they are written.
     with fake_device(
         rank, world_size, rules=KINDS, gathered=GATHERED, broadcast=BROADCAST
     ) as device:

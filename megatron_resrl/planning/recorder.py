@@ -86,9 +86,9 @@ class RecordingTimers(PhaseTimers):
     def phase(self, name: str) -> Iterator[None]:
         """See `PhaseTimers.phase`."""
         recorded = name in self._names
-        with super().phase(name):
-            with self._recorder.phase(name) if recorded else contextlib.nullcontext():
-                yield
+        inner = self._recorder.phase(name) if recorded else contextlib.nullcontext()
+        with super().phase(name), inner:
+            yield
 
 
 def _record(name: str, phase: _Phase) -> PhaseRecord:

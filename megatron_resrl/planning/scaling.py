@@ -48,5 +48,7 @@ def combined(parts: Iterable[tuple[PhaseRecord, float]], like: PhaseRecord) -> P
             if round(count) > 0
         ),
         matrix_flops={name: round(count) for name, count in flops.items() if round(count) > 0},
-        **{name: max(0, round(count)) for name, count in totals.items()},
+        touched_bytes=max(0, round(totals["touched_bytes"])),
+        host_copy_bytes=max(0, round(totals["host_copy_bytes"])),
+        kernels=max(0, round(totals["kernels"])),
     )

@@ -97,9 +97,10 @@ def _answer_streams(device: FakeDevice) -> None:
             return event or Event()
 
     stream = Stream()
-    torch.cuda.Event, torch.cuda.Stream = Event, Stream  # type: ignore[misc,assignment]
+    torch.cuda.Event, torch.cuda.Stream = Event, Stream
     torch.cuda.current_stream = torch.cuda.default_stream = lambda *args, **options: stream
     torch.cuda.stream = lambda _: contextlib.nullcontext()
+    torch.Tensor.record_stream = lambda self, _: None
 
 
 def _apply(

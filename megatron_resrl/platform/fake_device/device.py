@@ -87,9 +87,7 @@ class FakeDevice(TorchDispatchMode):
         finally:
             self.memory.kind = outer
 
-    def empty(
-        self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype
-    ) -> torch.Tensor:
+    def empty(self, size: Sequence[int], stride: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
         """A tensor on the device, without a kernel."""
         with self._worked_out:
             return self.account(

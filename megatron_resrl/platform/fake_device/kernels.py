@@ -16,7 +16,7 @@ _ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
 
 
 class FlashAttention(torch.autograd.Function):
-    """FlashAttention-2 as torch calls it: keeps its output and one fp32 number per query and head."""
+    """FlashAttention-2 as torch calls it: keeps its output and an fp32 number per query."""
 
     @staticmethod
     def forward(
@@ -39,6 +39,7 @@ class FlashAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        """Gradients of query, key and value."""
         query, key, value, out, statistics = ctx.saved_tensors
         # dQ is summed in fp32, and each query has the sum of a row.
         wide = torch.empty_like(query, dtype=torch.float32)
@@ -62,9 +63,7 @@ class FlashAttention(torch.autograd.Function):
         return None, of_query, of_key, of_value, None
 
 
-def attention_flops(
-    query: torch.Tensor, key: torch.Tensor, causal: bool, direction: str
-) -> float:
+def attention_flops(query: torch.Tensor, key: torch.Tensor, causal: bool, direction: str) -> float:
     """Operations of attention's matrix products.
 
     Args:
@@ -95,6 +94,7 @@ class FusedRmsNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
+        """Gradients of x and weight."""
         x, weight, statistics = ctx.saved_tensors
         of_x, of_weight = torch.empty_like(x), torch.empty_like(weight)
         count_kernel(ctx.device.ledger, [gradient, x, weight, statistics], [of_x, of_weight])

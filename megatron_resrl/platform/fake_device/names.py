@@ -34,12 +34,11 @@ class CudaNames(TorchFunctionMode):
             torch.Tensor.cuda: lambda tensor, *args, **options: tensor.to(device.device),
             torch.Tensor.to: self._to,
             torch.Tensor.type: self._type,
-            torch.Tensor.record_stream: lambda tensor, stream: None,
             torch.Tensor.pin_memory: lambda tensor, *args: tensor.clone(),
-            torch.Tensor.is_cuda.__get__: device.holds,
+            torch.Tensor.is_cuda.__get__: device.holds,  # type: ignore[attr-defined]  # A property.
             torch.tensor: self._tensor,
         }
-        self._kernels = {}
+        self._kernels: dict[Any, Callable[..., Any]] = {}
         if fused:
             self._kernels = {
                 F.scaled_dot_product_attention: kernels.attention,

@@ -71,9 +71,7 @@ class KnownNumbers:
         found = self._shadows.get(id(tensor))
         return found[1:] if found is not None and found[0]() is tensor else (None, None)
 
-    def keep(
-        self, tensor: torch.Tensor, numbers: torch.Tensor, room: _Room | None = None
-    ) -> None:
+    def keep(self, tensor: torch.Tensor, numbers: torch.Tensor, room: _Room | None = None) -> None:
         """Notes the numbers of a device tensor."""
         if tensor.numel() > LARGEST:
             return

@@ -69,8 +69,8 @@ def _scalar(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
 
 def _equal(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     device.ledger.wait()
-    known = [device.numbers.of(t) if isinstance(t, FakeTensor) else t for t in args]
-    return True if any(each is None for each in known) else torch.equal(*known)
+    first, second = (device.numbers.of(t) if isinstance(t, FakeTensor) else t for t in args)
+    return True if first is None or second is None else torch.equal(first, second)
 
 
 def _by_numbers(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
@@ -143,7 +143,9 @@ def _index(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     for index in indices:
         if index is not None and index.dtype == torch.bool:
             if isinstance(index, FakeTensor):
-                places += _nonzero(device, func=aten.nonzero.default, args=(index,), kwargs={}).unbind(1)
+                places += _nonzero(
+                    device, func=aten.nonzero.default, args=(index,), kwargs={}
+                ).unbind(1)
             else:
                 places += index.nonzero(as_tuple=True)
         else:

@@ -89,4 +89,6 @@ def _touched(func: Any, args: Any, kwargs: Any, out: Any) -> int:
     if func in _GATHERS:
         rest = sum(each.nbytes for each in _tensors(args[1:]))
         return 2 * written + rest
-    return written + sum(each.nbytes for each in {id(t): t for t in _tensors((args, kwargs))}.values())
+    return written + sum(
+        each.nbytes for each in {id(t): t for t in _tensors((args, kwargs))}.values()
+    )

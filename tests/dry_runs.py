@@ -1,0 +1,68 @@
+"""Small models, as config.json alone, and their dry runs."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, Qwen3MoeConfig
+
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.planning.dry_run import dry_run
+from megatron_resrl.planning.records import PhaseRecord
+from megatron_resrl.planning.workload import Workload
+
+_SHAPE: dict[str, Any] = {
+    "vocab_size": 1024,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+}
+_EXPERTS: dict[str, Any] = {
+    "head_dim": 32,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+}
+WORKLOAD = Workload(prompt_tokens=24, response_tokens=40)
+GROUP_SIZE = 4
+"""Responses of a group; with the micro-batches of two, a group is two of them."""
+
+
+def write_config(folder: Path, *, experts: bool = False) -> Path:
+    """A folder with nothing but config.json: of a Llama, or of a Qwen3 with eight experts."""
+    config = Qwen3MoeConfig(**_SHAPE, **_EXPERTS) if experts else LlamaConfig(**_SHAPE)
+    name = "Qwen3MoeForCausalLM" if experts else "LlamaForCausalLM"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": [name]}))
+    return folder
+
+
+def recipe_for(model: Path, *settings: str) -> Recipe:
+    """Groups of four, micro-batches of two, two prompts per step unless `settings` say more."""
+    own = (
+        f"model.path={model}",
+        "rollout.prompts_per_step=2",
+        f"rollout.group_size={GROUP_SIZE}",
+        "rollout.max_response_length=40",
+        "data.max_prompt_length=24",
+        "algorithm.micro_batch_size=2",
+        "resrl.rank=4",
+    )
+    return load_recipe(None, [f"--{setting}" for setting in (*own, *settings)])
+
+
+@functools.cache
+def phases_of(
+    model: Path, *settings: str, rank: int = 0, world_size: int = 1
+) -> dict[str, PhaseRecord]:
+    """The phases of one rank, by name."""
+    record = dry_run(recipe_for(model, *settings), rank, world_size, WORKLOAD)
+    return {phase.name: phase for phase in record.phases}

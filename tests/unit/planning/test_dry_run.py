@@ -1,0 +1,55 @@
+"""Dry runs of tiny models: what is counted, and that faults are found."""
+
+from pathlib import Path
+
+import pytest
+from dry_runs import phases_of, write_config
+
+TP2 = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_config(tmp_path_factory.mktemp("dense"))
+
+
+def test_dry_run_needs_config_json_only(model):
+    phases = phases_of(model)
+    assert [file.name for file in model.iterdir()] == ["config.json"]
+    assert set(phases) >= {"build", "scoring", "subspace", "update", "weight_export", "checkpoint"}
+
+
+def test_dry_run_counts_matrix_flops_of_the_model(model):
+    # 2 operations per weight and token: of two groups of four, each 63 tokens fed, in the layers,
+    # and the output matrix at the 40 response tokens; backward twice as much, and the
+    # log-probabilities of the update once more.
+    layers = 4 * (128 * (128 + 64 + 64 + 128) + 3 * 128 * 384)
+    attention = 4 * 4 * 63 * 63 / 2 * 128  # Per response: two products, half of the square.
+    head = 1024 * 128 * 40
+    forward = 8 * (2 * (layers * 63 + head) + attention)
+    scoring = phases_of(model)["scoring"].matrix_flops["bfloat16"]
+    assert scoring == pytest.approx(forward, rel=0.01)
+    backward = 8 * (2 * (2 * layers * 63 + 3 * head) + 2.5 * attention)
+    update = phases_of(model)["update"].matrix_flops["bfloat16"]
+    assert update == pytest.approx(forward + backward, rel=0.01)
+
+
+def test_dry_run_counts_what_tensor_parallel_ranks_send(model):
+    traffic = {
+        (each.group, each.collective): each
+        for each in phases_of(model, *TP2, rank=1, world_size=2)["scoring"].traffic
+    }
+    # Two micro-batches per group; two reduce-scatters per layer, and one of the embedding.
+    scattered = traffic["tensor", "reduce_scatter"]
+    assert (scattered.size, scattered.calls) == (2, 4 * (2 * 4 + 1))
+    # [64, 2, 128] in bf16, of which half stays here.
+    assert scattered.bytes == scattered.calls * 64 * 2 * 128 * 2 // 2
+
+
+def test_dry_run_names_weights_gradients_and_optimizer(model):
+    kinds = phases_of(model)["update"].peak_by_kind
+    parameters = 2 * 1024 * 128 + 4 * (128 * 384 + 3 * 128 * 384 + 2 * 128) + 128
+    assert kinds["weights"] == pytest.approx(2 * parameters, rel=0.01)
+    assert kinds["gradients"] == pytest.approx(4 * parameters, rel=0.01)
+    # Two moments and the masters, and a temporary of the step at most.
+    assert 12 * parameters <= kinds["optimizer"] <= 16.2 * parameters

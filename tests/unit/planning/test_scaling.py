@@ -1,0 +1,37 @@
+"""Counts of a whole step from those of few groups."""
+
+from megatron_resrl.planning.records import Holder, PhaseRecord, Traffic, Wait
+from megatron_resrl.planning.scaling import combined, extrapolated
+
+
+def phase(groups: int, *, fixed: int = 3) -> PhaseRecord:
+    """What is counted is `fixed` and as much for each group; memory does not count."""
+    count = fixed * (1 + groups)
+    return PhaseRecord(
+        name="update",
+        start_bytes=1,
+        peak_bytes=10 + groups,
+        peak_by_kind={"weights": 10},
+        holders=(Holder("a.py:1", "weights", 10),),
+        traffic=(Traffic("tensor", 8, "all_gather", count, 100 * count),),
+        waits=(Wait("a.py:2", count),),
+        matrix_flops={"bfloat16": 1000 * count},
+        touched_bytes=20 * count,
+        host_copy_bytes=2 * count,
+        kernels=count,
+    )
+
+
+def test_extrapolated_counts_grow_by_the_difference():
+    many = extrapolated(phase(1), phase(2), 5)
+    assert many == PhaseRecord(**{**vars(phase(7)), "peak_bytes": phase(2).peak_bytes})
+
+
+def test_extrapolated_zero_steps_change_nothing():
+    assert extrapolated(phase(1), phase(2), 0) == phase(2)
+
+
+def test_combined_adds_lines_that_only_one_has():
+    other = PhaseRecord(**{**vars(phase(1)), "waits": (Wait("b.py:9", 1),)})
+    waits = combined([(phase(1), 2), (other, 3)], like=other).waits
+    assert waits == (Wait("a.py:2", 12), Wait("b.py:9", 3))
