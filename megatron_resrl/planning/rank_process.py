@@ -7,6 +7,7 @@ from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
+from megatron_resrl.planning.decoding import Decoding
 from megatron_resrl.planning.layout import role_of
 from megatron_resrl.planning.phases import RankPhases
 from megatron_resrl.planning.records import RankRecord
@@ -28,6 +29,9 @@ def run_rank(recipe: Recipe, rank: int, world_size: int, workload: Workload) -> 
         name_groups(device.groups)
         phases = RankPhases(device, recipe, workload)
         found = {"build": phases.build}
+        if recipe.rollout.engine == "megatron" and recipe.rollout.replay is None:
+            decoding = Decoding(device, phases.recorder, phases.policy, recipe)
+            found["generation"] = decoding.record(workload)
         found |= phases.step()
         found["weight_export"] = phases.weight_export()
         found["checkpoint"] = phases.checkpoint()
