@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from megatron.core import parallel_state
 
 from megatron_resrl.algorithms.correction import WeightSums
 from megatron_resrl.diagnostics.mismatch import Mismatch
@@ -61,10 +62,30 @@ def _report(local: Mapping[str, Any]) -> list[ReplicaReport]:
     return [ReplicaReport(sums=[], tokens=1, entropy=0.0, groups=[], weighting={})]
 
 
+def _same_responses(local: Mapping[str, Any]) -> list[dict[int, Any]]:
+    return [dict.fromkeys(range(local["count"]), next(iter(local["done"].values())))]
+
+
+def _own_stage_alone(name: str, absent: Any) -> Callable[[Mapping[str, Any]], list[Any]]:
+    """The local variable `name` at this rank's pipeline stage, and `absent` at the others."""
+
+    def objects(local: Mapping[str, Any]) -> list[Any]:
+        found = [absent] * parallel_state.get_pipeline_model_parallel_world_size()
+        found[parallel_state.get_pipeline_model_parallel_rank()] = local[name]
+        return found
+
+    return objects
+
+
 GATHERED: Objects = {
     ("policy/hidden_states.py", "__init__"): _layers,
     ("diagnostics/mismatch.py", "gather_mismatch"): _mismatch,
     ("diagnostics/step_metrics.py", "gather_reports"): _report,
+    ("rollout/engines/megatron.py", "_generate"): _same_responses,
+    # An export goes through the weights of this rank's stage alone.
+    ("mbridge/core/bridge.py", "export_weights"): _own_stage_alone("weights_names", []),
+    ("mbridge/core/util.py", "broadcast_str_from_megatron_pp"): _own_stage_alone("obj", None),
+    ("mbridge/core/util.py", "broadcast_from_megatron_pp"): _own_stage_alone("tensor_spec", None),
 }
 """(file, function) -> the objects that it gathers from all ranks of a group."""
 

@@ -97,11 +97,16 @@ class RankPhases:
         return found
 
     def weight_export(self) -> PhaseRecord:
-        """The weights as Hugging Face's tensors, one at a time."""
+        """The weights as Hugging Face's tensors, one at a time.
+
+        Every rank gets the weights of all stages: as many times those of its own.
+        """
         with self.recorder.phase("weight_export"), self.device.counted_as("export"):
             for _ in export_weights(self.policy.modules, self.policy.hf_config):
                 pass
-        return self.recorder.take()["weight_export"]
+        own = self.recorder.take()["weight_export"]
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        return combined([(own, stages)], like=own)
 
     def checkpoint(self) -> PhaseRecord:
         """State of weights and optimizer, copied to the host as a background save does.

@@ -57,18 +57,23 @@ def origin(rules: Sequence[KindRule] = ()) -> Origin:
         if not line and path.startswith(_PRODUCT) and not path.startswith(_UNSEEN):
             line = f"{path.removeprefix(_PRODUCT)}:{frame.f_lineno}"
         elif not line:
-            library = library or _in_library(path, frame.f_lineno)
+            library = library or _library_line(path, frame.f_lineno)
         frame = frame.f_back
     if line and library:
         line = f"{line} ({library})"
     return Origin(line or library or "elsewhere", kind or None)
 
 
-def _in_library(path: str, line: int) -> str:
-    """`megatron/core/...py:12` of a library's file; empty for any other file."""
+def _library_line(path: str, line: int) -> str:
+    file = _library_file(path)
+    return f"{file}:{line}" if file else ""
+
+
+def _library_file(path: str) -> str:
+    """`megatron/core/...py` of a library's file; empty for any other file."""
     for library in _LIBRARIES:
         if f"/{library}" in path:
-            return f"{path[path.rindex(f'/{library}') + 1 :]}:{line}"
+            return path[path.rindex(f"/{library}") + 1 :]
     return ""
 
 
@@ -78,7 +83,8 @@ def caller(
     """The innermost function among `functions` that led to the operation being worked out.
 
     Args:
-        functions: (file below `megatron_resrl/`, name of the function).
+        functions: (file below `megatron_resrl/`, or of a library from its name on, name of the
+            function).
 
     Returns:
         The function and its local variables; None and nothing if none of them is running.
@@ -86,7 +92,8 @@ def caller(
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         code = frame.f_code
-        function = (code.co_filename.removeprefix(_PRODUCT), code.co_name)
+        path = code.co_filename.removeprefix(_PRODUCT)
+        function = (_library_file(path) or path, code.co_name)
         if function in functions:
             return function, frame.f_locals
         frame = frame.f_back
