@@ -16,7 +16,9 @@ def distinct_ranks(
 ) -> tuple[int, ...]:
     """One rank of each kind: the first, a middle and the last pipeline stage.
 
-    Replicas, tensor-, context- and expert-parallel ranks do the same work on equal shares.
+    Replicas, context- and expert-parallel ranks do the same work on equal shares. Of the
+    tensor-parallel ranks it is the last: under sequence parallelism it has the end of each
+    response, where the first may have nothing but the prompt.
 
     Args:
         parallel: Layout; divides the number of ranks.
@@ -30,8 +32,8 @@ def distinct_ranks(
     stages = parallel.pipeline_model_parallel_size
     chosen = {0, 1, stages - 1} | ({subspace_stage} if subspace_stage is not None else set())
     # megatron-core gives stages consecutive blocks of ranks.
-    block = world_size // stages
-    return tuple(block * stage for stage in sorted(chosen) if stage < stages)
+    block, last = world_size // stages, parallel.tensor_model_parallel_size - 1
+    return tuple(block * stage + last for stage in sorted(chosen) if stage < stages)
 
 
 def role_of(stage: int, stages: int, *, owns_subspace: bool) -> str:

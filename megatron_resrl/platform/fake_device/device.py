@@ -102,17 +102,17 @@ class FakeDevice(TorchDispatchMode):
         return out
 
     def read(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What the host reads of a tensor on the device: its numbers, an answer, or neutral ones.
+        """What the host reads of a tensor on the device: an answer, its numbers, or neutral ones.
 
         Neutral are zeros, and True: flags say that all is well.
         """
-        numbers = self.numbers.of(tensor)
-        if numbers is not None:
-            return numbers
         function, local = caller(self.answers)
         answer = None if function is None else self.answers[function](local, tensor)
         if answer is not None:
             return answer.to(tensor.dtype).view(tensor.shape)
+        numbers = self.numbers.of(tensor)
+        if numbers is not None:
+            return numbers
         self.ledger.invent()
         fill = torch.ones if tensor.dtype == torch.bool else torch.zeros
         return fill(tensor.shape, dtype=tensor.dtype)

@@ -13,14 +13,14 @@ def parallel(stages: int) -> ParallelConfig:
 
 @pytest.mark.parametrize(
     ("stages", "world_size", "ranks"),
-    [(1, 64, (0,)), (2, 64, (0, 32)), (3, 96, (0, 32, 64)), (8, 512, (0, 64, 448))],
+    [(1, 64, (7,)), (2, 64, (7, 39)), (3, 96, (7, 39, 71)), (8, 512, (7, 71, 455))],
 )
-def test_distinct_ranks_are_one_per_kind_of_stage(stages, world_size, ranks):
+def test_distinct_ranks_are_last_tensor_ranks_of_stages(stages, world_size, ranks):
     assert distinct_ranks(parallel(stages), world_size) == ranks
 
 
 def test_distinct_ranks_have_the_stage_of_the_subspace():
-    assert distinct_ranks(parallel(8), 512, subspace_stage=5) == (0, 64, 320, 448)
+    assert distinct_ranks(parallel(8), 512, subspace_stage=5) == (7, 71, 327, 455)
 
 
 def test_role_of_names_stage_and_owner():
