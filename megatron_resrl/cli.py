@@ -1,4 +1,4 @@
-"""The commands: train, eval and check. What they do lives in the rooms below."""
+"""The commands: train, eval, check and plan. What they do lives in the rooms below."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from megatron_resrl.checks.data import first_prompt
 from megatron_resrl.checks.facts import Target, cuda_available, gather_facts
 from megatron_resrl.checks.named_paths import named_paths
 from megatron_resrl.checks.recipe import inspect_facts, require_valid
-from megatron_resrl.checks.sizes import plan
+from megatron_resrl.checks.sizes import plan as size_lines
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
+from megatron_resrl.planning.command import run_plan
+from megatron_resrl.planning.options import options_parser, take_options
 from megatron_resrl.platform.ending import process_ends_with_block, record_failure
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
 from megatron_resrl.rollout.weight_sync.choice import transfer_note
@@ -39,6 +41,9 @@ commands:
   check    print the resolved recipe and everything that is wrong with it; starts nothing
            (--world_size N: the number of ranks to check for; --for cuda: judge the recipe for a
            machine with CUDA, whatever this one lacks)
+  plan     memory, traffic, waits and seconds of a job on GPUs, and what to change where it does
+           not fit; needs no GPU and no weights (--nodes N --gpus_per_node N --gpu h100,
+           --search, --json; `plan --help` has all)
 
 Settings come from the recipe and from the command line, which wins:
   megatron-resrl train recipe.yaml --optimizer.lr 1e-5 --data.train_files '[a.jsonl, b.jsonl]'
@@ -62,9 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: Command line without the program's name; default: this process's.
 
     Returns:
-        Exit status: 0 done, 1 `check` found problems, 2 the run could not start or ended with an
-        error that explains itself; that of `Interrupted` if a signal ended it early, 130 if Ctrl-C
-        did before there was a step to finish.
+        Exit status: 0 done, 1 `check` found problems or what `plan` was asked about does not fit,
+        2 the run could not start or ended with an error that explains itself; that of
+        `Interrupted` if a signal ended it early, 130 if Ctrl-C did before there was a step to
+        finish.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if not given or given[0] in ("-h", "--help"):
@@ -79,6 +85,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return UNUSABLE
     if "-h" in rest or "--help" in rest:
         summary = (COMMANDS[command].__doc__ or "").splitlines()[0]
+        if command == "plan":
+            options_parser().print_help()
         settings_parser(f"megatron-resrl {command}", summary).print_help()
         return 0
     recipe = rest.pop(0) if rest and not rest[0].startswith("--") else None
@@ -127,7 +135,7 @@ def check(path: str | None, overrides: list[str]) -> int:
     found = inspect_facts(facts, model_problems)
     problems += [each for each in found if each.setting not in named]
     print(recipe_yaml(recipe), end="")
-    for line in plan(facts):
+    for line in size_lines(facts):
         print(f"# {line}")
     if prompt := first_prompt(facts):
         print(f"# {prompt}")
@@ -149,10 +157,19 @@ def check(path: str | None, overrides: list[str]) -> int:
     return 0
 
 
+def plan(path: str | None, overrides: list[str]) -> int:
+    """Forecasts memory, traffic and seconds of a recipe on GPUs; starts nothing."""
+    options, settings = take_options(overrides)
+    recipe = load_recipe(path, settings)
+    _prepare_megatron(recipe)
+    return run_plan(recipe, options)
+
+
 COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
     "train": train,
     "eval": evaluate,
     "check": check,
+    "plan": plan,
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from megatron_resrl.planning.model_shape import ModelShape
@@ -61,6 +63,7 @@ def shape_of(config: dict[str, Any]) -> ModelShape:
 def phase_record(
     name: str = "update",
     *,
+    start: int = 0,
     peak: int = 0,
     kinds: dict[str, int] | None = None,
     traffic: tuple[Traffic, ...] = (),
@@ -73,7 +76,7 @@ def phase_record(
     """A record of which only what is given is not 0."""
     return PhaseRecord(
         name=name,
-        start_bytes=0,
+        start_bytes=start,
         peak_bytes=peak,
         peak_by_kind=kinds or {},
         holders=(),
@@ -84,3 +87,10 @@ def phase_record(
         host_copy_bytes=host_copies,
         kernels=kernels,
     )
+
+
+def write_config(directory: Path, config: dict[str, Any]) -> Path:
+    """A model's directory with config.json and nothing else."""
+    directory.mkdir(parents=True)
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory

@@ -132,6 +132,12 @@ def _against_weights(recipe: Recipe, gpus_per_node: int) -> Iterator[str]:
     yield f"parallel.pipeline_model_parallel_size: {2 * stages} halves the layers of a rank"
 
 
+def cache_advice(max_running: int) -> str:
+    """What to change where the embedded engine's cache does not fit."""
+    fewer = max(1, max_running // 2)
+    return f"rollout.max_running_samples: {fewer} halves the key-value cache, for longer decoding"
+
+
 def server_advice(server: Server, failing: Verdict) -> list[str]:
     """What to change where vLLM's share does not fit."""
     if "beside" in failing.what:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.planning.embedded import EmbeddedEngine
 from megatron_resrl.planning.fit import (
     Verdict,
     advice,
+    cache_advice,
     server_advice,
     server_verdicts,
     trainer_verdicts,
+    with_margin,
 )
 from megatron_resrl.planning.generation import (
     GenerationSeconds,
@@ -44,6 +47,8 @@ class Job:
     """As long as responses are on average."""
     longest: StepShape
     """As long as the recipe allows."""
+    server: Server
+    """One of the vLLM servers, if they generate."""
     decode_host_s: float = 0.0
 
     @property
@@ -55,6 +60,14 @@ class Job:
     def colocated(self) -> bool:
         """Whether the servers share the trainer's GPUs."""
         return self.uses_vllm and self.recipe.rollout.placement == "colocated"
+
+    @property
+    def embedded(self) -> EmbeddedEngine | None:
+        """The policy as its own engine; None: it does not generate."""
+        rollout = self.recipe.rollout
+        if rollout.engine != "megatron" or rollout.replay is not None:
+            return None
+        return EmbeddedEngine(self.model, self.recipe.parallel, rollout.max_running_samples)
 
     @property
     def servers(self) -> int:
@@ -84,7 +97,7 @@ class Forecast:
     phases: dict[str, tuple[str, PhaseSeconds]]
     """Slowest rank's role and seconds, by phase."""
     generation: GenerationSeconds | None
-    """Of vLLM; None: the policy decodes by itself, or vLLM cannot."""
+    """None: responses are replayed, or vLLM cannot start."""
     transfer: float
     """Seconds of sending new weights to vLLM; 0: nothing is sent."""
 
@@ -99,7 +112,7 @@ class Forecast:
         parts = {
             name: seconds.total
             for name, (_, seconds) in self.phases.items()
-            if name not in ONCE and not (name == "generation" and self.job.uses_vllm)
+            if name not in (*ONCE, "generation")
         }
         if self.generation is not None:
             parts = {"generation": self.generation.total} | parts
@@ -175,12 +188,14 @@ def forecast(job: Job, ranks: Sequence[RankRecord]) -> Forecast:
     verdicts = list(trainer_verdicts(list(ranks), cluster.gpu, asleep_engine=job.colocated))
     generation, transfer = None, 0.0
     if job.uses_vllm:
-        server = Server.of(recipe.vllm)
-        verdicts += _server_verdicts(job, server, ranks)
+        verdicts += _server_verdicts(job, ranks)
         generation = generation_seconds(
-            job.step, job.servers, server, job.model, cluster.gpu, host_s=job.decode_host_s
+            job.step, job.servers, job.server, job.model, cluster.gpu, host_s=job.decode_host_s
         )
         transfer = transfer_seconds(job.model)
+    if engine := job.embedded:
+        generation = engine.seconds(job.step, cluster.gpu)
+        verdicts += _cache_verdicts(job, engine, ranks)
     failing = [verdict for verdict in verdicts if not verdict.fits]
     return Forecast(
         job=job,
@@ -193,7 +208,21 @@ def forecast(job: Job, ranks: Sequence[RankRecord]) -> Forecast:
     )
 
 
-def _server_verdicts(job: Job, server: Server, ranks: Sequence[RankRecord]) -> list[Verdict]:
+def _cache_verdicts(
+    job: Job, engine: EmbeddedEngine, ranks: Sequence[RankRecord]
+) -> Iterator[Verdict]:
+    """The cache beside what a rank holds between phases, where no dry run has decoded."""
+    if any(phase.name == "generation" for rank in ranks for phase in rank.phases):
+        return
+    cache = engine.cache_bytes(job.longest)
+    for rank in ranks:
+        held = max((p.start_bytes for p in rank.phases if p.name == "scoring"), default=0)
+        needed = with_margin(held + cache)
+        yield Verdict(f"generation, {rank.role}", needed, job.cluster.gpu.memory)
+
+
+def _server_verdicts(job: Job, ranks: Sequence[RankRecord]) -> list[Verdict]:
+    server = job.server
     memory = server_memory(server, job.model, job.cluster.gpu)
     tokens = job.longest.prompt_tokens + job.longest.lengths.limit
     per_response = tokens * job.model.cache_per_token / min(server.gpus, job.model.key_heads)
@@ -216,17 +245,14 @@ def _server_verdicts(job: Job, server: Server, ranks: Sequence[RankRecord]) -> l
 def _changes(job: Job, failing: Sequence[Verdict], ranks: Sequence[RankRecord]) -> list[str]:
     """What to change, for the trainer and for vLLM."""
     found: list[str] = []
-    of_trainer = [each for each in failing if not each.what.startswith("vLLM")]
-    if of_trainer:
-        worst = max(of_trainer, key=lambda each: each.needed)
-        phase = next(
-            phase
-            for rank in ranks
-            for phase in rank.phases
-            if f"{phase.name}, {rank.role}" == worst.what
-        )
-        found += advice(job.recipe, phase, job.cluster.gpus_per_node)
+    phases = {f"{phase.name}, {rank.role}": phase for rank in ranks for phase in rank.phases}
+    of_phases = [each for each in failing if each.what in phases]
+    if of_phases:
+        worst = max(of_phases, key=lambda each: each.needed)
+        found += advice(job.recipe, phases[worst.what], job.cluster.gpus_per_node)
+    if any(each.what.startswith("generation") for each in failing):
+        found.append(cache_advice(job.recipe.rollout.max_running_samples))
     for each in failing:
         if each.what.startswith("vLLM"):
-            found += server_advice(Server.of(job.recipe.vllm), each)
+            found += server_advice(job.server, each)
     return list(dict.fromkeys(found))

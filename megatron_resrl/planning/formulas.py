@@ -16,13 +16,11 @@ from dataclasses import dataclass
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig
 from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.records import PhaseRecord, RankRecord, Traffic
+from megatron_resrl.planning.seconds import KERNELS_PER_LAYER
 from megatron_resrl.planning.step_shape import StepShape
 
 _LOGIT_BYTES = 2**30
 """Of a chunk of logits and what becomes of it (`policy/log_probs.py`)."""
-
-_KERNELS_PER_LAYER = 25
-"""Of one forward pass, about; a backward pass has twice as many."""
 
 
 @dataclass(frozen=True)
@@ -218,7 +216,8 @@ class Stage:
             calls = int(layers * (layout.context - 1) * (forward + again + 2 * backward))
             sent = 2 * layout.item * tokens / layout.context * model.keys / t
             found.append(Traffic("context", layout.context, "send", calls, int(calls * sent)))
-        return found + self._expert_traffic(tokens, forward + backward + again)
+        found += self._expert_traffic(tokens, forward + backward + again)
+        return [traffic for traffic in found if traffic.calls]
 
     def _expert_traffic(self, tokens: float, passes: float) -> list[Traffic]:
         """Each token goes to its experts and back; balanced routing."""
@@ -290,7 +289,7 @@ def _scoring(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
         traffic=stage.traffic(tokens, count, 0, 0),
         flops={layout.dtype: count * stage.forward_flops(tokens, step.row_tokens, responses)},
         touched=count * stage.forward_bytes(tokens, responses),
-        kernels=count * _KERNELS_PER_LAYER * layout.layers,
+        kernels=count * KERNELS_PER_LAYER * layout.layers,
     )
 
 
@@ -323,7 +322,7 @@ def _update(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
         touched=count * passes * stage.forward_bytes(tokens, responses)
         + accumulation
         + step.updates * optimizer,
-        kernels=int(count * passes * _KERNELS_PER_LAYER * layout.layers),
+        kernels=int(count * passes * KERNELS_PER_LAYER * layout.layers),
     )
 
 

@@ -1,4 +1,4 @@
-"""vLLM's share of a GPU, and how long it generates.
+"""vLLM's share of a GPU, and how long it generates; decoding steps of any engine.
 
 Memory follows vLLM's own rule: it takes `gpu-memory-utilization` of the GPU, and what weights and
 the largest forward pass leave of that becomes blocks of its key-value cache.
@@ -143,7 +143,7 @@ def generation_seconds(
         return None
     mean_tokens = step.prompt_tokens + step.lengths.mean
     running = min(own, concurrent_responses(server, memory, model, mean_tokens))
-    decoder = _Decoder(model, server, gpu, host_s)
+    decoder = Decoder(model, server.gpus, gpu, host_s)
     full_steps = (own - running) * step.lengths.mean / running
     decode = full_steps * decoder.step_seconds(running, mean_tokens)
     tail_steps, tail = _tail(step, running, decoder)
@@ -153,7 +153,7 @@ def generation_seconds(
     return GenerationSeconds(prefill, decode + tail, full_steps + tail_steps, running)
 
 
-def _tail(step: StepShape, running: int, decoder: _Decoder) -> tuple[float, float]:
+def _tail(step: StepShape, running: int, decoder: Decoder) -> tuple[float, float]:
     """Steps and seconds until the last of `running` responses ends, on the slowest server."""
     end = step.lengths.longest_of(step.responses)
     parts = 64
@@ -167,18 +167,19 @@ def _tail(step: StepShape, running: int, decoder: _Decoder) -> tuple[float, floa
 
 
 @dataclass(frozen=True)
-class _Decoder:
-    """Decoding steps of one server; each reads all weights and the cache of all running
-    responses."""
+class Decoder:
+    """Decoding steps; each reads all weights and the cache of all running responses."""
 
     model: ModelShape
-    server: Server
+    gpus: int
+    """Tensor-parallel ranks."""
     gpu: Gpu
     host_s: float
+    """Seconds that the host adds to each step."""
 
     def step_seconds(self, batch: float, context: float) -> float:
         """One token for each of `batch` responses with `context` tokens so far."""
-        model, gpus = self.model, self.server.gpus
+        model, gpus = self.model, self.gpus
         weights = 2 * self._weights_read(batch) / gpus / self.gpu.memory_rate
         flops = 2 * model.active_parameters * batch / gpus
         cache = batch * context * model.cache_per_token / min(gpus, model.key_heads)
@@ -199,7 +200,7 @@ class _Decoder:
 
     def _communication(self, batch: float) -> float:
         """Two all-reduces of [batch, hidden] in 16 bits in each layer."""
-        gpus = self.server.gpus
+        gpus = self.gpus
         if gpus == 1:
             return 0.0
         sent = 2 * (gpus - 1) / gpus * 2 * batch * self.model.hidden

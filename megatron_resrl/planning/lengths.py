@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 _STEPS = 512
 """Of numeric integrals."""
@@ -43,7 +43,13 @@ class Lengths:
         return math.exp(-tokens / self.scale) if tokens < self.limit else 0.0
 
     def longest_of(self, count: int) -> float:
-        """Mean length of the longest of `count` responses: the integral of P(longest > t)."""
-        width = self.limit / _STEPS
-        middles = ((number + 0.5) * width for number in range(_STEPS))
-        return sum(width * (1 - (1 - self.still_running(t)) ** count) for t in middles)
+        """Mean length of the longest of `count` responses."""
+        return _longest_of(self.scale, self.limit, count)
+
+
+@cache
+def _longest_of(scale: float, limit: int, count: int) -> float:
+    """The integral of P(longest > t) = 1 - (1 - exp(-t / scale))^count, up to the limit."""
+    width = limit / _STEPS
+    middles = ((number + 0.5) * width for number in range(_STEPS))
+    return sum(width * (1 - (1 - math.exp(-t / scale)) ** count) for t in middles)

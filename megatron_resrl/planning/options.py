@@ -19,7 +19,9 @@ class PlanOptions:
     gpu: str = "h100"
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    server_gpus: int | None = None
     decode_host_ms: float = 0.0
+    quick: bool = False
     search: bool = False
     dry_runs: int = 6
     json: bool = False
@@ -75,14 +77,18 @@ def options_parser() -> argparse.ArgumentParser:
     add("prompt_tokens", _count, "mean length of prompts (default: data.max_prompt_length)")
     meaning = "mean length of responses; memory is always planned for the longest"
     add("response_tokens", _count, f"{meaning} (default: rollout.max_response_length)")
+    add("server_gpus", _count, "GPUs of each server of vllm.urls (default: 1)")
     meaning = "milliseconds that the host adds to each decoding step of vLLM"
     add("decode_host_ms", _number, f"{meaning} (default: 0, it schedules while the GPU works)")
-    add("dry_runs", _count, "layouts that --search dry-runs, the fastest by formula (default: 6)")
+    meaning = "layouts that --search dry-runs, the fastest by formula (default: 6; --quick: none)"
+    add("dry_runs", _count, meaning)
     add("gpu_memory_gib", _number, "memory of a GPU, GiB")
     add("matrix_tflops", _number, "peak of dense bf16 products, TFLOP/s; fp8 is twice as fast")
     add("memory_gb_s", _number, "memory bandwidth, GB/s")
     add("nvlink_gb_s", _number, "one direction of the links inside of a node, GB/s per GPU")
     add("network_gb_s", _number, "one direction of the network between nodes, GB/s per GPU")
+    meaning = "formulas of scoring, update and vLLM instead of dry runs; takes a second"
+    parser.add_argument("--quick", action="store_true", help=meaning)
     meaning = "try layouts, recomputation and micro-batch sizes, and rank those that fit"
     parser.add_argument("--search", action="store_true", help=meaning)
     parser.add_argument("--json", action="store_true", help="print everything as JSON")

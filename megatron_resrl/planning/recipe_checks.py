@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_resrl.checks.experts import EXPERT_CHECKS
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.model import MODEL_CHECKS
 from megatron_resrl.checks.parallel import PARALLEL_CHECKS, TRAINING_BATCH_CHECKS
 from megatron_resrl.checks.passthrough import check_passthrough
@@ -14,10 +14,10 @@ from megatron_resrl.checks.precision import PRECISION_CHECKS
 from megatron_resrl.checks.values import check_ranges
 from megatron_resrl.checks.vllm import VLLM_CHECKS
 from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import VllmConfig
 
 
-def _check_cpu_only(facts: Facts) -> Iterator[Problem]:
-    vllm = facts.recipe.vllm
+def _check_cpu_only(vllm: VllmConfig) -> Iterator[Problem]:
     fix = "leave it out; a plan is for GPUs"
     for name, value in vllm.environment.items():
         if name.startswith("VLLM_CPU_"):
@@ -27,7 +27,7 @@ def _check_cpu_only(facts: Facts) -> Iterator[Problem]:
             yield Problem(f"vllm.arguments.{name}", value, "it keeps vLLM off the GPUs", fix)
 
 
-PLAN_CHECKS = (
+PLAN_CHECKS: tuple[Check, ...] = (
     check_ranges,
     *MODEL_CHECKS,
     *PARALLEL_CHECKS,
@@ -35,7 +35,7 @@ PLAN_CHECKS = (
     *EXPERT_CHECKS,
     *PRECISION_CHECKS,
     *VLLM_CHECKS,
-    _check_cpu_only,
+    lambda facts: _check_cpu_only(facts.recipe.vllm),
     check_passthrough,
 )
 

@@ -91,8 +91,9 @@ def _memory(found: Forecast) -> Iterator[str]:
                 held,
             ]
         )
+    in_records = {f"{phase.name}, {rank.role}" for rank in found.ranks for phase in rank.phases}
     for verdict in found.verdicts:
-        if verdict.what.startswith("vLLM"):
+        if verdict.what not in in_records:
             size = f"{verdict.needed / GIB:.1f}"
             held = f"of {verdict.available / GIB:.1f}"
             rows.append(["", verdict.what, "-", size, "yes" if verdict.fits else "NO", held])
@@ -173,8 +174,11 @@ def _seconds(found: Forecast) -> Iterator[str]:
         )
     yield from columns(rows)
     if generation := found.generation:
+        engine = "embedded engine"
+        if found.job.uses_vllm:
+            engine = f"vLLM, {found.job.servers} server{'s' if found.job.servers > 1 else ''}"
         yield (
-            f"  vLLM, {found.job.servers} servers: {generation.total:.1f} s = prefill "
+            f"  {engine}: {generation.total:.1f} s = prefill "
             f"{generation.prefill:.1f} + {generation.steps:.0f} decoding steps "
             f"{generation.decode:.1f}, {generation.running} responses at once"
         )

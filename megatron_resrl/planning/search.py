@@ -22,7 +22,7 @@ class Candidate:
 
     recipe: Recipe
     settings: dict[str, Any]
-    """What is searched for, by dotted name, with this candidate's values."""
+    """What differs from the recipe that was given, by dotted name."""
 
 
 @dataclass(frozen=True)
@@ -99,11 +99,16 @@ def _candidate(
         model=dataclasses.replace(recipe.model, **model),
         algorithm=dataclasses.replace(recipe.algorithm, micro_batch_size=size),
     )
-    settings: dict[str, Any] = {f"parallel.{name}": value for name, value in parallel.items()}
-    settings |= {f"model.{name}": value for name, value in model.items()}
-    settings["algorithm.micro_batch_size"] = size
-    given = {name: value for name, value in settings.items() if value is not None}
-    return Candidate(changed, given)
+    algorithm: dict[str, Any] = {"micro_batch_size": size}
+    settings: dict[str, Any] = {}
+    for section, values in (("parallel", parallel), ("model", model), ("algorithm", algorithm)):
+        given = getattr(recipe, section)
+        settings |= {
+            f"{section}.{name}": value
+            for name, value in values.items()
+            if value != getattr(given, name)
+        }
+    return Candidate(changed, settings)
 
 
 def search(

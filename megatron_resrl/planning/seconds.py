@@ -18,6 +18,9 @@ from megatron_resrl.planning.records import PhaseRecord
 LAUNCH_S = 6e-6
 """Seconds of the host for a kernel that PyTorch starts in eager mode; an assumption."""
 
+KERNELS_PER_LAYER = 25
+"""Kernels of a layer's forward pass, about, where nobody has counted them."""
+
 WAIT_S = 30e-6
 """Seconds that the device stands idle when the host has waited for it; an assumption: the time to
 notice, and to launch the next few kernels."""

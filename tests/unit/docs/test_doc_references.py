@@ -13,6 +13,7 @@ import pytest
 
 from megatron_resrl.cli import COMMANDS, _take_options
 from megatron_resrl.config.load import SECTIONS, load_recipe
+from megatron_resrl.planning.options import take_options
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(
@@ -149,5 +150,7 @@ def test_commands_in_pages_are_understood(page: str, line: str) -> None:
     recipe = rest.pop(0) if rest and not rest[0].startswith("--") else None
     if command == "check":
         *_, rest = _take_options(rest)
+    if command == "plan":
+        _, rest = take_options(rest)
     path = ROOT / recipe if recipe and (ROOT / recipe).is_file() else EXAMPLE
     load_recipe(str(path), rest)
