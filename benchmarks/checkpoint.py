@@ -54,6 +54,7 @@ from megatron_resrl.rollout.worker import build_policy
 
 
 def write_model(directory: Path) -> None:
+    """A random Llama of SmolLM2-135M's shape."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=49152,
@@ -69,6 +70,7 @@ def write_model(directory: Path) -> None:
 
 
 def build(model: Path) -> Policy:
+    """The policy of a model, with an optimizer."""
     recipe = schema.Recipe(
         model=schema.ModelConfig(str(model)),
         precision=schema.PrecisionConfig("fp32"),
@@ -94,6 +96,7 @@ def take_step(policy: Policy, settings: argparse.Namespace) -> float:
 
 
 def saver_of(policy: Policy, folder: Path, *, background: bool) -> CheckpointSaver:
+    """A saver that keeps one checkpoint."""
     return CheckpointSaver(
         folder,
         policy,
@@ -159,6 +162,7 @@ def measure_peers(policy: Policy, settings: argparse.Namespace, work: Path) -> d
 
 
 def measure_loading(policy: Policy, settings: argparse.Namespace, work: Path) -> dict[str, float]:
+    """Medians of reading a checkpoint, and of checking its checksums."""
     folder = work / "background"
     path = checkpoint_to_resume(folder, verify_checksums=False)
 
@@ -208,6 +212,7 @@ def _median(action: Callable[[], None], repeats: int) -> float:
 
 
 def report(found: dict[str, dict[str, float]], size: int, where: str, model: str) -> str:
+    """The page of results."""
     saving, peers, loading, resuming = (found[n] for n in ("saving", "peers", "loading", "resume"))
     blocking = saving["background, held up"] + saving["background, lost by steps"]
 
@@ -250,6 +255,7 @@ def report(found: dict[str, dict[str, float]], size: int, where: str, model: str
 
 
 def main() -> None:
+    """Measures, and prints the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", type=Path, help="Hugging Face directory")
     parser.add_argument("--sequences", type=int, default=8)

@@ -67,6 +67,7 @@ class Step:
 
     @property
     def total(self) -> float:
+        """Of all phases."""
         return sum(self.seconds.values())
 
 
@@ -318,6 +319,7 @@ def table(records: Sequence[tuple[Step, Step]]) -> tuple[list[str], float]:
 
 
 def main() -> None:
+    """Lets both trainers step in turn, and prints the comparison."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--steps", type=int, default=30, help="timed steps of each kind")
     parser.add_argument("--output", type=Path, help="also write the report to this file")

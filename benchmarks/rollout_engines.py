@@ -65,12 +65,14 @@ def write_model(directory: Path) -> None:
 
 
 def prompts_of(count: int, vocabulary: int) -> list[list[int]]:
+    """[count] prompts of random tokens, all of one length."""
     generator = torch.Generator().manual_seed(1)
     rows = torch.randint(10, vocabulary, (count, PROMPT_LENGTH), generator=generator)
     return rows.tolist()
 
 
 def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of `generate`."""
     from transformers import AutoModelForCausalLM
 
     dtype = DTYPES[options.dtype]
@@ -96,6 +98,7 @@ def with_transformers(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def with_product(options: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of the product's engine, and its mismatch to the trainer."""
     recipe = schema.Recipe(
         output_dir=options.work,
         model=schema.ModelConfig(path=options.model),
@@ -184,6 +187,7 @@ def spread(values: list[float], digits: int) -> str:
 
 
 def report(options: argparse.Namespace, work: str) -> str:
+    """The page of results."""
     machine = describe(("torch", "megatron-core", "transformers"), options.threads)
     lines = [
         "# Rollout engines",
@@ -211,6 +215,7 @@ def report(options: argparse.Namespace, work: str) -> str:
 
 
 def main() -> None:
+    """Measures one engine in this process, or all in processes of their own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vllm-python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--model", help="Hugging Face directory; default: a random Llama of 135M")

@@ -77,6 +77,8 @@ class Batch:
 
 @dataclass(frozen=True)
 class Case:
+    """Groups of one size, and where their hidden states are."""
+
     tokens: int
     hidden_size: int
     groups: int
@@ -179,6 +181,7 @@ def weights_of(residual: Tensor) -> Tensor:
 
 
 def our_residuals(positives: Tensor, negatives: Tensor) -> Tensor:
+    """[n] residuals of the product."""
     valid = torch.ones(1, len(positives), dtype=torch.bool, device=positives.device)
     basis = basis_from_rows(layer_norm(positives).unsqueeze(0), valid, RANK)
     return residuals(negatives, torch.zeros(len(negatives), dtype=torch.int64), basis)
@@ -219,6 +222,7 @@ def interleaved(works: dict[str, Callable[[], object]], repeats: int) -> dict[st
 
 
 def wait() -> None:
+    """Until the device has done what is queued."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
 
@@ -287,6 +291,7 @@ def peak_memory(case: Case, side: str) -> float:
 
 
 def measure_memory(case: Case, side: str) -> float:
+    """MiB that a pass takes beyond its hidden states, in this process."""
     run = SIDES[side]
     run(Case(300, 320, 1, case.dtype, case.device).batch(range(1)))
     batch = next(case.batches())
@@ -304,6 +309,7 @@ def measure_memory(case: Case, side: str) -> float:
 
 
 def status_kib(field: str) -> int:
+    """KiB of a field of /proc/self/status."""
     return int(re.search(rf"{field}:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
@@ -325,6 +331,7 @@ def measure(case: Case, repeats: int) -> tuple[list[str], tuple[float, float, fl
 
 
 def report(cases: list[Case], repeats: int, where: str) -> str:
+    """The page of results."""
     lines = [
         "# Subspace and token weights against the released algorithm",
         "",
@@ -350,6 +357,7 @@ def report(cases: list[Case], repeats: int, where: str) -> str:
 
 
 def main() -> None:
+    """Measures one case in this process, or all of them."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=int, help="positive, and negative, tokens per group")
     parser.add_argument("--hidden", type=int, help="hidden size")

@@ -76,6 +76,7 @@ FORWARDED = ("prompts", "group_size", "prompt_tokens", "response_tokens", "vocab
 
 
 def write_model(directory: Path, layers: int, vocabulary: int) -> None:
+    """A random Llama."""
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=vocabulary,
@@ -284,6 +285,7 @@ def work(settings: argparse.Namespace) -> None:
 
 
 def main() -> None:
+    """Measures in processes of their own, and prints the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--vocabulary", type=int, default=49152)

@@ -105,6 +105,7 @@ def rewards_of(
 def report(
     found: dict[tuple[str, int], list[dict[str, float]]], options: argparse.Namespace
 ) -> str:
+    """The page of results."""
     seeds = sorted({seed for _, seed in found})
     windows = [range(first, first + 5) for first in range(0, options.steps, 5)]
 
@@ -146,6 +147,7 @@ def report(
 
 
 def main() -> None:
+    """Trains with each engine and seed, and prints the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--vllm-python", required=True, help="interpreter that has vLLM")
     parser.add_argument("--recipe", type=Path, help="default: a task made here")

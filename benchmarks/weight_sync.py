@@ -52,6 +52,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def write_model(directory: Path, size: str, precision: str) -> None:
+    """A random Llama."""
     heads = SIZES[size]["hidden_size"] // 64
     config = LlamaConfig(
         **SIZES[size],
@@ -118,6 +119,7 @@ def save_and_reload(policy: Policy, control: ServerControl, directory: Path) -> 
 
 
 def seconds_of(action: Callable[[], object]) -> float:
+    """Seconds that an action takes."""
     began = time.perf_counter()
     action()
     return time.perf_counter() - began
@@ -162,6 +164,7 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
 def report(
     found: dict[tuple[str, str], dict[str, Any]], where: str, settings: argparse.Namespace
 ) -> str:
+    """The page of results."""
     rows = []
     for (size, precision), one in found.items():
         rows.append(
@@ -188,6 +191,7 @@ def report(
 
 
 def main() -> None:
+    """Measures each model, and prints the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     default = os.environ.get("MEGATRON_RESRL_VLLM_PYTHON", sys.executable)
     parser.add_argument("--vllm-python", default=default, help="interpreter that has vLLM")

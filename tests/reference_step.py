@@ -256,13 +256,16 @@ class _Trainer:
         resrl = self.settings["resrl"]
         thought = [self._thought(r) for r in rollouts]
         for group in {r.group for r in rollouts}:
-            right, wrong = [], []
-            for i, r in enumerate(rollouts):
-                if r.group != group or masked[i]:
-                    continue
-                for t, drawn in enumerate(r.drawn):
-                    if drawn and not thought[i][t]:
-                        (right if positive[i] else wrong).append((i, t))
+            right, wrong = (
+                [
+                    (i, t)
+                    for i, r in enumerate(rollouts)
+                    if r.group == group and not masked[i] and positive[i] == side
+                    for t, drawn in enumerate(r.drawn)
+                    if drawn and not thought[i][t]
+                ]
+                for side in (True, False)
+            )
             if len(right) < 4 or not wrong:
                 continue
             key = group_key(self.settings["seed"], step, group)

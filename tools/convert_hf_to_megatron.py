@@ -1,7 +1,7 @@
 """Writes a Hugging Face model as a Megatron checkpoint; see docs/checkpoints.md.
 
-    python tools/convert_hf_to_megatron.py --input MODEL --output MEGATRON \
-        --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
+python tools/convert_hf_to_megatron.py --input MODEL --output MEGATRON \
+    --tensor-model-parallel-size 2 --pipeline-model-parallel-size 2
 """
 
 from __future__ import annotations

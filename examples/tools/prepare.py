@@ -119,6 +119,7 @@ def write_tiny_model(directory: Path) -> None:
 
 
 def main() -> None:
+    """Writes questions and model."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--directory", type=Path, default=Path("outputs/tools"))
     directory = parser.parse_args().directory

@@ -206,9 +206,8 @@ def _shared(
     like: Tensor,
 ) -> Basis:
     """Gives every rank the bases of all groups, from the owners."""
-    if ranks.size == 1:
-        assert own is not None, "a rank alone owns every group"
-        return own
+    if own is not None and ranks.size == 1:
+        return own  # A rank alone owns every group.
     most = -(-groups // ranks.size)
     # Mean, directions, eigenvalues and trace of each group, concatenated.
     width = hidden_size * (rank + 1) + rank + 1

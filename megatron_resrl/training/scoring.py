@@ -5,6 +5,7 @@ Shapes: B responses of this replica, T tokens of the step's longest response.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -79,14 +80,10 @@ def score_batch(
         LogitsNotFinite: On all ranks, if a log-probability is not a number.
         StatesNotFinite: An observed state is not.
     """
-
-    def observe(states: TappedStates, micro_batch: MicroBatch) -> None:
-        assert weighting is not None, "without a weighting, no layer is observed"
-        with phase(timers, "subspace"):
-            weighting.observe(states, micro_batch)
-
-    layer = None if weighting is None else weighting.layer
-    order = None if weighting is None else weighting.order
+    layer, order, observe = None, None, None
+    if weighting is not None:
+        layer, order = weighting.layer, weighting.order
+        observe = functools.partial(_observe, weighting, timers)
     micro_batches = policy.micro_batches(batch, settings.micro_batch_size, order)
     try:
         found = policy.score(
@@ -122,3 +119,10 @@ def score_batch(
         phase="scoring",
     )
     return Scores(log_probs, entropy)
+
+
+def _observe(
+    weighting: WeightingPass, timers: PhaseTimers, states: TappedStates, micro_batch: MicroBatch
+) -> None:
+    with phase(timers, "subspace"):
+        weighting.observe(states, micro_batch)
