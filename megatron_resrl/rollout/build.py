@@ -1,10 +1,11 @@
-"""Builds what collects a run's groups from its recipe."""
+"""Builds what collects a run's groups."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import RewardConfig
+from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.policy.finite import LogitsNotFinite
@@ -20,27 +21,37 @@ from megatron_resrl.rollout.worker import RolloutWorker
 
 
 def build_collector(
-    recipe: Recipe, worker: RolloutWorker, rollout_log: RolloutLog, timers: PhaseTimers
+    settings: RolloutConfig,
+    reward: RewardConfig,
+    worker: RolloutWorker,
+    rollout_log: RolloutLog,
+    timers: PhaseTimers,
+    *,
+    seed: int,
+    keep_rollouts: bool,
 ) -> Collector:
     """The collector of a training run. Collective.
 
     Args:
-        recipe: All settings.
+        settings: How responses are sampled, selected, recorded or replayed.
+        reward: Of training.
         worker: Generates and grades.
         rollout_log: Finished groups of the run.
         timers: See `Collector`.
+        seed: Of the run.
+        keep_rollouts: `checkpoint.keep_rollouts`: finished groups are written to `rollout_log`, and
+            those of a run that was killed are read.
 
     Raises:
         RecordingError: `rollout.record` names a recording of another run.
     """
-    settings = recipe.rollout
     engine: RolloutEngine = worker.engine
     selection: SelectionRule = DynamicSampling(
         settings.max_refills if settings.dynamic_sampling else 0
     )
     if settings.replay:
         engine = selection = ReplayEngine(engine, Recording(settings.replay))
-    elif recipe.checkpoint.keep_rollouts:
+    elif keep_rollouts:
         engine = ResumableEngine(engine, rollout_log)
     recorder = None
     if settings.record:
@@ -50,7 +61,7 @@ def build_collector(
     def require_finite(prompts: Sequence[Prompt], responses: Sequence[Sequence[Response]]) -> None:
         try:
             require_finite_responses(
-                prompts, responses, worker.policy, recipe.model.path, phase="rollout of training"
+                prompts, responses, worker.policy, worker.model_path, phase="rollout of training"
             )
         except LogitsNotFinite:
             rollout_log.discard()  # A run with mended weights must not read the groups again.
@@ -60,12 +71,12 @@ def build_collector(
         engine=engine,
         sampling=SamplingParams.of(settings, worker.stop_token_ids, settings.group_size),
         selection=selection,
-        grader=worker.graders.of(recipe.reward),
+        grader=worker.graders.of(reward),
         tokenizer=worker.tokenizer,
-        reward=recipe.reward,
+        reward=reward,
         require_finite=require_finite,
         timers=timers,
-        seed=recipe.seed,
+        seed=seed,
         recorder=recorder,
         plays_episodes=settings.environment is not None,
     )

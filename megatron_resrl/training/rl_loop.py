@@ -25,11 +25,10 @@ from megatron_resrl.evaluation.results import responses_folder
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.evaluation.sets import evaluation_sets
 from megatron_resrl.observe.phases import PHASES, phase
+from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import run_on_every_rank
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.build import build_collector
-from megatron_resrl.rollout.collector import Collector
-from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
@@ -88,8 +87,7 @@ def _train(
     policy, timers = worker.policy, session.timers
     resumed = session.resume(start, policy)
     log = RolloutLog(Path(recipe.output_dir) / "rollouts", run_identity(recipe, identity.digest()))
-    collector = build_collector(recipe, worker, log, timers)
-    rollouts = _rollouts(recipe, questions.prompts, collector, worker.engine, resumed, start)
+    rollouts = _rollouts(recipe, questions.prompts, worker, log, timers, resumed, start)
     algorithm = algorithm_of(recipe)
     weighting = _weighting(worker, algorithm, recipe.resrl, recipe.rollout, recipe.seed)
     settings = StepSettings.from_recipe(recipe)
@@ -135,19 +133,29 @@ def _train(
 def _rollouts(
     recipe: Recipe,
     prompts: Sequence[Prompt],
-    collector: Collector,
-    engine: RolloutEngine,
+    worker: RolloutWorker,
+    log: RolloutLog,
+    timers: PhaseTimers,
     resumed: TrainerState | None,
     start: StartingPoint,
 ) -> RolloutQueue:
     """The rollouts of the steps to come, where the run that is continued left off."""
     rollout = recipe.rollout
+    collector = build_collector(
+        rollout,
+        recipe.reward,
+        worker,
+        log,
+        timers,
+        seed=recipe.seed,
+        keep_rollouts=recipe.checkpoint.keep_rollouts,
+    )
     in_flight: list[list[int]] = []
     sampler = PromptSampler(
         len(prompts), rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
     )
     if resumed:
-        engine.update_weights(resumed.step)
+        worker.engine.update_weights(resumed.step)
         if not start.new_data:
             sampler.load_state_dict(resumed.sampler)
             in_flight = prompts_in_flight(resumed.extra)
