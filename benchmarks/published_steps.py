@@ -178,6 +178,7 @@ def _write_config(folder: Path, config: Mapping[str, Any]) -> Path:
 
 
 def main() -> None:
+    """Compares, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--dry_run", action="store_true", help="dry runs instead of formulas")
     parser.add_argument("--output", type=Path)
