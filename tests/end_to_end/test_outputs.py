@@ -68,6 +68,7 @@ def test_outputs_page_explains_every_file(run):
 def test_outputs_keep_texts_with_other_line_ends(run):
     samples = [json.loads(line) for line in (run / "samples.jsonl").open()]
     assert [sample["step"] for sample in samples] == [1, 1, 2, 2, 3, 3]
+    assert not any("transcript" in sample for sample in samples)
     assert all(LINE_END in sample["prompt"] for sample in samples)
     assert all(sample["ground_truth"].endswith("\u0085 ") for sample in samples)
 

@@ -124,6 +124,9 @@ def test_keep_responses_writes_every_response_with_its_step(worker, quick, tmp_p
     ]
     scores = [[r["score"] for r in line["responses"]] for line in lines]
     assert [len(group) for group in scores] == [3, 3, 3]
+    # A transcript only of several turns.
+    kept = {"response", "score", "timed_out", "finish_reason", "tokens"}
+    assert all(set(r) == kept for line in lines for r in line["responses"])
     assert metrics["eval/heldout/avg@3"] == pytest.approx(sum(map(sum, scores)) / 9)
     cut = [r["finish_reason"] == "length" for line in lines for r in line["responses"]]
     assert metrics["eval/heldout/truncated"] == sum(cut) / 9
