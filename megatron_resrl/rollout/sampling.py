@@ -48,7 +48,7 @@ def draw_tokens(
     logits = truncate(logits / sampling.temperature, sampling)
     weights = (logits - logits.amax(-1, keepdim=True)).exp()
     # Summed in float64: over a large vocabulary float32 would lose the unlikely tokens.
-    cumulative = weights.cumsum(-1, dtype=torch.float64)
+    cumulative = _running_sum(weights.double())
     total = cumulative[:, -1:]
     # Scaled by the last entry, so that rounding of the sum can never leave a number above it.
     tokens = torch.searchsorted(cumulative, uniform[:, None] * total, right=True)
@@ -63,12 +63,43 @@ def truncate(logits: torch.Tensor, sampling: SamplingParams) -> torch.Tensor:
         logits = logits.masked_fill(logits < smallest_kept, float("-inf"))
     if sampling.top_p < 1.0:
         ordered, order = logits.sort(dim=-1, descending=True)
-        mass = ordered.softmax(-1).cumsum(-1)
+        mass = _running_sum(ordered.softmax(-1))
         # A token stays if the mass before it has not reached top_p; the first always does.
         outside = mass - ordered.softmax(-1) >= sampling.top_p
         ordered = ordered.masked_fill(outside, float("-inf"))
         logits = torch.empty_like(logits).scatter_(1, order, ordered)
     return logits
+
+
+def _running_sum(values: torch.Tensor) -> torch.Tensor:
+    """Cumulative sums of the last dimension, [b, n].
+
+    On CUDA `torch.cumsum` adds in the order in which threads finish, which torch refuses where
+    `precision.deterministic` is set.
+    """
+    if values.is_cuda and torch.are_deterministic_algorithms_enabled():
+        return sum_by_blocks(values)
+    return values.cumsum(-1)
+
+
+def sum_by_blocks(values: torch.Tensor, width: int = 256) -> torch.Tensor:
+    """Cumulative sums whose order is fixed: products of blocks with a triangle of ones.
+
+    Args:
+        values: [b, n] floating point.
+        width: Columns of a block.
+
+    Returns:
+        [b, n].
+    """
+    rows, columns = values.shape
+    blocks = torch.nn.functional.pad(values, (0, -columns % width)).view(rows, -1, width)
+    inside = blocks @ values.new_ones(width, width).triu()
+    if blocks.shape[1] > 1:
+        # [b, blocks]: what lies before each block.
+        before = sum_by_blocks(inside[:, :-1, -1], width)
+        inside[:, 1:] += before[..., None]
+    return inside.view(rows, -1)[:, :columns]
 
 
 def default_stop_tokens(

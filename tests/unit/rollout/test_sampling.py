@@ -16,7 +16,12 @@ from transformers.generation.logits_process import (
 )
 
 from megatron_resrl.rollout.engine import SamplingParams
-from megatron_resrl.rollout.sampling import default_stop_tokens, draw_tokens, uniform_numbers
+from megatron_resrl.rollout.sampling import (
+    default_stop_tokens,
+    draw_tokens,
+    sum_by_blocks,
+    uniform_numbers,
+)
 
 
 def _params(**changes: float) -> SamplingParams:
@@ -99,3 +104,25 @@ def test_default_stop_tokens_are_those_of_all_three_files(tmp_path):
 def test_default_stop_tokens_need_an_end_of_sequence_token(tmp_path):
     with pytest.raises(ValueError, match=r"rollout\.stop_token_ids"):
         default_stop_tokens(str(tmp_path), LlamaConfig(eos_token_id=None), _Tokenizer(None))
+
+
+@pytest.mark.parametrize("columns", [1, 3, 4, 5, 16, 17, 70])
+def test_sum_by_blocks_equals_cumsum(columns):
+    values = torch.rand(3, columns, dtype=torch.float64)
+    torch.testing.assert_close(sum_by_blocks(values, 4), values.cumsum(1), rtol=1e-14, atol=0)
+
+
+def test_draw_tokens_needs_no_cumsum_on_cuda_if_deterministic(monkeypatch):
+    logits, uniform = torch.randn(9, 700), torch.rand(9, dtype=torch.float64)
+    params = _params(top_p=0.9)
+    expected, expected_log_probs = draw_tokens(logits, uniform, params)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda tensor: True))
+    # torch refuses it there: "cumsum_cuda_kernel does not have a deterministic implementation".
+    monkeypatch.setattr(torch.Tensor, "cumsum", None)
+    torch.use_deterministic_algorithms(True)
+    try:
+        tokens, log_probs = draw_tokens(logits, uniform, params)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert torch.equal(tokens, expected)
+    torch.testing.assert_close(log_probs, expected_log_probs, rtol=1e-6, atol=1e-6)
