@@ -72,7 +72,7 @@ def run_collective(device: FakeDevice, func: Any, args: Any) -> Any:
     schema = func._schema.name.removeprefix("c10d::")
     name, kind = _NAMES[schema], device.groups.of(group)
     tensors = [each for each in tree_flatten(args)[0] if isinstance(each, torch.Tensor)]
-    on_host = [each for each in tensors if not isinstance(each, FakeTensor)]
+    on_host = [each for each in tensors if not device.holds(each)]
     if on_host and kind != "host" and name != "barrier":
         raise RuntimeError(
             f"{name} of a tensor of the host over the device's back end, at {origin().line}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -18,12 +19,18 @@ from megatron_resrl.platform.fake_device.collectives import GroupNames, Received
 from megatron_resrl.platform.fake_device.ledger import Ledger
 from megatron_resrl.platform.fake_device.lines import KindRule, caller
 from megatron_resrl.platform.fake_device.memory import Memory
-from megatron_resrl.platform.fake_device.numbers import KnownNumbers
+from megatron_resrl.platform.fake_device.numbers import LARGEST, KnownNumbers
 from megatron_resrl.platform.fake_device.transfers import HANDLERS
 from megatron_resrl.platform.fake_device.work import count
 
 NAME = "fakegpu"
 """The device's type."""
+
+_SIZED = {
+    *(torch.ops.aten.zeros.default, torch.ops.aten.ones.default, torch.ops.aten.full.default),
+    torch.ops.aten.empty.memory_format,
+}
+"""Operations whose first argument is the size of their result."""
 
 Answer = Callable[[Mapping[str, Any], torch.Tensor], torch.Tensor | None]
 """(local variables of the function that reads, tensor) -> the numbers that it is to read; None: the
@@ -94,6 +101,11 @@ class FakeDevice(TorchDispatchMode):
                 torch.empty_strided(tuple(size), tuple(stride), dtype=dtype, device=self.device)
             )
 
+    def on_host(self, size: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+        """A large tensor of the host, without memory and numbers either."""
+        with self._worked_out:
+            return torch.empty(tuple(size), dtype=dtype, device="cpu")
+
     def account(self, out: Any) -> Any:
         """Counts the memory of an operation's results, and returns them."""
         for tensor in tree_flatten(out)[0]:
@@ -148,6 +160,8 @@ class FakeDevice(TorchDispatchMode):
         if not wanted and not any(
             isinstance(each, FakeTensor) for each in tree_flatten((args, kwargs))[0]
         ):
+            if func in _SIZED and math.prod(args[0]) > LARGEST:
+                return self.on_host(args[0], kwargs.get("dtype") or torch.get_default_dtype())
             return func(*args, **kwargs)
         handler = HANDLERS.get(func)
         out = NotImplemented if handler is None else handler(self, func, args, kwargs)

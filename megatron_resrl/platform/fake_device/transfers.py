@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._pytree import tree_map
 
+from megatron_resrl.platform.fake_device.numbers import LARGEST
 from megatron_resrl.platform.fake_device.work import count_kernel
 
 if TYPE_CHECKING:
@@ -22,17 +23,21 @@ def _to_copy(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     tensor = args[0]
     target = torch.device(kwargs["device"]) if kwargs.get("device") is not None else tensor.device
     dtype = kwargs.get("dtype") or tensor.dtype
-    if not isinstance(tensor, FakeTensor):
+    up = target.type == device.device.type
+    if up and not device.holds(tensor):
         # The copy of pageable memory returns when all that was queued before it is done.
         if not kwargs.get("non_blocking"):
             device.ledger.wait()
         device.ledger.host_copies += tensor.nbytes
         out = device.empty(tensor.size(), tensor.stride(), dtype)
-        device.numbers.keep(out, tensor.detach().to(dtype, copy=True))
+        if not isinstance(tensor, FakeTensor):
+            device.numbers.keep(out, tensor.detach().to(dtype, copy=True))
         return out
     if target.type == "cpu" and device.holds(tensor):
         device.ledger.wait()
         device.ledger.host_copies += tensor.nbytes
+        if tensor.numel() > LARGEST:
+            return device.on_host(tensor.shape, dtype)
         return device.read(tensor).to(dtype, copy=True)
     return NotImplemented
 
@@ -40,16 +45,20 @@ def _to_copy(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
 def _copy_(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     target, source = args[:2]
     blocking = not (args[2] if len(args) > 2 else kwargs.get("non_blocking"))
-    if isinstance(target, FakeTensor) and not isinstance(source, FakeTensor):
-        if blocking:
+    up, down = device.holds(target), device.holds(source)
+    if up != down:
+        # A copy to pageable memory always waits.
+        if blocking or down:
             device.ledger.wait()
         device.ledger.host_copies += source.nbytes
+    if up and not isinstance(source, FakeTensor):
         device.numbers.write(target, source.expand(target.shape))
         return target
     if not isinstance(target, FakeTensor):
-        device.ledger.wait()
-        device.ledger.host_copies += source.nbytes
         return target.copy_(device.read(source))
+    if up != down:
+        device.numbers.forget(target)
+        return target
     # Within the device: memory that was empty may be known afterwards.
     device.work_out(func, args, kwargs)
     known = device.numbers.of(source)

@@ -1,0 +1,125 @@
+"""Bytes that two steps hold, in five layouts of two ranks: of real tensors, or of the fake device.
+
+Arguments: folder of a model; "real", on two ranks, or "fake", in one process that stands for rank
+0; names of layouts, one only for the fake device. Rank 0 prints a line of JSON: layout -> bytes
+after the build, and at the peak of each phase of the second step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from dry_runs import GROUP_SIZE, WORKLOAD, recipe_for
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
+from megatron_resrl.planning.recorder import Recorder, RecordingTimers
+from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.fake_device.install import fake_device
+from megatron_resrl.platform.fake_device.ledger import Ledger
+from megatron_resrl.platform.fake_device.memory import Memory
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.rl_step import StepSettings, rl_step
+
+# Kernels that a CPU would have to compile.
+UNFUSED = "model.megatron={bias_activation_fusion: false, bias_dropout_fusion: false}"
+LAYOUTS = {
+    "dp2": (),
+    "tp2_sp": ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"),
+    "pp2": ("parallel.pipeline_model_parallel_size=2",),
+    "cp2": ("parallel.context_parallel_size=2",),
+    "dp2_recompute": (
+        "model.recompute_granularity=full",
+        "model.recompute_method=uniform",
+        "model.recompute_num_layers=1",
+        "parallel.use_distributed_optimizer=false",
+    ),
+}
+PHASES = ("scoring", "subspace", "update")
+
+
+class RealMemory(TorchDispatchMode):
+    """Counts real tensors as the fake device counts its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.memory = Memory(KINDS)
+        self.ledger = Ledger()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_flatten(out)[0]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes():
+                self.memory.take(tensor.untyped_storage())
+        return out
+
+
+@contextlib.contextmanager
+def books(kind: str) -> Iterator[Any]:
+    """What counts memory: a mode for real tensors, or the device."""
+    if kind == "real":
+        # The kernel that makes a matrix of scores is the only one of all devices.
+        with sdpa_kernel(SDPBackend.MATH), RealMemory() as real:
+            yield real
+    else:
+        with fake_device(
+            0, 2, rules=KINDS, gathered=GATHERED, broadcast=BROADCAST, fused=False
+        ) as device:
+            device.answers |= ANSWERS
+            yield device
+
+
+def measured(recipe: Recipe, counted: Any, *, load_weights: bool) -> dict[str, int]:
+    """Bytes after the build, and at the peak of each phase of the second of two steps."""
+    counted.memory.__init__(KINDS)
+    recorder = Recorder(counted)
+    policy = Policy.build(
+        recipe.model,
+        recipe.parallel,
+        recipe.precision,
+        optimizer=recipe.optimizer,
+        load_weights=load_weights,
+    )
+    for group in policy.optimizer.param_groups:
+        group["foreach"] = True  # As torch chooses on CUDA.
+    found = {"build": counted.memory.total}
+    algorithm = algorithm_of(recipe)
+    weighting = build_weighting(algorithm, policy, recipe.resrl, recipe.rollout, seed=0)
+    for step in (1, 2):
+        timers = RecordingTimers(recorder, PHASES)
+        observers = standard_observers(recipe.resrl, temperature=1.0, seed=0, timers=timers)
+        batch = WORKLOAD.batch(2, GROUP_SIZE)
+        settings = StepSettings.from_recipe(recipe)
+        rl_step(policy, algorithm, weighting, batch, settings, step, timers, observers)
+        peaks = {name: phase.peak_bytes for name, phase in recorder.take().items()}
+    return found | peaks
+
+
+def main() -> None:
+    torch.compiler.set_stance("force_eager")
+    model, kind = Path(sys.argv[1]), sys.argv[2]
+    found = {}
+    with books(kind) as counted:
+        for name in sys.argv[3:]:
+            recipe = recipe_for(model, UNFUSED, *LAYOUTS[name])
+            initialize(recipe.parallel, 0)
+            found[name] = measured(recipe, counted, load_weights=kind == "real")
+        if dist.get_rank() == 0:
+            print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()
