@@ -132,9 +132,15 @@ def _masked_select(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any
 
 def _index(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     """Truth values as an index become places first, which the host waits for; indices that lie on
-    the host are copied."""
+    the host are copied.
+
+    Raises:
+        RuntimeError: As on a GPU: a tensor of the host is indexed by one on the device.
+    """
     tensor, indices = args[0], args[1]
     given = [index for index in indices if index is not None]
+    if not device.holds(tensor) and any(device.holds(index) for index in given):
+        raise RuntimeError("a tensor of the host is indexed by one on the device")
     for index in given:
         if not isinstance(index, FakeTensor) and device.holds(tensor):
             device.ledger.wait()

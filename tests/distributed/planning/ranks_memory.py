@@ -1,4 +1,4 @@
-"""Bytes that two steps hold, in five layouts of two ranks: of real tensors, or of the fake device.
+"""Bytes that two steps hold, in layouts of two ranks: of real tensors, or of the fake device.
 
 Arguments: folder of a model; "real", on two ranks, or "fake", in one process that stands for rank
 0; names of layouts, one only for the fake device. Rank 0 prints a line of JSON: layout -> bytes
@@ -39,6 +39,7 @@ UNFUSED = "model.megatron={bias_activation_fusion: false, bias_dropout_fusion: f
 LAYOUTS = {
     "dp2": (),
     "tp2_sp": ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"),
+    "tp2_packed": ("parallel.tensor_model_parallel_size=2", "algorithm.sequence_packing=true"),
     "pp2": ("parallel.pipeline_model_parallel_size=2",),
     "cp2": ("parallel.context_parallel_size=2",),
     "dp2_recompute": (
