@@ -1,6 +1,7 @@
 """Puts faults into copies of the checkout and counts those that the tests notice. On request.
 
     python tests/mutation/run.py code --rooms algorithms,training --sample 20
+    python tests/mutation/run.py code --again results.jsonl
     python tests/mutation/run.py settings --names algorithm.clip_low,resrl.floor
 
 `code`: a sample of each room's mutants (`mutants.py`), the same for the same seed. `settings`: the
@@ -46,20 +47,34 @@ class Fault:
     """Arguments of pytest, one round after the other until one fails."""
 
 
-def code_faults(rooms: Sequence[str], sample: int, seed: int) -> list[Fault]:
-    """`sample` mutants of every room, without those that are known to change nothing."""
+def mutants(room: str) -> list[Fault]:
+    """All mutants of a room, without those that are known to change nothing."""
     equivalent = set(EQUIVALENT.read_text(encoding="utf-8").split("\n"))
+    target = TARGETS[room]
+    found = [
+        Fault(" ".join(mutant.name.split()), path, mutant.source, target.rounds)
+        for path in target.files(ROOT)
+        for mutant in mutants_of(ROOT, path)
+    ]
+    return [fault for fault in found if fault.name not in equivalent]
+
+
+def code_faults(rooms: Sequence[str], sample: int, seed: int) -> list[Fault]:
+    """`sample` mutants of every room."""
     faults = []
     for room in rooms:
-        target = TARGETS[room]
-        found = [
-            Fault(" ".join(mutant.name.split()), path, mutant.source, target.rounds)
-            for path in target.files(ROOT)
-            for mutant in mutants_of(ROOT, path)
-        ]
-        found = [fault for fault in found if fault.name not in equivalent]
+        found = mutants(room)
         faults += random.Random(f"{seed} {room}").sample(found, min(sample, len(found)))
     return faults
+
+
+def survivors(rooms: Sequence[str], results: Path) -> list[Fault]:
+    """The mutants that survived an earlier run, by its `--output`."""
+    lines = results.read_text(encoding="utf-8").split("\n")[:-1]
+    records = [json.loads(line) for line in lines]
+    names = {record["fault"] for record in records if record["outcome"] == "survived"}
+    found = {fault.name: fault for room in rooms for fault in mutants(room) if fault.name in names}
+    return list(found.values())
 
 
 def setting_faults(names: Sequence[str]) -> list[Fault]:
@@ -160,13 +175,18 @@ def main(every_setting: Callable[[], list[str]]) -> int:
     parser.add_argument("--rooms", default=",".join(TARGETS), help="of: " + ", ".join(TARGETS))
     parser.add_argument("--sample", type=int, default=20, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument("--again", type=Path, help="an earlier --output: only what survived there")
     parser.add_argument("--names", help="settings; default: all")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--timeout", type=float, default=600, help="seconds per round of tests")
     parser.add_argument("--output", type=Path, help="JSON lines are appended to it")
     given = parser.parse_args()
     if given.kind == "code":
-        faults = code_faults(given.rooms.split(","), given.sample, given.seed)
+        rooms = given.rooms.split(",")
+        if given.again:
+            faults = survivors(rooms, given.again)
+        else:
+            faults = code_faults(rooms, given.sample, given.seed)
     else:
         faults = setting_faults(given.names.split(",") if given.names else every_setting())
     return int(run(faults, given.workers, given.timeout, given.output) > 0)
