@@ -95,7 +95,7 @@ class Forecast:
     changes: tuple[str, ...]
     """What would make it fit; empty if it does."""
     phases: dict[str, tuple[str, PhaseSeconds]]
-    """Slowest rank's role and seconds, by phase."""
+    """Slowest rank's role and seconds, by phase; those of generation are in `generation`."""
     generation: GenerationSeconds | None
     """None: responses are replayed, or vLLM cannot start."""
     transfer: float
@@ -110,9 +110,7 @@ class Forecast:
     def parts(self) -> dict[str, float]:
         """Seconds of a step, by phase, in order."""
         parts = {
-            name: seconds.total
-            for name, (_, seconds) in self.phases.items()
-            if name not in (*ONCE, "generation")
+            name: seconds.total for name, (_, seconds) in self.phases.items() if name not in ONCE
         }
         if self.generation is not None:
             parts = {"generation": self.generation.total} | parts
@@ -141,6 +139,13 @@ class Forecast:
         """The record of a phase of the rank with a role."""
         rank = next(rank for rank in self.ranks if rank.role == role)
         return next(phase for phase in rank.phases if phase.name == name)
+
+    def slowest_records(self) -> dict[str, PhaseRecord]:
+        """The record of the slowest rank by phase; where seconds do not come from records, of the
+        rank that needs most memory."""
+        roles = {name: role for name, (role, _) in self.most_demanding().items()}
+        roles |= {name: role for name, (role, _) in self.phases.items()}
+        return {name: self.record(role, name) for name, role in roles.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Everything, as `--json` prints it."""
@@ -182,6 +187,7 @@ def forecast(job: Job, ranks: Sequence[RankRecord]) -> Forecast:
         rank.role: [
             phase_seconds(phase, recipe.parallel, cluster, job.pipeline(phase.name))
             for phase in rank.phases
+            if phase.name != "generation"
         ]
         for rank in ranks
     }

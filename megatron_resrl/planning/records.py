@@ -85,7 +85,8 @@ class PhaseRecord:
         waits: Where the host waits for the device.
         matrix_flops: Floating-point operations of matrix products and attention, by dtype name
             (`bfloat16`, `float32`, ...); a multiplication and an addition count as two.
-        touched_bytes: Bytes that kernels read and write on the device.
+        touched_bytes: Bytes that kernels other than matrix products and attention read and write on
+            the device.
         host_copy_bytes: Bytes copied between host and device, both ways.
         kernels: Number of kernels.
     """

@@ -11,6 +11,12 @@ from megatron_resrl.planning.links import traffic_seconds
 GIB = 2**30
 GB = 1e9
 
+_SMALL_BYTES, _SMALL_S = 10**7, 0.01
+"""Traffic below both is counted and not listed."""
+
+_LINES = 5
+"""Lines of waits of a phase."""
+
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     """Aligned lines: words to the left, numbers (all rows but the first) to the right."""
@@ -114,11 +120,13 @@ def _holders(found: Forecast) -> Iterator[str]:
 
 def _traffic(found: Forecast) -> Iterator[str]:
     job = found.job
-    rows = []
-    for name, (role, _) in found.phases.items():
-        phase = found.record(role, name)
+    rows, small = [], 0
+    for name, phase in found.slowest_records().items():
         for traffic in phase.traffic:
             wire, seconds = traffic_seconds(traffic, job.recipe.parallel, job.cluster)
+            if traffic.bytes < _SMALL_BYTES and seconds < _SMALL_S:
+                small += 1
+                continue
             rows.append(
                 [
                     name,
@@ -136,14 +144,16 @@ def _traffic(found: Forecast) -> Iterator[str]:
         yield "communication of the slowest rank; GB are what it sends"
         heading = ["phase", "group", "ranks", "collective", "calls", "GB", "s", "wire"]
         yield from columns([heading, *rows])
+        if small:
+            yield f"  and {small} of less than 10 MB and 10 ms"
 
 
 def _waits(found: Forecast) -> Iterator[str]:
-    rows = []
-    for name, (role, _) in found.phases.items():
-        phase = found.record(role, name)
-        for wait in sorted(phase.waits, key=lambda each: -each.count)[:5]:
-            rows.append([name, str(wait.count), wait.line])
+    rows = [
+        [name, str(wait.count), wait.line]
+        for name, phase in found.slowest_records().items()
+        for wait in sorted(phase.waits, key=lambda each: -each.count)[:_LINES]
+    ]
     if rows:
         yield ""
         yield "where the slowest rank's host waits for the device: the five most frequent lines"

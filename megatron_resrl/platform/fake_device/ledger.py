@@ -17,7 +17,7 @@ class Ledger:
         calls: (group, size, collective) -> calls.
         sent: The same -> bytes that this rank sends.
         matrix_flops: Name of a number format -> operations of matrix products and attention.
-        touched: Bytes that kernels read and write.
+        touched: Bytes that kernels other than matrix products read and write.
         host_copies: Bytes between host and device.
         kernels: Number of kernels.
         invented: Line -> numbers read there that the device does not have.

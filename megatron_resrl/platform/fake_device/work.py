@@ -46,9 +46,10 @@ def count(ledger: Ledger, func: Any, args: Any, kwargs: Any, out: Any) -> None:
     if func.namespace != "aten" or func in _NOTHING or func.is_view:
         return
     ledger.kernels += 1
-    ledger.touched += _touched(func, args, kwargs, out)
     formula = flop_registry.get(func._overloadpacket)
-    if formula is not None:
+    if formula is None:
+        ledger.touched += _touched(func, args, kwargs, out)
+    else:  # A product reads its matrices while it computes.
         flops = formula(*args, **kwargs, out_val=out)
         ledger.matrix_flops[dtype_name(_tensors(args)[0].dtype)] += int(flops)
 
@@ -71,8 +72,9 @@ def count_kernel(
     """
     read = list(read)
     ledger.kernels += 1
-    ledger.touched += sum(t.nbytes for t in (*read, *written))
-    if flops:
+    if not flops:
+        ledger.touched += sum(t.nbytes for t in (*read, *written))
+    else:
         ledger.matrix_flops[dtype_name(dtype or read[0].dtype)] += int(flops)
 
 

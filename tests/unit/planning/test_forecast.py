@@ -53,12 +53,15 @@ def ranks(peak: int = 20 * GIB) -> list[RankRecord]:
             holders=(Holder("policy/log_probs.py:70", "activations", GIB),),
         ),
     )
-    wire = Traffic("data", 4, "all_gather", 2, 10**9)
+    wires = (
+        Traffic("data", 4, "all_gather", 2, 10**9),
+        Traffic("world", 8, "all_reduce", 1, 8),
+    )
     last = (
         phase_record("build", peak=9 * GIB),
         phase_record("scoring", peak=11 * GIB, flops={"bfloat16": 2 * 10**14}),
         dataclasses.replace(
-            phase_record("update", peak=GIB, flops={"bfloat16": 6 * 10**14}, traffic=(wire,)),
+            phase_record("update", peak=GIB, flops={"bfloat16": 6 * 10**14}, traffic=wires),
             waits=(Wait("training/updating.py:100", 40),),
         ),
     )
@@ -138,6 +141,7 @@ def test_report_has_every_part_of_the_forecast() -> None:
         "activations 89.0, weights 1.0",
         "policy/log_probs.py:70",
         "data       4  all_gather      2  1.00",
+        "  and 1 of less than 10 MB and 10 ms",
         "training/updating.py:100",
         "a step:",
         "not part of a step: build",
