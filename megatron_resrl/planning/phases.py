@@ -15,7 +15,7 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.diagnostics.standard import standard_observers
 from megatron_resrl.planning.recorder import Recorder, RecordingTimers
 from megatron_resrl.planning.records import PhaseRecord
-from megatron_resrl.planning.scaling import combined, extrapolated
+from megatron_resrl.planning.scaling import combined, grown
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.fake_device.device import FakeDevice
 from megatron_resrl.policy.policy import Policy
@@ -80,20 +80,26 @@ class RankPhases:
     def step(self) -> dict[str, PhaseRecord]:
         """Scoring, token weights and updates: counts of a whole step, peaks of its largest part.
 
-        Two steps are taken: the first makes the optimizer's state; with more groups than one, the
-        second has one group more, and further groups count as much as the difference.
+        Two steps are taken: the first, of one group, makes the optimizer's state; the second has as
+        many groups as fill the pipeline. Further groups count as much as those of the second do.
         """
-        share = ShareOfStep.of(self.recipe, parallel_state.get_data_parallel_world_size())
+        recipe = self.recipe
+        share = ShareOfStep.of(recipe, parallel_state.get_data_parallel_world_size())
+        # Twice the stages: interleaved chunks hold more micro-batches than there are stages.
+        in_flight = 2 * recipe.parallel.pipeline_model_parallel_size
+        filling = math.ceil(
+            in_flight * recipe.algorithm.micro_batch_size / recipe.rollout.group_size
+        )
+        groups = min(share.updated, max(2, filling))
         one = self._take_step(1, number=1)
-        groups = min(2, share.scored)
         last = self._take_step(groups, number=2)
         found = {}
         for name, phase in last.items():
-            wanted = share.updated if name == "update" else share.scored
-            if groups > 1:
-                phase = extrapolated(one[name], phase, wanted - groups)
-            updates = share.updates if name == "update" else 1
-            found[name] = combined([(phase, updates)], like=phase)
+            if name == "update":
+                whole = grown(one[name], phase, groups, share.updated)
+                found[name] = combined([(whole, share.updates)], like=phase)
+            else:
+                found[name] = grown(one[name], phase, groups, share.scored)
         return found
 
     def weight_export(self) -> PhaseRecord:

@@ -9,12 +9,21 @@ from dataclasses import replace
 from megatron_resrl.planning.records import PhaseRecord, Traffic, Wait
 
 
-def extrapolated(one: PhaseRecord, two: PhaseRecord, steps: float) -> PhaseRecord:
-    """The phase with `steps` units of work more than `two`, which has one more than `one`.
+def grown(one: PhaseRecord, many: PhaseRecord, groups: int, wanted: int) -> PhaseRecord:
+    """The phase with `wanted` groups.
 
-    Memory is that of `two`: the peak does not depend on how often the same work is done.
+    Memory is that of `many`: the peak does not depend on how often the same work is done.
+
+    Args:
+        one: With one group.
+        many: With `groups`; if that is one, too, all of its counts grow with the groups.
+        groups: At least 1.
+        wanted: At least 1.
     """
-    return combined([(one, -steps), (two, 1 + steps)], like=two)
+    if groups == 1:
+        return combined([(many, wanted)], like=many)
+    more = (wanted - groups) / (groups - 1)
+    return combined([(one, -more), (many, 1 + more)], like=many)
 
 
 def combined(parts: Iterable[tuple[PhaseRecord, float]], like: PhaseRecord) -> PhaseRecord:

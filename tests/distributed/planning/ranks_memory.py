@@ -38,6 +38,7 @@ from megatron_resrl.training.rl_step import StepSettings, rl_step
 UNFUSED = "model.megatron={bias_activation_fusion: false, bias_dropout_fusion: false}"
 LAYOUTS = {
     "dp2": (),
+    "tp2": ("parallel.tensor_model_parallel_size=2",),
     "tp2_sp": ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"),
     "tp2_packed": ("parallel.tensor_model_parallel_size=2", "algorithm.sequence_packing=true"),
     "pp2": ("parallel.pipeline_model_parallel_size=2",),

@@ -8,9 +8,9 @@ from dry_runs import write_config
 from ranks import run_ranks
 from transformers import AutoConfig, AutoModelForCausalLM
 
-LAYOUTS = ("dp2", "tp2_sp", "cp2", "dp2_recompute", "tp2_packed", "pp2")
-# Between two stages the moment of the peak depends on when gloo lets go of what it has sent.
-TOLERANCE = {"pp2": 0.02}
+LAYOUTS = ("dp2", "tp2", "tp2_sp", "cp2", "dp2_recompute", "tp2_packed", "pp2")
+# Of so small a model: the moment of the peak depends on when gloo lets go of what it sends.
+TOLERANCE = {"pp2": 0.02, "cp2": 0.04}
 SCRIPT = Path(__file__).with_name("ranks_memory.py")
 
 
@@ -26,6 +26,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, dict[
     return {"real": real, "fake": fake}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fake_device_holds_the_bytes_of_real_ranks(found, layout):
     real, fake = found["real"][layout], found["fake"][layout]

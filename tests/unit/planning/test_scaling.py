@@ -1,7 +1,7 @@
 """Counts of a whole step from those of few groups."""
 
 from megatron_resrl.planning.records import Holder, PhaseRecord, Traffic, Wait
-from megatron_resrl.planning.scaling import combined, extrapolated
+from megatron_resrl.planning.scaling import combined, grown
 
 
 def phase(groups: int, *, fixed: int = 3) -> PhaseRecord:
@@ -22,13 +22,17 @@ def phase(groups: int, *, fixed: int = 3) -> PhaseRecord:
     )
 
 
-def test_extrapolated_counts_grow_by_the_difference():
-    many = extrapolated(phase(1), phase(2), 5)
-    assert many == PhaseRecord(**{**vars(phase(7)), "peak_bytes": phase(2).peak_bytes})
+def test_grown_counts_grow_by_as_much_per_group():
+    many = grown(phase(1), phase(3), 3, 7)
+    assert many == PhaseRecord(**{**vars(phase(7)), "peak_bytes": phase(3).peak_bytes})
 
 
-def test_extrapolated_zero_steps_change_nothing():
-    assert extrapolated(phase(1), phase(2), 0) == phase(2)
+def test_grown_to_the_same_groups_changes_nothing():
+    assert grown(phase(1), phase(2), 2, 2) == phase(2)
+
+
+def test_grown_from_one_group_multiplies_all_counts():
+    assert grown(phase(1), phase(1), 1, 5).kernels == 5 * phase(1).kernels
 
 
 def test_combined_adds_lines_that_only_one_has():
