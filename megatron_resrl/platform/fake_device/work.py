@@ -51,7 +51,8 @@ def count(ledger: Ledger, func: Any, args: Any, kwargs: Any, out: Any) -> None:
         ledger.touched += _touched(func, args, kwargs, out)
     else:  # A product reads its matrices while it computes.
         flops = formula(*args, **kwargs, out_val=out)
-        ledger.matrix_flops[dtype_name(_tensors(args)[0].dtype)] += int(flops)
+        # The matrices come last: what their product is added to may have a wider type.
+        ledger.matrix_flops[dtype_name(_tensors(args)[-1].dtype)] += int(flops)
 
 
 def count_kernel(
