@@ -41,7 +41,7 @@ def _check_weighting(weights: str) -> Iterator[Problem]:
 
 def _check_sampling(temperature: float) -> Iterator[Problem]:
     if temperature == 0:
-        problem = "greedy responses of a group are all the same and teach nothing"
+        problem = "all greedy responses of a group are the same, so that their advantages are 0"
         yield Problem("rollout.temperature", 0.0, problem, "set it above 0, e.g. 1.0")
 
 
@@ -55,7 +55,7 @@ def _check_layer(layer: int, layers: int | None) -> Iterator[Problem]:
 def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
     if optimizer.min_lr > optimizer.lr:
         problem = f"larger than optimizer.lr, which is {optimizer.lr}"
-        yield Problem("optimizer.min_lr", optimizer.min_lr, problem, "use a smaller one")
+        yield Problem("optimizer.min_lr", optimizer.min_lr, problem, f"use at most {optimizer.lr}")
     decay = optimizer.lr_decay_steps
     if decay is not None and decay <= optimizer.lr_warmup_steps:
         problem = f"not after the warm-up: optimizer.lr_warmup_steps is {optimizer.lr_warmup_steps}"

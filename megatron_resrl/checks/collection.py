@@ -21,16 +21,18 @@ def _check_overlong(reward: RewardConfig, limit: int) -> Iterator[Problem]:
 
 def _check_dynamic_sampling(rollout: RolloutConfig) -> Iterator[Problem]:
     if rollout.dynamic_sampling and rollout.max_refills == 0:
-        problem = "rollout.dynamic_sampling is on and may not draw a single further prompt"
-        yield Problem("rollout.max_refills", 0, problem, "allow at least 1, or turn it off")
+        problem = "rollout.dynamic_sampling is on, and groups without signal cannot be replaced"
+        fix = "allow at least 1, or set rollout.dynamic_sampling to false"
+        yield Problem("rollout.max_refills", 0, problem, fix)
 
 
 def _check_record(rollout: RolloutConfig) -> Iterator[Problem]:
     if rollout.record is None:
         return
     if rollout.replay is not None:
-        problem = "rollout.replay is set, too, and what is replayed has been recorded already"
-        yield Problem("rollout.record", rollout.record, problem, "set one of them to null")
+        problem = "rollout.replay is set, too, and replayed rollouts are recorded already"
+        fix = "set rollout.record or rollout.replay to null"
+        yield Problem("rollout.record", rollout.record, problem, fix)
     if Path(rollout.record).exists() and not Path(rollout.record).is_dir():
         yield Problem("rollout.record", rollout.record, "it is a file", "give a directory")
 

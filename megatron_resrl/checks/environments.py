@@ -14,8 +14,8 @@ from megatron_resrl.rollout.environments.registry import get_environment
 def _check_environment(rollout: RolloutConfig) -> Iterator[Problem]:
     if rollout.environment is None:
         if rollout.environment_options:
-            problem = "there is no environment to take them"
-            fix = "set rollout.environment or leave them out"
+            problem = "rollout.environment is not set, and only an environment takes options"
+            fix = "set rollout.environment, or remove the options"
             yield Problem("rollout.environment_options", rollout.environment_options, problem, fix)
         return
     try:

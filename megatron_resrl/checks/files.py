@@ -47,7 +47,7 @@ def _check_evaluation_files(
     names = [each.name for each in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
-        fix = "give one another name, e.g. {path: FILE, name: NAME}"
+        fix = "give one file another name, e.g. {path: FILE, name: NAME}"
         yield Problem("evaluation.files", entries, problem, fix)
 
 

@@ -30,7 +30,7 @@ def _note_warm_up(warm_up: int, updates: int) -> Iterator[Problem]:
             f"the warm-up is longer than the run's {updates} optimizer steps, so that "
             f"the learning rate ends at {updates / warm_up:.0%} of optimizer.lr"
         )
-        fix = f"use at most {updates} for the whole of it, or more steps"
+        fix = f"use at most {updates} to reach optimizer.lr, or more steps"
         yield _note("optimizer.lr_warmup_steps", warm_up, problem, fix)
 
 
@@ -45,7 +45,7 @@ def _note_evaluation(evaluation: EvaluationConfig, steps: int) -> Iterator[Probl
         problem = "there are no evaluation.files, so that nothing is evaluated"
         yield _note("evaluation.every", evaluation.every, problem, "give files or set it to 0")
     elif evaluation.every > steps:
-        problem = f"the run has {steps} steps: it is evaluated before and after them"
+        problem = f"of the run's {steps} steps only start and end are evaluated"
         yield _note("evaluation.every", evaluation.every, problem, "use a smaller number")
 
 
@@ -65,11 +65,10 @@ def _note_greedy_samples(temperature: float, sets: Sequence[SetSettings]) -> Ite
     """`temperature`: of sets without one of their own."""
     greedy = [each for each in sets if each.temperature == 0 and each.samples_per_prompt > 1]
     if greedy:
-        problem = "the temperature is 0: all of them are the same response"
-        if temperature == 0:
-            problem = f"evaluation.{problem.removeprefix('the ')}"
-        else:
-            problem += f" (set {greedy[0].name})"
+        where = "evaluation.temperature"
+        if temperature != 0:
+            where = f"the temperature of the set {greedy[0].name}"
+        problem = f"{where} is 0, so that all samples of a question are the same response"
         samples = greedy[0].samples_per_prompt
         yield _note("evaluation.samples_per_prompt", samples, problem, "use 1")
 
@@ -80,8 +79,8 @@ def _note_attention_in_fp32(
     engine = elsewhere or find_spec("transformer_engine") is not None
     if params_dtype == "fp32" and has_cuda and engine:
         problem = (
-            "Transformer Engine's fused attention takes 16-bit numbers only; the kernel it falls "
-            "back to holds scores of tokens x tokens for each head"
+            "Transformer Engine's fused attention takes 16-bit numbers only; in fp32 a slower "
+            "kernel keeps tokens x tokens scores of each head in memory"
         )
         yield _note("precision.params_dtype", "fp32", problem, "bf16 is for training on GPUs")
 
@@ -90,8 +89,8 @@ def _note_wandb(project: str | None, elsewhere: bool) -> Iterator[Problem]:
     mode = os.environ.get("WANDB_MODE", "online")
     if project is None or mode != "online" or elsewhere or _wandb_key_there():
         return
-    problem = "nobody is logged in on this machine; the run would be kept on disk for `wandb sync`"
-    fix = "run `wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline if that is meant"
+    problem = "wandb is not logged in on this machine; the run stays on disk for `wandb sync`"
+    fix = "run `wandb login`, set WANDB_API_KEY, or set WANDB_MODE=offline to keep it there"
     yield _note("logging.wandb_project", project, problem, fix)
 
 

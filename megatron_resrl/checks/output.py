@@ -13,7 +13,7 @@ from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import RunSettings
-from megatron_resrl.platform.disk import existing_parent, in_words
+from megatron_resrl.platform.disk import existing_parent, format_bytes
 from megatron_resrl.policy.sizes import sizes_of
 
 
@@ -65,15 +65,15 @@ def _check_room(
     if free < first:
         yield _problem(
             output_dir,
-            f"no space left for a checkpoint on {place}: {in_words(free)} free, needs "
-            f"{in_words(first)}",
+            f"no space left for a checkpoint on {place}: {format_bytes(free)} free, needs "
+            f"{format_bytes(first)}",
             "make room or choose another directory",
         )
     elif free < needed:
         text = (
-            f"{in_words(free)} are free on {place}; checkpoints of {in_words(first)} (keep_last "
-            f"{settings.checkpoint.keep_last} and the one being written) and the export need "
-            f"{in_words(needed)}"
+            f"{format_bytes(free)} are free on {place}; checkpoints of {format_bytes(first)} "
+            f"(keep_last {settings.checkpoint.keep_last} and the one being written) and the "
+            f"export need {format_bytes(needed)}"
         )
         fix = "make room, or keep fewer (checkpoint.keep_last)"
         yield Problem("output_dir", output_dir, text, fix, "note")

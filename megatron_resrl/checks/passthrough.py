@@ -89,8 +89,8 @@ balance experts are scaled by a token count that the policy's loss has no use fo
 capacity drop tokens, depending on padding."""
 
 _NARROW_WEIGHTS = (
-    "weights are kept in precision.params_dtype; the optimizer would take its fp32 masters from "
-    "what narrower ones were constructed with, not from model.path"
+    "weights are kept in precision.params_dtype; with narrower weights the optimizer would take "
+    "its fp32 master weights from their initial values, not from model.path"
 )
 
 NOT_SUPPORTED: dict[str, dict[str, str]] = {

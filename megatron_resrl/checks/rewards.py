@@ -67,7 +67,7 @@ def _check_answers(setting: str, rows: FirstRows, reward: RewardConfig) -> Itera
     if wrong:
         record, refusal = wrong[0]
         count = f"{len(wrong)} of the first {len(records)} answers"
-        problem = f"the reward function cannot use {count}, from {record} on"
+        problem = f"the reward function cannot use {count}, the first is that of {record}"
         yield Problem(setting, rows.file.path, problem, str(refusal))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.config.schema import RunSettings
-from megatron_resrl.platform.disk import existing_parent, in_words
+from megatron_resrl.platform.disk import existing_parent, format_bytes
 from megatron_resrl.policy.sizes import Sizes, sizes_of
 
 _DEVICE_BYTES = 80e9
@@ -44,9 +44,9 @@ def plan(facts: Facts) -> Iterator[str]:
     yield f"size: {sizes.parameters / 1e9:.3g} billion parameters"
     large = " (more than the 80 GB of an H100)" if sizes.rank > _DEVICE_BYTES else ""
     yield (
-        f"  each rank: {in_words(sizes.rank)}{large}: weights {in_words(sizes.weights)}, gradients "
-        f"{in_words(sizes.gradients)}, optimizer {in_words(sizes.optimizer)}; activations and the "
-        "KV cache come on top"
+        f"  each rank: {format_bytes(sizes.rank)}{large}: weights {format_bytes(sizes.weights)}, "
+        f"gradients {format_bytes(sizes.gradients)}, optimizer {format_bytes(sizes.optimizer)}; "
+        "activations and the KV cache come on top"
     )
     rollout = recipe.rollout
     tokens = rollout.prompts_per_step * rollout.group_size * rollout.max_response_length
@@ -55,6 +55,7 @@ def plan(facts: Facts) -> Iterator[str]:
         f"to {rollout.max_response_length} tokens, {tokens:,} in all"
     )
     yield (
-        f"  disk: a checkpoint {in_words(sizes.checkpoint)}, the export {in_words(sizes.export)}; "
-        f"{in_words(needed)} for what the run keeps, {in_words(free)} are free on {place}"
+        f"  disk: a checkpoint {format_bytes(sizes.checkpoint)}, the export "
+        f"{format_bytes(sizes.export)}; {format_bytes(needed)} for what the run keeps, "
+        f"{format_bytes(free)} are free on {place}"
     )

@@ -44,7 +44,7 @@ def _check_urls(urls: Sequence[str]) -> Iterator[Problem]:
             fix = "give scheme, host and port, e.g. http://host:8000"
             yield Problem("vllm.urls", url, "not the address of a server", fix)
         elif parts.path.strip("/"):
-            fix = f"leave {parts.path} out; the routes are known"
+            fix = f"leave {parts.path} out; the run adds the paths of its requests"
             yield Problem("vllm.urls", url, "it has a path", fix)
     if len(set(urls)) < len(urls):
         yield Problem("vllm.urls", urls, "a server is named twice", "name each once")
@@ -131,7 +131,7 @@ def _check_devices(vllm: VllmConfig) -> Iterator[Problem]:
                 f"{entry!r} names {len(entry.split(','))} GPUs, and vllm.tensor_parallel_size is "
                 f"{vllm.tensor_parallel_size}"
             )
-            yield Problem("vllm.devices", vllm.devices, problem, "let both agree")
+            yield Problem("vllm.devices", vllm.devices, problem, "let both numbers agree")
 
 
 def _check_staleness(rollout: RolloutConfig) -> Iterator[Problem]:

@@ -14,7 +14,7 @@ import torch
 from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.platform.disk import existing_parent, full_disk_named, in_words
+from megatron_resrl.platform.disk import existing_parent, format_bytes, report_full_disk
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
@@ -63,15 +63,15 @@ def atomic_directory(output: Path, *, source: Path, force: bool, needed: int) ->
     free = shutil.disk_usage(place).free
     if free < needed:
         raise InputError(
-            f"--output {output}: no space left on {place}: {in_words(free)} free, needs "
-            f"{in_words(needed)}"
+            f"--output {output}: no space left on {place}: {format_bytes(free)} free, needs "
+            f"{format_bytes(needed)}"
         )
     try:
         incomplete.mkdir(parents=True)
     except OSError as error:
         raise InputError(f"--output {output} cannot be made: {error}") from error
     try:
-        with full_disk_named(output.parent, needed):
+        with report_full_disk(output.parent, needed):
             yield incomplete
             if output.is_dir():
                 shutil.rmtree(output)

@@ -180,7 +180,7 @@ def tokenize_prompts(
     if dropped:
         report = report_too_long([len(ids) for ids in encoded], limit)
         if not prompts:
-            raise InputError(f"{report}: nothing is left, raise the limit")
+            raise InputError(f"{report}: no prompt is left, raise the limit")
         logger.warning("%s: they are dropped", report)
     return TokenizedPrompts(prompts, dropped)
 

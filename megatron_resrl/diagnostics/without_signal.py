@@ -75,15 +75,15 @@ class WithoutSignal:
             if tuple(why) not in self._known:
                 self._known.add(tuple(why))
                 logger.warning(
-                    "step %d: there is nothing to learn from an update's %d responses and it is "
-                    "left out: %s",
+                    "step %d: an update is left out, as there is nothing to learn from its %d "
+                    "responses: %s",
                     step,
                     len(update),
                     " and ".join(why.values()),
                 )
             elif self._total & (self._total - 1) == 0:
                 logger.warning(
-                    "step %d: %d updates were left out so far, of causes that were named before; "
+                    "step %d: %d updates were left out so far, for causes that were named before; "
                     "update/without_signal counts them in every step",
                     step,
                     self._total,

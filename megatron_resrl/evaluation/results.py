@@ -91,7 +91,7 @@ class SetResult:
         if late:
             logger.warning(
                 "evaluation %s: %d of %d responses were not graded within reward.timeout_s and "
-                "count as wrong, the first to the question in row %d",
+                "count as incorrect; the first answers the question in row %d",
                 name,
                 len(late),
                 counts["responses"],

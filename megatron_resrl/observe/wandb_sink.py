@@ -126,7 +126,7 @@ class WeightsAndBiases:
             wandb = importlib.import_module("wandb")
             if _asks_for_a_key(wandb):
                 self._warn(
-                    "nobody is logged in (`wandb login`, or WANDB_API_KEY); the run is kept below "
+                    "no login (`wandb login`, or WANDB_API_KEY); the run is kept below "
                     f"{self._arguments['dir']}/wandb, {_SYNC}"
                 )
                 return wandb.init(**self._arguments, mode="offline")

@@ -1,8 +1,8 @@
-"""Adapts megatron-core 0.16 to the machine. Besides `repairs`, nothing else patches it.
+"""Adapts megatron-core 0.16 to a machine without CUDA. Only `repairs` patches it, too.
 
 megatron-core names CUDA devices, streams and random generators literally. Where CUDA is absent
-those names cannot work for anybody, so they are redirected to the CPU's equivalents. On a machine
-with CUDA nothing is redirected.
+these names cannot work, so this module redirects them to the CPU's equivalents. On a machine with
+CUDA nothing is redirected.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _FACTORIES = (
     *("zeros_like", "ones_like", "empty_like", "full_like", "rand_like", "randn_like"),
     *("tensor", "as_tensor", "arange", "linspace", "randint"),
 )
-_IDLE_WARNINGS = (
+_HARMLESS_WARNINGS = (
     r".*(Apex|Transformer Engine|transformer_engine).*",
     r".*[Ff]alling back to Torch.*",
     r".*absl\.logging is not installed.*",
@@ -36,16 +36,16 @@ _IDLE_WARNINGS = (
     r".*torch\.distributed\.(reduce_scatter_tensor|all_gather_into_tensor)` is deprecated.*",
     r"The \.grad attribute of a Tensor that is not a leaf.*",
 )
-"""What megatron-core says of CUDA's absence, or of its own code; nothing a user could change."""
+"""Warnings of megatron-core about CUDA's absence or its own code, which a user cannot change."""
 
 _adapted = False
 
 
 def adapt_megatron_core() -> None:
-    """Once: redirects CUDA names to the CPU if CUDA is absent, which the log says; then repairs.
+    """Redirects CUDA names to the CPU where CUDA is absent, and repairs megatron-core.
 
     Must run before megatron-core builds a model, because some of its modules look devices up
-    while they are constructed.
+    while they are constructed. A second call does nothing.
     """
     global _adapted
     if _adapted:
@@ -57,7 +57,7 @@ def adapt_megatron_core() -> None:
 
 
 def _redirect_to_cpu() -> None:
-    for message in _IDLE_WARNINGS:
+    for message in _HARMLESS_WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     _redirect_device_queries()
     _redirect_random_state()
@@ -97,7 +97,7 @@ def _redirect_random_state() -> None:
 
 
 class _Event:
-    """A moment on the only queue a CPU has: already over when it is asked for."""
+    """torch.cuda.Event on a CPU, where work is complete when the call that does it returns."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -119,7 +119,7 @@ class _Event:
 
 
 class _Stream(_Event):
-    """The only queue a CPU has."""
+    """torch.cuda.Stream on a CPU, where all work runs in one order."""
 
     def wait_stream(self, stream: Any) -> None:
         pass
@@ -148,9 +148,9 @@ def _is_cuda(device: Any) -> bool:
 
 
 def _redirect_factories() -> None:
-    """`device="cuda"` and `pin_memory=True` literals mean plain CPU memory."""
-    # `with torch.device(...)` knows the factories by identity from a list it makes at first use;
-    # made now, it holds the originals, which the wrappers below still call.
+    """`device="cuda"` and `pin_memory=True` mean plain CPU memory."""
+    # `with torch.device(...)` knows the factories by identity, from a list that torch makes at its
+    # first use. Made now, the list holds the originals, which the wrappers below call.
     _device_constructors()
 
     def on_cpu(factory: Callable[..., Any]) -> Callable[..., Any]:
@@ -184,17 +184,17 @@ def _name_tensor_types_as_cuda() -> None:
     type_of = torch.Tensor.type
 
     @functools.wraps(type_of)
-    def named(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def cuda_type_of(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
         if dtype is not None:
             return type_of(self, dtype, *args, **kwargs)
         name = type_of(self)
         return name.replace("torch.", "torch.cuda.", 1) if self.device.type == "cpu" else name
 
-    torch.Tensor.type = named
+    torch.Tensor.type = cuda_type_of
 
 
 def _keep_counts_on_host() -> None:
-    """megatron-core makes a list of the tokens to exchange only if their numbers were on CUDA."""
+    """Token counts of experts become lists; megatron-core does so only with counts on CUDA."""
     from megatron.core.transformer.moe import moe_utils, token_dispatcher
 
     def on_host(tensor: Any, as_numpy: bool = False, record_stream: bool = False) -> Any:

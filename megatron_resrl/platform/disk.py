@@ -1,4 +1,4 @@
-"""A disk that is full, in plain words, whichever library noticed it."""
+"""Errors of a full disk, recognised whichever library raised them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from pathlib import Path
 from megatron_resrl.errors import RunError
 
 _ERRORS = (errno.ENOSPC, errno.EDQUOT)
-_SAID = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122")
-"""By libraries that turn an error of the system into text."""
-_SHORT_WRITE = ("unexpected pos ", "failed writing file")
-"""What torch says of a file that grew less than it was told to, for whatever reason."""
+_FULL_DISK_TEXTS = ("No space left on device", "os error 28", "Disk quota exceeded", "os error 122")
+"""In messages of libraries that turn an error of the system into text."""
+_SHORT_WRITE_TEXTS = ("unexpected pos ", "failed writing file")
+"""In torch's messages on a file that is shorter than what was written, for whatever reason."""
 
-_OTHERS = 2**26
+_OTHER_FILES_BYTES = 2**26
 """Bytes that other files of a run may take."""
 
 
@@ -29,53 +29,56 @@ class DiskFull(RunError):
 
 
 @contextlib.contextmanager
-def full_disk_named(place: Path, needed: int) -> Iterator[None]:
-    """Turns whatever a full disk makes of the block into one sentence.
+def report_full_disk(place: Path, needed: int) -> Iterator[None]:
+    """Replaces the error that a full disk causes in the block by one sentence.
 
     Args:
         place: Where the block writes.
         needed: Bytes of the largest thing that it writes.
 
     Raises:
-        DiskFull: Instead of errors that come of a full disk.
+        DiskFull: Instead of an error whose cause is a full disk.
     """
     try:
         yield
     except Exception as error:
-        said = out_of_space(error, place, needed)
-        if said is None:
+        message = _full_disk_message(error, place, needed)
+        if message is None:
             raise
-        raise DiskFull(said, getattr(error, "common", False)) from error
+        raise DiskFull(message, getattr(error, "common", False)) from error
 
 
-def out_of_space(error: BaseException, place: Path, needed: int) -> str | None:
-    """What to say of an error if a full disk is its cause; see `full_disk_named`."""
+def _full_disk_message(error: BaseException, place: Path, needed: int) -> str | None:
+    """What to say of an error whose cause is a full disk; None: it has another cause."""
     chain = list(_chain(error))
     full = any(
-        getattr(each, "errno", None) in _ERRORS or any(words in str(each) for words in _SAID)
+        getattr(each, "errno", None) in _ERRORS
+        or any(text in str(each) for text in _FULL_DISK_TEXTS)
         for each in chain
     )
-    short = any(words in str(each) for each in chain for words in _SHORT_WRITE)
+    short = any(text in str(each) for each in chain for text in _SHORT_WRITE_TEXTS)
     if not full and not short:
         return None
     place = existing_parent(place)
     free = shutil.disk_usage(place).free
     if free < needed:
         return (
-            f"no space left on {place}: {in_words(free)} free, needs {in_words(needed)} ({error})"
+            f"no space left on {place}: {format_bytes(free)} free, needs {format_bytes(needed)} "
+            f"({error})"
         )
-    if free < 2 * needed + _OTHERS:
-        # What was begun and could not be finished is deleted by now.
-        return f"no space left on {place}: {in_words(free)} free, needs more ({error})"
+    if free < 2 * needed + _OTHER_FILES_BYTES:
+        # The incomplete file is deleted by now.
+        return f"no space left on {place}: {format_bytes(free)} free, needs more ({error})"
     if not full:
         return None
     return (
         f"no space left on a disk that the run writes to, or its quota is used up ({error}); "
-        f"{in_words(free)} are free on {place}"
+        f"{format_bytes(free)} are free on {place}"
     )
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, its cause, the cause of its cause, and so on."""
     seen: set[int] = set()
     while error is not None and id(error) not in seen:
         seen.add(id(error))
@@ -84,15 +87,15 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def existing_parent(path: Path) -> Path:
-    """The path, or the nearest folder above it that is there."""
+    """The path, or the nearest folder above it that exists."""
     path = path.absolute()
     while not path.exists() and path != path.parent:
         path = path.parent
     return path
 
 
-def in_words(size: float) -> str:
-    """A number of bytes for people."""
+def format_bytes(size: float) -> str:
+    """A number of bytes for people, e.g. `1.5 GB`."""
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6)):
         if size >= factor:
             return f"{size / factor:.3g} {unit}"

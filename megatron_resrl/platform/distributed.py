@@ -26,13 +26,13 @@ from megatron_resrl.platform.phases import named_phase, start_heartbeat, stop_he
 Result = TypeVar("Result")
 
 _object_group: dist.ProcessGroup | None = None
-"""All ranks, over gloo: for Python objects, which need not pass through a GPU."""
+"""All ranks, over gloo: Python objects need not pass through a GPU."""
 
 _LARGEST_MARGIN_S = 60.0
-"""Between a collective's time-out and the end of a rank that is stuck."""
+"""Longest time between a collective's time-out and the end of a rank that is stuck."""
 
 _TRACKER_OFFSETS = 2**16
-"""megatron-core adds some thousands, and the tensor- and expert-parallel ranks, to the seed."""
+"""megatron-core adds less to a seed: some thousands, and the tensor- and expert-parallel rank."""
 
 
 def device() -> torch.device:
@@ -94,19 +94,22 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
             gpu = torch.device("cuda", device_of(os.environ, torch.cuda.device_count()))
             torch.cuda.set_device(gpu)
         with named_phase("start of the process group"):
-            store, rank, world_size = _meet(timeout)
-            own = dist.PrefixStore("default_pg", store)  # As torch does with a store it makes.
-            # megatron-core's groups take the backend over: gloo in each would open a mesh of
-            # connections for each.
+            store, rank, world_size = _rendezvous(timeout)
+            # The prefix that torch itself uses for a store of its own.
+            prefixed = dist.PrefixStore("default_pg", store)
+            # No gloo beside NCCL: megatron-core's groups inherit the backends, and gloo would open
+            # connections between all ranks of each group.
             dist.init_process_group(
                 "gloo" if gpu is None else "nccl",
                 timeout=timeout,
-                store=own,
+                store=prefixed,
                 rank=rank,
                 world_size=world_size,
                 device_id=gpu,
             )
-            start_heartbeat(store, rank, world_size, _stuck_after(timeout, on_gpu=gpu is not None))
+            start_heartbeat(
+                store, rank, world_size, _stuck_after_s(timeout, on_gpu=gpu is not None)
+            )
             global _object_group
             _object_group = dist.new_group(backend="gloo", timeout=timeout)
     parallel_state.destroy_model_parallel()
@@ -126,22 +129,22 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
     model_parallel_cuda_manual_seed(seed % (2**63 - _TRACKER_OFFSETS))
 
 
-def _stuck_after(timeout: datetime.timedelta, *, on_gpu: bool) -> float:
-    """Seconds after which a rank that does not move is ended.
+def _stuck_after_s(timeout: datetime.timedelta, *, on_gpu: bool) -> float:
+    """Seconds without progress after which a rank is ended.
 
-    With NCCL before its own watchdog aborts the process, which names nobody; with gloo after the
-    collective should have raised.
+    With NCCL, less than the time-out: NCCL's own watchdog would abort the process without naming a
+    rank. With gloo, more than the time-out, after which the collective should have raised.
     """
     seconds = timeout.total_seconds()
     margin = min(_LARGEST_MARGIN_S, seconds / 4)
     return seconds - margin if on_gpu else seconds + margin
 
 
-def _meet(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
+def _rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     """The job's store, this rank and the number of ranks: as the launcher says, or alone."""
     if "RANK" not in os.environ:
         return dist.HashStore(), 0, 1
-    require_meeting_place(os.environ)  # Without the command line nobody has looked yet.
+    require_meeting_place(os.environ)  # The command line has checked it; other callers have not.
     try:
         store, rank, world_size = next(iter(rendezvous("env://", timeout=timeout)))
     except dist.DistNetworkError as error:
@@ -219,8 +222,8 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
     """Runs `action` on each rank and returns this rank's result. Collective.
 
     Raises:
-        InputError: On all ranks alike, if the action raised one on any; different messages are
-            joined, each with the first rank that has it and the rank's host.
+        InputError: On all ranks alike, if the action raised one on any rank; different messages
+            are joined, each with the first rank that raised it and the host of that rank.
     """
     result, problem = None, None
     try:
@@ -228,15 +231,16 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
     except InputError as refusal:
         problem = str(refusal)
     outcomes = gather_objects((socket.gethostname(), problem))
-    failed = {
-        what: f"rank {rank} on host {host}: "
-        for rank, (host, what) in reversed(list(enumerate(outcomes)))
-        if what is not None
+    # Message -> the first rank that raised it, as earlier ranks replace later ones.
+    first_rank = {
+        message: f"rank {rank} on host {host}: "
+        for rank, (host, message) in reversed(list(enumerate(outcomes)))
+        if message is not None
     }
-    if failed:
+    if first_rank:
         several = len(outcomes) > 1
         error = InputError(
-            "\n".join((where if several else "") + what for what, where in failed.items())
+            "\n".join((rank if several else "") + message for message, rank in first_rank.items())
         )
         error.common = True
         raise error
@@ -250,7 +254,7 @@ def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
     return bool(tensor.item())
 
 
-def largest(value: int, group: dist.ProcessGroup | None = None) -> int:
+def max_over_ranks(value: int, group: dist.ProcessGroup | None = None) -> int:
     """The largest `value` of all ranks of `group`; the same answer everywhere."""
     tensor = torch.tensor(value, device=device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
@@ -260,15 +264,15 @@ def largest(value: int, group: dist.ProcessGroup | None = None) -> int:
 def sum_over_ranks(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Sum of every rank's tensor, differentiable. Collective, forward and backward.
 
-    The whole is the sum of all ranks' losses: a tensor's gradient is the sum of what every rank's
-    loss makes of the result.
+    The loss is the sum of all ranks' losses: a tensor's gradient is the sum over the ranks of their
+    losses' gradients with respect to the result.
 
     Args:
         tensor: Same shape and dtype on all ranks.
         group: The ranks.
 
     Returns:
-        The same on all ranks; the tensor itself if the rank is alone.
+        The same on all ranks; the tensor itself in a group of one rank.
     """
     return tensor if dist.get_world_size(group) == 1 else _SumOverRanks.apply(tensor, group)
 

@@ -1,8 +1,8 @@
-"""What the launcher of a rank says: who it is, how many there are, where they meet.
+"""The launcher's environment variables: rank, number of ranks, and where the ranks meet.
 
-torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) count where they are
-set. Without them those of Open MPI, MPICH and Slurm are read, so that `mpirun` and `srun` start
-ranks, too. Nothing here needs torch.
+torchrun's variables (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT) are used where they
+are set, else the variables of Open MPI, MPICH and Slurm, so that `mpirun` and `srun` start ranks,
+too. This module does not need torch.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _PORTS = range(12000, 32000)
 """Of jobs; below the ports that Linux gives to outgoing connections."""
 
 _RESOLVE_S = 10.0
-"""Seconds in which a host's name must be found; a name server may be busy for a moment."""
+"""Seconds in which the name server must know a host; it may be busy for a moment."""
 
 
 class _Launcher(NamedTuple):
@@ -66,11 +66,11 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
         environment: Of the process.
 
     Returns:
-        What is to be added to it: nothing if RANK is set, or if the process runs alone.
+        Variables to add to the environment: none if RANK is set, or if the process runs alone.
 
     Raises:
-        InputError: RANK, WORLD_SIZE or LOCAL_RANK is missing beside the others, no number, or out
-            of range; the place where ranks meet cannot be told.
+        InputError: RANK, WORLD_SIZE or LOCAL_RANK is missing beside the others, not a number, or
+            out of range; the host where ranks meet is unknown.
     """
     if "RANK" in environment:
         _require_ranks(environment)
@@ -85,31 +85,31 @@ def rank_variables(environment: Mapping[str, str]) -> dict[str, str]:
             )
         return {}
     rank, size = _first(launcher.rank, environment), _first(launcher.size, environment)
-    found: dict[str, Any] = {"RANK": rank, "WORLD_SIZE": size}
+    variables: dict[str, Any] = {"RANK": rank, "WORLD_SIZE": size}
     if local := _first(launcher.local_rank, environment):
-        found["LOCAL_RANK"] = local
+        variables["LOCAL_RANK"] = local
     local_size = _first(launcher.local_size, environment)
     if local_size is None and environment.get("SLURM_NNODES") == "1":
         local_size = size
     if local_size:
-        found["LOCAL_WORLD_SIZE"] = local_size
-    found |= {name: environment[name] for name in found if name in environment}
-    _require_ranks(found)
+        variables["LOCAL_WORLD_SIZE"] = local_size
+    variables |= {name: environment[name] for name in variables if name in environment}
+    _require_ranks(variables)
     if "MASTER_ADDR" not in environment:
-        found["MASTER_ADDR"] = _meeting_host(launcher.name, environment, size, local_size)
+        variables["MASTER_ADDR"] = _meeting_host(launcher.name, environment, size, local_size)
     if "MASTER_PORT" not in environment:
-        found["MASTER_PORT"] = str(_port(environment))
-    return found
+        variables["MASTER_PORT"] = str(_port(environment))
+    return variables
 
 
 def require_meeting_place(environment: Mapping[str, str]) -> None:
-    """Looks for the host where the ranks meet.
+    """Checks that the host where the ranks meet is known.
 
     Args:
         environment: With torchrun's variables.
 
     Raises:
-        InputError: MASTER_ADDR or MASTER_PORT is missing, no port, or no known host.
+        InputError: MASTER_ADDR or MASTER_PORT is missing, not a port, or not a known host.
     """
     if "RANK" not in environment:
         return
@@ -121,7 +121,7 @@ def require_meeting_place(environment: Mapping[str, str]) -> None:
             )
     host, port = environment["MASTER_ADDR"], environment["MASTER_PORT"]
     if not port.isdecimal() or not 0 <= int(port) < 2**16:
-        raise InputError(f"MASTER_PORT = {port!r}: no port; give a number below 65536")
+        raise InputError(f"MASTER_PORT = {port!r}: not a port; give a number below 65536")
     until = time.monotonic() + _RESOLVE_S
     while True:
         try:
@@ -144,8 +144,8 @@ def device_of(environment: Mapping[str, str], visible: int) -> int:
         visible: GPUs that this process sees, at least one.
 
     Returns:
-        LOCAL_RANK, or 0 where the launcher shows each rank its own GPU only. Without LOCAL_RANK
-        ranks are taken to fill hosts one after the other.
+        LOCAL_RANK, or 0 where each rank sees its own GPU only. Without LOCAL_RANK, the rank modulo
+        the GPUs, as ranks fill one host after the other.
 
     Raises:
         InputError: More ranks on this host than GPUs.
@@ -168,7 +168,7 @@ def expand_hosts(text: str) -> list[str]:
     """The hosts of a Slurm host list, in order: `n[01-03,7],gpu1` has n01, n02, n03, n7, gpu1.
 
     Raises:
-        ValueError: It is no host list.
+        ValueError: The text is not a host list.
     """
     hosts: list[str] = []
     for entry in re.findall(r"(?:[^,\[\]]|\[[^\[\]]*\])+", text):
@@ -178,7 +178,7 @@ def expand_hosts(text: str) -> list[str]:
             expanded = [before + part for before in expanded for part in parts]
         hosts += expanded
     if not hosts or text.count("[") != text.count("]"):
-        raise ValueError(f"{text!r} is no list of hosts")
+        raise ValueError(f"{text!r} is not a list of hosts")
     return hosts
 
 
@@ -192,7 +192,7 @@ def _numbers(ranges: str) -> list[str]:
         elif first.isdecimal() and last.isdecimal():
             numbers += [f"{n:0{len(first)}d}" for n in range(int(first), int(last) + 1)]
         else:
-            raise ValueError(f"{part!r} is no range of numbers")
+            raise ValueError(f"{part!r} is not a range of numbers")
     return numbers
 
 
@@ -210,8 +210,8 @@ def _started_by(launcher: _Launcher, environment: Mapping[str, str]) -> bool:
 def _in_slurm_step(environment: Mapping[str, str]) -> bool:
     """Whether `srun` started this process.
 
-    A batch script and the shell of salloc are one process, and have the job's number of tasks and
-    SLURM_PROCID 0 all the same; what they have not is a step.
+    A batch script and the shell of salloc are one process each, although they have the job's number
+    of tasks and SLURM_PROCID 0. They have no step.
     """
     step = ("SLURM_STEP_ID", "SLURM_STEPID", "SLURM_STEP_NUM_TASKS")
     in_job = "SLURM_JOB_ID" in environment or "SLURM_JOBID" in environment
@@ -244,7 +244,7 @@ def _require_ranks(variables: Mapping[str, str]) -> None:
 def _meeting_host(
     launcher: str, environment: Mapping[str, str], size: str | None, local_size: str | None
 ) -> str:
-    """Where rank 0 runs."""
+    """The host of rank 0."""
     if size == local_size:
         return "127.0.0.1"
     for name in ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST", "SLURM_NODELIST"):
@@ -263,7 +263,7 @@ def _meeting_host(
 
 
 def _port(environment: Mapping[str, str]) -> int:
-    """A port that other jobs on the same hosts do not choose, the same for all ranks of this."""
+    """A port that all ranks of this job choose, and other jobs on the same hosts do not."""
     job = environment.get("SLURM_JOB_ID") or environment.get("SLURM_JOBID") or ""
     step = environment.get("SLURM_STEP_ID") or environment.get("SLURM_STEPID") or "0"
     if not (job.isdecimal() and step.isdecimal()):

@@ -22,7 +22,7 @@ _ON_CUDA = {
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
 }
 _ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
-"""Its name since torch 2.9, and before; the user may have set either."""
+"""Name of the allocator's variable since torch 2.9, and before; a user may have set either."""
 
 _DETERMINISTIC = {
     "NVTE_ALLOW_NONDETERMINISTIC_ALGO": "0",
@@ -50,10 +50,10 @@ def library_variables(
         On CUDA: one hardware queue (`CUDA_DEVICE_MAX_CONNECTIONS`), no recorded streams
         (`TORCH_NCCL_AVOID_RECORD_STREAMS`), a record of the last collectives for when one times out
         (`TORCH_NCCL_TRACE_BUFFER_SIZE`, `TORCH_NCCL_DUMP_ON_TIMEOUT`), and memory segments that
-        grow instead of fragments, but not where weights go to servers on the same GPUs: processes
-        exchange whole segments, and growing ones cannot always be exchanged. With
-        `precision.deterministic`, on any machine, the variables that have NCCL, cuBLAS and
-        Transformer Engine compute the same bits each time; these replace the user's.
+        grow instead of fragments. Segments do not grow where weights go to servers on the same
+        GPUs: processes exchange whole segments, and growing segments cannot always be exchanged.
+        With `precision.deterministic`, on any machine, the variables with which NCCL, cuBLAS and
+        Transformer Engine compute the same bits each time; they replace the user's.
     """
     chosen: dict[str, str] = {}
     if cuda:
@@ -67,8 +67,10 @@ def library_variables(
 
 
 def prepare_libraries(precision: PrecisionConfig, rollout: RolloutConfig) -> None:
-    """Sets `library_variables` for this process and its children, and has torch refuse what is
-    computed differently each time where `precision.deterministic` asks for that."""
+    """Sets `library_variables` for this process and its children.
+
+    With `precision.deterministic`, torch refuses operations whose results differ between runs.
+    """
     os.environ |= library_variables(precision, rollout, os.environ, cuda=torch.cuda.is_available())
     if precision.deterministic:
         torch.use_deterministic_algorithms(True)

@@ -196,7 +196,7 @@ def stop_heartbeat() -> None:
 def _end_stuck(place: str) -> None:
     """Reports where the main thread is stuck and which ranks are missing; ends the process."""
     text = (
-        f"{_where()}: this rank has waited for another one for longer than "
+        f"{_where()}: this rank has waited for another rank for longer than "
         f"parallel.timeout_minutes allows, in {place}"
     )
     missing = _status.board.missing() if _status.board else []

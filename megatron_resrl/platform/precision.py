@@ -27,8 +27,8 @@ def transformer_precision(precision: PrecisionConfig) -> dict[str, Any]:
         Keyword arguments.
 
     Raises:
-        InputError: FP8 without Transformer Engine; megatron-core's local layers would ignore the
-            setting without a word and train in the parameters' type.
+        InputError: FP8 without Transformer Engine: megatron-core's local layers would silently
+            ignore the setting and train in the parameters' type.
     """
     dtype = params_dtype(precision)
     fields: dict[str, Any] = {

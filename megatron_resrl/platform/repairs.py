@@ -7,23 +7,23 @@ from typing import Any
 
 
 def repair_megatron_core() -> None:
-    """Mends what megatron-core assumes of optional libraries. Call it once."""
+    """Repairs code of megatron-core that assumes optional libraries. Must be called once only."""
     from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER
     from megatron.core.transformer.moe import moe_utils
 
     if USING_PYTORCH_OPTIMIZER:
         _repair_distributed_optimizer_state()
     if not hasattr(moe_utils, "te_general_gemm"):
-        # The router asks whether it is None, without the name having been defined.
+        # The router compares this name with None, but only Transformer Engine defines it.
         moe_utils.te_general_gemm = None
 
 
 def _repair_distributed_optimizer_state() -> None:
     """Makes the distributed optimizer's state survive a save and a load with torch's AdamW.
 
-    Upstream assumes Apex's or Transformer Engine's Adam, which keeps the step in the parameter
-    group. torch's AdamW keeps one step tensor per parameter: it is absent from what is loaded, and
-    afterwards shared by all parameters, which would advance it once per parameter.
+    megatron-core assumes Apex's or Transformer Engine's Adam, which keeps the step in the parameter
+    group. torch's AdamW keeps one step tensor per parameter. A loaded state lacks this tensor, and
+    all parameters then share one, which would advance once per parameter.
     """
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
@@ -42,9 +42,9 @@ def _repair_distributed_optimizer_state() -> None:
     def set_with_step(self: Any, model_param: Any, tensors: dict[str, Any]) -> Any:
         group_index, order = self.model_param_group_index_map[model_param]
         parameter = self.optimizer.param_groups[group_index]["params"][order]
-        own = self.optimizer.state[parameter]
-        if "step" in own and "step" not in tensors:
-            tensors = {**tensors, "step": own["step"]}
+        adam_state = self.optimizer.state[parameter]
+        if "step" in adam_state and "step" not in tensors:
+            tensors = {**tensors, "step": adam_state["step"]}
         return set_states(self, model_param, tensors)
 
     DistributedOptimizer.load_state_dict = load_state_dict

@@ -72,13 +72,13 @@ def _reason(policy: Policy, model_path: str) -> str:
             bad.append(f"{name} ({count} of {weight.numel()} values)")
     if not bad:
         return (
-            f"All weights of the trainer are finite, so that activations overflow: model.path = "
-            f"{model_path!r} does not bear {policy.config.params_dtype}, or its weights grew too "
-            "large in training (lower optimizer.lr or go back to an older checkpoint), or the "
-            "engine that drew the tokens has others (rollout.verify_weights compares them)"
+            "All weights of the trainer are finite. Either activations overflow, because model.path"
+            f" = {model_path!r} does not work in {policy.config.params_dtype} or its weights grew "
+            "too large in training (lower optimizer.lr or go back to an older checkpoint), or the "
+            "engine's weights are not the trainer's (rollout.verify_weights compares the two)"
         )
     more = f" and {len(bad) - _NAMED} more" if len(bad) > _NAMED else ""
     return (
-        f"Weights that are not finite: {', '.join(bad[:_NAMED])}{more}; model.path = "
-        f"{model_path!r} has to be a model without damage"
+        f"Weights that are not finite: {', '.join(bad[:_NAMED])}{more}; if model.path = "
+        f"{model_path!r} has them already, use an undamaged copy"
     )

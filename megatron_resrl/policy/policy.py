@@ -27,7 +27,7 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     PrecisionConfig,
 )
-from megatron_resrl.platform.distributed import device, largest, on_device
+from megatron_resrl.platform.distributed import device, max_over_ranks, on_device
 from megatron_resrl.policy.batches import (
     MicroBatch,
     TokenBatch,
@@ -239,7 +239,7 @@ class Policy:
         count = max(1, math.ceil(len(batch if rows is None else rows) / micro_batch_size))
         together = expert_sync_group()
         if together is not None:
-            count = largest(count, together)
+            count = max_over_ranks(count, together)
         stages = config.pipeline_model_parallel_size
         micro_batches = make_micro_batches(
             batch,

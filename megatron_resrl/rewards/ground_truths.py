@@ -48,14 +48,14 @@ def _text(answer: Any) -> str:
     if isinstance(answer, dict):
         raise ValueError(
             f"the ground truth has fields ({', '.join(map(str, answer))}) and is no answer: add "
-            "the answer's to data.answer_key, e.g. reward_model.ground_truth.target"
+            "the answer's field to data.answer_key, e.g. reward_model.ground_truth.target"
         )
     if isinstance(answer, bool) or not isinstance(answer, (str, int, float, Decimal, Fraction)):
         raise ValueError(f"the ground truth is {shown(answer)}: give a number or text")
     if isinstance(answer, (float, Decimal)):
         if not math.isfinite(answer):
-            raise ValueError(f"the ground truth is {answer!r}, a hole in the data: drop the row")
+            raise ValueError(f"the ground truth is {answer!r}, a missing value: drop the row")
         return exact_decimal(str(answer))
     if isinstance(answer, str) and answer.strip().lower() in HOLES:
-        raise ValueError(f"the ground truth is {answer!r}, a hole in the data: drop the row")
+        raise ValueError(f"the ground truth is {answer!r}, a missing value: drop the row")
     return str(answer).strip()

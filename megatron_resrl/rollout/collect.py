@@ -155,14 +155,21 @@ def _report_lost(
         if not any(lost):
             continue
         first = describe_sample(tasks[lost.index(True)])
-        said = f"reward.function = {reward.function!r}: {sum(lost)} of {len(tasks)} responses"
+        function = f"reward.function = {reward.function!r}"
         if all(lost) and len(tasks) > 1:
             raise RewardError(
-                f"{said}, all there are, {cause}; make the function faster or smaller, or raise "
-                f"the limit. The first:\n{first}"
+                f"{function}: all {len(tasks)} responses {cause}; make the function faster or "
+                f"smaller, or raise the limit. The first:\n{first}"
             )
         if dist.get_rank() == 0:
-            logger.warning("%s %s and score 0. The first:\n%s", said, cause, first)
+            logger.warning(
+                "%s: %d of %d responses %s and score 0. The first:\n%s",
+                function,
+                sum(lost),
+                len(tasks),
+                cause,
+                first,
+            )
     return grades
 
 

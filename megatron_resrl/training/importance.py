@@ -18,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 _CAUSES = (
     "Likely causes: the engine has other weights than the trainer (a weight update that failed, "
-    "rollout.max_staleness), other numerics (precision, kernels, quantisation), or samples "
-    "otherwise than the trainer scores (temperature, top_p, top_k, penalties)"
+    "rollout.max_staleness), other numerics (precision, kernels, quantisation), or another "
+    "sampling than the trainer scores (temperature, top_p, top_k, penalties)"
 )
 
 

@@ -21,7 +21,7 @@ from typing import Any, NoReturn
 import torch.distributed as dist
 
 from megatron_resrl.errors import RunError
-from megatron_resrl.platform.distributed import largest
+from megatron_resrl.platform.distributed import max_over_ranks
 from megatron_resrl.platform.phases import current_step, named_phase
 
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
@@ -76,7 +76,7 @@ class Interruption(contextlib.AbstractContextManager):
     def requested(self) -> bool:
         """Whether any rank was asked to end; the same answer on all. Collective."""
         with named_phase("interruption"):
-            self._agreed = largest(self._received)
+            self._agreed = max_over_ranks(self._received)
         return self._agreed > 0
 
     def end(self, step: int, checkpoint: Path) -> NoReturn:

@@ -95,9 +95,9 @@ def score_batch(
         )
     except FloatingPointError as error:
         raise StatesNotFinite(
-            f"scoring: {error}, so that the model's logits are not finite; model.path = "
-            f"{settings.model_path!r} has to be a model without damage, or its weights grew too "
-            "large in training: lower optimizer.lr or go back to an older checkpoint"
+            f"scoring: {error}, so that the model's logits are not finite; either model.path = "
+            f"{settings.model_path!r} is damaged, or its weights grew too large in training: lower "
+            "optimizer.lr or go back to an older checkpoint"
         ) from error
     # [n] of each micro-batch -> [B, T].
     log_probs, entropy = torch.zeros(2, *batch.loss_mask.shape, device=device())

@@ -22,7 +22,7 @@ from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.clock import device_clock
-from megatron_resrl.platform.disk import full_disk_named
+from megatron_resrl.platform.disk import report_full_disk
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.platform.phases import begin_step
 from megatron_resrl.policy.policy import Policy
@@ -85,7 +85,7 @@ def open_session(settings: RunSettings) -> Iterator[Session]:
     output_dir = Path(settings.output_dir)
     size = checkpoint_bytes(settings.model, settings.parallel, settings.precision)
     with (
-        full_disk_named(output_dir, size),
+        report_full_disk(output_dir, size),
         Interruption(output_dir, settings.checkpoint.preemption_exit_code) as interruption,
         process_groups(settings.parallel, settings.seed),
         RunLock(output_dir) as lock,

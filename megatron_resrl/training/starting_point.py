@@ -46,7 +46,7 @@ class StartingPoint:
     checkpoint: Path | None
     """Whose state the run continues; None: it starts from step 1."""
     new_data: bool = False
-    """The order of the data begins anew although the run continues."""
+    """The data are shuffled anew although the run continues."""
 
 
 def find_starting_point(settings: RunSettings, identity: Identity) -> StartingPoint:
@@ -88,8 +88,8 @@ def _restarted_by_launcher() -> bool:
     again = any(count.isdecimal() and int(count) > 0 for count in counts)
     if again and dist.get_rank() == 0:
         logger.warning(
-            "checkpoint.resume is never, and the launcher has started this job again: it continues "
-            "what it began"
+            "checkpoint.resume is never, but the launcher has restarted this job: the job "
+            "continues its own run"
         )
     return again
 
@@ -103,8 +103,8 @@ def _start_over(output_dir: Path) -> None:
     for path in made:
         set_aside(path, number)
     logger.warning(
-        "checkpoint.resume is never: what an earlier run left in %s is set aside (%s ...). Set it "
-        "to auto before this job is submitted again, or that starts over, too",
+        "checkpoint.resume is never: what an earlier run left in %s is set aside (%s ...). Set "
+        "checkpoint.resume to auto before this job is submitted again, or it starts over, too",
         output_dir,
         aside_name(made[0], number).name,
     )
@@ -121,8 +121,8 @@ def _compare(checkpoint: Path, identity: Identity, settings: RunSettings) -> boo
     found = changes(trainer.get("recipe", ""), contents, identity, type(settings)())
     if contents is None:
         logger.warning(
-            "%s was written before checkpoints knew their model, data and reward: these are not "
-            "compared",
+            "%s was written by a version that did not note model, data and reward in a checkpoint: "
+            "they are not compared",
             checkpoint,
         )
     for line in found.harmless:
@@ -133,14 +133,14 @@ def _compare(checkpoint: Path, identity: Identity, settings: RunSettings) -> boo
         raise InputError(
             f"{checkpoint} is of another run than this recipe:\n"
             + "\n".join(f"  - {line}" for line in found.meaning)
-            + "\nchoose another output_dir to start this run, give back what the checkpoint was "
-            "trained with to continue it, or set checkpoint.resume to changed to go on with its "
-            "weights and optimizer under the new settings"
+            + "\nchoose another output_dir to start a new run, restore what the checkpoint was "
+            "trained with to continue that run, or set checkpoint.resume to changed to continue "
+            "with its weights and optimizer under the new settings"
         )
     for line in found.meaning:
         logger.warning("changed since %s, as checkpoint.resume allows: %s", checkpoint.name, line)
     if found.data:
-        logger.warning("the order of the questions begins anew")
+        logger.warning("the questions are shuffled anew")
     return found.data
 
 

@@ -221,8 +221,8 @@ def _require_data(path: Path, what: str, pickled: IO[bytes]) -> None:
         raise InputError(f"{path}: {what} cannot be read ({error!r}); copy it again") from error
     if foreign:
         raise InputError(
-            f"{path}: {what} would run {', '.join(foreign)} when it is read, which is no part of a "
-            "checkpoint; do not use it"
+            f"{path}: reading {what} would run {', '.join(foreign)}, which is no part of a "
+            "checkpoint; do not use this checkpoint"
         )
 
 

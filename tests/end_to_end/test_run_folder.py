@@ -114,7 +114,7 @@ def test_run_folder_notices_other_questions_model_and_reward(copy):
 
     codes, said = train(copy, "--steps=3", "--seed=4", "--checkpoint.resume=changed")
     assert codes == [0], said
-    assert "the order of the questions begins anew" in said
+    assert "the questions are shuffled anew" in said
     assert "resumed after step 2" in said
     assert [line["step"] for line in read_metrics(run / "run")] == [0, 1, 2, 3]
     state = json.loads((run / "run/checkpoints/step_000003/trainer.json").read_text())
@@ -142,7 +142,7 @@ def test_resume_never_leaves_nothing_for_a_restart(copy):
     # Started again by Slurm, the job goes on with its own checkpoint.
     codes, said = train(copy, *over, "--steps=2", SLURM_RESTART_COUNT="1")
     assert codes == [0], said
-    assert "it continues what it began" in said
+    assert "the job continues its own run" in said
     assert "resumed after step 1" in said
     assert not (run / "checkpoints.2").exists()
 

@@ -23,9 +23,8 @@ class AbsentEngine(RolloutEngine):
             RunError: Always.
         """
         raise RunError(
-            f"rollout.replay = {self._directory!r}: no engine was started, and responses to "
-            f"{len(request.prompts)} prompts are wanted that were not recorded; leave "
-            "rollout.replay out"
+            f"rollout.replay = {self._directory!r}: responses to {len(request.prompts)} prompts "
+            "are not recorded, and no engine runs to generate them; set rollout.replay to null"
         )
 
     def update_weights(self, version: int) -> dict[str, float]:

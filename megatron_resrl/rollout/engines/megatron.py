@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_resrl.platform.distributed import any_rank, gather_objects, largest
+from megatron_resrl.platform.distributed import any_rank, gather_objects, max_over_ranks
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.policy import Policy
@@ -106,7 +106,7 @@ class MegatronEngine(RolloutEngine):
         """`_batches`, and empty ones up to the count of the replicas that share the experts."""
         batches = self._batches(prompts, own, n)
         group = expert_sync_group(decoding=True)
-        count = len(batches) if group is None else largest(len(batches), group)
+        count = len(batches) if group is None else max_over_ranks(len(batches), group)
         return batches + [[] for _ in range(count - len(batches))]
 
     def _batches(self, prompts: Sequence[Sequence[int]], own: list[int], n: int) -> list[list[int]]:

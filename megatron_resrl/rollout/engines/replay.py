@@ -55,8 +55,8 @@ class ReplayEngine(WrappingEngine):
         keys = {group.number: group.key for group in self._groups(step) if group.number is not None}
         if sorted(keys) != list(range(len(rounds[0]))):
             raise RecordingError(
-                f"{self._recording.path(step)}: column group numbers {len(keys)} groups, not 0 to "
-                f"{len(rounds[0]) - 1}"
+                f"{self._recording.path(step)}: its column group has {len(keys)} numbers; those of "
+                f"a step are 0 to {len(rounds[0]) - 1}"
             )
         self._steps.pop(step)
         return [keys[number] for number in sorted(keys)]

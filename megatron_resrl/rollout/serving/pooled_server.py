@@ -98,7 +98,7 @@ class PooledServer:
         except httpx.HTTPError as error:
             return f"cannot be reached ({type(error).__name__}: {error})"
         if health.is_error:
-            return f"says that it is not well: /health answered {health.status_code}"
+            return f"is not healthy: /health answered {health.status_code}"
         progress = token_count(metrics.text)
         if progress != self.progress or not self.running or self.state is not ServerState.SERVING:
             self.progress, self.progress_at = progress, time.monotonic()

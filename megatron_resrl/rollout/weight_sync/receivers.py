@@ -51,7 +51,7 @@ class Receivers:
 
     def drop(self, server: ServerControl, failure: ServerFailure) -> None:
         """Continues without a server."""
-        logger.warning("%s takes no weights: %s", server.url, failure)
+        logger.warning("%s does not take the new weights: %s", server.url, failure)
         self.failures[server.url] = failure
         self.alive.remove(server)
 

@@ -174,7 +174,8 @@ def _continuations_differ(
             choice["logprobs"]["content"], response.token_ids, response.log_probs, tolerance
         )
         if found:
-            return f"{server.url} continues a prompt of {len(prompt)} tokens otherwise: {found}"
+            where = f"after a prompt of {len(prompt)} tokens"
+            return f"{server.url} and the trainer differ {where}: {found}"
     return None
 
 

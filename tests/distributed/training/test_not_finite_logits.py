@@ -24,12 +24,12 @@ def test_not_finite_logits_name_the_token_and_the_weight(tmp_path, layout):
                 rf"RANK {rank} {phase}: LogitsNotFinite True {when}: the model's logits are not "
                 rf"finite: log-probabilities are not numbers for \d+ of \d+ tokens, and that of "
                 rf"token \d of response \d to prompt \d is nan. Weights that are not finite: "
-                rf"{WEIGHT}; model.path = '{model}' has to be a model without damage",
+                rf"{WEIGHT}; if model.path = '{model}' has them already, use an undamaged copy",
                 out,
             ), out
     if layout == "DP2":
         assert re.search(
             r"RANK 1 weighing: StatesNotFinite False scoring: hidden states of \d+ of \d+ tokens "
-            r"are not finite .*, so that the model's logits are not finite; model.path = ",
+            r"are not finite .*, so that the model's logits are not finite; either model.path = ",
             out,
         ), out

@@ -10,9 +10,9 @@ import pytest
 @pytest.mark.parametrize(
     ("override", "said", "right"),
     [
-        ("--rollout.top_p=0.9", "correction.method none", "1.0, or correct"),
-        ("--rollout.top_k=50", "correction.method none", "0, or correct"),
-        ("--rollout.temperature=0", "teach nothing", "above 0"),
+        ("--rollout.top_p=0.9", "correction.method is none", "1.0, or set correction.method"),
+        ("--rollout.top_k=50", "correction.method is none", "0, or set correction.method"),
+        ("--rollout.temperature=0", "their advantages are 0", "above 0"),
     ],
 )
 def test_truncated_or_greedy_training_samples_are_refused(refused, override, said, right):

@@ -136,7 +136,7 @@ def refused(records: list[PromptRecord], template: str | None = TEMPLATE, **sett
 def test_tokenize_refuses_a_limit_that_leaves_nothing() -> None:
     assert refused([record(0, "1+1?")], max_prompt_length=5) == (
         "1 of 1 prompts are longer than data.max_prompt_length = 5 tokens; the longest has 22: "
-        "nothing is left, raise the limit"
+        "no prompt is left, raise the limit"
     )
 
 

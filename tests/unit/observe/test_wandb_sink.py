@@ -105,7 +105,7 @@ def test_wandb_sink_sends_every_step_and_name(
     ("behaviour", "words"),
     [
         ({"init": FAIL}, "the service is down; the run is kept below"),
-        ({"key": None}, "nobody is logged in"),
+        ({"key": None}, "no login (`wandb login`"),
         ({"init": HANG}, "wandb: it has not finished within"),
         ({"log": FAIL}, "step 1 is not logged (RuntimeError: the service is down)"),
         ({"log": HANG}, "it has not finished within"),

@@ -11,7 +11,7 @@ import pytest
 from safetensors import SafetensorError
 
 from megatron_resrl.errors import RunError
-from megatron_resrl.platform.disk import DiskFull, full_disk_named
+from megatron_resrl.platform.disk import DiskFull, report_full_disk
 
 NEEDED = 10**9
 
@@ -24,7 +24,7 @@ def said(error: BaseException, free: int, monkeypatch: pytest.MonkeyPatch) -> Di
     """What becomes of the error where so many bytes are free."""
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
     try:
-        with full_disk_named(Path("/tmp/no/such/run"), NEEDED):
+        with report_full_disk(Path("/tmp/no/such/run"), NEEDED):
             raise error
     except DiskFull as full:
         return full

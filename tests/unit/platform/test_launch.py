@@ -125,8 +125,8 @@ def test_rank_variables_that_are_wrong_are_named(environment: dict[str, str], wo
     [
         ({"MASTER_ADDR": ""}, "MASTER_ADDR is not set, and RANK is"),
         ({"MASTER_PORT": ""}, "MASTER_PORT is not set, and RANK is"),
-        ({"MASTER_PORT": "99999"}, "MASTER_PORT = '99999': no port"),
-        ({"MASTER_PORT": "http"}, "MASTER_PORT = 'http': no port"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT = '99999': not a port"),
+        ({"MASTER_PORT": "http"}, "MASTER_PORT = 'http': not a port"),
         ({"MASTER_ADDR": "nobody.invalid"}, "MASTER_ADDR = 'nobody.invalid': there is no such"),
     ],
 )

@@ -83,7 +83,7 @@ def test_lost_score_is_counted_and_logged_with_its_sample(
     ("token", "setting"), [(9, "reward.timeout_s"), (8, "reward.memory_gb = 2")]
 )
 def test_lost_scores_of_all_responses_end_the_run(grading, token: int, setting: str) -> None:
-    with pytest.raises(RewardError, match="2 of 2 responses, all there are") as error:
+    with pytest.raises(RewardError, match=r"all 2 responses (timed|ran) out") as error:
         graded(grading, token, token)
     assert setting in str(error.value)
     assert f"response: '{token}'" in str(error.value)

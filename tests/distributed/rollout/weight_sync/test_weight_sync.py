@@ -206,4 +206,4 @@ def test_verify_weights_finds_the_last_bit_of_one_element(llama):
 def test_verify_weights_finds_a_cache_of_older_weights(llama):
     llama.run("send", llama.model(60), 8)
     error = llama.run("stale_cache", llama.model(61), 9)
-    assert "continues a prompt of 300 tokens otherwise" in error
+    assert "and the trainer differ after a prompt of 300 tokens" in error

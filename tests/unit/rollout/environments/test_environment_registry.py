@@ -82,4 +82,4 @@ def test_get_environment_is_asked_before_the_run() -> None:
     (problem,) = problems(environment="calculator", environment_options={"digits": 3})
     assert problem.startswith("rollout.environment_options = {'digits': 3}: calculator cannot be ")
     (problem,) = problems(environment_options={"digits": 3})
-    assert "there is no environment to take them" in problem
+    assert "rollout.environment is not set" in problem
