@@ -133,7 +133,7 @@ def test_prompts_per_step_and_group_size_make_the_step(run: Run) -> None:
 
 
 @pytest.mark.setting("data.shuffle", "data.prompt_key", "data.max_prompt_length")
-def test_shuffle_off_keeps_file_order_without_long_questions(run: Run) -> None:
+def test_train_without_shuffle_keeps_the_order_of_the_file(run: Run) -> None:
     firsts = [sample["prompt"] for sample in run.samples if sample["step"] == 1][::5]
     assert firsts == ["3 4", "4 5", "5 6"]
 
@@ -186,13 +186,13 @@ def test_checkpoint_settings_keep_new_even_and_best_ones(run: Run) -> None:
 
 @pytest.mark.setting("optimizer.lr", "optimizer.min_lr", "optimizer.lr_warmup_steps")
 @pytest.mark.setting("optimizer.lr_decay_style", "optimizer.lr_decay_steps")
-def test_learning_rate_follows_its_schedule(run: Run) -> None:
+def test_train_learning_rate_follows_its_schedule(run: Run) -> None:
     rates = [line["learning_rate"] for line in run.metrics[1:]]
     assert rates == pytest.approx([0.005, 0.01, 0.0095, 0.009])
 
 
 @pytest.mark.setting("checkpoint.export_hf")
-def test_export_hf_off_exports_no_model(run: Run) -> None:
+def test_train_without_export_hf_exports_no_model(run: Run) -> None:
     assert not (run.folder / "hf").exists()
 
 
@@ -239,7 +239,7 @@ def _texts(run: Run) -> list[str]:
 
 
 @pytest.mark.setting("seed")
-def test_seed_changes_the_responses(other: dict[str, Run]) -> None:
+def test_train_seed_changes_the_responses(other: dict[str, Run]) -> None:
     assert _texts(other["plain"]) != _texts(other["seed"])
 
 

@@ -23,7 +23,7 @@ def test_steps_decoding_and_conversion() -> None:
     assert passed >= 60
 
 
-def test_whole_run_resumes_to_the_same_bits() -> None:
+def test_train_on_engine_layers_resumes_to_the_same_bits() -> None:
     tests = "tests/end_to_end/test_train_and_resume.py"
     assert passes_on_engine_layers(tests, "-k", "writes_metrics or killed_resumes") == 2
 
@@ -38,5 +38,5 @@ def test_whole_run_resumes_to_the_same_bits() -> None:
     ],
     ids=["rollout", "training", "runs"],
 )
-def test_everything_else_too(tests: tuple[str, ...]) -> None:
+def test_engine_layers_pass_all_other_tests(tests: tuple[str, ...]) -> None:
     assert passes_on_engine_layers(*tests, timeout=3600) >= 20

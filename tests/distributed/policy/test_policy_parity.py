@@ -177,7 +177,7 @@ def test_policy_exports_the_bits_that_were_loaded(measured: dict) -> None:
     check(measured, "exported", 0.0)
 
 
-def test_recomputation_runs_attention_again_if_asked(measured: dict) -> None:
+def test_policy_recomputation_runs_attention_again(measured: dict) -> None:
     runs = {case: found["step_0_attention_runs"] for case, found in measured.items()}
     assert runs == {case: 2.0 if "recompute" in case else 1.0 for case in runs}
 

@@ -49,7 +49,7 @@ def test_parallel_settings_split_tokens_and_optimizer_states(found: Found) -> No
 
 
 @pytest.mark.setting("parallel.timeout_minutes")
-def test_timeout_minutes_hold_for_collectives(found: Found) -> None:
+def test_policy_collectives_end_after_timeout_minutes(found: Found) -> None:
     assert found["dense"]["timeout"] == 90
 
 
@@ -62,5 +62,5 @@ def test_megatron_fields_reach_the_policy(found: Found) -> None:
 
 
 @pytest.mark.setting("model.recompute_granularity")
-def test_recompute_settings_recompute_activations(found: Found) -> None:
+def test_policy_recompute_settings_recompute_activations(found: Found) -> None:
     assert found["dense"]["recompute"] == "selective"

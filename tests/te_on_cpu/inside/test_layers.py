@@ -87,7 +87,7 @@ def fuse(policy: Policy, *, fused: bool) -> int:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("fp32", 0.0), ("bf16", 5e-3)])
-def test_products_add_gradients_to_the_buffers(build, dtype: str, tolerance: float) -> None:
+def test_fused_products_add_gradients_to_the_buffers(build, dtype: str, tolerance: float) -> None:
     """In fp32 exactly what two steps give; in bf16 without their rounding, 2^-9 of a gradient."""
     sequences = [TokenSequence((3, 4, 5), (6, 7, 8, 9)), TokenSequence((9, 8), (7, 6, 5, 4))]
 

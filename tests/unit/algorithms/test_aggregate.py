@@ -79,7 +79,7 @@ def test_token_coefficients_equal_a_hand_computation() -> None:
     assert by_sequence.dtype == by_token.dtype == torch.float64
 
 
-def test_aggregations_weigh_responses_or_tokens_alike() -> None:
+def test_aggregate_weighs_responses_or_tokens_alike() -> None:
     lengths = torch.tensor([100, 1])
     by_sequence = coefficients(lengths.tolist(), "sequence_mean") * lengths
     by_token = coefficients(lengths.tolist(), "token_mean") * lengths

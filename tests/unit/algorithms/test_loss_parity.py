@@ -148,7 +148,7 @@ def assert_same(batch: Batch, ours, theirs) -> None:
         torch.testing.assert_close(*gradients, **CLOSE)
 
 
-def test_parity_batch_has_every_clip_and_a_group_without_signal(batch) -> None:
+def test_loss_parity_batch_has_every_clip_and_an_idle_group(batch) -> None:
     advantages = group_normalised(batch.rewards, batch.group, eps=EPS)
     sequence, _ = batch.mask.nonzero(as_tuple=True)
     loss = ppo_clip(
@@ -196,7 +196,7 @@ def test_loss_of_micro_batches_adds_up_to_that_of_trl(batch, aggregation, loss_t
     assert_same(batch, in_parts, lambda log_probs: trl_loss(batch, log_probs, loss_type))
 
 
-def test_token_mean_is_independent_of_micro_batches_unlike_bnpo(batch) -> None:
+def test_loss_token_mean_ignores_micro_batches_unlike_bnpo(batch) -> None:
     """Mean over accumulation steps of per-step token means: not a mean over tokens."""
     log_probs = batch.log_probs().detach()
     halves = (slice(0, 6), slice(6, 12))
@@ -208,7 +208,7 @@ def test_token_mean_is_independent_of_micro_batches_unlike_bnpo(batch) -> None:
 
 
 @pytest.mark.parametrize("bound", [1 + HIGH, 2.0, 3.0])
-def test_dual_clip_is_delta_of_trl_above_the_upper_clip(batch, bound) -> None:
+def test_ppo_clip_dual_is_delta_of_trl_above_the_upper_clip(batch, bound) -> None:
     """Above 1 + clip_high, delta only ever binds where the advantage is negative."""
     assert_same(
         batch,
@@ -217,7 +217,7 @@ def test_dual_clip_is_delta_of_trl_above_the_upper_clip(batch, bound) -> None:
     )
 
 
-def test_dual_clip_is_not_delta_of_trl_below_the_upper_clip() -> None:
+def test_ppo_clip_dual_is_not_delta_of_trl_below_the_upper_clip() -> None:
     """Delta then replaces the upper clip of A > 0, and A < 0 runs on to 1 + clip_high.
 
     Dual clip leaves A > 0 alone and stops A < 0 at the bound itself.

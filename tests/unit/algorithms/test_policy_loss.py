@@ -77,7 +77,7 @@ def test_ppo_clip_counts_clips_only_where_they_bind() -> None:
     assert torch.equal(loss.dual_clipped, (ratio > 3.0) & (advantages < 0))
 
 
-def test_dual_clip_equals_the_formula_of_verl() -> None:
+def test_ppo_clip_dual_equals_the_formula_of_verl() -> None:
     """verl, `compute_policy_loss_vanilla`: for A < 0 the clipped loss is capped at -c A.
 
     verl also limits the log-ratio to +-20 first, which these ratios never reach.
@@ -108,7 +108,7 @@ def test_ppo_clip_without_dual_clip_pushes_any_negative_token() -> None:
     assert not loss.dual_clipped.any()
 
 
-def test_approx_kl_is_the_k3_estimator_of_kl_old_to_new() -> None:
+def test_ppo_clip_approx_kl_is_the_k3_estimator() -> None:
     logits = torch.randn(2, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     old, new = torch.log_softmax(logits, -1)
     loss = ppo_clip(new, old, torch.ones(7))

@@ -151,7 +151,7 @@ def test_save_replaces_the_same_step(tmp_path, shards):
     assert names(tmp_path) == ["latest", "step_000004"]
 
 
-def test_restarted_run_leaves_later_steps_of_an_earlier_run(tmp_path, shards):
+def test_checkpoint_folders_keep_later_steps_of_another_run(tmp_path, shards):
     write(tmp_path, 90, shards)
     for step in (10, 20, 30):
         path = write(tmp_path, step, shards, keep_last=1)

@@ -15,7 +15,7 @@ import pytest
         ("--rollout.temperature=0", "their advantages are 0", "above 0"),
     ],
 )
-def test_truncated_or_greedy_training_samples_are_refused(refused, override, said, right):
+def test_check_sampling_refuses_truncated_or_greedy_training(refused, override, said, right):
     problem = refused(override)
     assert problem.setting == override.removeprefix("--").partition("=")[0]
     assert said in problem.problem
@@ -49,7 +49,7 @@ def test_schedules_that_contradict_themselves_are_refused(refused):
     assert (problem.setting, problem.value) == ("optimizer.lr_decay_steps", 10)
 
 
-def test_length_scaling_needs_its_floor_beyond_its_plateau(refused):
+def test_check_reward_needs_a_length_floor_beyond_its_plateau(refused):
     problem = refused("--reward.length_scaling=true", "--reward.length_floor_at=3000")
     assert (problem.setting, problem.value) == ("reward.length_floor_at", 3000)
     assert "3500" in problem.problem
@@ -70,7 +70,7 @@ def test_unknown_algorithms_are_refused_with_the_nearest(refused):
         ("1: 2", "strings"),
     ],
 )
-def test_unusable_algorithm_options_are_refused(refused, option, said):
+def test_check_algorithm_refuses_unusable_options(refused, option, said):
     problem = refused(f"--algorithm.options={{{option}}}")
     assert problem.setting == "algorithm.options"
     assert said in problem.problem

@@ -35,7 +35,7 @@ def test_collection_defaults_pass():
     assert problems(Recipe()) == []
 
 
-def test_penalty_buffer_must_be_shorter_than_the_responses():
+def test_check_overlong_needs_a_buffer_below_the_limit():
     rollout = RolloutConfig(max_response_length=100)
     reward = RewardConfig(overlong="penalize", overlong_buffer=100)
     (problem,) = problems(Recipe(rollout=rollout, reward=reward))

@@ -16,7 +16,7 @@ def problems(correction: CorrectionConfig, **rollout: float) -> list[Problem]:
 
 
 @pytest.mark.parametrize(("setting", "value"), [("top_p", 0.9), ("top_k", 20)])
-def test_truncated_sampling_is_refused_without_a_correction(setting, value):
+def test_check_truncation_needs_a_correction(setting, value):
     (problem,) = problems(CorrectionConfig(), **{setting: value})
     assert (problem.setting, problem.value) == (f"rollout.{setting}", value)
     assert "correction.method token_tis" in problem.fix
@@ -24,20 +24,20 @@ def test_truncated_sampling_is_refused_without_a_correction(setting, value):
         assert problems(CorrectionConfig(method=method), **{setting: value}) == []
 
 
-def test_nucleus_that_icepop_may_drop_whole_is_refused():
+def test_check_truncation_refuses_a_nucleus_below_the_band():
     (problem,) = problems(CorrectionConfig(method="icepop", band=(0.5, 5.0)), top_p=0.4)
     assert problem.setting == "rollout.top_p"
     assert "drops ratios below 0.5" in problem.problem
 
 
 @pytest.mark.parametrize("band", [(1.0, 5.0), (0.5, 1.0), (2.0, 0.5), (-0.1, 2.0), (0.5, 1e999)])
-def test_band_that_does_not_hold_one_is_refused(band):
+def test_check_band_refuses_a_band_without_one(band):
     (problem,) = problems(CorrectionConfig(band=band))
     assert problem.setting == "correction.band"
     assert "[0.5, 5.0]" in problem.fix
 
 
-def test_warning_that_the_stop_forestalls_is_refused():
+def test_check_gates_refuses_a_warning_above_the_stop():
     (problem,) = problems(CorrectionConfig(warn_kl=0.2, stop_kl=0.1))
     assert problem.setting == "correction.warn_kl"
     assert "stop_kl, which is 0.1" in problem.problem

@@ -71,7 +71,7 @@ def test_rows_of_latin_1_and_damaged_parquet_files_are_found(refused, tmp_path) 
         assert said in refused(f"--data.train_files={tmp_path / name}").problem
 
 
-def test_every_file_of_a_folder_is_looked_at(check, tmp_path) -> None:
+def test_check_data_reads_every_file_of_a_folder(check, tmp_path) -> None:
     folder = tmp_path / "questions"
     folder.mkdir()
     for name, row in (("a", GOOD), ("b", {}), ("c", GOOD), ("d", "[]")):
@@ -90,7 +90,7 @@ def test_keys_of_a_file_hold_for_it_alone(check, tmp_path) -> None:
     assert "there is no column 'problem'" in problem.problem
 
 
-def test_only_the_first_rows_of_a_large_file_are_read(check, tmp_path) -> None:
+def test_check_data_reads_only_the_first_rows_of_a_file(check, tmp_path) -> None:
     long = {"prompt": "3", "answer": "4", "filler": "x" * 50_000}
     file = write(tmp_path / "large.jsonl", *[long] * 101, "broken")
     assert check(f"--data.train_files={file}") == []
@@ -98,7 +98,7 @@ def test_only_the_first_rows_of_a_large_file_are_read(check, tmp_path) -> None:
     assert "line 2" in problem.problem
 
 
-def test_limit_that_leaves_no_question_is_found(refused, model, tmp_path) -> None:
+def test_check_data_finds_a_limit_that_leaves_no_question(refused, model, tmp_path) -> None:
     file = write(tmp_path / "long.jsonl", {"prompt": "3 4 5 6", "answer": "4"})
     problem = refused(f"--data.train_files={file}", "--data.max_prompt_length=3")
     assert (problem.setting, problem.value) == ("data.max_prompt_length", 3)
@@ -106,7 +106,7 @@ def test_limit_that_leaves_no_question_is_found(refused, model, tmp_path) -> Non
     assert problem.fix == "raise it; the shortest has 4"
 
 
-def test_template_errors_are_found_once(refused, model, tmp_path) -> None:
+def test_check_data_reports_template_errors_once(refused, model, tmp_path) -> None:
     (model / "chat_template.jinja").write_text("{{ tools | length }}{{ messages[0].content }}")
     for name in "ab":
         write(tmp_path / f"{name}.jsonl", GOOD)
@@ -115,7 +115,7 @@ def test_template_errors_are_found_once(refused, model, tmp_path) -> None:
     assert "TypeError: object of type 'NoneType' has no len()" in str(problem)
 
 
-def test_arguments_that_the_template_does_not_know_are_found(refused, model) -> None:
+def test_check_data_finds_arguments_unknown_to_the_template(refused, model) -> None:
     given = "{enable_thinking:false}"
     problem = refused(f"--data.chat_template_kwargs={given}")
     assert problem.setting == "data.chat_template_kwargs"
@@ -133,7 +133,7 @@ def test_tokenizer_of_another_release_is_found(refused, model) -> None:
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
-def test_damaged_tokenizer_is_found(refused, model, name) -> None:
+def test_check_data_finds_a_damaged_tokenizer(refused, model, name) -> None:
     (model / name).write_text('{"a": ')
     assert f"{name} is not valid JSON" in refused().problem
 
@@ -143,7 +143,7 @@ def test_tokenizer_files_that_hold_something_else_are_found(refused, model) -> N
     assert "tokenizer.json is not understood" in refused().problem
 
 
-def test_more_prompts_per_step_than_questions_are_noted(model, tmp_path) -> None:
+def test_check_data_notes_more_prompts_per_step_than_questions(model, tmp_path) -> None:
     found = notes(model, tmp_path, "--rollout.prompts_per_step=100")
     assert found == {
         "rollout.prompts_per_step": "rollout.prompts_per_step = 100: the files have 2 questions: "
@@ -152,7 +152,7 @@ def test_more_prompts_per_step_than_questions_are_noted(model, tmp_path) -> None
     assert notes(model, tmp_path, "--rollout.prompts_per_step=2") == {}
 
 
-def test_repeated_questions_are_noted(model, tmp_path) -> None:
+def test_check_data_notes_repeated_questions(model, tmp_path) -> None:
     other = {"prompt": "5", "answer": "6"}
     file = write(tmp_path / "rows.jsonl", GOOD, other, GOOD, GOOD, {"prompt": "5", "answer": "7"})
     found = notes(model, tmp_path, f"--data.train_files={file}", "--rollout.prompts_per_step=2")
@@ -161,7 +161,7 @@ def test_repeated_questions_are_noted(model, tmp_path) -> None:
     assert "1 of them with different answers" in found["data.train_files"]
 
 
-def test_one_prompt_is_shown_as_the_model_is_given_it(model, tmp_path) -> None:
+def test_first_prompt_is_shown_as_the_model_is_given_it(model, tmp_path) -> None:
     recipe = load_recipe(str(write_recipe(tmp_path, model)), ("--data.system_prompt=7",))
     assert first_prompt(gather_facts(recipe, 1)[0]) == "first prompt: 2 tokens, '7 3'"
     file = write(tmp_path / "bad.jsonl", "no JSON")

@@ -67,7 +67,7 @@ def refused(*args: Any, **kwargs: Any) -> Problem:
     ],
 )
 @pytest.mark.parametrize("model", [QWEN3_MOE, MIXTRAL], ids=["qwen3_moe", "mixtral"])
-def test_expert_layouts_that_run_pass(
+def test_check_experts_passes_layouts_that_run(
     model: dict[str, Any], world_size: int, parallel: dict[str, int]
 ) -> None:
     assert problems(world_size, model, **parallel) == []
@@ -107,13 +107,13 @@ def test_experts_must_divide_over_their_ranks() -> None:
     assert "divides 8" in problem.fix
 
 
-def test_expert_must_divide_over_its_ranks() -> None:
+def test_check_experts_needs_experts_that_divide_over_ranks() -> None:
     problem = refused(2, QWEN3_MOE | {"moe_intermediate_size": 45}, tp=2)
     assert (problem.setting, problem.value) == ("parallel.expert_tensor_parallel_size", 2)
     assert "(moe_intermediate_size) of 45" in problem.problem
 
 
-def test_expert_of_mixtral_must_divide_over_its_ranks() -> None:
+def test_check_experts_of_mixtral_divide_over_ranks() -> None:
     problem = refused(2, MIXTRAL | {"intermediate_size": 45}, tp=2)
     assert (problem.setting, problem.value) == ("parallel.expert_tensor_parallel_size", 2)
     assert "(intermediate_size) of 45" in problem.problem
@@ -121,7 +121,7 @@ def test_expert_of_mixtral_must_divide_over_its_ranks() -> None:
 
 
 @pytest.mark.parametrize("parallel", [{"tp": 2, "etp": 1}, {"etp": 2}])
-def test_expert_tensor_parallel_size_needs_expert_parallelism(
+def test_check_experts_tensor_size_needs_expert_parallelism(
     parallel: dict[str, int],
 ) -> None:
     problem = refused(2, **parallel)
@@ -146,7 +146,7 @@ def test_tensor_parallel_experts_need_sequence_parallelism() -> None:
     assert problem.fix == "set it to true"
 
 
-def test_router_that_cannot_learn_is_refused() -> None:
+def test_check_experts_refuses_a_router_that_cannot_learn() -> None:
     problem = refused(1, QWEN3_MOE | {"num_experts_per_tok": 1})
     assert (problem.setting, problem.value) == ("model.path", "models/tiny")
     assert "num_experts_per_tok" in problem.problem

@@ -24,7 +24,7 @@ def test_chat_template_is_not_needed_for_plain_prompts(check, model):
     assert check() == []
 
 
-def test_separate_tokenizer_is_checked_instead(refused, tmp_path):
+def test_check_tokenizer_looks_at_a_separate_tokenizer_instead(refused, tmp_path):
     problem = refused(f"--model.tokenizer_path={tmp_path}/other")
     assert (problem.setting, problem.value) == ("model.tokenizer_path", f"{tmp_path}/other")
 
@@ -42,7 +42,7 @@ def test_tokens_added_to_the_tokenizer_alone_are_refused(refused, check, model, 
     assert refused().setting == "model.path"
 
 
-def test_negative_pad_token_means_none(check):
+def test_check_tokens_takes_a_negative_pad_token_for_none(check):
     assert check(pad_token_id=-1) == []
 
 
@@ -55,7 +55,9 @@ def test_negative_pad_token_means_none(check):
     ],
 )
 @pytest.mark.parametrize("setting", ["data.train_files", "evaluation.files"])
-def test_unusable_data_files_are_refused(refused, tmp_path, setting, name, content, said, right):
+def test_check_files_refuses_unusable_data_files(
+    refused, tmp_path, setting, name, content, said, right
+):
     file = tmp_path / name
     if content is not None:
         file.write_text(content)
@@ -85,7 +87,7 @@ def test_evaluation_files_of_one_name_are_refused(refused, tmp_path):
     assert "'test'" in problem.problem
 
 
-def test_pass_at_more_than_the_samples_is_refused(refused):
+def test_check_pass_at_needs_as_many_samples(refused):
     problem = refused("--evaluation.pass_at=[1, 8]", "--evaluation.samples_per_prompt=4")
     assert (problem.setting, problem.value) == ("evaluation.pass_at", (1, 8))
     assert "samples_per_prompt is 4" in problem.problem
@@ -95,7 +97,7 @@ def test_pass_at_more_than_the_samples_is_refused(refused):
 @pytest.mark.parametrize(
     ("pattern", "said"), [("(", "not a valid regular expression"), ("a+", "0 groups, not one")]
 )
-def test_unusable_answer_patterns_are_refused(refused, pattern, said):
+def test_check_answer_pattern_refuses_unusable_patterns(refused, pattern, said):
     problem = refused(f"--data.answer_pattern={pattern}")
     assert (problem.setting, problem.value) == ("data.answer_pattern", pattern)
     assert said in problem.problem
@@ -105,7 +107,7 @@ def test_unusable_answer_patterns_are_refused(refused, pattern, said):
     ("function", "said"),
     [("maths", "math"), ("none.py:score", "none.py"), ("{file}:missing", "missing")],
 )
-def test_unusable_reward_functions_are_refused(refused, tmp_path, function, said):
+def test_check_reward_refuses_unusable_functions(refused, tmp_path, function, said):
     file = tmp_path / "grade.py"
     file.write_text("def score(response, ground_truth):\n    return 1.0\n")
     problem = refused(f"--reward.function={function.format(file=file)}")

@@ -96,7 +96,7 @@ def unlike_its_weights(model: Path) -> None:
         {"architectures": ["Qwen3ForCausalLM"], "layer_types": ["full_attention"] * 2},
     ],
 )
-def test_supported_variants_have_no_problem(check, config):
+def test_check_model_passes_supported_variants(check, config):
     assert check(**config) == []
 
 
@@ -123,7 +123,7 @@ def test_stop_tokens_outside_the_vocabulary_are_refused(refused):
         (("null", "block", "null"), "model.recompute_method", "leave it out"),
     ],
 )
-def test_inconsistent_recomputation_is_refused(
+def test_check_recomputation_refuses_inconsistent_settings(
     refused, overrides: tuple[str, str, str], setting, right
 ):
     granularity, method, layers = overrides
@@ -144,6 +144,6 @@ def test_inconsistent_recomputation_is_refused(
         ("{", "generation_config.json cannot be read"),
     ],
 )
-def test_eos_tokens_of_the_generation_config_are_checked(refused, model, content, said):
+def test_check_generation_config_refuses_unknown_eos_tokens(refused, model, content, said):
     (model / "generation_config.json").write_text(content)
     assert said in refused().problem

@@ -18,7 +18,7 @@ def test_world_size_that_does_not_divide_names_all_sizes(refused):
     assert "a multiple of 4 ranks" in problem.fix
 
 
-def test_sequence_parallel_without_tensor_parallel_is_refused(refused):
+def test_check_parallel_sequence_needs_tensor_parallel(refused):
     problem = refused("--parallel.sequence_parallel=true")
     assert (problem.setting, problem.value) == ("parallel.sequence_parallel", True)
     assert "tensor_model_parallel_size is 1" in problem.problem
@@ -29,7 +29,7 @@ def test_context_parallelism_and_packed_sequences_are_accepted(check):
     assert check("--parallel.context_parallel_size=2", packed, world_size=2) == []
 
 
-def test_virtual_stages_without_pipeline_are_refused(refused):
+def test_check_parallel_virtual_stages_need_a_pipeline(refused):
     problem = refused("--parallel.virtual_pipeline_model_parallel_size=2")
     assert problem.setting == "parallel.virtual_pipeline_model_parallel_size"
     assert "pipeline_model_parallel_size is 1" in problem.problem
@@ -38,7 +38,7 @@ def test_virtual_stages_without_pipeline_are_refused(refused):
 @pytest.mark.parametrize(
     ("field", "value"), [("batch_p2p_comm", True), ("overlap_p2p_comm", False)]
 )
-def test_virtual_stages_with_batched_sends_are_refused(refused, field, value):
+def test_check_parallel_virtual_stages_refuse_batched_sends(refused, field, value):
     problem = refused(
         "--parallel.pipeline_model_parallel_size=2",
         "--parallel.virtual_pipeline_model_parallel_size=2",
@@ -93,7 +93,7 @@ def test_layers_must_divide_into_stages(refused):
     assert "divides 6" in problem.fix
 
 
-def test_uneven_stages_are_left_to_megatron_core(check):
+def test_check_parallel_leaves_uneven_stages_to_megatron_core(check):
     overrides = ("--parallel.pipeline_model_parallel_size=2",)
     uneven = "--model.megatron.num_layers_in_first_pipeline_stage=1"
     assert check(*overrides, uneven, world_size=2, num_hidden_layers=3) == []

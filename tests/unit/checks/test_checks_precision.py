@@ -7,7 +7,7 @@ import torch
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
-def test_fp8_without_transformer_engine_and_cuda_is_refused(check):
+def test_check_fp8_needs_transformer_engine_and_cuda(check):
     problems = check("--precision.fp8=hybrid")
     assert {(p.setting, p.value) for p in problems} == {("precision.fp8", "hybrid")}
     text = " ".join(map(str, problems))
@@ -50,14 +50,14 @@ def test_matrices_that_fp8_products_do_not_take_are_refused(check, settings, con
     assert not found or said in found[0]
 
 
-def test_fp8_is_refused_for_gemma3(check):
+def test_check_fp8_refuses_gemma3(check):
     config = {"architectures": ["Gemma3ForCausalLM"], "hidden_activation": "gelu_pytorch_tanh"}
     problems = [str(problem) for problem in check("--precision.fp8=hybrid", **config)]
     assert any("FP8 is not supported for Gemma3ForCausalLM; set it to null" in p for p in problems)
     assert not any("FP8" in str(p) for p in check(**config))
 
 
-def test_delayed_scaling_with_bf16_layers_is_refused(check):
+def test_check_fp8_refuses_delayed_scaling_with_bf16_layers(check):
     problems = check(
         "--precision.fp8=hybrid",
         "--precision.fp8_recipe=delayed",

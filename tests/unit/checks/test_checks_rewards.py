@@ -53,7 +53,7 @@ def test_reward_check_uses_keys_of_a_file_and_only_its_own_files(check, question
     assert check(f"--data.train_files=[{bad}]", "--rollout.environment=calculator") == []
 
 
-def test_users_file_may_refuse_answers_too(refused, check, questions, tmp_path):
+def test_check_reward_asks_a_users_file_for_its_answers(refused, check, questions, tmp_path):
     file = questions("yes", "no", "perhaps")
     score = "def score(response, ground_truth, **context): return 1.0\n"
     (tmp_path / "mine.py").write_text(score)
@@ -69,7 +69,7 @@ def test_users_file_may_refuse_answers_too(refused, check, questions, tmp_path):
     assert problem.fix == "'perhaps' is neither yes nor no: correct the row"
 
 
-def test_more_graders_than_the_machine_can_run_are_refused(refused, monkeypatch):
+def test_check_workers_refuses_more_graders_than_cores_run(refused, monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 1})
     problem = refused("--reward.workers=9")
     assert (problem.setting, problem.value, problem.kind) == ("reward.workers", 9, "machine")

@@ -48,13 +48,13 @@ OUT_OF_RANGE = [
 
 
 @pytest.mark.parametrize(("setting", "value", "right"), OUT_OF_RANGE)
-def test_settings_out_of_range_are_refused(check, setting, value, right):
+def test_check_ranges_refuses_settings_out_of_range(check, setting, value, right):
     problems = {problem.setting: problem for problem in check(f"--{setting}={value}")}
     assert problems[setting].value == value
     assert right in problems[setting].fix
 
 
 @pytest.mark.parametrize("text", [".nan", ".inf"])
-def test_learning_rate_that_is_no_number_is_refused(refused, text):
+def test_check_ranges_refuses_a_learning_rate_that_is_nan(refused, text):
     problem = refused(f"--optimizer.lr={text}")
     assert (problem.setting, math.isfinite(problem.value)) == ("optimizer.lr", False)

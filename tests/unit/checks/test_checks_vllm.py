@@ -27,7 +27,7 @@ def test_vllm_addresses_pass():
     assert problems(urls=(URL, "https://other:443/")) == []
 
 
-def test_embedded_engine_needs_no_vllm():
+def test_check_vllm_is_not_needed_by_the_embedded_engine():
     assert problems({"engine": "megatron"}, python="/nowhere") == []
 
 
@@ -36,13 +36,13 @@ def test_replay_needs_no_vllm():
 
 
 @pytest.mark.parametrize("url", ["host:8000", "ftp://host:8000", "http://", "host"])
-def test_address_that_is_none_is_refused(url):
+def test_check_urls_refuses_what_is_no_address(url):
     (problem,) = problems(urls=(url,))
     assert (problem.setting, problem.value) == ("vllm.urls", url)
     assert "http://host:8000" in problem.fix
 
 
-def test_addresses_with_a_path_or_named_twice_are_refused():
+def test_check_urls_refuses_paths_and_repeated_addresses():
     (path,) = problems(urls=(URL + "/v1",))
     assert "leave /v1 out" in path.fix
     (twice,) = problems(urls=(URL, URL))
@@ -60,24 +60,24 @@ def test_addresses_with_a_path_or_named_twice_are_refused():
         ("arguments", {"seed": 1}),
     ],
 )
-def test_addresses_exclude_settings_of_started_servers(name, value):
+def test_check_urls_excludes_settings_of_started_servers(name, value):
     (problem,) = problems(urls=(URL,), **{name: value})
     assert problem.setting == f"vllm.{name}"
     assert "already running" in problem.problem
 
 
-def test_interpreter_that_is_not_there_is_refused():
+def test_check_python_refuses_a_missing_interpreter():
     (problem,) = problems(python="/nowhere/bin/python")
     assert problem.setting == "vllm.python"
     assert "No such file" in problem.problem
 
 
-def test_program_that_is_no_interpreter_is_refused():
+def test_check_python_refuses_another_program():
     (problem,) = problems(python="/bin/ls")
     assert "no Python interpreter" in problem.problem
 
 
-def test_interpreter_without_vllm_is_refused(tmp_path):
+def test_check_python_refuses_an_interpreter_without_vllm(tmp_path):
     python = tmp_path / "python"
     # The same interpreter without its site-packages.
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -I -S "$@"\n')
@@ -87,7 +87,7 @@ def test_interpreter_without_vllm_is_refused(tmp_path):
 
 
 @pytest.mark.vllm
-def test_interpreter_with_vllm_passes():
+def test_check_python_passes_an_interpreter_with_vllm():
     assert problems(python=vllm_python()[0]) == []
 
 
@@ -113,7 +113,7 @@ def test_running_ahead_needs_vllm_on_devices_of_its_own():
     assert problems({**ahead, "placement": "disaggregated"}, urls=(URL,)) == []
 
 
-def test_embedded_engine_has_no_devices_of_its_own():
+def test_check_placement_gives_the_embedded_engine_no_devices():
     (problem,) = problems({"engine": "megatron", "placement": "disaggregated"})
     assert problem.setting == "rollout.placement"
 
@@ -129,7 +129,7 @@ def test_servers_on_their_own_gpus_must_be_told_which(monkeypatch):
 
 
 @pytest.mark.parametrize("transfer", ["nccl", "ipc"])
-def test_transfers_between_gpus_need_gpus(monkeypatch, transfer):
+def test_check_transfer_between_gpus_needs_gpus(monkeypatch, transfer):
     monkeypatch.setattr("megatron_resrl.checks.facts.cuda_available", lambda: False)
     (problem,) = problems(urls=(URL,), weight_transfer=transfer)
     assert (problem.setting, problem.value) == ("vllm.weight_transfer", transfer)
@@ -167,12 +167,12 @@ def test_servers_apart_from_the_trainer_do_not_take_its_gpus(
     assert [p.kind for p in of("vllm.devices", found)] == ([kind] if kind else [])
 
 
-def test_transfer_directory_must_exist_wherever_it_may_be_used():
+def test_check_transfer_needs_its_directory_if_it_may_be_used():
     (problem,) = problems(urls=(URL,), transfer_dir="/nowhere")
     assert (problem.setting, problem.kind) == ("vllm.transfer_dir", "machine")
 
 
-def test_transfer_directory_must_exist():
+def test_check_transfer_needs_its_directory():
     (problem,) = problems(urls=(URL,), weight_transfer="file", transfer_dir="/nowhere")
     assert problem.setting == "vllm.transfer_dir"
 
@@ -193,7 +193,7 @@ def test_vllm_args_may_not_undo_what_the_run_needs(arguments, value, said):
     assert "s3cret" not in str(problem)
 
 
-def test_api_key_in_a_setting_that_is_logged_is_refused():
+def test_check_arguments_refuses_an_api_key_that_is_logged():
     problem = problems(python=sys.executable, environment={"VLLM_API_KEY": "s3cret"})[0]
     assert problem.setting == "vllm.environment"
     assert "s3cret" not in str(problem)

@@ -81,7 +81,7 @@ def test_missing_output_matrix_names_the_setting_that_ties_it(refused, model) ->
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int8, torch.uint8])
-def test_quantized_types_are_refused(refused, model: Path, dtype: torch.dtype) -> None:
+def test_check_weights_refuses_quantized_types(refused, model: Path, dtype: torch.dtype) -> None:
     tensor = load_file(model / "model.safetensors")[UP]
     change(model, **{UP.replace(".", "__"): tensor.to(dtype)})
     name = {torch.float8_e4m3fn: "F8_E4M3", torch.int8: "I8", torch.uint8: "U8"}[dtype]
@@ -97,7 +97,7 @@ def test_quantized_types_are_refused(refused, model: Path, dtype: torch.dtype) -
         "weight.quant_state.bitsandbytes__nf4",
     ],
 )
-def test_what_belongs_to_a_quantization_is_refused(refused, model: Path, name: str) -> None:
+def test_check_weights_refuses_parts_of_a_quantization(refused, model: Path, name: str) -> None:
     file = model / "model.safetensors"
     save_file(load_file(file) | {f"model.layers.0.mlp.up_proj.{name}": torch.ones(1)}, file)
     assert f"{name} is part of a quantization" in told(refused, model)
@@ -121,7 +121,7 @@ def test_weight_files_without_an_index_are_refused_by_name(refused, model: Path)
     assert "several files that may be meant: ema.safetensors, step_100" in told(refused, model)
 
 
-def test_two_copies_of_which_the_index_names_one_are_refused(refused, model: Path) -> None:
+def test_check_weights_refuses_two_copies_and_an_index_of_one(refused, model: Path) -> None:
     names = load_file(model / "model.safetensors")
     (model / "part.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     index = {"weight_map": dict.fromkeys(names, "part.safetensors")}
@@ -136,7 +136,7 @@ def test_weights_in_pickles_alone_are_refused(refused, model: Path) -> None:
     assert "tools/" not in said
 
 
-def test_adapter_is_refused(refused, model: Path) -> None:
+def test_check_weights_refuses_an_adapter(refused, model: Path) -> None:
     (model / "adapter_config.json").write_text("{}")
     assert "it holds an adapter (adapter_config.json)" in told(refused, model)
 

@@ -138,7 +138,7 @@ def test_check_has_one_exit_status_for_all_problems(recipe: Path, tmp_path: Path
 
 
 @pytest.mark.parametrize("command", ["train", "eval", "check"])
-def test_help_of_a_command_lists_every_setting(command: str) -> None:
+def test_cli_help_of_a_command_lists_every_setting(command: str) -> None:
     result = start(command, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: megatron-resrl {command} [RECIPE.yaml]")

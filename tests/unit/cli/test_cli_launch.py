@@ -67,7 +67,7 @@ def test_train_starts_a_deterministic_run_with_its_switches(recipe: Path) -> Non
     assert done.stdout == "Ring True\n", done.stderr
 
 
-def test_torchrun_shows_our_message_as_the_root_cause(recipe: Path) -> None:
+def test_cli_message_is_the_root_cause_that_torchrun_shows(recipe: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", "2", "-m", "megatron_resrl", "train", str(recipe), "--steps=0"]
     done = subprocess.run(
@@ -85,7 +85,7 @@ def test_torchrun_shows_our_message_as_the_root_cause(recipe: Path) -> None:
     assert "Traceback (most recent call last)" not in done.stderr.partition("torch/")[0]
 
 
-def test_ctrl_c_while_loading_prints_one_sentence(recipe: Path) -> None:
+def test_cli_prints_one_sentence_on_ctrl_c_while_loading(recipe: Path) -> None:
     # The recipe is a pipe: the command waits for it until it is interrupted.
     pipe = recipe.with_name("pipe.yaml")
     os.mkfifo(pipe)

@@ -56,7 +56,7 @@ def pins() -> dict[str, str]:
     }
 
 
-def test_constraints_pin_every_dependency_within_its_range(project) -> None:
+def test_packaging_constraints_pin_every_dependency(project) -> None:
     extras = {
         name: needs for name, needs in project["optional-dependencies"].items() if name != "vllm"
     }
@@ -68,7 +68,7 @@ def test_constraints_pin_every_dependency_within_its_range(project) -> None:
         assert requirement.specifier.contains(version), f"{text} is pinned to {version}"
 
 
-def test_extras_are_complete_and_never_require_apex(project) -> None:
+def test_packaging_extras_are_complete_and_without_apex(project) -> None:
     assert {"vllm", "te", "wandb", "dev", "quickstart", "bench"} <= set(
         project["optional-dependencies"]
     )
@@ -84,7 +84,7 @@ def test_metadata_has_name_license_and_readme(project) -> None:
     assert (ROOT / project["readme"]).is_file()
 
 
-def test_oldest_python_is_the_same_everywhere(project) -> None:
+def test_packaging_names_the_same_oldest_python_everywhere(project) -> None:
     settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]
     assert project["requires-python"] == ">=3.11"
     assert settings["ruff"]["target-version"] == "py311"
@@ -94,19 +94,19 @@ def test_oldest_python_is_the_same_everywhere(project) -> None:
     assert all(SpecifierSet(project["requires-python"]).contains(each) for each in classified)
 
 
-def test_citation_names_this_version_and_license(project) -> None:
+def test_packaging_citation_names_this_version_and_license(project) -> None:
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
     assert citation["version"] == __version__
     assert citation["license"] == project["license"]
     assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_console_script_starts_the_command_line(project) -> None:
+def test_packaging_console_script_starts_the_command_line(project) -> None:
     module, _, function = project["scripts"]["megatron-resrl"].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_wheel_holds_every_file_of_the_package(wheel) -> None:
+def test_packaging_wheel_holds_every_file_of_the_package(wheel) -> None:
     files = {
         str(file.relative_to(ROOT))
         for file in (ROOT / "megatron_resrl").rglob("*")
@@ -116,7 +116,7 @@ def test_wheel_holds_every_file_of_the_package(wheel) -> None:
     assert "megatron_resrl/py.typed" in files
 
 
-def test_wheel_metadata_comes_from_pyproject(wheel, project) -> None:
+def test_packaging_wheel_metadata_comes_from_pyproject(wheel, project) -> None:
     information = f"megatron_resrl-{__version__}.dist-info"
     metadata = wheel.read(f"{information}/METADATA").decode()
     assert f"\nVersion: {__version__}\n" in metadata

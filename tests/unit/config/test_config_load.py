@@ -257,7 +257,7 @@ def test_load_recipe_names_the_setting_of_invalid_yaml() -> None:
     assert "not valid YAML" in message
 
 
-def test_help_lists_every_setting_with_its_docstring() -> None:
+def test_load_recipe_help_lists_settings_with_docstrings() -> None:
     text = " ".join(settings_parser("megatron-resrl train", "").format_help().split())
     for setting in SETTINGS:
         assert f"--{setting} " in text

@@ -23,7 +23,7 @@ def fix(name: str) -> str:
     return problem.fix
 
 
-def test_migrating_page_names_settings_that_exist() -> None:
+def test_foreign_names_of_the_migrating_page_exist() -> None:
     named = {name.partition(":")[0] for row in ROWS for name in re.findall(r"`([a-z_.]+)", row[-1])}
     settings = {name for name in named if "." in name and name.partition(".")[0] in SECTIONS}
     assert len(settings) > 40
@@ -79,7 +79,7 @@ def test_foreign_name_is_answered_with_ours_or_what_is_missing(name: str, meant:
         ("rollout.temprature", "did you mean rollout.temperature?"),
     ],
 )
-def test_misspelled_name_is_answered_with_the_setting_meant(name: str, fixed: str) -> None:
+def test_foreign_name_that_is_misspelled_gets_the_one_meant(name: str, fixed: str) -> None:
     assert fix(name) == fixed
 
 

@@ -243,7 +243,9 @@ def test_model_path_accepts_a_whole_converted_directory(
     assert problems() == ["it has no *.safetensors file"]
 
 
-def test_force_replaces_what_was_there(families: dict[str, Path], tmp_path: Path) -> None:
+def test_convert_with_force_replaces_what_was_there(
+    families: dict[str, Path], tmp_path: Path
+) -> None:
     megatron = tmp_path / "megatron"
     convert_hf_to_megatron(str(families["qwen3"]), str(megatron), 2)
     (megatron / "stale").write_text("")

@@ -108,7 +108,7 @@ def test_answer_pattern_cuts_the_answer_out_of_its_column(write: Write) -> None:
     assert record.extra["answer"] == "1 and 1 is 2\n#### 2 "
 
 
-def test_system_prompt_is_added_where_there_is_none(write: Write) -> None:
+def test_read_records_adds_a_system_prompt_where_none_is(write: Write) -> None:
     other = {"role": "system", "content": "be kind"}
     path = write([{"prompt": [USER], "answer": 2}, {"prompt": [other, USER], "answer": 2}])
     first, second = load_prompts(path, system_prompt="be brief")
@@ -183,7 +183,7 @@ def test_read_records_drops_and_reports_empty_prompts(
     ]
 
 
-def test_system_message_does_not_fill_an_empty_prompt(write: Write) -> None:
+def test_read_records_keeps_a_prompt_of_system_alone_empty(write: Write) -> None:
     path = write(
         [{"prompt": [SYSTEM, *USER_SAYS_NOTHING], "answer": 2}, {"prompt": [USER], "answer": 2}]
     )

@@ -25,7 +25,7 @@ def texts(template: str, data: DataConfig, *rows: dict[str, Any], limit: int | N
 
 
 @pytest.mark.setting("data.continue_final_message")
-def test_continue_final_message_continues_a_prefill(tmp_path: Path) -> None:
+def test_data_continue_final_message_continues_a_prefill(tmp_path: Path) -> None:
     data = DataConfig((str(tmp_path / "a.jsonl"),), continue_final_message=True)
     row = {"prompt": [ASKED, {"role": "assistant", "content": "it is"}], "answer": "2"}
     assert texts(CHATML, data, row) == ["<start>user\n1+1?<end><start>assistant\nit is"]
@@ -45,7 +45,7 @@ def test_apply_chat_template_off_takes_texts_as_they_are(tmp_path: Path) -> None
     assert texts(CHATML, data, *rows) == ["<bos>1+1?"] * 2
 
 
-def test_max_prompts_reads_only_the_first_rows(tmp_path: Path) -> None:
+def test_data_max_prompts_reads_only_the_first_rows(tmp_path: Path) -> None:
     data = DataConfig((str(tmp_path / "a.jsonl"),))
     rows = [{"prompt": text, "answer": "2"} for text in ("1", "2")]
     assert len(texts(CHATML, data, *rows, {"prompt": 3}, limit=2)) == 2

@@ -105,7 +105,7 @@ def test_read_rows_names_a_truncated_parquet_file(tmp_path: Path) -> None:
         list(read_rows(path))
 
 
-def test_compressed_files_keep_their_name_as_data_source(tmp_path: Path) -> None:
+def test_read_records_keeps_the_name_of_compressed_files(tmp_path: Path) -> None:
     path = tmp_path / "sums.jsonl.gz"
     path.write_bytes(KINDS["a.jsonl.gz"])
     assert {record.data_source for record in load_prompts(path)} == {"sums"}

@@ -100,7 +100,7 @@ def test_paths_in_pages_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
-def test_functions_and_tests_in_pages_exist(page: Path) -> None:
+def test_doc_references_to_functions_and_tests_exist(page: Path) -> None:
     missing = []
     for word in code_words(page):
         for name, definition in DEFINITION.findall(word):
@@ -116,7 +116,7 @@ def test_functions_and_tests_in_pages_exist(page: Path) -> None:
 @pytest.mark.parametrize(
     "page", [page for page in PAGES if page.name not in NAMES_OLD_SETTINGS], ids=name_of
 )
-def test_settings_in_pages_are_in_the_schema(page: Path) -> None:
+def test_doc_references_to_settings_are_in_the_schema(page: Path) -> None:
     fields = {
         f"{section}.{field.name}"
         for section, cls in SECTIONS.items()

@@ -50,18 +50,14 @@ def evaluation(average: float, any_right: float, length: float) -> dict[str, flo
     }
 
 
-def test_before_and_after_compares_first_and_last_evaluation(
-    report: ModuleType, run_directory: Path
-) -> None:
+def test_report_compares_first_and_last_evaluation(report: ModuleType, run_directory: Path) -> None:
     table = report.before_and_after(report.read_metrics(run_directory / "metrics.jsonl"))
     assert "| heldout avg@8 | 12.5% | 75.0% | +62.5 points |" in table
     assert "| heldout pass@8 | 50.0% | 100.0% | +50.0 points |" in table
     assert "| heldout response length | 14.5 | 4.0 | -10.5 |" in table
 
 
-def test_time_per_step_averages_training_steps_and_adds_up(
-    report: ModuleType, run_directory: Path
-) -> None:
+def test_report_time_per_step_averages_and_adds_up(report: ModuleType, run_directory: Path) -> None:
     lines = report.time_per_step(report.read_metrics(run_directory / "metrics.jsonl")).splitlines()
     assert lines[0].startswith("| one of 4 training steps")
     assert lines[2:] == [

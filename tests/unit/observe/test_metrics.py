@@ -139,7 +139,7 @@ def test_tensorboard_shows_each_step_once_after_a_resume(tmp_path: Path) -> None
     assert scalars == [(s, pytest.approx(s / 10, abs=1e-6)) for s in range(1, 6)]
 
 
-def test_wandb_that_is_missing_names_the_extra(
+def test_wandb_sink_names_the_extra_of_a_missing_wandb(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "wandb", None)  # As if it were not installed.
@@ -147,7 +147,7 @@ def test_wandb_that_is_missing_names_the_extra(
         logger(tmp_path, wandb_project="quickrun")
 
 
-def test_wandb_continues_the_same_run_after_a_resume(
+def test_wandb_sink_continues_the_same_run_after_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")

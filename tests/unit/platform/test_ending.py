@@ -31,7 +31,7 @@ with ending.process_ends_with_block():
         ("raise MemoryError('too large')", 1, "MemoryError: too large"),
     ],
 )
-def test_process_ends_though_a_thread_never_does(ending: str, status: int, said: str) -> None:
+def test_ending_ends_a_process_whose_thread_never_does(ending: str, status: int, said: str) -> None:
     done = _run(SCRIPT.format(ending=ending))
     assert done.returncode == status
     assert said in done.stderr

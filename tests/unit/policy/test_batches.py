@@ -138,7 +138,7 @@ RECIPES = (None, "delayed", "tensorwise", "blockwise", "mxfp8")
 
 
 @given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from(RECIPES))
-def test_aligned_lengths_can_be_shared_out(
+def test_length_alignment_makes_lengths_that_ranks_share(
     count: int, sequence_parallel: int, context_parallel: int, fp8_recipe: str | None
 ) -> None:
     length = count * length_alignment(

@@ -43,7 +43,7 @@ def test_interference_factors_multiply_to_inner_products(temperature, chunk_colu
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_factors_of_narrow_formats_are_close_to_those_of_float64(dtype, tolerance):
+def test_interference_of_narrow_formats_is_that_of_float64(dtype, tolerance):
     wide = [value.double() if value.is_floating_point() else value for value in tokens(1, dtype)]
     expected = logit_factors(*wide, vocab_size=VOCABULARY)
     actual = logit_factors(*tokens(1, dtype), vocab_size=VOCABULARY)
@@ -53,7 +53,7 @@ def test_factors_of_narrow_formats_are_close_to_those_of_float64(dtype, toleranc
 
 @settings(deadline=None)
 @given(st.integers(0, 1000), st.floats(0.3, 3.0))
-def test_factors_do_not_depend_on_which_side_is_called_positive(seed, temperature):
+def test_interference_is_the_same_if_sides_are_exchanged(seed, temperature):
     positive, targets_positive, negative, targets_negative, weight = tokens(seed)
     options = {"vocab_size": VOCABULARY, "temperature": temperature, "chunk_columns": 10}
     there = (positive, targets_positive, negative, targets_negative)
@@ -133,7 +133,7 @@ def test_interference_falls_below_that_of_a_constant_weight():
     assert right["interference/reduction"] == pytest.approx(0.19)
 
 
-def test_nothing_is_reported_where_there_is_no_pair():
+def test_interference_reports_nothing_without_a_pair():
     assert interference_metrics(torch.zeros(0, 3), None, torch.ones(3)) == {}
     positive, targets, _, _, weight = tokens()
     empty = logit_factors(
@@ -142,6 +142,6 @@ def test_nothing_is_reported_where_there_is_no_pair():
     assert empty.shape == (POSITIVES, 0)
 
 
-def test_orthogonal_states_have_nothing_to_reduce():
+def test_interference_of_orthogonal_states_has_no_reduction():
     metrics = interference_metrics(torch.zeros(2, 2), torch.ones(2, 2), torch.rand(2))
     assert metrics["interference/reduction"] == metrics["interference/gradient_reduction"] == 1

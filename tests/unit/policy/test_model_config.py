@@ -26,7 +26,7 @@ from megatron_resrl.policy.model_config import (
 )
 
 
-def test_llama3_rope_scaling_is_that_of_transformers() -> None:
+def test_model_config_scales_llama3_rope_as_transformers() -> None:
     config = tiny.family_configs()["llama"]
     theirs = LlamaRotaryEmbedding(config).inv_freq
     ours = rotary_inverse_frequencies(config)
@@ -51,13 +51,13 @@ def test_unknown_rope_type_is_refused_by_name() -> None:
         rotary_inverse_frequencies(LlamaConfig(rope_parameters=rope))
 
 
-def test_rope_theta_beside_the_scaling_is_found(tmp_path: Path) -> None:
+def test_model_config_finds_rope_theta_beside_the_scaling(tmp_path: Path) -> None:
     old = {"rope_theta": 500000.0, "rope_scaling": None, "architectures": ["LlamaForCausalLM"]}
     (tmp_path / "config.json").write_text(json.dumps(old | {"model_type": "llama"}))
     assert family_of(read_hf_config(str(tmp_path))).rotary[None]["rope_theta"] == 500000.0
 
 
-def test_directory_without_config_is_refused_by_name(tmp_path: Path) -> None:
+def test_model_config_names_a_directory_without_config(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"which has no config\.json"):
         read_hf_config(str(tmp_path))
 
@@ -111,7 +111,7 @@ ROUTED = {"hidden_size": 64, "num_attention_heads": 4, "num_experts_per_tok": 3}
     ],
     ids=["qwen3_moe_divided", "qwen3_moe", "mixtral"],
 )
-def test_routing_is_that_of_transformers(
+def test_model_config_routes_as_transformers(
     hf_config: PretrainedConfig, router_class: type[torch.nn.Module]
 ) -> None:
     config = transformer_config(hf_config, ModelConfig(), ParallelConfig(), PrecisionConfig("bf16"))
@@ -139,7 +139,7 @@ def test_routing_is_that_of_transformers(
         ({"decoder_sparse_step": 2}, [0, 1, 0, 1]),
     ],
 )
-def test_dense_layers_of_a_mixture_of_experts_stay_dense(
+def test_model_config_keeps_dense_layers_of_a_mixture(
     settings: dict[str, Any], sparse: int | list[int]
 ) -> None:
     hf_config = Qwen3MoeConfig(num_hidden_layers=4, num_experts=4, **settings)
@@ -166,7 +166,7 @@ def test_fields_of_megatron_pass_through() -> None:
 @pytest.mark.setting("model.attention_dropout", "model.hidden_dropout")
 @pytest.mark.setting("model.recompute_method", "model.recompute_num_layers")
 @pytest.mark.setting("precision.params_dtype")
-def test_settings_of_the_model_reach_its_configuration() -> None:
+def test_model_config_has_the_settings_of_the_model() -> None:
     model = ModelConfig(
         attention_dropout=0.1,
         hidden_dropout=0.2,
@@ -183,7 +183,7 @@ def test_settings_of_the_model_reach_its_configuration() -> None:
 
 
 @pytest.mark.setting("precision.fp8", "precision.fp8_recipe")
-def test_settings_of_fp8_reach_the_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_model_config_has_the_settings_of_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron.core.fp8_utils.HAVE_TE", True)
     fields = transformer_precision(PrecisionConfig(fp8="e4m3", fp8_recipe="delayed"))
     assert (fields["fp8"], fields["fp8_recipe"]) == ("e4m3", "delayed")

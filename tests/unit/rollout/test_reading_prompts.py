@@ -41,7 +41,7 @@ def test_tools_stand_in_the_column_that_is_named(model: Path) -> None:
 
 
 @pytest.mark.setting("data.apply_chat_template")
-def test_without_the_template_a_text_is_the_prompt(model: Path) -> None:
+def test_reading_prompts_without_template_takes_the_text(model: Path) -> None:
     row = {"prompt": "3 4"}
     assert token_ids(model, row) == (3, 4, 61)
     assert token_ids(model, row, apply_chat_template=False)[-1] == 4

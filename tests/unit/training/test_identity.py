@@ -64,7 +64,7 @@ def test_identity_of_the_same_run_has_no_changes():
         {"data__max_prompt_length": 9},
     ],
 )
-def test_what_leaves_the_objective_as_it_is_is_only_listed(settings):
+def test_identity_only_lists_what_leaves_the_objective(settings):
     found = compare(DEFAULT, recipe(**settings))
     assert not found.meaning
     assert len(found.harmless) == (0 if "path" in str(settings) or "files" in str(settings) else 1)
@@ -85,7 +85,7 @@ def test_what_leaves_the_objective_as_it_is_is_only_listed(settings):
         {"data__shuffle": False},
     ],
 )
-def test_what_changes_the_objective_is_named_with_both_values(settings):
+def test_identity_names_changes_of_the_objective(settings):
     ((name, value),) = settings.items()
     found = compare(DEFAULT, recipe(**settings))
     (line,) = found.meaning
@@ -138,7 +138,7 @@ def test_changes_ignore_settings_that_are_gone():
     assert compare(saved, DEFAULT) == Changes([], [], False)
 
 
-def test_harmless_settings_exist():
+def test_identity_names_harmless_settings_that_exist():
     names = flat_settings(recipe_yaml(DEFAULT), DEFAULT)
     for each in HARMLESS:
         assert each in names or any(name.startswith(each) for name in names), each

@@ -43,7 +43,7 @@ def test_interruption_has_an_exit_status_per_signal_or_setting(tmp_path):
     assert interrupted(tmp_path, signal.SIGUSR1, exit_code=75) == 75
 
 
-def test_sigterm_counts_where_both_came(tmp_path):
+def test_interruption_by_both_signals_is_sigterm(tmp_path):
     assert interrupted(tmp_path, signal.SIGUSR1, signal.SIGTERM) == 143
     assert interrupted(tmp_path, signal.SIGTERM, signal.SIGUSR1) == 143
 
@@ -86,7 +86,7 @@ with interruption.Interruption(pathlib.Path({str(tmp_path)!r}), None):
     assert done.returncode == -signal.SIGTERM
 
 
-def test_ctrl_c_ends_like_sigterm_once_steps_have_begun(tmp_path, capfd):
+def test_interruption_by_ctrl_c_in_a_step_is_like_sigterm(tmp_path, capfd):
     begin_step(7)
     try:
         assert interrupted(tmp_path, signal.SIGINT) == 130
@@ -101,12 +101,12 @@ def test_ctrl_c_ends_like_sigterm_once_steps_have_begun(tmp_path, capfd):
         start_heartbeat(dist.HashStore(), 0, 1)
 
 
-def test_ctrl_c_before_the_first_step_ends_at_once(tmp_path):
+def test_interruption_by_ctrl_c_before_step_1_ends_at_once(tmp_path):
     with Interruption(tmp_path, None), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_torchrun_repeats_the_ctrl_c_of_a_terminal(tmp_path, monkeypatch):
+def test_interruption_ignores_torchruns_repeated_ctrl_c(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
     begin_step(7)
     try:

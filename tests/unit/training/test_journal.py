@@ -22,7 +22,7 @@ NAMES: dict[str, Any] = {
 
 @pytest.mark.setting("logging.wandb_project", "logging.wandb_name", "logging.wandb_entity")
 @pytest.mark.setting("logging.wandb_group", "logging.wandb_tags", "logging.progress_bar")
-def test_settings_reach_metrics_and_progress(
+def test_journal_settings_reach_metrics_and_progress(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     given: dict[str, Any] = {}

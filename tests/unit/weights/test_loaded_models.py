@@ -113,14 +113,14 @@ def save(policy, directory: Path) -> Path:
     return directory
 
 
-def test_stray_file_beside_the_model_is_not_read(untied: Path) -> None:
+def test_load_weights_ignores_a_stray_file_beside_the_model(untied: Path) -> None:
     stray = {name: torch.zeros_like(t) for name, t in load_file(untied / WEIGHTS).items()}
     for name in ("a.safetensors", "step_100.safetensors"):
         save_file(stray, untied / name, metadata={"format": "pt"})
     assert_equal(ours(policy_of(untied)), theirs(untied))
 
 
-def test_numbered_files_without_an_index_are_one_model(untied: Path) -> None:
+def test_load_weights_takes_numbered_files_for_one_model(untied: Path) -> None:
     expected = theirs(untied)
     content = load_file(untied / WEIGHTS)
     (untied / WEIGHTS).unlink()
@@ -189,9 +189,7 @@ def test_load_takes_differing_types_from_either_format(mixed: Path, converted: P
     assert_equal(ours(policy_of(converted)), expected)
 
 
-def test_what_is_left_out_is_named_in_the_log(
-    untied: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_load_weights_logs_what_is_left_out(untied: Path, caplog: pytest.LogCaptureFixture) -> None:
     expected = theirs(untied)
     add(untied, model__mtp__norm__weight=torch.ones(3))
     with caplog.at_level(logging.WARNING):
@@ -222,7 +220,7 @@ OLDER_CONFIG = b"""{
 """As transformers 4 spells it. A reader of that line does not know `rope_parameters`."""
 
 
-def test_exported_model_has_the_files_that_it_came_with(untied: Path, tmp_path: Path) -> None:
+def test_save_hf_model_keeps_the_files_of_the_model(untied: Path, tmp_path: Path) -> None:
     (untied / "config.json").write_bytes(OLDER_CONFIG)
     (untied / "generation_config.json").write_bytes(b'{"temperature":0.60,\\n "eos_token_id": [1]}')
     (untied / "chat_template.jinja").write_text("{{ messages }}")
@@ -243,7 +241,7 @@ def test_exported_model_has_the_files_that_it_came_with(untied: Path, tmp_path: 
     assert_equal(theirs(exported), ours(policy))
 
 
-def test_exported_model_has_the_tokenizer_of_training(untied: Path, tmp_path: Path) -> None:
+def test_save_hf_model_has_the_tokenizer_of_training(untied: Path, tmp_path: Path) -> None:
     other = tmp_path / "tokenizer"
     tokenizer = tiny.tokenizer()
     tokenizer.add_special_tokens({"pad_token": "w7"})

@@ -77,26 +77,26 @@ def test_each_expert_of_a_mixture_is_looked_for(tmp_path: Path) -> None:
     assert "experts.0.gate_proj.weight is (31, 48) instead of (32, 48)" in str(error.value)
 
 
-def test_loading_checks_before_it_touches_a_model(model: Path) -> None:
+def test_load_weights_checks_before_it_touches_a_model(model: Path) -> None:
     change(model, model__norm__weight=None)
     with pytest.raises(ValueError, match=r"model\.norm\.weight is missing"):
         load_weights([], AutoConfig.from_pretrained(model), str(model))
 
 
-def test_directory_without_safetensors_is_refused_by_name(model: Path) -> None:
+def test_weight_files_name_a_directory_without_safetensors(model: Path) -> None:
     (model / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=r"has no \*\.safetensors file"):
         check(model)
 
 
-def test_file_cut_short_is_named(model: Path) -> None:
+def test_weight_files_name_a_file_cut_short(model: Path) -> None:
     file = model / "model.safetensors"
     file.write_bytes(file.read_bytes()[:5000])
     with pytest.raises(ValueError, match=r"model\.safetensors cannot be read .*fetch the model"):
         check(model)
 
 
-def test_file_that_the_index_names_but_is_not_there_is_named(model: Path) -> None:
+def test_weight_files_name_a_missing_file_of_the_index(model: Path) -> None:
     weight_map = dict.fromkeys(stored_shapes(model), "model-00001-of-00002.safetensors")
     (model / INDEX).write_text(json.dumps({"weight_map": weight_map}))
     with pytest.raises(ValueError, match=r"lacks model-00001-of-00002\.safetensors; fetch"):
@@ -125,7 +125,7 @@ def write(directory: Path, tensors: dict[str, torch.Tensor], shard_bytes: int) -
     writer.close()
 
 
-def test_shards_respect_their_size_and_hold_every_tensor_once(tmp_path: Path) -> None:
+def test_weight_files_shards_have_every_tensor_once(tmp_path: Path) -> None:
     tensors = {f"t{number}": torch.randn(number, 4) for number in range(1, 8)}
     write(tmp_path, tensors, shard_bytes=150)
     files = sorted(tmp_path.glob("*.safetensors"))
@@ -141,7 +141,7 @@ def test_shards_respect_their_size_and_hold_every_tensor_once(tmp_path: Path) ->
     assert all(torch.equal(read[name], tensors[name]) for name in tensors)
 
 
-def test_writing_again_leaves_no_file_of_the_model_before(tmp_path: Path) -> None:
+def test_weight_files_written_again_leave_no_older_file(tmp_path: Path) -> None:
     tensors = {f"t{number}": torch.randn(10) for number in range(4)}
     write(tmp_path, tensors, shard_bytes=40)
     write(tmp_path, {"t": torch.ones(2)}, shard_bytes=1000)
