@@ -60,7 +60,7 @@ def recipe(**changes: object) -> Recipe:
     return dataclasses.replace(Recipe(), **changes)
 
 
-def test_advice_against_activations_starts_with_what_costs_nothing() -> None:
+def test_advice_against_activations_starts_with_free_changes() -> None:
     found = advice(
         recipe(parallel=ParallelConfig(tensor_model_parallel_size=2)),
         phase_record(kinds={"weights": 1, "activations": 9}),

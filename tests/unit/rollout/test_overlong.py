@@ -57,7 +57,7 @@ def test_overlong_truncate_grades_responses_as_they_are(grading):
     assert not any(sample.excluded for sample in samples)
 
 
-def test_transcripts_are_of_responses_that_an_environment_wrote_in(grading):
+def test_transcripts_are_of_responses_of_an_environment(grading):
     answered = Response((7, 9, 7), (-1.0,) * 3, "stop", response_mask=(True, False, True))
     alone, several = grade_responses(
         [PROMPT], [[RESPONSES[0], answered]], *grading, RewardConfig(), length_limit=LIMIT
@@ -66,7 +66,7 @@ def test_transcripts_are_of_responses_that_an_environment_wrote_in(grading):
     assert several.transcript == grading[1].decode([7, 9, 7])
 
 
-def test_score_of_an_environment_is_taken_and_the_others_are_graded(grading):
+def test_score_of_an_environment_replaces_the_graders(grading):
     scored = Response((9, 7), (-1.0,) * 2, "stop", response_mask=(True, False), score=0.25)
     samples = grade_responses(
         [PROMPT], [[scored, RESPONSES[0]]], *grading, RewardConfig(), length_limit=LIMIT
