@@ -19,7 +19,7 @@ def problems(correction: CorrectionConfig, **rollout: float) -> list[Problem]:
 def test_check_truncation_needs_a_correction(setting, value):
     (problem,) = problems(CorrectionConfig(), **{setting: value})
     assert (problem.setting, problem.value) == (f"rollout.{setting}", value)
-    assert "correction.method token_tis" in problem.fix
+    assert "set correction.method to token_tis" in problem.fix
     for method in ("token_tis", "sequence_tis", "icepop"):
         assert problems(CorrectionConfig(method=method), **{setting: value}) == []
 
