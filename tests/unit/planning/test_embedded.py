@@ -48,7 +48,7 @@ def test_cache_is_divided_over_stages_and_heads() -> None:
     assert engine(tensor_model_parallel_size=16).cache_bytes(STEP) == whole / 8
 
 
-def test_embedded_decoding_takes_as_long_as_its_launches_at_least() -> None:
+def test_embedded_decoding_takes_at_least_its_launches() -> None:
     found = engine(8, tensor_model_parallel_size=8).seconds(STEP, H100)
     # Eight batches of one group each, of 400 tokens.
     assert found.steps == pytest.approx(8 * 400)
