@@ -23,7 +23,7 @@ class PlanOptions:
     decode_host_ms: float = 0.0
     quick: bool = False
     search: bool = False
-    dry_runs: int = 6
+    dry_runs: int = 3
     json: bool = False
     rates: Rates = field(default_factory=Rates)
 
@@ -80,7 +80,7 @@ def options_parser() -> argparse.ArgumentParser:
     add("server_gpus", _count, "GPUs of each server of vllm.urls (default: 1)")
     meaning = "milliseconds that the host adds to each decoding step of vLLM"
     add("decode_host_ms", _number, f"{meaning} (default: 0, it schedules while the GPU works)")
-    meaning = "layouts that --search dry-runs, the fastest by formula (default: 6; --quick: none)"
+    meaning = "layouts that --search dry-runs, the fastest by formula (default: 3; --quick: none)"
     add("dry_runs", _count, meaning)
     add("gpu_memory_gib", _number, "memory of a GPU, GiB")
     add("matrix_tflops", _number, "peak of dense bf16 products, TFLOP/s; fp8 is twice as fast")
