@@ -48,6 +48,28 @@ def take_step(
     timers: PhaseTimers | None = None,
 ) -> StepOutcome:
     """One `rl_step` as a run of the recipe takes it."""
+    return take_step_on(
+        policy,
+        recipe,
+        RolloutBatch.from_samples(samples),
+        step,
+        think_markers=think_markers,
+        algorithm=algorithm,
+        timers=timers,
+    )
+
+
+def take_step_on(
+    policy: Policy,
+    recipe: Recipe,
+    batch: RolloutBatch,
+    step: int = 1,
+    *,
+    think_markers: tuple[int, int] | None = None,
+    algorithm: Algorithm | None = None,
+    timers: PhaseTimers | None = None,
+) -> StepOutcome:
+    """`take_step` on tensors."""
     algorithm, timers = algorithm or algorithm_of(recipe), timers or PhaseTimers()
     observers = standard_observers(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
@@ -56,7 +78,7 @@ def take_step(
         policy,
         algorithm,
         weighting_of(policy, recipe, think_markers, algorithm),
-        RolloutBatch.from_samples(samples),
+        batch,
         StepSettings.from_recipe(recipe),
         step,
         timers,

@@ -92,6 +92,20 @@ SECTIONS = (
         "subspace", ("test_subspace.py",), False, 45, "a device: a CPU is compared with itself"
     ),
     Section("fp8", ("test_fp8.py",), True, 60, "the engine's kernels; block scaling"),
+    Section(
+        "waits",
+        ("test_waits.py",),
+        False,
+        60,
+        "waits of the host: the dry run that foretells them, and the step, are run",
+    ),
+    Section(
+        "memory",
+        ("test_memory.py",),
+        False,
+        120,
+        "memory of a device: the dry run that foretells it, and the step, are run",
+    ),
     Section("speed", ("test_speed.py",), True, 150, "speed: a tiny model shows that it runs"),
 )
 
@@ -228,9 +242,8 @@ class Run:
             in_time = process.poll() is not None
             if not in_time:
                 _kill_with_children(process)
-        self.file.write_text(
-            self._complete_lines()
-        )  # A killed process may have written half a line.
+        # A killed process may have written half a line.
+        self.file.write_text(self._complete_lines())
         self._print_new()
         failed = any(each["status"] == "FAILED" for each in self._checks(section))
         if not in_time:
@@ -248,13 +261,12 @@ class Run:
             log = self._out / f"{name}.log"
             text = log.read_text(errors="replace") if log.exists() else ""
             print("\n".join(text.splitlines()[-LOG_LINES:]))
-        timings = [each for each in checks if each["section"] == "speed" or _is_duration(each)]
         print("\n# timings" + (" of a rehearsal, which say nothing of a GPU" * self.rehearsed))
-        for each in timings:
-            if each["status"] == "noted":
-                print(
-                    f"{each['section']}/{each['name']:<60} {each['value']!s:>10}  {each['limit']}"
-                )
+        for each in checks:
+            timing = each["section"] == "speed" or each["name"] == "seconds"
+            if timing and each["status"] == "noted":
+                name = f"{each['section']}/{each['name']}"
+                print(f"{name:<60} {_short(each['value']):>10}  {each['limit']}")
         counts = {
             status: sum(each["status"] == status for each in checks)
             for status in ("ok", "FAILED", "not run")
@@ -272,14 +284,15 @@ class Run:
     def _cannot_run(self, section: Section) -> str | None:
         if time.monotonic() >= self.deadline:
             return "the time of --limit is used up"
+        folder = REPOSITORY / ".te"
         if not section.engine:
             return None
-        if self.rehearsed:
-            folder = REPOSITORY / ".te"
-            absent = not (folder / "transformer_engine").is_dir()
-            return f"no Transformer Engine in {folder}: tools/install.sh te-on-cpu" * absent or None
-        absent = importlib.util.find_spec("transformer_engine") is None
-        return "Transformer Engine is not installed" if absent and section.name != "facts" else None
+        if self.rehearsed and not (folder / "transformer_engine").is_dir():
+            return f"no Transformer Engine in {folder}: tools/install.sh te-on-cpu"
+        installed = importlib.util.find_spec("transformer_engine") is not None
+        if not self.rehearsed and not installed and section.name != "facts":
+            return "Transformer Engine is not installed"
+        return None
 
     def _command(self, section: Section) -> list[str]:
         files = [str(TESTS / "gpu" / file) for file in section.files]
@@ -336,10 +349,6 @@ def _as_text(check: dict[str, Any]) -> str:
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _is_duration(check: dict[str, Any]) -> bool:
-    return check["name"] == "seconds"
 
 
 def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
