@@ -103,7 +103,7 @@ SECTIONS = (
         "memory",
         ("test_memory.py",),
         False,
-        120,
+        150,
         "memory of a device: the dry run that foretells it, and the step, are run",
     ),
     Section("speed", ("test_speed.py",), True, 150, "speed: a tiny model shows that it runs"),

@@ -30,6 +30,8 @@ LINE = re.compile(r"(ok|FAILED|not run|noted) +([a-z0-9_]+)/(\S+)(  .+)?  [0-9.]
                 "resume_engine": 5,
                 "subspace": 4,
                 "fp8": 20,
+                "waits": 3,
+                "memory": 0,
                 "speed": 1,
             },
             marks=pytest.mark.slow,
