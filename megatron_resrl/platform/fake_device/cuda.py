@@ -50,6 +50,7 @@ def answer_for_cuda(device: FakeDevice, properties: Properties) -> None:
     torch.nn.Module._apply = _apply
     # One copy, where FakeTensorMode reads one number at a time.
     FakeTensor.tolist = lambda self: self.cpu().tolist()
+    FakeTensor.is_cuda = property(device.holds)
 
 
 def _answer_random_state() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from megatron_resrl.platform.fake_device.cuda import Properties, answer_for_cuda
 from megatron_resrl.platform.fake_device.device import FakeDevice, register_device
@@ -38,5 +39,20 @@ def fake_device(
     device = FakeDevice(register_device(), rules)
     answer_for_cuda(device, properties or Properties())
     start_alone(device, rank, world_size, gathered=gathered or {}, broadcast=broadcast or {})
-    with CudaNames(device, fused=fused), device:
+    names = CudaNames(device, fused=fused)
+    _name_in_recomputation(names)
+    with names, device:
         yield device
+
+
+def _name_in_recomputation(names: CudaNames) -> None:
+    """Layers that are run again run in the backward pass, whose threads know no function mode."""
+    from megatron.core.tensor_parallel.random import CheckpointFunction
+
+    backward = CheckpointFunction.backward
+
+    def with_names(ctx: Any, *gradients: Any) -> Any:
+        with names:
+            return backward(ctx, *gradients)
+
+    CheckpointFunction.backward = staticmethod(with_names)

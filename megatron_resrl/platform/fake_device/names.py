@@ -35,7 +35,6 @@ class CudaNames(TorchFunctionMode):
             torch.Tensor.to: self._to,
             torch.Tensor.type: self._type,
             torch.Tensor.pin_memory: lambda tensor, *args: tensor.clone(),
-            torch.Tensor.is_cuda.__get__: device.holds,  # type: ignore[attr-defined]  # A property.
             torch.tensor: self._tensor,
         }
         self._kernels: dict[Any, Callable[..., Any]] = {}
