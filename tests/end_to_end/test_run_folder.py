@@ -132,7 +132,7 @@ def test_resume_never_leaves_nothing_for_a_restart(copy):
     over = ("--checkpoint.resume=never", "--seed=4")
     codes, said = train(copy, *over, "--steps=1")
     assert codes == [0], said
-    assert "set it to auto before" in said.lower()
+    assert "set checkpoint.resume to auto before" in said.lower()
     for name in ("checkpoints.1", "hf.1", "metrics.1.jsonl", "samples.1.jsonl", "recipe.1.yaml"):
         assert (run / name).exists(), name
     assert (run / "checkpoints.1" / "step_000002").is_dir()
