@@ -5,7 +5,7 @@ from __future__ import annotations
 import sympy
 from sympy import Integer, Pow, Rational, UnevaluatedExpr
 
-from megatron_resrl.rewards.exactness import same_number
+from megatron_resrl.rewards.exactness import _without_percent, same_number
 
 HUNDREDTH = UnevaluatedExpr(Rational(1, 100))
 
@@ -16,10 +16,14 @@ def percent(*factors: sympy.Expr) -> sympy.Expr:
 
 
 def test_same_number_does_not_write_out_percentages() -> None:
-    # 10^(10^9) has a thousand million digits: multiplied out, it takes minutes and gigabytes.
-    huge = Pow(Integer(10), Integer(10) ** 9, evaluate=False)
+    # 10^(10^6) has a million digits: multiplied out, each of these takes a second, and a number of
+    # ten digits in place of six gigabytes.
+    huge = Pow(Integer(10), Integer(10) ** 6, evaluate=False)
     assert same_number(percent(Integer(3), huge), percent(Integer(3), huge))
     assert same_number(percent(Integer(3), huge), percent(Integer(4), huge)) is False
+    kept, is_percent = _without_percent(percent(Integer(3), huge))
+    assert is_percent
+    assert set(kept.args) == {Integer(3), huge}
 
 
 def test_same_number_takes_percentages_as_hundredths_too() -> None:
