@@ -34,7 +34,7 @@ def test_mismatch_of_truncation_without_correction_is_refused(tmp_path):
     done = _train(write_task(tmp_path, rollout__top_p=0.9))
     assert done.returncode == 2
     assert "rollout.top_p" in done.stderr
-    assert "correction.method token_tis" in done.stderr
+    assert "correction.method to token_tis" in done.stderr
     assert not (tmp_path / "run").exists()
 
 

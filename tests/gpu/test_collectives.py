@@ -14,7 +14,7 @@ from megatron_resrl.platform.distributed import (
     broadcast_object,
     device,
     gather_objects,
-    largest,
+    max_over_ranks,
 )
 
 pytestmark = pytest.mark.gpu
@@ -63,6 +63,6 @@ def test_objects_and_flags_travel(one_rank: None, measured: Measured) -> None:
     assert gather_objects(value) == [value]
     assert gather_objects(value, parallel_state.get_data_parallel_group()) == [value]
     assert any_rank(True)
-    assert largest(7) == 7
+    assert max_over_ranks(7) == 7
     dist.barrier()
     measured.note("process_groups", len(dist.distributed_c10d._world.pg_map))
