@@ -10,6 +10,7 @@ from ranks import REPOSITORY, ended_ranks
 from tiny_task import read_metrics, write_task
 
 from megatron_resrl.observe.metric_names import find_metric
+from megatron_resrl.observe.phases import PHASES
 
 LINE_END = "\u2028"
 REWARD = '''
@@ -71,6 +72,13 @@ def test_outputs_keep_texts_with_other_line_ends(run):
     assert not any("transcript" in sample for sample in samples)
     assert all(LINE_END in sample["prompt"] for sample in samples)
     assert all(sample["ground_truth"].endswith("\u0085 ") for sample in samples)
+
+
+def test_times_name_phases_that_a_step_did_not_go_through(run):
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").open()][1:]
+    assert steps[0]["update/without_signal"] == 1
+    assert steps[0]["time/update"] == 0
+    assert all({f"time/{name}" for name in PHASES} <= set(step) for step in steps)
 
 
 def test_update_that_is_left_out_moves_the_schedule(run):

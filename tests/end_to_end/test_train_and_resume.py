@@ -18,7 +18,6 @@ from tiny_task import read_metrics, write_task
 from megatron_resrl.checks.checkpoint import evaluation_metric_names
 from megatron_resrl.config.schema import EvaluationConfig, Recipe
 from megatron_resrl.evaluation.sets import evaluation_sets
-from megatron_resrl.observe.phases import PHASES
 
 
 def _command(recipe: Path, *arguments: str) -> list[str]:
@@ -54,7 +53,6 @@ def test_train_writes_metrics_samples_checkpoint_and_model(straight):
         assert line["resrl/groups"] == 4
         assert line["update/applied"] == 1
     times = json.loads((straight / "metrics.jsonl").read_text().split("\n")[1])
-    assert {f"time/{name}" for name in PHASES} <= set(times)  # Those of other steps, too.
     phases = ("rollout", "reward", "scoring", "subspace", "update", "sync", "other")
     assert sum(times[f"time/{name}"] for name in phases) == pytest.approx(times["time/step"])
     assert (straight / "samples.jsonl").read_text().count("\n") == 4 * 2

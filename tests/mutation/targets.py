@@ -9,6 +9,7 @@ from pathlib import Path
 _STEP = "tests/distributed/training/test_reference_step.py"
 _RUN = "tests/end_to_end/test_train_and_resume.py"
 _SETTINGS = "tests/end_to_end/test_settings_reach_the_run.py"
+_OUTPUTS = "tests/end_to_end/test_outputs.py"
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ TARGETS = {
             ("tests/unit/training",),
             (_STEP,),
             ("tests/distributed/training",),
-            (_RUN, _SETTINGS),
+            (_RUN, _OUTPUTS, _SETTINGS),
         ),
     ),
     "collection": Target(
