@@ -16,7 +16,8 @@ _ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
 
 
 class FlashAttention(torch.autograd.Function):
-    """FlashAttention-2 as torch calls it: keeps its output and an fp32 number per query."""
+    """FlashAttention-2, or with a mask the memory-efficient kernel, as torch calls them: keeps its
+    output and an fp32 number per query."""
 
     @staticmethod
     def forward(
@@ -26,12 +27,13 @@ class FlashAttention(torch.autograd.Function):
         key: torch.Tensor,
         value: torch.Tensor,
         causal: bool,
+        bias: torch.Tensor | None,
     ) -> torch.Tensor:
-        """[b, heads, q, d], [b, groups, k, d] twice -> [b, heads, q, d]."""
+        """[b, heads, q, d], [b, groups, k, d] twice, [q, k] or more -> [b, heads, q, d]."""
         batch, heads, queries, _ = query.shape
         out = torch.empty_like(query)
         statistics = query.new_empty(batch, heads, queries, dtype=torch.float32)
-        ctx.save_for_backward(query, key, value, out, statistics)
+        ctx.save_for_backward(query, key, value, out, statistics, bias)
         ctx.device, ctx.causal = device, causal
         flops = attention_flops(query, key, causal, "forward")
         count_kernel(device.ledger, [query, key, value], [out, statistics], flops)
@@ -40,7 +42,7 @@ class FlashAttention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> Any:
         """Gradients of query, key and value."""
-        query, key, value, out, statistics = ctx.saved_tensors
+        query, key, value, out, statistics, _ = ctx.saved_tensors
         # dQ is summed in fp32, and each query has the sum of a row.
         wide = torch.empty_like(query, dtype=torch.float32)
         sums = torch.empty_like(statistics)
@@ -60,7 +62,7 @@ class FlashAttention(torch.autograd.Function):
             flops,
             query.dtype,
         )
-        return None, of_query, of_key, of_value, None
+        return None, of_query, of_key, of_value, None, None
 
 
 def attention_flops(query: torch.Tensor, key: torch.Tensor, causal: bool, direction: str) -> float:
@@ -114,12 +116,14 @@ def attention(
 ) -> torch.Tensor | None:
     """`scaled_dot_product_attention` where CUDA has a kernel for it; None: it is taken apart.
 
-    With a mask, or in fp32 with grouped queries, torch makes a matrix of scores on CUDA, too.
+    With grouped queries and a mask, or in fp32, torch makes a matrix of scores on CUDA, too. A mask
+    of truth values becomes one of numbers, which is as large for all heads together.
     """
     wide = query.dtype not in (torch.bfloat16, torch.float16)
-    if attn_mask is not None or (wide and enable_gqa):
+    if enable_gqa and (wide or attn_mask is not None):
         return None
-    return FlashAttention.apply(device, query, key, value, is_causal)
+    bias = None if attn_mask is None else query.new_zeros(attn_mask.shape)
+    return FlashAttention.apply(device, query, key, value, is_causal, bias)
 
 
 def rms_norm(
