@@ -7,7 +7,6 @@ CUDA nothing is redirected.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import logging
 import warnings
@@ -18,6 +17,7 @@ import torch
 import torch.cuda.nvtx
 from torch.utils._device import _device_constructors
 
+from megatron_resrl.platform.one_queue import answer_streams
 from megatron_resrl.platform.repairs import repair_megatron_core
 
 logger = logging.getLogger(__name__)
@@ -61,7 +61,7 @@ def _redirect_to_cpu() -> None:
         warnings.filterwarnings("ignore", message=message)
     _redirect_device_queries()
     _redirect_random_state()
-    _redirect_streams()
+    answer_streams(lambda: None)
     _redirect_factories()
     _name_tensor_types_as_cuda()
     _keep_counts_on_host()
@@ -94,51 +94,6 @@ def _redirect_random_state() -> None:
     torch.cuda.set_rng_state = set_state
     tracker._get_cuda_rng_state = get_state
     tracker._set_cuda_rng_state = set_state
-
-
-class _Event:
-    """torch.cuda.Event on a CPU, where work is complete when the call that does it returns."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        pass
-
-    def record(self, stream: Any = None) -> None:
-        pass
-
-    def wait(self, stream: Any = None) -> None:
-        pass
-
-    def synchronize(self) -> None:
-        pass
-
-    def query(self) -> bool:
-        return True
-
-    def elapsed_time(self, other: Any) -> float:
-        return 0.0
-
-
-class _Stream(_Event):
-    """torch.cuda.Stream on a CPU, where all work runs in one order."""
-
-    def wait_stream(self, stream: Any) -> None:
-        pass
-
-    def wait_event(self, event: Any) -> None:
-        pass
-
-    def record_event(self, event: Any = None) -> Any:
-        return event or _Event()
-
-
-def _redirect_streams() -> None:
-    stream = _Stream()
-    torch.cuda.Stream = _Stream
-    torch.cuda.Event = _Event
-    torch.cuda.current_stream = lambda *args, **kwargs: stream
-    torch.cuda.default_stream = lambda *args, **kwargs: stream
-    torch.cuda.stream = lambda _: contextlib.nullcontext()
-    torch.Tensor.record_stream = lambda self, _: None
 
 
 def _is_cuda(device: Any) -> bool:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.cuda.nvtx
 from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_resrl.platform.fake_device.device import FakeDevice
+from megatron_resrl.platform.one_queue import answer_streams
 
 _RANDOM_STATE_BYTES = 16
 
@@ -45,7 +44,7 @@ def answer_for_cuda(device: FakeDevice, properties: Properties) -> None:
     cuda.reset_peak_memory_stats = lambda *args: device.memory.start_peak()
     cuda.nvtx.range_push = cuda.nvtx.range_pop = lambda *args, **options: 0
     _answer_random_state()
-    _answer_streams(device)
+    answer_streams(lambda: device.ledger.wait())
     torch.nn.Module.cuda = lambda self, *args, **options: self.to(device.device)
     torch.nn.Module._apply = _apply
     # One copy, where FakeTensorMode reads one number at a time.
@@ -63,45 +62,6 @@ def _answer_random_state() -> None:
     torch.cuda.set_rng_state = lambda *args, **options: None
     tracker._get_cuda_rng_state = torch.cuda.get_rng_state
     tracker._set_cuda_rng_state = torch.cuda.set_rng_state
-
-
-def _answer_streams(device: FakeDevice) -> None:
-    """One queue, on which everything is done in order."""
-
-    class Event:
-        def __init__(self, *args: Any, **options: Any) -> None:
-            pass
-
-        def record(self, stream: Any = None) -> None:
-            pass
-
-        def wait(self, stream: Any = None) -> None:
-            pass
-
-        def synchronize(self) -> None:
-            device.ledger.wait()
-
-        def query(self) -> bool:
-            return True
-
-        def elapsed_time(self, other: Any) -> float:
-            return 0.0
-
-    class Stream(Event):
-        def wait_stream(self, stream: Any) -> None:
-            pass
-
-        def wait_event(self, event: Any) -> None:
-            pass
-
-        def record_event(self, event: Any = None) -> Any:
-            return event or Event()
-
-    stream = Stream()
-    torch.cuda.Event, torch.cuda.Stream = Event, Stream
-    torch.cuda.current_stream = torch.cuda.default_stream = lambda *args, **options: stream
-    torch.cuda.stream = lambda _: contextlib.nullcontext()
-    torch.Tensor.record_stream = lambda self, _: None
 
 
 def _apply(
