@@ -23,7 +23,8 @@ from megatron_resrl.config.schema import (
     Recipe,
 )
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.policy.policy import Policy, UpdateResult
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import UpdateResult
 
 VOCABULARY = 71
 """Odd: tensor-parallel ranks pad their matrices."""

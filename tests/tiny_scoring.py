@@ -8,7 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.policy.policy import Policy, UpdateResult
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import UpdateResult
 from megatron_resrl.weights.hugging_face import export_weights
 
 VOCABULARY = 131

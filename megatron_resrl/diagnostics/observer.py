@@ -10,7 +10,8 @@ from torch import Tensor
 
 from megatron_resrl.algorithms import LossSums
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import Policy, UpdateResult
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import UpdateResult
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 

@@ -17,7 +17,7 @@ from megatron_resrl.algorithms import LossSums
 from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import UpdateResult
+from megatron_resrl.policy.results import UpdateResult
 from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.batch import RolloutBatch
 

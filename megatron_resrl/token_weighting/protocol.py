@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import TappedStates
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
 
 

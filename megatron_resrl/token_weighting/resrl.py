@@ -17,7 +17,8 @@ from torch import Tensor
 from megatron_resrl.data.think import think_mask
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.subspace import (
     GroupPlan,

@@ -11,7 +11,8 @@ from megatron.core import parallel_state
 
 from megatron_resrl.platform.distributed import broadcast_object, device
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.token_weighting.protocol import TokenWeights
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import TappedStates
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.protocol import TokenWeights

@@ -9,7 +9,7 @@ import torch
 
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import TappedStates
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeights
 

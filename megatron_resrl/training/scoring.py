@@ -19,7 +19,8 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.finite import require_finite
-from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.token_weighting.protocol import WeightingPass
 

@@ -11,7 +11,8 @@ import torch
 from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, LossSums, entropy_bonus
 from megatron_resrl.platform.distributed import device, sum_over_ranks
 from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.policy import Policy, UpdateResult
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import UpdateResult
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.training.scoring import PassSettings, Scores
 

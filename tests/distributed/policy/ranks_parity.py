@@ -34,7 +34,8 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.hidden_states import HiddenStateLocations
-from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights import hugging_face

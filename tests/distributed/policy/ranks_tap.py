@@ -22,7 +22,8 @@ from transformers import AutoModelForCausalLM
 
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.policy.policy import Policy, TappedStates
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.worker import build_policy
 
 NONE_LAST = {"megatron": {"pipeline_model_parallel_layout": "Etttt|L"}}
