@@ -40,15 +40,8 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         self.group = group
         self.live = live
 
-    def async_save(
-        self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path, async_strategy: str = ""
-    ) -> AsyncRequest:
+    def async_save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> AsyncRequest:
         """Fixes this rank's part of the state.
-
-        Args:
-            sharded_state_dict: Of megatron-core.
-            checkpoint_dir: Of the checkpoint.
-            async_strategy: Which writer of megatron-core's; passed from 0.19 on, and not used.
 
         Returns:
             A request whose `async_fn` writes it, synced to disk, and returns the digests of this

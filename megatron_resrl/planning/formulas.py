@@ -11,7 +11,7 @@ tensor, c context, p pipeline and d data-parallel ranks; T tokens of a micro-bat
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig
 from megatron_resrl.planning.model_shape import ModelShape
@@ -52,7 +52,7 @@ class Layout:
         """The layout of a recipe."""
         block = settings.recompute_method == "block"
         fp32 = params_dtype == "fp32"
-        sixteen = "float32" if fp32 else "bfloat16"
+        plain = "float32" if fp32 else "bfloat16"
         return cls(
             model=model,
             parallel=parallel,
@@ -60,7 +60,7 @@ class Layout:
             recompute_layers=settings.recompute_num_layers if block else None,
             world_size=world_size,
             item=4 if fp32 else 2,
-            dtype="float8_e4m3fn" if fp8 else sixteen,
+            dtype="float8_e4m3fn" if fp8 else plain,
         )
 
     @property
@@ -307,17 +307,16 @@ def _update(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
     # Gradient, master and moments are read, and all but the gradient written, with the weight.
     optimizer = (4 * 4 + 3 * 4 + layout.item) * parameters / layout.optimizer_ranks
     accumulation = 8 * parameters * count
-    again_traffic = [
-        Traffic(each.group, each.size, each.collective, n * each.calls, n * each.bytes)
+    reductions = [
+        replace(each, calls=step.updates * each.calls, bytes=step.updates * each.bytes)
         for each in stage.optimizer_traffic()
-        for n in (step.updates,)
     ]
     forward = stage.forward_flops(tokens, step.row_tokens, responses)
     return _record(
         "update",
         start=sum(static.values()),
         kinds=static | {"activations": int(memory)},
-        traffic=stage.traffic(tokens, count, count, again) + again_traffic,
+        traffic=stage.traffic(tokens, count, count, again) + reductions,
         flops={layout.dtype: count * passes * forward},
         touched=count * passes * stage.forward_bytes(tokens, responses)
         + accumulation

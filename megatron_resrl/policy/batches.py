@@ -147,8 +147,7 @@ class MicroBatch:
 
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
-        names = ("tokens", "position_ids", "state_index", "targets", "sequence_index")
-        fields = {name: getattr(self, name) for name in (*names, "response_position")}
+        fields = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
         # One copy for all of them.
         flat = on_device(torch.cat([each.flatten() for each in fields.values()]), device)
         parts = flat.split([each.numel() for each in fields.values()])
