@@ -16,8 +16,9 @@ from megatron_resrl.checks.facts import Target, cuda_available, gather_facts
 from megatron_resrl.checks.named_paths import named_paths
 from megatron_resrl.checks.recipe import inspect_facts, require_valid
 from megatron_resrl.checks.sizes import plan as size_lines
-from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml, settings_parser
+from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml
 from megatron_resrl.config.problems import Problem, RecipeError, listed
+from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
 from megatron_resrl.planning.command import run_plan
@@ -87,7 +88,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         summary = (COMMANDS[command].__doc__ or "").splitlines()[0]
         if command == "plan":
             options_parser().print_help()
-        settings_parser(f"megatron-resrl {command}", summary).print_help()
+        schema_of(Recipe).parser(f"megatron-resrl {command}", summary).print_help()
         return 0
     recipe = rest.pop(0) if rest and not rest[0].startswith("--") else None
     try:

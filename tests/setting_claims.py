@@ -8,9 +8,41 @@ from pathlib import Path
 
 from reference_cases import CASES
 
+from megatron_resrl.config.recipe_schema import schema_of
+from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.config.stages import STAGES
+
+OF_RUNS = set(schema_of(RunSettings).settings)
+"""Those that every stage has."""
 TESTS = Path(__file__).resolve().parent
 STEP = "tests/distributed/training/test_reference_step.py"
 """Marks its cases with the settings that they change."""
+
+
+def every_setting() -> list[str]:
+    """Those of reinforcement learning by their names, those that another stage has alone as
+    `sft:batch.sequence_packing`."""
+    names = []
+    for command, kind in STAGES.items():
+        own = [
+            name for name in schema_of(kind).settings if command == "train" or name not in OF_RUNS
+        ]
+        names += own if command == "train" else [f"{command}:{name}" for name in own]
+    return names
+
+
+def class_of(setting: str) -> type:
+    """The dataclass whose field a setting is.
+
+    Raises:
+        ValueError: There is no such setting.
+    """
+    if setting not in every_setting():
+        raise ValueError(f"there is no setting {setting!r}")
+    command, _, name = setting.rpartition(":")
+    schema = schema_of(STAGES[command or "train"])
+    section, _, _ = name.rpartition(".")
+    return schema.sections[section] if section else schema.recipe
 
 
 def claims() -> dict[str, set[str]]:

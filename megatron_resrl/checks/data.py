@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_resrl.checks.facts import Check, Facts
-from megatron_resrl.checks.files import check_tokenizer
+from megatron_resrl.checks.files import check_chat_template, check_tokenizer
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows, problem_of
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import DataConfig, FileEntry
@@ -45,7 +45,8 @@ def first_prompt(facts: Facts) -> str | None:
 
 
 def _tokenizer_is_usable(facts: Facts) -> bool:
-    return not isinstance(facts.tokenizer, SettingError) and not list(check_tokenizer(facts))
+    problems = (*check_tokenizer(facts), *check_chat_template(facts))
+    return not isinstance(facts.tokenizer, SettingError) and not problems
 
 
 def _check_rows(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_resrl.checks.facts import Check, Facts
+from megatron_resrl.checks.facts import RunCheck, RunFacts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.policy.families.mixture import Mixture
@@ -113,7 +113,7 @@ def _check_routing(mixture: Mixture, path: str) -> Iterator[Problem]:
         )
 
 
-def _of_the_model(facts: Facts) -> Iterator[Problem]:
+def _of_the_model(facts: RunFacts) -> Iterator[Problem]:
     parallel, family = facts.recipe.parallel, facts.family
     if not isinstance(family, Mixture):
         if facts.hf_config:
@@ -126,4 +126,4 @@ def _of_the_model(facts: Facts) -> Iterator[Problem]:
     yield from _check_routing(family, facts.recipe.model.path)
 
 
-EXPERT_CHECKS: tuple[Check, ...] = (_of_the_model,)
+EXPERT_CHECKS: tuple[RunCheck, ...] = (_of_the_model,)

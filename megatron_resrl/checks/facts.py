@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any, Literal
 from megatron_resrl.checks.first_rows import FirstRows, read_first_rows
 from megatron_resrl.config.model_place import ModelPlace, find_model, read_json
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, RunSettings
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings, resolve_sets
@@ -22,10 +23,10 @@ Target = Literal["here", "cuda"]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """Read once, so that every check stays a small function."""
+class RunFacts:
+    """Of a recipe of any stage; read once, so that every check stays a small function."""
 
-    recipe: Recipe
+    recipe: RunSettings
     world_size: int
     """Ranks of the run."""
     hf_config: dict[str, Any]
@@ -48,30 +49,6 @@ class Facts:
             return load_tokenizer(self.recipe.model)
         except SettingError as error:
             return error
-
-    @functools.cached_property
-    def training_files(self) -> tuple[list[QuestionFile], list[Problem]]:
-        """The files of `data.train_files`, and what is wrong with its entries."""
-        return resolve_files("data.train_files", self.recipe.data.train_files, self.recipe.data)
-
-    @functools.cached_property
-    def evaluation_sets(self) -> tuple[list[SetSettings], list[Problem]]:
-        """The sets of `evaluation.files`, and what is wrong with its entries."""
-        recipe = self.recipe
-        return resolve_sets(
-            recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
-        )
-
-    @functools.cached_property
-    def training_rows(self) -> tuple[list[FirstRows], list[Problem]]:
-        """The first rows of the training files, and what is wrong with these files."""
-        return read_first_rows("data.train_files", self.training_files[0], self.recipe.data)
-
-    @functools.cached_property
-    def evaluation_rows(self) -> tuple[list[FirstRows], list[Problem]]:
-        """The first rows of the evaluation files, and what is wrong with these files."""
-        files = [each.file for each in self.evaluation_sets[0]]
-        return read_first_rows("evaluation.files", files, self.recipe.data)
 
     @property
     def has_cuda(self) -> bool:
@@ -106,13 +83,64 @@ class Facts:
         return None if size < 1 or self.world_size % size else self.world_size // size
 
 
+@dataclass(frozen=True)
+class Facts(RunFacts):
+    """Of a recipe of reinforcement learning."""
+
+    recipe: Recipe
+
+    @functools.cached_property
+    def training_files(self) -> tuple[list[QuestionFile], list[Problem]]:
+        """The files of `data.train_files`, and what is wrong with its entries."""
+        return resolve_files("data.train_files", self.recipe.data.train_files, self.recipe.data)
+
+    @functools.cached_property
+    def evaluation_sets(self) -> tuple[list[SetSettings], list[Problem]]:
+        """The sets of `evaluation.files`, and what is wrong with its entries."""
+        recipe = self.recipe
+        return resolve_sets(
+            recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
+        )
+
+    @functools.cached_property
+    def training_rows(self) -> tuple[list[FirstRows], list[Problem]]:
+        """The first rows of the training files, and what is wrong with these files."""
+        return read_first_rows("data.train_files", self.training_files[0], self.recipe.data)
+
+    @functools.cached_property
+    def evaluation_rows(self) -> tuple[list[FirstRows], list[Problem]]:
+        """The first rows of the evaluation files, and what is wrong with these files."""
+        files = [each.file for each in self.evaluation_sets[0]]
+        return read_first_rows("evaluation.files", files, self.recipe.data)
+
+
+RunCheck = Callable[[RunFacts], Iterator[Problem]]
+"""A check of any stage, as the tables of this room have them: they hand each function what it looks
+at."""
 Check = Callable[[Facts], Iterator[Problem]]
-"""A check as the tables of this room have them: they hand each function what it looks at."""
+"""A check of reinforcement learning."""
+
+
+_FACTS: dict[type[RunSettings], type[RunFacts]] = {
+    Recipe: Facts,
+}
+
+
+@typing.overload
+def gather_facts(
+    recipe: Recipe, world_size: int, target: Target = "here"
+) -> tuple[Facts, list[Problem]]: ...
+
+
+@typing.overload
+def gather_facts(
+    recipe: RunSettings, world_size: int, target: Target = "here"
+) -> tuple[RunFacts, list[Problem]]: ...
 
 
 def gather_facts(
-    recipe: Recipe, world_size: int, target: Target = "here"
-) -> tuple[Facts, list[Problem]]:
+    recipe: RunSettings, world_size: int, target: Target = "here"
+) -> tuple[RunFacts, list[Problem]]:
     """Reads config.json.
 
     Args:
@@ -124,7 +152,7 @@ def gather_facts(
         The facts, and what is wrong with the model's directory.
     """
     hf_config, problems = _read_hf_config(recipe.model.path)
-    return Facts(recipe, world_size, hf_config, target), problems
+    return _FACTS[type(recipe)](recipe, world_size, hf_config, target), problems
 
 
 def cuda_available() -> bool:

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Check, Facts
+from megatron_resrl.checks.facts import Check, Facts, RunFacts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import EvaluationConfig, FileEntry, RewardConfig
@@ -72,7 +71,7 @@ def _check_answer_pattern(pattern: str | None) -> Iterator[Problem]:
         yield Problem("data.answer_pattern", pattern, *wrong)
 
 
-def check_tokenizer(facts: Facts) -> Iterator[Problem]:
+def check_tokenizer(facts: RunFacts) -> Iterator[Problem]:
     """Whether the tokenizer can be read, and fits the model and the recipe."""
     model = facts.recipe.model
     setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
@@ -93,9 +92,18 @@ def check_tokenizer(facts: Facts) -> Iterator[Problem]:
     if size is not None and (problem := tokens_beyond(tokenizer.get_vocab(), size)):
         fix = "use the tokenizer of this model, or resize the model's embedding"
         yield Problem(setting, value, problem, fix)
-    if facts.recipe.data.apply_chat_template and not tokenizer.chat_template:
+
+
+def check_chat_template(facts: Facts) -> Iterator[Problem]:
+    """Only of a tokenizer that can be read."""
+    tokenizer, model = facts.tokenizer, facts.recipe.model
+    if isinstance(tokenizer, SettingError) or not facts.recipe.data.apply_chat_template:
+        return
+    if not tokenizer.chat_template:
+        setting = "model.path" if model.tokenizer_path is None else "model.tokenizer_path"
         fix = "use the tokenizer of an instruct model, or set data.apply_chat_template to false"
-        yield Problem(setting, value, "the tokenizer has no chat template", fix)
+        problem = "the tokenizer has no chat template"
+        yield Problem(setting, model.tokenizer_path or model.path, problem, fix)
 
 
 def _check_length_scaling(reward: RewardConfig) -> Iterator[Problem]:
@@ -105,19 +113,12 @@ def _check_length_scaling(reward: RewardConfig) -> Iterator[Problem]:
         yield Problem("reward.length_floor_at", reward.length_floor_at, problem, fix)
 
 
-def _check_logging(project: str | None) -> Iterator[Problem]:
-    if project is not None and find_spec("wandb") is None:
-        fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
-        yield Problem("logging.wandb_project", project, "wandb is not installed", fix, "machine")
-
-
 RUN_CHECKS: tuple[Check, ...] = (
     lambda facts: iter(facts.evaluation_sets[1]),
     lambda facts: _check_evaluation_files(facts.recipe.evaluation.files, facts.evaluation_sets[0]),
     lambda facts: _check_pass_at(facts.recipe.evaluation, facts.evaluation_sets[0]),
     lambda facts: _check_answer_pattern(facts.recipe.data.answer_pattern),
-    check_tokenizer,
-    lambda facts: _check_logging(facts.recipe.logging.wandb_project),
+    check_chat_template,
 )
 """For training and evaluation."""
 

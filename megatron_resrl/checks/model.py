@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from megatron_resrl.checks.facts import Check
+from megatron_resrl.checks.facts import Check, RunCheck
 from megatron_resrl.config.model_place import find_model, read_json
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig
@@ -144,7 +144,7 @@ def _check_recompute(model: ModelConfig) -> Iterator[Problem]:
             yield Problem(setting, value, problem, fix)
 
 
-MODEL_CHECKS: tuple[Check, ...] = (
+MODEL_CHECKS: tuple[RunCheck, ...] = (
     lambda facts: _check_architecture(facts.recipe.model.path, facts.hf_config, facts.family),
     lambda facts: _check_rope_fusion(
         facts.family, facts.recipe.model.megatron.get("apply_rope_fusion")
@@ -157,17 +157,21 @@ MODEL_CHECKS: tuple[Check, ...] = (
         facts.hf_config.get("num_hidden_layers"),
         facts.recipe.model.megatron,
     ),
-    lambda facts: _check_positions(
-        facts.hf_config.get("max_position_embeddings"),
-        facts.recipe.data.max_prompt_length,
-        facts.recipe.rollout.max_response_length,
-    ),
     lambda facts: _check_special_tokens(facts.recipe.model.path, facts.hf_config),
-    lambda facts: _check_stop_tokens(
-        facts.recipe.rollout.stop_token_ids or (), facts.hf_config.get("vocab_size")
-    ),
     lambda facts: _check_generation_config(
         facts.recipe.model.path, facts.hf_config.get("vocab_size")
     ),
     lambda facts: _check_recompute(facts.recipe.model),
 )
+"""For every stage."""
+RESPONSE_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_positions(
+        facts.hf_config.get("max_position_embeddings"),
+        facts.recipe.data.max_prompt_length,
+        facts.recipe.rollout.max_response_length,
+    ),
+    lambda facts: _check_stop_tokens(
+        facts.recipe.rollout.stop_token_ids or (), facts.hf_config.get("vocab_size")
+    ),
+)
+"""For training and evaluation with responses."""

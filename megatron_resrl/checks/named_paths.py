@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import SettingError
 
 _DEFAULT_FIX = "give one that this process may use"
@@ -17,7 +17,7 @@ _FIXES = {28: "make room or choose another directory", 122: "make room or choose
 
 
 @contextlib.contextmanager
-def named_paths(recipe: Recipe) -> Iterator[None]:
+def named_paths(recipe: RunSettings) -> Iterator[None]:
     """Turns an `OSError` inside the block into an error of the setting that names its file.
 
     Raises:
@@ -33,7 +33,7 @@ def named_paths(recipe: Recipe) -> Iterator[None]:
         raise found from error
 
 
-def setting_error(recipe: Recipe, error: OSError) -> SettingError | None:
+def setting_error(recipe: RunSettings, error: OSError) -> SettingError | None:
     """What a file-system error means for the recipe; None if no setting names its file."""
     if not isinstance(error.filename, (str, Path)):
         return None

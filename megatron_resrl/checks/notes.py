@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Check
+from megatron_resrl.checks.facts import Check, RunCheck
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import EvaluationConfig
+from megatron_resrl.config.schema import FileEntry
 from megatron_resrl.evaluation.sets import SetSettings
 
 _LARGE_LR = 1e-2
@@ -23,7 +23,7 @@ def _note(setting: str, value: object, problem: str, fix: str) -> Problem:
     return Problem(setting, value, problem, fix, "note")
 
 
-def _note_warm_up(warm_up: int, updates: int) -> Iterator[Problem]:
+def note_warm_up(warm_up: int, updates: int) -> Iterator[Problem]:
     """Both in optimizer steps, `updates` of the whole run."""
     if warm_up > updates:
         problem = (
@@ -40,13 +40,14 @@ def _note_learning_rate(lr: float) -> Iterator[Problem]:
         yield _note("optimizer.lr", lr, problem, "the paper uses 1e-6")
 
 
-def _note_evaluation(evaluation: EvaluationConfig, steps: int) -> Iterator[Problem]:
-    if evaluation.every and not evaluation.files:
+def note_evaluation(every: int, files: Sequence[FileEntry], steps: int) -> Iterator[Problem]:
+    """An interval between evaluations that says nothing."""
+    if every and not files:
         problem = "there are no evaluation.files, so that nothing is evaluated"
-        yield _note("evaluation.every", evaluation.every, problem, "give files or set it to 0")
-    elif evaluation.every > steps:
+        yield _note("evaluation.every", every, problem, "give files or set it to 0")
+    elif every > steps:
         problem = f"of the run's {steps} steps only start and end are evaluated"
-        yield _note("evaluation.every", evaluation.every, problem, "use a smaller number")
+        yield _note("evaluation.every", every, problem, "use a smaller number")
 
 
 def _note_saving(every: int, steps: int) -> Iterator[Problem]:
@@ -105,22 +106,27 @@ def _wandb_key_there() -> bool:
         return False
 
 
-NOTES: tuple[Check, ...] = (
-    lambda facts: _note_warm_up(
-        facts.recipe.optimizer.lr_warmup_steps,
-        facts.recipe.steps * facts.recipe.algorithm.updates_per_step,
-    ),
+RUN_NOTES: tuple[RunCheck, ...] = (
     lambda facts: _note_learning_rate(facts.recipe.optimizer.lr),
-    lambda facts: _note_evaluation(facts.recipe.evaluation, facts.recipe.steps),
     lambda facts: _note_saving(facts.recipe.checkpoint.save_every, facts.recipe.steps),
-    lambda facts: _note_temperature("rollout.temperature", facts.recipe.rollout.temperature),
-    lambda facts: _note_temperature("evaluation.temperature", facts.recipe.evaluation.temperature),
-    lambda facts: _note_greedy_samples(
-        facts.recipe.evaluation.temperature, facts.evaluation_sets[0]
-    ),
     lambda facts: _note_wandb(facts.recipe.logging.wandb_project, facts.elsewhere),
     lambda facts: _note_attention_in_fp32(
         facts.recipe.precision.params_dtype, has_cuda=facts.has_cuda, elsewhere=facts.elsewhere
     ),
 )
-"""For training only."""
+"""For every stage of training."""
+NOTES: tuple[Check, ...] = (
+    lambda facts: note_warm_up(
+        facts.recipe.optimizer.lr_warmup_steps,
+        facts.recipe.steps * facts.recipe.algorithm.updates_per_step,
+    ),
+    lambda facts: note_evaluation(
+        facts.recipe.evaluation.every, facts.recipe.evaluation.files, facts.recipe.steps
+    ),
+    lambda facts: _note_temperature("rollout.temperature", facts.recipe.rollout.temperature),
+    lambda facts: _note_temperature("evaluation.temperature", facts.recipe.evaluation.temperature),
+    lambda facts: _note_greedy_samples(
+        facts.recipe.evaluation.temperature, facts.evaluation_sets[0]
+    ),
+)
+"""For reinforcement learning."""

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.checks.facts import Check, Facts
+from megatron_resrl.checks.facts import RunCheck, RunFacts
 from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import RunSettings
@@ -79,12 +79,12 @@ def _check_room(
         yield Problem("output_dir", output_dir, text, fix, "note")
 
 
-def _of_a_known_layout(facts: Facts) -> Iterator[Problem]:
+def _of_a_known_layout(facts: RunFacts) -> Iterator[Problem]:
     if facts.hf_config and facts.data_parallel_size is not None:
         yield from _check_room(facts.recipe, facts.world_size, facts.hf_config)
 
 
-OUTPUT_CHECKS: tuple[Check, ...] = (lambda facts: _check_directory(facts.recipe.output_dir),)
-"""For training and evaluation."""
-ROOM_CHECKS: tuple[Check, ...] = (_of_a_known_layout,)
-"""For training only."""
+OUTPUT_CHECKS: tuple[RunCheck, ...] = (lambda facts: _check_directory(facts.recipe.output_dir),)
+"""For every command."""
+ROOM_CHECKS: tuple[RunCheck, ...] = (_of_a_known_layout,)
+"""For every stage of training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron_resrl.checks.facts import Check
+from megatron_resrl.checks.facts import Check, RunCheck
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ParallelConfig
 
@@ -84,7 +84,7 @@ def _check_data_parallel_batch(prompts: int, updates: int, copies: int | None) -
         )
 
 
-PARALLEL_CHECKS: tuple[Check, ...] = (
+PARALLEL_CHECKS: tuple[RunCheck, ...] = (
     lambda facts: _check_world_size(
         facts.recipe.parallel, facts.world_size, facts.model_parallel_size
     ),

@@ -8,7 +8,7 @@ import typing
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import RunFacts
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.errors import closest
 
@@ -119,7 +119,7 @@ _UNSET = (False, None, "none", "adam")
 """Values that leave such a field as it is."""
 
 
-def check_passthrough(facts: Facts) -> Iterator[Problem]:
+def check_passthrough(facts: RunFacts) -> Iterator[Problem]:
     """The mappings `model.megatron`, `optimizer.megatron` and `parallel.ddp`."""
     recipe = facts.recipe
     yield from _check_mapping("model.megatron", recipe.model.megatron)

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from typing import Any
 
-from megatron_resrl.checks.facts import Check, cuda_available
+from megatron_resrl.checks.facts import RunCheck, cuda_available
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ParallelConfig, PrecisionConfig
 from megatron_resrl.policy.families import Family
@@ -127,7 +127,7 @@ def _check_optimizer_device(
             yield Problem(setting, True, problem, "leave it out", "machine")
 
 
-PRECISION_CHECKS: tuple[Check, ...] = (
+PRECISION_CHECKS: tuple[RunCheck, ...] = (
     lambda facts: _check_fp8(
         facts.recipe.precision,
         facts.family,

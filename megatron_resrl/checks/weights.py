@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Check, Facts
+from megatron_resrl.checks.facts import RunCheck, RunFacts
 from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import Family
@@ -73,10 +73,10 @@ def _wrong(path: str, problem: str, fix: str, kind: Kind = "recipe") -> Problem:
     return Problem("model.path", path, problem, fix, kind)
 
 
-def _of_a_read_model(facts: Facts) -> Iterator[Problem]:
+def _of_a_read_model(facts: RunFacts) -> Iterator[Problem]:
     if facts.hf_config:
         path = facts.recipe.model.path
         yield from _check_weights(path, facts.model_place.weights, facts.family)
 
 
-WEIGHT_CHECKS: tuple[Check, ...] = (_of_a_read_model,)
+WEIGHT_CHECKS: tuple[RunCheck, ...] = (_of_a_read_model,)

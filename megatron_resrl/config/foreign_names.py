@@ -6,6 +6,8 @@ is written in another unit or has another default is explained in docs/migrating
 
 from __future__ import annotations
 
+from collections.abc import Container
+
 _CALLED = {
     "rollout.group_size": "n num_generations num_generations_per_prompt n_samples_per_prompt",
     "rollout.prompts_per_step": (
@@ -149,16 +151,17 @@ ABSENT = _by_name(_MISSING)
 _PAGE = "docs/migrating.md"
 
 
-def hint(name: str) -> str | None:
+def hint(name: str, settings: Container[str]) -> str | None:
     """What a setting of another trainer is here; None if the name is not known.
 
     Args:
         name: As given, dotted or not; `actor_rollout_ref.rollout.n` is known by its last part.
+        settings: Of the recipe; one without rollouts is not told of them.
     """
     parts = name.split(".")
     for known in (".".join(parts[-2:]), parts[-1]):
-        if known in ABSENT:
+        if known in ABSENT and "rollout.group_size" in settings:
             return f"{ABSENT[known]}; see {_PAGE}"
-        if known in MEANT:
+        if known in MEANT and all(each in settings for each in MEANT[known].split(" and ")):
             return f"use {MEANT[known]}; see {_PAGE}"
     return None

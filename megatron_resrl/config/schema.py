@@ -101,12 +101,17 @@ class OptimizerConfig:
     """Peak learning rate (paper: 1e-6)."""
     min_lr: Annotated[float, at_least(0)] = 0.0
     """Learning rate at the end of the decay."""
-    lr_decay_style: Literal["constant", "linear", "cosine"] = "constant"
-    """Shape of the decay after the warm-up."""
+    lr_decay_style: Literal["constant", "linear", "cosine", "WSD"] = "constant"
+    """Shape of the decay after the warm-up. WSD (warm-up, stable, decay): constant until the last
+    `lr_wsd_decay_steps`."""
     lr_warmup_steps: Annotated[int, at_least(0)] = 10
     """Optimizer steps of linear warm-up (paper: 10)."""
     lr_decay_steps: Annotated[int | None, at_least(1)] = None
     """Optimizer steps until `min_lr`; default: the whole run."""
+    lr_wsd_decay_style: Literal["linear", "cosine", "exponential", "minus_sqrt"] = "linear"
+    """Shape of the decay at the end of a WSD schedule (megatron-core's names)."""
+    lr_wsd_decay_steps: Annotated[int | None, at_least(1)] = None
+    """Optimizer steps of the decay at the end of a WSD schedule, which needs them."""
     weight_decay: Annotated[float, at_least(0)] = 0.1
     """Decoupled weight decay (paper: 0.1)."""
     adam_beta1: Annotated[float, BELOW_ONE] = 0.9
@@ -369,7 +374,7 @@ class RunSettings:
     seed: Annotated[int, at_least(0)] = 0
     """Random seed; combined with step, group and sample index."""
     steps: Annotated[int, at_least(1)] = 100
-    """Training steps (each: roll out, grade, update)."""
+    """Training steps; in reinforcement learning: roll out, grade, update."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)

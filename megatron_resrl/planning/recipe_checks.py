@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from megatron_resrl.checks.experts import EXPERT_CHECKS
 from megatron_resrl.checks.facts import Check, Facts
-from megatron_resrl.checks.model import MODEL_CHECKS
+from megatron_resrl.checks.model import MODEL_CHECKS, RESPONSE_CHECKS
 from megatron_resrl.checks.parallel import PARALLEL_CHECKS, TRAINING_BATCH_CHECKS
 from megatron_resrl.checks.passthrough import check_passthrough
 from megatron_resrl.checks.precision import PRECISION_CHECKS
@@ -30,6 +30,7 @@ def _check_cpu_only(vllm: VllmConfig) -> Iterator[Problem]:
 PLAN_CHECKS: tuple[Check, ...] = (
     check_ranges,
     *MODEL_CHECKS,
+    *RESPONSE_CHECKS,
     *PARALLEL_CHECKS,
     *TRAINING_BATCH_CHECKS,
     *EXPERT_CHECKS,

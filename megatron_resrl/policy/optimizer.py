@@ -125,7 +125,20 @@ def make_optimizer(
         no_sync = [chunk.no_sync for chunk in chunks]
         config.no_sync_func = no_sync if len(chunks) > 1 else no_sync[0]
     config.grad_scale_func = optimizer.scale_loss
-    scheduler = OptimizerParamScheduler(
+    return optimizer, learning_rate_schedule(optimizer, settings, total_steps)
+
+
+def learning_rate_schedule(
+    optimizer: Any, settings: OptimizerConfig, total_steps: int
+) -> OptimizerParamScheduler:
+    """The learning rate by optimizer steps, megatron-core's.
+
+    Args:
+        optimizer: Whose `param_groups` get it.
+        settings: The recipe's section.
+        total_steps: Optimizer steps of the whole run, the default length of the decay.
+    """
+    return OptimizerParamScheduler(
         optimizer,
         init_lr=0.0,
         max_lr=settings.lr,
@@ -133,12 +146,13 @@ def make_optimizer(
         lr_warmup_steps=settings.lr_warmup_steps,
         lr_decay_steps=max(settings.lr_decay_steps or total_steps, settings.lr_warmup_steps + 1),
         lr_decay_style=settings.lr_decay_style,
+        wsd_decay_steps=settings.lr_wsd_decay_steps,
+        lr_wsd_decay_style=settings.lr_wsd_decay_style,
         start_wd=settings.weight_decay,
         end_wd=settings.weight_decay,
         wd_incr_steps=0,
         wd_incr_style="constant",
     )
-    return optimizer, scheduler
 
 
 def zero_gradients(chunks: Sequence[DistributedDataParallel], optimizer: MegatronOptimizer) -> None:

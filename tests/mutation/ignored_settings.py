@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from megatron_resrl.config.load import SECTIONS, SETTINGS
-from megatron_resrl.config.schema import Recipe
-
 _IGNORED = """
 
 def _ignore(cls, name):
@@ -18,18 +15,12 @@ _ignore({cls}, {name!r})
 """
 
 
-def schema_without(source: str, setting: str) -> str:
-    """The source of the schema, in which a setting always has its default.
+def schema_without(source: str, cls: type, name: str) -> str:
+    """The source of a schema, in which a setting always has its default.
 
     Args:
-        source: Of megatron_resrl/config/schema.py.
-        setting: Dotted name.
-
-    Raises:
-        ValueError: There is no such setting.
+        source: Of a file of megatron_resrl/config that knows `cls`.
+        cls: The dataclass.
+        name: Of its field.
     """
-    if setting not in SETTINGS:
-        raise ValueError(f"there is no setting {setting!r}")
-    section, _, name = setting.rpartition(".")
-    cls = SECTIONS[section] if section else Recipe
     return source + _IGNORED.format(cls=cls.__name__, name=name)

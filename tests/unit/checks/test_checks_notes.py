@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from megatron_resrl.checks.facts import Facts
-from megatron_resrl.checks.notes import NOTES
+from megatron_resrl.checks.notes import NOTES, RUN_NOTES
 from megatron_resrl.checks.recipe import inspect_recipe
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.schema import Recipe
@@ -17,7 +17,7 @@ QUIET = ("--steps=20", "--checkpoint.save_every=10")
 
 def notes(*overrides: str) -> list[str]:
     recipe = load_recipe(None, [*QUIET, *overrides])
-    return [f.setting for note in NOTES for f in note(Facts(recipe, 1, {}))]
+    return [f.setting for note in (*RUN_NOTES, *NOTES) for f in note(Facts(recipe, 1, {}))]
 
 
 def test_notes_are_none_for_a_usual_recipe() -> None:

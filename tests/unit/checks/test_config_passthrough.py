@@ -10,7 +10,9 @@ import pytest
 
 from megatron_resrl.checks.facts import Facts
 from megatron_resrl.checks.passthrough import OWN_SETTINGS, _megatron_class, check_passthrough
-from megatron_resrl.config.load import SETTINGS, load_recipe
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.recipe_schema import schema_of
+from megatron_resrl.config.schema import Recipe
 
 
 def problems(*overrides: str) -> list[str]:
@@ -104,7 +106,7 @@ def test_passthrough_knows_settings_that_exist_on_both_sides() -> None:
         fields = {field.name for field in dataclasses.fields(_megatron_class(mapping))}
         for name, ours in names.items():
             assert name in fields
-            assert ours in SETTINGS
+            assert ours in schema_of(Recipe).settings
 
 
 def test_passthrough_refuses_what_model_or_trainer_decide() -> None:

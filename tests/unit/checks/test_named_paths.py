@@ -75,6 +75,6 @@ def test_check_of_an_unreadable_file_is_a_problem_of_the_machine(
         raise failing(errno.EACCES, "/models/tiny/tokenizer.json")
         yield
 
-    monkeypatch.setattr(checks, "SHARED_CHECKS", (unreadable,))
+    monkeypatch.setitem(checks.CHECKS, "eval", (unreadable,))
     found = [each for each in inspect_recipe(recipe, 1, "eval") if "tokenizer.json" in str(each)]
     assert [(each.setting, each.kind) for each in found] == [("model.path", "machine")]

@@ -11,7 +11,9 @@ import pytest
 from tiny_recipe import write_model, write_recipe
 
 from megatron_resrl import __version__
-from megatron_resrl.config.load import SETTINGS, load_recipe
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.recipe_schema import schema_of
+from megatron_resrl.config.schema import Recipe
 
 
 @pytest.fixture(scope="module")
@@ -142,7 +144,7 @@ def test_cli_help_of_a_command_lists_every_setting(command: str) -> None:
     result = start(command, "--help")
     assert result.returncode == 0
     assert result.stdout.startswith(f"usage: megatron-resrl {command} [RECIPE.yaml]")
-    for setting in SETTINGS:
+    for setting in schema_of(Recipe).settings:
         assert f"--{setting} " in result.stdout
     text = " ".join(result.stdout.split())
     assert "Responses per prompt, at least 2 (paper: 4)." in text

@@ -8,14 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from megatron_resrl.config.load import (
-    SETTINGS,
-    load_recipe,
-    read_recipe,
-    recipe_yaml,
-    settings_parser,
-)
+from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml
 from megatron_resrl.config.problems import RecipeError
+from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.schema import Recipe
 
 
@@ -258,8 +253,8 @@ def test_load_recipe_names_the_setting_of_invalid_yaml() -> None:
 
 
 def test_load_recipe_help_lists_settings_with_docstrings() -> None:
-    text = " ".join(settings_parser("megatron-resrl train", "").format_help().split())
-    for setting in SETTINGS:
+    text = " ".join(schema_of(Recipe).parser("megatron-resrl train", "").format_help().split())
+    for setting in schema_of(Recipe).settings:
         assert f"--{setting} " in text
     assert "Ranks over which each layer's matrices are split." in text
     assert "(type: float, default: 1e-06)" in text

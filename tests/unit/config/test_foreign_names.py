@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_resrl.config.foreign_names import ABSENT, MEANT
-from megatron_resrl.config.load import SECTIONS, SETTINGS, read_recipe
+from megatron_resrl.config.load import read_recipe
+from megatron_resrl.config.recipe_schema import schema_of
+from megatron_resrl.config.schema import Recipe
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "migrating.md").read_text(encoding="utf-8")
 ROWS = [
@@ -16,6 +18,8 @@ ROWS = [
     for line in PAGE.partition("## Names")[2].splitlines()
     if line.startswith("|")
 ][2:]
+
+SETTINGS, SECTIONS = schema_of(Recipe).settings, schema_of(Recipe).sections
 
 
 def fix(name: str) -> str:

@@ -8,7 +8,6 @@ from typing import Annotated
 
 import pytest
 
-from megatron_resrl.config.load import RANGES, SETTINGS, settings_parser
 from megatron_resrl.config.ranges import (
     BELOW_ONE,
     POSITIVE_SHARE,
@@ -20,6 +19,8 @@ from megatron_resrl.config.ranges import (
     range_problem,
     require_in_range,
 )
+from megatron_resrl.config.recipe_schema import schema_of
+from megatron_resrl.config.schema import Recipe
 
 
 @pytest.mark.parametrize(
@@ -71,7 +72,8 @@ def test_field_ranges_reads_annotations():
 
 
 def test_settings_parser_shows_ranges():
-    assert RANGES.keys() <= SETTINGS.keys()
-    text = " ".join(settings_parser("check", "").format_help().split())
+    schema = schema_of(Recipe)
+    assert schema.ranges.keys() <= schema.settings.keys()
+    text = " ".join(schema.parser("check", "").format_help().split())
     assert "Peak learning rate (paper: 1e-6). Must be above 0. (type: float" in text
     assert "Must be above 1, or null." in text

@@ -12,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from megatron_resrl.cli import COMMANDS, _take_options
-from megatron_resrl.config.load import SECTIONS, load_recipe
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.recipe_schema import schema_of
+from megatron_resrl.config.stages import STAGES
 from megatron_resrl.planning.options import take_options
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -21,6 +23,7 @@ PAGES = sorted(
     for folder in (".", "docs", "benchmarks", "examples/*", "tests/data")
     for page in ROOT.glob(f"{folder}/*.md")
 )
+SECTIONS = [each for kind in STAGES.values() for each in schema_of(kind).sections.items()]
 FOLDERS = "megatron_resrl|docs|tests|tools|examples|benchmarks"
 NAMES_OLD_SETTINGS = {"migrating.md", "CHANGELOG.md"}
 """Pages that also name settings of earlier versions and of other programs."""
@@ -31,7 +34,7 @@ LINK = re.compile(r"\]\(([^)\s]+)\)")
 CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(rf"(?:{FOLDERS})/[\w./*-]*")
 DEFINITION = re.compile(r"((?:[\w-]+/)*[\w-]+\.py)(?:::?\s?)([A-Za-z_][\w.]*)")
-SETTING = re.compile(rf"((?:{'|'.join(SECTIONS)})\.[a-z_0-9]+)(?:[:= ].*)?")
+SETTING = re.compile(rf"((?:{'|'.join(name for name, _ in SECTIONS)})\.[a-z_0-9]+)(?:[:= ].*)?")
 FILE_ENDINGS = (".bin", ".json", ".log", ".md", ".py", ".safetensors", ".yaml")
 
 
@@ -118,9 +121,7 @@ def test_doc_references_to_functions_and_tests_exist(page: Path) -> None:
 )
 def test_doc_references_to_settings_are_in_the_schema(page: Path) -> None:
     fields = {
-        f"{section}.{field.name}"
-        for section, cls in SECTIONS.items()
-        for field in dataclasses.fields(cls)
+        f"{section}.{field.name}" for section, cls in SECTIONS for field in dataclasses.fields(cls)
     }
     found = filter(None, map(SETTING.fullmatch, code_words(page)))
     named = {each[1] for each in found if not each[1].endswith(FILE_ENDINGS)}

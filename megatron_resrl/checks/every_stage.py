@@ -1,0 +1,56 @@
+"""What every command checks of its recipe, and the checks that hold for one setting of all."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+
+from megatron_resrl.checks.experts import EXPERT_CHECKS
+from megatron_resrl.checks.facts import RunCheck
+from megatron_resrl.checks.files import check_tokenizer
+from megatron_resrl.checks.model import MODEL_CHECKS
+from megatron_resrl.checks.notes import RUN_NOTES
+from megatron_resrl.checks.output import OUTPUT_CHECKS, ROOM_CHECKS
+from megatron_resrl.checks.parallel import PARALLEL_CHECKS
+from megatron_resrl.checks.passthrough import check_passthrough
+from megatron_resrl.checks.precision import PRECISION_CHECKS
+from megatron_resrl.checks.values import check_ranges
+from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.schema import OptimizerConfig
+
+
+def _check_wandb(project: str | None) -> Iterator[Problem]:
+    if project is not None and find_spec("wandb") is None:
+        fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
+        yield Problem("logging.wandb_project", project, "wandb is not installed", fix, "machine")
+
+
+def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
+    name, steps = "optimizer.lr_wsd_decay_steps", optimizer.lr_wsd_decay_steps
+    if optimizer.lr_decay_style == "WSD" and steps is None:
+        problem = "optimizer.lr_decay_style WSD needs it"
+        yield Problem(name, steps, problem, "give the length of the decay in optimizer steps")
+    elif optimizer.lr_decay_style != "WSD" and steps is not None:
+        problem = f"optimizer.lr_decay_style is {optimizer.lr_decay_style}"
+        yield Problem(name, steps, problem, "leave it out, or set optimizer.lr_decay_style to WSD")
+
+
+COMMAND_CHECKS: tuple[RunCheck, ...] = (
+    check_ranges,
+    *MODEL_CHECKS,
+    *PARALLEL_CHECKS,
+    *EXPERT_CHECKS,
+    *PRECISION_CHECKS,
+    *OUTPUT_CHECKS,
+    check_tokenizer,
+    lambda facts: _check_wandb(facts.recipe.logging.wandb_project),
+    check_passthrough,
+)
+"""For every command, evaluation included."""
+
+STAGE_CHECKS: tuple[RunCheck, ...] = (
+    lambda facts: _check_schedule(facts.recipe.optimizer),
+    *ROOM_CHECKS,
+    *RUN_NOTES,
+)
+"""For every stage of training."""

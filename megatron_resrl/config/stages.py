@@ -1,0 +1,16 @@
+"""The stages of training: the command of each, and the kind of recipe that it takes."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from megatron_resrl.config.schema import Recipe, RunSettings
+
+Stage = Literal["train"]
+Command = Literal["train", "eval"]
+"""What runs a recipe; evaluation takes that of `train`."""
+
+STAGES: dict[Stage, type[RunSettings]] = {
+    "train": Recipe,
+}
+"""In the order in which an unknown name is looked up; `train` is reinforcement learning."""
