@@ -7,19 +7,21 @@ import logging
 import os
 import sys
 import typing
-from collections.abc import Callable, Sequence
-from typing import Any, Literal, NoReturn
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal, NamedTuple, NoReturn, TypeVar
 
 from megatron_resrl import __version__
 from megatron_resrl.checks.data import first_prompt
-from megatron_resrl.checks.facts import Target, cuda_available, gather_facts
+from megatron_resrl.checks.facts import Facts, Target, gather_facts
 from megatron_resrl.checks.named_paths import named_paths
 from megatron_resrl.checks.recipe import inspect_facts, require_valid
 from megatron_resrl.checks.sizes import plan as size_lines
 from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.recipe_schema import schema_of
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_rollout import RolloutConfig
+from megatron_resrl.config.stages import STAGES, Command, Stage
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
 from megatron_resrl.planning.command import run_plan
 from megatron_resrl.planning.options import options_parser, take_options
@@ -27,6 +29,8 @@ from megatron_resrl.platform.ending import process_ends_with_block, record_failu
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
 from megatron_resrl.rollout.weight_sync.choice import transfer_note
 from megatron_resrl.user_files import split_name
+
+R = TypeVar("R", bound=RunSettings)
 
 PROBLEMS = 1
 """Exit status of `check` where something is wrong."""
@@ -41,7 +45,7 @@ commands:
   eval     avg@k and pass@k of the model on the evaluation files
   check    print the resolved recipe and everything that is wrong with it; starts nothing
            (--world_size N: the number of ranks to check for; --for cuda: judge the recipe for a
-           machine with CUDA, whatever this one lacks)
+           machine with CUDA, whatever this one lacks; --stage NAME: whose recipe it is)
   plan     memory, traffic, waits and seconds of a job on GPUs, and what to change where it does
            not fit; needs no GPU and no weights (--nodes N --gpus_per_node N --gpu h100,
            --search, --json; `plan --help` has all)
@@ -85,11 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"unknown command {command!r}; commands are {', '.join(COMMANDS)}", file=sys.stderr)
         return UNUSABLE
     if "-h" in rest or "--help" in rest:
-        summary = (COMMANDS[command].__doc__ or "").splitlines()[0]
-        if command == "plan":
-            options_parser().print_help()
-        schema_of(Recipe).parser(f"megatron-resrl {command}", summary).print_help()
-        return 0
+        return _help(command)
     recipe = rest.pop(0) if rest and not rest[0].startswith("--") else None
     try:
         return COMMANDS[command](recipe, rest)
@@ -100,6 +100,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _ended(error, once_per_host=error.common)
     except KeyboardInterrupt:
         return _ended(KeyboardInterrupt(_where_stopped(command)), once_per_host=True)
+
+
+def _help(command: str) -> int:
+    summary = (COMMANDS[command].__doc__ or "").splitlines()[0]
+    if command == "plan":
+        options_parser().print_help()
+    stage: dict[str, Stage] = {name: name for name in STAGES}
+    kind = STAGES[stage.get(command, "train")]
+    schema_of(kind).parser(f"megatron-resrl {command}", summary).print_help()
+    return 0
 
 
 def train(path: str | None, overrides: list[str]) -> int:
@@ -125,24 +135,22 @@ def evaluate(path: str | None, overrides: list[str]) -> int:
 def check(path: str | None, overrides: list[str]) -> int:
     """Prints the resolved recipe and everything that is wrong with it; starts nothing."""
     try:
-        world_size, target, overrides = _take_options(overrides)
-        recipe, problems = read_recipe(path, overrides)
+        options, overrides = _take_options(overrides)
+        recipe, problems = read_recipe(path, overrides, STAGES[options.stage])
     except RecipeError as error:
         print(error, file=sys.stderr)
         return PROBLEMS
     _prepare_megatron(recipe)
     named = {problem.setting for problem in problems}
-    facts, model_problems = gather_facts(recipe, world_size, target)
-    found = inspect_facts(facts, model_problems)
+    facts, model_problems = gather_facts(recipe, options.world_size, options.target)
+    found = inspect_facts(facts, model_problems, options.stage)
     problems += [each for each in found if each.setting not in named]
     print(recipe_yaml(recipe), end="")
     for line in size_lines(facts):
         print(f"# {line}")
-    if prompt := first_prompt(facts):
-        print(f"# {prompt}")
-    has_cuda = target == "cuda" or cuda_available()
-    if chosen := transfer_note(recipe.vllm, recipe.rollout, has_cuda=has_cuda):
-        print(f"# {chosen}")
+    if isinstance(facts, Facts):
+        for line in _rollout_lines(facts):
+            print(f"# {line}")
     notes = [problem for problem in problems if problem.kind == "note"]
     if notes:
         print("\n".join(f"# {line}" for line in listed("allowed, and probably not meant:", notes)))
@@ -151,11 +159,20 @@ def check(path: str | None, overrides: list[str]) -> int:
     sys.stdout.flush()
     if wrong or machine:
         print(RecipeError(wrong + machine), file=sys.stderr)
-    if wrong or (machine and target == "here"):
+    if wrong or (machine and options.target == "here"):
         return PROBLEMS
-    ranks = f"{world_size} rank{'s' if world_size > 1 else ''}"
-    print(f"# no problems found for {ranks}{' with CUDA' if target == 'cuda' else ''}")
+    ranks = f"{options.world_size} rank{'s' if options.world_size > 1 else ''}"
+    print(f"# no problems found for {ranks}{' with CUDA' if options.target == 'cuda' else ''}")
     return 0
+
+
+def _rollout_lines(facts: Facts) -> Iterator[str]:
+    """What only reinforcement learning has: the first prompt, and the way of the weights."""
+    if prompt := first_prompt(facts):
+        yield prompt
+    recipe = facts.recipe
+    if chosen := transfer_note(recipe.vllm, recipe.rollout, has_cuda=facts.has_cuda):
+        yield chosen
 
 
 def plan(path: str | None, overrides: list[str]) -> int:
@@ -174,11 +191,21 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
 }
 
 
-def _take_options(overrides: list[str]) -> tuple[int, Target, list[str]]:
-    """Separates `--world_size N` (default: as the launcher says, or 1) and `--for cuda`."""
+class _CheckOptions(NamedTuple):
+    """The options of `check`, which are no settings of a recipe."""
+
+    world_size: int
+    """Ranks to check for; default: as the launcher says, or 1."""
+    target: Target
+    """Machine to check for."""
+    stage: Stage
+    """Whose recipe it is."""
+
+
+def _take_options(overrides: list[str]) -> tuple[_CheckOptions, list[str]]:
+    """Separates `--world_size N`, `--for cuda` and `--stage NAME` from the settings."""
     rest: list[str] = []
-    targets: dict[str, Target] = {name: name for name in typing.get_args(Target)}
-    given = {"world_size": os.environ.get("WORLD_SIZE", "1"), "for": "here"}
+    given = {"world_size": os.environ.get("WORLD_SIZE", "1"), "for": "here", "stage": "train"}
     tokens = iter(overrides)
     for token in tokens:
         name, equals, value = token.partition("=")
@@ -187,25 +214,39 @@ def _take_options(overrides: list[str]) -> tuple[int, Target, list[str]]:
             given[option] = value if equals else next(tokens, "")
         else:
             rest.append(token)
-    size, target = given["world_size"], given["for"]
+    targets: dict[str, Target] = {name: name for name in typing.get_args(Target)}
+    stages: dict[str, Stage] = {name: name for name in STAGES}
+    size, target, stage = given.values()
     wrong = []
     if not size.isdecimal() or int(size) < 1:
         wrong.append(Problem("--world_size", size, "not a number of ranks", "e.g. 8"))
     if target not in targets:
         wrong.append(Problem("--for", target, "no kind of machine", "give cuda, or here"))
+    if stage not in stages:
+        wrong.append(Problem("--stage", stage, "no stage", f"stages are {', '.join(stages)}"))
     if wrong:
         raise RecipeError(wrong)
-    return int(size), targets[target], rest
+    return _CheckOptions(int(size), targets[target], stages[stage]), rest
 
 
-def _start(path: str | None, overrides: list[str], command: Literal["train", "eval"]) -> Recipe:
+@typing.overload
+def _start(path: str | None, overrides: list[str], command: Literal["train", "eval"]) -> Recipe: ...
+
+
+@typing.overload
+def _start(path: str | None, overrides: list[str], command: Stage, kind: type[R]) -> R: ...
+
+
+def _start(
+    path: str | None, overrides: list[str], command: Command, kind: type[RunSettings] = Recipe
+) -> RunSettings:
     """Begins the log and returns a recipe that can be run. Rank 0 logs; others only warn."""
     os.environ |= rank_variables(os.environ)
     level = logging.INFO if _rank_name() == "" else logging.WARNING
     logging.basicConfig(level=level, format=f"%(asctime)s {_rank_name()}%(message)s")
     logging.getLogger("megatron").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It says every request.
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(path, overrides, kind)
     _prepare_megatron(recipe)
     notes = require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
     require_meeting_place(os.environ)
@@ -215,7 +256,9 @@ def _start(path: str | None, overrides: list[str], command: Literal["train", "ev
     _adapt()
     from megatron_resrl.platform.libraries import prepare_libraries
 
-    prepare_libraries(recipe.precision, recipe.rollout)
+    # Without rollouts no server shares the GPUs, as with the embedded engine.
+    rollout = recipe.rollout if isinstance(recipe, Recipe) else RolloutConfig()
+    prepare_libraries(recipe.precision, rollout)
     return recipe
 
 
@@ -226,10 +269,10 @@ def _activity() -> contextlib.AbstractContextManager[Any]:
     return Activity() if _rank_name() == "" else contextlib.nullcontext()
 
 
-def _prepare_megatron(recipe: Recipe) -> None:
+def _prepare_megatron(recipe: RunSettings) -> None:
     """Adapts megatron-core if the checks are going to import it, which takes seconds."""
     passed_through = recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp
-    if passed_through or split_name(recipe.resrl.weights):
+    if passed_through or (isinstance(recipe, Recipe) and split_name(recipe.resrl.weights)):
         _adapt()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import functools
 import typing
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ Target = Literal["here", "cuda"]
 
 
 @dataclass(frozen=True)
-class RunFacts:
+class RunFacts(abc.ABC):
     """Of a recipe of any stage; read once, so that every check stays a small function."""
 
     recipe: RunSettings
@@ -33,6 +34,11 @@ class RunFacts:
     """config.json of `model.path`; empty if it could not be read."""
     target: Target = "here"
     """The machine that the run is for."""
+
+    @property
+    @abc.abstractmethod
+    def step_in_words(self) -> str:
+        """What one step of the run takes."""
 
     @functools.cached_property
     def family(self) -> Family | None:
@@ -88,6 +94,16 @@ class Facts(RunFacts):
     """Of a recipe of reinforcement learning."""
 
     recipe: Recipe
+
+    @property
+    def step_in_words(self) -> str:
+        """Prompts and responses."""
+        rollout = self.recipe.rollout
+        tokens = rollout.prompts_per_step * rollout.group_size * rollout.max_response_length
+        return (
+            f"{rollout.prompts_per_step} prompts x {rollout.group_size} responses of up to "
+            f"{rollout.max_response_length} tokens, {tokens:,} in all"
+        )
 
     @functools.cached_property
     def training_files(self) -> tuple[list[QuestionFile], list[Problem]]:

@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_resrl.checks.facts import Facts
+from megatron_resrl.checks.facts import RunFacts
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.platform.disk import existing_parent, format_bytes
 from megatron_resrl.policy.sizes import Sizes, sizes_of
@@ -29,7 +29,7 @@ def disk_needed(recipe: RunSettings, sizes: Sizes) -> tuple[int, int]:
     return sizes.checkpoint, kept * sizes.checkpoint + export
 
 
-def plan(facts: Facts) -> Iterator[str]:
+def plan(facts: RunFacts) -> Iterator[str]:
     """Lines for people: what the run will take."""
     if not facts.hf_config or facts.data_parallel_size is None:
         return
@@ -48,12 +48,7 @@ def plan(facts: Facts) -> Iterator[str]:
         f"gradients {format_bytes(sizes.gradients)}, optimizer {format_bytes(sizes.optimizer)}; "
         "activations and the KV cache come on top"
     )
-    rollout = recipe.rollout
-    tokens = rollout.prompts_per_step * rollout.group_size * rollout.max_response_length
-    yield (
-        f"  each step: {rollout.prompts_per_step} prompts x {rollout.group_size} responses of up "
-        f"to {rollout.max_response_length} tokens, {tokens:,} in all"
-    )
+    yield f"  each step: {facts.step_in_words}"
     yield (
         f"  disk: a checkpoint {format_bytes(sizes.checkpoint)}, the export "
         f"{format_bytes(sizes.export)}; {format_bytes(needed)} for what the run keeps, "

@@ -205,11 +205,18 @@ def zigzag_positions(length: int, rank: int, size: int) -> Tensor:
     return torch.cat([rank * len(piece) + piece, (2 * size - 1 - rank) * len(piece) + piece])
 
 
+def parts_in_order(rows: Sequence[int], micro_batch_size: int) -> list[tuple[int, ...]]:
+    """Neighbours share a micro-batch; the last may hold fewer rows."""
+    return [
+        tuple(rows[start : start + micro_batch_size])
+        for start in range(0, len(rows), micro_batch_size)
+    ]
+
+
 def make_micro_batches(
     batch: TokenBatch,
-    micro_batch_size: int,
+    parts: Sequence[Sequence[int]],
     *,
-    rows: Sequence[int] | None = None,
     length_multiple: int = 1,
     packed: bool = False,
     uniform: bool = False,
@@ -217,13 +224,12 @@ def make_micro_batches(
     context_parallel_rank: int = 0,
     context_parallel_size: int = 1,
 ) -> list[MicroBatch]:
-    """Cuts rows of a batch, in order, into micro-batches.
+    """Cuts rows of a batch into micro-batches.
 
     Args:
         batch: Of this data-parallel rank, on the CPU.
-        micro_batch_size: Sequences per micro-batch; the last may hold fewer.
-        rows: Which rows; neighbours share a micro-batch. No row at all gives one micro-batch
-            without response tokens. None: all.
+        parts: The rows of each micro-batch, see `parts_in_order`. None at all give one micro-batch
+            without response tokens.
         length_multiple: Padded lengths are multiples of it, see `length_alignment`.
         packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
             only, instead of below each other.
@@ -243,18 +249,15 @@ def make_micro_batches(
             f"length_multiple is {length_multiple}; {context_parallel_size} context-parallel "
             f"ranks need a multiple of {2 * context_parallel_size}"
         )
-    rows = tuple(range(len(batch)) if rows is None else rows)
-    parts = [
-        rows[start : start + micro_batch_size] for start in range(0, len(rows), micro_batch_size)
-    ]
     # At least one: a replica without sequences still takes part in the others' step.
-    parts = parts or [()]
-    parts += [()] * (-len(parts) % count_multiple)
+    groups = [tuple(part) for part in parts] or [()]
+    groups += [()] * (-len(groups) % count_multiple)
+    largest = max(1, max(map(len, groups)))
 
     # The last token of a sequence is predicted, never fed.
     fed_B = (batch.prompt_lengths + batch.response_lengths - 1).clamp_min(1)
     padded_B = (-(-fed_B // length_multiple) * length_multiple).tolist()
-    lengths = [[padded_B[row] for row in part] for part in parts]
+    lengths = [[padded_B[row] for row in part] for part in groups]
     combine = sum if packed else max
     widths = [combine(own) if own else length_multiple for own in lengths]
     if uniform:
@@ -263,11 +266,11 @@ def make_micro_batches(
     if packed:
         return [
             share.packed(batch, part, own, width)
-            for part, own, width in zip(parts, lengths, widths, strict=True)
+            for part, own, width in zip(groups, lengths, widths, strict=True)
         ]
     return [
-        share.padded(batch, part, micro_batch_size if uniform else max(1, len(part)), width)
-        for part, width in zip(parts, widths, strict=True)
+        share.padded(batch, part, largest if uniform else max(1, len(part)), width)
+        for part, width in zip(groups, widths, strict=True)
     ]
 
 

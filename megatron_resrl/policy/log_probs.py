@@ -122,7 +122,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
                 grad_logits += from_entropy
             grad_logits = grad_logits.to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
-            _add_product(grad_weight, grad_logits, hidden[chunk])
+            add_product(grad_weight, grad_logits, hidden[chunk])
             del from_entropy, grad_logits  # Before the next chunk's are made.
         return (grad_hidden, grad_weight.to(weight.dtype), *[None] * 6)
 
@@ -136,7 +136,7 @@ def _entropy_gradient(
     return gradient.mul_(log_p.exp()).mul_(-factor[:, None])
 
 
-def _add_product(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+def add_product(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
     """total [V / TP, H] += grad_logits [n, V / TP] transposed @ hidden [n, H].
 
     A product of all rows at once would be as large as the weight.

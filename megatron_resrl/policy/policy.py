@@ -32,7 +32,9 @@ from megatron_resrl.policy.batches import (
     TokenBatch,
     length_alignment,
     make_micro_batches,
+    parts_in_order,
 )
+from megatron_resrl.policy.cross_entropy import TokenLoss, vocab_parallel_cross_entropy
 from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import HiddenStateLocations
@@ -50,7 +52,7 @@ from megatron_resrl.policy.results import (
     TokenScores,
     UpdateResult,
 )
-from megatron_resrl.policy.schedule import run_pipeline
+from megatron_resrl.policy.schedule import LastStage, run_pipeline
 from megatron_resrl.weights.load import load_model_weights
 
 
@@ -194,17 +196,23 @@ class Policy:
             micro_batch_size: Sequences per micro-batch; the last may hold fewer.
             rows: Rows of the batch, in the order in which they are to pass; None: all.
         """
+        rows = range(len(batch)) if rows is None else rows
+        return self.micro_batches_of(batch, parts_in_order(rows, micro_batch_size))
+
+    def micro_batches_of(
+        self, batch: TokenBatch, parts: Sequence[Sequence[int]]
+    ) -> list[MicroBatch]:
+        """Like `micro_batches`, with the rows of each micro-batch given. Collective as that."""
         config = self.config
         interleaved = config.virtual_pipeline_model_parallel_size is not None
-        count = max(1, math.ceil(len(batch if rows is None else rows) / micro_batch_size))
+        count = max(1, len(parts))
         together = expert_sync_group()
         if together is not None:
             count = max_over_ranks(count, together)
         stages = config.pipeline_model_parallel_size
         micro_batches = make_micro_batches(
             batch,
-            micro_batch_size,
-            rows=rows,
+            parts,
             length_multiple=length_alignment(
                 sequence_parallel_size=(
                     config.tensor_model_parallel_size if config.sequence_parallel else 1
@@ -300,6 +308,38 @@ class Policy:
             scores = self._log_probs(states, batch, temperature, entropy_gradient=entropy_gradient)
             return loss_function(*scores, batch)
 
+        return self._optimizer_step(micro_batches, last_stage)
+
+    def fit(self, micro_batches: Sequence[MicroBatch], loss: TokenLoss) -> UpdateResult:
+        """One optimizer step on the cross-entropy of the response tokens, summed like `update`.
+
+        Args:
+            micro_batches: Of this replica.
+            loss: What each token counts; it brings the global denominator.
+
+        Returns:
+            The outcome; `collected` holds, for each micro-batch, [2] the sums of -log p and of the
+            squared log-normaliser over its tokens.
+
+        Raises:
+            ValueError: The policy has no optimizer.
+        """
+
+        def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
+            return vocab_parallel_cross_entropy(
+                self._token_states(hidden, batch),
+                self.modules[-1].output_weight(),
+                batch.targets,
+                loss,
+                vocab_size=self.hf_config.vocab_size,
+                group=self.tensor_parallel_group,
+            )
+
+        return self._optimizer_step(micro_batches, last_stage)
+
+    def _optimizer_step(
+        self, micro_batches: Sequence[MicroBatch], last_stage: LastStage
+    ) -> UpdateResult:
         self.train()
         chunks, optimizer = self.chunks, self.optimizer
         zero_gradients(chunks, optimizer)

@@ -56,10 +56,11 @@ class VocabularyShard:
         local, own = self._own(targets)
         return logits.gather(1, local[:, None])[:, 0].masked_fill(~own, 0.0)
 
-    def add_to_selected(self, tensor: Tensor, targets: Tensor) -> None:
-        """Adds 1 to the targets' columns of [n, V / TP] that this rank has."""
+    def add_to_selected(self, tensor: Tensor, targets: Tensor, value: float = 1.0) -> None:
+        """Adds a value to the targets' columns of [n, V / TP] that this rank has."""
         local, own = self._own(targets)
-        tensor.scatter_add_(1, local[:, None], own[:, None].to(tensor.dtype))
+        values = own[:, None].to(tensor.dtype)
+        tensor.scatter_add_(1, local[:, None], values if value == 1.0 else values.mul_(value))
 
     def reduce(self, tensor: Tensor, operation: Any) -> Tensor:
         """Over the ranks of the vocabulary. Collective."""

@@ -19,6 +19,7 @@ from megatron_resrl.policy.batches import (
     TokenSequence,
     length_alignment,
     make_micro_batches,
+    parts_in_order,
 )
 
 WIDTH = 256
@@ -61,7 +62,7 @@ def test_fp8_shapes_accept_the_lengths_of_micro_batches(
     sequences = [TokenSequence((3,) * prompt, (4,) * answer) for prompt, answer in lengths]
     batches = make_micro_batches(
         TokenBatch.from_sequences(sequences),
-        2,
+        parts_in_order(range(len(sequences)), 2),
         length_multiple=alignment,
         packed=packed,
         context_parallel_size=context_parallel,

@@ -19,6 +19,7 @@ from megatron_resrl.policy.batches import (
     TokenSequence,
     length_alignment,
     make_micro_batches,
+    parts_in_order,
     zigzag_positions,
 )
 
@@ -61,7 +62,8 @@ batches = st.tuples(st.lists(sequence, min_size=1, max_size=7), st.integers(1, 4
 def micro_batches(
     sequences: list[TokenSequence], micro_batch_size: int, **options: Any
 ) -> list[MicroBatch]:
-    return make_micro_batches(TokenBatch.from_sequences(sequences), micro_batch_size, **options)
+    parts = parts_in_order(range(len(sequences)), micro_batch_size)
+    return make_micro_batches(TokenBatch.from_sequences(sequences), parts, **options)
 
 
 def shares(case: Case) -> list[list[MicroBatch]]:
@@ -253,8 +255,9 @@ def test_token_batch_refuses_a_mask_of_another_length() -> None:
 def test_micro_batches_of_rows_equal_those_of_the_selection(case: Case, data: st.DataObject):
     batch = TokenBatch.from_sequences(case[0])
     rows = data.draw(st.permutations(range(len(batch))).map(lambda all_rows: all_rows[:3]))
-    of_rows = make_micro_batches(batch, case[1], rows=rows)
-    of_selection = make_micro_batches(batch.select(rows), case[1])
+    of_rows = make_micro_batches(batch, parts_in_order(rows, case[1]))
+    places = range(len(rows))
+    of_selection = make_micro_batches(batch.select(rows), parts_in_order(places, case[1]))
     for one, other in zip(of_rows, of_selection, strict=True):
         assert torch.equal(one.tokens, other.tokens)
         assert torch.equal(one.targets, other.targets)
