@@ -26,6 +26,7 @@ from megatron_resrl.checkpoint.checksums import SUMS_FILE, sums_size, write_sums
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.errors import InputError, RunFileError
 from megatron_resrl.weights import torch_dist_files
+from megatron_resrl.weights.torch_dist_files import COMMON_FILE
 
 logger = logging.getLogger(__name__)
 
@@ -33,8 +34,8 @@ TRAINER_FILE = "trainer.json"
 SIZES_FILE = "sizes.json"
 LATEST = "latest"
 BEST = "best"
-_MEGATRON_PARTS = ("metadata.json", "common.pt", ".metadata")
-_PARTS = (TRAINER_FILE, *_MEGATRON_PARTS, SUMS_FILE)
+_MEGATRON_PARTS = ("metadata.json", ".metadata")
+_PARTS = (TRAINER_FILE, *_MEGATRON_PARTS, COMMON_FILE, SUMS_FILE)
 _NAME = re.compile(r"step_(\d{6,})")
 _INCOMPLETE = ".incomplete"
 _REMOVED = ".removed"
@@ -101,7 +102,10 @@ def check_whole(path: Path, *, of_run: bool = True) -> None:
     missing = [name for name in parts if not (path / name).is_file()]
     if missing:
         raise CheckpointError(f"checkpoint {path} lacks {', '.join(missing)}; {advice}")
-    sizes = torch_dist_files.indexed_sizes(read_index(path))
+    index = read_index(path)
+    if not torch_dist_files.holds_common(path, index):
+        raise CheckpointError(f"checkpoint {path} lacks {COMMON_FILE}; {advice}")
+    sizes = torch_dist_files.indexed_sizes(index)
     if of_run:
         sizes |= _noted_sizes(path)
     for name, size in sizes.items():

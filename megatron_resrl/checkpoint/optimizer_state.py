@@ -146,7 +146,7 @@ def _moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
 def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
     """Makes the distributed optimizer find each parameter in the gathered state.
 
-    megatron-core 0.16 gathers a buffer's state without the padding between its buckets, then cuts
+    megatron-core gathers a buffer's state without the padding between its buckets, then cuts
     parameters out at offsets that include it: with several buckets it silently saves the wrong
     moments (https://github.com/NVIDIA/Megatron-LM/pull/5077).
     """

@@ -18,6 +18,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 
 from megatron_resrl.checkpoint.checksums import ChecksumWriter
+from megatron_resrl.platform.megatron_versions import take_common_state
+from megatron_resrl.weights.torch_dist_files import COMMON_FILE
 
 
 class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
@@ -40,13 +42,23 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         self.group = group
         self.live = live
 
-    def async_save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> AsyncRequest:
+    def async_save(
+        self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path, async_strategy: str = ""
+    ) -> AsyncRequest:
         """Fixes this rank's part of the state.
+
+        Args:
+            sharded_state_dict: megatron-core's.
+            checkpoint_dir: Of the checkpoint.
+            async_strategy: Name of a background writer of megatron-core's; not used.
 
         Returns:
             A request whose `async_fn` writes it, synced to disk, and returns the digests of this
             rank's files; rank 0 writes the index.
         """
+        common = take_common_state(sharded_state_dict)
+        if common is not None and dist.get_rank() == 0:
+            torch.save(common, Path(checkpoint_dir) / COMMON_FILE)
         parts, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )

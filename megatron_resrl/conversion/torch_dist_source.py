@@ -10,11 +10,10 @@ import torch
 
 from megatron_resrl.conversion.megatron_layout import ModelLayout, Parameter
 from megatron_resrl.conversion.megatron_names import position, stored_keys
-from megatron_resrl.weights.inert_pickle import read_torch_file
-from megatron_resrl.weights.torch_dist_files import TorchDistReader
+from megatron_resrl.weights.torch_dist_files import TorchDistReader, read_common
 
 HF_DTYPES = "hf_dtypes"
-"""Entry of common.pt: types of Hugging Face tensors that are stored in a wider one."""
+"""Entry of the values that belong to no rank: types of Hugging Face tensors that are stored in a wider one."""
 
 _NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")
 
@@ -32,8 +31,7 @@ class TorchDistSource:
         """
         self._reader = TorchDistReader(folder)
         self._tensors = self._reader.tensors
-        common = folder / "common.pt"
-        content = read_torch_file(common) if common.is_file() else {}
+        content = read_common(folder)
         self.hf_dtypes: dict[str, str] = content.get(HF_DTYPES, {})
         self.arguments: dict[str, Any] = dict(vars(content["args"])) if "args" in content else {}
 

@@ -1,4 +1,4 @@
-"""Adapts megatron-core 0.16 to a machine without CUDA. Only `repairs` patches it, too.
+"""Adapts megatron-core to a machine without CUDA. Only `repairs` patches it, too.
 
 megatron-core names CUDA devices, streams and random generators literally. Where CUDA is absent
 these names cannot work, so this module redirects them to the CPU's equivalents. On a machine with
@@ -17,6 +17,7 @@ import torch
 import torch.cuda.nvtx
 from torch.utils._device import _device_constructors
 
+from megatron_resrl.platform.megatron_versions import require_triton
 from megatron_resrl.platform.one_queue import answer_streams
 from megatron_resrl.platform.repairs import repair_megatron_core
 
@@ -46,10 +47,14 @@ def adapt_megatron_core() -> None:
 
     Must run before megatron-core builds a model, because some of its modules look devices up
     while they are constructed. A second call does nothing.
+
+    Raises:
+        InputError: megatron-core lacks a library that it imports.
     """
     global _adapted
     if _adapted:
         return
+    require_triton()
     _adapted = True
     if not torch.cuda.is_available():
         _redirect_to_cpu()

@@ -1,4 +1,4 @@
-"""Repairs megatron-core 0.16 where Transformer Engine or Apex is missing, with and without CUDA."""
+"""Repairs megatron-core where Transformer Engine or Apex is missing, with and without CUDA."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayerSubmodules
 
+from megatron_resrl.platform.megatron_versions import module_of, submodules_of
 from megatron_resrl.policy.attention import RotatedCacheAttention, SdpaCoreAttention
 
 
@@ -121,7 +122,7 @@ def _add_norms_after_blocks(layer: TransformerLayerSubmodules, *, engine: bool) 
         from megatron.core.extensions.transformer_engine import TENorm
 
         norm = TENorm
-    attention, mlp = layer.self_attention.submodules, layer.mlp.submodules
+    attention, mlp = layer.self_attention.submodules, submodules_of(layer.mlp)
     attention.linear_proj = with_norm_after(attention.linear_proj, norm)
     mlp.linear_fc2 = with_norm_after(mlp.linear_fc2, norm)
 
@@ -135,6 +136,6 @@ def _replace_local_modules(layer: TransformerLayerSubmodules, config: Transforme
         attention.k_layernorm = RmsNorm
     layer.input_layernorm = RmsNorm
     layer.pre_mlp_layernorm = RmsNorm
-    if layer.mlp.module is MoELayer:
+    if module_of(layer.mlp) is MoELayer:
         # Its norm is not fused in Transformer Engine's layers either; a checkpoint names it alike.
         layer.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -132,8 +132,12 @@ def read_pickle(path: Path) -> Any:
         raise InputError(f"{path} cannot be read ({error!r}); copy it again") from error
 
 
-def read_torch_file(path: Path) -> Any:
-    """Reads a file of `torch.save`.
+def read_torch_file(path: Path, content: IO[bytes] | None = None) -> Any:
+    """Reads what `torch.save` wrote.
+
+    Args:
+        path: Of the file; errors name it.
+        content: What to read, if it is a part of the file only.
 
     Raises:
         InputError: It is damaged.
@@ -141,7 +145,9 @@ def read_torch_file(path: Path) -> Any:
     import megatron_resrl.weights.inert_pickle as this_module
 
     try:
-        return torch.load(path, map_location="cpu", weights_only=False, pickle_module=this_module)
+        return torch.load(
+            content or path, map_location="cpu", weights_only=False, pickle_module=this_module
+        )
     # See `read_pickle`.
     except Exception as error:
         raise InputError(

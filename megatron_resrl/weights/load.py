@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core import parallel_state
+from megatron.core.dist_checkpointing.mapping import ShardedObject, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
+from megatron.core.dist_checkpointing.utils import extract_sharded_base
 from megatron.core.models.gpt import GPTModel
 from safetensors import safe_open
 from transformers import PretrainedConfig
@@ -111,12 +114,24 @@ def _load_torch_dist(
     }
     failure = f"model.path: {folder} cannot be read into the model"
     with named_failures(failure, InputError), without_deprecations():
-        loaded = dist_checkpointing.load(state, str(folder))
+        loaded = _load_tensors(state, folder)
     for number, model in enumerate(model_chunks):
         keys = model.load_state_dict(loaded[f"model{number}"], strict=False)
         missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
         if missing or keys.unexpected_keys:
             raise RuntimeError(f"{folder}: not loaded are {missing} and {keys.unexpected_keys}")
+
+
+def _load_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`dist_checkpointing.load`, without the values that belong to no rank.
+
+    Those of Megatron-LM are objects of its own classes, which some versions of megatron-core
+    unpickle, others refuse, and others look for in a file that is not there.
+    """
+    wanted, _, factories = load_preprocess(state)
+    wanted, _ = extract_sharded_base(wanted)
+    loaded = TorchDistLoadShardedStrategy().load(wanted, folder)
+    return apply_factory_merges(loaded, factories)
 
 
 def _check_embeddings(hf_config: PretrainedConfig, folder: Path) -> None:

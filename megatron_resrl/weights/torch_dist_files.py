@@ -37,7 +37,12 @@ from torch.distributed.checkpoint.storage import WriteResult
 from torch.distributed.checkpoint.utils import _create_file_view
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.inert_pickle import foreign_names, read_pickle
+from megatron_resrl.weights.inert_pickle import foreign_names, read_pickle, read_torch_file
+
+COMMON_FILE = "common.pt"
+"""Values that belong to no rank."""
+_COMMON_OBJECT = "common_state/shard_0_1"
+"""The stored object in which megatron-core 0.19 and later keep those values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +117,7 @@ class TorchDistWriter:
         if len(self._written) != len(self._items):
             missing = len(self._items) - len(self._written)
             raise RuntimeError(f"{missing} announced blocks of {self._directory} were not written")
-        torch.save(common, self._directory / "common.pt")
+        torch.save(common, self._directory / COMMON_FILE)
         save_config(CheckpointingConfig("torch_dist", 1), str(self._directory))
         self._writer.finish(self._metadata, [self._written])
         for file in self._directory.iterdir():
@@ -181,6 +186,34 @@ def read_index(directory: Path) -> Metadata:
     return metadata
 
 
+def holds_common(directory: Path, metadata: Metadata) -> bool:
+    """Whether a checkpoint has its values that belong to no rank."""
+    return (directory / COMMON_FILE).is_file() or _COMMON_OBJECT in metadata.state_dict_metadata
+
+
+def read_common(directory: Path) -> dict[str, Any]:
+    """The values of a checkpoint that belong to no rank; empty if it has none.
+
+    Raises:
+        InputError: They, or the index, are damaged.
+    """
+    file = directory / COMMON_FILE
+    if file.is_file():
+        return read_torch_file(file)
+    for index, place in read_index(directory).storage_data.items():
+        if index.fqn == _COMMON_OBJECT:
+            path = directory / place.relative_path
+            return read_torch_file(path, _stored_bytes(path, place))[0]
+    return {}
+
+
+def _stored_bytes(path: Path, place: Any) -> io.BytesIO:
+    """A stored object, from where the index says that it lies."""
+    with path.open("rb") as file:
+        file.seek(place.offset)
+        return io.BytesIO(file.read(place.length))
+
+
 def require_harmless(directory: Path, *, objects: bool) -> None:
     """Makes sure that torch, which trusts pickles, runs no code when it reads a checkpoint.
 
@@ -201,11 +234,8 @@ def require_harmless(directory: Path, *, objects: bool) -> None:
         if isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
             continue
         path = directory / place.relative_path
-        with path.open("rb") as file:
-            file.seek(place.offset)
-            content = io.BytesIO(file.read(place.length))
         try:
-            with zipfile.ZipFile(content) as archive:
+            with zipfile.ZipFile(_stored_bytes(path, place)) as archive:
                 for entry in archive.infolist():
                     if entry.filename.endswith(".pkl"):
                         _require_data(path, index.fqn, io.BytesIO(archive.read(entry)))
