@@ -51,7 +51,9 @@ torch_build() {
     # libraries. The version with "+cpu" satisfies constraints.txt, so nothing replaces it later.
     # First from the indexes pip is set up with (a mirror may have it), then from PyTorch's.
     pip_install "$torch+cpu" 2>/dev/null ||
-        pip_install "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu
+        pip_install "$torch+cpu" --extra-index-url https://download.pytorch.org/whl/cpu 2>/dev/null ||
+        { echo "tools/install.sh: no CPU build of torch is within reach; installing the CUDA build" &&
+            pip_install "$torch"; }
 }
 
 if [[ $EXTRAS == te-on-cpu ]]; then
