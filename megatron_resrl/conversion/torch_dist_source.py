@@ -13,7 +13,7 @@ from megatron_resrl.conversion.megatron_names import position, stored_keys
 from megatron_resrl.weights.torch_dist_files import TorchDistReader, read_common
 
 HF_DTYPES = "hf_dtypes"
-"""Entry of the values that belong to no rank: types of Hugging Face tensors that are stored in a wider one."""
+"""Among the values that belong to no rank: types of Hugging Face tensors stored in a wider one."""
 
 _NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")
 

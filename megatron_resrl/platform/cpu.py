@@ -17,7 +17,7 @@ import torch
 import torch.cuda.nvtx
 from torch.utils._device import _device_constructors
 
-from megatron_resrl.platform.megatron_versions import require_triton
+from megatron_resrl.platform.megatron_versions import require_triton, silence_notices
 from megatron_resrl.platform.one_queue import answer_streams
 from megatron_resrl.platform.repairs import repair_megatron_core
 
@@ -56,6 +56,7 @@ def adapt_megatron_core() -> None:
         return
     require_triton()
     _adapted = True
+    silence_notices()
     if not torch.cuda.is_available():
         _redirect_to_cpu()
     repair_megatron_core()

@@ -10,7 +10,8 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from megatron_resrl.errors import InputError, RunError, exit_status
 
@@ -29,29 +30,31 @@ class Deadline:
     """
 
     def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
+        self._timers: list[threading.Timer] = []
 
     def start(self, error: BaseException | None) -> None:
-        """Starts the timer.
+        """Starts counting.
 
         Args:
             error: The error that ends the process; printed and turned into the exit status if time
                 runs out. None: no error so far.
         """
-        self._timer = threading.Timer(ENDING_S, _too_slow, [error])
-        self._timer.daemon = True
-        self._timer.start()
+        # Both now: since Python 3.12 an interpreter that is ending starts no more threads.
+        self._timers = [
+            _started_timer(ENDING_S, _too_slow, error),
+            _started_timer(ENDING_S + _FLUSH_S, os._exit, _status(error)),
+        ]
 
     def cancel(self) -> None:
-        """Stops the timer, because the clean-up is done.
+        """Stops the timers, because the clean-up is done.
 
-        Joins the timer's thread, so that it drops the error before the interpreter ends: frames of
+        Joins their threads, so that they drop the error before the interpreter ends: frames of
         the error hold process groups, whose late destruction would abort the process.
         """
-        if self._timer:
-            self._timer.cancel()
-            self._timer.join()
-            self._timer = None
+        for timer in self._timers:
+            timer.cancel()
+            timer.join()
+        self._timers = []
 
 
 @contextlib.contextmanager
@@ -93,6 +96,7 @@ def end_process(error: BaseException) -> None:
     Args:
         error: The reason; printed, and turned into the exit status.
     """
+    _started_timer(_FLUSH_S, os._exit, _status(error))
     _end(error, "its main thread does not move; the process ends")
 
 
@@ -105,10 +109,20 @@ def _too_slow(error: BaseException | None) -> None:
 
 
 def _end(error: BaseException | None, why: str) -> None:
-    saying = threading.Thread(target=_say, args=[error, why], daemon=True)
-    saying.start()
-    saying.join(_FLUSH_S)
-    os._exit(1 if error is None else exit_status(error))
+    """Ends the process after its last output; a timer has been started, as its reader may hang."""
+    _say(error, why)
+    os._exit(_status(error))
+
+
+def _status(error: BaseException | None) -> int:
+    return 1 if error is None else exit_status(error)
+
+
+def _started_timer(seconds: float, call: Callable[..., Any], argument: Any) -> threading.Timer:
+    timer = threading.Timer(seconds, call, [argument])
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 def _say(error: BaseException | None, why: str) -> None:

@@ -1,21 +1,29 @@
 """What differs between the versions of megatron-core that the package runs on: 0.16.1 to 0.19.
 
-| since | difference | answered by |
-|---|---|---|
-| 0.17 | strategies of checkpoints take `async_strategy`, the name of a background writer | `checkpoint.writer`, which has a writer of its own and ignores the name |
-| 0.17 | no `common_strategy` when a checkpoint is loaded | `weights.load`, which reads tensors without it |
-| 0.18 | triton is imported, which torch's CPU build does not bring | `require_triton` |
-| 0.18 | specifications of MLPs are partial functions instead of `ModuleSpec` | `module_of`, `submodules_of` |
-| 0.19 | values that belong to no rank are the object `common_state` instead of common.pt | `take_common_state` when saving, `weights.torch_dist_files` when reading |
+0.17
+    A checkpoint's strategies take `async_strategy`, the name of a background writer:
+    `checkpoint.writer` has a writer of its own and ignores the name.
+    A checkpoint cannot be loaded with another reader of common.pt: `weights.load` reads the
+    tensors alone.
+0.18
+    triton is imported, which torch's CPU build does not bring: `require_triton`.
+    The specification of an MLP is a partial function instead of a `ModuleSpec`: `module_of` and
+    `submodules_of`.
+0.19
+    Values that belong to no rank are stored as the object `common_state` instead of common.pt:
+    `take_common_state` when saving, `weights.torch_dist_files` when reading.
+    Each start brings notices about megatron-core's own code: `silence_notices`.
 
-Repairs and the adaptation to a CPU (`repairs`, `cpu`) hold for all of these versions, and so does the
-repair of saved moments in `checkpoint.optimizer_state`.
+What `repairs` and `checkpoint.optimizer_state` mend, and what `cpu` redirects, is the same in all
+of these versions.
 """
 
 from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
+import warnings
 from importlib import metadata
 from typing import Any
 
@@ -25,6 +33,35 @@ from megatron_resrl.errors import InputError
 
 _COMMON_STATE = "common_state"
 """Key in a sharded state dict."""
+
+
+_NOTICES = {
+    "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
+    "megatron.core.distributed.distributed_data_parallel": (
+        "DistributedDataParallel: full_param_layout not provided"
+    ),
+    "megatron.core.dist_checkpointing.strategies.common": "load_common is deprecated",
+}
+"""What megatron-core logs of its own code, which a user cannot change: logger and beginning."""
+
+_WARNINGS = (
+    r"Mimo\w+ is experimental",
+    r"torch\.distributed is disabled, unavailable or uninitialized",
+    r"The argument order of load has been changed",
+)
+"""Python warnings of the same kind."""
+
+
+def silence_notices() -> None:
+    """Silences what this megatron-core says of itself. To be called once."""
+    for message in _WARNINGS:
+        warnings.filterwarnings("ignore", message=message, category=UserWarning)
+    for name, beginning in _NOTICES.items():
+        logging.getLogger(name).addFilter(functools.partial(_says_something_else, beginning))
+
+
+def _says_something_else(beginning: str, record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith(beginning)
 
 
 def require_triton() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import warnings
 from collections.abc import Iterator
 
@@ -33,17 +32,10 @@ def named_failures(what: str, kind: type[Exception]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def without_deprecations() -> Iterator[None]:
-    """Silences warnings about deprecated functions that megatron-core calls.
+    """Silences warnings about deprecated torch functions that megatron-core calls.
 
-    Those of torch, and megatron-core's own for common.pt, which 0.19 reads but does not write.
     For the main thread only: filters belong to the process.
     """
-    common_file = logging.getLogger("megatron.core.dist_checkpointing.strategies.common")
-    level = common_file.level
-    common_file.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            yield
-    finally:
-        common_file.setLevel(level)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        yield
