@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as torch_checkpoint
+from common_object import store_common_as_object
 from ranks import REPOSITORY
 
 from megatron_resrl.checkpoint.checksums import ChecksumWriter
@@ -103,6 +104,21 @@ def test_inspect_needs_no_trainer_state_for_weights(tool, run, capsys):
     assert tool.inspect(released) == 0
     assert "complete  (contents not read)" in capsys.readouterr().out
     assert tool.inspect(released, verify=True) == 1
+
+
+def test_inspect_finds_common_values_in_file_or_index(tool, run, capsys):
+    released = run / "release"
+    (run / "checkpoints" / "step_000002").rename(released)
+    (released / "trainer.json").unlink()
+    torch.save({}, released / "common.pt")
+    store_common_as_object(released)
+    assert tool.inspect(released) == 0
+    assert "objects                    2\n" in capsys.readouterr().out
+    run_folder = run / "checkpoints" / "step_000001"
+    (run_folder / "trainer.json").unlink()
+    (run_folder / "common.pt").unlink()
+    assert tool.inspect(run_folder) == 1
+    assert "lacks common.pt" in capsys.readouterr().out
 
 
 def test_inspect_refuses_folders_without_checkpoints(tool, tmp_path, capsys):

@@ -14,6 +14,7 @@ import pytest
 import tiny_conversion
 import tiny_families as tiny
 import torch
+from common_object import store_common_as_object
 from safetensors.torch import load_file, save_file
 
 from megatron_resrl.conversion import from_hugging_face
@@ -213,11 +214,15 @@ def test_find_checkpoint_refuses_the_older_format(megatron: Path, above: bool) -
         convert_megatron_to_hf(str(refused_path), str(megatron.parent / "output"))
 
 
-def test_convert_to_hf_refuses_a_config_with_other_heads(megatron: Path) -> None:
+@pytest.mark.parametrize("as_object", [False, True])
+def test_convert_to_hf_refuses_a_config_with_other_heads(megatron: Path, as_object: bool) -> None:
     common = megatron / "release" / "common.pt"
     content = torch.load(common, weights_only=True)
     arguments = argparse.Namespace(num_attention_heads=8, program=pathlib.PurePath("megatron"))
-    torch.save(content | {"args": arguments}, common)
+    if as_object:
+        store_common_as_object(common.parent, args=arguments)
+    else:
+        torch.save(content | {"args": arguments}, common)
     refused(megatron, r"num_attention_heads 8, and config\.json says 4")
 
 

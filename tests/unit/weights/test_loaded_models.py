@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import enum
 import json
 import logging
 import shutil
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import tiny_families as tiny
 import torch
+from common_object import store_common_as_object
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
@@ -27,6 +29,12 @@ HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 UP = "model.layers.1.mlp.up_proj.weight"
 TOLERANCE = 1e-5
+
+
+class ActivationFormat(enum.Enum):
+    """A class that no reader of a checkpoint knows."""
+
+    FLAT = 1
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -187,6 +195,15 @@ def test_load_takes_differing_types_from_either_format(mixed: Path, converted: P
     expected = theirs(mixed)
     assert_equal(ours(policy_of(mixed)), expected)
     assert_equal(ours(policy_of(converted)), expected)
+
+
+def test_load_reads_no_values_of_another_program(
+    mixed: Path, converted: Path, tmp_path: Path
+) -> None:
+    model = Path(shutil.copytree(converted, tmp_path / "model"))
+    # Megatron-LM keeps its arguments there, which hold objects of its own classes.
+    store_common_as_object(model / "release", args=ActivationFormat.FLAT)
+    assert_equal(ours(policy_of(model)), theirs(mixed))
 
 
 def test_load_weights_logs_what_is_left_out(untied: Path, caplog: pytest.LogCaptureFixture) -> None:
