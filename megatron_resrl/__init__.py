@@ -11,6 +11,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from megatron_resrl.platform.engine_python.files import hide_engine_without_kernels
+
 if TYPE_CHECKING:
     from megatron_resrl.algorithms.algorithm import Algorithm as Algorithm
     from megatron_resrl.checks.recipe import check_recipe as check_recipe
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
     from megatron_resrl.training.rl_loop import train as train
 
 __version__ = "0.1.0"
+
+hide_engine_without_kernels()
 
 _HOME_OF_NAME = {
     "Algorithm": "algorithms.algorithm",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from te_on_cpu.suite import FOLDER
 from transformers import LlamaConfig, Qwen3MoeConfig
 
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.dry_run import dry_run
+from megatron_resrl.planning.gpus import GPUS
+from megatron_resrl.planning.layers import Layers
+from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.workload import Workload
 
@@ -32,6 +39,7 @@ _EXPERTS: dict[str, Any] = {
     "moe_intermediate_size": 64,
 }
 WORKLOAD = Workload(prompt_tokens=24, response_tokens=40)
+ENGINE: Layers = "transformer_engine"
 GROUP_SIZE = 4
 """Responses of a group; with the micro-batches of two, a group is two of them."""
 
@@ -61,8 +69,26 @@ def recipe_for(model: Path, *settings: str) -> Recipe:
 
 @functools.cache
 def phases_of(
-    model: Path, *settings: str, rank: int = 0, world_size: int = 1
+    model: Path,
+    *settings: str,
+    rank: int = 0,
+    world_size: int = 1,
+    layers: Layers = "local",
+    gpu: str = "h100",
 ) -> dict[str, PhaseRecord]:
     """The phases of one rank, by name."""
-    record = dry_run(recipe_for(model, *settings), rank, world_size, WORKLOAD)
+    recipe = recipe_for(model, *settings)
+    machine = Machine(layers, GPUS[gpu])
+    with engine_on_path() if layers == ENGINE else contextlib.nullcontext():
+        record = dry_run(recipe, rank, world_size, WORKLOAD, machine=machine)
     return {phase.name: phase for phase in record.phases}
+
+
+@contextlib.contextmanager
+def engine_on_path() -> Iterator[None]:
+    """Transformer Engine's Python can be found while the block runs."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield
+    finally:
+        sys.path.remove(str(FOLDER))

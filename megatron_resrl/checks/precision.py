@@ -40,18 +40,31 @@ def _check_fp8(
         yield Problem("precision.fp8", precision.fp8, problem, fix, "machine")
     if not has_cuda:
         yield Problem("precision.fp8", precision.fp8, "CUDA is absent", "set it to null", "machine")
-    if not cuda_available():
-        return
-    import torch
+    if cuda_available():
+        import torch
 
+        yield from check_fp8_generation(
+            precision, torch.cuda.get_device_capability(), "this device"
+        )
+
+
+def check_fp8_generation(
+    precision: PrecisionConfig, capability: tuple[int, int], device: str
+) -> Iterator[Problem]:
+    """Whether a device has FP8 and the block formats of a recipe.
+
+    Args:
+        precision: The recipe's section.
+        capability: CUDA's compute capability of the device.
+        device: What the message calls it.
+    """
     needed, generation = _CAPABILITY[precision.fp8_recipe]
-    found = torch.cuda.get_device_capability()
-    if found < needed:
+    if precision.fp8 is not None and capability < needed:
         yield Problem(
             "precision.fp8_recipe",
             precision.fp8_recipe,
             f"it needs {generation} (compute capability {needed[0]}.{needed[1]}) or newer, "
-            f"and this device has {found[0]}.{found[1]}",
+            f"and {device} has {capability[0]}.{capability[1]}",
             "choose another recipe or set precision.fp8 to null",
             "machine",
         )

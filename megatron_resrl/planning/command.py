@@ -8,13 +8,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_resrl.checks.facts import Facts, gather_facts
+from megatron_resrl.checks.precision import check_fp8_generation
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.forecast import Forecast, Job, forecast
 from megatron_resrl.planning.formulas import Layout, estimate
 from megatron_resrl.planning.generation import Server
 from megatron_resrl.planning.gpus import Gpu, find_gpu
+from megatron_resrl.planning.layers import layers_for, layers_sentence
 from megatron_resrl.planning.links import Cluster
+from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.options import PlanOptions
 from megatron_resrl.planning.recipe_checks import problems_of
@@ -45,6 +48,10 @@ def run_plan(recipe: Recipe, options: PlanOptions) -> int:
     """
     gpu = find_gpu(options.gpu, options.rates)
     facts, problems = gather_facts(recipe, options.world_size, "cuda")
+    problems += [
+        dataclasses.replace(problem, kind="recipe")
+        for problem in check_fp8_generation(recipe.precision, gpu.capability, f"--gpu {gpu.name}")
+    ]
     if problems:
         raise RecipeError(problems)
     if options.search:
@@ -88,15 +95,18 @@ def job_of(recipe: Recipe, model: ModelShape, gpu: Gpu, options: PlanOptions) ->
         longest=StepShape.of(recipe, world),
         server=server,
         decode_host_s=options.decode_host_ms / 1e3,
+        layers=None if options.quick else layers_for(options.layers, recipe.precision),
     )
 
 
 def by_dry_run(job: Job) -> Forecast:
-    """The forecast from what the product's own code does."""
+    """The forecast from what the product's own code does, on the job's layers."""
     from megatron_resrl.planning.dry_records import dry_records  # It imports megatron-core.
 
-    world = job.cluster.world_size
-    return forecast(job, dry_records(job.recipe, world, job.step, job.longest))
+    assert job.layers is not None, "the options ask for dry runs"
+    machine = Machine(job.layers, job.cluster.gpu)
+    records = dry_records(job.recipe, job.cluster.world_size, job.step, job.longest, machine)
+    return forecast(job, records)
 
 
 def by_formula(job: Job) -> Forecast:
@@ -154,6 +164,8 @@ def _table(ranked: Sequence[Ranked]) -> Iterator[str]:
         f"{len(ranked)} layouts of {job.cluster.world_size} {job.cluster.gpu.name}, {fitting} fit; "
         f"needed: GiB of {job.cluster.gpu.memory / GIB:.1f} with the margin"
     )
+    if job.layers is not None:
+        yield layers_sentence(job.layers)
     rows = [["s per step", "needed", "fits", "layout", "recompute", "micro-batch", "found by"]]
     for each in ranked[:_LISTED]:
         recipe, forecast_of = each.candidate.recipe, each.forecast

@@ -9,13 +9,14 @@ from collections.abc import Sequence
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.dry_run import dry_runs
 from megatron_resrl.planning.layout import distinct_ranks
+from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.records import PhaseRecord, RankRecord
 from megatron_resrl.planning.step_shape import StepShape
 from megatron_resrl.planning.workload import Workload
 
 
 def dry_records(
-    recipe: Recipe, world_size: int, step: StepShape, longest: StepShape
+    recipe: Recipe, world_size: int, step: StepShape, longest: StepShape, machine: Machine
 ) -> list[RankRecord]:
     """What the distinct ranks of a job do in a step.
 
@@ -24,12 +25,14 @@ def dry_records(
         world_size: Ranks of the job.
         step: Mean lengths; counts are those of responses as long.
         longest: The longest that the recipe allows; peaks are theirs.
+        machine: GPU and layers.
     """
     ranks = distinct_ranks(recipe.parallel, world_size)
 
     def run(shape: StepShape) -> list[RankRecord]:
         load = Workload(shape.prompt_tokens, max(1, round(shape.response_row)))
-        return dry_runs(recipe, ranks, world_size, load, processes=os.cpu_count() or 1)
+        processes = os.cpu_count() or 1
+        return dry_runs(recipe, ranks, world_size, load, machine=machine, processes=processes)
 
     peaks = run(longest)
     if step == longest:

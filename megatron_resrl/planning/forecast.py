@@ -25,6 +25,7 @@ from megatron_resrl.planning.generation import (
     server_memory,
     transfer_seconds,
 )
+from megatron_resrl.planning.layers import Layers
 from megatron_resrl.planning.links import Cluster
 from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.records import PhaseRecord, RankRecord
@@ -50,6 +51,8 @@ class Job:
     server: Server
     """One of the vLLM servers, if they generate."""
     decode_host_s: float = 0.0
+    layers: Layers | None = None
+    """Of dry runs; None: there are formulas only."""
 
     @property
     def uses_vllm(self) -> bool:
@@ -160,6 +163,7 @@ class Forecast:
                 "micro_batches": step.micro_batches,
                 "updates": step.updates,
             },
+            "layers": self.job.layers,
             "fits": self.fits,
             "verdicts": [{**vars(each), "fits": each.fits} for each in self.verdicts],
             "changes": list(self.changes),

@@ -44,6 +44,7 @@ class Gpu:
     Attributes:
         name: As the command line names it.
         memory: Bytes.
+        capability: CUDA's compute capability, major and minor.
         matrix_flops: Peak of dense matrix products by dtype name, FLOP/s.
         best_matrix: Share of the peak that the fastest measured product reaches, by dtype name.
         memory_bandwidth: Bytes/s.
@@ -55,6 +56,7 @@ class Gpu:
 
     name: str
     memory: int
+    capability: tuple[int, int]
     matrix_flops: Mapping[str, float]
     best_matrix: Mapping[str, float]
     memory_bandwidth: float
@@ -102,6 +104,7 @@ def _best(bf16: float, fp8: float | None = None) -> dict[str, float]:
 _A100 = Gpu(
     name="a100-80gb",
     memory=81920 * MIB,
+    capability=(8, 0),
     matrix_flops=_rates(312, 19.5, 19.5),
     best_matrix=_best(0.869),
     memory_bandwidth=2.039e12,
@@ -112,6 +115,7 @@ _A100 = Gpu(
 _H100 = Gpu(
     name="h100",
     memory=81559 * MIB,
+    capability=(9, 0),
     matrix_flops=_rates(989, 67, 67, 1979),
     best_matrix=_best(0.803, 0.709),
     memory_bandwidth=3.35e12,
@@ -136,6 +140,7 @@ GPUS: Mapping[str, Gpu] = {
         Gpu(
             name="b200",
             memory=183359 * MIB,
+            capability=(10, 0),
             matrix_flops=_rates(2250, 75, 37, 4500),
             best_matrix=_best(0.776, 0.763),
             memory_bandwidth=8e12,
@@ -146,6 +151,7 @@ GPUS: Mapping[str, Gpu] = {
         Gpu(
             name="l40s",
             memory=46068 * MIB,
+            capability=(8, 9),
             matrix_flops=_rates(362, 91.6, 1.4, 733),
             best_matrix={},
             memory_bandwidth=0.864e12,

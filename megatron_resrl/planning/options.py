@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from megatron_resrl.errors import SettingError
 from megatron_resrl.planning.gpus import GPUS, Rates
+from megatron_resrl.planning.layers import LAYERS, Layers
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class PlanOptions:
     quick: bool = False
     search: bool = False
     dry_runs: int = 3
+    layers: Layers | None = None
     json: bool = False
     rates: Rates = field(default_factory=Rates)
 
@@ -42,6 +44,13 @@ def _count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise _Wrong("a whole number of at least 1")
     return int(text)
+
+
+def _layers(text: str) -> Layers:
+    for name in LAYERS:
+        if text == name:
+            return name
+    raise _Wrong(" or ".join(LAYERS))
 
 
 def _number(text: str) -> float:
@@ -87,6 +96,11 @@ def options_parser() -> argparse.ArgumentParser:
     add("memory_gb_s", _number, "memory bandwidth, GB/s")
     add("nvlink_gb_s", _number, "one direction of the links inside of a node, GB/s per GPU")
     add("network_gb_s", _number, "one direction of the network between nodes, GB/s per GPU")
+    meaning = (
+        "layers of the dry runs: Transformer Engine's Python is enough for its layers "
+        "(default: they, where it is installed)"
+    )
+    add("layers", _layers, meaning)
     meaning = "formulas of scoring, update and vLLM instead of dry runs; takes a second"
     parser.add_argument("--quick", action="store_true", help=meaning)
     meaning = "try layouts, recomputation and micro-batch sizes, and rank those that fit"

@@ -9,20 +9,31 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
 from megatron_resrl.planning.decoding import Decoding
 from megatron_resrl.planning.layout import role_of
+from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.phases import RankPhases
 from megatron_resrl.planning.records import RankRecord
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.platform.fake_device.collectives import GroupNames
+from megatron_resrl.platform.fake_device.cuda import Properties
 from megatron_resrl.platform.fake_device.install import fake_device
 
 
-def run_rank(recipe: Recipe, rank: int, world_size: int, workload: Workload) -> RankRecord:
+def run_rank(
+    recipe: Recipe, rank: int, world_size: int, workload: Workload, machine: Machine
+) -> RankRecord:
     """Dry-runs one rank; afterwards torch is of no use to this process."""
     torch.set_num_threads(1)
     torch.compiler.set_stance("force_eager")  # Small functions run as they are written.
+    gpu = machine.gpu
+    properties = Properties(gpu.name, *gpu.capability, total_memory=gpu.memory)
     with fake_device(
-        rank, world_size, rules=KINDS, gathered=GATHERED, broadcast=BROADCAST
+        rank,
+        world_size,
+        rules=KINDS,
+        gathered=GATHERED,
+        broadcast=BROADCAST,
+        properties=properties,
     ) as device:
         device.answers |= ANSWERS
         initialize(recipe.parallel, recipe.seed)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from megatron_resrl.planning.fit import ASLEEP_BYTES, MARGIN_BYTES, MARGIN_SHARE
 from megatron_resrl.planning.forecast import ONCE, Forecast
+from megatron_resrl.planning.layers import layers_sentence
 from megatron_resrl.planning.links import traffic_seconds
 
 GIB = 2**30
@@ -72,6 +73,8 @@ def _heading(found: Forecast) -> Iterator[str]:
         f"{step.micro_batches} micro-batches of {step.micro_batch_size} on each replica, "
         f"{step.updates} update{'s' if step.updates > 1 else ''}"
     )
+    if job.layers is not None:
+        yield layers_sentence(job.layers)
 
 
 def _memory(found: Forecast) -> Iterator[str]:

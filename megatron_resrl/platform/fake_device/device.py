@@ -63,6 +63,7 @@ class FakeDevice(TorchDispatchMode):
         groups: Names of process groups.
         answers: (file, function) -> what is read there although the device does not have it.
         received: Numbers of what other ranks would send.
+        workspaces: Whether kernels take the memory that they need while they run.
     """
 
     def __init__(self, device: torch.device, rules: Sequence[KindRule] = ()) -> None:
@@ -79,6 +80,7 @@ class FakeDevice(TorchDispatchMode):
         self.groups = GroupNames()
         self.answers: dict[tuple[str, str], Answer] = {}
         self.received: Received = lambda tensor, source: None
+        self.workspaces = True
         self._worked_out = FakeTensorMode(allow_non_fake_inputs=True)
 
     def holds(self, value: Any) -> bool:

@@ -6,8 +6,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
+
 from megatron_resrl.platform.fake_device.cuda import Properties, answer_for_cuda
 from megatron_resrl.platform.fake_device.device import FakeDevice, register_device
+from megatron_resrl.platform.fake_device.engine.attached import attach
 from megatron_resrl.platform.fake_device.lines import KindRule
 from megatron_resrl.platform.fake_device.names import CudaNames
 from megatron_resrl.platform.fake_device.process_groups import Objects, start_alone
@@ -34,25 +37,25 @@ def fake_device(
         gathered: See `start_alone`.
         broadcast: See `start_alone`.
         properties: Of the device; default: an H100's.
-        fused: See `CudaNames`.
+        fused: See `CudaNames`; without it kernels have no workspaces either.
     """
     device = FakeDevice(register_device(), rules)
+    device.workspaces = fused
+    attach(device)
     answer_for_cuda(device, properties or Properties())
     start_alone(device, rank, world_size, gathered=gathered or {}, broadcast=broadcast or {})
     names = CudaNames(device, fused=fused)
-    _name_in_recomputation(names)
+    _name_in_backward(names)
     with names, device:
         yield device
 
 
-def _name_in_recomputation(names: CudaNames) -> None:
-    """Layers that are run again run in the backward pass, whose threads know no function mode."""
-    from megatron.core.tensor_parallel.random import CheckpointFunction
+def _name_in_backward(names: CudaNames) -> None:
+    """Backward passes name CUDA, too; torch starts them outside of function modes."""
+    run = torch.autograd._engine_run_backward
 
-    backward = CheckpointFunction.backward
-
-    def with_names(ctx: Any, *gradients: Any) -> Any:
+    def with_names(*args: Any, **kwargs: Any) -> Any:
         with names:
-            return backward(ctx, *gradients)
+            return run(*args, **kwargs)
 
-    CheckpointFunction.backward = staticmethod(with_names)
+    torch.autograd._engine_run_backward = with_names

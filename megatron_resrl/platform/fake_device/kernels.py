@@ -11,7 +11,7 @@ from megatron_resrl.platform.fake_device.work import count_kernel
 if TYPE_CHECKING:
     from megatron_resrl.platform.fake_device.device import FakeDevice
 
-_ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
+ATTENTION_PRODUCTS = {"forward": 2, "backward": 5}
 """Matrix products of scores: Q K and P V; backward S, dV, dP, dQ and dK."""
 
 
@@ -76,7 +76,7 @@ def attention_flops(query: torch.Tensor, key: torch.Tensor, causal: bool, direct
     """
     batch, heads, queries, width = query.shape
     pairs = queries * key.shape[2] / (2 if causal else 1)
-    return 2 * _ATTENTION_PRODUCTS[direction] * batch * heads * pairs * width
+    return 2 * ATTENTION_PRODUCTS[direction] * batch * heads * pairs * width
 
 
 class FusedRmsNorm(torch.autograd.Function):

@@ -30,7 +30,6 @@ class CudaNames(TorchFunctionMode):
         super().__init__()
         self.device = device
         self._handlers: dict[Any, Callable[..., Any]] = {
-            torch.Tensor.backward: self._backward,
             torch.Tensor.cuda: lambda tensor, *args, **options: tensor.to(device.device),
             torch.Tensor.to: self._to,
             torch.Tensor.type: self._type,
@@ -64,13 +63,6 @@ class CudaNames(TorchFunctionMode):
         """The fake device for "cuda", torch.device("cuda", 0) and the number of a device."""
         named = isinstance(value, (str, torch.device)) and torch.device(value).type == "cuda"
         return self.device.device if named or type(value) is int else value
-
-    def _backward(
-        self, tensor: torch.Tensor, gradient: torch.Tensor | None = None, *args: Any, **kwargs: Any
-    ) -> None:
-        # Code of the model that is run again names CUDA again.
-        with self:
-            torch.autograd.backward(tensor, gradient, *args, **kwargs)
 
     def _to(self, tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         return tensor.to(*map(self._place, args), **kwargs)

@@ -66,6 +66,17 @@ def _copy_(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     return target
 
 
+def _empty_like(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
+    """Memory of the host for a tensor of the device."""
+    target = kwargs.get("device")
+    if target is None or torch.device(target).type != "cpu" or not device.holds(args[0]):
+        return NotImplemented
+    dtype = kwargs.get("dtype") or args[0].dtype
+    if args[0].numel() > LARGEST:
+        return device.on_host(args[0].shape, dtype)
+    return torch.empty(args[0].shape, dtype=dtype)
+
+
 def _scalar(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
     """`Tensor.item` and whatever makes a Python number of a tensor."""
     tensor = args[0]
@@ -188,6 +199,7 @@ def _waiting(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
 HANDLERS: dict[Any, Callable[..., Any]] = {
     aten._to_copy.default: _to_copy,
     aten.copy_.default: _copy_,
+    aten.empty_like.default: _empty_like,
     aten._local_scalar_dense.default: _scalar,
     aten.equal.default: _equal,
     aten.nonzero.default: _nonzero,

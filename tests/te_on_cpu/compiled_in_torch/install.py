@@ -2,8 +2,7 @@
 
 What is not Transformer Engine's own is kept small:
 
-* `transformer_engine_torch` is a module of this package's functions; any other one raises when it
-  is called. What is only imported (ONNX) is a mock.
+* Compiled functions are those of this package (`load_engine`).
 * Questions about the device are answered as an H100 would.
 * Fused attention takes fp32 as well, so that comparisons can be sharp.
 * A request of the ring of context-parallel ranks is waited for once; gloo refuses the second wait,
@@ -12,107 +11,29 @@ What is not Transformer Engine's own is kept small:
 
 from __future__ import annotations
 
-import importlib.machinery
-import importlib.util
+import importlib
 import inspect
-import re
-import sys
 import textwrap
 import types
-from pathlib import Path
 from typing import Any
 from unittest import mock
 
 import torch
 
-from compiled_in_torch import attention, kinds, optimizers, packed_ring, products, quantization
+from compiled_in_torch import attention, optimizers, packed_ring, products, quantization
+from megatron_resrl.platform.engine_python.load import load_engine
 
 _ANSWERED = (attention, optimizers, packed_ring, products, quantization)
-_TRITON = (
-    "transformer_engine.pytorch.triton",
-    "transformer_engine.pytorch.triton.cross_entropy",
-    "transformer_engine.pytorch.triton.pad",
-    "transformer_engine.pytorch.triton.permutation",
-)
-"""Modules of Triton's kernels."""
 
 
 def install() -> None:
     """Must run before anything imports transformer_engine or megatron-core."""
-    sys.modules["transformer_engine_torch"] = _compiled_module()
-    for name in ("onnxscript", "onnx", "onnx_ir"):
-        if importlib.util.find_spec(name) is None:
-            sys.modules[name] = _specified(mock.MagicMock(), name)
-    for name in _TRITON:
-        sys.modules[name] = _unanswered_module(name)
     _answer_device_queries()
-    _load_python_files()
+    functions = (function for file in _ANSWERED for function in file.FUNCTIONS)
+    load_engine(functions, where="on a CPU")
     _name_layouts_and_masks()
     _allow_what_a_cpu_needs()
     _take_engine_layers()
-
-
-class _Unanswered:
-    """A compiled function that has no answer here, or an enumeration, whose members are names."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __getattr__(self, member: str) -> str:
-        if member.startswith("__"):
-            raise AttributeError(member)
-        return f"{self._name}.{member}"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        raise NotImplementedError(f"{self._name} is not answered on a CPU")
-
-
-def _compiled_module() -> types.ModuleType:
-    """`transformer_engine_torch`."""
-    module = _unanswered_module("transformer_engine_torch")
-    for enumeration in kinds.ENUMERATIONS:
-        setattr(module, enumeration.__name__, enumeration)
-    for name in ("CommOverlap", "CommOverlapP2P", "CommOverlapHelper", "CommOverlapBase"):
-        setattr(module, name, type(name, (), {}))  # Types in annotations and isinstance().
-    module.get_cublasLt_version = lambda: 130000
-    module.get_cudnn_version = lambda: 91400
-    module.get_num_cublas_streams = lambda: 4
-    fused = kinds.NVTE_Fused_Attn_Backend.NVTE_F16_arbitrary_seqlen
-    module.get_fused_attn_backend = lambda *args: fused
-    for function in (function for file in _ANSWERED for function in file.FUNCTIONS):
-        setattr(module, function.__name__, function)
-    own = {name for name in vars(module) if not name.startswith("_")}
-    module.__all__ = sorted(own | _names_used())  # Some of its files import all.
-    return module
-
-
-def _unanswered_module(name: str) -> types.ModuleType:
-    module = _specified(types.ModuleType(name), name)
-
-    def attribute(wanted: str) -> _Unanswered:
-        if wanted.startswith("__"):
-            raise AttributeError(wanted)
-        return _Unanswered(f"{name}.{wanted}")
-
-    module.__getattr__ = attribute
-    return module
-
-
-def _specified(module: Any, name: str) -> Any:
-    module.__spec__ = importlib.machinery.ModuleSpec(name, None)
-    return module
-
-
-def _names_used() -> set[str]:
-    """Every name of the compiled module that Transformer Engine's files mention."""
-    found: set[str] = set()
-    root = Path(importlib.util.find_spec("transformer_engine").submodule_search_locations[0])
-    for file in (root / "pytorch").rglob("*.py"):
-        text = file.read_text(encoding="utf-8")
-        found |= set(re.findall(r"\btex\.([A-Za-z]\w*)", text))
-        for names in re.findall(r"from transformer_engine_torch import \(?([\w\s,]+)\)?", text):
-            found |= set(re.findall(r"[A-Za-z]\w*", names))
-    return found
 
 
 def _answer_device_queries() -> None:
@@ -126,17 +47,6 @@ def _answer_device_queries() -> None:
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda *args: None
     torch.Tensor.is_cuda = property(lambda self: True)
-
-
-def _load_python_files() -> None:
-    """Imports transformer_engine; the library it wants to load is there already."""
-    spec = importlib.util.find_spec("transformer_engine")
-    package = importlib.util.module_from_spec(spec)
-    sys.modules["transformer_engine"] = package
-    common = importlib.import_module("transformer_engine.common")
-    package.common = common
-    common.load_framework_extension = lambda name: None
-    spec.loader.exec_module(package)
 
 
 def _name_layouts_and_masks() -> None:

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from compiled_in_torch.kinds import TORCH_DTYPE, DType
 from compiled_in_torch.quantization import quantize, shape_of, values_of
+from megatron_resrl.platform.engine_python.kinds import TORCH_DTYPE, DType
 
 
 def generic_gemm(

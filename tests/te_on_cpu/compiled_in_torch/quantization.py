@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from compiled_in_torch.kinds import FP8, TORCH_DTYPE, DType
+from megatron_resrl.platform.engine_python.kinds import FP8, TORCH_DTYPE, DType
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:

@@ -59,3 +59,11 @@ def test_options_help_names_every_option() -> None:
     text = options_parser().format_help()
     names = {*vars(PlanOptions()), *vars(Rates())} - {"rates"}
     assert all(f"--{name}" in text for name in names)
+
+
+def test_options_refuse_layers_that_do_not_exist() -> None:
+    with pytest.raises(SettingError) as caught:
+        take_options(["--layers", "apex"])
+    assert str(caught.value) == (
+        "--layers = 'apex': it is not transformer_engine or local; give transformer_engine or local"
+    )

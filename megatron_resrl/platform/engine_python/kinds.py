@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from typing import Any
 
 import torch
 
@@ -44,7 +45,14 @@ class NVTE_Fused_Attn_Backend(enum.IntEnum):
     NVTE_FP8 = 2
 
 
-def _numbered(name: str, values: str) -> type[enum.IntEnum]:
+class Float8BlockScaleTensorFormat(enum.IntEnum):
+    """How scales of blocks lie: as products read them, or as they are gathered."""
+
+    GEMM_READY = 0
+    COMPACT = 1
+
+
+def _numbered(name: str, values: str) -> Any:
     return enum.IntEnum(name, {value: number for number, value in enumerate(values.split())})
 
 
@@ -58,7 +66,6 @@ FP8BwdTensors = _numbered(
     "GRAD_OUTPUT1 GRAD_INPUT1 GRAD_OUTPUT2 GRAD_INPUT2 GRAD_OUTPUT3 GRAD_INPUT3",
 )
 CommOverlapType = _numbered("CommOverlapType", "RS AG")
-Float8BlockScaleTensorFormat = _numbered("Float8BlockScaleTensorFormat", "GEMM_READY COMPACT")
 
 ENUMERATIONS = (
     DType,
