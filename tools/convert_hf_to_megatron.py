@@ -18,10 +18,10 @@ def main() -> int:
     """Runs the command. Returns its exit status."""
     # First, because megatron-core warns of what a CPU lacks when it is imported.
     adapt_megatron_core()
-    from megatron_resrl.conversion.command import run_conversion
+    from megatron_resrl.config.function_command import run_function
     from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
 
-    return run_conversion(convert_hf_to_megatron)
+    return run_function(convert_hf_to_megatron)
 
 
 if __name__ == "__main__":

@@ -17,10 +17,10 @@ def main() -> int:
     """Runs the command. Returns its exit status."""
     # First, because megatron-core warns of what a CPU lacks when it is imported.
     adapt_megatron_core()
-    from megatron_resrl.conversion.command import run_conversion
+    from megatron_resrl.config.function_command import run_function
     from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 
-    return run_conversion(convert_megatron_to_hf)
+    return run_function(convert_megatron_to_hf)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ from megatron_resrl.conversion.model_directory import (
     DTYPES,
     RELEASE,
     DtypeName,
-    atomic_directory,
     check_dtypes,
     read_model_config,
     refuse_unmapped_parameters,
@@ -29,6 +28,7 @@ from megatron_resrl.conversion.model_directory import (
 from megatron_resrl.conversion.report import KEPT, ConversionReport, ConversionStats, dtype_name
 from megatron_resrl.conversion.torch_dist_source import HF_DTYPES
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.new_directory import atomic_directory
 from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
@@ -111,7 +111,7 @@ def convert_hf_to_megatron(
     types = _Types(dtypes, _stored_types(layout, dtypes))
     ranks = _Ranks(*sizes)
     needed = sum(types.of(p).itemsize * math.prod(p.shape) for p in layout.parameters)
-    with atomic_directory(target, source=source, force=force, needed=needed) as folder:
+    with atomic_directory(target, sources=[source], force=force, needed=needed) as folder:
         stats = _write(layout, stored, folder / RELEASE, ranks, types)
         (folder / MARKER).write_text(RELEASE)
         copy_model_files(source, folder)

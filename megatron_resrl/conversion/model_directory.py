@@ -1,12 +1,9 @@
-"""Shared by both directions of conversion: directories, the model's own files, dtypes."""
+"""Shared by both directions of conversion: the model's own files, dtypes, sizes of shards."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +11,6 @@ import torch
 from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.platform.disk import existing_parent, format_bytes, report_full_disk
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
@@ -28,58 +24,6 @@ _OF_A_LAYER = re.compile(r"(^|\.)layers\..*(weight|bias)\d*$")
 _BUFFER = re.compile(r"(inv_freq|masked_bias|attn\.bias)$")
 SMALLEST_SHARD = 10**6
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
-@contextlib.contextmanager
-def atomic_directory(output: Path, *, source: Path, force: bool, needed: int) -> Iterator[Path]:
-    """A temporary directory that becomes `output` if the block succeeds, and is deleted otherwise.
-
-    Args:
-        output: Final path of the directory.
-        source: Path of the input, which must not overlap with `output`.
-        force: Replace an existing `output`.
-        needed: Bytes that will be written.
-
-    Yields:
-        `<output>.incomplete`, empty.
-
-    Raises:
-        InputError: The name is taken, or inside of the source or around it, the disk has no room,
-            or the directory cannot be made.
-        DiskFull: The disk was filled meanwhile.
-    """
-    output, source = output.resolve(), source.resolve()
-    if output == source or output in source.parents or source in output.parents:
-        raise InputError(f"--output {output} overlaps with --input {source}; choose another place")
-    taken = output.exists() and not (output.is_dir() and not any(output.iterdir()))
-    if taken and not force:
-        raise InputError(
-            f"--output {output} is not empty; choose another directory, or give --force to "
-            "replace it"
-        )
-    incomplete = output.with_name(output.name + ".incomplete")
-    shutil.rmtree(incomplete, ignore_errors=True)
-    place = existing_parent(output)
-    free = shutil.disk_usage(place).free
-    if free < needed:
-        raise InputError(
-            f"--output {output}: no space left on {place}: {format_bytes(free)} free, needs "
-            f"{format_bytes(needed)}"
-        )
-    try:
-        incomplete.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"--output {output} cannot be made: {error}") from error
-    try:
-        with report_full_disk(output.parent, needed):
-            yield incomplete
-            if output.is_dir():
-                shutil.rmtree(output)
-            output.unlink(missing_ok=True)
-            incomplete.rename(output)
-    except BaseException:
-        shutil.rmtree(incomplete, ignore_errors=True)
-        raise
 
 
 def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]]:

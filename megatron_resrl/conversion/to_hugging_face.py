@@ -16,7 +16,6 @@ from megatron_resrl.conversion.megatron_source import check_arguments, find_mode
 from megatron_resrl.conversion.model_directory import (
     DTYPES,
     DtypeName,
-    atomic_directory,
     check_dtypes,
     parse_bytes,
     read_model_config,
@@ -25,6 +24,7 @@ from megatron_resrl.conversion.model_directory import (
 from megatron_resrl.conversion.report import KEPT, ConversionReport, ConversionStats, dtype_name
 from megatron_resrl.conversion.torch_dist_source import TorchDistSource
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.new_directory import atomic_directory
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import ShardWriter
 from megatron_resrl.weights.megatron_folders import find_checkpoint
@@ -81,7 +81,7 @@ def convert_megatron_to_hf(
     types = _written_types(layout, source, stored, dtype)
     shapes = {name: shape for p in layout.parameters for name, shape in p.hf_shapes.items()}
     needed = sum(math.prod(shape) * types[name].itemsize for name, shape in shapes.items())
-    with atomic_directory(target, source=path, force=force, needed=needed) as directory:
+    with atomic_directory(target, sources=[path], force=force, needed=needed) as directory:
         stats = _write(layout, source, ShardWriter(directory, shard_bytes), types)
         copy_model_files(files, directory)
         described = dtype or _dtype_for_config(config, types)

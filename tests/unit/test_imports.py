@@ -23,7 +23,7 @@ FLOORS = (
     ("weights",),
     ("policy",),
     ("data", "rewards"),
-    ("checkpoint", "conversion"),
+    ("checkpoint", "conversion", "corpus"),
     ("rollout",),
     ("token_weighting",),
     ("diagnostics",),

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 
 from megatron_resrl.conversion import from_hugging_face
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
-from megatron_resrl.conversion.model_directory import atomic_directory
 from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.disk import DiskFull
+from megatron_resrl.platform.new_directory import atomic_directory
 from megatron_resrl.weights.files import INDEX
 
 
@@ -152,7 +152,7 @@ def test_conversion_refuses_sizes_that_do_not_divide(
 
 
 def test_conversion_notices_a_full_disk_before_and_in_writing(model: Path) -> None:
-    output, options = model.parent / "output", {"source": model, "force": False}
+    output, options = model.parent / "output", {"sources": [model], "force": False}
     with (
         pytest.raises(InputError, match=r"no space left on .* free, needs 1e\+06 TB"),
         atomic_directory(output, needed=10**18, **options),
