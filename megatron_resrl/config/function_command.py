@@ -7,7 +7,8 @@ import json
 import re
 import sys
 from collections.abc import Callable, Collection, Sequence
-from typing import get_origin, get_type_hints
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
@@ -35,7 +36,7 @@ def run_function(function: Callable[..., object], arguments: Sequence[str] | Non
         _plain(
             given,
             switches={name for name, kind in named.items() if kind is bool},
-            lists={name for name, kind in named.items() if get_origin(kind) in (list, Sequence)},
+            lists={name for name, kind in named.items() if _is_list(kind)},
         )
     )
     try:
@@ -45,6 +46,13 @@ def run_function(function: Callable[..., object], arguments: Sequence[str] | Non
         return UNUSABLE
     print(returned)
     return 0
+
+
+def _is_list(kind: Any) -> bool:
+    """Whether a parameter takes a list, or a list or None."""
+    if get_origin(kind) is UnionType:
+        return any(map(_is_list, get_args(kind)))
+    return get_origin(kind) is list
 
 
 def _plain(words: Sequence[str], *, switches: Collection[str], lists: Collection[str]) -> list[str]:
@@ -62,6 +70,8 @@ def _plain(words: Sequence[str], *, switches: Collection[str], lists: Collection
         elif name in lists and values:
             plain.append(f"{word}={json.dumps(rest[1 : values + 1])}")
             rest = rest[values:]
+        elif (parts := word.split("=", 1))[0].removeprefix("--") in lists and len(parts) == 2:
+            plain.append(f"{parts[0]}={json.dumps([parts[1]])}")
         else:
             plain.append(word)
         rest = rest[1:]

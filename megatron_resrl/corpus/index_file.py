@@ -1,10 +1,10 @@
 """The .idx file of megatron-core's `IndexedDataset`: read with checks, written in little memory.
 
 Layout, little-endian: a header of 34 bytes (magic, version, code of the token ids' type, S, D),
-then S sequence lengths (int32, in tokens), S sequence pointers (int64, in bytes of the .bin file) and D
-document indices (int64). Document d has the sequences from index d up to, not including, index
-d + 1; D is one more than the documents. megatron-core: `datasets/indexed_dataset.py`, whose own
-writer keeps Python lists of all sequences.
+then S sequence lengths (int32, in tokens), S sequence pointers (int64, in bytes of the .bin file)
+and D document indices (int64). Document d has the sequences from index d up to, not including,
+index d + 1; D is one more than the documents. megatron-core: `datasets/indexed_dataset.py`, whose
+own writer keeps Python lists of all sequences.
 """
 
 from __future__ import annotations
@@ -150,7 +150,8 @@ def check_arrays(index: Index) -> None:
 def empty_documents(index: Index) -> Iterator[int]:
     """Documents without tokens, in order.
 
-    Megatron-LM writes empty text as a document without sequences; a sequence may also have length 0.
+    Megatron-LM writes empty text as a document without sequences; other files have sequences of
+    length 0.
     """
     pointers_end = index.bin_bytes
     for start, entries in _blocks(index.document_indices[:-1]):

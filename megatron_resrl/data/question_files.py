@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import glob
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,7 +95,7 @@ def resolve_files(
         own = {"path": entry} if isinstance(entry, str) else dict(entry)
         path, name = own.pop("path"), own.pop("name", None)
         further = {key: own.pop(key) for key in own_keys if key in own}
-        found = _expanded(path)
+        found = expanded(path)
         if not found:
             problems.append(_no_file(setting, path))
         elif name is not None and len(found) > 1:
@@ -117,6 +117,23 @@ def kind_of(path: str | Path) -> str | None:
             name = name.removesuffix(compression)
             return next((kind for kind in KINDS[:2] if name.endswith(kind)), None)
     return next((kind for kind in KINDS if name.endswith(kind)), None)
+
+
+def expanded(path: str, known: Callable[[str | Path], str | None] = kind_of) -> list[str]:
+    """The files that a path names, sorted: itself, those in a folder, or those of a pattern.
+
+    Args:
+        path: May be of no file, and is returned all the same if it is no pattern.
+        known: The kind of a file; those without one are left out of folders and patterns.
+    """
+    if Path(path).is_dir():
+        inside = (each for each in Path(path).iterdir() if not each.name.startswith("."))
+        return sorted(str(each) for each in inside if each.is_file() and known(each))
+    if not _PATTERN.search(path) or Path(path).exists():
+        return [path]
+    return sorted(
+        each for each in glob.glob(path, recursive=True) if Path(each).is_file() and known(each)
+    )
 
 
 def set_name(path: str | Path) -> str:
@@ -156,18 +173,6 @@ def _malformed(setting: str, entry: Any, own_keys: Collection[str]) -> Iterator[
             yield Problem(setting, entry, f"answer_pattern {value!r}: {wrong[0]}", wrong[1])
     if not entry.get("path"):
         yield Problem(setting, entry, "it has no path", "give {path: FILE, prompt_key: COLUMN}")
-
-
-def _expanded(path: str) -> list[str]:
-    """The files that a path names; the path itself if there is no such thing."""
-    if Path(path).is_dir():
-        inside = (each for each in Path(path).iterdir() if not each.name.startswith("."))
-        return sorted(str(each) for each in inside if each.is_file() and kind_of(each))
-    if not _PATTERN.search(path) or Path(path).exists():
-        return [path]
-    return sorted(
-        each for each in glob.glob(path, recursive=True) if Path(each).is_file() and kind_of(each)
-    )
 
 
 def _no_file(setting: str, path: str) -> Problem:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import io
 import json
@@ -22,6 +21,7 @@ ABSENT = object()
 
 _SHOWN_CHARACTERS = 60
 """Of a value in an error message."""
+_EXAMPLE = '{"prompt": "...", "answer": "..."}'
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -129,6 +129,44 @@ def check_text(value: Any, where: str) -> None:
             check_text(item, where)
 
 
+def parsed_line(line: bytes, where: str, example: str = _EXAMPLE) -> dict[str, Any] | None:
+    """The object on a line of a .jsonl file; None if the line is blank.
+
+    Args:
+        line: With or without its end.
+        where: File and line, for messages.
+        example: What a message shows of an object.
+
+    Raises:
+        InputError: It is anything else.
+    """
+    text = decoded(line, where).strip()
+    return _object(_json(text, where), where, "one object per line", example) if text else None
+
+
+def decoded(data: bytes, where: str) -> str:
+    """UTF-8 as text, without the mark that some editors put first.
+
+    Raises:
+        InputError: It is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where}: it is not UTF-8 ({error})") from None
+
+
+def decompressed(raw: BinaryIO, path: Path) -> BinaryIO | io.BufferedReader:
+    """What an open file holds, decompressed if its name ends in .gz or .zst."""
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return io.BufferedReader(gzip.GzipFile(fileobj=raw))
+    if suffix == ".zst":
+        stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(raw, mode="r"), "zstd")
+        return io.BufferedReader(stream)
+    return raw
+
+
 def kind_in_words(value: Any) -> str:
     """The kind of a JSON value."""
     names = {dict: "JSON object", list: "list", str: "text", bool: "truth value"}
@@ -141,33 +179,19 @@ def shortened(value: Any) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}..."
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO | gzip.GzipFile]:
-    suffix = path.suffix.lower()
-    if suffix == ".gz":
-        with gzip.open(path, "rb") as file:
-            yield file
-    elif suffix == ".zst":
-        with pyarrow.CompressedInputStream(pyarrow.OSFile(str(path)), "zstd") as stream:
-            yield io.BufferedReader(stream)
-    else:
-        with path.open("rb") as file:
-            yield file
-
-
 def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _opened(path) as file:
+    with path.open("rb") as raw:
         # Lines end at \n alone: JSON text may hold what else ends lines, U+2028 for one.
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(decompressed(raw, path), start=1):
             where = f"{path}, line {number}"
-            if text := _decoded(line, where):
-                yield where, _object(_json(text, where), where, "one object per line")
+            if (row := parsed_line(line, where)) is not None:
+                yield where, row
 
 
 def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with _opened(path) as file:
-        content = file.read()
-    text = _decoded(content, str(path))
+    with path.open("rb") as raw:
+        content = decompressed(raw, path).read()
+    text = decoded(content, str(path)).strip()
     if not text.startswith("["):
         try:
             json.loads(text)
@@ -185,13 +209,6 @@ def _read_json(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         yield where, _object(row, where, "a list of objects")
 
 
-def _decoded(data: bytes, where: str) -> str:
-    try:
-        return data.decode("utf-8-sig").strip()
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: it is not UTF-8 ({error})") from None
-
-
 def _json(text: str, where: str) -> Any:
     try:
         return json.loads(text)
@@ -205,12 +222,9 @@ def _json(text: str, where: str) -> Any:
         raise InputError(f"{where}: its JSON cannot be read ({error})") from None
 
 
-def _object(row: Any, where: str, right: str) -> dict[str, Any]:
+def _object(row: Any, where: str, right: str, example: str = _EXAMPLE) -> dict[str, Any]:
     if not isinstance(row, dict):
-        raise InputError(
-            f"{where}: it is a {kind_in_words(row)}; give {right}, "
-            'e.g. {"prompt": "...", "answer": "..."}'
-        )
+        raise InputError(f"{where}: it is a {kind_in_words(row)}; give {right}, e.g. {example}")
     return row
 
 

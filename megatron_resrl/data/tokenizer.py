@@ -33,7 +33,19 @@ def load_tokenizer(model: ModelConfig) -> Any:
         SettingError: The directory holds no tokenizer that the installed libraries can read.
     """
     setting = "model.tokenizer_path" if model.tokenizer_path else "model.path"
-    path = model.tokenizer_path or model.path
+    return read_tokenizer(setting, model.tokenizer_path or model.path)
+
+
+def read_tokenizer(setting: str, path: str) -> Any:
+    """Reads the tokenizer of a model's directory.
+
+    Args:
+        setting: For messages.
+        path: Its value; see `find_model` for what it may be.
+
+    Raises:
+        SettingError: The directory holds no tokenizer that the installed libraries can read.
+    """
     files = find_model(path).files
     try:
         return AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)

@@ -135,3 +135,58 @@ class _Bar:
             parts = [self._headline, describe(phases.current())]
             self._tqdm.set_postfix_str(", ".join(filter(None, parts)), refresh=True)
             last_output.touch()
+
+
+class ByteProgress:
+    """Bytes done of all: a bar on a terminal, and a plain line now and then anywhere else.
+
+    Args:
+        total: Bytes of the whole work.
+        start: Bytes already done.
+        every_s: Seconds between two lines.
+        stream: Where to write; default: standard error.
+    """
+
+    def __init__(
+        self, total: int, *, start: int = 0, every_s: float = 10.0, stream: TextIO | None = None
+    ) -> None:
+        self._total, self._start, self._every_s = total, start, every_s
+        self._stream = stream or sys.stderr
+        self._began = self._written = time.monotonic()
+        self._tqdm = None
+        if _has_columns(self._stream):
+            self._tqdm = tqdm(
+                total=total,
+                initial=start,
+                file=self._stream,
+                unit="B",
+                unit_scale=True,
+                dynamic_ncols=True,
+            )
+
+    def update(self, done: int, headline: str) -> None:
+        """Reports that `done` bytes of all are done; `headline` says more of them."""
+        if self._tqdm is not None:
+            self._tqdm.set_postfix_str(headline, refresh=False)
+            self._tqdm.update(done - self._tqdm.n)
+            return
+        now = time.monotonic()
+        if now - self._written < self._every_s:
+            return
+        self._written = now
+        left = (self._total - done) * (now - self._began) / max(done - self._start, 1)
+        share = f"{100 * done / max(self._total, 1):.1f}%"
+        parts = (share, headline, f"{tqdm.format_interval(left)} left")
+        print("  ".join(parts), file=self._stream, flush=True)
+
+    def message(self, text: str) -> None:
+        """Writes a line without tearing the bar apart."""
+        if self._tqdm is not None:
+            self._tqdm.write(text, file=self._stream)
+        else:
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        """Leaves the finished bar on the terminal."""
+        if self._tqdm is not None:
+            self._tqdm.close()

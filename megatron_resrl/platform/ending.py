@@ -1,11 +1,13 @@
-"""Ends the process even if its clean-up hangs."""
+"""How a process ends: with its parent, and even if its clean-up hangs."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import faulthandler
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -18,8 +20,16 @@ from megatron_resrl.errors import InputError, RunError, exit_status
 ENDING_S = 20.0
 """Seconds that closing connections, helper processes and threads may take."""
 
+_PR_SET_PDEATHSIG = 1
+"""From Linux's sys/prctl.h: which signal a process gets when its parent has died."""
 _FLUSH_S = 2.0
 """Seconds for the last output: its reader may hang as well."""
+
+
+def end_with_parent() -> None:
+    """Lets the kernel kill this process when the thread that started it ends; on Linux only."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Deadline:

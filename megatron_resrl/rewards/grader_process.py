@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import io
 import math
 import os
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from megatron_resrl.platform.ending import end_with_parent
 from megatron_resrl.rewards.registry import Reward, load_reward, user_folder
 
 SHOWN_CHARACTERS = 600
@@ -22,9 +22,6 @@ SHOWN_CHARACTERS = 600
 
 LARGEST_LOG = 16 * 2**20
 """Bytes of a log, after which what reward functions print is dropped."""
-
-PR_SET_PDEATHSIG = 1
-"""From Linux's sys/prctl.h: which signal a process gets when its parent has died."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +70,8 @@ def start_worker(
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     # A Python handler, such as the pool's, would wait for the end of a hanging C function.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if sys.platform == "linux":
-        # Idle processes notice when a killed trainer is gone; one that hangs needs the kernel.
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    # Idle processes notice when a killed trainer is gone; one that hangs needs the kernel.
+    end_with_parent()
     if log is not None:
         _redirect(log)
     if folder := user_folder(function_name):

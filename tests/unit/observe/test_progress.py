@@ -10,7 +10,7 @@ import re
 import struct
 import termios
 
-from megatron_resrl.observe.progress import Progress
+from megatron_resrl.observe.progress import ByteProgress, Progress
 
 
 def test_progress_writes_one_plain_line_per_step_to_a_file() -> None:
@@ -76,3 +76,17 @@ def test_progress_leaves_startup_time_out_of_the_time_left(monkeypatch) -> None:
     now[0] += 10
     progress.update(1, "reward 0.500")
     assert "10.0 s/step  00:20 left" in stream.getvalue()
+
+
+def test_byte_progress_writes_lines_now_and_then_to_a_file() -> None:
+    stream = io.StringIO()
+    rare = ByteProgress(1000, stream=stream)
+    rare.update(10, "1 document")
+    assert stream.getvalue() == ""
+    progress = ByteProgress(1000, start=200, every_s=0, stream=stream)
+    progress.update(400, "7 documents")
+    progress.message("one left out")
+    progress.close()
+    lines = stream.getvalue().splitlines()
+    assert re.fullmatch(r"40\.0%  7 documents  \d\d:\d\d left", lines[0])
+    assert lines[1:] == ["one left out"]
