@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import re
 import sys
 from collections.abc import Callable, Collection, Sequence
 from types import UnionType
@@ -58,25 +57,25 @@ def _is_list(kind: Any) -> bool:
 def _plain(words: Sequence[str], *, switches: Collection[str], lists: Collection[str]) -> list[str]:
     """A command line as jsonargparse wants it: underscores, values of switches, lists as JSON."""
     plain: list[str] = []
-    rest = [re.sub(r"^--[\w-]+", lambda found: _underscored(found[0]), word) for word in words]
-    while rest:
-        word, name = rest[0], rest[0].removeprefix("--")
-        # How many of the next words are values, and not options.
-        values = next(
-            (n for n, each in enumerate(rest[1:]) if each.startswith("--")), len(rest) - 1
-        )
-        if name in switches and values == 0:
-            plain.append(f"{word}=true")
+    for name, values in _options(words):
+        if name in switches and not values:
+            plain.append(f"--{name}=true")
         elif name in lists and values:
-            plain.append(f"{word}={json.dumps(rest[1 : values + 1])}")
-            rest = rest[values:]
-        elif (parts := word.split("=", 1))[0].removeprefix("--") in lists and len(parts) == 2:
-            plain.append(f"{parts[0]}={json.dumps([parts[1]])}")
+            plain.append(f"--{name}={json.dumps(values)}")
+        elif name and values:
+            plain += [f"--{name}={values[0]}", *values[1:]]
         else:
-            plain.append(word)
-        rest = rest[1:]
+            plain += [f"--{name}"] * bool(name) + values
     return plain
 
 
-def _underscored(option: str) -> str:
-    return "--" + option[2:].replace("-", "_")
+def _options(words: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """Each option's name with underscores, and the words up to the next; first those before any."""
+    options: list[tuple[str, list[str]]] = [("", [])]
+    for word in words:
+        if word.startswith("--"):
+            name, equals, value = word.removeprefix("--").partition("=")
+            options.append((name.replace("-", "_"), [value] if equals else []))
+        else:
+            options[-1][1].append(word)
+    return options

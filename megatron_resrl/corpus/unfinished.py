@@ -3,6 +3,7 @@
     <prefix>.incomplete/tokens.bin     token ids so far, in the order of the input
     <prefix>.incomplete/lengths        int32, tokens of each document so far
     <prefix>.incomplete/state.json     how much of both files counts, and where the input goes on
+    <prefix>.incomplete/lock           locked by the process that writes
 
 A save brings both files to the disk before state.json is replaced; what a killed process wrote
 after its last save is cut off. Finished files get their names last, the manifest after them.
