@@ -11,7 +11,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from jsonargparse import ArgumentParser
 
-from megatron_resrl.errors import UNUSABLE, InputError, RunError
+from megatron_resrl.errors import InputError, RunError, exit_status
 
 
 def run_function(function: Callable[..., object], arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +42,10 @@ def run_function(function: Callable[..., object], arguments: Sequence[str] | Non
         returned = function(**options.as_dict())
     except (InputError, RunError) as error:
         print(error, file=sys.stderr)
-        return UNUSABLE
+        return exit_status(error)
+    except KeyboardInterrupt as error:
+        print("interrupted", file=sys.stderr)
+        return exit_status(error)
     print(returned)
     return 0
 

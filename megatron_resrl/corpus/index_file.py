@@ -9,6 +9,7 @@ own writer keeps Python lists of all sequences.
 
 from __future__ import annotations
 
+import os
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -190,6 +191,8 @@ def write_index(path: Path, dtype: Any, lengths: numpy.ndarray) -> None:
         for start in range(0, count + 1, _BLOCK):
             stop = min(start + _BLOCK, count + 1)
             file.write(numpy.arange(start, stop, dtype=_OFFSET).tobytes())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _token_dtype(path: Path, code: int) -> numpy.dtype:

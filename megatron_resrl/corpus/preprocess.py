@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import json
 import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -247,7 +248,7 @@ def _worker_count(workers: int | None) -> int:
 
 def _encoded(
     shards: Iterator[Shard], tokenizer: Any, form: DocumentFormat, dtype: numpy.dtype, workers: int
-) -> Iterator[tuple[Shard, EncodedShard]]:
+) -> Generator[tuple[Shard, EncodedShard], None, None]:
     """Encodes shards in processes; yields them in their order, with few of them in memory."""
     # Forked, so that no process has to import and load the tokenizer again; this one has no
     # threads yet, because nothing has been read or tokenized.
@@ -277,25 +278,24 @@ def _encoded(
 
 def _write(
     unfinished: UnfinishedFiles,
-    results: Iterator[tuple[Shard, EncodedShard]],
+    results: Generator[tuple[Shard, EncodedShard], None, None],
     files: Sequence[Path],
 ) -> None:
     began, earlier = time.monotonic(), unfinished.state.counts
     total = sum(file.stat().st_size for file in files)
     progress: ByteProgress | None = None
-    try:
+    with contextlib.closing(results), contextlib.ExitStack() as stack:
         for shard, encoded in results:
             unfinished.append(shard, encoded)
-            progress = progress or ByteProgress(total, start=shard.disk_bytes)
+            if progress is None:
+                progress = ByteProgress(total, start=shard.disk_bytes)
+                stack.callback(progress.close)
             for complaint in encoded.complaints:
                 progress.message(f"left out: {complaint}")
             counts = unfinished.state.counts
             speed = (counts.text_bytes - earlier.text_bytes) / (time.monotonic() - began) / 1e6
             headline = f"{counts.documents:,} documents, {counts.tokens:,} tokens, {speed:.1f} MB/s"
             progress.update(shard.disk_bytes, headline)
-    finally:
-        if progress is not None:
-            progress.close()
 
 
 def _check_content(prefix: Path, counts: Counts, vocab_size: int) -> int:

@@ -93,6 +93,10 @@ class UnfinishedFiles(contextlib.AbstractContextManager):
         return self
 
     def __exit__(self, *_: object) -> None:
+        if not self._tokens.closed:
+            # Nothing is lost when the command ends with an error; unless the disk is the error.
+            with contextlib.suppress(OSError):
+                self._save()
         self._files.close()
 
     def append(self, shard: Shard, encoded: EncodedShard) -> None:

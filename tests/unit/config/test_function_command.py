@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 
 from megatron_resrl.config.function_command import run_function
@@ -24,6 +26,8 @@ def show(
         count: A number.
         force: A switch.
     """
+    if count > 9:
+        raise KeyboardInterrupt
     if count < 0:
         raise InputError(f"--count is {count}; it must be at least 0")
     return repr((input, out_path, more, count, force))
@@ -52,6 +56,10 @@ def test_run_function_understands_options(
 def test_run_function_ends_with_the_error_alone(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_function(show, ["--input", "a", "--out-path", "c", "--count=-1"]) == UNUSABLE
     assert capsys.readouterr() == ("", "--count is -1; it must be at least 0\n")
+    assert (
+        run_function(show, ["--input", "a", "--out-path", "c", "--count=10"]) == 128 + signal.SIGINT
+    )
+    assert capsys.readouterr() == ("", "interrupted\n")
     with pytest.raises(SystemExit) as ended:
         run_function(show, ["--input", "a", "--wrong"])
     assert ended.value.code == UNUSABLE

@@ -240,15 +240,21 @@ def test_preprocess_begins_documents_with_bos_if_asked(tmp_path: Path, tokenizer
 
 
 def test_preprocess_drops_unreadable_documents_if_asked(
-    tmp_path: Path, tokenizer: Path, expected: Path, capfd: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    tokenizer: Path,
+    expected: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.setattr(text_files, "SHARD_BYTES", 2000)  # Saved when the command ends.
     write_input(tmp_path)
     with (tmp_path / "a.jsonl").open("a") as file:
         file.write("{broken\n")
     with pytest.raises(InputError, match=r"line 151: it is not JSON.*--unreadable drop"):
         run(tmp_path, tokenizer, workers=1)
-    # What was finished before counts: the two ways differ in nothing else.
+    # The finished shards count: the two ways differ in nothing else.
     report = run(tmp_path, tokenizer, workers=1, unreadable="drop")
+    assert report.resumed > 0
     assert report.counts.unreadable == read_manifest(report.prefix).unreadable_documents == 1
     assert same_bytes(Path(report.prefix), expected)
     assert "left out: " in capfd.readouterr().err
