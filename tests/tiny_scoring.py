@@ -15,13 +15,13 @@ from megatron_resrl.weights.hugging_face import export_weights
 VOCABULARY = 131
 
 
-def write_llama(folder: Path, hidden_size: int = 64) -> Path:
-    """Saves a random Llama of two layers and four heads, whose matrices FP8 products can take."""
+def write_llama(folder: Path, hidden_size: int = 64, layers: int = 2) -> Path:
+    """Saves a random Llama of four heads, whose matrices FP8 products can take."""
     torch.manual_seed(0)
     config = LlamaConfig(
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         vocab_size=VOCABULARY,

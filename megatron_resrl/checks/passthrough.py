@@ -29,12 +29,19 @@ _MODEL = (
     "recompute_method",
     "recompute_num_layers",
 )
+_PRECISION = (
+    "fp8",
+    "fp8_recipe",
+    "num_layers_at_start_in_bf16",
+    "num_layers_at_end_in_bf16",
+)
 _ADAM = ("lr", "min_lr", "weight_decay", "adam_beta1", "adam_beta2", "adam_eps", "clip_grad")
 
 OWN_SETTINGS: dict[str, dict[str, str]] = {
     "model.megatron": {name: f"parallel.{name}" for name in _PARALLEL}
     | {name: f"model.{name}" for name in _MODEL}
-    | {name: f"precision.{name}" for name in ("fp8", "fp8_recipe")}
+    | {name: f"precision.{name}" for name in _PRECISION}
+    | {"first_last_layers_bf16": "precision.num_layers_at_start_in_bf16"}
     | {"pipeline_dtype": "precision.params_dtype"}
     | {"deterministic_mode": "precision.deterministic"}
     | _DTYPE,

@@ -86,6 +86,11 @@ class PrecisionConfig:
     """FP8 matrix multiplications through Transformer Engine (needs CUDA); None: off."""
     fp8_recipe: Literal["delayed", "tensorwise", "blockwise", "mxfp8"] = "tensorwise"
     """Scaling recipe of Transformer Engine; mxfp8 needs Blackwell."""
+    num_layers_at_start_in_bf16: Annotated[int, at_least(0)] = 0
+    """First layers of the model that stay in `params_dtype` while the others compute in FP8
+    (megatron-core's `first_last_layers_bf16`); not with the delayed recipe."""
+    num_layers_at_end_in_bf16: Annotated[int, at_least(0)] = 0
+    """Likewise the last layers."""
     deterministic: bool = False
     """Use only algorithms that compute the same bits each time (torch's, NCCL's, cuBLAS's and
     Transformer Engine's switches; megatron-core's `deterministic_mode`). A run that is resumed then

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_resrl.checks.facts import Facts, gather_facts
-from megatron_resrl.checks.precision import check_fp8_generation
+from megatron_resrl.checks.fp8 import check_fp8_device
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.forecast import Forecast, Job, forecast
@@ -50,7 +50,7 @@ def run_plan(recipe: Recipe, options: PlanOptions) -> int:
     facts, problems = gather_facts(recipe, options.world_size, "cuda")
     problems += [
         dataclasses.replace(problem, kind="recipe")
-        for problem in check_fp8_generation(recipe.precision, gpu.capability, f"--gpu {gpu.name}")
+        for problem in check_fp8_device(recipe.precision, gpu.capability, f"--gpu {gpu.name}")
     ]
     if problems:
         raise RecipeError(problems)

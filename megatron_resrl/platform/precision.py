@@ -45,5 +45,12 @@ def transformer_precision(precision: PrecisionConfig) -> dict[str, Any]:
                 f"precision.fp8 is {precision.fp8!r}, which needs Transformer Engine; "
                 "install the `te` extra on a machine with CUDA, or set precision.fp8 to null"
             )
-        fields |= {"fp8": precision.fp8, "fp8_recipe": precision.fp8_recipe}
+        start, end = precision.num_layers_at_start_in_bf16, precision.num_layers_at_end_in_bf16
+        fields |= {
+            "fp8": precision.fp8,
+            "fp8_recipe": precision.fp8_recipe,
+            "first_last_layers_bf16": start + end > 0,
+            "num_layers_at_start_in_bf16": start,
+            "num_layers_at_end_in_bf16": end,
+        }
     return fields

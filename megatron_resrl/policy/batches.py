@@ -7,7 +7,6 @@ response; in a micro-batch b rows of s positions, n response tokens.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -137,6 +136,9 @@ class MicroBatch:
     packed_lengths: tuple[int, ...] | None = None
     """Padded lengths of the whole packed sequences, in order; they may end with one of nothing but
     padding. None: not packed."""
+    padding: Tensor | None = None
+    """[b, s] bool: positions that hold no token of a sequence. None: there are none, or the model
+    need not know."""
     original: MicroBatch | None = None
     """The same on the CPU, if this one was moved."""
 
@@ -152,37 +154,10 @@ class MicroBatch:
         flat = on_device(torch.cat([each.flatten() for each in fields.values()]), device)
         parts = flat.split([each.numel() for each in fields.values()])
         moved = {
-            name: part.view_as(each)
+            name: part.view_as(each).to(each.dtype)
             for (name, each), part in zip(fields.items(), parts, strict=True)
         }
         return dataclasses.replace(self, **moved, original=self.host)
-
-
-_FP8_TOKENS = {"delayed": 16, "tensorwise": 16, "blockwise": 16, "mxfp8": 32}
-"""FP8 recipe -> tokens of a rank that its matrix products take a multiple of."""
-_BLOCK_TOKENS = 128
-"""Of the blockwise recipe's blocks: whole ones only can be gathered in FP8."""
-
-
-def length_alignment(
-    *,
-    sequence_parallel_size: int = 1,
-    context_parallel_size: int = 1,
-    fp8_recipe: str | None = None,
-) -> int:
-    """What padded lengths must be a multiple of.
-
-    Args:
-        sequence_parallel_size: Tensor-parallel ranks that share tokens out; 1 without sequence
-            parallelism.
-        context_parallel_size: Ranks that share sequences out, two pieces each.
-        fp8_recipe: Of Transformer Engine; None: no FP8.
-    """
-    pieces = 2 if context_parallel_size > 1 else 1
-    tokens = 1 if fp8_recipe is None else _FP8_TOKENS[fp8_recipe]
-    if fp8_recipe == "blockwise" and sequence_parallel_size > 1:
-        tokens = _BLOCK_TOKENS
-    return context_parallel_size * math.lcm(pieces, sequence_parallel_size * tokens)
 
 
 def zigzag_positions(length: int, rank: int, size: int) -> Tensor:
@@ -230,7 +205,7 @@ def make_micro_batches(
         batch: Of this data-parallel rank, on the CPU.
         parts: The rows of each micro-batch, see `parts_in_order`. None at all give one micro-batch
             without response tokens.
-        length_multiple: Padded lengths are multiples of it, see `length_alignment`.
+        length_multiple: Padded lengths are multiples of it, see `alignment`.
         packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
             only, instead of below each other.
         uniform: Give all micro-batches one shape (the interleaved schedule needs it).
@@ -316,6 +291,7 @@ class _Share:
         """Puts rows at (row of the batch, line, first local position, whole length)."""
         # Token 0 fills the tails: causal attention keeps it from being seen.
         tokens = torch.zeros_like(position_ids)
+        padding = torch.ones_like(position_ids, dtype=torch.bool)
         lines = len(tokens)
         columns: list[list[Tensor]] = [[], [], [], []]
         for row, line, start, length in places:
@@ -327,6 +303,7 @@ class _Share:
             local = self._positions(length)
             real = (local < len(fed)).nonzero().flatten()
             tokens[line, start + real] = fed[local[real]]
+            padding[line, start + real] = False
             # The state at position t predicts the token at t + 1: response token t + 1 - prompt.
             target = local - (prompt - 1)
             predicting = ((target >= 0) & (target < response)).nonzero().flatten()
@@ -349,4 +326,5 @@ class _Share:
             sequence_index=sequence_index,
             response_position=response_position,
             sequences=part,
+            padding=padding if padding.any() else None,
         )

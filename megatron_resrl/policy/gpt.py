@@ -29,6 +29,48 @@ class PolicyModel(GPTModel):
     logits of a batch never exist at once. Cached decoding still returns logits.
     """
 
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        position_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        *,
+        padding: torch.Tensor | None = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """megatron-core's forward, in which padding can be kept at zero.
+
+        FP8 takes its scales from the largest numbers of all rows of a matrix. Rows of zeros add
+        nothing to them: the embeddings of padding are set to zero here, its attention in
+        `layer_spec.zero_at_padding`, and the other modules of a layer map zeros to zeros.
+
+        Args:
+            input_ids: [b, s] int64.
+            position_ids: [b, s] int64.
+            attention_mask: [b, 1, q, k] bool of cached decoding, else None.
+            padding: [b, s] bool, True at positions without a token; None: treat all alike.
+            **kwargs: megatron-core's.
+
+        Returns:
+            [s, b, h], or [s / TP, b, h] under sequence parallelism.
+        """
+        if padding is not None:
+            if self.pre_process:
+                kwargs["decoder_input"] = self._embed_tokens(input_ids, position_ids, padding)
+            attention_mask = padding
+        return super().forward(input_ids, position_ids, attention_mask, **kwargs)
+
+    def _embed_tokens(
+        self, input_ids: torch.Tensor, position_ids: torch.Tensor, padding: torch.Tensor
+    ) -> torch.Tensor:
+        """Embeddings with zeros at padding; this rank's slice under sequence parallelism."""
+        embedded = self.embedding(input_ids=input_ids, position_ids=position_ids)
+        padding = padding.T.unsqueeze(-1)  # [b, s] -> [s, b, 1]
+        if self.config.sequence_parallel:
+            group = self.pg_collection.tp
+            padding = padding.chunk(group.size())[group.rank()]
+        return embedded.masked_fill(padding, 0)
+
     def _postprocess(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         if kwargs.get("inference_context") is not None:
             return super()._postprocess(hidden_states, *args, **kwargs)

@@ -68,6 +68,41 @@ def with_norm_after(linear: type[torch.nn.Module], norm: type[torch.nn.Module]) 
     return Normalised
 
 
+@functools.cache
+def zero_at_padding(core_attention: type[torch.nn.Module]) -> type:
+    """Attention whose result is zero at padding, where the mask says which positions are padding.
+
+    Queries of padding attend to the tokens before them. Without this their results would enter the
+    scales of FP8, see `PolicyModel.forward`.
+
+    Args:
+        core_attention: megatron-core's class for Transformer Engine, or ours.
+
+    Returns:
+        A subclass, whose `attention_mask` may be `MicroBatch.padding`.
+    """
+
+    class ZeroAtPadding(core_attention):  # type: ignore[valid-type,misc]  # A base known when it runs.
+        def forward(
+            self,
+            query: torch.Tensor,
+            key: torch.Tensor,
+            value: torch.Tensor,
+            attention_mask: torch.Tensor | None,
+            *args: Any,
+            **kwargs: Any,
+        ) -> torch.Tensor:
+            if attention_mask is None or attention_mask.dim() != 2:  # [b, 1, q, k]: decoding.
+                return super().forward(query, key, value, attention_mask, *args, **kwargs)
+            attended = super().forward(query, key, value, None, *args, **kwargs)
+            # [b, s] -> [s, b, 1], or [s, 1] of packed sequences.
+            padding = attention_mask.T.reshape(*attended.shape[:-1], 1)
+            return attended.masked_fill(padding, 0)
+
+    ZeroAtPadding.__name__ = ZeroAtPadding.__qualname__ = f"ZeroAtPadding{core_attention.__name__}"
+    return ZeroAtPadding
+
+
 def uses_transformer_engine() -> bool:
     """Whether layers are Transformer Engine's: on CUDA, where it is installed."""
     from megatron.core.fp8_utils import HAVE_TE
@@ -108,6 +143,9 @@ def decoder_spec(
         if config.window_size is not None:
             # One kernel on all devices: the one whose windows are compared with transformers.
             layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+        if config.fp8:
+            attention = layer.submodules.self_attention.submodules
+            attention.core_attention = zero_at_padding(attention.core_attention)
         if norms_after_blocks:
             _add_norms_after_blocks(layer.submodules, engine=engine)
     if not engine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -27,10 +28,10 @@ from megatron_resrl.config.schema import (
     PrecisionConfig,
 )
 from megatron_resrl.platform.distributed import device, max_over_ranks, on_device
+from megatron_resrl.policy.alignment import alignment
 from megatron_resrl.policy.batches import (
     MicroBatch,
     TokenBatch,
-    length_alignment,
     make_micro_batches,
     parts_in_order,
 )
@@ -213,19 +214,22 @@ class Policy:
         micro_batches = make_micro_batches(
             batch,
             parts,
-            length_multiple=length_alignment(
+            length_multiple=alignment(
                 sequence_parallel_size=(
                     config.tensor_model_parallel_size if config.sequence_parallel else 1
                 ),
                 context_parallel_size=config.context_parallel_size,
                 fp8_recipe=config.fp8_recipe if config.fp8 else None,
-            ),
+            ).length,
             packed=self.sequence_packing,
             uniform=interleaved,
             count_multiple=math.ceil(count / stages) * stages if interleaved else count,
             context_parallel_rank=parallel_state.get_context_parallel_rank(),
             context_parallel_size=config.context_parallel_size,
         )
+        if not config.fp8:
+            # Only FP8, whose scales are those of tokens, need know what is padding.
+            micro_batches = [dataclasses.replace(each, padding=None) for each in micro_batches]
         return [micro_batch.to(device()) for micro_batch in micro_batches]
 
     def score(

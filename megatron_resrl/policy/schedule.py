@@ -56,6 +56,7 @@ def run_pipeline(
             input_ids=batch.tokens,
             position_ids=batch.position_ids,
             attention_mask=None,
+            padding=batch.padding,
             packed_seq_params=_packed_sequences(batch),
         )
         if after_forward is not None:

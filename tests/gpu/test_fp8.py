@@ -9,7 +9,7 @@ from tiny_scoring import SEQUENCES, draw, reference, score, update
 
 pytestmark = pytest.mark.gpu
 
-SCALINGS = ("tensorwise", "delayed", "blockwise")
+SCALINGS = ("tensorwise", "delayed", "blockwise", "mxfp8")
 LARGEST = 0.2
 """Of log-probabilities, from fp32; 0.08 with emulated products, 0.02 in the mean."""
 KERNELS = 0.02
@@ -25,26 +25,25 @@ def needs_engine(engine: bool) -> None:
         pytest.skip("FP8 needs Transformer Engine")
 
 
-def fp8(scaling: str, cuda: bool) -> tuple[str, str]:
+def fp8(scaling: str) -> tuple[str, str]:
     """Settings; skips what this machine cannot do."""
-    if scaling == "blockwise":
-        if not cuda:
-            pytest.skip("products of scaled blocks are not answered on a CPU")
-        from transformer_engine.pytorch.quantization import FP8GlobalStateManager
+    from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
-        possible, reason = FP8GlobalStateManager.is_fp8_block_scaling_available()
-        if not possible:
-            pytest.skip(reason)
+    available = {
+        "blockwise": FP8GlobalStateManager.is_fp8_block_scaling_available,
+        "mxfp8": FP8GlobalStateManager.is_mxfp8_available,
+    }
+    possible, reason = available.get(scaling, FP8GlobalStateManager.is_fp8_available)()
+    if not possible:
+        pytest.skip(reason)
     return ("--precision.fp8=hybrid", f"--precision.fp8_recipe={scaling}")
 
 
 @pytest.mark.parametrize("packed", [False, True], ids=["padded", "packed"])
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_fp8_trains_near_bf16(
-    build, llama, cuda: bool, measured: Measured, scaling: str, packed: bool
-) -> None:
+def test_fp8_trains_near_bf16(build, llama, measured: Measured, scaling: str, packed: bool) -> None:
     packing = f"--algorithm.sequence_packing={str(packed).lower()}"
-    policy, bf16 = build(*fp8(scaling, cuda), packing), build(packing)
+    policy, bf16 = build(*fp8(scaling), packing), build(packing)
     wanted = reference(llama, policy, SEQUENCES)
     scored, in_bf16 = score(policy, SEQUENCES), score(bf16, SEQUENCES)
     error = (scored - wanted).abs()
@@ -60,10 +59,8 @@ def test_fp8_trains_near_bf16(
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
-def test_fp8_takes_sequences_of_every_length(
-    build, cuda: bool, measured: Measured, scaling: str
-) -> None:
-    policy = build(*fp8(scaling, cuda))
+def test_fp8_takes_sequences_of_every_length(build, measured: Measured, scaling: str) -> None:
+    policy = build(*fp8(scaling))
     for length in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33):
         scored = score(policy, draw(length, (1, length)))
         assert torch.isfinite(scored).all(), length

@@ -3,18 +3,22 @@
 What is not Transformer Engine's own is kept small:
 
 * Compiled functions are those of this package (`load_engine`).
-* Questions about the device are answered as an H100 would.
+* Questions about the device are answered as an H100 with CUDA 12.9 would; the one for MXFP8 as a
+  B200.
 * Fused attention takes fp32 as well, so that comparisons can be sharp.
 * A request of the ring of context-parallel ranks is waited for once; gloo refuses the second wait,
   which NCCL allows.
+* What NCCL gathers in one call, the scales and data of blocks, gloo gathers one after the other.
 """
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
 import textwrap
 import types
+from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -33,6 +37,7 @@ def install() -> None:
     load_engine(functions, where="on a CPU")
     _name_layouts_and_masks()
     _allow_what_a_cpu_needs()
+    _allow_scales_of_blocks()
     _take_engine_layers()
 
 
@@ -71,6 +76,19 @@ class _Once:
         self._request = None
 
 
+class _Done:
+    """A request that is complete."""
+
+    def wait(self) -> None:
+        pass
+
+
+@contextlib.contextmanager
+def _one_after_the_other() -> Iterator[_Done]:
+    """Collectives in this block run when they are called."""
+    yield _Done()
+
+
 def _allow_what_a_cpu_needs() -> None:
     from transformer_engine.pytorch import distributed
     from transformer_engine.pytorch.attention.dot_product_attention import (
@@ -93,6 +111,18 @@ def _allow_what_a_cpu_needs() -> None:
     TransformerEngineBaseModule.__init__ = construct_as_on_cuda
     _also_fp32(backends, backends.FusedAttention, "forward")
     _also_fp32(utils, utils, "get_attention_backend")
+
+
+def _allow_scales_of_blocks() -> None:
+    from transformer_engine.pytorch import quantization
+
+    quantization.check_fp8_block_scaling_support = lambda: (True, "")
+    quantization.check_mxfp8_support = lambda: (True, "")
+    coalesced = torch.distributed._coalescing_manager
+    # With a device it asks the backend for one call.
+    torch.distributed._coalescing_manager = lambda group=None, device=None, async_ops=False: (
+        coalesced(group, None, async_ops) if device is None else _one_after_the_other()
+    )
 
 
 def _also_fp32(module: Any, owner: Any, name: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from compiled_in_torch.quantization import quantize, shape_of, values_of
+from compiled_in_torch.quantization import is_quantized, quantize, shape_of, values_of
 from megatron_resrl.platform.engine_python.kinds import TORCH_DTYPE, DType
 
 
@@ -37,9 +37,10 @@ def generic_gemm(
     """
     if gelu or any(overlap.get(name) for name in ("comm_overlap", "bulk_overlap")):
         raise NotImplementedError("products with GELU or communication are not answered on a CPU")
-    in_fp8 = hasattr(A, "_scale_inv")
+    in_fp8 = is_quantized(A)
     dtype, leading = A.dtype if not in_fp8 else torch.bfloat16, shape_of(B)[:-1]
-    a, b = values_of(A), values_of(B)
+    # What is summed over lies along the rows of A if it is transposed, and of B if it is not.
+    a, b = values_of(A, columnwise=not transa), values_of(B, columnwise=transb)
     a, b = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
     a = a.t() if transa else a
     b = b.t() if transb else b

@@ -1,4 +1,4 @@
-"""FP8 by whole tensors: rounding to e4m3 or e5m2 with one scale per tensor, and back."""
+"""FP8: rounding to e4m3 or e5m2 with one scale per tensor or per block, and back."""
 
 from __future__ import annotations
 
@@ -7,20 +7,34 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from compiled_in_torch.block_scaling import block_values, is_blockwise, quantize_blocks
 from megatron_resrl.platform.engine_python.kinds import FP8, TORCH_DTYPE, DType
+
+
+def is_quantized(tensor: Any) -> bool:
+    """Whether a tensor is one of Transformer Engine's in FP8."""
+    return hasattr(tensor, "_fp8_dtype")
 
 
 def shape_of(tensor: Any) -> tuple[int, ...]:
     """Of a tensor that may be FP8 and hold nothing but its transpose."""
-    if _is_fp8(tensor) and tensor._data is None:
+    if hasattr(tensor, "_scale_inv") and tensor._data is None:
         return (*tensor._transpose.shape[1:], tensor._transpose.shape[0])
     return tuple(tensor.size())
 
 
-def values_of(tensor: Any) -> torch.Tensor:
-    """The numbers of a tensor that may be FP8."""
-    if not _is_fp8(tensor):
+def values_of(tensor: Any, *, columnwise: bool = False) -> torch.Tensor:
+    """The numbers of a tensor that may be FP8.
+
+    Args:
+        tensor: Transformer Engine's or torch's.
+        columnwise: Those of the copy that products over its columns read, where that copy has other
+            scales.
+    """
+    if not is_quantized(tensor):
         return tensor
+    if is_blockwise(tensor):
+        return block_values(tensor, columnwise=columnwise)
     kind, _ = FP8[tensor._fp8_dtype]
     if tensor._data is not None:
         return tensor._data.view(kind).float() * tensor._scale_inv
@@ -29,25 +43,22 @@ def values_of(tensor: Any) -> torch.Tensor:
 
 
 def quantize(source: torch.Tensor, quantizer: Any, out: Any = None, noop: Any = None) -> Any:
-    """Rounds to FP8 with the scale of this tensor (current scaling) or of the last ones (delayed).
-
-    Raises:
-        NotImplementedError: Scales of blocks.
-    """
+    """Rounds to FP8 with the scale of this tensor (current scaling), of the last ones (delayed), or
+    of each of its blocks."""
+    if out is None:
+        out = quantizer.make_empty(source.shape, dtype=source.dtype, device=source.device)
+    if is_blockwise(out):
+        quantize_blocks(source, quantizer, out)
+        return out
     kind, largest = FP8[quantizer.dtype]
     amax = source.abs().max().float() if source.numel() else torch.zeros(())
-    scaling = type(quantizer).__name__
-    if scaling == "Float8CurrentScalingQuantizer":
+    if type(quantizer).__name__ == "Float8CurrentScalingQuantizer":
         if quantizer.with_amax_reduction:
             dist.all_reduce(amax, dist.ReduceOp.MAX, quantizer.amax_reduction_group)
         quantizer.amax.fill_(amax)
         quantizer.scale.fill_(largest / amax if amax > 0 else 1.0)
-    elif scaling == "Float8Quantizer":
-        quantizer.amax.fill_(torch.maximum(quantizer.amax.max(), amax))
     else:
-        raise NotImplementedError(f"{scaling} is not answered on a CPU")
-    if out is None:
-        out = quantizer.make_empty(source.shape, dtype=source.dtype, device=source.device)
+        quantizer.amax.fill_(torch.maximum(quantizer.amax.max(), amax))
     scaled = (source.float() * quantizer.scale).clamp(-largest, largest)
     data = scaled.to(kind).view(torch.uint8)
     if out._data is not None:
@@ -66,7 +77,8 @@ def dequantize(tensor: Any, dtype: DType) -> torch.Tensor:
 
 def fp8_transpose(data: torch.Tensor, dtype: DType, out: Any = None) -> torch.Tensor:
     """The last dimension first."""
-    return data.permute(-1, *range(data.dim() - 1)).contiguous()
+    turned = data.permute(-1, *range(data.dim() - 1)).contiguous()
+    return turned if out is None else out.copy_(turned)
 
 
 def split_quantize(tensor: torch.Tensor, splits: list[int], quantizers: list[Any]) -> list[Any]:
@@ -98,10 +110,6 @@ def fused_amax_and_scale_update_after_reduction(
         scale.copy_(torch.where((amax > 0) & amax.isfinite(), fresh, scale))
         history.copy_(history.roll(-1, 0))
         history[0].zero_()
-
-
-def _is_fp8(tensor: Any) -> bool:
-    return hasattr(tensor, "_scale_inv")
 
 
 FUNCTIONS = (

@@ -5,9 +5,12 @@ Numbers are those of transformers in fp32 on the same weights.
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from megatron.core.extensions import transformer_engine as wrappers
+from safetensors.torch import load_file
 from tiny_scoring import SEQUENCES, reference, score, update
 from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
@@ -21,6 +24,7 @@ from megatron_resrl.checkpoint.checkpoint import begin_save
 from megatron_resrl.policy.batches import TokenSequence
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
+from megatron_resrl.weights.hugging_face import export_weights
 
 BF16 = 0.01
 """Largest distance of log-probabilities in bf16; 0.004 measured."""
@@ -30,11 +34,14 @@ RECIPES = [
     pytest.param((), id="bf16"),
     *(
         pytest.param((f"--precision.fp8={kind}", f"--precision.fp8_recipe={scaling}"), id=scaling)
-        for kind, scaling in (("hybrid", "tensorwise"), ("hybrid", "delayed"))
+        for kind, scaling in itertools.product(
+            ("hybrid",), ("tensorwise", "delayed", "blockwise", "mxfp8")
+        )
     ),
     pytest.param(("--precision.fp8=e4m3", "--precision.fp8_recipe=tensorwise"), id="e4m3"),
 ]
 IN_FP8 = RECIPES[1:]
+TENSORWISE, DELAYED = IN_FP8[:2]
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +99,17 @@ def test_fp8_decodes_prompts_of_every_length(build, settings) -> None:
 
 
 @pytest.mark.parametrize("settings", IN_FP8)
+def test_fp8_policy_exports_weights_rounded_once_to_bf16(build, model, settings) -> None:
+    policy = build(*settings, "--optimizer.lr=0")
+    update(policy, SEQUENCES)
+    exported = dict(export_weights(policy.modules, policy.hf_config))
+    loaded = load_file(model / "model.safetensors")
+    assert exported.keys() == loaded.keys()
+    for name, weight in exported.items():
+        torch.testing.assert_close(weight, loaded[name].bfloat16(), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("settings", IN_FP8)
 def test_fp8_weights_are_made_anew_in_each_pass(
     build, monkeypatch: pytest.MonkeyPatch, settings
 ) -> None:
@@ -120,8 +138,18 @@ def test_fp8_weights_are_made_anew_in_each_pass(
         calls.clear()
 
 
-@pytest.mark.parametrize("saved", RECIPES)
-@pytest.mark.parametrize("resumed", IN_FP8)
+@pytest.mark.parametrize(
+    ("saved", "resumed"),
+    [
+        pytest.param(*(each.values[0] for each in pair), id="-".join(each.id for each in pair))
+        for pair in [
+            *zip(IN_FP8, IN_FP8, strict=True),
+            *((RECIPES[0], resumed) for resumed in IN_FP8),
+            # Scales that one keeps and the other does not.
+            *((TENSORWISE, DELAYED), (DELAYED, TENSORWISE)),
+        ]
+    ],
+)
 def test_fp8_run_goes_on(build, tmp_path, saved, resumed) -> None:
     policy = build(*saved)
     update(policy, SEQUENCES)

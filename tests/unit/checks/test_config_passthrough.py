@@ -71,6 +71,10 @@ def test_passthrough_names_class_and_match_of_unknown_fields(
         ("--model.megatron.tensor_model_parallel_size=2", "parallel.tensor_model_parallel_size"),
         ("--model.megatron.hidden_dropout=0.1", "model.hidden_dropout"),
         ("--model.megatron.fp8=hybrid", "precision.fp8"),
+        (
+            "--model.megatron.first_last_layers_bf16=true",
+            "precision.num_layers_at_start_in_bf16",
+        ),
         ("--model.megatron.bf16=true", "precision.params_dtype"),
         ("--optimizer.megatron.lr=1", "optimizer.lr"),
         (

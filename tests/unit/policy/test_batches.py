@@ -13,11 +13,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from megatron_resrl.policy.alignment import alignment
 from megatron_resrl.policy.batches import (
     MicroBatch,
     TokenBatch,
     TokenSequence,
-    length_alignment,
     make_micro_batches,
     parts_in_order,
     zigzag_positions,
@@ -42,9 +42,9 @@ Case = tuple[list[TokenSequence], int, int, dict[str, Any]]
 def options(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
     """Context-parallel ranks, and the options that all of them share."""
     ranks = draw(st.sampled_from([1, 2, 4]))
-    aligned = length_alignment(
+    aligned = alignment(
         sequence_parallel_size=draw(st.integers(1, 4)), context_parallel_size=ranks
-    )
+    ).length
     return ranks, {
         "length_multiple": aligned,
         "packed": draw(st.booleans()),
@@ -136,38 +136,9 @@ def test_micro_batch_shapes_keep_what_options_promise(case: Case) -> None:
         assert all(width * ranks < longest + multiple for _, width in shapes[0])
 
 
-RECIPES = (None, "delayed", "tensorwise", "blockwise", "mxfp8")
-
-
-@given(st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), st.sampled_from(RECIPES))
-def test_length_alignment_makes_lengths_that_ranks_share(
-    count: int, sequence_parallel: int, context_parallel: int, fp8_recipe: str | None
-) -> None:
-    length = count * length_alignment(
-        sequence_parallel_size=sequence_parallel,
-        context_parallel_size=context_parallel,
-        fp8_recipe=fp8_recipe,
-    )
-    assert length % (context_parallel * sequence_parallel * (16 if fp8_recipe else 1)) == 0
-    assert context_parallel == 1 or length % (2 * context_parallel) == 0
-    held = [zigzag_positions(length, rank, context_parallel) for rank in range(context_parallel)]
-    assert torch.cat(held).sort().values.tolist() == list(range(length))
-    assert {len(own) for own in held} == {length // context_parallel}
-
-
 def test_zigzag_positions_are_those_of_megatron() -> None:
     held = [zigzag_positions(8, rank, 2).tolist() for rank in range(2)]
     assert held == [[0, 1, 6, 7], [2, 3, 4, 5]]
-
-
-def test_length_alignment_is_1_where_nothing_needs_more() -> None:
-    assert length_alignment() == 1
-    assert length_alignment(sequence_parallel_size=4) == 4
-    assert length_alignment(sequence_parallel_size=2, context_parallel_size=2) == 4
-    assert length_alignment(sequence_parallel_size=2, fp8_recipe="tensorwise") == 32
-    assert length_alignment(fp8_recipe="blockwise") == 16
-    assert length_alignment(sequence_parallel_size=2, fp8_recipe="blockwise") == 256
-    assert length_alignment(sequence_parallel_size=2, fp8_recipe="mxfp8") == 64
 
 
 def test_micro_batches_packed_sequences_count_own_positions() -> None:

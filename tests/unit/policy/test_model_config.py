@@ -183,7 +183,20 @@ def test_model_config_has_the_settings_of_the_model() -> None:
 
 
 @pytest.mark.setting("precision.fp8", "precision.fp8_recipe")
+@pytest.mark.setting("precision.num_layers_at_start_in_bf16")
+@pytest.mark.setting("precision.num_layers_at_end_in_bf16")
 def test_model_config_has_the_settings_of_fp8(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("megatron.core.fp8_utils.HAVE_TE", True)
     fields = transformer_precision(PrecisionConfig(fp8="e4m3", fp8_recipe="delayed"))
     assert (fields["fp8"], fields["fp8_recipe"]) == ("e4m3", "delayed")
+    assert not fields["first_last_layers_bf16"]
+    for start, end in ((1, 0), (0, 2)):
+        precision = PrecisionConfig(
+            fp8="hybrid", num_layers_at_start_in_bf16=start, num_layers_at_end_in_bf16=end
+        )
+        config = transformer_config(
+            tiny.family_configs()["llama"], ModelConfig(), ParallelConfig(), precision
+        )
+        assert config.first_last_layers_bf16
+        kept = (config.num_layers_at_start_in_bf16, config.num_layers_at_end_in_bf16)
+        assert kept == (start, end)
