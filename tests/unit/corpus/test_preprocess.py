@@ -6,7 +6,7 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy
@@ -17,7 +17,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from token_files import build_from_texts, same_bytes, save_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from megatron_resrl.corpus import text_files, unfinished
+from megatron_resrl.corpus import preprocess, text_files, unfinished
 from megatron_resrl.corpus.dataset import check_indexed_dataset
 from megatron_resrl.corpus.encoding import Counts, DocumentFormat, Encoder, encode_shard
 from megatron_resrl.corpus.manifest import check_tokenizer, read_manifest
@@ -228,6 +228,48 @@ def test_preprocess_lets_one_process_write_at_a_time(tmp_path: Path, tokenizer: 
         other.start()
         other.join()
     assert other.exitcode == 0
+
+
+ODD = st.one_of(
+    st.sampled_from(["", " \n\t", "\ufeff", "</s>", "\0", "\u2028 the text " * 20_000]),
+    st.text(st.characters(exclude_categories=["Cs"]), max_size=30),
+)
+
+
+@settings(max_examples=15)
+@given(texts=st.lists(ODD, min_size=1, max_size=12), size=st.sampled_from([1, 300, 4 << 20]))
+def test_preprocess_writes_odd_text_as_megatron_core_does(
+    tmp_path_factory: pytest.TempPathFactory, tokenizer: Path, texts: list[str], size: int
+) -> None:
+    folder = tmp_path_factory.mktemp("odd")
+    texts = [*texts, "the end"]
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    filled = [text for text in texts if text.strip()]
+    expected = build_from_texts(folder / "expected", filled, loaded)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(text_files, "SHARD_BYTES", size)
+        lines = write_lines(folder / "a.jsonl", texts)
+        report = preprocess_data([lines], str(folder / "out"), str(tokenizer), workers=1)
+    assert same_bytes(Path(report.prefix), expected)
+    assert report.counts.empty == len(texts) - len(filled)
+
+
+def test_preprocess_holds_few_shards_in_memory(tmp_path: Path, tokenizer: Path) -> None:
+    read = 0
+
+    def shards() -> Iterator[Shard]:
+        nonlocal read
+        while read < 40:
+            read += 1
+            content = json.dumps({"text": "the text"}).encode()
+            yield Shard(tmp_path, "jsonl", content, Position(), Position(1), 1)
+
+    form = DocumentFormat("text", (), (), drop_unreadable=False)
+    loaded = AutoTokenizer.from_pretrained(tokenizer)
+    results = preprocess._encoded(shards(), loaded, form, numpy.dtype("uint16"), 2)
+    for written, _ in enumerate(results):
+        assert read - written <= 2 * preprocess._AHEAD + 2
+    assert (written, read) == (39, 40)
 
 
 def test_preprocess_begins_documents_with_bos_if_asked(tmp_path: Path, tokenizer: Path) -> None:
