@@ -12,7 +12,7 @@ from typing import Any
 import numpy
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from megatron_resrl.corpus.text_files import Shard, read_texts
+from megatron_resrl.corpus.text_files import Shard, TextDocuments, read_texts
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.ending import end_with_parent
 
@@ -28,6 +28,8 @@ class DocumentFormat:
 
     text_key: str
     """Column of the text."""
+    text_documents: TextDocuments
+    """What is one document of a text file."""
     beginning: tuple[int, ...]
     """Token ids before each document."""
     end: tuple[int, ...]
@@ -121,7 +123,7 @@ def encode_shard(
     lengths: list[int] = []
     counts = Counts()
     for batch in _batches(read_texts(shard, form.text_key, unreadable)):
-        filled = [text for text in batch if text and not text.isspace()]
+        filled = [text for text in batch if not is_blank(text)]
         encoded = [(*form.beginning, *ids, *form.end) for ids in encoder(filled) if ids]
         flat = numpy.fromiter(itertools.chain.from_iterable(encoded), numpy.int64)
         token_ids.append(_narrowed(flat, dtype))
@@ -138,6 +140,11 @@ def encode_shard(
         counts + Counts(unreadable=len(problems)),
         tuple(problems[:_COMPLAINTS]),
     )
+
+
+def is_blank(text: str) -> bool:
+    """Whether a document holds nothing but white space."""
+    return not text or text.isspace()
 
 
 def _batches(documents: Iterator[tuple[str, str]]) -> Iterator[list[str]]:

@@ -83,7 +83,7 @@ class TokenizerReport:
         )
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Corpus:
     """The beginning of each file, the same at every reading."""
 
@@ -91,16 +91,21 @@ class _Corpus:
     text_key: str
     text_documents: TextDocuments
     bytes_per_file: float
+    text_bytes: int = 0
+    """UTF-8 of the texts, known when they have been read to the end."""
 
     def texts(self) -> Iterator[tuple[str, str]]:
         """Documents, each with where it stands."""
+        total = 0
         for file in self.files:
-            left = self.bytes_per_file
+            size = 0
             for where, text in self._texts_of(file):
                 yield where, text
-                left -= len(text.encode())
-                if left <= 0:
+                size += len(text.encode())
+                if size >= self.bytes_per_file:
                     break
+            total += size
+        self.text_bytes = total
 
     def lines(self) -> Iterator[tuple[str, str]]:
         """Lines that are not blank, each with where its document stands."""
@@ -159,6 +164,8 @@ def train_tokenizer(  # noqa: PLR0913, one for each option of the command
     template, default_eos = named_template(chat_template)
     corpus = _Corpus(files, text_key, text_documents, train_bytes / len(files))
     eos_token = eos_token or default_eos
+    if eos_token in (_BOS, _PAD, _UNK):
+        raise InputError(f"--eos_token is {eos_token}, which has another meaning; give another")
     first = [_BOS, eos_token, _PAD]
     special = [*dict.fromkeys([*first, *markers(template), *(special_tokens or ())])]
     with atomic_directory(Path(output), sources=files, force=force, needed=_SIZE_BYTES) as folder:
@@ -178,7 +185,7 @@ def train_tokenizer(  # noqa: PLR0913, one for each option of the command
             output=output,
             kind=kind,
             vocab_size=len(tokenizer),
-            text_bytes=sum(len(text.encode()) for _, text in corpus.texts()),
+            text_bytes=corpus.text_bytes,
             eos_token=eos_token,
             marks_answers=marks_answers,
             seconds=time.monotonic() - began,

@@ -97,6 +97,8 @@ class UnfinishedFiles(contextlib.AbstractContextManager):
             # Nothing is lost when the command ends with an error; unless the disk is the error.
             with contextlib.suppress(OSError):
                 self._save()
+            if self.state.counts.documents == 0:
+                shutil.rmtree(self._folder)
         self._files.close()
 
     def append(self, shard: Shard, encoded: EncodedShard) -> None:

@@ -17,11 +17,12 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 from token_files import build_from_texts, same_bytes, save_tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from megatron_resrl.corpus import preprocess, text_files, unfinished
+from megatron_resrl.corpus import text_files, unfinished
 from megatron_resrl.corpus.dataset import check_indexed_dataset
 from megatron_resrl.corpus.encoding import Counts, DocumentFormat, Encoder, encode_shard
 from megatron_resrl.corpus.manifest import check_tokenizer, read_manifest
 from megatron_resrl.corpus.preprocess import PreprocessReport, preprocess_data
+from megatron_resrl.corpus.processes import AHEAD, encode_shards
 from megatron_resrl.corpus.text_files import Position, Shard
 from megatron_resrl.errors import InputError, RunError
 
@@ -264,11 +265,11 @@ def test_preprocess_holds_few_shards_in_memory(tmp_path: Path, tokenizer: Path) 
             content = json.dumps({"text": "the text"}).encode()
             yield Shard(tmp_path, "jsonl", content, Position(), Position(1), 1)
 
-    form = DocumentFormat("text", (), (), drop_unreadable=False)
+    form = DocumentFormat("text", "file", (), (), drop_unreadable=False)
     loaded = AutoTokenizer.from_pretrained(tokenizer)
-    results = preprocess._encoded(shards(), loaded, form, numpy.dtype("uint16"), 2)
+    results = encode_shards(shards(), loaded, form, numpy.dtype("uint16"), 2)
     for written, _ in enumerate(results):
-        assert read - written <= 2 * preprocess._AHEAD + 2
+        assert read - written <= 2 * AHEAD + 2
     assert (written, read) == (39, 40)
 
 
@@ -322,7 +323,6 @@ def test_preprocess_explains_a_killed_worker(
 
 REFUSED = {
     "workers": ({"workers": 0}, "--workers is 0; it must be at least 1"),
-    "unreadable": ({"unreadable": "skip"}, "--unreadable is 'skip'; it must be stop or drop"),
     "key": ({"text_key": "body"}, "a.jsonl, line 1: there is no 'body'; give one of text"),
 }
 
@@ -333,6 +333,7 @@ def test_preprocess_refuses_what_it_cannot_use(tmp_path: Path, tokenizer: Path, 
     options, message = REFUSED[case]
     with pytest.raises(InputError, match=message):
         run(tmp_path, tokenizer, **({"workers": 1} | options))
+    assert not list(tmp_path.glob("out*"))
 
 
 def test_preprocess_refuses_tokenizers_it_cannot_use(tmp_path: Path, tokenizer: Path) -> None:
@@ -394,7 +395,7 @@ def test_encoder_leaves_a_class_of_its_own_alone(tokenizer: Path) -> None:
 def test_encode_shard_refuses_ids_beyond_the_type(tokenizer: Path) -> None:
     content = json.dumps({"text": "the"}).encode()
     shard = Shard(Path("a"), "jsonl", content, Position(), Position(1), 1)
-    form = DocumentFormat("text", (), (300,), drop_unreadable=False)
+    form = DocumentFormat("text", "file", (), (300,), drop_unreadable=False)
     encoder = Encoder(AutoTokenizer.from_pretrained(tokenizer))
     with pytest.raises(InputError, match=r"gives the token id \d+, which is not in its"):
         encode_shard(shard, encoder, form, numpy.dtype("uint8"))

@@ -170,6 +170,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "many": ({"vocab_size": 10**6}, r"is 1000000, and --input gives no more than (\d+) tokens"),
     "few": ({"vocab_size": 100}, "is 100, and special tokens.* alone take "),
     "template": ({"chat_template": "none.jinja"}, "neither chatml nor a readable file"),
+    "meaning": ({"eos_token": "<pad>"}, "--eos_token is <pad>, which has another meaning"),
     "nothing": ({"train_bytes": 0}, "--train_bytes is 0; it must be above 0"),
 }
 
