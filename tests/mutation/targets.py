@@ -62,6 +62,7 @@ TARGETS = {
             (_RUN, _OUTPUTS, _SETTINGS),
         ),
     ),
+    "corpus": Target(("corpus",), (("tests/unit/corpus",), ("tests/unit/tools",))),
     "collection": Target(
         ("rollout/collector.py", "rollout/queue.py", "rollout/log.py", "rollout/recording.py"),
         (
