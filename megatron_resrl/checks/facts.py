@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_resrl.checks.first_rows import FirstRows, read_first_rows
-from megatron_resrl.config.model_place import ModelPlace, find_model, read_json
+from megatron_resrl.config.model_place import ModelPlace, find_model
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema import ModelConfig, Recipe, RunSettings
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
-from megatron_resrl.errors import SettingError
+from megatron_resrl.errors import InputError, SettingError
 from megatron_resrl.evaluation.sets import SetSettings, resolve_sets
 from megatron_resrl.policy.families import Family, find_family
+from megatron_resrl.weights.config_json import UnmappedModel, read_config
 
 Target = Literal["here", "cuda"]
 """The machine that a recipe is judged for: this one, or one that has CUDA devices."""
@@ -167,7 +168,7 @@ def gather_facts(
     Returns:
         The facts, and what is wrong with the model's directory.
     """
-    hf_config, problems = _read_hf_config(recipe.model.path)
+    hf_config, problems = _read_hf_config(recipe.model)
     return _FACTS[type(recipe)](recipe, world_size, hf_config, target), problems
 
 
@@ -178,7 +179,9 @@ def cuda_available() -> bool:
     return torch.cuda.is_available()
 
 
-def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
+def _read_hf_config(model: ModelConfig) -> tuple[dict[str, Any], list[Problem]]:
+    path = model.path
+
     def wrong(
         problem: str, fix: str, kind: Literal["recipe", "machine"] = "recipe"
     ) -> tuple[dict[str, Any], list[Problem]]:
@@ -186,14 +189,20 @@ def _read_hf_config(path: str) -> tuple[dict[str, Any], list[Problem]]:
 
     fix = (
         "give the local directory of a Hugging Face model (config.json, *.safetensors, tokenizer), "
-        "or a run's checkpoint"
+        "or a checkpoint of a run or of Megatron-LM"
     )
     if not path:
         return wrong("no model is given", fix)
     if not Path(path).is_dir():
         return wrong("there is no such directory", fix, "machine")
     try:
-        content = read_json(find_model(path).files / "config.json")
+        content = read_config(path, model.tokenizer_path)
+    except UnmappedModel as error:
+        found = (Problem("model.path", path, *unsupported) for unsupported in error.problems)
+        return {}, list(found)
+    except InputError as error:
+        problem, _, fix = str(error).rpartition("; ")
+        return wrong(problem, fix)
     except ValueError as error:
         return wrong(f"its config.json is not valid JSON ({error})", "fetch the model again")
     except OSError as error:

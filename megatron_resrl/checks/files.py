@@ -12,9 +12,7 @@ from megatron_resrl.config.schema import EvaluationConfig, FileEntry, RewardConf
 from megatron_resrl.data.question_files import KNOWN, QuestionFile, kind_of, pattern_problem
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
-from megatron_resrl.weights.vocabulary import tokens_beyond
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+from megatron_resrl.weights.vocabulary import TOKENIZER_FILES, tokens_beyond
 
 
 def _check_questions(setting: str, files: Sequence[QuestionFile]) -> Iterator[Problem]:
@@ -79,9 +77,13 @@ def check_tokenizer(facts: RunFacts) -> Iterator[Problem]:
     directory = find_model(value).files
     if setting == "model.path" and not facts.hf_config:
         return  # Reported as a wrong model directory.
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         fix = "give a directory with the tokenizer of a Hugging Face model"
-        yield Problem(setting, value, f"none of {', '.join(_TOKENIZER_FILES)} is there", fix)
+        problem = f"none of {', '.join(TOKENIZER_FILES)} is there"
+        if setting == "model.path" and not (directory / "config.json").is_file():
+            setting, value = "model.tokenizer_path", None
+            problem = f"the checkpoint of Megatron-LM in model.path {model.path!r} has no tokenizer"
+        yield Problem(setting, value, problem, fix)
         return
     tokenizer = facts.tokenizer
     if isinstance(tokenizer, SettingError):

@@ -12,6 +12,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import Family
 from megatron_resrl.weights.expected import compare, first_few
 from megatron_resrl.weights.files import WeightsNotHere, stored_tensors
+from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_megatron
 
 
 def _check_weights(path: str, directory: Path, family: Family | None) -> Iterator[Problem]:
@@ -21,7 +22,9 @@ def _check_weights(path: str, directory: Path, family: Family | None) -> Iterato
         yield _wrong(path, problem, "merge the two and give the merged model")
     elif any(directory.glob("*.safetensors")):
         yield from _check_safetensors(path, directory, family)
-    elif not _holds_megatron_weights(directory):
+    elif holds_megatron(directory):
+        yield from _check_megatron(path, directory)
+    else:
         yield _wrong(
             path,
             "it has no *.safetensors file",
@@ -57,16 +60,13 @@ def _check_safetensors(path: str, directory: Path, family: Family | None) -> Ite
         yield _wrong(path, problem, "they are left out, as by transformers", "note")
 
 
-def _holds_megatron_weights(directory: Path) -> bool:
-    """Whether it is a run's checkpoint, or Megatron-LM's marker file names a torch_dist folder."""
-    if (directory / ".metadata").is_file():
-        return True
-    marker = directory / "latest_checkpointed_iteration.txt"
-    if not marker.is_file():
-        return False
-    named = marker.read_text(encoding="utf-8").strip()
-    folder = f"iter_{int(named):07d}" if named.isdigit() else named
-    return (directory / folder / ".metadata").is_file()
+def _check_megatron(path: str, directory: Path) -> Iterator[Problem]:
+    """Whether it is a checkpoint of megatron-core, or a marker file names one."""
+    try:
+        find_checkpoint(directory)
+    except InputError as error:
+        problem, _, fix = str(error).rpartition("; ")
+        yield _wrong(path, problem, fix)
 
 
 def _wrong(path: str, problem: str, fix: str, kind: Kind = "recipe") -> Problem:

@@ -33,7 +33,8 @@ def find_model(path: str | Path) -> ModelPlace:
     Args:
         path: Directory of a Hugging Face or converted model, a run's `checkpoints/step_*`, or the
             run's `output_dir` or `checkpoints`, which stand for the newest checkpoint. A run
-            without checkpoints stands for the model it exported, in `hf/`.
+            without checkpoints stands for the model it exported, in `hf/`. Or a directory that
+            Megatron-LM wrote, or its `iter_*` or `release`, which need no config.json.
     """
     path = Path(path)
     if (path / "config.json").is_file():
@@ -43,6 +44,8 @@ def find_model(path: str | Path) -> ModelPlace:
         return ModelPlace(checkpoint / _OF_MODEL, checkpoint)
     if (path / _OF_MODEL / "config.json").is_file():
         return ModelPlace(path / _OF_MODEL, path / _OF_MODEL)
+    if (path / _INDEX).is_file() and (path.parent / "config.json").is_file():
+        return ModelPlace(path.parent, path)
     return ModelPlace(path, path)
 
 

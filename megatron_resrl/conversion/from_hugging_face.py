@@ -32,8 +32,8 @@ from megatron_resrl.platform.new_directory import atomic_directory
 from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
+from megatron_resrl.weights.megatron_folders import MARKER
 from megatron_resrl.weights.model_files import (
-    MARKER,
     copy_model_files,
     write_weights_to_config,
     written_dtype,

@@ -9,13 +9,14 @@ from transformers import PretrainedConfig
 from megatron_resrl.conversion.torch_dist_source import TorchDistSource
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import family_of
+from megatron_resrl.weights.config_json import read_arguments
 
 _COMPARED = ("num_layers", "hidden_size", "num_attention_heads", "kv_channels")
 """Arguments of Megatron-LM, by the names of megatron-core's fields."""
 
 
 def find_model_files(path: Path, folder: Path, given: str | None) -> Path:
-    """The directory with config.json and the tokenizer.
+    """The directory with config.json and the tokenizer; or a checkpoint that needs none.
 
     Args:
         path: The given input path.
@@ -23,12 +24,14 @@ def find_model_files(path: Path, folder: Path, given: str | None) -> Path:
         given: An explicitly given directory, which takes precedence.
 
     Raises:
-        InputError: None has a config.json.
+        InputError: None has a config.json, and the checkpoint no arguments of Megatron-LM.
     """
     places = [Path(given)] if given else [path, folder / "hf", folder, folder.parent]
     for place in places:
         if (place / "config.json").is_file():
             return place
+    if given is None and read_arguments(folder):
+        return folder
     raise InputError(
         f"no config.json in {', '.join(map(str, dict.fromkeys(places)))}; give --model-files with "
         "the directory of a Hugging Face model of the same shape"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES
+from megatron_resrl.weights.config_json import read_config
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.vocabulary import read_ids, tokens_beyond
 
@@ -26,8 +26,14 @@ SMALLEST_SHARD = 10**6
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
-def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]]:
+def read_model_config(
+    directory: Path, tokenizer: Path | None = None
+) -> tuple[PretrainedConfig, dict[str, Any]]:
     """config.json: parsed by transformers, and as written in the file.
+
+    Args:
+        directory: Of the model, or of a checkpoint of Megatron-LM, whose arguments say it.
+        tokenizer: Directory of another tokenizer than the model's.
 
     Raises:
         InputError: There is none, it is not JSON, or its model cannot be converted.
@@ -36,11 +42,13 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
     from megatron_resrl.policy.model_config import read_hf_config
 
     path = directory / "config.json"
-    if not path.is_file():
-        raise InputError(f"{directory} has no config.json; give the directory of a model")
     try:
-        written = json.loads(path.read_text(encoding="utf-8"))
+        written = read_config(directory, tokenizer)
+        if written is None:
+            raise InputError(f"{directory} has no config.json; give the directory of a model")
         found = (written.get("architectures") or ["no architecture"])[0]
+    except InputError:
+        raise
     except (ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a JSON object ({error}); fetch the model again") from error
     if found not in SUPPORTED_ARCHITECTURES:
@@ -52,13 +60,13 @@ def read_model_config(directory: Path) -> tuple[PretrainedConfig, dict[str, Any]
             f"{path} has a quantization_config; only unquantized weights can be converted"
         )
     try:
-        config = read_hf_config(str(directory))
+        config = read_hf_config(str(directory), str(tokenizer) if tokenizer else None)
     except InputError:
         raise
     # transformers checks a configuration with errors of many classes.
     except Exception as error:
         raise InputError(f"transformers does not accept {path}: {error}") from error
-    _check_tokenizer(directory, config.vocab_size)
+    _check_tokenizer(tokenizer or directory, config.vocab_size)
     return config, written
 
 

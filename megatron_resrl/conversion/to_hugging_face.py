@@ -39,6 +39,7 @@ def convert_megatron_to_hf(
     input: str,
     output: str,
     model_files: str | None = None,
+    tokenizer_path: str | None = None,
     dtype: DtypeName | None = None,
     max_shard_size: str = "5GB",
     force: bool = False,
@@ -52,7 +53,9 @@ def convert_megatron_to_hf(
             output_dir for the newest of those, or a directory of Megatron-LM: `iter_*` or
             `release` in the torch_dist format, or the one above.
         output: Directory to make.
-        model_files: Directory of config.json and the tokenizer, where the checkpoint has none.
+        model_files: Directory of config.json and the tokenizer, where the checkpoint has none. A
+            checkpoint of Megatron-LM holds arguments that say what config.json would.
+        tokenizer_path: Directory of another tokenizer; of Megatron-LM's checkpoint, its tokenizer.
         dtype: Type to write; default: the checkpoint's, or what tensors were before they came into
             it by the other direction.
         max_shard_size: Largest safetensors file, such as 500MB or 5GB.
@@ -70,7 +73,8 @@ def convert_megatron_to_hf(
     shard_bytes = parse_bytes(max_shard_size, "--max-shard-size")
     folder = find_checkpoint(path)
     files = find_model_files(path, folder, model_files)
-    hf_config, config = read_model_config(files)
+    tokenizer = Path(tokenizer_path) if tokenizer_path else None
+    hf_config, config = read_model_config(files, tokenizer)
     source = TorchDistSource(folder)
     check_arguments(source, hf_config, folder)
     layout = model_layout(hf_config, _vocabulary_rows(source, hf_config, folder))
@@ -83,7 +87,7 @@ def convert_megatron_to_hf(
     needed = sum(math.prod(shape) * types[name].itemsize for name, shape in shapes.items())
     with atomic_directory(target, sources=[path], force=force, needed=needed) as directory:
         stats = _write(layout, source, ShardWriter(directory, shard_bytes), types)
-        copy_model_files(files, directory)
+        copy_model_files(files, directory, tokenizer=tokenizer)
         described = dtype or _dtype_for_config(config, types)
         write_weights_to_config(directory, dtype=described, tied=hf_config.tie_word_embeddings)
     several = len(set(types.values())) > 1

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from megatron_resrl.conversion.megatron_layout import ModelLayout, Parameter
-from megatron_resrl.conversion.megatron_names import position, stored_keys
+from megatron_resrl.weights.megatron_names import is_weight, position, stored_keys
 from megatron_resrl.weights.torch_dist_files import TorchDistReader, read_common
 
 HF_DTYPES = "hf_dtypes"
 """Among the values that belong to no rank: types of Hugging Face tensors stored in a wider one."""
-
-_NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")
 
 
 class TorchDistSource:
@@ -66,7 +63,7 @@ class TorchDistSource:
         """Keys of the model's stored tensors that belong to no parameter of `layout`."""
         used = {key for parameter in layout.parameters for key in self._keys(parameter)}
         rest = self._tensors.keys() - used
-        return tuple(sorted(key for key in rest if not _NOT_WEIGHTS.search(key)))
+        return tuple(sorted(key for key in rest if is_weight(key)))
 
     def read(self, parameter: Parameter) -> torch.Tensor:
         """The whole parameter."""

@@ -131,7 +131,7 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
         )
     with process_groups(recipe.parallel, recipe.seed):
         tokenizer = load_tokenizer(recipe.model)
-        vocab_size = read_hf_config(recipe.model.path).vocab_size
+        vocab_size = read_hf_config(recipe.model.path, recipe.model.tokenizer_path).vocab_size
         wanted = evaluation_sets(
             recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
         )

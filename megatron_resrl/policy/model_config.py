@@ -11,7 +11,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.transformer_config import TransformerConfig
-from transformers import AutoConfig, PretrainedConfig
+from transformers import CONFIG_MAPPING, AutoConfig, PretrainedConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_resrl.config.model_place import find_model
@@ -20,6 +20,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES, family_of, find_family
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
+from megatron_resrl.weights.config_json import read_config
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
 logger = logging.getLogger(__name__)
@@ -31,14 +32,15 @@ ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 """By transformers' names."""
 
 
-def read_hf_config(path: str) -> PretrainedConfig:
-    """Reads `config.json` of a model.
+def read_hf_config(path: str, tokenizer_path: str | None = None) -> PretrainedConfig:
+    """Reads `config.json` of a model, or what a checkpoint of Megatron-LM says instead.
 
     A model that is tied there, and whose files have an output matrix of its own, is not tied, as
     in transformers; the log says so.
 
     Args:
         path: See `find_model`.
+        tokenizer_path: Setting `model.tokenizer_path`, for checkpoints of Megatron-LM.
 
     Returns:
         The configuration; `name_or_path` is the directory of its file and the tokenizer's.
@@ -48,13 +50,20 @@ def read_hf_config(path: str) -> PretrainedConfig:
             not supported, or the files of the weights cannot be read.
     """
     place = find_model(path)
+    of_megatron_lm = None
     if not (place.files / "config.json").is_file():
-        raise InputError(
-            f"model.path is {path!r}, which has no config.json; give the directory of a "
-            "Hugging Face model, or a checkpoint of a run"
-        )
+        of_megatron_lm = read_config(path, tokenizer_path)
+        if of_megatron_lm is None:
+            raise InputError(
+                f"model.path is {path!r}, which has no config.json; give the directory of a "
+                "Hugging Face model, or a checkpoint of a run or of Megatron-LM"
+            )
     try:
-        hf_config = AutoConfig.from_pretrained(place.files, local_files_only=True)
+        if of_megatron_lm is None:
+            hf_config = AutoConfig.from_pretrained(place.files, local_files_only=True)
+        else:
+            hf_config = CONFIG_MAPPING[of_megatron_lm["model_type"]].from_dict(of_megatron_lm)
+            hf_config.name_or_path = str(place.files)
     # transformers checks a configuration with errors of many classes.
     except Exception as error:
         raise InputError(

@@ -111,7 +111,7 @@ class Policy:
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
             load_weights: False: only config.json is read, and the weights have no meaning.
         """
-        hf_config = read_hf_config(model.path)
+        hf_config = read_hf_config(model.path, model.tokenizer_path)
         config = transformer_config(hf_config, model, parallel, precision)
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_resrl.config.model_place import find_model, read_json
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
 from megatron_resrl.policy.families import Family, find_family
+from megatron_resrl.weights.config_json import read_config
 
 _ITEM_BYTES = {"fp32": 4, "bf16": 2}
 
@@ -127,7 +127,7 @@ def checkpoint_bytes(
 ) -> int:
     """Bytes of a checkpoint of a run; 0 where config.json does not say."""
     try:
-        hf_config = read_json(find_model(model.path).files / "config.json")
+        hf_config = read_config(model.path, model.tokenizer_path)
         return sizes_of(parallel, precision, 1, hf_config).checkpoint
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return 0

@@ -56,7 +56,7 @@ def read_questions(
         InputError: A file cannot be read or used.
     """
     tokenizer = load_tokenizer(model)
-    vocab_size = read_hf_config(model.path).vocab_size
+    vocab_size = read_hf_config(model.path, model.tokenizer_path).vocab_size
     prompts = _training_prompts(data, prompts_per_step, tokenizer, vocab_size)
     evaluation = load_evaluation_sets(sets, data, tokenizer, vocab_size)
     return Questions(tokenizer, prompts, evaluation)

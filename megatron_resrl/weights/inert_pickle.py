@@ -24,6 +24,7 @@ _EXACT = {
     "builtins": {"bytearray", "bytes", "complex", "dict", "frozenset", "list", "set", "slice"},
     "collections": {"OrderedDict"},
     "pathlib": {"Path", "PosixPath", "PurePath", "PurePosixPath"},
+    "types": {"SimpleNamespace"},
     "torch": {"Size", "device"},
     "torch._utils": {"_rebuild_tensor_v2", "_rebuild_parameter"},
     "torch.distributed.checkpoint.filesystem": {"_StorageInfo", "_StoragePrefix"},

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedObject, apply_factory_merges
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import (
+    ShardedObject,
+    ShardedTensor,
+    apply_factory_merges,
+)
 from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShardedStrategy
 from megatron.core.dist_checkpointing.utils import extract_sharded_base
@@ -23,8 +29,11 @@ from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
 from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of, load_weights
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
-from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_torch_dist
+from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_megatron
+from megatron_resrl.weights.megatron_names import is_weight, spellings
 from megatron_resrl.weights.torch_dist_files import TorchDistReader, require_harmless
+
+_NUMBERED_LAYER = re.compile(r"decoder\.layers\.\d+\.")
 
 
 def load_model_weights(
@@ -47,7 +56,7 @@ def load_model_weights(
     """
     directory = find_model(path).weights
     stored: Mapping[str, StoredTensor] = {}
-    if holds_torch_dist(directory):
+    if holds_megatron(directory):
         _load_torch_dist(model_chunks, hf_config, find_checkpoint(directory))
     else:
         load_weights(model_chunks, hf_config, str(directory))
@@ -98,10 +107,11 @@ def _load_torch_dist(
     model_chunks: Sequence[GPTModel], hf_config: PretrainedConfig, folder: Path
 ) -> None:
     require_harmless(folder, objects=False)
-    _check_embeddings(hf_config, folder)
+    stored = TorchDistReader(folder).tensors
+    _check_embeddings(hf_config, folder, stored)
     metadata = {
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-        "singleton_local_shards": False,
+        **_arrangement(stored),
     }
     # Extra states hold nothing here, and which there are depends on the layers that wrote them.
     state: dict[str, Any] = {
@@ -114,7 +124,7 @@ def _load_torch_dist(
     }
     failure = f"model.path: {folder} cannot be read into the model"
     with named_failures(failure, InputError), without_deprecations():
-        loaded = _load_tensors(state, folder)
+        loaded = _load_tensors(state, folder, stored)
     for number, model in enumerate(model_chunks):
         keys = model.load_state_dict(loaded[f"model{number}"], strict=False)
         missing = [name for name in keys.missing_keys if not name.endswith("_extra_state")]
@@ -122,7 +132,16 @@ def _load_torch_dist(
             raise RuntimeError(f"{folder}: not loaded are {missing} and {keys.unexpected_keys}")
 
 
-def _load_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
+def _arrangement(stored: Collection[str]) -> dict[str, bool]:
+    """How a checkpoint arranges layers and experts, in megatron-core's terms, from its keys."""
+    return {
+        "non_homogeneous_layers": any(_NUMBERED_LAYER.match(key) for key in stored),
+        # Gates and ups are two tensors then.
+        "singleton_local_shards": any(key.endswith("linear_fc1.weight_w") for key in stored),
+    }
+
+
+def _load_tensors(state: dict[str, Any], folder: Path, stored: Collection[str]) -> dict[str, Any]:
     """`dist_checkpointing.load`, without the values that belong to no rank.
 
     Those of Megatron-LM are objects of its own classes, which some versions of megatron-core
@@ -130,13 +149,36 @@ def _load_tensors(state: dict[str, Any], folder: Path) -> dict[str, Any]:
     """
     wanted, _, factories = load_preprocess(state)
     wanted, _ = extract_sharded_base(wanted)
+    _match_keys(list(nested_values(wanted)), folder, stored)
     loaded = TorchDistLoadShardedStrategy().load(wanted, folder)
     return apply_factory_merges(loaded, factories)
 
 
-def _check_embeddings(hf_config: PretrainedConfig, folder: Path) -> None:
+def _match_keys(wanted: Sequence[ShardedTensor], folder: Path, stored: Collection[str]) -> None:
+    """Gives each tensor the key that it is stored under. Collective.
+
+    Raises:
+        InputError: On all ranks: the checkpoint lacks a parameter, or has one more than the model.
+    """
+    for tensor in wanted:
+        tensor.key = next((key for key in spellings(tensor.key) if key in stored), tensor.key)
+    used = {key for keys in gather_objects({tensor.key for tensor in wanted}) for key in keys}
+    held = {key for key in stored if is_weight(key)}
+    for names, fault in ((used - held, "lacks"), (held - used, "holds further")):
+        if names:
+            raise InputError(
+                f"model.path: {folder} {fault} weights, by the model's configuration: "
+                f"{first_few(sorted(names))}; the two are not of one model, or the model is of an "
+                "unsupported kind"
+            )
+
+
+def _check_embeddings(
+    hf_config: PretrainedConfig,
+    folder: Path,
+    stored: Mapping[str, tuple[tuple[int, ...], torch.dtype]],
+) -> None:
     """megatron-core fills rows that are not stored with zeros: right for padding only."""
-    stored = TorchDistReader(folder).tensors
     if hf_config.tie_word_embeddings and "output_layer.weight" in stored:
         raise InputError(
             f"model.path: {folder} has an output matrix of its own, but config.json ties it to "

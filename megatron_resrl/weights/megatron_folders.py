@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from megatron_resrl.config.model_place import newest_checkpoint
+from megatron_resrl.config.model_place import newest_checkpoint, read_json
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.model_files import MARKER
+
+MARKER = "latest_checkpointed_iteration.txt"
+"""Megatron-LM's file that names the newest checkpoint beside it."""
+_INDEX = ".metadata"
+_DESCRIPTION = "metadata.json"
+"""megatron-core's, of the format of a checkpoint."""
+_FORMAT = "torch_dist"
+_RANKS = "mp_rank_*"
 
 
 def find_checkpoint(path: Path) -> Path:
@@ -17,13 +24,13 @@ def find_checkpoint(path: Path) -> Path:
             or `checkpoints`, which stand for the newest checkpoint.
 
     Raises:
-        InputError: There is none, or it is in Megatron-LM's older format.
+        InputError: There is none, or it is in another format than torch_dist.
     """
     if not path.is_dir():
         raise InputError(f"there is no directory {path}")
+    _refuse_other_formats(path)
     if is_torch_dist(path):
         return path
-    _refuse_legacy(path)
     marker = path / MARKER
     if not marker.is_file():
         if newest := newest_checkpoint(path):
@@ -37,31 +44,52 @@ def find_checkpoint(path: Path) -> Path:
             f"{path} holds no Megatron checkpoint: neither .metadata (torch_dist), nor {MARKER}, "
             f"nor checkpoints of a run{hint}"
         )
-    named = marker.read_text().strip()
+    named = marker.read_text(encoding="utf-8", errors="replace").strip()
     folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
     if not is_torch_dist(folder):
-        _refuse_legacy(folder)
-        raise InputError(f"{marker} says {named!r}, but {folder} holds no checkpoint")
+        _refuse_other_formats(folder)
+        raise InputError(
+            f"{marker} says {named!r}, but {folder} holds no checkpoint; copy it again"
+        )
     return folder
 
 
-def holds_torch_dist(directory: Path) -> bool:
-    """Whether a model's directory holds its weights in megatron-core's format alone."""
+def holds_megatron(directory: Path) -> bool:
+    """Whether a model's directory holds its weights in one of Megatron's formats alone."""
     if any(directory.glob("*.safetensors")):
         return False
-    return (directory / MARKER).is_file() or is_torch_dist(directory)
+    named = (directory / MARKER).is_file() or is_torch_dist(directory)
+    return named or any(directory.glob(_RANKS))
 
 
 def is_torch_dist(folder: Path) -> bool:
     """Whether a folder is a checkpoint in megatron-core's format."""
-    return (folder / ".metadata").is_file()
+    return (folder / _INDEX).is_file()
 
 
-def _refuse_legacy(folder: Path) -> None:
-    """Refuses Megatron-LM's older format, one file per rank."""
-    if any(folder.glob("mp_rank_*")):
+def _refuse_other_formats(folder: Path) -> None:
+    """Refuses Megatron-LM's formats other than torch_dist.
+
+    Its older format has one file per rank. megatron-core describes its own formats in
+    metadata.json; without it, the index is one of torch's alone.
+    """
+    found = None
+    if any(folder.glob(_RANKS)):
+        found = "mp_rank_* folders, Megatron-LM's older format (--ckpt-format torch)"
+    elif (folder / _DESCRIPTION).is_file():
+        kind = _backend(folder / _DESCRIPTION)
+        found = None if kind == _FORMAT else f"a checkpoint in the format {kind!r}"
+    elif is_torch_dist(folder) and not (folder / "common.pt").is_file():
+        found = "torch's index without megatron-core's (--ckpt-format fsdp_dtensor or torch_dcp)"
+    if found is not None:
         raise InputError(
-            f"{folder} holds mp_rank_* folders, Megatron-LM's older format (--ckpt-format torch); "
-            "write it as torch_dist with Megatron-LM: --ckpt-convert-format torch_dist "
-            "--ckpt-convert-save DIRECTORY"
+            f"{folder} holds {found}; write it as torch_dist with Megatron-LM: "
+            "--ckpt-convert-format torch_dist --ckpt-convert-save DIRECTORY"
         )
+
+
+def _backend(description: Path) -> str:
+    try:
+        return str(read_json(description)["sharded_backend"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{description} cannot be read ({error!r}); copy it again") from error

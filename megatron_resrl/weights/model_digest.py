@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.files import stored_tensors
-from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_torch_dist
+from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_megatron
 
 _VOLATILE = ("transformers_version", "_name_or_path")
 """Keys of config.json that say who wrote it."""
@@ -61,7 +61,7 @@ def _config_digest(path: Path) -> str:
 
 def _weights_digest(directory: Path) -> str:
     """Of the weight files' names, sizes and some of their bytes, whenever they were written."""
-    if not holds_torch_dist(directory):
+    if not holds_megatron(directory):
         files = sorted({tensor.file for tensor in stored_tensors(directory).values()})
     else:
         folder = find_checkpoint(directory)

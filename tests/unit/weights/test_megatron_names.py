@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_resrl.conversion.megatron_names import position, stored_keys
+from megatron_resrl.weights.megatron_names import position, stored_keys
 
 NORM = "decoder.layers.3.input_layernorm.weight"
 FUSED, SEPARATE = "self_attention.linear_qkv.layer_norm_weight", "input_layernorm.weight"
