@@ -32,6 +32,10 @@ _EXACT = {
         *("BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex"),
         *("StorageMeta", "TensorProperties", "TensorStorageMetadata", "_MEM_FORMAT_ENCODING"),
     },
+    # What each rank wrote, which megatron-core keeps in the index.
+    "torch.distributed.checkpoint.planner": {
+        *("SavePlan", "TensorWriteData", "WriteItem", "WriteItemType"),
+    },
     "torch.nn.parameter": {"Parameter"},
     "torch.serialization": {"_get_layout"},
     "torch.storage": {"UntypedStorage", "TypedStorage"},

@@ -14,7 +14,10 @@ _FUSED = (
     ("mlp.linear_fc1.layer_norm_weight", "pre_mlp_layernorm.weight"),
 )
 """Names of norms that are fused with the matrix behind them, and of the same norms alone."""
-_NOT_WEIGHTS = re.compile(r"^(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state")
+_NOT_WEIGHTS = re.compile(
+    r"^(chained_\d+\.)?(optimizer|opt_param_scheduler|rng_state|rerun_state)|_extra_state"
+)
+"""megatron-core numbers optimizers where experts have one of their own."""
 
 
 def is_weight(key: str) -> bool:

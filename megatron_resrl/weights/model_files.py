@@ -14,7 +14,7 @@ from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import find_family
 from megatron_resrl.weights.config_json import read_config
-from megatron_resrl.weights.megatron_folders import MARKER
+from megatron_resrl.weights.megatron_folders import MARKER, holds_megatron
 
 _PATTERNS = ("*.json", "*.jinja", "*.model", "*.txt", "*.tiktoken", "*.py")
 _CONFIG = "config.json"
@@ -100,12 +100,12 @@ def described_model(path: str, tokenizer: str | None, directory: Path) -> Path:
         directory: Gets what a checkpoint of Megatron-LM does not have.
 
     Returns:
-        The model's own directory if it has a config.json, else `directory`.
+        The model's own directory, or `directory` for a checkpoint of Megatron-LM.
     """
-    files = find_model(path).files
-    if (files / _CONFIG).is_file():
-        return files
-    copy_model_files(files, directory, tokenizer=find_model(tokenizer or path).files)
+    place = find_model(path)
+    if (place.files / _CONFIG).is_file() or not holds_megatron(place.weights):
+        return place.files
+    copy_model_files(place.files, directory, tokenizer=find_model(tokenizer or path).files)
     return directory
 
 
