@@ -30,13 +30,11 @@ from transformers import (
 )
 
 VOCABULARY = 131
-PADDED = 256
-"""Rows, by Megatron-LM's rule for two tensor-parallel ranks: a multiple of 2 x 128."""
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
     "intermediate_size": 80,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
@@ -78,7 +76,8 @@ def arguments(config: PretrainedConfig, **sizes: int) -> Namespace:
         num_attention_heads=config.num_attention_heads,
         group_query_attention=True,
         num_query_groups=config.num_key_value_heads,
-        kv_channels=getattr(config, "head_dim", None) or 12,
+        kv_channels=getattr(config, "head_dim", None)
+        or config.hidden_size // config.num_attention_heads,
         max_position_embeddings=config.max_position_embeddings,
         seq_length=config.max_position_embeddings,
         position_embedding_type="rope",
@@ -111,7 +110,8 @@ def arguments(config: PretrainedConfig, **sizes: int) -> Namespace:
         moe_layer_freq=1,
         moe_grouped_gemm=False,
         vocab_size=None,
-        padded_vocab_size=PADDED,
+        # A multiple of 128 on each of two ranks.
+        padded_vocab_size=256,
         make_vocab_size_divisible_by=128,
         tokenizer_type="HuggingFaceTokenizer",
         params_dtype=torch.float32,
@@ -182,17 +182,17 @@ def fill(model: GPTModel, args: Namespace, tensors: dict[str, torch.Tensor]) -> 
         left.pop(name).copy_(part)
 
     # Megatron-LM trains the rows of the padding like all others.
-    padding = torch.full((args.padded_vocab_size - VOCABULARY, args.hidden_size), 0.7)
+    embedding = tensors["model.embed_tokens.weight"]
+    padding = embedding.new_full((args.padded_vocab_size - len(embedding), args.hidden_size), 0.7)
     if model.pre_process:
-        rows = torch.cat([tensors["model.embed_tokens.weight"], padding])
-        put("embedding.word_embeddings.weight", rows, 0)
+        put("embedding.word_embeddings.weight", torch.cat([embedding, padding]), 0)
     for number, layer in enumerate(model.decoder.layers):
         source = f"model.layers.{layer.layer_number - 1}"
         own = {n.removeprefix(f"{source}."): t for n, t in tensors.items() if f"{source}." in n}
         _fill_layer(f"decoder.layers.{number}", own, args, put)
     if model.post_process:
         put("decoder.final_layernorm.weight", tensors["model.norm.weight"])
-        head = tensors.get("lm_head.weight", tensors["model.embed_tokens.weight"])
+        head = tensors.get("lm_head.weight", embedding)
         if "output_layer.weight" in left:
             put("output_layer.weight", torch.cat([head, padding]), 0)
     assert not left, f"without weights: {sorted(left)}"
@@ -213,9 +213,8 @@ def _fill_layer(place: str, own: dict[str, torch.Tensor], args: Namespace, put: 
         put(f"{place}.self_attention.q_layernorm.weight", own["self_attn.q_norm.weight"])
         put(f"{place}.self_attention.k_layernorm.weight", own["self_attn.k_norm.weight"])
     if "mlp.gate_proj.weight" in own:
-        _fill_mlp(
-            f"{place}.mlp", [own[f"mlp.{n}_proj.weight"] for n in ("gate", "up", "down")], put
-        )
+        matrices = [own[f"mlp.{name}_proj.weight"] for name in ("gate", "up", "down")]
+        _fill_mlp(f"{place}.mlp", matrices, put)
         return
     mixtral = "block_sparse_moe.gate.weight" in own
     block = "block_sparse_moe" if mixtral else "mlp"

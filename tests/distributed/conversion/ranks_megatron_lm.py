@@ -21,6 +21,7 @@ from megatron.core.distributed import DistributedDataParallel, DistributedDataPa
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from megatron.core.transformer.enums import AttnBackend
+from transformers import AutoConfig
 
 from megatron_resrl.platform.cpu import adapt_megatron_core
 
@@ -31,6 +32,7 @@ LAYOUTS = {
     "qwen3": {"pipeline_model_parallel_size": 2},
     "mixtral": {"expert_model_parallel_size": 2},
     "qwen3_moe": {"expert_model_parallel_size": 2},
+    "task": {"tensor_model_parallel_size": 2},
 }
 
 
@@ -61,7 +63,7 @@ def save(models: Path, save_dir: Path, name: str) -> None:
     sizes = LAYOUTS[name]
     parallel_state.initialize_model_parallel(**sizes)
     torch.manual_seed(1)
-    args = tiny.arguments(tiny.CONFIGS[name], **sizes)
+    args = tiny.arguments(AutoConfig.from_pretrained(models / name), **sizes)
     args.attention_backend = AttnBackend.auto
     args.fp8_recipe = Recipe.DELAYED
     args.exp_avg_dtype = torch.float32
