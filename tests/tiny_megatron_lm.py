@@ -19,6 +19,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_decoder_block_spec,
     get_gpt_layer_local_spec,
 )
+from megatron.core.transformer.moe.moe_layer import MoELayer
 from megatron.core.transformer.transformer_config import TransformerConfig
 from transformers import (
     LlamaConfig,
@@ -30,6 +31,7 @@ from transformers import (
 )
 
 VOCABULARY = 131
+TOKENS = torch.arange(1, 120, 4)[None]
 _SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 48,
@@ -130,8 +132,14 @@ def arguments(config: PretrainedConfig, **sizes: int) -> Namespace:
     return args
 
 
-def build(args: Namespace) -> GPTModel:
-    """The part of a model that this rank holds, of megatron-core's own layers."""
+def build(args: Namespace, *, engine_names: bool = False) -> GPTModel:
+    """The part of a model that this rank holds, of megatron-core's own layers.
+
+    Args:
+        args: As `arguments` makes them.
+        engine_names: Checkpoints name the norm before experts as Transformer Engine's layers do,
+            which Megatron-LM has by default.
+    """
     fields = {field.name for field in dataclasses.fields(TransformerConfig)}
     known = {name: value for name, value in vars(args).items() if name in fields}
     config = TransformerConfig(
@@ -145,6 +153,9 @@ def build(args: Namespace) -> GPTModel:
         spec = get_gpt_decoder_block_spec(
             config, use_transformer_engine=False, normalization=args.normalization
         )
+        for layer in spec.layer_specs if engine_names else ():
+            if layer.submodules.mlp.module is MoELayer:
+                layer.submodules.sharded_state_dict_keys_map.pop("pre_mlp_layernorm.", None)
     else:
         spec = get_gpt_layer_local_spec(
             qk_layernorm=args.qk_layernorm, normalization=args.normalization

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
+from argparse import Namespace
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +18,12 @@ from megatron_resrl.conversion.megatron_layout import (
     check_sizes,
     model_layout,
     padded_rows,
+)
+from megatron_resrl.conversion.megatron_lm import (
+    ROWS_DIVISIBLE_BY,
+    FormatName,
+    check_exportable,
+    checkpoint_arguments,
 )
 from megatron_resrl.conversion.model_directory import (
     DTYPES,
@@ -56,9 +64,10 @@ def convert_hf_to_megatron(
     output: str,
     tensor_model_parallel_size: int = 1,
     pipeline_model_parallel_size: int = 1,
-    make_vocab_size_divisible_by: int = 1,
+    make_vocab_size_divisible_by: int | None = None,
     dtype: DtypeName | None = None,
     force: bool = False,
+    format: FormatName = "megatron-core",
 ) -> ConversionReport:
     """Writes a Hugging Face model as a Megatron checkpoint.
 
@@ -72,9 +81,12 @@ def convert_hf_to_megatron(
         tensor_model_parallel_size: Ranks over which each layer's matrices are cut.
         pipeline_model_parallel_size: Ranks over which the layers are shared out.
         make_vocab_size_divisible_by: Rows of the vocabulary are padded with zeros until each
-            tensor-parallel rank has a multiple of this.
+            tensor-parallel rank has a multiple of this; default: 1, and Megatron-LM's 128 with
+            `format` megatron-lm.
         dtype: Type to write; default: each tensor's own, one of which config.json must name.
         force: Replace `output` if it exists.
+        format: megatron-lm adds the arguments with which Megatron-LM builds the model, so that it
+            loads the weights with `--load OUTPUT --finetune`.
 
     Returns:
         What was read and written.
@@ -86,16 +98,16 @@ def convert_hf_to_megatron(
     started = time.perf_counter()
     source, target = Path(input), Path(output)
     hf_config, config = read_model_config(source)
+    family = family_of(hf_config)
     sizes = (tensor_model_parallel_size, pipeline_model_parallel_size)
-    check_sizes(family_of(hf_config), *sizes)
-    if make_vocab_size_divisible_by < 1:
-        raise InputError(
-            f"--make-vocab-size-divisible-by is {make_vocab_size_divisible_by}; it must be at "
-            "least 1"
-        )
-    rows = padded_rows(
-        hf_config.vocab_size, tensor_model_parallel_size, make_vocab_size_divisible_by
-    )
+    check_sizes(family, *sizes)
+    if format == "megatron-lm":
+        check_exportable(family, source)
+    multiple = make_vocab_size_divisible_by
+    multiple = ROWS_DIVISIBLE_BY[format] if multiple is None else multiple
+    if multiple < 1:
+        raise InputError(f"--make-vocab-size-divisible-by is {multiple}; it must be at least 1")
+    rows = padded_rows(hf_config.vocab_size, tensor_model_parallel_size, multiple)
     layout = model_layout(hf_config, rows)
     stored = stored_tensors(source)
     unexpected = _check_tensors(layout, stored, source)
@@ -111,8 +123,14 @@ def convert_hf_to_megatron(
     types = _Types(dtypes, _stored_types(layout, dtypes))
     ranks = _Ranks(*sizes)
     needed = sum(types.of(p).itemsize * math.prod(p.shape) for p in layout.parameters)
+    arguments = None
+    if format == "megatron-lm":
+        widest = functools.reduce(torch.promote_types, types.stored.values())
+        arguments = checkpoint_arguments(
+            family, rows=rows, divisible_by=multiple, sizes=sizes, dtype=widest
+        )
     with atomic_directory(target, sources=[source], force=force, needed=needed) as folder:
-        stats = _write(layout, stored, folder / RELEASE, ranks, types)
+        stats = _write(layout, stored, folder / RELEASE, ranks, types, arguments)
         (folder / MARKER).write_text(RELEASE)
         copy_model_files(source, folder)
         write_weights_to_config(folder, dtype=dtype, tied=hf_config.tie_word_embeddings)
@@ -177,8 +195,9 @@ def _write(
     folder: Path,
     ranks: _Ranks,
     types: _Types,
+    arguments: Namespace | None,
 ) -> ConversionStats:
-    """Reads, reshapes, splits and writes the parameters one by one."""
+    """Reads, reshapes, splits and writes the parameters one by one, then the common values."""
     folder.mkdir()
     cuts = {
         p.name: _cuts(p, layout.stage(p.name, ranks.pipeline_parallel), ranks)
@@ -207,6 +226,7 @@ def _write(
             "iteration": 0,
             "content_metadata": {"singleton_local_shards": False},
             HF_DTYPES: types.narrower(layout),
+            **({} if arguments is None else {"args": arguments}),
         }
     )
     return stats

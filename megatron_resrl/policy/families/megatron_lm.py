@@ -53,6 +53,14 @@ _LEFT_OUT = (
     "moe_mlp_glu_interleave_size",
 )
 """Arguments that make a model of another kind, unless they are absent, false or zero."""
+_SAME_NAMES = (
+    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups"),
+    *("kv_channels", "normalization", "layernorm_epsilon", "layernorm_zero_centered_gamma"),
+    *("add_bias_linear", "add_qkv_bias", "qk_layernorm", "window_size", "window_attn_skip_freq"),
+    *("moe_ffn_hidden_size", "moe_router_topk", "moe_router_score_function"),
+    *("moe_router_pre_softmax", "moe_router_dtype", "moe_router_load_balancing_type"),
+)
+"""Arguments that are called like fields of megatron-core."""
 _NOT_SET = (None, False, 0, "", [], ())
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
@@ -224,3 +232,75 @@ def _expert_fields(family: type[Mixture], arguments: Mapping[str, Any]) -> dict[
         "decoder_sparse_step": 1,
         "mlp_only_layers": dense,
     }
+
+
+def arguments_from_config(family: Family) -> dict[str, Any]:
+    """The arguments with which Megatron-LM builds a model without `export_problems`.
+
+    Those of the model alone, by the names that `load_args_from_checkpoint` of Megatron-LM reads.
+
+    Args:
+        family: Bound to a configuration with all sizes.
+    """
+    fields = family.transformer_fields()
+    (rotary, *_) = family.rotary.values()
+    base, heads = float(rotary["rope_theta"]), fields["num_attention_heads"]
+    positions = family.config.get("max_position_embeddings")
+    arguments = {name: fields[name] for name in _SAME_NAMES if fields.get(name) is not None}
+    return arguments | {
+        "encoder_num_layers": fields["num_layers"],
+        "group_query_attention": fields["num_query_groups"] != heads,
+        "max_position_embeddings": positions,
+        "seq_length": positions,
+        "position_embedding_type": "rope",
+        "add_position_embedding": True,
+        "use_rotary_position_embeddings": False,
+        # Megatron-LM's command line takes whole numbers.
+        "rotary_base": int(base) if base.is_integer() else base,
+        "rotary_percent": 1.0,
+        "rotary_interleaved": False,
+        "use_rope_scaling": rotary["rope_type"] == "llama3",
+        "rope_scaling_factor": _LLAMA3_ROPE["factor"],
+        "norm_epsilon": fields["layernorm_epsilon"],
+        "apply_layernorm_1p": fields["layernorm_zero_centered_gamma"],
+        "swiglu": fields["gated_linear_unit"],
+        "squared_relu": False,
+        "untie_embeddings_and_output_weights": not family.tied,
+        "attention_dropout": 0.0,
+        "hidden_dropout": 0.0,
+        "apply_query_key_layer_scaling": False,
+        "num_experts": fields.get("num_moe_experts"),
+        "moe_layer_freq": fields.get("moe_layer_freq", 1),
+        "multi_latent_attention": False,
+        "mtp_num_layers": None,
+        "spec": None,
+        "heterogeneous_layers_config_path": None,
+    }
+
+
+def export_problems(family: Family) -> Iterator[Unsupported]:
+    """What of a model Megatron-LM's arguments cannot say.
+
+    Args:
+        family: Bound to a configuration with all sizes.
+    """
+    arguments = arguments_from_config(family)
+    kind = _family_of(arguments)
+    again = kind and kind(config_from_arguments(arguments, family.config["vocab_size"], {}))
+    for settings in family.rotary.values():
+        said = again.rotary[None] if again else {}
+        if any(settings.get(name) != value for name, value in said.items()):
+            yield Unsupported(
+                f"its rotary embedding is {settings}",
+                "Megatron-LM's arguments say plain ones, and Llama 3.1's (llama3, factor 8)",
+            )
+    parts = (
+        *("activation", "zero_centered_norms", "norms_after_blocks"),
+        *("embedding_scale", "tied", "windowed_layers"),
+    )
+    same = again and all(getattr(again, part) == getattr(family, part) for part in parts)
+    if not again or not same or again.transformer_fields() != family.transformer_fields():
+        yield Unsupported(
+            f"Megatron-LM has no arguments for a {family.architecture} of this kind",
+            "leave --format out",
+        )

@@ -68,7 +68,7 @@ def save(models: Path, save_dir: Path, name: str) -> None:
     args.fp8_recipe = Recipe.DELAYED
     args.exp_avg_dtype = torch.float32
     args.load = Path("/nowhere")
-    model = tiny.build(args)
+    model = tiny.build(args, engine_names=name == "mixtral")
     tiny.fill(model, args, tiny_conversion.tensors(models / name))
     model, optimizer = train(model)
     group = parallel_state.get_data_parallel_group(with_context_parallel=True)
