@@ -27,6 +27,8 @@ def logits(load: Path) -> torch.Tensor:
     # The layout is this process's, as on Megatron-LM's command line, and not that of the files.
     args.tensor_model_parallel_size = args.pipeline_model_parallel_size = 1
     args.use_cpu_initialization = True
+    # Without Transformer Engine, megatron-core 0.16 routes in this type only.
+    args.moe_router_dtype = "fp64"
     model = tiny.build(args, engine_names=True).eval()
     metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
     metadata |= {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}

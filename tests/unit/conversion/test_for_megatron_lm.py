@@ -17,6 +17,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from megatron_resrl.conversion.from_hugging_face import convert_hf_to_megatron
+from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
+from megatron_resrl.errors import InputError
+from megatron_resrl.policy.families import family_of, find_family
+from megatron_resrl.policy.families.megatron_lm import config_from_arguments
 from megatron_resrl.weights.config_json import read_arguments
 
 TESTS = Path(__file__).parents[2]
