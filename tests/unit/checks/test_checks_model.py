@@ -80,6 +80,7 @@ def unlike_its_weights(model: Path) -> None:
     """The architecture changes, and weights with it: what is in the file does not matter here."""
     (model / "model.safetensors").unlink()
     (model / ".metadata").write_text("")
+    (model / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
 
 
 @pytest.mark.usefixtures("unlike_its_weights")

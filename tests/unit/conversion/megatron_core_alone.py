@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.tensor_parallel.random import initialize_rng_tracker
+from megatron.core.transformer.moe import moe_utils
 
 
 def logits(load: Path) -> torch.Tensor:
@@ -27,8 +28,6 @@ def logits(load: Path) -> torch.Tensor:
     # The layout is this process's, as on Megatron-LM's command line, and not that of the files.
     args.tensor_model_parallel_size = args.pipeline_model_parallel_size = 1
     args.use_cpu_initialization = True
-    # Without Transformer Engine, megatron-core 0.16 routes in this type only.
-    args.moe_router_dtype = "fp64"
     model = tiny.build(args, engine_names=True).eval()
     metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
     metadata |= {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
@@ -47,6 +46,8 @@ def logits(load: Path) -> torch.Tensor:
 def main() -> None:
     # megatron-core names the device of its rotary embedding and experts by this function.
     torch.cuda.current_device = lambda: torch.device("cpu")
+    # Version 0.16 has this name with Transformer Engine only.
+    moe_utils.te_general_gemm = None
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     initialize_rng_tracker(inference_rng_tracker=True)
