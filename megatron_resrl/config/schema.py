@@ -31,9 +31,9 @@ class ModelConfig:
 
     path: str = ""
     """Directory of a Hugging Face model: config.json, *.safetensors and tokenizer files; or of
-    one that tools/convert_hf_to_megatron.py made."""
+    one that tools/convert_hf_to_megatron.py made, a run or Megatron-LM."""
     tokenizer_path: str | None = None
-    """Directory of the tokenizer; default: `path`."""
+    """Directory of the tokenizer; default: `path`. A checkpoint of Megatron-LM has none."""
     attention_dropout: Annotated[float, BELOW_ONE] = 0.0
     """Probability of dropping an attention weight (megatron-core `attention_dropout`)."""
     hidden_dropout: Annotated[float, BELOW_ONE] = 0.0

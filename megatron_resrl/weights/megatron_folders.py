@@ -46,8 +46,8 @@ def find_checkpoint(path: Path) -> Path:
         )
     named = marker.read_text(encoding="utf-8", errors="replace").strip()
     folder = path / (f"iter_{int(named):07d}" if named.isdigit() else named)
+    _refuse_other_formats(folder)
     if not is_torch_dist(folder):
-        _refuse_other_formats(folder)
         raise InputError(
             f"{marker} says {named!r}, but {folder} holds no checkpoint; copy it again"
         )
@@ -83,8 +83,9 @@ def _refuse_other_formats(folder: Path) -> None:
         found = "torch's index without megatron-core's (--ckpt-format fsdp_dtensor or torch_dcp)"
     if found is not None:
         raise InputError(
-            f"{folder} holds {found}; write it as torch_dist with Megatron-LM: "
-            "--ckpt-convert-format torch_dist --ckpt-convert-save DIRECTORY"
+            f"{folder} holds {found}; supported is torch_dist, which Megatron-LM writes with "
+            "--ckpt-format torch_dist, or from an older checkpoint with --ckpt-convert-format "
+            "torch_dist --ckpt-convert-save DIRECTORY"
         )
 
 
