@@ -107,7 +107,7 @@ def argument_problems(arguments: Mapping[str, Any]) -> Iterator[Unsupported]:
         given = ", ".join(f"{name} {arguments[name]!r}" for name in named if arguments.get(name))
         yield Unsupported(
             f"no supported family has its arguments {given} together",
-            "docs/models.md has a table of the families",
+            "docs/checkpoints.md lists the combinations that one has",
         )
 
 

@@ -16,11 +16,13 @@ import tiny_families
 import tiny_megatron_lm as tiny
 import tiny_task
 import torch
+from common_object import store_common_as_object
 from ranks import ended_ranks, run_ranks
-from transformers import AutoModelForCausalLM
+from servers_of import specs_of
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from megatron_resrl.checks.recipe import check_recipe
-from megatron_resrl.config.schema import ModelConfig, Recipe
+from megatron_resrl.config.schema import ModelConfig, Recipe, RolloutConfig
 from megatron_resrl.conversion.to_hugging_face import convert_megatron_to_hf
 from megatron_resrl.errors import InputError
 from megatron_resrl.weights.config_json import read_config
@@ -133,6 +135,23 @@ def test_read_config_takes_an_iteration_a_release_and_the_folder(work: Path, sav
 def test_read_config_prefers_the_argument_of_the_vocabulary(saved: Path) -> None:
     change_arguments(saved, vocab_size=130)
     assert read_config(saved)["vocab_size"] == 130
+
+
+def test_read_config_finds_arguments_that_lie_in_shards(work: Path, saved: Path) -> None:
+    expected = read_config(saved, work / "tokenizer")
+    change_arguments(saved)
+    store_common_as_object(saved / ITERATION)
+    assert read_config(saved, work / "tokenizer") == expected
+
+
+def test_servers_read_the_config_of_megatron_lm(work: Path, tmp_path: Path) -> None:
+    model = ModelConfig(str(work / "saved" / "task"), str(work / "models" / "task"))
+    recipe = Recipe(output_dir=str(tmp_path), model=model, rollout=RolloutConfig(engine="vllm"))
+    (spec,) = specs_of(recipe)
+    served = Path(spec.arguments[spec.arguments.index("--model") + 1])
+    assert served == tmp_path / "vllm" / "model"
+    assert AutoConfig.from_pretrained(served).architectures == ["LlamaForCausalLM"]
+    assert AutoTokenizer.from_pretrained(served).eos_token_id == 1
 
 
 def test_read_config_refuses_a_larger_tokenizer(work: Path, saved: Path) -> None:
