@@ -81,9 +81,10 @@ def check_tokenizer(facts: RunFacts) -> Iterator[Problem]:
         fix = "give a directory with the tokenizer of a Hugging Face model"
         problem = f"none of {', '.join(TOKENIZER_FILES)} is there"
         if setting == "model.path" and not (directory / "config.json").is_file():
-            setting, value = "model.tokenizer_path", None
-            problem = f"the checkpoint of Megatron-LM in model.path {model.path!r} has no tokenizer"
-        yield Problem(setting, value, problem, fix)
+            problem = f"the checkpoint of Megatron-LM in model.path {value!r} has no tokenizer"
+            yield Problem("model.tokenizer_path", None, problem, fix)
+        else:
+            yield Problem(setting, value, problem, fix)
         return
     tokenizer = facts.tokenizer
     if isinstance(tokenizer, SettingError):
@@ -91,9 +92,9 @@ def check_tokenizer(facts: RunFacts) -> Iterator[Problem]:
             yield Problem.of(tokenizer)
         return
     size = facts.hf_config.get("vocab_size")
-    if size is not None and (problem := tokens_beyond(tokenizer.get_vocab(), size)):
+    if size is not None and (beyond := tokens_beyond(tokenizer.get_vocab(), size)):
         fix = "use the tokenizer of this model, or resize the model's embedding"
-        yield Problem(setting, value, problem, fix)
+        yield Problem(setting, value, beyond, fix)
 
 
 def check_chat_template(facts: Facts) -> Iterator[Problem]:

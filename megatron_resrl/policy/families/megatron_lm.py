@@ -61,7 +61,12 @@ _SAME_NAMES = (
     *("moe_router_pre_softmax", "moe_router_dtype", "moe_router_load_balancing_type"),
 )
 """Arguments that are called like fields of megatron-core."""
-_NOT_SET = (None, False, 0, "", [], ())
+_OF_FAMILIES = (
+    *("qk_layernorm", "add_qkv_bias", "num_experts", "moe_router_pre_softmax", "moe_layer_freq"),
+    *("window_size", "window_attn_skip_freq"),
+)
+"""Arguments in which families differ."""
+_NOT_SET: tuple[Any, ...] = (None, False, 0, "", [], ())
 _LLAMA3_ROPE = {
     "rope_type": "llama3",
     "factor": 8.0,
@@ -102,11 +107,9 @@ def argument_problems(arguments: Mapping[str, Any]) -> Iterator[Unsupported]:
         fix = "supported are kinds that route by a softmax"
         yield _problem("moe_router_load_balancing_type", balancing, fix)
     if _family_of(arguments) is None:
-        named = ("qk_layernorm", "add_qkv_bias", "num_experts", "moe_router_pre_softmax")
-        named += ("moe_layer_freq", "window_size", "window_attn_skip_freq")
-        given = ", ".join(f"{name} {arguments[name]!r}" for name in named if arguments.get(name))
+        found = (f"{name} {arguments[name]!r}" for name in _OF_FAMILIES if arguments.get(name))
         yield Unsupported(
-            f"no supported family has its arguments {given} together",
+            f"no supported family has its arguments {', '.join(found)} together",
             "docs/checkpoints.md lists the combinations that one has",
         )
 
@@ -286,9 +289,11 @@ def export_problems(family: Family) -> Iterator[Unsupported]:
     """
     arguments = arguments_from_config(family)
     kind = _family_of(arguments)
-    again = kind and kind(config_from_arguments(arguments, family.config["vocab_size"], {}))
+    again = None
+    if kind is not None:
+        again = kind(config_from_arguments(arguments, family.config["vocab_size"], {}))
     for settings in family.rotary.values():
-        said = again.rotary[None] if again else {}
+        said = {} if again is None else again.rotary[None]
         if any(settings.get(name) != value for name, value in said.items()):
             yield Unsupported(
                 f"its rotary embedding is {settings}",
@@ -298,8 +303,11 @@ def export_problems(family: Family) -> Iterator[Unsupported]:
         *("activation", "zero_centered_norms", "norms_after_blocks"),
         *("embedding_scale", "tied", "windowed_layers"),
     )
-    same = again and all(getattr(again, part) == getattr(family, part) for part in parts)
-    if not again or not same or again.transformer_fields() != family.transformer_fields():
+    if (
+        again is None
+        or any(getattr(again, part) != getattr(family, part) for part in parts)
+        or again.transformer_fields() != family.transformer_fields()
+    ):
         yield Unsupported(
             f"Megatron-LM has no arguments for a {family.architecture} of this kind",
             "leave --format out",

@@ -30,7 +30,7 @@ def write(folder: Path, kind: str) -> None:
     ("kind", "said"),
     [
         ("torch", r"mp_rank_\* folders, Megatron-LM's older format \(--ckpt-format torch\)"),
-        ("fsdp_dtensor", "torch's index without megatron-core's .*fsdp_dtensor or torch_dcp"),
+        ("fsdp_dtensor", r"torch's index without megatron-core's .*fsdp_dtensor or torch_dcp\)"),
         ("zarr", "a checkpoint in the format 'zarr'"),
     ],
 )
