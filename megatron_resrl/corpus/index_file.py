@@ -86,7 +86,8 @@ def read_index(path: Path) -> Index:
         raise InputError(f"{path} is cut off: {problem}; {WRITE_AGAIN}")
     _, version, code, sequences, entries = _HEADER.unpack(header)
     if version != VERSION:
-        raise InputError(f"{path} has version {version}, and only {VERSION} is known")
+        problem = f"version {version}, and only {VERSION} is known"
+        raise InputError(f"{path} has {problem}; {WRITE_AGAIN}")
     dtype = _token_dtype(path, code)
     _check_size(path, sequences, entries)
     if sequences == 0 or entries < 2:
@@ -200,10 +201,14 @@ def _token_dtype(path: Path, code: int) -> numpy.dtype:
     name = known.get(code)
     if name is None:
         known_codes = ", ".join(map(str, sorted(known)))
-        raise InputError(f"{path} is corrupt: type code {code} is none of {known_codes}")
+        problem = f"type code {code} is none of {known_codes}"
+        raise InputError(f"{path} is corrupt: {problem}; {WRITE_AGAIN}")
     dtype = numpy.dtype(name)
     if dtype.kind not in "iu":
-        raise InputError(f"{path}: its .bin file holds {name} values, and token ids are integers")
+        raise InputError(
+            f"{path}: its .bin file holds {name} values, and token ids are integers; give files "
+            "that tools/preprocess_data.py or Megatron-LM wrote"
+        )
     return dtype.newbyteorder("<")
 
 

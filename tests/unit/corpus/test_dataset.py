@@ -110,6 +110,7 @@ def test_check_dataset_names_damage(tmp_path: Path, damage: str) -> None:
     with pytest.raises(InputError, match=message) as error:
         check_indexed_dataset(tmp_path / "a", 20)
     assert "\n" not in str(error.value)
+    assert "; " in str(error.value)  # What is wrong, and what would be right.
 
 
 def test_check_dataset_refuses_negative_token_ids(tmp_path: Path) -> None:
