@@ -26,6 +26,10 @@ from megatron_resrl.platform.fake_device.work import count
 NAME = "fakegpu"
 """The device's type."""
 
+_KERNELS = torch.library.Library("aten", "IMPL")
+_ONE_KERNEL = ("silu_backward", "mish_backward")
+"""Operations that torch takes apart on devices without a kernel for them; CUDA and CPU have one."""
+
 _SIZED = {
     *(torch.ops.aten.zeros.default, torch.ops.aten.ones.default, torch.ops.aten.full.default),
     torch.ops.aten.empty.memory_format,
@@ -49,7 +53,13 @@ def register_device() -> torch.device:
     dist.Backend.backend_capability[dist.Backend.FAKE].append(NAME)
     # torch.tensor(data, device=...) then makes a host tensor and moves it through the dispatcher.
     torch._C._set_only_lift_cpu_tensors(True)
+    for name in _ONE_KERNEL:
+        _KERNELS.impl(name, _never_run, "PrivateUse1")
     return torch.device(NAME, 0)
+
+
+def _never_run(*args: Any) -> None:
+    raise AssertionError("the device works operations out before a kernel of its own is asked for")
 
 
 class FakeDevice(TorchDispatchMode):

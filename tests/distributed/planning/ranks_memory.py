@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -63,10 +64,20 @@ class RealMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
+        if _in_a_collective():
+            return out
         for tensor in tree_flatten(out)[0]:
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes():
                 self.memory.take(tensor.untyped_storage())
         return out
+
+
+def _in_a_collective() -> bool:
+    """Whether gloo is at work, which copies what it reduces; NCCL does not."""
+    frame: FrameType | None = sys._getframe(2)
+    while frame is not None and "/torch/_" in frame.f_code.co_filename:
+        frame = frame.f_back
+    return frame is not None and "/torch/distributed/" in frame.f_code.co_filename
 
 
 @contextlib.contextmanager
