@@ -44,9 +44,16 @@ GROUP_SIZE = 4
 """Responses of a group; with the micro-batches of two, a group is two of them."""
 
 
-def write_config(folder: Path, *, experts: bool = False) -> Path:
-    """A folder with nothing but config.json: of a Llama, or of a Qwen3 with eight experts."""
-    config = Qwen3MoeConfig(**_SHAPE, **_EXPERTS) if experts else LlamaConfig(**_SHAPE)
+def write_config(folder: Path, *, experts: bool = False, **sizes: int) -> Path:
+    """A folder with nothing but config.json: of a Llama, or of a Qwen3 with eight experts.
+
+    Args:
+        folder: Is made.
+        experts: Which of the two.
+        sizes: What is to be other than usual.
+    """
+    shape = _SHAPE | sizes
+    config = Qwen3MoeConfig(**shape, **_EXPERTS) if experts else LlamaConfig(**shape)
     name = "Qwen3MoeForCausalLM" if experts else "LlamaForCausalLM"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config.to_dict() | {"architectures": [name]}))

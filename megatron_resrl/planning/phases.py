@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -15,37 +14,17 @@ from megatron_resrl.config.schema import Recipe
 from megatron_resrl.diagnostics.standard import standard_observers
 from megatron_resrl.planning.recorder import Recorder, RecordingTimers
 from megatron_resrl.planning.records import PhaseRecord
-from megatron_resrl.planning.scaling import combined, grown
+from megatron_resrl.planning.sample import GroupsOfStep, Sample, whole_step
+from megatron_resrl.planning.scaling import combined
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.fake_device.device import FakeDevice
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.weights.hugging_face import export_weights
 
 STEP_PHASES = ("scoring", "subspace", "update")
-
-
-@dataclass(frozen=True)
-class ShareOfStep:
-    """Groups of one replica; a replica that has fewer than others still takes part."""
-
-    scored: int
-    """Of a whole step."""
-    updated: int
-    """Of one update."""
-    updates: int
-    """Of a step."""
-
-    @classmethod
-    def of(cls, recipe: Recipe, replicas: int) -> ShareOfStep:
-        """The share of the replica that has most."""
-        updates = recipe.algorithm.updates_per_step
-        per_update = recipe.rollout.prompts_per_step // updates
-        updated = max(1, math.ceil(per_update / replicas))
-        return cls(updated * updates, updated, updates)
 
 
 class RankPhases:
@@ -78,29 +57,19 @@ class RankPhases:
         device.memory.kind = "activations"
 
     def step(self) -> dict[str, PhaseRecord]:
-        """Scoring, token weights and updates: counts of a whole step, peaks of its largest part.
+        """Scoring, token weights and updates of a whole step.
 
-        Two steps are taken: the first, of one group, makes the optimizer's state; the second has as
-        many groups as fill the pipeline. Further groups count as much as those of the second do.
+        A first step makes the optimizer's state. Then steps of a few groups are taken, see
+        `Sample`, or the whole step.
         """
         recipe = self.recipe
-        share = ShareOfStep.of(recipe, parallel_state.get_data_parallel_world_size())
-        # Twice the stages: interleaved chunks hold more micro-batches than there are stages.
-        in_flight = 2 * recipe.parallel.pipeline_model_parallel_size
-        filling = math.ceil(
-            in_flight * recipe.algorithm.micro_batch_size / recipe.rollout.group_size
-        )
-        groups = min(share.updated, max(2, filling))
-        one = self._take_step(1, number=1)
-        last = self._take_step(groups, number=2)
-        found = {}
-        for name, phase in last.items():
-            if name == "update":
-                whole = grown(one[name], phase, groups, share.updated)
-                found[name] = combined([(whole, share.updates)], like=phase)
-            else:
-                found[name] = grown(one[name], phase, groups, share.scored)
-        return found
+        self._take_step(1, warm_up=True)
+        groups = GroupsOfStep.of(recipe, parallel_state.get_data_parallel_world_size())
+        if self.workload.whole_step:
+            return self._take_step(groups.scored, updates=groups.updates)
+        sample = Sample.of(recipe)
+        runs = {size: self._take_step(size) for size in sample.sizes(groups)}
+        return whole_step(runs, sample, groups)
 
     def weight_export(self) -> PhaseRecord:
         """The weights as Hugging Face's tensors, one at a time.
@@ -132,8 +101,16 @@ class RankPhases:
                 tensor.to("cpu", copy=True)
         return self.recorder.take()["checkpoint"]
 
-    def _take_step(self, groups: int, *, number: int) -> dict[str, PhaseRecord]:
-        """One step of so many groups per replica, in one update."""
+    def _take_step(
+        self, groups: int, *, updates: int = 1, warm_up: bool = False
+    ) -> dict[str, PhaseRecord]:
+        """One step.
+
+        Args:
+            groups: Of each replica.
+            updates: Optimizer steps.
+            warm_up: Groups have two responses, both in one micro-batch.
+        """
         recipe, policy = self.recipe, self.policy
         algorithm = algorithm_of(recipe)
         timers = RecordingTimers(self.recorder, STEP_PHASES)
@@ -147,22 +124,16 @@ class RankPhases:
         weighting = build_weighting(
             algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
         )
-        rl_step(
-            policy,
-            algorithm,
-            weighting,
-            self._batch(groups),
-            replace(StepSettings.from_recipe(recipe), updates_per_step=1),
-            number,
-            timers,
-            observers,
-        )
+        settings = replace(StepSettings.from_recipe(recipe), updates_per_step=updates)
+        group_size = recipe.rollout.group_size
+        if warm_up:
+            group_size = 2
+            settings = replace(settings, passes=replace(settings.passes, micro_batch_size=2))
+        replicas = parallel_state.get_data_parallel_world_size()
+        batch = self.workload.batch(groups * replicas, group_size)
+        rl_step(policy, algorithm, weighting, batch, settings, 1, timers, observers)
         self._name_state()
         return self.recorder.take()
-
-    def _batch(self, groups: int) -> RolloutBatch:
-        replicas = parallel_state.get_data_parallel_world_size()
-        return self.workload.batch(groups * replicas, self.recipe.rollout.group_size)
 
     def _name_state(self) -> None:
         """Says what the memory of the policy is."""

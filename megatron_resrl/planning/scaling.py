@@ -9,21 +9,30 @@ from dataclasses import replace
 from megatron_resrl.planning.records import PhaseRecord, Traffic, Wait
 
 
-def grown(one: PhaseRecord, many: PhaseRecord, groups: int, wanted: int) -> PhaseRecord:
-    """The phase with `wanted` groups.
-
-    Memory is that of `many`: the peak does not depend on how often the same work is done.
+def extrapolated(
+    first: PhaseRecord, last: PhaseRecord, *, few: int, many: int, wanted: int
+) -> PhaseRecord:
+    """The phase with `wanted` groups; memory is that of `last`.
 
     Args:
-        one: With one group.
-        many: With `groups`; if that is one, too, all of its counts grow with the groups.
-        groups: At least 1.
+        first: With `few` groups.
+        last: With `many`; if they are as many, counts are in proportion to the groups.
+        few: At least 1.
+        many: At least `few`.
         wanted: At least 1.
     """
-    if groups == 1:
-        return combined([(many, wanted)], like=many)
-    more = (wanted - groups) / (groups - 1)
-    return combined([(one, -more), (many, 1 + more)], like=many)
+    if few == many:
+        return combined([(last, wanted / many)], like=last)
+    more = (wanted - many) / (many - few)
+    return combined([(first, -more), (last, 1 + more)], like=last)
+
+
+def with_more_activations(phase: PhaseRecord, more: int) -> PhaseRecord:
+    """The phase with so many bytes of activations more at its peak."""
+    kinds = dict(phase.peak_by_kind)
+    if more:
+        kinds["activations"] = kinds.get("activations", 0) + more
+    return replace(phase, peak_bytes=phase.peak_bytes + more, peak_by_kind=kinds)
 
 
 def combined(parts: Iterable[tuple[PhaseRecord, float]], like: PhaseRecord) -> PhaseRecord:

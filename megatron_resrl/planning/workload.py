@@ -22,6 +22,8 @@ class Workload:
     """Of every prompt, at least 1."""
     response_tokens: int
     """Of every response, at least 1."""
+    whole_step: bool = False
+    """Take all groups of a step; False: a few, and count all others as those, see `sample`."""
 
     @classmethod
     def longest(cls, recipe: Recipe) -> Workload:

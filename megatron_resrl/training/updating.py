@@ -106,12 +106,24 @@ def update_policy(
 
 @dataclass(frozen=True)
 class _Collected:
-    """Of one micro-batch."""
+    """Sums over one micro-batch, detached: a graph would keep what the last pipeline stage has
+    received, and its gradient, until the update ends."""
 
     tokens: int
-    outputs: LossOutputs
+    token_means: dict[str, torch.Tensor]
     update_means: dict[str, torch.Tensor]
-    """What is reported of every algorithm."""
+    """Of the algorithm, and what is reported of every algorithm."""
+
+    @classmethod
+    def of(
+        cls, tokens: int, outputs: LossOutputs, reported: Mapping[str, torch.Tensor]
+    ) -> _Collected:
+        """Detaches all."""
+        token_means = {name: value.detach() for name, value in outputs.token_means.items()}
+        update_means = {**reported, **outputs.update_means}
+        return cls(
+            tokens, token_means, {name: value.detach() for name, value in update_means.items()}
+        )
 
 
 def _loss(
@@ -149,24 +161,23 @@ def _loss(
         outputs = outputs + entropy_bonus(inputs, algorithm.entropy_coefficient)
     negative_share = targets.coefficients[sequence] * ~inputs.positive
     unweighted = targets.advantages[sequence]
-    update_means = {
-        "loss": outputs.loss.detach(),
+    reported = {
+        "loss": outputs.loss,
         "resrl/negative_mass": (negative_share * advantages.abs()).sum(),
         "resrl/negative_mass_unweighted": (negative_share * unweighted.abs()).sum(),
-        **outputs.update_means,
     }
-    return outputs.loss, _Collected(len(sequence), outputs, update_means)
+    return outputs.loss, _Collected.of(len(sequence), outputs, reported)
 
 
 def _sums(collected: Sequence[_Collected]) -> LossSums:
     """Over the micro-batches; read from the device at once."""
     if not collected:
         return LossSums()
-    kinds = [{**each.outputs.token_means, **each.update_means} for each in collected]
-    rows = [torch.stack([value.detach().double() for value in kind.values()]) for kind in kinds]
+    kinds = [{**each.token_means, **each.update_means} for each in collected]
+    rows = [torch.stack([value.double() for value in kind.values()]) for kind in kinds]
     columns = zip(*torch.stack(rows).tolist(), strict=True)
     sums = dict(zip(kinds[0], map(sum, columns), strict=True))
-    token_means = {name: sums[name] for name in collected[0].outputs.token_means}
+    token_means = {name: sums[name] for name in collected[0].token_means}
     return LossSums(
         tokens=float(sum(each.tokens for each in collected)),
         token_means=token_means,

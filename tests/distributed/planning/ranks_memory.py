@@ -1,8 +1,8 @@
 """Bytes that two steps hold, in layouts of two ranks: of real tensors, or of the fake device.
 
-Arguments: folder of a model; "real", on two ranks, or "fake", in one process that stands for rank
-0; names of layouts, one only for the fake device. Rank 0 prints a line of JSON: layout -> bytes
-after the build, and at the peak of each phase of the second step.
+Arguments: folder of a model, and of one with experts; "real", on two ranks, or the number of the
+rank that this process stands for; names of layouts, one only for the fake device. Each rank prints
+a line of JSON: layout -> bytes after the build, and at the peak of each phase of the second step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from types import FrameType
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from dry_runs import GROUP_SIZE, WORKLOAD, recipe_for
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -43,6 +42,10 @@ LAYOUTS = {
     "tp2_sp": ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true"),
     "tp2_packed": ("parallel.tensor_model_parallel_size=2", "algorithm.sequence_packing=true"),
     "pp2": ("parallel.pipeline_model_parallel_size=2",),
+    "pp2_vpp2": (
+        "parallel.pipeline_model_parallel_size=2",
+        "parallel.virtual_pipeline_model_parallel_size=2",
+    ),
     "cp2": ("parallel.context_parallel_size=2",),
     "dp2_recompute": (
         "model.recompute_granularity=full",
@@ -51,6 +54,7 @@ LAYOUTS = {
         "parallel.use_distributed_optimizer=false",
     ),
 }
+WITH_EXPERTS = {"ep2": ("parallel.expert_model_parallel_size=2",)}
 PHASES = ("scoring", "subspace", "update")
 
 
@@ -81,15 +85,15 @@ def _in_a_collective() -> bool:
 
 
 @contextlib.contextmanager
-def books(kind: str) -> Iterator[Any]:
-    """What counts memory: a mode for real tensors, or the device."""
-    if kind == "real":
+def books(rank: int | None) -> Iterator[Any]:
+    """What counts memory: a mode for real tensors, or the device of one rank."""
+    if rank is None:
         # The kernel that makes a matrix of scores is the only one of all devices.
         with sdpa_kernel(SDPBackend.MATH), RealMemory() as real:
             yield real
     else:
         with fake_device(
-            0, 2, rules=KINDS, gathered=GATHERED, broadcast=BROADCAST, fused=False
+            rank, 2, rules=KINDS, gathered=GATHERED, broadcast=BROADCAST, fused=False
         ) as device:
             device.answers |= ANSWERS
             yield device
@@ -123,15 +127,17 @@ def measured(recipe: Recipe, counted: Any, *, load_weights: bool) -> dict[str, i
 
 def main() -> None:
     torch.compiler.set_stance("force_eager")
-    model, kind = Path(sys.argv[1]), sys.argv[2]
+    dense, experts, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    rank = None if kind == "real" else int(kind)
     found = {}
-    with books(kind) as counted:
-        for name in sys.argv[3:]:
-            recipe = recipe_for(model, UNFUSED, *LAYOUTS[name])
+    with books(rank) as counted:
+        for name in sys.argv[4:]:
+            model = experts if name in WITH_EXPERTS else dense
+            settings = (LAYOUTS | WITH_EXPERTS)[name]
+            recipe = recipe_for(model, UNFUSED, *settings)
             initialize(recipe.parallel, 0)
-            found[name] = measured(recipe, counted, load_weights=kind == "real")
-        if dist.get_rank() == 0:
-            print(json.dumps(found))
+            found[name] = measured(recipe, counted, load_weights=rank is None)
+        print(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Counts of a whole step from those of few groups."""
 
 from megatron_resrl.planning.records import Holder, PhaseRecord, Traffic, Wait
-from megatron_resrl.planning.scaling import combined, grown
+from megatron_resrl.planning.scaling import combined, extrapolated, with_more_activations
 
 
 def phase(groups: int, *, fixed: int = 3) -> PhaseRecord:
@@ -22,17 +22,24 @@ def phase(groups: int, *, fixed: int = 3) -> PhaseRecord:
     )
 
 
-def test_grown_counts_grow_by_as_much_per_group():
-    many = grown(phase(1), phase(3), 3, 7)
+def test_extrapolated_counts_grow_by_as_much_per_group():
+    many = extrapolated(phase(1), phase(3), few=1, many=3, wanted=7)
     assert many == PhaseRecord(**{**vars(phase(7)), "peak_bytes": phase(3).peak_bytes})
 
 
-def test_grown_to_the_same_groups_changes_nothing():
-    assert grown(phase(1), phase(2), 2, 2) == phase(2)
+def test_extrapolated_to_the_same_groups_changes_nothing():
+    assert extrapolated(phase(1), phase(2), few=1, many=2, wanted=2) == phase(2)
 
 
-def test_grown_from_one_group_multiplies_all_counts():
-    assert grown(phase(1), phase(1), 1, 5).kernels == 5 * phase(1).kernels
+def test_extrapolated_from_one_size_is_in_proportion():
+    found = extrapolated(phase(1), phase(1), few=1, many=1, wanted=5)
+    assert found.kernels == 5 * phase(1).kernels
+
+
+def test_more_activations_are_part_of_the_peak():
+    found = with_more_activations(phase(1), 7)
+    assert (found.peak_bytes, found.peak_by_kind) == (18, {"weights": 10, "activations": 7})
+    assert with_more_activations(phase(1), 0) == phase(1)
 
 
 def test_combined_adds_lines_that_only_one_has():
