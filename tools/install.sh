@@ -4,6 +4,7 @@
 #   tools/install.sh quickstart        # or: dev, dev,bench, ...
 #   VENV=.venv-vllm tools/install.sh vllm    # vLLM's CPU build, in an environment of its own
 #   tools/install.sh te-on-cpu         # after dev: Transformer Engine's Python into .te, for tests
+#   tools/install.sh megatron-core==0.19.2    # after dev: into .megatron-core/0.19.2, for tests
 #
 # VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
 # is made with. Running it again installs only after pyproject.toml or the constraints have changed.
@@ -62,6 +63,18 @@ if [[ $EXTRAS == te-on-cpu ]]; then
     rm -rf .te
     # Python only: the tests answer its compiled functions themselves.
     pip_install --no-deps --target .te "$wanted" || fail "$wanted cannot be installed into .te"
+    exit
+fi
+
+if [[ $EXTRAS == megatron-core==* ]]; then
+    folder=.megatron-core/${EXTRAS#*==}
+    [[ -f $folder/installed ]] && exit
+    rm -rf "$folder"
+    echo "tools/install.sh: installing $EXTRAS and triton into $folder (1 GB)"
+    # Versions from 0.17 on ask for Python 3.12, and from 0.18 on import triton without asking for it.
+    pip_install --no-deps --ignore-requires-python --target "$folder" "$EXTRAS" \
+        "$(grep '^triton==' constraints.txt)" || fail "$EXTRAS cannot be installed into $folder"
+    touch "$folder/installed"
     exit
 fi
 
