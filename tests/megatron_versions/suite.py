@@ -18,7 +18,7 @@ FOLDER = REPOSITORY / ".megatron-core" / VERSION
 
 needs_other_version = pytest.mark.skipif(
     not (FOLDER / "installed").is_file() or metadata.version("megatron-core") == VERSION,
-    reason=f"compares megatron-core {VERSION}, from tools/install.sh megatron-core=={VERSION}, with "
+    reason=f"compares megatron-core {VERSION} (tools/install.sh megatron-core=={VERSION}) with "
     "another version",
 )
 
