@@ -152,7 +152,14 @@ def _rank(script: str, args: list[str], environment: dict[str, str], files: list
 def _written(directory: Path, name: str, world_size: int) -> str:
     """What the ranks have written to their files of this name, one rank after the other."""
     files = [directory / f"{name}{rank}" for rank in range(world_size)]
-    return "".join(file.read_text() for file in files if file.exists())
+    lines = [
+        line
+        for file in files
+        if file.exists()
+        for line in file.read_text().splitlines(keepends=True)
+        if not line.startswith("[Gloo] Rank ")  # torch 2.8 says who is connected.
+    ]
+    return "".join(lines)
 
 
 def _wait(ranks: list[BaseProcess], timeout: float, *, patient: bool) -> bool:

@@ -14,16 +14,16 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch.distributed as dist
-from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.filesystem import FileSystem
 
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.weights.torch_dist_files import ShardWriter
 
 SUMS_FILE = "SHA256SUMS"
 _BLOCK = 1 << 22
 
 
-class ChecksumWriter(FileSystemWriter):
+class ChecksumWriter(ShardWriter):
     """torch's checkpoint writer that also computes the SHA-256 of what it writes.
 
     The digests are of the bytes handed over, not of what a failing disk kept of them.

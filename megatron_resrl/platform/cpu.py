@@ -19,7 +19,7 @@ from torch.utils._device import _device_constructors
 
 from megatron_resrl.platform.megatron_versions import require_triton, silence_notices
 from megatron_resrl.platform.one_queue import answer_streams
-from megatron_resrl.platform.repairs import repair_megatron_core
+from megatron_resrl.platform.repairs import name_pathlib_as_python_3_13, repair_megatron_core
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +60,7 @@ def adapt_megatron_core() -> None:
     if not torch.cuda.is_available():
         _redirect_to_cpu()
     repair_megatron_core()
+    name_pathlib_as_python_3_13()
 
 
 def _redirect_to_cpu() -> None:

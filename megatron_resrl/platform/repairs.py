@@ -1,8 +1,11 @@
-"""Repairs megatron-core where Transformer Engine or Apex is missing, with and without CUDA."""
+"""Repairs libraries on machines with and without CUDA: megatron-core where Transformer Engine or
+Apex is missing, and what versions of Python cannot read of each other."""
 
 from __future__ import annotations
 
 import functools
+import pathlib
+import sys
 from typing import Any
 
 
@@ -16,6 +19,15 @@ def repair_megatron_core() -> None:
     if not hasattr(moe_utils, "te_general_gemm"):
         # The router compares this name with None, but only Transformer Engine defines it.
         moe_utils.te_general_gemm = None
+
+
+def name_pathlib_as_python_3_13() -> None:
+    """Makes pickled paths of Python 3.13 readable, such as torch puts into a checkpoint's index.
+
+    Only that version names the module of its paths in this way; 3.14 keeps the name for the same
+    purpose.
+    """
+    sys.modules.setdefault("pathlib._local", pathlib)
 
 
 def _repair_distributed_optimizer_state() -> None:

@@ -42,6 +42,10 @@ _EXACT = {
 }
 
 
+_RENAMED = {"pathlib._local": "pathlib"}
+"""Modules by the names that other versions of Python pickle; 3.13 has this one."""
+
+
 class Inert:
     """Stands in for an object of a class that is not needed."""
 
@@ -95,6 +99,7 @@ class _NameCollector(pickle.Unpickler):
 
 def _known(module: str, name: str) -> Any | None:
     """A harmless object of this name; None if it is not known to be harmless."""
+    module = _RENAMED.get(module, module)
     if name in _EXACT.get(module, ()):
         return getattr(importlib.import_module(module), name)
     found = getattr(torch, name, None) if module == "torch" else None

@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
     Metadata,
     MetadataIndex,
+    StorageMeta,
     TensorProperties,
     TensorStorageMetadata,
 )
@@ -57,6 +58,17 @@ class Block:
     """As long as `global_shape`."""
 
 
+class ShardWriter(FileSystemWriter):
+    """torch's writer, whose index names the folder by a string.
+
+    A pickled path of Python 3.13 cannot be read by earlier versions.
+    """
+
+    def storage_meta(self) -> StorageMeta:
+        """What the index says of the whole checkpoint."""
+        return StorageMeta(checkpoint_id=str(self.checkpoint_id), save_id=self.save_id)
+
+
 class TorchDistWriter:
     """Writes a checkpoint of several ranks, block by block in any order.
 
@@ -80,7 +92,7 @@ class TorchDistWriter:
             dtypes: Of every stored tensor, by key.
         """
         self._directory = directory
-        self._writer = FileSystemWriter(directory, sync_files=False)
+        self._writer = ShardWriter(directory, sync_files=False)
         self._writer.fs = _AppendedFiles()
         self._writer.set_up_storage_writer(True)
         items: list[list[WriteItem]] = [[] for _ in range(ranks)]

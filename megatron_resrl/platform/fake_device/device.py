@@ -15,6 +15,7 @@ from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from megatron_resrl.errors import InputError
 from megatron_resrl.platform.fake_device.collectives import GroupNames, Received, run_collective
 from megatron_resrl.platform.fake_device.ledger import Ledger
 from megatron_resrl.platform.fake_device.lines import KindRule, caller
@@ -46,7 +47,15 @@ def register_device() -> torch.device:
 
     It is torch's PrivateUse1, set up from Python: FakeTensorMode with "cuda" goes forward but not
     backward on a machine without CUDA.
+
+    Raises:
+        InputError: This torch is too old for it.
     """
+    if not hasattr(backend_registration, "_DummyBackendModule"):
+        raise InputError(
+            f"a dry run needs a device that is registered from Python, which torch "
+            f"{torch.__version__} cannot do; install the torch of constraints.txt, or use plan --quick"
+        )
     module = backend_registration._DummyBackendModule()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
     backend_registration._setup_privateuseone_for_python_backend(NAME, backend_module=module)

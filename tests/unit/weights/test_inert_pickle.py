@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import io
 import os
 import pickle
 from pathlib import Path
@@ -12,7 +13,13 @@ import pytest
 import torch
 
 from megatron_resrl.errors import InputError
-from megatron_resrl.weights.inert_pickle import Inert, read_pickle, read_torch_file
+from megatron_resrl.platform.repairs import name_pathlib_as_python_3_13
+from megatron_resrl.weights.inert_pickle import (
+    Inert,
+    foreign_names,
+    read_pickle,
+    read_torch_file,
+)
 
 
 class MakesADirectory:
@@ -50,6 +57,15 @@ def test_read_pickle_makes_no_calls(tmp_path: Path) -> None:
     assert number == 1
     assert isinstance(stand_in, Inert)
     assert not made.exists()
+
+
+def test_read_pickle_knows_paths_of_python_3_13(tmp_path: Path) -> None:
+    pickled = b"cpathlib._local\nPosixPath\n(Va\nVb\ntR."
+    assert foreign_names(io.BytesIO(pickled)) == []
+    (tmp_path / "file").write_bytes(pickled)
+    assert read_pickle(tmp_path / "file") == Path("a/b")
+    name_pathlib_as_python_3_13()
+    assert pickle.loads(pickled) == Path("a/b")
 
 
 def test_read_torch_file_names_damaged_files(tmp_path: Path) -> None:
