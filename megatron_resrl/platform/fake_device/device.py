@@ -53,8 +53,9 @@ def register_device() -> torch.device:
     """
     if not hasattr(backend_registration, "_DummyBackendModule"):
         raise InputError(
-            f"a dry run needs a device that is registered from Python, which torch "
-            f"{torch.__version__} cannot do; install the torch of constraints.txt, or use plan --quick"
+            "a dry run needs a device that is registered from Python, which torch "
+            f"{torch.__version__} cannot do; install the torch of constraints.txt, or use "
+            "plan --quick"
         )
     module = backend_registration._DummyBackendModule()
     module.get_amp_supported_dtype = lambda: [torch.bfloat16, torch.float16]  # type: ignore[attr-defined]
