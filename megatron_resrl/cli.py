@@ -1,4 +1,4 @@
-"""The commands: train, eval, check and plan. What they do lives in the rooms below."""
+"""The commands: train, sft, eval, check and plan. What they do lives in the rooms below."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.schema import Recipe, RunSettings
 from megatron_resrl.config.schema_rollout import RolloutConfig
+from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.config.stages import STAGES, Command, Stage
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
 from megatron_resrl.planning.command import run_plan
@@ -42,6 +43,7 @@ Reinforcement learning with verifiable rewards on megatron-core.
 
 commands:
   train    roll out, grade and update for the recipe's number of steps
+  sft      fine-tune on conversations: learn what the assistant says
   eval     avg@k and pass@k of the model on the evaluation files
   check    print the resolved recipe and everything that is wrong with it; starts nothing
            (--world_size N: the number of ranks to check for; --for cuda: judge the recipe for a
@@ -132,6 +134,16 @@ def evaluate(path: str | None, overrides: list[str]) -> int:
     return 0
 
 
+def sft(path: str | None, overrides: list[str]) -> int:
+    """Fine-tunes the model of a recipe on conversations."""
+    recipe = _start(path, overrides, "sft", SftRecipe)
+    from megatron_resrl.training.sft import train as run_fine_tuning
+
+    with _activity(), named_paths(recipe):
+        run_fine_tuning(recipe)
+    return 0
+
+
 def check(path: str | None, overrides: list[str]) -> int:
     """Prints the resolved recipe and everything that is wrong with it; starts nothing."""
     try:
@@ -185,6 +197,7 @@ def plan(path: str | None, overrides: list[str]) -> int:
 
 COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
     "train": train,
+    "sft": sft,
     "eval": evaluate,
     "check": check,
     "plan": plan,

@@ -8,7 +8,8 @@ from typing import Any
 
 from megatron_resrl.config.schema import DataConfig
 from megatron_resrl.data import prompts
-from megatron_resrl.data.question_files import QuestionFile, set_name
+from megatron_resrl.data.file_entries import set_name
+from megatron_resrl.data.question_files import QuestionFile
 from megatron_resrl.data.records import PromptRecord, TokenizedPrompts
 
 

@@ -14,9 +14,9 @@ _EVALUATION = "eval/"
 
 
 def evaluation_metric_names(sets: Sequence[SetSettings]) -> list[str]:
-    """Names of the metrics that an evaluation of these sets logs."""
+    """Names of the metrics that an evaluation of these sets logs, without `eval/`."""
     return [
-        f"{_EVALUATION}{each.name}/{kind}"
+        f"{each.name}/{kind}"
         for each in sets
         for kind in (
             f"avg@{each.samples_per_prompt}",
@@ -26,14 +26,14 @@ def evaluation_metric_names(sets: Sequence[SetSettings]) -> list[str]:
     ]
 
 
-def _check_best_metric(
-    checkpoint: CheckpointConfig, evaluation_every: int, sets: Sequence[SetSettings], steps: int
+def check_best_metric(
+    checkpoint: CheckpointConfig, evaluation_every: int, measured: Sequence[str], steps: int
 ) -> Iterator[Problem]:
-    """Only metrics of evaluations are known beforehand."""
+    """Only metrics of evaluations are known beforehand: `measured`, without `eval/`."""
     name = checkpoint.best_metric
     if name is None or not name.startswith(_EVALUATION):
         return
-    known = evaluation_metric_names(sets)
+    known = [f"{_EVALUATION}{each}" for each in measured]
     if name not in known:
         meant = closest(name, known) or ", ".join(known) or "give evaluation.files"
         problem = "evaluations of this recipe do not log it"
@@ -61,10 +61,10 @@ def _check_best_metric(
 
 
 CHECKPOINT_CHECKS: tuple[Check, ...] = (
-    lambda facts: _check_best_metric(
+    lambda facts: check_best_metric(
         facts.recipe.checkpoint,
         facts.recipe.evaluation.every,
-        facts.evaluation_sets[0],
+        evaluation_metric_names(facts.evaluation_sets[0]),
         facts.recipe.steps,
     ),
 )

@@ -63,7 +63,7 @@ def _check_rows(
             # What is said of a setting or a template is the same for every file.
             same = _PLACE.sub("", str(error).replace(each.file.path, ""))
             if same not in said:
-                yield problem_of(setting, each.file, error)
+                yield problem_of(setting, each.file.path, error)
             said.add(same)
             continue
         lengths = [len(ids) for ids in encoded]

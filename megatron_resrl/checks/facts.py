@@ -14,6 +14,8 @@ from megatron_resrl.checks.first_rows import FirstRows, read_first_rows
 from megatron_resrl.config.model_place import ModelPlace, find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ModelConfig, Recipe, RunSettings
+from megatron_resrl.config.schema_sft import SftRecipe
+from megatron_resrl.data.conversations import ConversationFile, conversation_files
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
 from megatron_resrl.errors import InputError, SettingError
 from megatron_resrl.evaluation.sets import SetSettings, resolve_sets
@@ -131,6 +133,31 @@ class Facts(RunFacts):
         return read_first_rows("evaluation.files", files, self.recipe.data)
 
 
+@dataclass(frozen=True)
+class SftFacts(RunFacts):
+    """Of a recipe of supervised fine-tuning."""
+
+    recipe: SftRecipe
+
+    @property
+    def step_in_words(self) -> str:
+        """Conversations and tokens."""
+        size, limit = self.recipe.batch.global_batch_size, self.recipe.data.max_length
+        return f"{size} conversations of up to {limit} tokens, {size * limit:,} in all"
+
+    @functools.cached_property
+    def training_files(self) -> tuple[list[ConversationFile], list[Problem]]:
+        """The files of `data.train_files`, and what is wrong with its entries."""
+        recipe = self.recipe
+        return conversation_files("data.train_files", recipe.data.train_files, recipe.data)
+
+    @functools.cached_property
+    def held_out_files(self) -> tuple[list[ConversationFile], list[Problem]]:
+        """The files of `evaluation.files`, and what is wrong with its entries."""
+        recipe = self.recipe
+        return conversation_files("evaluation.files", recipe.evaluation.files, recipe.data)
+
+
 RunCheck = Callable[[RunFacts], Iterator[Problem]]
 """A check of any stage, as the tables of this room have them: they hand each function what it looks
 at."""
@@ -140,6 +167,7 @@ Check = Callable[[Facts], Iterator[Problem]]
 
 _FACTS: dict[type[RunSettings], type[RunFacts]] = {
     Recipe: Facts,
+    SftRecipe: SftFacts,
 }
 
 

@@ -9,14 +9,22 @@ from megatron_resrl.checks.facts import Check, Facts, RunFacts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import EvaluationConfig, FileEntry, RewardConfig
-from megatron_resrl.data.question_files import KNOWN, QuestionFile, kind_of, pattern_problem
+from megatron_resrl.data.file_entries import KNOWN, kind_of
+from megatron_resrl.data.question_files import QuestionFile, pattern_problem
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
 from megatron_resrl.weights.vocabulary import TOKENIZER_FILES, tokens_beyond
 
 
-def _check_questions(setting: str, files: Sequence[QuestionFile]) -> Iterator[Problem]:
-    for file in dict.fromkeys(each.path for each in files):
+def check_files(setting: str, paths: Sequence[str], content: str) -> Iterator[Problem]:
+    """Whether files of rows are there.
+
+    Args:
+        setting: That names them.
+        paths: May repeat one.
+        content: What is in them, for messages.
+    """
+    for file in dict.fromkeys(paths):
         path = Path(file)
         if kind_of(path) is None:
             fix = f"give a file that ends in {KNOWN}"
@@ -25,7 +33,7 @@ def _check_questions(setting: str, files: Sequence[QuestionFile]) -> Iterator[Pr
             fix = f"correct the path; relative ones start from {Path.cwd()}"
             yield Problem(setting, file, "there is no such file", fix, "machine")
         elif path.stat().st_size == 0:
-            yield Problem(setting, file, "the file is empty", "give a file with questions")
+            yield Problem(setting, file, "the file is empty", f"give a file with {content}")
 
 
 def _check_training_files(
@@ -34,13 +42,13 @@ def _check_training_files(
     if not entries:
         fix = "give files with questions, or a folder of them"
         yield Problem("data.train_files", entries, "there is nothing to train on", fix)
-    yield from _check_questions("data.train_files", files)
+    yield from check_files("data.train_files", [each.path for each in files], "questions")
 
 
 def _check_evaluation_files(
     entries: tuple[FileEntry, ...], sets: Sequence[SetSettings]
 ) -> Iterator[Problem]:
-    yield from _check_questions("evaluation.files", [each.file for each in sets])
+    yield from check_files("evaluation.files", [each.file.path for each in sets], "questions")
     names = [each.name for each in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"

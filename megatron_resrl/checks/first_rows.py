@@ -8,8 +8,9 @@ from pathlib import Path
 
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import DataConfig
+from megatron_resrl.data.file_entries import kind_of
 from megatron_resrl.data.prompts import read_records
-from megatron_resrl.data.question_files import QuestionFile, kind_of, pattern_problem
+from megatron_resrl.data.question_files import QuestionFile, pattern_problem
 from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.errors import InputError, SettingError
 
@@ -55,14 +56,14 @@ def read_first_rows(
             records, _ = read_records(file, tools_key=data.tools_key, limit=limit)
             found.append(FirstRows(file, records, whole))
         except InputError as error:
-            problems.append(problem_of(setting, file, error))
+            problems.append(problem_of(setting, file.path, error))
     return found, problems
 
 
-def problem_of(setting: str, file: QuestionFile, error: InputError) -> Problem:
+def problem_of(setting: str, path: str, error: InputError) -> Problem:
     """What an error of the reader or the tokenizer says of a file."""
     if isinstance(error, SettingError):
         return Problem.of(error)
-    said = " ".join(str(error).split()).removeprefix(file.path).lstrip(",: ")
+    said = " ".join(str(error).split()).removeprefix(path).lstrip(",: ")
     problem, _, fix = said.rpartition("; ")
-    return Problem(setting, file.path, problem or said, fix if problem else "correct the file")
+    return Problem(setting, path, problem or said, fix if problem else "correct the file")

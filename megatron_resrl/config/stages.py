@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Literal
 
 from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_sft import SftRecipe
 
-Stage = Literal["train"]
-Command = Literal["train", "eval"]
+Stage = Literal["train", "sft"]
+Command = Literal["train", "sft", "eval"]
 """What runs a recipe; evaluation takes that of `train`."""
 
 STAGES: dict[Stage, type[RunSettings]] = {
     "train": Recipe,
+    "sft": SftRecipe,
 }
 """In the order in which an unknown name is looked up; `train` is reinforcement learning."""

@@ -58,5 +58,5 @@ def _of_another_stage(schema: RecipeSchema, name: str, value: Any, place: str) -
         return None
     own = next(command for command, kind in STAGES.items() if kind is schema.recipe)
     kind = "section" if isinstance(value, dict) else "setting"
-    problem = f"{having[0]} has this {kind}, {own} has not ({place})"
+    problem = f"it is a {kind} of {having[0]}, not of {own} ({place})"
     return Problem(name, value, problem, f"run megatron-resrl {having[0]}, or take it out")

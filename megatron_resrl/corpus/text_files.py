@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, Literal
 import pyarrow
 import pyarrow.parquet
 
-from megatron_resrl.data.question_files import expanded
+from megatron_resrl.data.file_entries import expanded
 from megatron_resrl.data.rows import (
     ABSENT,
     check_text,

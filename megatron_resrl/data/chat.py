@@ -16,6 +16,8 @@ from megatron_resrl.errors import InputError, SettingError, closest
 
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function")
 _FOREIGN_ROLES = {"human": "user", "gpt": "assistant", "bot": "assistant", "model": "assistant"}
+_GENERATION = re.compile(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}")
+"""transformers' own block in a template: what the assistant writes."""
 _MARKER = "here-stands-a-message"
 _OURS = {"tokenize", "add_generation_prompt", "continue_final_message"}
 _SUPPLIED = _OURS | {"messages", "raise_exception", "strftime_now"}
@@ -63,7 +65,7 @@ class ChatRenderer:
                 "that was left in, or set data.continue_final_message to true if responses are to "
                 "continue it"
             )
-        source = self._source(record)
+        source = self.source(record)
         for message in record.messages:
             self._check_role(record, message["role"], source)
         if record.tools and "tools" not in _variables(source):
@@ -76,19 +78,52 @@ class ChatRenderer:
             self._check_shown(record, number, message, continued)
         return text
 
+    def conversation(self, record: PromptRecord, messages: int, *, generation_prompt: bool) -> str:
+        """The text of the first messages of a conversation.
+
+        Args:
+            record: The conversation.
+            messages: How many of its messages.
+            generation_prompt: Go on to where the assistant's next message begins.
+
+        Raises:
+            InputError: The template cannot format them.
+        """
+        shown = record.messages[:messages]
+        return self._apply(record, shown, generation_prompt=generation_prompt)
+
+    def require_known_roles(self, record: PromptRecord) -> None:
+        """Refuses a message whose role the template does not know.
+
+        Raises:
+            InputError: Names the role, and what was probably meant.
+        """
+        for message in record.messages:
+            self._check_role(record, message["role"], self.source(record))
+
+    def marks_turns(self, record: PromptRecord) -> bool:
+        """Whether the template says where the assistant speaks, by its block `generation`."""
+        return _GENERATION.search(self.source(record)) is not None
+
     @property
     def _name(self) -> str:
         return f"the chat template of {self._tokenizer.name_or_path!r}"
 
-    def _apply(self, record: PromptRecord, messages: list[dict[str, Any]], continued: bool) -> str:
-        tools = {"tools": record.tools} if record.tools else {}
+    def _apply(
+        self,
+        record: PromptRecord,
+        messages: list[dict[str, Any]],
+        continued: bool = False,
+        *,
+        generation_prompt: bool = True,
+    ) -> str:
         try:
             return self._tokenizer.apply_chat_template(
                 messages,
                 tokenize=False,
-                add_generation_prompt=not continued,
+                add_generation_prompt=generation_prompt and not continued,
                 continue_final_message=continued,
-                **(self._arguments | tools),
+                **self.template_arguments(record),
             )
         except Exception as error:  # A template is a program, which may raise anything.
             said = str(error)
@@ -98,6 +133,10 @@ class ChatRenderer:
                 f"{self._name} refuses {record}, with roles "
                 f"{', '.join(message['role'] for message in messages)}: {said}"
             ) from error
+
+    def template_arguments(self, record: PromptRecord) -> dict[str, Any]:
+        """What the template is given beside the messages."""
+        return self._arguments | ({"tools": record.tools} if record.tools else {})
 
     def _check_arguments(self) -> None:
         if taken := _OURS & self._arguments.keys():
@@ -125,7 +164,8 @@ class ChatRenderer:
         except jinja2.TemplateSyntaxError as error:
             raise InputError(f"{self._name} is no valid template: {error}") from error
 
-    def _source(self, record: PromptRecord) -> str:
+    def source(self, record: PromptRecord) -> str:
+        """The template that formats a record."""
         templates = self._tokenizer.chat_template
         if not isinstance(templates, dict):
             return templates
@@ -168,8 +208,7 @@ def _variables(source: str) -> frozenset[str]:
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         extensions=["jinja2.ext.loopcontrols"]
     )
-    # transformers' own block, which says no more than where the assistant speaks.
-    plain = re.sub(r"\{%[-+]?\s*(end)?generation\s*[-+]?%\}", "", source)
+    plain = _GENERATION.sub("", source)
     names = jinja2.meta.find_undeclared_variables(environment.parse(plain))
     return frozenset(names - environment.globals.keys())
 

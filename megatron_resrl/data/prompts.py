@@ -11,12 +11,12 @@ from typing import Any
 
 from megatron_resrl.config.schema import DataConfig, FileEntry
 from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
+from megatron_resrl.data.file_entries import set_name
 from megatron_resrl.data.messages import read_messages, read_tools
 from megatron_resrl.data.question_files import (
     QuestionFile,
     pattern_problem,
     question_files,
-    set_name,
 )
 from megatron_resrl.data.records import Prompt, PromptRecord, TokenizedPrompts
 from megatron_resrl.data.rows import (

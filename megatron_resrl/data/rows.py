@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow
 import pyarrow.parquet
 
-from megatron_resrl.data.question_files import KNOWN, kind_of
+from megatron_resrl.data.file_entries import KNOWN, kind_of
 from megatron_resrl.errors import InputError
 
 ABSENT = object()

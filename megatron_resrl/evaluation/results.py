@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 from megatron_resrl.config.schema import EvaluationConfig
 from megatron_resrl.evaluation.metrics import evaluation_metrics
 from megatron_resrl.evaluation.sets import EvaluationSet
+from megatron_resrl.observe.json_lines import json_line
 from megatron_resrl.rollout.collect import Sample
 
 logger = logging.getLogger(__name__)
@@ -22,8 +22,6 @@ SUMMARY = "evaluation"
 """`<output_dir>/evaluation.json` and the folder `<output_dir>/evaluation`."""
 _NAMED = 8
 """Left out questions that a warning names."""
-_LINE_ENDS = str.maketrans({"\u2028": "\\u2028", "\u2029": "\\u2029", "\x85": "\\u0085"})
-"""Text may hold them, and some readers of lines end a line there."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +134,7 @@ def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None)
             path.rename(_unused(path))
         with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
             for line in result.lines(step):
-                file.write(_as_line(line))
+                file.write(json_line(line))
         paths.append(path)
     return paths
 
@@ -160,11 +158,6 @@ def _unused(path: Path) -> Path:
     """`path` with the first number before its ending that nobody has taken."""
     names = (path.with_suffix(f".{number}{path.suffix}") for number in itertools.count(1))
     return next(name for name in names if not name.exists())
-
-
-def _as_line(record: dict[str, Any]) -> str:
-    text = json.dumps(record, ensure_ascii=False)
-    return text.translate(_LINE_ENDS) + "\n"
 
 
 def _readable(sample: Sample) -> dict[str, Any]:

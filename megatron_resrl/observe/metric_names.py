@@ -50,6 +50,8 @@ METRICS = {
     "data/epoch": Metric(
         "how often all training questions have been used, those in flight included", "epochs"
     ),
+    "data/tokens": Metric("of `sft`: tokens of the step's conversations", "tokens"),
+    "targets": Metric("of `sft`: tokens that the loss is the mean over", "tokens"),
     "reward/mean": Metric("of all responses, with length scaling and penalties", "reward"),
     "reward/score_mean": Metric("the verifier's score, without them", "score"),
     "reward/timeouts": Metric(
@@ -173,6 +175,11 @@ METRICS = {
     "eval/<set>/questions": Metric("questions in the averages", "questions"),
     "eval/<set>/dropped": Metric("questions left out, too long or without answer", "questions"),
     "eval/<set>/timeouts": Metric("responses not graded in time; they score 0", "responses"),
+    "eval/<set>/loss": Metric(
+        "of `sft`: cross-entropy of the held-out file's targets", "nats per target"
+    ),
+    "eval/<set>/perplexity": Metric("its exponential", "-"),
+    "eval/<set>/targets": Metric("tokens that it is the mean over", "tokens"),
     "eval/<set>/truncated": Metric("responses cut off at the length limit", "share"),
     "time/step": Metric("the whole step, sum of the phases", "seconds"),
     "time/rollout": Metric("generating", "seconds"),

@@ -68,7 +68,8 @@ class _GradedGroup:
         """Its row in a recording."""
         prompt = self.samples[0].prompt
         responses = [sample.response for sample in self.samples]
-        return Group(self.round, self.index, prompt.token_ids, responses, number)
+        scores = tuple(sample.score for sample in self.samples)
+        return Group(self.round, self.index, prompt.token_ids, responses, number, scores)
 
 
 @dataclass(frozen=True)

@@ -28,11 +28,12 @@ SCHEMA = pa.schema(
         ("first_version", pa.int64()),
         ("last_version", pa.int64()),
         ("score", pa.float64()),
+        ("graded_score", pa.float64()),
     ]
 )
 """One row per response. `round` and `index` name the group, `group` is its number in the step
-(null: the step does not have it), `sample` the response's number in the group; the other columns
-are the fields of `Response`."""
+(null: the step does not have it), `sample` the response's number in the group, `graded_score` what
+the verifier gave it (null: not graded yet); the other columns are the fields of `Response`."""
 
 
 RUN_KEY = b"megatron_resrl.run"
@@ -53,6 +54,8 @@ class Group:
     """At least one."""
     number: int | None = None
     """Of the group in the step; None: not decided, or replaced by another group."""
+    graded_scores: tuple[float, ...] | None = None
+    """The verifier's, one for each response; None: not graded."""
 
     @property
     def key(self) -> tuple[int, int]:
@@ -100,6 +103,10 @@ def to_table(groups: Sequence[Group]) -> pa.Table:
         [response.weight_versions[0] for _, _, response in rows],
         [response.weight_versions[1] for _, _, response in rows],
         [response.score for _, _, response in rows],
+        [
+            None if group.graded_scores is None else group.graded_scores[sample]
+            for group, sample, _ in rows
+        ],
     ]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.table(arrays, schema=SCHEMA)
@@ -114,8 +121,17 @@ def from_table(table: pa.Table) -> list[Group]:
         members = list(rows)
         first = members[0]
         responses = [_response(row) for row in members]
+        # Tables of earlier versions lack the column.
+        scores = tuple(row.get("graded_score") for row in members)
         groups.append(
-            Group(number, index, tuple(first["prompt_ids"]), responses, number=first["group"])
+            Group(
+                number,
+                index,
+                tuple(first["prompt_ids"]),
+                responses,
+                first["group"],
+                None if None in scores else scores,
+            )
         )
     return groups
 

@@ -96,7 +96,7 @@ class Recording:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise RecordingError(f"{path} cannot be read: {error}") from error
-        if table.schema.names != SCHEMA.names:
+        if table.schema.names not in (SCHEMA.names, SCHEMA.names[:-1]):
             raise RecordingError(
                 f"{path} has columns {', '.join(table.schema.names)}; a recording has "
                 f"{', '.join(SCHEMA.names)}"

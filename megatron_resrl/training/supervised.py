@@ -39,8 +39,8 @@ class SupervisedOutcome:
     """What one step did, the same on all ranks."""
 
     metrics: dict[str, float]
-    """`loss` (nats per target), `z_loss` (mean squared log-normaliser), `targets`, `grad_norm`,
-    `learning_rate`."""
+    """`loss` (nats per target), `targets`, `grad_norm`, `learning_rate`, and where it has a
+    coefficient `z_loss`, the part of the objective that `loss` leaves out."""
     finite: bool
     """False: the update was skipped because a gradient was not finite."""
 
@@ -69,11 +69,12 @@ def supervised_step(
     negative_log_prob, squared_normaliser = sums.tolist()
     metrics = {
         "loss": negative_log_prob / targets,
-        "z_loss": squared_normaliser / targets,
-        "targets": targets,
+        "targets": float(targets),
         "grad_norm": result.grad_norm,
         "learning_rate": result.learning_rate,
     }
+    if z_loss_coefficient:
+        metrics["z_loss"] = z_loss_coefficient * squared_normaliser / targets
     return SupervisedOutcome(metrics, result.applied)
 
 

@@ -45,7 +45,7 @@ def test_train_writes_metrics_samples_checkpoint_and_model(straight):
     evaluation = EvaluationConfig(("heldout.jsonl",), 0, 2)
     recipe = Recipe(evaluation=evaluation)
     sets = evaluation_sets(evaluation, recipe.data, recipe.reward, 8)
-    logged = set(evaluation_metric_names(sets))
+    logged = {f"eval/{name}" for name in evaluation_metric_names(sets)}
     assert logged == {name for name in metrics[0] if name.startswith("eval/")}
     assert logged < set(metrics[-1])
     for line in metrics[1:]:

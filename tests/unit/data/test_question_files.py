@@ -11,7 +11,8 @@ import pytest
 from megatron_resrl.config.load import load_recipe, recipe_yaml
 from megatron_resrl.config.problems import RecipeError
 from megatron_resrl.config.schema import DataConfig
-from megatron_resrl.data.question_files import kind_of, question_files, resolve_files, set_name
+from megatron_resrl.data.file_entries import kind_of, set_name
+from megatron_resrl.data.question_files import question_files, resolve_files
 
 
 @pytest.fixture
