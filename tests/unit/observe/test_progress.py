@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import os
@@ -38,6 +39,16 @@ def test_progress_writes_nothing_when_disabled() -> None:
     assert stream.getvalue() == ""
 
 
+def all_of(reader: int) -> str:
+    """What was written to a terminal whose other end is closed."""
+    parts = []
+    with contextlib.suppress(OSError):  # The end of a pseudo-terminal.
+        while part := os.read(reader, 65536):
+            parts.append(part)
+    os.close(reader)
+    return b"".join(parts).decode()
+
+
 def test_progress_shows_a_bar_with_steps_and_reward() -> None:
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
@@ -47,9 +58,7 @@ def test_progress_shows_a_bar_with_steps_and_reward() -> None:
         progress.message("a line above the bar")
         progress.update(4, "reward 0.750")
         progress.close()
-        terminal.flush()
-        drawn = os.read(reader, 65536).decode()
-    os.close(reader)
+    drawn = all_of(reader)
     assert "\r" in drawn
     assert "4/4" in drawn
     assert "reward 0.750" in drawn
@@ -61,8 +70,7 @@ def test_progress_writes_plain_lines_without_a_terminal_size() -> None:
     with os.fdopen(writer, "w") as terminal:
         progress = Progress(4, stream=terminal)
         progress.update(1, "reward 0.250")
-        drawn = os.read(reader, 65536).decode()
-    os.close(reader)
+    drawn = all_of(reader)
     assert drawn.startswith("step 1/4  reward 0.250")
 
 

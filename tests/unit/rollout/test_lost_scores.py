@@ -25,6 +25,8 @@ from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.ground_truths import require_ground_truths
 
+TIMEOUT_S = 5.0
+"""Long enough for a grader that is killed to be noticed on a busy machine."""
 PROMPT = Prompt(PromptRecord(0, [{"role": "user", "content": "3 4"}], "7", "test", {}), (3, 4))
 REWARD = """
 import os, signal, time
@@ -50,20 +52,20 @@ def grading(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Grader, 
     directory: Path = tmp_path_factory.mktemp("grading")
     (directory / "reward.py").write_text(REWARD)
     model = write_model(directory / "model")
-    with Grader(f"{directory / 'reward.py'}:score", workers=2, timeout_s=1.0) as grader:
+    with Grader(f"{directory / 'reward.py'}:score", workers=2, timeout_s=TIMEOUT_S) as grader:
         yield grader, load_tokenizer(ModelConfig(path=str(model)))
 
 
 def graded(grading: tuple[Grader, Any], *tokens: int) -> list[Sample]:
     responses = [Response((token,), (-1.0,), "stop") for token in tokens]
-    reward = RewardConfig(function="mine.py:score", timeout_s=1.0, memory_gb=2.0)
+    reward = RewardConfig(function="mine.py:score", timeout_s=TIMEOUT_S, memory_gb=2.0)
     return grade_responses([PROMPT], [responses], *grading, reward)
 
 
 @pytest.mark.parametrize(
     ("token", "field", "cause"),
     [
-        (9, "timed_out", "1 of 3 responses timed out after 1 s (reward.timeout_s)"),
+        (9, "timed_out", "1 of 3 responses timed out after 5 s (reward.timeout_s)"),
         (8, "killed", "1 of 3 responses ran out of memory or were killed by the system"),
     ],
 )
