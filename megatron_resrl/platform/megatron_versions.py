@@ -34,7 +34,6 @@ from megatron_resrl.errors import InputError
 _COMMON_STATE = "common_state"
 """Key in a sharded state dict."""
 
-
 _NOTICES = {
     "megatron.core.models.gpt.gpt_model": "GPTModel IS DEPRECATED",
     "megatron.core.distributed.distributed_data_parallel": (
