@@ -128,7 +128,21 @@ def _run(
 ) -> RankRecord:
     """In the rank's process."""
     process = importlib.import_module(_PROCESS[machine.layers])
-    return process.run_rank(recipe, rank, world_size, workload, machine)
+    try:
+        return process.run_rank(recipe, rank, world_size, workload, machine)
+    except Exception as error:
+        raise sendable(error) from error
+
+
+def sendable(error: Exception) -> Exception:
+    """The error, or one of the same words if it holds what cannot go to another process, as torch's
+    errors of mixed devices do."""
+    try:
+        pickle.dumps(error)
+    # Whatever refuses to be pickled raises errors of its own classes.
+    except Exception:
+        return RuntimeError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def _in_own_program(*arguments: Any) -> list[RankRecord]:

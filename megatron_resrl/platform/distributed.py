@@ -8,7 +8,7 @@ import os
 import random
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -50,6 +50,31 @@ def on_device(tensor: torch.Tensor, place: torch.device | str) -> torch.Tensor:
     if torch.device(place).type == "cuda":
         tensor = tensor.pin_memory()
     return tensor.to(place, non_blocking=True)
+
+
+def on_device_together(
+    tensors: Mapping[str, torch.Tensor], place: torch.device | str
+) -> dict[str, torch.Tensor]:
+    """Named tensors of the host on `place`, see `on_device`: one copy for all of one number format.
+
+    Args:
+        tensors: Any shapes; those that are on a device already are returned as they are.
+        place: Device.
+
+    Returns:
+        In the order of `tensors`; those that were copied share their memory.
+    """
+    moved = dict(tensors)
+    stays = torch.device(place).type == "cpu"
+    absent = [] if stays else [name for name, each in tensors.items() if each.is_cpu]
+    for dtype in {tensors[name].dtype: None for name in absent}:
+        names = [name for name in absent if tensors[name].dtype == dtype]
+        parts = [tensors[name].flatten() for name in names]
+        copied = on_device(torch.cat(parts), place).split([len(part) for part in parts])
+        moved |= {
+            name: part.view_as(tensors[name]) for name, part in zip(names, copied, strict=True)
+        }
+    return moved
 
 
 @contextlib.contextmanager
@@ -249,14 +274,14 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
 
 def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
     """Whether `flag` is true on at least one rank; the same answer everywhere."""
-    tensor = torch.tensor(float(flag), device=device())
+    tensor = torch.full((), float(flag), device=device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return bool(tensor.item())
 
 
 def max_over_ranks(value: int, group: dist.ProcessGroup | None = None) -> int:
     """The largest `value` of all ranks of `group`; the same answer everywhere."""
-    tensor = torch.tensor(value, device=device())
+    tensor = torch.full((), value, dtype=torch.int64, device=device())
     dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
     return int(tensor.item())
 

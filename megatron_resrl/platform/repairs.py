@@ -8,12 +8,18 @@ import pathlib
 import sys
 from typing import Any
 
+import torch
+from torch.nn.utils import get_total_norm
+
 
 def repair_megatron_core() -> None:
     """Repairs code of megatron-core that assumes optional libraries. Must be called once only."""
-    from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER
+    from megatron.core.optimizer import USING_PYTORCH_OPTIMIZER, clip_grads
     from megatron.core.transformer.moe import moe_utils
+    from megatron.core.utils import local_multi_tensor_l2_norm
 
+    if clip_grads.l2_norm_impl is local_multi_tensor_l2_norm:
+        clip_grads.l2_norm_impl = _norm_on_device
     if USING_PYTORCH_OPTIMIZER:
         _repair_distributed_optimizer_state()
     if not hasattr(moe_utils, "te_general_gemm"):
@@ -28,6 +34,17 @@ def name_pathlib_as_python_3_13() -> None:
     purpose.
     """
     sys.modules.setdefault("pathlib._local", pathlib)
+
+
+def _norm_on_device(
+    chunk_size: int, noop_flag: Any, tensor_lists: list[list[torch.Tensor]], *_: Any
+) -> tuple[torch.Tensor, None]:
+    """The norm of all gradients together, [1] fp32, as Apex's and Transformer Engine's kernel.
+
+    megatron-core's substitute for them reads the norm of each gradient on the host.
+    """
+    (gradients,) = tensor_lists
+    return get_total_norm(gradients).float().view(1), None
 
 
 def _repair_distributed_optimizer_state() -> None:

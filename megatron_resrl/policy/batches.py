@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from megatron_resrl.platform.distributed import on_device
+from megatron_resrl.platform.distributed import on_device_together
 
 
 @dataclass(frozen=True)
@@ -150,13 +150,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         fields = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
-        # One copy for all of them.
-        flat = on_device(torch.cat([each.flatten() for each in fields.values()]), device)
-        parts = flat.split([each.numel() for each in fields.values()])
-        moved = {
-            name: part.view_as(each).to(each.dtype)
-            for (name, each), part in zip(fields.items(), parts, strict=True)
-        }
+        moved = on_device_together(fields, device)
         return dataclasses.replace(self, **moved, original=self.host)
 
 

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_resrl.platform.distributed import on_device
+
 # Columns added to the search space at a time. Products with 16 columns are bound by memory and
 # cost two thirds of those with 32; 64 columns need a space a third larger.
 BLOCK = 32
@@ -62,7 +64,7 @@ class RowSpace:
     def __init__(self, x_GNH: Tensor) -> None:
         self.x_GNH = x_GNH
         self.rounding = torch.finfo(x_GNH.dtype).eps
-        start_HB = _start(x_GNH.shape[2]).to(x_GNH)
+        start_HB = _start(x_GNH.shape[2], x_GNH)
         self.basis_GNM = orthonormal(x_GNH @ start_HB)
         self.image_GHM = x_GNH.mT @ self.basis_GNM
 
@@ -95,7 +97,7 @@ class MatrixSpace:
     def __init__(self, matrix_GSS: Tensor) -> None:
         self.matrix_GSS = matrix_GSS
         self.rounding = torch.finfo(matrix_GSS.dtype).eps
-        start_SB = _start(matrix_GSS.shape[2]).to(matrix_GSS)
+        start_SB = _start(matrix_GSS.shape[2], matrix_GSS)
         self.basis_GSM = orthonormal(matrix_GSS @ start_SB)
         self.image_GSM = matrix_GSS @ self.basis_GSM
 
@@ -142,10 +144,11 @@ def _cholesky_columns(block_GSB: Tensor) -> Tensor:
     return solved.to(block_GSB.dtype)
 
 
-def _start(size: int) -> Tensor:
+def _start(size: int, like: Tensor) -> Tensor:
     # On the CPU: the same random numbers for every device.
     generator = torch.Generator().manual_seed(START_SEED)
-    return torch.randn(size, BLOCK, generator=generator)
+    block = torch.randn(size, BLOCK, generator=generator)
+    return on_device(block.to(like.dtype), like.device)
 
 
 def _widened(old_GSM: Tensor, size: int) -> Tensor:

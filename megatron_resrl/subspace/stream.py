@@ -246,7 +246,7 @@ class TokenWeightStream:
                 first = torch.minimum(first, token.masked_fill(finite, _NO_TOKEN).min())
         self._finite_flags = []
         # Collective: all ranks raise alike.
-        found = torch.stack((bad, first, torch.tensor(tokens, device=device)))
+        found = torch.stack((bad, first, torch.full_like(bad, tokens)))
         bad_R, first_R, tokens_R = self.ranks.all_gather(found).T.tolist()
         if sum(bad_R):
             row, position = divmod(min(first_R), self.weights.shape[1])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.subspace.controls import constant_weights, random_weights
 from megatron_resrl.subspace.plan import SubspaceSettings
 
@@ -50,7 +51,7 @@ def group_weights(
     """
     device = residual_GW.device
     # Quantiles of each group's residuals; padding sorts behind all tokens.
-    valid_GW = (torch.arange(residual_GW.shape[1]) < count_G.unsqueeze(1)).to(device)
+    valid_GW = on_device(torch.arange(residual_GW.shape[1]) < count_G.unsqueeze(1), device)
     ordered_GW = residual_GW.masked_fill(~valid_GW, float("inf")).sort(1).values
     low_G, high_G = (quantiles(ordered_GW, count_G, q) for q in settings.quantiles)
     # Low quantile -> floor, high quantile -> 1, linear between; no spread -> the middle.
@@ -70,7 +71,7 @@ def group_weights(
         else:
             weights_GW = random_weights(weights_GW, share_GW, count_G, settings.floor, keys)
     total_G = weights_GW.masked_fill(~valid_GW, 0.0).sum(1)
-    return GroupWeights(weights_GW, total_G / count_G.to(device), low_G, high_G)
+    return GroupWeights(weights_GW, total_G / on_device(count_G, device), low_G, high_G)
 
 
 def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
@@ -78,8 +79,9 @@ def quantiles(ordered_GW: Tensor, count_G: Tensor, q: float) -> Tensor:
     place_G = q * (count_G.double() - 1)
     below_G = place_G.floor().long()
     above_G = torch.minimum(below_G + 1, count_G - 1)
-    ends_G2 = ordered_GW.gather(1, torch.stack((below_G, above_G), 1).to(ordered_GW.device))
-    part_G = (place_G - below_G).to(ordered_GW.device)
+    device = ordered_GW.device
+    ends_G2 = ordered_GW.gather(1, on_device(torch.stack((below_G, above_G), 1), device))
+    part_G = on_device(place_G - below_G, device)
     return torch.lerp(ends_G2[:, 0], ends_G2[:, 1], part_G)
 
 

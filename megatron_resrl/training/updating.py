@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, LossSums, entropy_bonus
-from megatron_resrl.platform.distributed import device, sum_over_ranks
+from megatron_resrl.platform.distributed import device, on_device_together, sum_over_ranks
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import UpdateResult
@@ -59,16 +59,10 @@ class Targets:
         )
 
     def to(self, place: torch.device) -> Targets:
-        """The same on another device."""
+        """The same on another device; the host does not wait for it."""
+        own = {name: each for name, each in vars(self).items() if name != "extra"}
         return Targets(
-            advantages=self.advantages.to(place),
-            positive=self.positive.to(place),
-            coefficients=self.coefficients.to(place),
-            old_log_probs=self.old_log_probs.to(place),
-            rollout_log_probs=self.rollout_log_probs.to(place),
-            token_weights=self.token_weights.to(place),
-            importance_weights=self.importance_weights.to(place),
-            extra={name: stream.to(place) for name, stream in self.extra.items()},
+            **on_device_together(own, place), extra=on_device_together(self.extra, place)
         )
 
 

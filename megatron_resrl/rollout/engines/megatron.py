@@ -11,7 +11,12 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from megatron_resrl.platform.distributed import any_rank, gather_objects, max_over_ranks
+from megatron_resrl.platform.distributed import (
+    any_rank,
+    gather_objects,
+    max_over_ranks,
+    on_device,
+)
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.policy import Policy
@@ -160,7 +165,7 @@ class MegatronEngine(RolloutEngine):
             # Without an unfinished row, a finished one stays for the sake of the other replicas.
             needed = unfinished or [0]
             if len(needed) * 2 <= len(running):
-                kept = torch.tensor(needed, device=decoder.device)
+                kept = on_device(torch.tensor(needed), decoder.device)
                 decoder.select(kept)
                 tokens = tokens[kept]
                 running = [running[row] for row in needed]
@@ -188,11 +193,8 @@ class MegatronEngine(RolloutEngine):
         """Draws on the last stage, broadcasts to the others, appends to unfinished samples."""
         drawn = torch.empty(2, len(running), dtype=torch.float64, device=self._device())
         if logits is not None:
-            uniform = torch.tensor(
-                [partial.uniform[position] for partial in running],
-                dtype=torch.float64,
-                device=logits.device,
-            )
+            numbers = [partial.uniform[position] for partial in running]
+            uniform = on_device(torch.tensor(numbers, dtype=torch.float64), logits.device)
             vocabulary = logits[:, : self.policy.hf_config.vocab_size]
             tokens, log_probs = draw_tokens(vocabulary, uniform, sampling)
             # Token ids are far below 2^53, so float64 carries them exactly.
