@@ -17,6 +17,8 @@ from megatron_resrl.policy.policy import Policy
 logger = logging.getLogger(__name__)
 
 _TORCH_ADAM = (torch.optim.Adam, torch.optim.AdamW)
+_FETCHED_BYTES = 2**28
+"""Of pinned host memory that a save takes for the optimizer's state at a time."""
 
 
 def sharded_optimizer_state(
@@ -31,7 +33,7 @@ def sharded_optimizer_state(
         is_loading: Whether a checkpoint will be read into the tensors.
     """
     _complete_adam_state(policy)
-    with _offsets_without_bucket_padding(policy):
+    with _offsets_without_bucket_padding(policy), _states_fetched_together(policy):
         return policy.optimizer.sharded_state_dict(
             model_state, is_loading=is_loading, metadata=metadata
         )
@@ -167,3 +169,61 @@ def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
     finally:
         for buffer, index_map in zip(buffers, padded, strict=True):
             buffer.param_index_map = index_map
+
+
+@contextlib.contextmanager
+def _states_fetched_together(policy: Policy) -> Iterator[None]:
+    """Makes the distributed optimizer wait for the device once per `_FETCHED_BYTES` of its state.
+
+    megatron-core copies one tensor of one parameter at a time, and waits for each.
+    """
+    parts = [part for part in _parts(policy) if isinstance(part, DistributedOptimizer)]
+    for part in parts:
+        part._get_main_param_and_optimizer_states = _FetchedStates(part)
+    try:
+        yield
+    finally:
+        for part in parts:
+            del part._get_main_param_and_optimizer_states
+
+
+class _FetchedStates:
+    """Host copies of the masters and moments of one parameter after another.
+
+    Attributes:
+        fetched: Parameter -> its tensors by name, of those fetched and not yet asked for.
+    """
+
+    def __init__(self, part: DistributedOptimizer) -> None:
+        self._on_device = part._get_main_param_and_optimizer_states
+        # In the order in which megatron-core asks for them.
+        self._order = [
+            parameter
+            for buckets_by_type in part.gbuf_ranges
+            for buckets in buckets_by_type.values()
+            for bucket in buckets
+            for parameter in bucket["param_map"]
+        ]
+        self._place = {parameter: number for number, parameter in enumerate(self._order)}
+        self.fetched: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
+
+    def __call__(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
+        if parameter not in self.fetched:
+            self._fetch(self._place[parameter])
+        return self.fetched.pop(parameter)
+
+    def _fetch(self, first: int) -> None:
+        """Copies the state of parameters from `first` on to pinned memory, and waits once."""
+        self.fetched, size = {}, 0
+        for parameter in self._order[first:]:
+            if size >= _FETCHED_BYTES:
+                break
+            tensors = self._on_device(parameter)
+            self.fetched[parameter] = copies = {
+                name: tensor.detach().to("cpu", non_blocking=True)
+                for name, tensor in tensors.items()
+                if torch.is_tensor(tensor)
+            }
+            size += sum(copy.nbytes for copy in copies.values())
+        if torch.cuda.is_available():
+            torch.cuda.current_stream().synchronize()

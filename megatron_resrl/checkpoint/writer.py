@@ -35,8 +35,8 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
             group: Ranks agree over it while they write; None: over the default group. A thread
                 needs one of its own.
             live: Storages (`data_ptr`) that training goes on to change; a tensor in one of them,
-                or on a device, is copied to host memory before `async_save` returns. None: nothing
-                is copied, the caller waits.
+                or on a device, is copied to host memory, in the order of the device's work: neither
+                the caller nor the device waits. None: nothing is copied, the caller waits.
         """
         super().__init__("torch_dist", 1)
         self.group = group
@@ -62,15 +62,23 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         parts, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
+        copied = None
         if self.live is not None:
             for part in (part for several in parts.values() for part in several):
                 if isinstance(part, ShardedTensor):
                     part.data = _fixed(part.data, self.live)
+            if torch.cuda.is_available():
+                copied = torch.cuda.Event()
+                copied.record()
         # Objects are pickled here.
         state = mcore_to_pyt_state_dict(parts, is_loading=False)
-        return AsyncRequest(self._write, (state, checkpoint_dir), [])
+        return AsyncRequest(self._write, (state, checkpoint_dir, copied), [])
 
-    def _write(self, state: dict[str, Any], checkpoint_dir: Path) -> dict[str, str]:
+    def _write(
+        self, state: dict[str, Any], checkpoint_dir: Path, copied: torch.cuda.Event | None
+    ) -> dict[str, str]:
+        if copied is not None:
+            copied.synchronize()
         writer = ChecksumWriter(checkpoint_dir)
         torch_checkpoint.save(
             state,
@@ -82,10 +90,14 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
 
 
 def _fixed(tensor: torch.Tensor, live: frozenset[int]) -> torch.Tensor:
-    """The tensor, or a copy in host memory if training will change the tensor."""
+    """The tensor, or a copy in host memory if training will change the tensor.
+
+    From a device the copy goes to pinned memory, which torch keeps for the next save, and is there
+    once the device has come to it.
+    """
     if tensor.is_cpu and storage_of(tensor) not in live:
         return tensor
-    return tensor.detach().to("cpu", copy=True)
+    return tensor.detach().to("cpu", copy=True, non_blocking=True)
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -98,7 +98,7 @@ class RankPhases:
                 if isinstance(each, ShardedTensor) and self.device.holds(each.data)
             ]
             for tensor in tensors[replicas.rank() :: replicas.size()]:
-                tensor.to("cpu", copy=True)
+                tensor.to("cpu", copy=True, non_blocking=True)
         return self.recorder.take()["checkpoint"]
 
     def _take_step(

@@ -34,7 +34,9 @@ def _to_copy(device: FakeDevice, func: Any, args: Any, kwargs: Any) -> Any:
             device.numbers.keep(out, tensor.detach().to(dtype, copy=True))
         return out
     if target.type == "cpu" and device.holds(tensor):
-        device.ledger.wait()
+        # Without blocking, CUDA copies to memory that is pinned for it.
+        if not kwargs.get("non_blocking"):
+            device.ledger.wait()
         device.ledger.host_copies += tensor.nbytes
         if tensor.numel() > LARGEST:
             return device.on_host(tensor.shape, dtype)

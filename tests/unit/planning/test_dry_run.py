@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from dry_runs import phases_of, write_config
 
+from megatron_resrl.planning.dry_run import sendable
+
 TP2 = ("parallel.tensor_model_parallel_size=2", "parallel.sequence_parallel=true")
 
 
@@ -53,3 +55,11 @@ def test_dry_run_names_weights_gradients_and_optimizer(model):
     assert kinds["gradients"] == pytest.approx(4 * parameters, rel=0.01)
     # Two moments and the masters, and a temporary of the step at most.
     assert 12 * parameters <= kinds["optimizer"] <= 16.2 * parameters
+
+
+def test_sendable_keeps_the_words_of_an_error():
+    plain = ValueError("3 layers")
+    assert sendable(plain) is plain
+    other = sendable(KeyError("a name", lambda: None))
+    assert isinstance(other, RuntimeError)
+    assert str(other).startswith("KeyError: ('a name', ")

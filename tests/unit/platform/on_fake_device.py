@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 
+from megatron_resrl.platform.distributed import on_device_together
 from megatron_resrl.platform.fake_device.device import FakeDevice
 from megatron_resrl.platform.fake_device.install import fake_device
 
@@ -60,8 +61,25 @@ def counts_waits(device: FakeDevice) -> None:
     x[x > 0]
     torch.cuda.synchronize()
     torch.arange(3).to("cuda")  # From pageable memory.
-    torch.arange(3).to("cuda", non_blocking=True)  # The only one that does not wait.
+    # These do not wait.
+    torch.arange(3).to("cuda", non_blocking=True)
+    x.to("cpu", non_blocking=True)
     print(sum(device.ledger.waits.values()) - before)
+
+
+def moves_several_tensors_in_one_copy_each_type(device: FakeDevice) -> None:
+    given = {
+        "matrix": torch.arange(6).view(2, 3),
+        "flags": torch.tensor([True, False]),
+        "there": torch.tensor([7], device="cuda"),
+        "vector": torch.arange(4),
+    }
+    device.ledger.waits.clear()
+    moved = on_device_together(given, torch.device("cuda"))
+    waits = sum(device.ledger.waits.values())
+    same = all(moved[name].tolist() == each.tolist() for name, each in given.items())
+    shared = moved["matrix"].untyped_storage()._cdata == moved["vector"].untyped_storage()._cdata
+    print(waits, same, list(moved) == list(given), shared)
 
 
 def counts_memory_until_it_is_free(device: FakeDevice) -> None:

@@ -18,6 +18,7 @@ FAULTS = (
 COUNTS = {
     "counts_a_product": "True",
     "counts_waits": "5",
+    "moves_several_tensors_in_one_copy_each_type": "0 True True True",
     "counts_memory_until_it_is_free": "4194304 8388608 True",
     "gathers_numbers_of_all_ranks": "[12, 20]",
     "counts_what_a_ring_sends": "[('all_gather', 3000), ('all_reduce', 6000)]",
