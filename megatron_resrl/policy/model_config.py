@@ -19,6 +19,7 @@ from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionC
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.precision import transformer_precision
 from megatron_resrl.policy.families import SUPPORTED_ARCHITECTURES, family_of, find_family
+from megatron_resrl.policy.families.family import Family
 from megatron_resrl.policy.layer_spec import uses_transformer_engine
 from megatron_resrl.weights.config_json import read_config
 from megatron_resrl.weights.tied import is_tied_in_name_only
@@ -127,6 +128,11 @@ def _rotary_scaling(
     return ROPE_INIT_FUNCTIONS[rope_type](hf_config, torch.device("cpu"), **of_layers)
 
 
+def _scales_sines(family: Family) -> bool:
+    """Whether sines and cosines have a factor, which Transformer Engine's fused kernel lacks."""
+    return any(settings["rope_type"] == "yarn" for settings in family.rotary.values())
+
+
 def _scale_rotation(config: TransformerConfig, hf_config: PretrainedConfig) -> None:
     """Makes megatron-core multiply sines and cosines as transformers does (yarn's "mscale").
 
@@ -192,7 +198,7 @@ def transformer_config(
         # The fused kernels are of SiLU.
         "bias_activation_fusion": cuda and family.activation == "silu",
         "bias_dropout_fusion": cuda,
-        "apply_rope_fusion": False,
+        "apply_rope_fusion": uses_transformer_engine() and not _scales_sines(family),
         # Weights are overwritten right after construction.
         "perform_initialization": False,
     }

@@ -137,11 +137,11 @@ def test_parts_of_a_step(
 @pytest.mark.parametrize(
     "settings",
     [
-        ("--model.megatron.apply_rope_fusion=true",),
+        ("--model.megatron.apply_rope_fusion=false",),
         ("--precision.fp8=hybrid", "--precision.fp8_recipe=tensorwise"),
         ("--precision.fp8=hybrid", "--precision.fp8_recipe=blockwise"),
     ],
-    ids=["fused_rope", "fp8_tensorwise", "fp8_blockwise"],
+    ids=["rope_without_fusion", "fp8_tensorwise", "fp8_blockwise"],
 )
 def test_updates_with(
     prepared: Callable, model: Model, measured: Measured, cuda: bool, settings: tuple[str, ...]

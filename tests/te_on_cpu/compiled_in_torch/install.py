@@ -24,10 +24,17 @@ from unittest import mock
 
 import torch
 
-from compiled_in_torch import attention, optimizers, packed_ring, products, quantization
+from compiled_in_torch import (
+    attention,
+    optimizers,
+    packed_ring,
+    products,
+    quantization,
+    rotation,
+)
 from megatron_resrl.platform.engine_python.load import load_engine
 
-_ANSWERED = (attention, optimizers, packed_ring, products, quantization)
+_ANSWERED = (attention, optimizers, packed_ring, products, quantization, rotation)
 
 
 def install() -> None:

@@ -9,6 +9,7 @@ import tiny_families as tiny
 import torch
 import transformer_engine.pytorch as te
 import transformer_engine_torch
+from compiled_in_torch import rotation
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_resrl.config.load import load_recipe
@@ -110,6 +111,23 @@ def test_fused_products_add_gradients_to_the_buffers(build, dtype: str, toleranc
     assert gradients[False].abs().max() > 0.01
     largest = gradients[False].abs().max()
     assert (gradients[True] - gradients[False]).abs().max() <= tolerance * largest
+
+
+@pytest.mark.parametrize("packed", ["false", "true"], ids=["padded", "packed"])
+def test_rotation_is_the_engines_kernel(build, packed: str) -> None:
+    sequences = [TokenSequence((3, 4, 5), (6, 7, 8, 9)), TokenSequence((9, 8), (7, 6, 5, 4, 3))]
+    scores = {}
+    for fused in (True, False):
+        settings = [] if fused else ["--model.megatron.apply_rope_fusion=false"]
+        policy = build(
+            "--precision.params_dtype=fp32", f"--algorithm.sequence_packing={packed}", *settings
+        )
+        rotation.CALLS.clear()
+        (found,) = policy.score(policy.micro_batches(TokenBatch.from_sequences(sequences), 2))
+        # Queries and keys of each layer.
+        assert len(rotation.CALLS) == (2 * policy.config.num_layers if fused else 0)
+        scores[fused] = found.log_probs
+    torch.testing.assert_close(scores[True], scores[False], rtol=0, atol=1e-5)
 
 
 def test_compiled_functions_without_an_answer_raise() -> None:

@@ -14,9 +14,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.engine_python.load import load_engine
 from megatron_resrl.platform.fake_device.cuda import Properties
-from megatron_resrl.platform.fake_device.engine import attention, lists, products, quantization
+from megatron_resrl.platform.fake_device.engine import (
+    attention,
+    lists,
+    products,
+    quantization,
+    rotation,
+)
 
-_ANSWERED = (attention, lists, products, quantization)
+_ANSWERED = (attention, lists, products, quantization, rotation)
 
 
 def install_engine() -> None:
