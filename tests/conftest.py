@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,19 @@ settings.load_profile("without deadlines")
 def reference() -> Path:
     """Folder with reference inputs and outputs; its README.md says where they are from."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module")
+def qwen3_on_one_rank(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Folder of a tiny Qwen3; the process groups of one rank exist while the module's tests run."""
+    import tiny_families  # Here: few tests need what it imports.
+
+    from megatron_resrl.config.schema import Recipe
+    from megatron_resrl.platform.distributed import initialize, shutdown
+
+    initialize(Recipe().parallel, seed=0)
+    yield tiny_families.write_families(tmp_path_factory.mktemp("models"), ["qwen3"])["qwen3"]
+    shutdown()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from megatron_resrl.algorithms import Algorithm
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    OptimizerConfig,
+    PrecisionConfig,
+    Recipe,
+    ResrlConfig,
+)
 from megatron_resrl.diagnostics.standard import standard_observers
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.policy.policy import Policy
@@ -18,6 +27,17 @@ from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import StepOutcome, StepSettings, rl_step
 from megatron_resrl.training.scoring import Scores, score_batch
+
+
+def step_recipe(model: Path, **resrl: Any) -> Recipe:
+    """Micro-batches of three, six directions, and a learning rate that shows after one step."""
+    return Recipe(
+        model=ModelConfig(path=str(model)),
+        precision=PrecisionConfig("fp32"),
+        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0),
+        algorithm=AlgorithmConfig(micro_batch_size=3),
+        resrl=ResrlConfig(rank=6, **resrl),
+    )
 
 
 def weighting_of(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 
@@ -9,6 +10,8 @@ import torch
 
 from megatron_resrl.config.schema import PrecisionConfig
 from megatron_resrl.config.schema_rollout import RolloutConfig
+
+logger = logging.getLogger(__name__)
 
 _ON_CUDA = {
     # Kernels start in the order in which they are issued, which megatron-core's overlap of
@@ -67,10 +70,14 @@ def library_variables(
 
 
 def prepare_libraries(precision: PrecisionConfig, rollout: RolloutConfig) -> None:
-    """Sets `library_variables` for this process and its children.
+    """Sets `library_variables` for this process and its children, and logs them.
 
     With `precision.deterministic`, torch refuses operations whose results differ between runs.
     """
-    os.environ |= library_variables(precision, rollout, os.environ, cuda=torch.cuda.is_available())
+    chosen = library_variables(precision, rollout, os.environ, cuda=torch.cuda.is_available())
+    os.environ |= chosen
+    if chosen:
+        settings = " ".join(f"{name}={value}" for name, value in chosen.items())
+        logger.info("environment variables set for the libraries: %s", settings)
     if precision.deterministic:
         torch.use_deterministic_algorithms(True)

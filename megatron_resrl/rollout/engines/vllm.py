@@ -281,6 +281,5 @@ class VllmEngine(RolloutEngine):
 def _give_back_memory() -> None:
     """Has every rank return to its GPU what its allocator keeps for later. Collective."""
     gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    torch.cuda.empty_cache()  # Does nothing without CUDA.
     gather_objects(None)  # Until all have.

@@ -50,7 +50,7 @@ def test_train_writes_the_cause_into_the_torchrun_error_file(recipe: Path, tmp_p
 
 
 @pytest.mark.setting("precision.deterministic")
-def test_train_starts_a_deterministic_run_with_its_switches(recipe: Path) -> None:
+def test_train_sets_and_logs_switches_of_a_deterministic_run(recipe: Path) -> None:
     script = (
         "import os, torch; from megatron_resrl import cli; "
         f"cli._start({str(recipe)!r}, ['--precision.deterministic=true'], 'train'); "
@@ -65,6 +65,10 @@ def test_train_starts_a_deterministic_run_with_its_switches(recipe: Path) -> Non
         cwd=REPOSITORY,
     )
     assert done.stdout == "Ring True\n", done.stderr
+    assert (
+        "environment variables set for the libraries: NVTE_ALLOW_NONDETERMINISTIC_ALGO=0 "
+        "NCCL_ALGO=Ring CUBLAS_WORKSPACE_CONFIG=:4096:8" in done.stderr
+    )
 
 
 def test_cli_message_is_the_root_cause_that_torchrun_shows(recipe: Path) -> None:

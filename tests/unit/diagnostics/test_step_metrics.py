@@ -2,46 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import tiny_families as tiny
-from one_step import take_step
+from one_step import step_recipe, take_step
 from tiny_rollouts import LENGTHS, SCORES, rollouts
 
-from megatron_resrl.config.schema import (
-    AlgorithmConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    Recipe,
-    ResrlConfig,
-)
 from megatron_resrl.diagnostics.step_metrics import batch_metrics
-from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.worker import build_policy
 
 DIAGNOSIS = ("interference/", "lld/", "resrl/spectrum_")
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    initialize(Recipe().parallel, seed=0)
-    yield tiny.write_families(tmp_path_factory.mktemp("models"), ["qwen3"])["qwen3"]
-    shutdown()
-
-
-def test_diagnosis_is_made_every_so_many_steps(model: Path) -> None:
-    recipe = Recipe(
-        model=ModelConfig(path=str(model)),
-        precision=PrecisionConfig("fp32"),
-        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0),
-        algorithm=AlgorithmConfig(micro_batch_size=3),
-        resrl=ResrlConfig(rank=6, diagnose_every=2, interference_tokens=5),
-    )
+def test_diagnosis_is_made_every_so_many_steps(qwen3_on_one_rank: Path) -> None:
+    recipe = step_recipe(qwen3_on_one_rank, diagnose_every=2, interference_tokens=5)
     policy = build_policy(recipe)
     samples, _ = rollouts()
     diagnosed = []

@@ -46,6 +46,24 @@ def test_prepare_libraries_keeps_shared_memory_unexpandable() -> None:
     assert "PYTORCH_ALLOC_CONF" in chosen(*vllm, "disaggregated")
 
 
+def test_prepare_libraries_logs_what_it_sets(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in chosen():
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)  # Set again at the end of the test, as it was.
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    recipe = load_recipe(None, [])
+    with caplog.at_level("INFO"):
+        prepare_libraries(recipe.precision, recipe.rollout)
+        prepare_libraries(recipe.precision, recipe.rollout)
+    (line,) = caplog.messages
+    assert line.startswith("environment variables set for the libraries: ")
+    for name, value in chosen().items():
+        assert f"{name}={value}" in line
+        assert os.environ[name] == value
+
+
 def test_servers_do_not_inherit_switches_of_the_trainer(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in chosen().items():
         monkeypatch.setenv(name, value)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,20 +11,12 @@ import pytest
 import tiny_families as tiny
 import torch
 from adding_page import example_of_the_page
-from one_step import take_step, training_batch, weigh, weighting_of
+from one_step import step_recipe, take_step, training_batch, weigh, weighting_of
 from tiny_rollouts import rollouts
 from torch import Tensor
 
-from megatron_resrl.config.schema import (
-    AlgorithmConfig,
-    ModelConfig,
-    OptimizerConfig,
-    PrecisionConfig,
-    Recipe,
-    ResrlConfig,
-)
+from megatron_resrl.config.schema import Recipe
 from megatron_resrl.errors import SettingError
-from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.subspace.collectors import ROWS_PER_DIMENSION
 from megatron_resrl.token_weighting import registry
@@ -41,13 +32,6 @@ class FromNorm(TokenwiseWeighting):
         return norm / (1 + norm)
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    initialize(Recipe().parallel, seed=0)
-    yield tiny.write_families(tmp_path_factory.mktemp("models"), ["qwen3"])["qwen3"]
-    shutdown()
-
-
 @pytest.fixture
 def from_norm(monkeypatch: pytest.MonkeyPatch) -> str:
     """The name of `FromNorm`, registered by one line."""
@@ -59,22 +43,18 @@ def from_norm(monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def recipe_of(model: Path, weights: str) -> Recipe:
-    return Recipe(
-        model=ModelConfig(path=str(model)),
-        precision=PrecisionConfig("fp32"),
-        optimizer=OptimizerConfig(lr=1e-2, lr_warmup_steps=0),
-        algorithm=AlgorithmConfig(micro_batch_size=3),
-        resrl=ResrlConfig(rank=6, weights=weights),
-    )
+    return step_recipe(model, weights=weights)
 
 
-def test_registered_weighting_trains_a_step_with_its_weights(model: Path, from_norm: str) -> None:
-    recipe = recipe_of(model, from_norm)
+def test_registered_weighting_trains_a_step_with_its_weights(
+    qwen3_on_one_rank: Path, from_norm: str
+) -> None:
+    recipe = recipe_of(qwen3_on_one_rank, from_norm)
     policy = build_policy(recipe)
     samples, positive = rollouts()
     batch = training_batch(samples, positive)
     found = weigh(policy, recipe, batch, weighting_of(policy, recipe)).weights
-    reference = tiny.read_model(model)
+    reference = tiny.read_model(qwen3_on_one_rank)
     for row, sample in enumerate(samples):
         prompt, response = sample.prompt.token_ids, sample.response.token_ids
         with torch.no_grad():
@@ -103,14 +83,14 @@ def _group_normalised(rewards: Tensor) -> Tensor:
 
 
 @pytest.mark.setting("resrl.weights")
-def test_inverted_weights_exchange_floor_and_one(model: Path) -> None:
+def test_inverted_weights_exchange_floor_and_one(qwen3_on_one_rank: Path) -> None:
     samples, positive = rollouts()
     batch = training_batch(samples, positive)
-    policy = build_policy(recipe_of(model, "residual"), trainable=False)
+    policy = build_policy(recipe_of(qwen3_on_one_rank, "residual"), trainable=False)
     found = {
         name: weigh(policy, recipe, batch, weighting_of(policy, recipe))
         for name in ("residual", "inverted")
-        for recipe in [recipe_of(model, name)]
+        for recipe in [recipe_of(qwen3_on_one_rank, name)]
     }
     plain, inverted = (found[name].weights for name in ("residual", "inverted"))
     weighted = [
@@ -131,16 +111,19 @@ def test_unknown_weighting_is_refused_with_the_nearest_name() -> None:
 
 
 def test_weighting_of_the_users_own_weighs_like_a_registered_one(
-    model: Path, from_norm: str, tmp_path: Path
+    qwen3_on_one_rank: Path, from_norm: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "my_weightings.py"
     file.write_text(example_of_the_page("class FromNorm"))
     samples, positive = rollouts()
     batch = training_batch(samples, positive)
-    policy = build_policy(recipe_of(model, from_norm), trainable=False)
+    policy = build_policy(recipe_of(qwen3_on_one_rank, from_norm), trainable=False)
     registered, own = (
         weigh(policy, recipe, batch, weighting_of(policy, recipe)).weights
-        for recipe in (recipe_of(model, from_norm), recipe_of(model, f"{file}:FromNorm"))
+        for recipe in (
+            recipe_of(qwen3_on_one_rank, from_norm),
+            recipe_of(qwen3_on_one_rank, f"{file}:FromNorm"),
+        )
     )
     assert own.min() < 1
     torch.testing.assert_close(own, registered)
@@ -179,14 +162,14 @@ def test_token_weights_replaced_merges_a_later_pass() -> None:
     assert first.weights.all()
 
 
-def test_automatic_method_knows_the_longest_group(model: Path) -> None:
+def test_automatic_method_knows_the_longest_group(qwen3_on_one_rank: Path) -> None:
     """Gram matrices where the correct responses of a group can have too many tokens for rows."""
-    policy = build_policy(recipe_of(model, "residual"))
+    policy = build_policy(recipe_of(qwen3_on_one_rank, "residual"))
     # 3 of 4 responses at most are correct where one is incorrect.
     most = ROWS_PER_DIMENSION * policy.config.hidden_size // 3
     methods = []
     for tokens in (most, most + 1):
-        recipe = recipe_of(model, "residual")
+        recipe = recipe_of(qwen3_on_one_rank, "residual")
         rollout = replace(recipe.rollout, group_size=4, max_response_length=tokens)
         methods.append(weighting_of(policy, replace(recipe, rollout=rollout)).method)
     assert methods == ["rows", "gram"]

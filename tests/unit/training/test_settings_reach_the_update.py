@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import tiny_families as tiny
 import torch
 from one_step import training_batch
 from tiny_rollouts import LONGEST, rollouts
 
 from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
-from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import StepSettings
 from megatron_resrl.training.scoring import Scores
 from megatron_resrl.training.updating import Targets, update_policy
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    directory = tmp_path_factory.mktemp("models")
-    recipe = Recipe()
-    initialize(recipe.parallel, seed=0)
-    yield tiny.write_families(directory, ["qwen3"])["qwen3"]
-    shutdown()
 
 
 def recipe_of(model: Path, **algorithm: object) -> Recipe:
@@ -39,8 +27,8 @@ def recipe_of(model: Path, **algorithm: object) -> Recipe:
 
 
 @pytest.mark.setting("algorithm.micro_batch_size")
-def test_update_policy_cuts_an_update_into_micro_batches(model: Path) -> None:
-    recipe = recipe_of(model, micro_batch_size=8)
+def test_update_policy_cuts_an_update_into_micro_batches(qwen3_on_one_rank: Path) -> None:
+    recipe = recipe_of(qwen3_on_one_rank, micro_batch_size=8)
     samples, _ = rollouts()
     batch = training_batch(samples, torch.zeros(len(samples), dtype=torch.bool))
     ones = torch.ones(len(samples), LONGEST)
@@ -59,12 +47,12 @@ def test_update_policy_cuts_an_update_into_micro_batches(model: Path) -> None:
 
 
 @pytest.mark.setting("algorithm.sequence_packing")
-def test_micro_batches_packed_stand_behind_each_other(model: Path) -> None:
+def test_micro_batches_packed_stand_behind_each_other(qwen3_on_one_rank: Path) -> None:
     samples, _ = rollouts()
     tokens = RolloutBatch.from_samples(samples[:4])
     shapes = {}
     for packed in (False, True):
-        recipe = recipe_of(model, sequence_packing=packed)
+        recipe = recipe_of(qwen3_on_one_rank, sequence_packing=packed)
         policy = build_policy(recipe, trainable=False)
         (batch,) = policy.micro_batches(tokens, 4)
         shapes[packed] = tuple(batch.tokens.shape)

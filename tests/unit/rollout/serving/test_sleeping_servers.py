@@ -6,6 +6,7 @@ import gc
 import threading
 
 import pytest
+import torch
 from answering import answering, model_card, vllm_like
 from served_engine import start_engine
 from servers_of import needed_model
@@ -69,7 +70,7 @@ class Sleeper:
 
 
 @pytest.fixture
-def asked(tmp_path):
+def asked(tmp_path, monkeypatch):
     """What a server was asked between its sleep and the end of the next sync, and collections."""
     model = write_model(tmp_path / "model")
     sleeper = Sleeper()
@@ -78,6 +79,10 @@ def asked(tmp_path):
         if phase == "start" and info["generation"] == 2:
             sleeper.asked.append("garbage collected")
 
+    def give_back():
+        sleeper.asked.append("memory given back")
+
+    monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
     with answering(vllm_like(model_card(root=str(model)), sleeper)) as url:
         recipe = Recipe(
             model=ModelConfig(str(model)),
@@ -108,8 +113,8 @@ def asked(tmp_path):
 def test_vllm_engine_wakes_servers_in_parts_and_then_verifies(asked):
     start = asked.index("/sleep")
     order = list(dict.fromkeys(asked[start:]))
-    assert order[:2] == ["/sleep", "garbage collected"]
-    assert order[2:] == [
+    assert order[:3] == ["/sleep", "garbage collected", "memory given back"]
+    assert order[3:] == [
         "/wake_up weights",
         "/pause",
         "/start_weight_update",
