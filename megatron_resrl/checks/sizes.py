@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -49,8 +50,21 @@ def plan(facts: RunFacts) -> Iterator[str]:
         "activations and the KV cache come on top"
     )
     yield f"  each step: {facts.step_in_words}"
+    if recipe.checkpoint.async_save:
+        yield _host_memory(sizes)
     yield (
         f"  disk: a checkpoint {format_bytes(sizes.checkpoint)}, the export "
         f"{format_bytes(sizes.export)}; {format_bytes(needed)} for what the run keeps, "
         f"{format_bytes(free)} are free on {place}"
+    )
+
+
+def _host_memory(sizes: Sizes) -> str:
+    """What the background saves of this host's ranks take."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    large = " (more than this host has)" if ranks * sizes.background_save > there else ""
+    return (
+        f"  host memory: {format_bytes(sizes.background_save)} for each rank{large} while a "
+        f"checkpoint is written in the background; this host has {format_bytes(there)}"
     )

@@ -56,6 +56,15 @@ class Sizes:
         """Bytes of the rank that holds most."""
         return self.weights + self.gradients + self.optimizer
 
+    @property
+    def background_save(self) -> int:
+        """Bytes of host memory of a rank while a checkpoint is written in the background.
+
+        fp32 masters and moments in the shape of the weights, and weights in pinned memory, whose
+        blocks torch rounds up to a power of two.
+        """
+        return 3 * self.gradients + 2 * self.weights
+
 
 def count_parameters(family: Family) -> Parameters:
     """Parameters of a model.
