@@ -54,7 +54,7 @@ PER_FURTHER_GROUP = {
     "subspace": {"subspace/krylov.py": 1},
 }
 """The same of each group more, in layouts without experts."""
-EXPERTS_PER_LAYER = 8
+EXPERTS_PER_LAYER = 3
 """Per micro-batch: megatron-core's dispatcher reads how many tokens each expert gets."""
 
 
@@ -133,7 +133,7 @@ def test_waits_of_a_step_are_those_reviewed(phases, name):
         first, further = of_first_and_further_groups(found[phase])
         per_group = Counter(PER_FURTHER_GROUP.get(phase, {}))
         if case.experts and phase != "subspace":
-            per_group["policy/schedule.py"] = EXPERTS_PER_LAYER * LAYERS * MICRO_BATCHES
+            per_group["policy/gpt.py"] = EXPERTS_PER_LAYER * LAYERS * MICRO_BATCHES
         assert beyond(further, per_group) == [], phase
         assert beyond(first, per_group + Counter(PER_STEP[phase])) == [], phase
 
