@@ -6,6 +6,7 @@ failing test has them.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import dataclass
 
@@ -106,9 +107,10 @@ def phases(tmp_path_factory):
 
 
 def of_first_and_further_groups(phase: PhaseRecord) -> tuple[Counter[str], Counter[str]]:
-    """Line -> waits of the first group, and of each further one."""
-    further = Counter({wait.line: round(wait.count / (GROUPS - 1)) for wait in phase.waits})
-    first = {wait.line: wait.count - (GROUPS - 1) * further[wait.line] for wait in phase.waits}
+    """Line -> waits of the first group, and of each further one; a part of a wait counts as one."""
+    more = GROUPS - 1
+    further = Counter({w.line: math.ceil(w.count / more - 0.1) for w in phase.waits})
+    first = {w.line: max(0, w.count - more * further[w.line]) for w in phase.waits}
     return Counter(first), further
 
 
