@@ -113,6 +113,16 @@ def test_micro_batch_shares_hold_every_fed_token_once(case: Case) -> None:
 
 
 @given(batches)
+def test_micro_batch_padding_is_where_no_token_is(case: Case) -> None:
+    for batch in [batch for made in shares(case) for batch in made]:
+        empty = batch.tokens == 0  # No token of a sequence is 0.
+        assert (batch.padding is None) == (not empty.any())
+        assert batch.padding is None or torch.equal(batch.padding, empty)
+        moved = batch.to(torch.device("cpu"))
+        assert batch.padding is None or torch.equal(moved.padding, empty)
+
+
+@given(batches)
 def test_micro_batch_shapes_keep_what_options_promise(case: Case) -> None:
     sequences, size, ranks, options = case
     multiple = options["length_multiple"]
