@@ -327,14 +327,16 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows)]
 
 
-def report(found: dict[str, Any], options: argparse.Namespace) -> str:
+def report(found: dict[str, Any]) -> str:
     """The page of results."""
     packages = ("torch", "megatron-core", "transformers")
+    parts = [part for part in PARTS if part in found]
+    asked = "" if len(parts) == len(PARTS) else f" --parts {' '.join(parts)}"
     lines = [
         "# FP8, emulated on a CPU",
         "",
         "**Emulated on a CPU, not measured on a GPU.** "
-        f"`python benchmarks/fp8_emulated.py`, {describe(packages, torch.get_num_threads())}. "
+        f"`python benchmarks/fp8_emulated.py{asked}`, {describe(packages, torch.get_num_threads())}. "
         "Transformer Engine 2.11's own Python with real rounding to e4m3 and e5m2, sums in fp32.",
     ]
     names = {
@@ -453,7 +455,7 @@ def main() -> None:
         }
         command = [sys.executable, *sys.argv, "--numbers", str(options.numbers)]
         subprocess.run(command, check=True, env=environment)
-        page = report(json.loads(options.numbers.read_text()), options)
+        page = report(json.loads(options.numbers.read_text()))
     print(page)
     if options.output:
         options.output.write_text(page)
