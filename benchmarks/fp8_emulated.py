@@ -332,11 +332,12 @@ def report(found: dict[str, Any]) -> str:
     packages = ("torch", "megatron-core", "transformers")
     parts = [part for part in PARTS if part in found]
     asked = "" if len(parts) == len(PARTS) else f" --parts {' '.join(parts)}"
+    where = describe(packages, torch.get_num_threads())
     lines = [
         "# FP8, emulated on a CPU",
         "",
         "**Emulated on a CPU, not measured on a GPU.** "
-        f"`python benchmarks/fp8_emulated.py{asked}`, {describe(packages, torch.get_num_threads())}. "
+        f"`python benchmarks/fp8_emulated.py{asked}`, {where}. "
         "Transformer Engine 2.11's own Python with real rounding to e4m3 and e5m2, sums in fp32.",
     ]
     names = {
