@@ -30,9 +30,9 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.planning.command import by_dry_run, by_formula, job_of
 from megatron_resrl.planning.forecast import Forecast, Job
 from megatron_resrl.planning.gpus import Rates, find_gpu
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.options import PlanOptions
 from megatron_resrl.policy.families import find_family
+from megatron_resrl.policy.model_shape import ModelShape
 
 PROMPT_TOKENS = 150
 """Of a question with NeMo-RL's instruction and the chat template, about; it is not published."""

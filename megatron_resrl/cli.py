@@ -1,4 +1,4 @@
-"""The commands: train, sft, eval, check and plan. What they do lives in the rooms below."""
+"""The commands: train, sft, pretrain, eval, check and plan. Their work is in the rooms below."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from megatron_resrl.config.load import load_recipe, read_recipe, recipe_yaml
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.config.stages import STAGES, Command, Stage
@@ -39,12 +40,13 @@ PROBLEMS = 1
 _USAGE = """\
 usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
 
-Reinforcement learning with verifiable rewards on megatron-core.
+Reinforcement learning with verifiable rewards, and pretraining, on megatron-core.
 
 commands:
   train    roll out, grade and update for the recipe's number of steps
   sft      fine-tune on conversations: learn what the assistant says
   eval     avg@k and pass@k of the model on the evaluation files
+  pretrain train a model on token files, from fresh or given weights
   check    print the resolved recipe and everything that is wrong with it; starts nothing
            (--world_size N: the number of ranks to check for; --for cuda: judge the recipe for a
            machine with CUDA, whatever this one lacks; --stage NAME: whose recipe it is)
@@ -144,6 +146,16 @@ def sft(path: str | None, overrides: list[str]) -> int:
     return 0
 
 
+def pretrain(path: str | None, overrides: list[str]) -> int:
+    """Trains the model of a recipe on token files."""
+    recipe = _start(path, overrides, "pretrain", PretrainRecipe)
+    from megatron_resrl.training.pretrain import pretrain as run_pretraining
+
+    with _activity(), named_paths(recipe):
+        run_pretraining(recipe)
+    return 0
+
+
 def check(path: str | None, overrides: list[str]) -> int:
     """Prints the resolved recipe and everything that is wrong with it; starts nothing."""
     try:
@@ -199,6 +211,7 @@ COMMANDS: dict[str, Callable[[str | None, list[str]], int]] = {
     "train": train,
     "sft": sft,
     "eval": evaluate,
+    "pretrain": pretrain,
     "check": check,
     "plan": plan,
 }
@@ -285,7 +298,9 @@ def _activity() -> contextlib.AbstractContextManager[Any]:
 def _prepare_megatron(recipe: RunSettings) -> None:
     """Adapts megatron-core if the checks are going to import it, which takes seconds."""
     passed_through = recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp
-    if passed_through or (isinstance(recipe, Recipe) and split_name(recipe.resrl.weights)):
+    reads_tokens = isinstance(recipe, PretrainRecipe)
+    own_weighting = isinstance(recipe, Recipe) and split_name(recipe.resrl.weights)
+    if passed_through or reads_tokens or own_weighting:
         _adapt()
 
 
@@ -307,7 +322,7 @@ def _ended(error: BaseException, *, once_per_host: bool = False) -> int:
 def _where_stopped(command: str) -> str:
     phases = sys.modules.get("megatron_resrl.platform.phases")
     step = phases.current_step() if phases else None
-    if command != "train":
+    if command not in STAGES:
         return "stopped by Ctrl-C"
     if step is None:
         return "stopped by Ctrl-C before the first step; the same command starts again"

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.records import PhaseRecord, Traffic, Wait
 from megatron_resrl.policy.families import find_family
+from megatron_resrl.policy.model_shape import ModelShape
 
 
 def llama_config(**sizes: Any) -> dict[str, Any]:

@@ -8,12 +8,13 @@ import typing
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from megatron_resrl.checks.first_rows import FirstRows, read_first_rows
 from megatron_resrl.config.model_place import ModelPlace, find_model
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import ModelConfig, Recipe, RunSettings
+from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.data.conversations import ConversationFile, conversation_files
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
@@ -37,6 +38,9 @@ class RunFacts(abc.ABC):
     """config.json of `model.path`; empty if it could not be read."""
     target: Target = "here"
     """The machine that the run is for."""
+
+    balances_experts: ClassVar[bool] = False
+    """Whether the stage's loss may have a term that balances experts."""
 
     @property
     @abc.abstractmethod
@@ -158,6 +162,20 @@ class SftFacts(RunFacts):
         return conversation_files("evaluation.files", recipe.evaluation.files, recipe.data)
 
 
+@dataclass(frozen=True)
+class PretrainFacts(RunFacts):
+    """Of a recipe of pretraining."""
+
+    recipe: PretrainRecipe
+    balances_experts = True
+
+    @property
+    def step_in_words(self) -> str:
+        """Sequences and tokens."""
+        sequences, length = self.recipe.batch.global_batch_size, self.recipe.data.sequence_length
+        return f"{sequences} sequences x {length} tokens, {sequences * length:,} in all"
+
+
 RunCheck = Callable[[RunFacts], Iterator[Problem]]
 """A check of any stage, as the tables of this room have them: they hand each function what it looks
 at."""
@@ -167,6 +185,7 @@ Check = Callable[[Facts], Iterator[Problem]]
 
 _FACTS: dict[type[RunSettings], type[RunFacts]] = {
     Recipe: Facts,
+    PretrainRecipe: PretrainFacts,
     SftRecipe: SftFacts,
 }
 

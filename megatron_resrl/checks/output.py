@@ -17,34 +17,35 @@ from megatron_resrl.platform.disk import existing_parent, format_bytes
 from megatron_resrl.policy.sizes import sizes_of
 
 
-def _problem(output_dir: str, problem: str, fix: str) -> Problem:
-    return Problem("output_dir", output_dir, problem, fix, "machine")
+def check_directory(setting: str, directory: str) -> Iterator[Problem]:
+    """Whether a directory is there, or can be made, and can be written to.
 
+    Tries the nearest folder that is there; nothing stays.
+    """
 
-def _check_directory(output_dir: str) -> Iterator[Problem]:
-    """Tries the nearest folder that is there; nothing stays."""
-    path = Path(output_dir)
-    fix = "give a directory that can be made and written to"
+    def unusable(problem: str) -> Problem:
+        fix = "give a directory that can be made and written to"
+        return Problem(setting, directory, problem, fix, "machine")
+
+    path = Path(directory)
     try:
         link = next((p for p in (path, *path.parents) if p.is_symlink() and not p.exists()), None)
         if link is not None:
-            yield _problem(
-                output_dir, f"{link} is a link to {os.readlink(link)}, which is gone", fix
-            )
+            yield unusable(f"{link} is a link to {os.readlink(link)}, which is gone")
             return
         place = existing_parent(path)
     except (OSError, ValueError) as error:
-        yield _problem(output_dir, f"no path can be like this ({error})", fix)
+        yield unusable(f"no path can be like this ({error})")
         return
     if not place.is_dir():
-        yield _problem(output_dir, f"{place} is a file", fix)
+        yield unusable(f"{place} is a file")
         return
     try:
         # Rights alone do not tell: of the superuser, on read-only and special file systems.
         os.rmdir(tempfile.mkdtemp(dir=place))
     except OSError as error:
         reason = error.strerror or str(error)
-        yield _problem(output_dir, f"{place} cannot be written to ({reason})", fix)
+        yield unusable(f"{place} cannot be written to ({reason})")
 
 
 def _check_room(
@@ -63,12 +64,12 @@ def _check_room(
     if usage.total == 0:
         return  # Some file systems do not say how large they are.
     if free < first:
-        yield _problem(
-            output_dir,
+        text = (
             f"no space left for a checkpoint on {place}: {format_bytes(free)} free, needs "
-            f"{format_bytes(first)}",
-            "make room or choose another directory",
+            f"{format_bytes(first)}"
         )
+        fix = "make room or choose another directory"
+        yield Problem("output_dir", output_dir, text, fix, "machine")
     elif free < needed:
         text = (
             f"{format_bytes(free)} are free on {place}; checkpoints of {format_bytes(first)} "
@@ -84,7 +85,9 @@ def _of_a_known_layout(facts: RunFacts) -> Iterator[Problem]:
         yield from _check_room(facts.recipe, facts.world_size, facts.hf_config)
 
 
-OUTPUT_CHECKS: tuple[RunCheck, ...] = (lambda facts: _check_directory(facts.recipe.output_dir),)
+OUTPUT_CHECKS: tuple[RunCheck, ...] = (
+    lambda facts: check_directory("output_dir", facts.recipe.output_dir),
+)
 """For every command."""
 ROOM_CHECKS: tuple[RunCheck, ...] = (_of_a_known_layout,)
 """For every stage of training."""

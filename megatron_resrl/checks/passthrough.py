@@ -91,9 +91,16 @@ FROM_THE_TRAINER = (
     *("moe_expert_capacity_factor", "moe_pad_expert_input_to_capacity", "moe_token_dropping"),
     *("moe_input_jitter_eps", "moe_router_force_load_balancing"),
 )
-"""`TransformerConfig` fields whose other value would change the loss without a word. Losses that
-balance experts are scaled by a token count that the policy's loss has no use for; experts with a
-capacity drop tokens, depending on padding."""
+"""`TransformerConfig` fields whose other value would change the loss without a word. Reinforcement
+learning has no use for losses that balance experts; experts with a capacity drop tokens, depending
+on padding."""
+
+BALANCING = ("moe_aux_loss_coeff", "moe_router_load_balancing_type")
+"""Those of them that a stage may set whose loss can balance experts, see
+`RunFacts.balances_experts`."""
+_BALANCING_TYPES = ("none", "aux_loss", "seq_aux_loss")
+"""Of a micro-batch and of a sequence. A balance over all replicas (`global_aux_loss`) would depend
+on the layout."""
 
 _NARROW_WEIGHTS = (
     "weights are kept in precision.params_dtype; with narrower weights the optimizer would take "
@@ -129,9 +136,30 @@ _UNSET = (False, None, "none", "adam")
 def check_passthrough(facts: RunFacts) -> Iterator[Problem]:
     """The mappings `model.megatron`, `optimizer.megatron` and `parallel.ddp`."""
     recipe = facts.recipe
-    yield from _check_mapping("model.megatron", recipe.model.megatron)
+    content = recipe.model.megatron
+    if facts.balances_experts:
+        yield from _check_balancing(content)
+        content = {name: value for name, value in content.items() if name not in BALANCING}
+    yield from _check_mapping("model.megatron", content)
     yield from _check_mapping("optimizer.megatron", recipe.optimizer.megatron)
     yield from _check_mapping("parallel.ddp", recipe.parallel.ddp)
+
+
+def _check_balancing(content: Mapping[str, Any]) -> Iterator[Problem]:
+    """The two fields of the loss that balances experts, which need each other."""
+    where = "model.megatron."
+    coefficient, kind = (content.get(name) for name in BALANCING)
+    number = isinstance(coefficient, (int, float)) and not isinstance(coefficient, bool)
+    if coefficient is not None and not (number and coefficient >= 0):
+        yield Problem(
+            where + BALANCING[0], coefficient, "no coefficient", "give a number, e.g. 0.01"
+        )
+    elif kind is not None and kind not in _BALANCING_TYPES:
+        fix = f"choose one of {', '.join(_BALANCING_TYPES)}"
+        yield Problem(where + BALANCING[1], kind, "not supported", fix)
+    elif coefficient and kind in (None, "none"):
+        problem = f"without {where}{BALANCING[1]} it adds nothing to the loss"
+        yield Problem(where + BALANCING[0], coefficient, problem, "set that to aux_loss")
 
 
 def _check_mapping(mapping: str, content: Mapping[str, Any]) -> Iterator[Problem]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_resrl.checks.facts import RunFacts, Target, gather_facts
 from megatron_resrl.checks.named_paths import setting_error
+from megatron_resrl.checks.pretrain import PRETRAIN_CHECKS
 from megatron_resrl.checks.reinforcement import EVAL_CHECKS, TRAIN_CHECKS
 from megatron_resrl.checks.sft import SFT_CHECKS
 from megatron_resrl.config.problems import Problem, RecipeError
@@ -18,6 +19,7 @@ CHECKS: dict[Command, tuple[Callable[[Any], Iterator[Problem]], ...]] = {
     "train": TRAIN_CHECKS,
     "eval": EVAL_CHECKS,
     "sft": SFT_CHECKS,
+    "pretrain": PRETRAIN_CHECKS,
 }
 """What each command needs of its recipe."""
 

@@ -21,7 +21,18 @@ class Metric(NamedTuple):
 METRICS = {
     "step": Metric("training step; 0 is the evaluation before the first", "-"),
     "time": Metric("when the line was written", "seconds since 1970"),
-    "loss": Metric("the objective that was minimised, mean over the step's updates", "-"),
+    "loss": Metric(
+        "the objective that was minimised, mean over the step's updates; of `pretrain` and `sft` "
+        "the cross-entropy alone, in nats per target",
+        "-",
+    ),
+    "z_loss": Metric("what the squared log-normalisers add to the objective", "-"),
+    "moe_aux_loss": Metric(
+        "the loss that balances experts, without its coefficient; 1: all experts get as much", "-"
+    ),
+    "targets": Metric("of `pretrain` and `sft`: tokens that the loss is the mean over", "tokens"),
+    "batch_size": Metric("of a step of `pretrain`", "sequences"),
+    "consumed_tokens": Metric("fed to the model in all steps so far of `pretrain`", "tokens"),
     "grad_norm": Metric("global norm before clipping, mean over updates", "-"),
     "learning_rate": Metric(
         "of the step's last update; updates that are left out move the schedule, too", "-"
@@ -48,10 +59,10 @@ METRICS = {
     "update/not_finite": Metric("left out because a gradient was not finite", "updates"),
     "update/without_signal": Metric("left out because all advantages were 0", "updates"),
     "data/epoch": Metric(
-        "how often all training questions have been used, those in flight included", "epochs"
+        "how often all training questions, or sequences, have been used, those in flight included",
+        "epochs",
     ),
     "data/tokens": Metric("of `sft`: tokens of the step's conversations", "tokens"),
-    "targets": Metric("of `sft`: tokens that the loss is the mean over", "tokens"),
     "reward/mean": Metric("of all responses, with length scaling and penalties", "reward"),
     "reward/score_mean": Metric("the verifier's score, without them", "score"),
     "reward/timeouts": Metric(
@@ -176,12 +187,18 @@ METRICS = {
     "eval/<set>/dropped": Metric("questions left out, too long or without answer", "questions"),
     "eval/<set>/timeouts": Metric("responses not graded in time; they score 0", "responses"),
     "eval/<set>/loss": Metric(
-        "of `sft`: cross-entropy of the held-out file's targets", "nats per target"
+        "of `pretrain` and `sft`: cross-entropy of the set's targets", "nats per target"
     ),
     "eval/<set>/perplexity": Metric("its exponential", "-"),
     "eval/<set>/targets": Metric("tokens that it is the mean over", "tokens"),
     "eval/<set>/truncated": Metric("responses cut off at the length limit", "share"),
+    "tokens_per_second": Metric("fed to the model, all ranks together", "tokens/s"),
+    "model_tflops_per_gpu": Metric(
+        "operations of the model, forward and backward, without recomputation", "TFLOP/s"
+    ),
+    "mfu": Metric("their share of the device's peak", "share"),
     "time/step": Metric("the whole step, sum of the phases", "seconds"),
+    "time/data": Metric("reading sequences", "seconds"),
     "time/rollout": Metric("generating", "seconds"),
     "time/reward": Metric("grading after the last response", "seconds"),
     "time/scoring": Metric("the scoring pass", "seconds"),

@@ -18,12 +18,12 @@ from megatron_resrl.planning.gpus import Gpu, find_gpu
 from megatron_resrl.planning.layers import layers_for, layers_sentence
 from megatron_resrl.planning.links import Cluster
 from megatron_resrl.planning.machine import Machine
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.options import PlanOptions
 from megatron_resrl.planning.recipe_checks import problems_of
 from megatron_resrl.planning.report import GIB, columns, layout_words, report
 from megatron_resrl.planning.search import Ranked, candidates, search
 from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.policy.model_shape import ModelShape
 
 DOES_NOT_FIT = 1
 """Exit status of a plan that does not fit."""

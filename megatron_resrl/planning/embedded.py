@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from megatron_resrl.config.schema import ParallelConfig
 from megatron_resrl.planning.generation import Decoder, GenerationSeconds
 from megatron_resrl.planning.gpus import Gpu
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.seconds import KERNELS_PER_LAYER, LAUNCH_S
 from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.policy.model_shape import ModelShape
 
 
 @dataclass(frozen=True)

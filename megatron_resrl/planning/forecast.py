@@ -27,10 +27,10 @@ from megatron_resrl.planning.generation import (
 )
 from megatron_resrl.planning.layers import Layers
 from megatron_resrl.planning.links import Cluster
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.records import PhaseRecord, RankRecord
 from megatron_resrl.planning.seconds import PhaseSeconds, Pipeline, phase_seconds, slowest
 from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.policy.model_shape import ModelShape
 
 ONCE = ("build", "checkpoint", "weight_export")
 """Phases that are not part of a step: at the start, every `checkpoint.save_every` steps, at the

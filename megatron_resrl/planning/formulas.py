@@ -14,10 +14,10 @@ import math
 from dataclasses import dataclass, replace
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.records import PhaseRecord, RankRecord, Traffic
 from megatron_resrl.planning.seconds import KERNELS_PER_LAYER
 from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.policy.model_shape import ModelShape
 
 _LOGIT_BYTES = 2**30
 """Of a chunk of logits and what becomes of it (`policy/log_probs.py`)."""
@@ -170,9 +170,7 @@ class Stage:
         """Of a micro-batch on one rank: 2 for each weight and token, 2 (q + q) for each pair of
         tokens that attend (half of all pairs), and the logits of response tokens."""
         layout, model = self.layout, self.layout.model
-        layer = 2 * (model.attention_weights + 3 * model.hidden * model.active_inner)
-        attention = 4 * model.queries * row / 2
-        shared = layout.layers * tokens * (layer + attention)
+        shared = layout.layers * tokens * model.layer_flops(row)
         logits = 2 * model.hidden * model.vocabulary * responses * self.last
         return (shared + logits) / layout.tensor / layout.context
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.planning.gpus import Gpu
 from megatron_resrl.planning.links import COLLECTIVE_S
-from megatron_resrl.planning.model_shape import ModelShape
 from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.policy.model_shape import ModelShape
 
 DEFAULT_UTILIZATION = 0.9
 """vLLM's `--gpu-memory-utilization`, where the recipe does not give one."""

@@ -1,8 +1,9 @@
 """GPUs and networks: how much memory there is, and how fast each part can be.
 
-Sources. Peak rates, memory bandwidth and links: NVIDIA's data sheets of A100, H100, H200, L40S, DGX
-A100, DGX H100, DGX H200 and DGX B200, without sparsity. Memory: what nvidia-smi reports. Shares of
-a peak that are reached: measurements, each named where it stands.
+Sources. Memory bandwidth and links: NVIDIA's data sheets of A100, H100, H200, L40S, DGX A100, DGX
+H100, DGX H200 and DGX B200; the peaks of matrix products are in `platform/gpu_peaks.py`. Memory:
+what nvidia-smi reports. Shares of a peak that are reached: measurements, each named where it
+stands.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_resrl.errors import SettingError
+from megatron_resrl.platform.gpu_peaks import PEAKS, matrix_peaks
 
 MIB = 2**20
 
@@ -87,14 +89,6 @@ class Gpu:
         return self.network * NETWORK_SHARE
 
 
-def _rates(bf16: float, fp32: float, fp64: float, fp8: float | None = None) -> dict[str, float]:
-    """Peaks by dtype name, from TFLOP/s. Megatron-core leaves TF32 off, so fp32 is that of FMAs."""
-    rates = {"bfloat16": bf16, "float16": bf16, "float32": fp32, "float64": fp64}
-    if fp8 is not None:
-        rates |= {"float8_e4m3fn": fp8, "float8_e5m2": fp8}
-    return {name: rate * 1e12 for name, rate in rates.items()}
-
-
 def _best(bf16: float, fp8: float | None = None) -> dict[str, float]:
     """The fastest product measured (stas00/ml-engineering, accelerator, mamf-finder)."""
     shares = {"bfloat16": bf16, "float16": bf16}
@@ -105,7 +99,7 @@ _A100 = Gpu(
     name="a100-80gb",
     memory=81920 * MIB,
     capability=(8, 0),
-    matrix_flops=_rates(312, 19.5, 19.5),
+    matrix_flops=PEAKS["a100"],
     best_matrix=_best(0.869),
     memory_bandwidth=2.039e12,
     nvlink=300e9,
@@ -116,7 +110,7 @@ _H100 = Gpu(
     name="h100",
     memory=81559 * MIB,
     capability=(9, 0),
-    matrix_flops=_rates(989, 67, 67, 1979),
+    matrix_flops=PEAKS["h100"],
     best_matrix=_best(0.803, 0.709),
     memory_bandwidth=3.35e12,
     nvlink=450e9,
@@ -134,6 +128,7 @@ GPUS: Mapping[str, Gpu] = {
             _H100,
             name="h200",
             memory=143771 * MIB,
+            matrix_flops=PEAKS["h200"],
             best_matrix=_best(0.803, 0.734),
             memory_bandwidth=4.8e12,
         ),
@@ -141,7 +136,7 @@ GPUS: Mapping[str, Gpu] = {
             name="b200",
             memory=183359 * MIB,
             capability=(10, 0),
-            matrix_flops=_rates(2250, 75, 37, 4500),
+            matrix_flops=PEAKS["b200"],
             best_matrix=_best(0.776, 0.763),
             memory_bandwidth=8e12,
             nvlink=900e9,
@@ -152,7 +147,7 @@ GPUS: Mapping[str, Gpu] = {
             name="l40s",
             memory=46068 * MIB,
             capability=(8, 9),
-            matrix_flops=_rates(362, 91.6, 1.4, 733),
+            matrix_flops=PEAKS["l40s"],
             best_matrix={},
             memory_bandwidth=0.864e12,
             nvlink=32e9,
@@ -211,7 +206,7 @@ def _with_rates(gpu: Gpu, rates: Rates) -> Gpu:
 
     matrix_flops = gpu.matrix_flops
     if rates.matrix_tflops is not None:
-        fast = _rates(rates.matrix_tflops, 0, 0, 2 * rates.matrix_tflops)
+        fast = matrix_peaks(rates.matrix_tflops, 0, 0, 2 * rates.matrix_tflops)
         matrix_flops = fast | {name: matrix_flops[name] for name in ("float32", "float64")}
     return dataclasses.replace(
         gpu,

@@ -29,6 +29,11 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.platform.distributed import device, max_over_ranks, on_device
 from megatron_resrl.policy.alignment import alignment
+from megatron_resrl.policy.balancing import (
+    balances_experts,
+    summed_balancing,
+    take_balancing_loss,
+)
 from megatron_resrl.policy.batches import (
     MicroBatch,
     TokenBatch,
@@ -54,6 +59,7 @@ from megatron_resrl.policy.results import (
     UpdateResult,
 )
 from megatron_resrl.policy.schedule import LastStage, run_pipeline
+from megatron_resrl.weights.fresh import FreshWeights, draw_weights
 from megatron_resrl.weights.load import load_model_weights
 
 
@@ -98,6 +104,7 @@ class Policy:
         total_updates: int = 1,
         sequence_packing: bool = False,
         load_weights: bool = True,
+        fresh: FreshWeights | None = None,
     ) -> Policy:
         """Builds the model of `model.path` in a layout and loads its weights. Collective.
 
@@ -110,12 +117,15 @@ class Policy:
                 learning-rate decay.
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
             load_weights: False: only config.json is read, and the weights have no meaning.
+            fresh: How weights are drawn instead of loaded; None: they are loaded.
         """
         hf_config = read_hf_config(model.path, model.tokenizer_path)
         config = transformer_config(hf_config, model, parallel, precision)
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
-        if load_weights:
+        if fresh is not None and load_weights:
+            draw_weights(modules, hf_config, fresh)
+        elif load_weights:
             load_model_weights(modules, hf_config, model.path)
         training = None
         if optimizer is not None:
@@ -323,7 +333,8 @@ class Policy:
 
         Returns:
             The outcome; `collected` holds, for each micro-batch, [2] the sums of -log p and of the
-            squared log-normaliser over its tokens.
+            squared log-normaliser over its tokens. A loss that balances experts, if the model's
+            configuration has one, is part of what is minimised.
 
         Raises:
             ValueError: The policy has no optimizer.
@@ -339,7 +350,12 @@ class Policy:
                 group=self.tensor_parallel_group,
             )
 
-        return self._optimizer_step(micro_batches, last_stage)
+        if not balances_experts(self.config):
+            return self._optimizer_step(micro_batches, last_stage)
+        with summed_balancing(self.config, loss.coefficient):
+            result = self._optimizer_step(micro_batches, last_stage)
+        balancing = take_balancing_loss(self.config, len(micro_batches))
+        return dataclasses.replace(result, balancing_loss=balancing)
 
     def _optimizer_step(
         self, micro_batches: Sequence[MicroBatch], last_stage: LastStage

@@ -49,6 +49,9 @@ class UpdateResult:
     """Of this step."""
     collected: list[Any]
     """What the loss function collected per micro-batch; empty but on the last stage."""
+    balancing_loss: float | None = None
+    """Of experts, without its coefficient, mean over sparse layers and micro-batches; None: the
+    loss has no such term."""
 
 
 LossFunction = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]

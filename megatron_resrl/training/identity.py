@@ -74,7 +74,11 @@ class Changes:
 
 
 def identity_of(
-    settings: RunSettings, contents: dict[str, str], unused: Sequence[str] = ()
+    settings: RunSettings,
+    contents: dict[str, str],
+    unused: Sequence[str] = (),
+    *,
+    fresh_weights: bool = False,
 ) -> Identity:
     """What this rank would train.
 
@@ -82,11 +86,14 @@ def identity_of(
         settings: Of the run.
         contents: See `Identity.contents`; those of the model are added.
         unused: See `Identity.unused`.
+        fresh_weights: The run uses no weights of `model.path`.
 
     Raises:
         InputError: A file of the model cannot be read.
     """
-    model = model_digests(settings.model.path, settings.model.tokenizer_path)
+    model = model_digests(
+        settings.model.path, settings.model.tokenizer_path, weights=not fresh_weights
+    )
     own = {f"model: {what}": value for what, value in model.items()}
     return Identity(flat_settings(recipe_yaml(settings), settings), own | contents, tuple(unused))
 

@@ -75,12 +75,12 @@ class Journal(contextlib.AbstractContextManager):
             self._progress.begin()
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Writes one step's metrics; averages of evaluations also go to the terminal."""
+        """Writes one step's metrics; averages and losses of evaluations also go to the terminal."""
         if not self._writes:
             return
         self._metrics.log(step, metrics)
         for name, value in metrics.items():
-            if name.startswith("eval/") and "@" in name:
+            if name.startswith("eval/") and ("@" in name or name.endswith("/loss")):
                 self._progress.message(f"step {step}  {name.removeprefix('eval/')} = {value:.3f}")
 
     def finish_step(

@@ -65,6 +65,8 @@ class Stage:
     """Called when a checkpoint is saved, on all ranks alike."""
     phases: tuple[str, ...] = ()
     """Phases whose `time/<phase>` is reported for every step."""
+    rates: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda metrics: {}
+    """A step's metrics, its times included -> further metrics that are made of them."""
     evaluate: Callable[[int], Mapping[str, float]] | None = None
     """Step -> metrics; before the first step, after the last, and as `evaluate_every` says."""
     evaluate_every: int = 0
@@ -227,7 +229,7 @@ class Run:
 
         Args:
             step: Its number.
-            metrics: Of the step; times and evaluations are added.
+            metrics: Of the step; times, rates and evaluations are added.
             finite: False: an update was skipped because a gradient was not finite.
             batch: Makes the records of the whole batch, kept if the step was not finite.
             examples: Records of the step to be read by people.
@@ -239,6 +241,7 @@ class Run:
         """
         self._saver.poll()
         metrics = dict(metrics) | self._times()
+        metrics |= self._stage.rates(metrics)
         if not finite:
             self._journal.dump(step, batch())
         if self._due(step, self._stage.evaluate_every):

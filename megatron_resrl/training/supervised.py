@@ -40,7 +40,8 @@ class SupervisedOutcome:
 
     metrics: dict[str, float]
     """`loss` (nats per target), `targets`, `grad_norm`, `learning_rate`, and where it has a
-    coefficient `z_loss`, the part of the objective that `loss` leaves out."""
+    coefficient `z_loss`, the part of the objective that `loss` leaves out. With a loss that
+    balances experts `moe_aux_loss`, without its coefficient."""
     finite: bool
     """False: the update was skipped because a gradient was not finite."""
 
@@ -75,6 +76,8 @@ def supervised_step(
     }
     if z_loss_coefficient:
         metrics["z_loss"] = z_loss_coefficient * squared_normaliser / targets
+    if result.balancing_loss is not None:
+        metrics["moe_aux_loss"] = result.balancing_loss
     return SupervisedOutcome(metrics, result.applied)
 
 

@@ -24,12 +24,13 @@ _BLOCKS = 4096
 """Blocks read of all larger files together."""
 
 
-def model_digests(path: str, tokenizer_path: str | None) -> dict[str, str]:
+def model_digests(path: str, tokenizer_path: str | None, *, weights: bool = True) -> dict[str, str]:
     """Digests of a model's configuration, weights and tokenizer, by what they are of.
 
     Args:
         path: See `find_model`.
         tokenizer_path: Directory of the tokenizer; None: the model's.
+        weights: False: those of the directory are not used, if there are any.
 
     Raises:
         InputError: There are no weights, or a file cannot be read.
@@ -40,7 +41,7 @@ def model_digests(path: str, tokenizer_path: str | None) -> dict[str, str]:
         return {
             "config.json": _config_digest(place.files / "config.json"),
             "generation_config.json": _config_digest(place.files / "generation_config.json"),
-            "weights": _weights_digest(place.weights),
+            "weights": _weights_digest(place.weights) if weights else "fresh",
             "tokenizer": _files_digest(tokenizer, _TOKENIZER_FILES),
         }
     except OSError as error:

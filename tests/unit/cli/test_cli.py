@@ -11,6 +11,7 @@ import pytest
 from tiny_recipe import write_model, write_recipe
 
 from megatron_resrl import __version__
+from megatron_resrl.cli import COMMANDS
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.schema import Recipe
@@ -167,4 +168,4 @@ def test_main_prints_help_and_version() -> None:
 def test_main_refuses_unknown_commands() -> None:
     result = start("trian")
     assert result.returncode == 2
-    assert "unknown command 'trian'; commands are train, " in result.stderr
+    assert f"unknown command 'trian'; commands are {', '.join(COMMANDS)}\n" == result.stderr

@@ -77,6 +77,31 @@ class ModelShape:
         layer = self.attention_weights + 3 * self.hidden * self.active_inner
         return self.layers * layer + self.vocabulary * self.hidden
 
+    def layer_flops(self, row: float) -> float:
+        """Floating-point operations of one token's way through one layer, forward.
+
+        2 for each weight, and 4 x query width for each token that is attended to, on average half
+        of the row.
+
+        Args:
+            row: Tokens of the sequence.
+        """
+        weights = self.attention_weights + 3 * self.hidden * self.active_inner
+        return 2 * weights + 4 * self.queries * row / 2
+
+    def training_flops(self, row: float) -> float:
+        """Floating-point operations of training on one token, which is a target.
+
+        Layers and output matrix, forward and twice as much backward. What recomputation repeats
+        does not count: these are the model's operations, of which MFU is made (PaLM, arXiv
+        2204.02311, appendix B; there every token attends to the whole row).
+
+        Args:
+            row: Tokens of the sequence.
+        """
+        head = 2 * self.hidden * self.vocabulary
+        return 3 * (self.layers * self.layer_flops(row) + head)
+
     @property
     def cache_per_token(self) -> int:
         """Bytes of a token's keys and values in all layers, in 16 bits."""
