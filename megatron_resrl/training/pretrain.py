@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy
 import torch
@@ -100,12 +101,9 @@ def _train(
             "consumed_tokens": float(position.consumed * length),
             "data/epoch": sequences.epochs(position.next),
         }
-        record = {"first_sequence": numbers.start, "sequences": size}
+        records = [{"first_sequence": numbers.start, "sequences": size}]
         run.finish_step(
-            step,
-            outcome.metrics | metrics,
-            finite=outcome.finite,
-            batch=lambda record=record: [record],
+            step, outcome.metrics | metrics, finite=outcome.finite, batch=partial(iter, records)
         )
 
 

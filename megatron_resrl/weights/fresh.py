@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy
 import torch
@@ -77,7 +78,7 @@ class _FreshBridge(PolicyBridge):
 
     tensors: FreshTensors
 
-    def _get_safetensor_io(self, weights_path: str) -> FreshTensors:
+    def _get_safetensor_io(self, weights_path: str) -> Any:
         return self.tensors
 
 
