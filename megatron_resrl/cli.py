@@ -40,7 +40,7 @@ PROBLEMS = 1
 _USAGE = """\
 usage: megatron-resrl COMMAND [RECIPE.yaml] [--section.setting VALUE ...]
 
-Reinforcement learning with verifiable rewards, and pretraining, on megatron-core.
+Reinforcement learning with verifiable rewards on megatron-core, and the stages before it.
 
 commands:
   train    roll out, grade and update for the recipe's number of steps
