@@ -23,6 +23,7 @@ KINDS = (
     KindRule("core/transformer/attention.py", "_allocate_memory", "KV cache"),
     KindRule("megatron_resrl/rollout/sampling.py", None, "logits"),
     KindRule("megatron_resrl/subspace/", None, "subspace"),
+    KindRule("pytorch/module/base.py", "get_weight_workspace", "FP8 weights"),
     KindRule("cpp_extensions/gemm.py", "get_cublas_workspace", "workspaces"),
     KindRule("core/distributed/param_and_grad_buffer.py", None, "gradients"),
     KindRule("optimizers/fused_adam.py", None, "optimizer"),

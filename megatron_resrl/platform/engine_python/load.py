@@ -54,6 +54,13 @@ def load_engine(functions: Iterable[Any], *, where: str) -> None:
     _import_files(spec)
 
 
+def name_layouts_and_masks(layouts: dict[Any, str], masks: dict[Any, str]) -> None:
+    """Fills tables: Transformer Engine's member of an enumeration -> its name."""
+    fused: Any = importlib.import_module("transformer_engine.pytorch.cpp_extensions.fused_attn")
+    for table, members in ((layouts, fused.QKVLayout), (masks, fused.AttnMaskType)):
+        table |= {member: name for name, member in members.items()}
+
+
 class _Unanswered:
     """A compiled function that has no answer, or an enumeration, whose members are names."""
 

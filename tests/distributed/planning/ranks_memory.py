@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -55,6 +55,11 @@ LAYOUTS = {
     ),
 }
 WITH_EXPERTS = {"ep2": ("parallel.expert_model_parallel_size=2",)}
+IN_FP8 = {
+    "dp2_fp8": ("precision.fp8=hybrid",),
+    "tp2_sp_fp8": (*LAYOUTS["tp2_sp"], "precision.fp8=hybrid"),
+}
+"""On Transformer Engine's layers."""
 PHASES = ("scoring", "subspace", "update")
 
 
@@ -68,12 +73,15 @@ class RealMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if _in_a_collective():
-            return out
-        for tensor in tree_flatten(out)[0]:
+        if not _in_a_collective():
+            self.take(tree_flatten(out)[0])
+        return out
+
+    def take(self, tensors: Iterable[Any]) -> None:
+        """Counts the memory of tensors, once."""
+        for tensor in tensors:
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes():
                 self.memory.take(tensor.untyped_storage())
-        return out
 
 
 def _in_a_collective() -> bool:
@@ -125,20 +133,19 @@ def measured(recipe: Recipe, counted: Any, *, load_weights: bool) -> dict[str, i
     return found | peaks
 
 
-def main() -> None:
+def main(dense: str, experts: str, kind: str, *names: str) -> None:
     torch.compiler.set_stance("force_eager")
-    dense, experts, kind = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     rank = None if kind == "real" else int(kind)
     found = {}
     with books(rank) as counted:
-        for name in sys.argv[4:]:
+        for name in names:
             model = experts if name in WITH_EXPERTS else dense
-            settings = (LAYOUTS | WITH_EXPERTS)[name]
-            recipe = recipe_for(model, UNFUSED, *settings)
+            settings = (LAYOUTS | WITH_EXPERTS | IN_FP8)[name]
+            recipe = recipe_for(Path(model), UNFUSED, *settings)
             initialize(recipe.parallel, 0)
             found[name] = measured(recipe, counted, load_weights=rank is None)
         print(json.dumps(found))
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

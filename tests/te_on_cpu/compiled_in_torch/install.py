@@ -14,7 +14,6 @@ What is not Transformer Engine's own is kept small:
 from __future__ import annotations
 
 import contextlib
-import importlib
 import inspect
 import textwrap
 import types
@@ -32,17 +31,17 @@ from compiled_in_torch import (
     quantization,
     rotation,
 )
-from megatron_resrl.platform.engine_python.load import load_engine
+from megatron_resrl.platform.engine_python.load import load_engine, name_layouts_and_masks
 
-_ANSWERED = (attention, optimizers, packed_ring, products, quantization, rotation)
+ANSWERED = (attention, optimizers, packed_ring, products, quantization, rotation)
 
 
 def install() -> None:
     """Must run before anything imports transformer_engine or megatron-core."""
     _answer_device_queries()
-    functions = (function for file in _ANSWERED for function in file.FUNCTIONS)
+    functions = (function for file in ANSWERED for function in file.FUNCTIONS)
     load_engine(functions, where="on a CPU")
-    _name_layouts_and_masks()
+    name_layouts_and_masks(attention.LAYOUTS, attention.MASKS)
     _allow_what_a_cpu_needs()
     _allow_scales_of_blocks()
     _take_engine_layers()
@@ -59,16 +58,6 @@ def _answer_device_queries() -> None:
     torch.cuda.current_device = lambda: torch.device("cpu")
     torch.cuda.synchronize = lambda *args: None
     torch.Tensor.is_cuda = property(lambda self: True)
-
-
-def _name_layouts_and_masks() -> None:
-    """Tells our functions which layout and mask of attention a member of theirs stands for."""
-    fused_attn = importlib.import_module("transformer_engine.pytorch.cpp_extensions.fused_attn")
-    for table, members in (
-        (attention.LAYOUTS, fused_attn.QKVLayout),
-        (attention.MASKS, fused_attn.AttnMaskType),
-    ):
-        table |= {member: name for name, member in members.items()}
 
 
 class _Once:

@@ -103,6 +103,16 @@ def test_engine_dry_run_takes_every_layout(model, settings, world_size, gpu):
 
 
 @pytest.mark.slow
+def test_engine_dry_run_leaves_layers_at_the_ends_in_bf16(model):
+    ends = ("precision.num_layers_at_start_in_bf16=1", "precision.num_layers_at_end_in_bf16=1")
+    flops = phases_of(model, VLLM, *fp8("tensorwise"), *ends, layers=ENGINE)["scoring"].matrix_flops
+    half = 8 * 2 * LAYERS * (TOKENS + 1) / 2
+    assert flops["float8_e4m3fn"] == half
+    rest = half + 8 * (2 * HEAD + attention(TOKENS + 1))
+    assert flops["bfloat16"] == pytest.approx(rest, rel=0.01)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [(), fp8("tensorwise")], ids=["bf16", "fp8"])
 def test_engine_dry_run_shares_tokens_among_experts(tmp_path, settings):
     model = write_config(tmp_path, experts=True)

@@ -2,11 +2,17 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
+from dry_runs import ENGINE, engine_on_path
+from te_on_cpu.suite import needs_engine
 
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.planning.dry_run import dry_run
+from megatron_resrl.planning.layers import Layers
+from megatron_resrl.planning.machine import Machine
+from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.workload import Workload
 
 GIB = 2**30
@@ -41,6 +47,13 @@ QUARTER_OF_QWEN3_30B_A3B = {
     "norm_topk_prob": True,
     "tie_word_embeddings": False,
 }
+TP8_PP8 = (
+    "parallel.tensor_model_parallel_size=8",
+    "parallel.sequence_parallel=true",
+    "parallel.pipeline_model_parallel_size=8",
+    "rollout.prompts_per_step=8",
+    "rollout.group_size=4",
+)
 FULL_RECOMPUTE = (
     "model.recompute_granularity=full",
     "model.recompute_method=uniform",
@@ -48,13 +61,26 @@ FULL_RECOMPUTE = (
 )
 
 
-def peaks(folder: Path, config: dict, rank: int, world: int, load: Workload, *settings: str):
-    """Peak GiB of each phase."""
+def phases(
+    folder: Path,
+    config: dict,
+    rank: int,
+    world: int,
+    load: Workload,
+    *settings: str,
+    layers: Layers = "local",
+) -> dict[str, PhaseRecord]:
+    """The phases of a rank, by name."""
     (folder / "config.json").write_text(json.dumps(config))
     own = (f"model.path={folder}", "rollout.engine=vllm", "algorithm.micro_batch_size=1")
     recipe = load_recipe(None, [f"--{setting}" for setting in (*own, *settings)])
-    record = dry_run(recipe, rank, world, load)
-    return {phase.name: phase.peak_bytes / GIB for phase in record.phases}
+    record = dry_run(recipe, rank, world, load, machine=Machine(layers))
+    return {phase.name: phase for phase in record.phases}
+
+
+def peaks(*arguments: Any) -> dict[str, float]:
+    """Peak GiB of each phase."""
+    return {name: phase.peak_bytes / GIB for name, phase in phases(*arguments).items()}
 
 
 @pytest.mark.slow  # 20 s of one core.
@@ -65,16 +91,33 @@ def test_dry_run_of_70b_on_512_ranks(tmp_path):
         455,
         512,
         Workload(2048, 4096),
-        "parallel.tensor_model_parallel_size=8",
-        "parallel.sequence_parallel=true",
-        "parallel.pipeline_model_parallel_size=8",
-        "rollout.prompts_per_step=8",
-        "rollout.group_size=4",
+        *TP8_PP8,
     )
     # bf16 weights, fp32 gradients, and an eighth of masters and moments: 8.4 GiB; on top in the
     # update one micro-batch of ten layers and the logits.
     assert 8.4 < found["scoring"] < 9.5
     assert 11 < found["update"] < 12.5
+
+
+@pytest.mark.slow  # 45 s of one core.
+@needs_engine
+def test_dry_run_of_70b_on_engine_layers(tmp_path):
+    job = (tmp_path, LLAMA_70B, 455, 512, Workload(2048, 4096), *TP8_PP8)
+    with engine_on_path():
+        bf16 = phases(*job, layers=ENGINE)
+        fp8 = phases(*job, "precision.fp8=hybrid", layers=ENGINE)
+    # As on local layers.
+    assert 8.4 < bf16["scoring"].peak_bytes / GIB < 9.5
+    assert 11 < bf16["update"].peak_bytes / GIB < 12.5
+    # Two FP8 copies of the weights of ten layers, for the products forward and backward.
+    weights = 10 * (8192 * (2 * 8192 + 2 * 1024) + 3 * 8192 * 28672) / 8
+    assert fp8["scoring"].peak_by_kind["FP8 weights"] == pytest.approx(2 * weights, rel=0.01)
+    added = fp8["scoring"].peak_bytes - bf16["scoring"].peak_bytes
+    assert added == pytest.approx(2 * weights, rel=0.05)
+    # All products but those of attention and of the output matrix.
+    tokens = 4 * (2048 + 4096)
+    flops = fp8["scoring"].matrix_flops["float8_e4m3fn"]
+    assert flops == pytest.approx(2 * weights * tokens, rel=0.01)
 
 
 @pytest.mark.slow  # A minute of one core.

@@ -12,7 +12,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
 from megatron_resrl.errors import RunError
-from megatron_resrl.platform.engine_python.load import load_engine
+from megatron_resrl.platform.engine_python.load import load_engine, name_layouts_and_masks
 from megatron_resrl.platform.fake_device.cuda import Properties
 from megatron_resrl.platform.fake_device.engine import (
     attention,
@@ -48,13 +48,6 @@ def install_engine() -> None:
     name_layouts_and_masks(attention.LAYOUTS, attention.MASKS)
     _choose_attention_as_of_real_tensors()
     _answer_random_state()
-
-
-def name_layouts_and_masks(layouts: dict[Any, str], masks: dict[Any, str]) -> None:
-    """Fills tables: Transformer Engine's member of an enumeration -> its name."""
-    fused: Any = importlib.import_module("transformer_engine.pytorch.cpp_extensions.fused_attn")
-    for table, members in ((layouts, fused.QKVLayout), (masks, fused.AttnMaskType)):
-        table |= {member: name for name, member in members.items()}
 
 
 def _answer_random_state() -> None:

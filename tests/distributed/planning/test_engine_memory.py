@@ -1,0 +1,67 @@
+"""On Transformer Engine's layers the device without numbers holds as many bytes as real ranks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from dry_runs import write_config
+from te_on_cpu.suite import FOLDER, needs_engine, run_on_engine_layers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+pytestmark = [pytest.mark.slow, needs_engine]
+
+RANKS = {
+    "dp2": 0,
+    "tp2_sp": 0,
+    "tp2_packed": 0,
+    "dp2_recompute": 0,
+    "pp2": 1,
+    "ep2": 0,
+    "dp2_fp8": 0,
+    "tp2_sp_fp8": 0,
+}
+"""Layout -> the rank that is compared."""
+# The host's tensors count in a real run on a CPU: the wider the model, the less.
+SIZES = {"hidden_size": 256, "intermediate_size": 768}
+SCRIPT = Path(__file__).with_name("ranks_engine_memory.py")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A dense one, and one with experts."""
+    root = tmp_path_factory.mktemp("models")
+    folders = [
+        write_config(root / name, experts=name == "experts", **SIZES)
+        for name in ("dense", "experts")
+    ]
+    for folder in folders:
+        config = AutoConfig.from_pretrained(folder)
+        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    return folders
+
+
+@pytest.fixture(scope="module")
+def real(models: list[Path]) -> list[dict[str, dict[str, int]]]:
+    """Layout -> phase -> bytes, of both ranks."""
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2)
+    said = run_on_engine_layers(*launcher, SCRIPT, FOLDER, *models, "real", *RANKS, timeout=600)
+    return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
+
+
+@pytest.mark.parametrize(("layout", "rank"), RANKS.items())
+def test_fake_engine_holds_the_bytes_of_real_ranks(layout, rank, models, real):
+    done = subprocess.run(
+        [sys.executable, *map(str, (SCRIPT, FOLDER, *models, rank, layout))],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    fake = json.loads(done.stdout.splitlines()[-1])[layout]
+    # The ranks print in any order.
+    assert any(fake == pytest.approx(each[layout], rel=0.01) for each in real)
