@@ -132,11 +132,12 @@ def arguments(config: PretrainedConfig, **sizes: int) -> Namespace:
     return args
 
 
-def build(args: Namespace, *, engine_names: bool = False) -> GPTModel:
-    """The part of a model that this rank holds, of megatron-core's own layers.
+def build(args: Namespace, *, engine: bool = False, engine_names: bool = False) -> GPTModel:
+    """The part of a model that this rank holds.
 
     Args:
         args: As `arguments` makes them.
+        engine: Layers are Transformer Engine's, and not megatron-core's own.
         engine_names: Checkpoints name the norm before experts as Transformer Engine's layers do,
             which Megatron-LM has by default.
     """
@@ -149,9 +150,9 @@ def build(args: Namespace, *, engine_names: bool = False) -> GPTModel:
         activation_func=F.silu,
         pipeline_dtype=args.params_dtype,
     )
-    if args.num_experts:
+    if args.num_experts or engine:
         spec = get_gpt_decoder_block_spec(
-            config, use_transformer_engine=False, normalization=args.normalization
+            config, use_transformer_engine=engine, normalization=args.normalization
         )
         for layer in spec.layer_specs if engine_names else ():
             if layer.submodules.mlp.module is MoELayer:

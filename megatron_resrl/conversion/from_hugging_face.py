@@ -24,6 +24,7 @@ from megatron_resrl.conversion.megatron_lm import (
     FormatName,
     check_exportable,
     checkpoint_arguments,
+    engine_states,
 )
 from megatron_resrl.conversion.model_directory import (
     DTYPES,
@@ -203,9 +204,10 @@ def _write(
         p.name: _cuts(p, layout.stage(p.name, ranks.pipeline_parallel), ranks)
         for p in layout.parameters
     }
+    more_objects = () if arguments is None else engine_states(layout)
     objects = [
         (layout.stage(name, ranks.pipeline_parallel) * ranks.tensor_parallel, key)
-        for name, key in layout.objects
+        for name, key in (*layout.objects, *more_objects)
     ]
     blocks = [block for parts in cuts.values() for block, _ in parts]
     writer = TorchDistWriter(folder, ranks.count, blocks, objects, types.stored)

@@ -1,13 +1,15 @@
-"""What a checkpoint that Megatron-LM loads has besides its weights: the model's arguments."""
+"""What a checkpoint that Megatron-LM loads has besides its weights: arguments and empty states."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import torch
 
+from megatron_resrl.conversion.megatron_layout import ModelLayout
 from megatron_resrl.errors import InputError
 from megatron_resrl.policy.families import Family
 from megatron_resrl.policy.families.megatron_lm import arguments_from_config, export_problems
@@ -26,6 +28,25 @@ def check_exportable(family: Family, source: Path) -> None:
     """
     for problem, fix in export_problems(family):
         raise InputError(f"--format megatron-lm: {source}: {problem}; {fix}")
+
+
+def engine_states(layout: ModelLayout) -> Iterator[tuple[str, str]]:
+    """Extra states that only Transformer Engine's layers ask for, which Megatron-LM has by default.
+
+    Of each norm that is a layer by itself, and of attention.
+
+    Yields:
+        Name and key, as in `ModelLayout.objects`.
+    """
+    for parameter in layout.parameters:
+        piece = parameter.pieces[0]
+        if piece.key.endswith("layernorm.weight"):
+            place = f"{piece.offset[0]}_{piece.global_shape[0]}" if piece.leading else "0_1"
+            key = f"{piece.key.removesuffix('weight')}_extra_state/shard_{place}"
+            yield parameter.name, key
+    for name, key in layout.objects:
+        if ".linear_proj." in key:
+            yield name, key.replace(".linear_proj.", ".core_attention.")
 
 
 def checkpoint_arguments(

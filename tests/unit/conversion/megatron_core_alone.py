@@ -1,6 +1,7 @@
 """Loads checkpoints as Megatron-LM does, and computes logits: megatron-core and torch alone.
 
-Arguments: folders that --load would name, each after the file that gets its logits.
+Arguments: "local" or "engine" for the kind of layers; then pairs of the file that gets the logits and
+the folder that --load would name.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from megatron.core.tensor_parallel.random import initialize_rng_tracker
 from megatron.core.transformer.moe import moe_utils
 
 
-def logits(load: Path) -> torch.Tensor:
+def logits(load: Path, *, engine: bool) -> torch.Tensor:
     """Of a fixed sequence, [tokens, rows of the vocabulary]."""
     named = (load / "latest_checkpointed_iteration.txt").read_text()
     assert named == "release"
@@ -28,13 +29,13 @@ def logits(load: Path) -> torch.Tensor:
     # The layout is this process's, as on Megatron-LM's command line, and not that of the files.
     args.tensor_model_parallel_size = args.pipeline_model_parallel_size = 1
     args.use_cpu_initialization = True
-    model = tiny.build(args, engine_names=True).eval()
+    model = tiny.build(args, engine=engine, engine_names=not engine).eval()
     metadata = dist_checkpointing.load_content_metadata(preloaded_state_dict=common)
     metadata |= {"dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True)}
     for parameter in model.parameters():
         parameter.data.fill_(torch.nan)
     state = {"model": model.sharded_state_dict(metadata=metadata)}
-    loaded = dist_checkpointing.load(state, folder, strict="raise_all")
+    loaded = dist_checkpointing.load(state, folder, strict="raise_unexpected")
     model.load_state_dict(loaded["model"])
     count = tiny.TOKENS.shape[1]
     positions = torch.arange(count)[None]
@@ -51,8 +52,9 @@ def main() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     parallel_state.initialize_model_parallel()
     initialize_rng_tracker(inference_rng_tracker=True)
-    for file, load in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
-        torch.save(logits(Path(load)), file)
+    engine = sys.argv[1] == "engine"
+    for file, load in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
+        torch.save(logits(Path(load), engine=engine), file)
     assert not any(name.startswith("megatron_resrl") for name in sys.modules)
 
 

@@ -72,6 +72,7 @@ def arguments(work: Path, name: str) -> dict[str, Any]:
 
 def test_megatron_core_alone_computes_transformers_logits(work: Path) -> None:
     command = [sys.executable, "-W", "ignore", Path(__file__).with_name("megatron_core_alone.py")]
+    command += ["local"]
     for name in tiny.CONFIGS:
         command += [work / f"{name}.pt", work / "megatron" / name]
     environment = {**os.environ, "PYTHONPATH": str(TESTS)}
