@@ -1,7 +1,7 @@
 """Loads checkpoints as Megatron-LM does, and computes logits: megatron-core and torch alone.
 
-Arguments: "local" or "engine" for the kind of layers; then pairs of the file that gets the logits and
-the folder that --load would name.
+Arguments: "local" or "engine" for the kind of layers; then pairs of a file that gets logits and
+a folder that --load would name.
 """
 
 from __future__ import annotations
