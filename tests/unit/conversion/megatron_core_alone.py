@@ -55,7 +55,8 @@ def main() -> None:
     engine = sys.argv[1] == "engine"
     for file, load in zip(sys.argv[2::2], sys.argv[3::2], strict=True):
         torch.save(logits(Path(load), engine=engine), file)
-    assert not any(name.startswith("megatron_resrl") for name in sys.modules)
+    # Transformer Engine's layers run on a CPU with some help of the product.
+    assert engine or not any(name.startswith("megatron_resrl") for name in sys.modules)
 
 
 if __name__ == "__main__":
