@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.planning.generation import Server, ServerMemory
+from megatron_resrl.config.schema import ParallelConfig, Recipe
+from megatron_resrl.planning.generation import DEFAULT_UTILIZATION, Server, ServerMemory
 from megatron_resrl.planning.gpus import Gpu
 from megatron_resrl.planning.records import PhaseRecord, RankRecord
 
@@ -15,6 +16,9 @@ MARGIN_SHARE = 0.10
 
 MARGIN_BYTES = 2 * 2**30
 """CUDA context (0.5 GiB), NCCL's buffers (0.5 to 1 GiB), workspaces of cuBLAS and cuDNN."""
+
+LARGEST_UTILIZATION = 0.97
+"""Of a GPU, which vLLM can take beside the CUDA context."""
 
 ASLEEP_BYTES = 2 * 2**30
 """What a colocated vLLM server holds while it sleeps at level 2: context, NCCL and CUDA graphs."""
@@ -90,29 +94,41 @@ def largest_kind(phase: PhaseRecord) -> str:
     return max(kinds, key=lambda kind: kinds[kind]) if kinds else "activations"
 
 
-def advice(recipe: Recipe, worst: PhaseRecord, gpus_per_node: int) -> list[str]:
-    """Settings to change so that the phase that needs most needs less, the cheapest first.
+def advice(recipe: Recipe, worst: PhaseRecord, over: int, gpus_per_node: int) -> list[str]:
+    """Settings to change so that the phase that needs most needs less, the cheapest first, with
+    what each takes off the peak where that follows from the peak.
 
     Args:
         recipe: As it is now.
         worst: The phase that does not fit.
+        over: Bytes that it needs too much, the margin included.
         gpus_per_node: Bounds tensor parallelism.
     """
-    kind = largest_kind(worst)
-    found = list(_against_activations(recipe)) if kind == "activations" else []
-    if kind == "optimizer" and not recipe.parallel.use_distributed_optimizer:
-        found.append("parallel.use_distributed_optimizer: true divides the optimizer's state")
-    found += _against_weights(recipe, gpus_per_node)
-    if kind != "activations":
-        found += _against_activations(recipe)
-    return found
+    kind, kinds = largest_kind(worst), worst.peak_by_kind
+    activations = list(_against_activations(recipe, kinds.get("activations", 0), over))
+    found = activations if kind in ("activations", "logits") else []
+    if kind == "KV cache":
+        found.append(cache_advice(recipe, kinds[kind], over))
+    if kind == "optimizer":
+        found += _against_optimizer(recipe.parallel, kinds[kind])
+    found += _against_weights(recipe, kinds, gpus_per_node)
+    return list(dict.fromkeys(found + activations))
 
 
-def _against_activations(recipe: Recipe) -> Iterator[str]:
+def _less(saved: float) -> str:
+    """`: 3.2 GiB less`; nothing where it is too little to tell."""
+    return f": {saved / 2**30:.1f} GiB less" if saved >= 0.05 * 2**30 else ""
+
+
+def _against_activations(recipe: Recipe, held: int, over: int) -> Iterator[str]:
     model, parallel = recipe.model, recipe.parallel
     size = recipe.algorithm.micro_batch_size
     if size > 1:
-        yield f"algorithm.micro_batch_size: {size // 2} halves the activations"
+        # They grow with the responses of a micro-batch; the margin with them.
+        share = 1 - over / (1 + MARGIN_SHARE) / held if held else 0.5
+        fewer = max(1, min(size // 2, int(size * share)))
+        what = "halves the activations" if 2 * fewer == size else f"makes them {fewer}/{size}"
+        yield f"algorithm.micro_batch_size: {fewer} {what}{_less(held * (1 - fewer / size))}"
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         yield "parallel.sequence_parallel: true divides the norms' activations, at no cost"
     if model.recompute_granularity != "full":
@@ -121,25 +137,55 @@ def _against_activations(recipe: Recipe) -> Iterator[str]:
             "model.recompute_num_layers: 1 keep only the layers' inputs, for a third more time"
         )
     if parallel.context_parallel_size == 1:
-        yield "parallel.context_parallel_size: 2 halves the tokens of each rank"
+        yield f"parallel.context_parallel_size: 2 halves the tokens of each rank{_less(held / 2)}"
 
 
-def _against_weights(recipe: Recipe, gpus_per_node: int) -> Iterator[str]:
+def _against_optimizer(parallel: ParallelConfig, held: int) -> Iterator[str]:
+    if not parallel.use_distributed_optimizer:
+        yield "parallel.use_distributed_optimizer: true divides the optimizer's state"
+    else:
+        yield f"twice the --nodes halve the optimizer's state of a rank{_less(held / 2)}"
+
+
+def _against_weights(recipe: Recipe, kinds: Mapping[str, int], gpus_per_node: int) -> Iterator[str]:
     parallel = recipe.parallel
     tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
+    experts = parallel.expert_model_parallel_size
+    # As many ranks share the optimizer's state as before.
+    half = _less((kinds.get("weights", 0) + kinds.get("gradients", 0)) / 2)
+    if experts > 1:
+        yield f"parallel.expert_model_parallel_size: {2 * experts} halves the experts of a rank"
     if 2 * tensor <= gpus_per_node:
-        yield f"parallel.tensor_model_parallel_size: {2 * tensor} halves the weights of a rank"
-    yield f"parallel.pipeline_model_parallel_size: {2 * stages} halves the layers of a rank"
+        size = 2 * tensor
+        yield f"parallel.tensor_model_parallel_size: {size} halves the weights of a rank{half}"
+    yield f"parallel.pipeline_model_parallel_size: {2 * stages} halves the layers of a rank{half}"
 
 
-def cache_advice(max_running: int) -> str:
-    """What to change where the embedded engine's cache does not fit."""
-    fewer = max(1, max_running // 2)
-    return f"rollout.max_running_samples: {fewer} halves the key-value cache, for longer decoding"
+def cache_advice(recipe: Recipe, cache: int, over: int) -> str:
+    """What to change where the embedded engine's cache does not fit.
+
+    Args:
+        recipe: As it is now.
+        cache: Its bytes.
+        over: Bytes that are missing, the margin included.
+    """
+    running, group = recipe.rollout.max_running_samples, recipe.rollout.group_size
+    share = 1 - over / (1 + MARGIN_SHARE) / cache if cache else 0.5
+    fewer = max(1, min(running // 2, int(running * share)))
+    fewer = max(group, fewer // group * group) if running > group else fewer
+    what = "halves the key-value cache" if 2 * fewer == running else "divides the key-value cache"
+    saved = _less(cache * (1 - fewer / running))
+    return f"rollout.max_running_samples: {fewer} {what}{saved}, for longer decoding"
 
 
-def server_advice(server: Server, failing: Verdict) -> list[str]:
-    """What to change where vLLM's share does not fit."""
+def server_advice(server: Server, failing: Verdict, gpu: Gpu) -> list[str]:
+    """What to change where vLLM's share does not fit.
+
+    Args:
+        server: As it is now.
+        failing: The verdict on it.
+        gpu: Its GPU.
+    """
     if "beside" in failing.what:
         over = failing.needed - failing.available
         share = max(0.0, server.utilization - over / failing.available)
@@ -147,7 +193,10 @@ def server_advice(server: Server, failing: Verdict) -> list[str]:
             f"vllm.arguments: {{gpu-memory-utilization: {share:.2f}}} leaves room for the trainer",
             "more pipeline or tensor ranks leave less of the trainer on each GPU",
         ]
-    return [
-        f"vllm.tensor_parallel_size: {2 * server.gpus} halves the weights on a GPU",
-        f"a gpu-memory-utilization above {server.utilization} in vllm.arguments",
-    ]
+    if failing.what == "vLLM's share":
+        return [f"vllm.arguments: {{gpu-memory-utilization: {DEFAULT_UTILIZATION}}}, vLLM's own"]
+    found = [f"vllm.tensor_parallel_size: {2 * server.gpus} halves the weights on a GPU"]
+    share = math.ceil(100 * failing.needed / gpu.memory) / 100
+    if share <= LARGEST_UTILIZATION:
+        found.append(f"vllm.arguments: {{gpu-memory-utilization: {share:.2f}}} is just enough")
+    return found

@@ -256,13 +256,20 @@ def _changes(job: Job, failing: Sequence[Verdict], ranks: Sequence[RankRecord]) 
     """What to change, for the trainer and for vLLM."""
     found: list[str] = []
     phases = {f"{phase.name}, {rank.role}": phase for rank in ranks for phase in rank.phases}
+    worst = max(failing, key=lambda each: each.needed - each.available, default=None)
     of_phases = [each for each in failing if each.what in phases]
     if of_phases:
-        worst = max(of_phases, key=lambda each: each.needed)
-        found += advice(job.recipe, phases[worst.what], job.cluster.gpus_per_node)
-    if any(each.what.startswith("generation") for each in failing):
-        found.append(cache_advice(job.recipe.rollout.max_running_samples))
+        first = max(of_phases, key=lambda each: each.needed)
+        over = first.needed - first.available
+        found += advice(job.recipe, phases[first.what], over, job.cluster.gpus_per_node)
+    decoding = [
+        each for each in failing if each.what.startswith("generation") and each.what not in phases
+    ]
+    if decoding and job.embedded:
+        over = max(each.needed - each.available for each in decoding)
+        cache = cache_advice(job.recipe, job.embedded.cache_bytes(job.longest), over)
+        found.insert(0 if worst in decoding else len(found), cache)
     for each in failing:
         if each.what.startswith("vLLM"):
-            found += server_advice(job.server, each)
+            found += server_advice(job.server, each, job.cluster.gpu)
     return list(dict.fromkeys(found))

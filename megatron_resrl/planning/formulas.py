@@ -74,6 +74,16 @@ class Layout:
         return self.parallel.pipeline_model_parallel_size
 
     @property
+    def chunks(self) -> int:
+        """Virtual stages of a rank, v."""
+        return self.parallel.virtual_pipeline_model_parallel_size or 1
+
+    def scheduled(self, micro_batches: int) -> int:
+        """Micro-batches that go through the pipeline; interleaved, a multiple of the stages."""
+        multiple = self.stages if self.chunks > 1 else 1
+        return math.ceil(micro_batches / multiple) * multiple
+
+    @property
     def context(self) -> int:
         """Context-parallel ranks, c."""
         return self.parallel.context_parallel_size
@@ -157,7 +167,20 @@ class Stage:
             inside -= model.queries  # The core attention's output is made again.
         return layout.item * tokens / layout.context * (kept + inside / layout.tensor)
 
-    def activation_bytes(self, tokens: float, in_flight: int) -> float:
+    def in_flight(self, micro_batches: int) -> float:
+        """Micro-batches whose activations a rank holds at once.
+
+        1F1B: as many as there are stages from this one on. Interleaved, megatron-core's warm-up
+        takes (v - 1) p + 2 (p - 1) chunks on the first stage, (v - 1) p on the last, and one more.
+        """
+        layout = self.layout
+        behind = layout.stages - 1 if self.first else 0 if self.last else layout.stages - 2
+        if layout.chunks == 1:
+            return min(micro_batches, behind + 1)
+        warm_up = (layout.chunks - 1) * layout.stages + 2 * behind + 1
+        return min(micro_batches, warm_up / layout.chunks)
+
+    def activation_bytes(self, tokens: float, in_flight: float) -> float:
         """Of `in_flight` micro-batches, one of them in a layer that is being recomputed."""
         layout = self.layout
         kept = layout.layers - layout.recomputed
@@ -173,6 +196,12 @@ class Stage:
         shared = layout.layers * tokens * model.layer_flops(row)
         logits = 2 * model.hidden * model.vocabulary * responses * self.last
         return (shared + logits) / layout.tensor / layout.context
+
+    def attention_flops(self, tokens: float, row: float) -> float:
+        """Of them, those of the core attention, which selective recomputation does again."""
+        layout = self.layout
+        shared = layout.layers * tokens * 4 * layout.model.queries * row / 2
+        return shared / layout.tensor / layout.context
 
     def forward_bytes(self, tokens: float, responses: float) -> float:
         """Read and written on the device by one forward pass of a micro-batch: weights once, what
@@ -207,7 +236,9 @@ class Stage:
             sent = 2 * own * (t - 1) / t
             found.append(Traffic("tensor", t, "all_reduce", calls, int(calls * sent)))
         if layout.stages > 1:
-            calls = forward * (not self.last) + backward * (not self.first)
+            # Each chunk of a rank sends on, but the model's last; backward, but the first.
+            chunks = layout.chunks
+            calls = forward * (chunks - self.last) + backward * (chunks - self.first)
             sent = own / layout.token_share
             found.append(Traffic("pipeline", layout.stages, "send", calls, int(calls * sent)))
         if layout.context > 1:
@@ -273,7 +304,8 @@ def estimate(layout: Layout, step: StepShape, longest: StepShape) -> list[RankRe
 
 
 def _scoring(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
-    layout, count = stage.layout, step.micro_batches
+    layout = stage.layout
+    count = layout.scheduled(step.micro_batches)
     rows = step.micro_batch_size
     tokens, responses = rows * step.row_tokens, rows * step.lengths.mean
     static = stage.static_bytes
@@ -293,13 +325,15 @@ def _scoring(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
 
 def _update(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
     """All updates of a step together."""
-    layout, count = stage.layout, step.micro_batches
+    layout = stage.layout
+    count = step.micro_batches
+    if layout.chunks > 1:
+        count = step.updates * layout.scheduled(step.micro_batches_per_update)
     rows = step.micro_batch_size
     tokens, responses = rows * step.row_tokens, rows * step.lengths.mean
     passes, again = stage.passes(), layout.recomputed / layout.layers * count
     static = stage.static_bytes
-    # The first stage has as many micro-batches in flight as there are stages after it, and its own.
-    in_flight = min(count, layout.stages if stage.first else 1 if stage.last else layout.stages - 1)
+    in_flight = stage.in_flight(layout.scheduled(step.micro_batches_per_update))
     memory = stage.activation_bytes(rows * longest.row_tokens, in_flight)
     parameters = sum(stage.parameters)
     # Gradient, master and moments are read, and all but the gradient written, with the weight.
@@ -310,12 +344,14 @@ def _update(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
         for each in stage.optimizer_traffic()
     ]
     forward = stage.forward_flops(tokens, step.row_tokens, responses)
+    selective = layout.recompute == "selective"
+    attention = selective * stage.attention_flops(tokens, step.row_tokens)
     return _record(
         "update",
         start=sum(static.values()),
         kinds=static | {"activations": int(memory)},
         traffic=stage.traffic(tokens, count, count, again) + reductions,
-        flops={layout.dtype: count * passes * forward},
+        flops={layout.dtype: count * (passes * forward + attention)},
         touched=count * passes * stage.forward_bytes(tokens, responses)
         + accumulation
         + step.updates * optimizer,

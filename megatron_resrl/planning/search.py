@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,11 @@ from megatron_resrl.planning.forecast import Forecast
 from megatron_resrl.planning.recipe_checks import problems_of
 
 _MICRO_BATCH_SIZES = (1, 2, 4, 8)
-_RECOMPUTE = (None, "full")
+_RECOMPUTE = (None, "selective", "full")
+_CHUNKS = (None, 2, 4)
+"""Virtual stages of a rank."""
+_SHARED_TOKENS = 4096
+"""A sequence is split over ranks only as long as each has so many of its tokens."""
 
 
 @dataclass(frozen=True)
@@ -39,26 +44,64 @@ def candidates(facts: Facts, gpus_per_node: int) -> Iterator[Candidate]:
     """All recipes that the checks allow.
 
     Tensor parallelism stays inside of a node, and has sequence parallelism where it is above 1.
-    Context parallelism, virtual stages and everything else are the recipe's.
+    Virtual stages are tried where a replica's micro-batches fill the pipeline, context parallelism
+    where each rank keeps 4096 tokens of the longest sequence. Everything else is the recipe's.
 
     Args:
         facts: Of the recipe, for a machine with CUDA.
         gpus_per_node: GPUs of a node.
     """
     recipe, world = facts.recipe, facts.world_size
-    context = recipe.parallel.context_parallel_size
     layers = facts.hf_config["num_hidden_layers"]
     experts = (facts.family.experts if facts.family else None) or 1
-    for tensor in _divisors(gpus_per_node):
-        for stages in _divisors(layers):
-            if world % (tensor * stages * context):
+    for tensor, stages, context in itertools.product(
+        _divisors(gpus_per_node), _divisors(layers), _context_sizes(recipe)
+    ):
+        if world % (tensor * stages * context):
+            continue
+        for expert_ranks, chunks, recompute, size in itertools.product(
+            _expert_sizes(recipe, experts, world, stages),
+            _chunks(layers, stages),
+            _RECOMPUTE,
+            _MICRO_BATCH_SIZES,
+        ):
+            if chunks and _micro_batches(recipe, world, tensor * stages * context, size) < stages:
                 continue
-            for expert_ranks in _expert_sizes(recipe, experts, world, stages):
-                for recompute in _RECOMPUTE:
-                    for size in _MICRO_BATCH_SIZES:
-                        found = _candidate(recipe, tensor, stages, expert_ranks, recompute, size)
-                        if not problems_of(dataclasses.replace(facts, recipe=found.recipe)):
-                            yield found
+            parallel = {
+                "tensor_model_parallel_size": tensor,
+                "pipeline_model_parallel_size": stages,
+                "virtual_pipeline_model_parallel_size": chunks,
+                "context_parallel_size": context,
+                "expert_model_parallel_size": expert_ranks,
+                "expert_tensor_parallel_size": 1 if expert_ranks > 1 else None,
+                "sequence_parallel": tensor > 1,
+            }
+            found = _candidate(recipe, parallel, recompute, size)
+            if not problems_of(dataclasses.replace(facts, recipe=found.recipe)):
+                yield found
+
+
+def _context_sizes(recipe: Recipe) -> list[int]:
+    """The recipe's, and powers of two that leave each rank enough tokens."""
+    longest = recipe.data.max_prompt_length + recipe.rollout.max_response_length
+    sizes = {recipe.parallel.context_parallel_size, 1}
+    size = 2
+    while longest >= size * _SHARED_TOKENS:
+        sizes.add(size)
+        size *= 2
+    return sorted(sizes)
+
+
+def _chunks(layers: int, stages: int) -> list[int | None]:
+    if stages == 1:
+        return [None]
+    return [chunks for chunks in _CHUNKS if layers % (stages * (chunks or 1)) == 0]
+
+
+def _micro_batches(recipe: Recipe, world: int, model_ranks: int, size: int) -> int:
+    """Of one update of a replica."""
+    prompts = recipe.rollout.prompts_per_step // recipe.algorithm.updates_per_step
+    return prompts * model_ranks // world * recipe.rollout.group_size // size
 
 
 def _divisors(number: int) -> list[int]:
@@ -73,25 +116,12 @@ def _expert_sizes(recipe: Recipe, experts: int, world: int, stages: int) -> list
 
 
 def _candidate(
-    recipe: Recipe,
-    tensor: int,
-    stages: int,
-    experts: int,
-    recompute: str | None,
-    size: int,
+    recipe: Recipe, parallel: dict[str, Any], recompute: str | None, size: int
 ) -> Candidate:
-    parallel: dict[str, Any] = {
-        "tensor_model_parallel_size": tensor,
-        "pipeline_model_parallel_size": stages,
-        "virtual_pipeline_model_parallel_size": None,
-        "expert_model_parallel_size": experts,
-        "expert_tensor_parallel_size": 1 if experts > 1 else None,
-        "sequence_parallel": tensor > 1,
-    }
     model: dict[str, Any] = {
         "recompute_granularity": recompute,
-        "recompute_method": "uniform" if recompute else None,
-        "recompute_num_layers": 1 if recompute else None,
+        "recompute_method": "uniform" if recompute == "full" else None,
+        "recompute_num_layers": 1 if recompute == "full" else None,
     }
     changed = dataclasses.replace(
         recipe,

@@ -25,6 +25,8 @@ RANKS = (
 """Layout, and the rank that is compared."""
 # The host's tensors count in a real run on a CPU: the wider the model, the less.
 SIZES = {"hidden_size": 256, "intermediate_size": 768}
+# An untrained router gives one rank more tokens than the other; in a dry run both get as many.
+TOLERANCE = {"ep2": 0.03}
 SCRIPT = Path(__file__).with_name("ranks_memory.py")
 
 
@@ -54,4 +56,4 @@ def test_fake_device_holds_the_bytes_of_real_ranks(layout, rank, models, real):
     # What is patched for one layout stays so in its process.
     said = run_ranks(SCRIPT, 1, *models, rank, layout)
     fake = json.loads(said.splitlines()[-1])[layout]
-    assert fake == pytest.approx(real[rank][layout], rel=0.01)
+    assert fake == pytest.approx(real[rank][layout], rel=TOLERANCE.get(layout, 0.01))

@@ -147,3 +147,55 @@ def test_fp8_products_are_counted_as_such() -> None:
     plain = layout(LLAMA_8B, 8)
     fp8 = dataclasses.replace(plain, dtype="float8_e4m3fn")
     assert set(phases(fp8, step(), "all stages")["update"].matrix_flops) == {"float8_e4m3fn"}
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "chunks", "micro_batches", "held"),
+    [
+        (True, False, None, 16, 8),
+        (False, False, None, 16, 7),
+        (False, True, None, 16, 1),
+        (True, False, None, 4, 4),
+        # Interleaved: 8 chunks of warm-up, two more for each stage behind, and one.
+        (True, False, 2, 16, (8 + 14 + 1) / 2),
+        (False, True, 2, 16, (8 + 1) / 2),
+        (True, False, 2, 8, 8),
+    ],
+)
+def test_in_flight_are_the_warm_ups_micro_batches(first, last, chunks, micro_batches, held) -> None:
+    of = layout(LLAMA_70B, 64, virtual_pipeline_model_parallel_size=chunks, **TP8_PP8)
+    assert Stage(of, first, last).in_flight(micro_batches) == held
+
+
+def test_virtual_stages_send_each_chunk() -> None:
+    plain, virtual = (
+        phases(
+            layout(LLAMA_70B, 64, virtual_pipeline_model_parallel_size=chunks, **TP8_PP8),
+            step(replicas=1),
+            "middle stage",
+        )["update"]
+        for chunks in (None, 2)
+    )
+    sent = [
+        next(each for each in record.traffic if each.group == "pipeline").calls
+        for record in (plain, virtual)
+    ]
+    assert sent[1] == 2 * sent[0]
+
+
+def test_interleaved_micro_batches_fill_whole_rounds() -> None:
+    of = layout(LLAMA_70B, 64, virtual_pipeline_model_parallel_size=2, **TP8_PP8)
+    assert [of.scheduled(count) for count in (1, 8, 9)] == [8, 8, 16]
+    assert layout(LLAMA_70B, 64, **TP8_PP8).scheduled(9) == 9
+
+
+def test_selective_recomputation_does_attention_again() -> None:
+    plain, selective = (
+        phases(layout(LLAMA_8B, 8, recompute), step(), "all stages")["update"]
+        for recompute in (None, "selective")
+    )
+    again = selective.matrix_flops["bfloat16"] / plain.matrix_flops["bfloat16"] - 1
+    # Attention over rows of 6144 tokens is a fifth of the 8B's operations, and a third of them
+    # is forward.
+    assert 0.02 < again < 0.08
+    assert selective.peak_bytes < plain.peak_bytes

@@ -194,3 +194,47 @@ def test_search_splits_experts(tmp_path: Path, capsys: pytest.CaptureFixture[str
     found = json.loads(capsys.readouterr().out)
     sizes = {word for each in found for word in each["layout"].split() if word[:2] == "EP"}
     assert {"EP2", "EP8", "EP16"} <= sizes
+
+
+def test_search_tries_chunks_contexts_and_recomputation(
+    recipe: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lengths = ("--data.max_prompt_length", "2048", "--rollout.max_response_length", "8192")
+    assert plan(recipe, "--search", "--json", *lengths) in (0, DOES_NOT_FIT)
+    found = json.loads(capsys.readouterr().out)
+    words = {word for each in found for word in each["layout"].split()}
+    # 10240 tokens leave two ranks 4096, and not four. Pipelines of 8 stages take 8 micro-batches.
+    assert {"VPP2", "VPP4", "CP2"} <= words
+    assert "CP4" not in words
+    recomputed = {each["settings"].get("model.recompute_granularity", "full") for each in found}
+    assert recomputed == {None, "selective", "full"}
+    assert all(
+        each["settings"].get("model.recompute_method") is None
+        for each in found
+        if each["settings"].get("model.recompute_granularity", "full") == "selective"
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["--parallel.tensor_model_parallel_size", "3"],
+            "parallel.tensor_model_parallel_size = 3: ",
+        ),
+        (
+            ["--nodes", "8", "--parallel.pipeline_model_parallel_size", "64"],
+            "parallel.pipeline_model_parallel_size = 64: the model has 32 layers",
+        ),
+        (["--model.path", "/nowhere"], "model.path = '/nowhere': there is no such directory"),
+        (["--gpu", "rtx9"], "--gpu = 'rtx9': its rates are not known"),
+    ],
+)
+def test_dry_run_plan_refuses_what_quick_refuses(
+    recipe: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", recipe, *arguments]) == UNUSABLE
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert said in output.err
+    assert "Traceback" not in output.err

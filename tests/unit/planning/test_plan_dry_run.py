@@ -12,7 +12,7 @@ from megatron_resrl.cli import main
 from megatron_resrl.planning.records import RankRecord
 
 
-def test_plan_dry_runs_every_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def tiny_recipe(tmp_path: Path) -> Path:
     config = llama_config(
         hidden_size=64, num_hidden_layers=4, intermediate_size=96, num_attention_heads=8
     )
@@ -25,6 +25,27 @@ def test_plan_dry_runs_every_stage(tmp_path: Path, capfd: pytest.CaptureFixture[
         "resrl: {rank: 4, max_positive_tokens: 16}\n"
         "parallel: {tensor_model_parallel_size: 2, pipeline_model_parallel_size: 2}\n"
     )
+    return recipe
+
+
+def test_search_dry_runs_the_fastest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe(tmp_path)
+    options = ("--gpus_per_node", "2", "--dry_runs", "1", "--json")
+    assert main(["plan", str(recipe), "--search", *options]) == 0
+    said = capfd.readouterr().out
+    found = json.loads(said[said.index("[\n") :])
+    assert [each["found_by"] for each in found[:2]] == ["dry run", "formula"]
+    # A dry run knows what formulas leave out.
+    assert {"subspace", "generation"} <= set(found[0]["parts"])
+
+
+def test_plan_dry_runs_every_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    recipe = tiny_recipe(tmp_path)
+    assert main(["plan", str(recipe), "--gpus_per_node", "8"]) == 0
+    text = capfd.readouterr().out
+    assert "largest holders at the peak, GiB" in text
+    assert "communication of the slowest rank" in text
+    assert "where the slowest rank's host waits for the device" in text
     status = main(["plan", str(recipe), "--gpus_per_node", "8", "--json"])
     said = capfd.readouterr().out
     found = json.loads(said[said.index("{") :])
