@@ -28,6 +28,7 @@ def tiny_recipe(tmp_path: Path) -> Path:
     return recipe
 
 
+@pytest.mark.slow
 def test_search_dry_runs_the_fastest(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_recipe(tmp_path)
     options = ("--gpus_per_node", "2", "--dry_runs", "1", "--json")
@@ -41,11 +42,6 @@ def test_search_dry_runs_the_fastest(tmp_path: Path, capfd: pytest.CaptureFixtur
 
 def test_plan_dry_runs_every_stage(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     recipe = tiny_recipe(tmp_path)
-    assert main(["plan", str(recipe), "--gpus_per_node", "8"]) == 0
-    text = capfd.readouterr().out
-    assert "largest holders at the peak, GiB" in text
-    assert "communication of the slowest rank" in text
-    assert "where the slowest rank's host waits for the device" in text
     status = main(["plan", str(recipe), "--gpus_per_node", "8", "--json"])
     said = capfd.readouterr().out
     found = json.loads(said[said.index("{") :])
