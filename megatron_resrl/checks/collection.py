@@ -7,7 +7,8 @@ from pathlib import Path
 
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry, RewardConfig
+from megatron_resrl.config.schema import RewardConfig
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.errors import RunError
 

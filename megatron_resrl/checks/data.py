@@ -10,7 +10,8 @@ from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.files import check_chat_template, check_tokenizer
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows, problem_of
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import DataConfig, FileEntry
+from megatron_resrl.config.schema import DataConfig
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.prompts import encode_prompts, report_too_long
 from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.errors import InputError, SettingError

@@ -8,7 +8,8 @@ from pathlib import Path
 from megatron_resrl.checks.facts import Check, Facts, RunFacts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import EvaluationConfig, FileEntry, RewardConfig
+from megatron_resrl.config.schema import EvaluationConfig, RewardConfig
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.file_entries import KNOWN, kind_of
 from megatron_resrl.data.question_files import QuestionFile, pattern_problem
 from megatron_resrl.errors import SettingError

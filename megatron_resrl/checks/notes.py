@@ -10,7 +10,7 @@ from pathlib import Path
 
 from megatron_resrl.checks.facts import Check, RunCheck
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.evaluation.sets import SetSettings
 
 _LARGE_LR = 1e-2

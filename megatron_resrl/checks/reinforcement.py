@@ -19,7 +19,7 @@ from megatron_resrl.checks.rewards import ANSWER_CHECKS, REWARD_CHECKS
 from megatron_resrl.checks.vllm import VLLM_CHECKS
 from megatron_resrl.checks.weights import WEIGHT_CHECKS
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 
 _SHARED_CHECKS: tuple[Check, ...] = (
     *WEIGHT_CHECKS,

@@ -14,7 +14,7 @@ from megatron_resrl.checks.first_rows import FIRST_ROWS, problem_of
 from megatron_resrl.checks.notes import note_evaluation, note_warm_up
 from megatron_resrl.checks.weights import WEIGHT_CHECKS
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.config.schema_sft import SftBatchConfig
 from megatron_resrl.data.assistant_turns import TurnTokens
 from megatron_resrl.data.conversations import ConversationFile, read_conversations

@@ -14,7 +14,8 @@ import yaml
 
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.recipe_schema import RecipeSchema, alternatives, schema_of
-from megatron_resrl.config.schema import FileEntry, Recipe, RunSettings
+from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.config.unknown_names import unknown_setting
 from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 

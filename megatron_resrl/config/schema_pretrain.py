@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated
 
 from megatron_resrl.config.ranges import BELOW_ONE, above, at_least
-from megatron_resrl.config.schema import FileEntry, LoggingConfig, ModelConfig, RunSettings
+from megatron_resrl.config.schema import LoggingConfig, ModelConfig, RunSettings
+from megatron_resrl.config.schema_questions import FileEntry
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from megatron_resrl.config.ranges import above, at_least
-from megatron_resrl.config.schema import FileEntry, RunSettings
+from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.config.schema_questions import FileEntry
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.errors import closest
 
 _KEYS = ("path", "name", "weight")

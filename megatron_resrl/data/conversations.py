@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.config.schema_sft import SftDataConfig
 from megatron_resrl.data.file_entries import resolve_entries
 from megatron_resrl.data.messages import read_messages, read_tools

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.errors import closest
 
 KINDS = (".jsonl", ".json", ".parquet")

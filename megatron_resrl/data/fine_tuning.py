@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from megatron_resrl.config.problems import RecipeError
-from megatron_resrl.config.schema import FileEntry
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.config.schema_sft import SftDataConfig
 from megatron_resrl.data.assistant_turns import TurnTokens
 from megatron_resrl.data.conversations import conversation_files, read_conversations

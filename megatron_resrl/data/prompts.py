@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.schema import DataConfig, FileEntry
+from megatron_resrl.config.schema import DataConfig
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
 from megatron_resrl.data.file_entries import set_name
 from megatron_resrl.data.messages import read_messages, read_tools

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_resrl.config.problems import Problem, RecipeError
-from megatron_resrl.config.schema import DataConfig, FileEntry
+from megatron_resrl.config.schema import DataConfig
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.file_entries import resolve_entries
 
 _OWN_KEYS = ("prompt_key", "answer_key", "answer_pattern", "system_prompt")

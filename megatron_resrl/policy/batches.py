@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         fields = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}
-        moved = on_device_together(fields, device)
+        moved: dict[str, Any] = dict(on_device_together(fields, device))
         return dataclasses.replace(self, **moved, original=self.host)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -27,23 +26,17 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     PrecisionConfig,
 )
-from megatron_resrl.platform.distributed import device, max_over_ranks, on_device
-from megatron_resrl.policy.alignment import alignment
+from megatron_resrl.platform.distributed import device, on_device
 from megatron_resrl.policy.balancing import (
     balances_experts,
     summed_balancing,
     take_balancing_loss,
 )
-from megatron_resrl.policy.batches import (
-    MicroBatch,
-    TokenBatch,
-    make_micro_batches,
-    parts_in_order,
-)
+from megatron_resrl.policy.batches import MicroBatch, TokenBatch, parts_in_order
 from megatron_resrl.policy.cross_entropy import TokenLoss, vocab_parallel_cross_entropy
-from megatron_resrl.policy.experts import expert_sync_group
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import HiddenStateLocations
+from megatron_resrl.policy.layout_batches import lay_out
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
 from megatron_resrl.policy.optimizer import (
@@ -214,33 +207,8 @@ class Policy:
         self, batch: TokenBatch, parts: Sequence[Sequence[int]]
     ) -> list[MicroBatch]:
         """Like `micro_batches`, with the rows of each micro-batch given. Collective as that."""
-        config = self.config
-        interleaved = config.virtual_pipeline_model_parallel_size is not None
-        count = max(1, len(parts))
-        together = expert_sync_group()
-        if together is not None:
-            count = max_over_ranks(count, together)
-        stages = config.pipeline_model_parallel_size
-        micro_batches = make_micro_batches(
-            batch,
-            parts,
-            length_multiple=alignment(
-                sequence_parallel_size=(
-                    config.tensor_model_parallel_size if config.sequence_parallel else 1
-                ),
-                context_parallel_size=config.context_parallel_size,
-                fp8_recipe=config.fp8_recipe if config.fp8 else None,
-            ).length,
-            packed=self.sequence_packing,
-            uniform=interleaved,
-            count_multiple=math.ceil(count / stages) * stages if interleaved else count,
-            context_parallel_rank=parallel_state.get_context_parallel_rank(),
-            context_parallel_size=config.context_parallel_size,
-        )
-        if not config.fp8:
-            # Only FP8, whose scales are those of tokens, need know what is padding.
-            micro_batches = [dataclasses.replace(each, padding=None) for each in micro_batches]
-        return [micro_batch.to(device()) for micro_batch in micro_batches]
+        made = lay_out(self.config, batch, parts, packed=self.sequence_packing)
+        return [micro_batch.to(device()) for micro_batch in made]
 
     def score(
         self,
