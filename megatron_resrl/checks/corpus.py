@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from megatron_resrl.checks.facts import PretrainFacts
 from megatron_resrl.checks.output import check_directory
@@ -23,14 +24,14 @@ _TRAIN, _VALIDATION = "data.train_files", "data.validation_files"
 
 
 def _check_files(
-    setting: str, files: Sequence[TokenFile], vocab_size: int | None, tokenizer: object
+    setting: str, files: Sequence[TokenFile], vocab_size: int | None, tokenizer: Any
 ) -> Iterator[Problem]:
-    """Each dataset can be read, and its token ids are the model's."""
+    """Each dataset can be read, and its token ids are the model's; `tokenizer` may be None."""
     for file in files:
         here = all(path(file.prefix).is_file() for path in (bin_path, idx_path))
         try:
             check_indexed_dataset(file.prefix, vocab_size, allow_empty=True)
-            if not isinstance(tokenizer, SettingError):
+            if tokenizer is not None:
                 check_tokenizer(file.prefix, tokenizer)
         except InputError as error:
             yield _of_file(setting, file, error, "recipe" if here else "machine")
@@ -122,7 +123,9 @@ def check_corpus(facts: PretrainFacts) -> Iterator[Problem]:
     validation, more = resolve_token_files(_VALIDATION, data.validation_files)
     problems += [*more, *_check_validation_weights(validation)]
     size = facts.hf_config.get("vocab_size")
-    tokenizer = facts.tokenizer if facts.hf_config else SettingError("model.path", "", "", "")
+    # Other checks say what is wrong with a tokenizer that cannot be read.
+    readable = facts.hf_config and not isinstance(facts.tokenizer, SettingError)
+    tokenizer = facts.tokenizer if readable else None
     for setting, files in ((_TRAIN, training), (_VALIDATION, validation)):
         problems += _check_files(setting, files, size, tokenizer)
     problems += [] if problems else _check_cache(data.cache_dir, [*training, *validation])
