@@ -196,7 +196,7 @@ def test_check_refuses_tokens_of_another_tokenizer(refused, folder):
         ("[{path: A, weight: 0.5}, B]", "has no weight, and other files have one"),
         ("[{path: A, weight: -1}]", "its weight is -1"),
         ("[{path: A, weight: true}]", "its weight is True"),
-        ("[{path: A, weigth: 1}]", "no key 'weigth'"),
+        ("[{path: A, weihgt: 1}]", "no key 'weihgt'"),
         ("[{weight: 1}]", "its path is None"),
         ("[{path: A, name: 3}]", "its name is 3"),
         ("[A, A]", "two files share the name"),

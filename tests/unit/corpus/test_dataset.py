@@ -60,7 +60,7 @@ DAMAGES: dict[str, tuple[Callable[[Path, Path], object], str]] = {
         "has modes of a multimodal dataset",
     ),
     "longer index": (
-        lambda tokens, index: index.write_bytes(index.read_bytes() + b"mor"),
+        lambda tokens, index: index.write_bytes(index.read_bytes() + b"abc"),
         "is too long: 125 bytes",
     ),
     "length": (
