@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -21,6 +22,8 @@ LOG_LINES = 20
 STOP_S = 8.0
 """Seconds that a server gets to end by itself; well below those of the trainer, see `Deadline`."""
 _POLL_S = 0.2
+_SERVER_PORTS = range(20000, 32000)
+"""Below those that Linux gives to outgoing connections."""
 
 
 class StartFailure(RunError):
@@ -153,6 +156,15 @@ def clean_environment(environment: Mapping[str, str], removed: Sequence[str]) ->
 
 
 def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nobody listens at, and that no outgoing connection will be given.
+
+    The server takes it after seconds of imports; in the system's own range, from 32768 on, it may
+    be gone by then.
+    """
+    for port in random.SystemRandom().sample(_SERVER_PORTS, len(_SERVER_PORTS)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise StartFailure(
+        f"no port from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free for a vLLM server"
+    )

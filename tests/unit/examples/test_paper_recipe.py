@@ -137,7 +137,7 @@ def test_files_call_no_default_the_one_of_the_paper_wrongly():
     """A default beside the paper's number says so in its docstring."""
     schema = "".join(
         (ROOT / f"megatron_resrl/config/{name}.py").read_text()
-        for name in ("schema", "schema_rollout")
+        for name in ("schema", "schema_questions", "schema_rollout")
     )
     for setting, said in (
         ("updates_per_step: Annotated[int, at_least(1)] = 1", "paper: 4"),
