@@ -5,8 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy
-import yaml
-from tiny_recipe import change_json, write_model
+from tiny_recipe import change_json, write_model, write_settings
 from token_files import build
 
 VOCABULARY = 64
@@ -58,12 +57,4 @@ def write_pretraining(directory: Path, *, experts: bool = False, **overrides: ob
         "checkpoint": {"save_every": 2},
         "logging": {"tensorboard": False, "progress_bar": False},
     }
-    for name, value in overrides.items():
-        section, _, setting = name.partition("__")
-        if setting:
-            recipe.setdefault(section, {})[setting] = value
-        else:
-            recipe[section] = value
-    path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    return write_settings(directory / "recipe.yaml", recipe, overrides)

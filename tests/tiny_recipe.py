@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors.torch import save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -70,6 +72,27 @@ def change_json(path: Path, **changes: Any) -> None:
     """Sets keys of a JSON file; None removes a key."""
     content = json.loads(path.read_text()) | changes
     path.write_text(json.dumps({k: v for k, v in content.items() if v is not None}))
+
+
+def write_settings(path: Path, recipe: dict[str, Any], overrides: Mapping[str, object]) -> Path:
+    """Writes a recipe as YAML.
+
+    Args:
+        path: Of the file.
+        recipe: Settings, or sections of them; changed in place.
+        overrides: Dotted settings with "__" for ".", e.g. `rollout__group_size`.
+
+    Returns:
+        `path`.
+    """
+    for name, value in overrides.items():
+        section, _, setting = name.partition("__")
+        if setting:
+            recipe.setdefault(section, {})[setting] = value
+        else:
+            recipe[section] = value
+    path.write_text(yaml.safe_dump(recipe))
+    return path
 
 
 def write_recipe(directory: Path, model: Path) -> Path:

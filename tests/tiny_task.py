@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import yaml
-from tiny_recipe import write_model
+from tiny_recipe import write_model, write_settings
 
 REWARD = '''\
 """Even first number: correct."""
@@ -59,15 +58,7 @@ def write_task(directory: Path, *, experts: bool = False, **overrides: object) -
         "checkpoint": {"save_every": 2},
         "logging": {"tensorboard": False, "progress_bar": False},
     }
-    for name, value in overrides.items():
-        section, _, setting = name.partition("__")
-        if setting:
-            recipe.setdefault(section, {})[setting] = value
-        else:
-            recipe[section] = value
-    path = directory / "recipe.yaml"
-    path.write_text(yaml.safe_dump(recipe))
-    return path
+    return write_settings(directory / "recipe.yaml", recipe, overrides)
 
 
 def read_metrics(run: Path) -> list[dict]:

@@ -87,6 +87,15 @@ def _check_rows(setting: str, file: ConversationFile, turns: TurnTokens) -> Iter
         yield problem_of(setting, file.path, error)
 
 
+def _note_length(facts: SftFacts) -> Iterator[Problem]:
+    """How warm-up and evaluations lie in the run; its length in epochs is known with the data."""
+    recipe = facts.recipe
+    if recipe.epochs is None:
+        every, files = recipe.evaluation.every, recipe.evaluation.files
+        yield from note_evaluation(every, files, recipe.steps)
+        yield from note_warm_up(recipe.optimizer.lr_warmup_steps, recipe.steps)
+
+
 SFT_CHECKS: tuple[Callable[[SftFacts], Iterator[Problem]], ...] = (
     *WEIGHT_CHECKS,
     *COMMAND_CHECKS,
@@ -110,9 +119,6 @@ SFT_CHECKS: tuple[Callable[[SftFacts], Iterator[Problem]], ...] = (
         facts.recipe.steps,
     ),
     *STAGE_CHECKS,
-    lambda facts: note_evaluation(
-        facts.recipe.evaluation.every, facts.recipe.evaluation.files, facts.recipe.steps
-    ),
-    lambda facts: note_warm_up(facts.recipe.optimizer.lr_warmup_steps, facts.recipe.steps),
+    _note_length,
 )
 """Of `sft`."""

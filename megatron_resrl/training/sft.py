@@ -53,6 +53,7 @@ def train(recipe: SftRecipe) -> None:
             optimizer=recipe.optimizer,
             total_updates=recipe.steps,
             sequence_packing=recipe.batch.sequence_packing,
+            load_weights=start.checkpoint is None,
         )
         sampler = PromptSampler(
             len(data.examples), recipe.batch.global_batch_size, recipe.seed, recipe.data.shuffle

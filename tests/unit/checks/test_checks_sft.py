@@ -9,7 +9,7 @@ import pytest
 from tiny_chat import write_chat_model, write_chat_task
 from transformers import AutoTokenizer
 
-from megatron_resrl.checks.recipe import check_recipe
+from megatron_resrl.checks.recipe import check_recipe, inspect_recipe
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema_sft import SftRecipe
@@ -74,3 +74,14 @@ def test_checks_refuse_a_template_without_turns(tmp_path, model):
     problems = found(tmp_path, model)
     assert {problem.setting for problem in problems} == {"data.train_files", "evaluation.files"}
     assert "does not show where message 1" in problems[0].problem
+
+
+def test_checks_note_nothing_of_steps_where_epochs_count(tmp_path, model):
+    recipe = write_chat_task(tmp_path, model={"path": str(model)})
+    late = ["--optimizer.lr_warmup_steps=50", "--evaluation.every=50", "--optimizer.lr=1e-3"]
+    for own, expected in (
+        ([], ["evaluation.every", "optimizer.lr_warmup_steps"]),
+        (["--epochs=99"], []),
+    ):
+        found = inspect_recipe(load_recipe(str(recipe), [*late, *own], SftRecipe), 1, "sft")
+        assert [problem.setting for problem in found] == expected
