@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -70,3 +71,9 @@ def zstd(data: bytes) -> bytes:
     with pyarrow.CompressedOutputStream(sink, "zstd") as stream:
         stream.write(data)
     return sink.getvalue().to_pybytes()
+
+
+def write_lines(path: Path, texts: list[str]) -> str:
+    """Writes a .jsonl file with a text per line; returns its path."""
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return str(path)

@@ -7,9 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from dry_runs import write_config
 from te_on_cpu.suite import FOLDER, needs_engine, run_on_engine_layers
-from transformers import AutoConfig, AutoModelForCausalLM
 
 pytestmark = [pytest.mark.slow, needs_engine]
 
@@ -25,23 +23,7 @@ RANKS = {
 """Layout -> the rank that is compared."""
 # The device has a thread of its own for backward passes, and lets go of tensors at other moments.
 TOLERANCE = {"pp2": 0.04, "dp2_recompute": 0.03}
-# The host's tensors count in a real run on a CPU: the wider the model, the less.
-SIZES = {"hidden_size": 256, "intermediate_size": 768}
 SCRIPT = Path(__file__).with_name("ranks_engine_memory.py")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A dense one, and one with experts."""
-    root = tmp_path_factory.mktemp("models")
-    folders = [
-        write_config(root / name, experts=name == "experts", **SIZES)
-        for name in ("dense", "experts")
-    ]
-    for folder in folders:
-        config = AutoConfig.from_pretrained(folder)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folders
 
 
 @pytest.fixture(scope="module")

@@ -4,9 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from dry_runs import write_config
 from ranks import run_ranks
-from transformers import AutoConfig, AutoModelForCausalLM
 
 LAYOUTS = (
     *("dp2", "tp2", "tp2_sp", "tp2_packed", "pp2", "pp2_vpp2", "cp2", "dp2_recompute"),
@@ -23,25 +21,9 @@ RANKS = (
     ),
 )
 """Layout, and the rank that is compared."""
-# The host's tensors count in a real run on a CPU: the wider the model, the less.
-SIZES = {"hidden_size": 256, "intermediate_size": 768}
 # An untrained router gives one rank more tokens than the other; in a dry run both get as many.
 TOLERANCE = {"ep2": 0.03}
 SCRIPT = Path(__file__).with_name("ranks_memory.py")
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """A dense one, and one with experts."""
-    root = tmp_path_factory.mktemp("models")
-    folders = [
-        write_config(root / name, experts=name == "experts", **SIZES)
-        for name in ("dense", "experts")
-    ]
-    for folder in folders:
-        config = AutoConfig.from_pretrained(folder)
-        AutoModelForCausalLM.from_config(config).save_pretrained(folder)
-    return folders
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from megatron.core.datasets.indexed_dataset import IndexedDataset
-from token_files import build_from_texts, same_bytes, save_tokenizer
+from token_files import build_from_texts, same_bytes, save_tokenizer, write_lines
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from megatron_resrl.corpus import text_files, unfinished
@@ -46,11 +46,6 @@ def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Some thirty shards, each saved."""
     monkeypatch.setattr(text_files, "SHARD_BYTES", 2000)
     monkeypatch.setattr(unfinished, "SAVE_BYTES", 0)
-
-
-def write_lines(path: Path, texts: list[str]) -> str:
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    return str(path)
 
 
 def write_input(folder: Path) -> list[str]:
