@@ -52,8 +52,8 @@ def test_train_writes_the_cause_into_the_torchrun_error_file(recipe: Path, tmp_p
 @pytest.mark.setting("precision.deterministic")
 def test_train_sets_and_logs_switches_of_a_deterministic_run(recipe: Path) -> None:
     script = (
-        "import os, torch; from megatron_resrl import cli; "
-        f"cli._start({str(recipe)!r}, ['--precision.deterministic=true'], 'train'); "
+        "import os, torch; from megatron_resrl.cli.start import start; "
+        f"start({str(recipe)!r}, ['--precision.deterministic=true'], 'train'); "
         "print(os.environ['NCCL_ALGO'], torch.are_deterministic_algorithms_enabled())"
     )
     done = subprocess.run(

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_resrl.cli import COMMANDS, _take_options
+from megatron_resrl.cli import COMMANDS
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.stages import STAGES
-from megatron_resrl.planning.options import take_options
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGES = sorted(
@@ -149,9 +148,5 @@ def test_commands_in_pages_are_understood(page: str, line: str) -> None:
     if "--help" in rest:
         return
     recipe = rest.pop(0) if rest and not rest[0].startswith("--") else None
-    if command == "check":
-        *_, rest = _take_options(rest)
-    if command == "plan":
-        _, rest = take_options(rest)
     path = ROOT / recipe if recipe and (ROOT / recipe).is_file() else EXAMPLE
-    load_recipe(str(path), rest)
+    load_recipe(str(path), COMMANDS[command].settings_of(rest))

@@ -1,0 +1,15 @@
+"""The commands by name, in the order in which `--help` shows them."""
+
+from __future__ import annotations
+
+from megatron_resrl.cli import check, plan, stages
+from megatron_resrl.cli.command import CliCommand
+
+COMMANDS: dict[str, CliCommand] = {
+    "train": stages.TRAIN,
+    "sft": stages.SFT,
+    "eval": stages.EVAL,
+    "pretrain": stages.PRETRAIN,
+    "check": check.CHECK,
+    "plan": plan.PLAN,
+}
