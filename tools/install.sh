@@ -5,6 +5,7 @@
 #   VENV=.venv-vllm tools/install.sh vllm    # vLLM's CPU build, in an environment of its own
 #   tools/install.sh te-on-cpu         # after dev: Transformer Engine's Python into .te, for tests
 #   tools/install.sh megatron-core==0.19.2    # after dev: into .megatron-core/0.19.2, for tests
+#   tools/install.sh slurm             # Debian's packages of Slurm, as root, for tests
 #
 # VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
 # is made with. Running it again installs only after pyproject.toml or the constraints have changed.
@@ -63,6 +64,20 @@ if [[ $EXTRAS == te-on-cpu ]]; then
     rm -rf .te
     # Python only: the tests answer its compiled functions themselves.
     pip_install --no-deps --target .te "$wanted" || fail "$wanted cannot be installed into .te"
+    exit
+fi
+
+if [[ $EXTRAS == slurm ]]; then
+    packages=(slurmctld slurmd slurm-client munge iproute2)
+    dpkg-query -s "${packages[@]}" >/dev/null 2>&1 && exit
+    ((UID == 0)) || fail "Slurm's packages need root"
+    command -v apt-get >/dev/null || fail "Slurm's packages need Debian's apt-get"
+    echo "tools/install.sh: installing Debian's packages of Slurm"
+    export DEBIAN_FRONTEND=noninteractive
+    install=(apt-get install -qq --no-install-recommends "${packages[@]}")
+    # Without a configuration its services do not start.
+    { "${install[@]}" || { apt-get update -qq && "${install[@]}"; }; } >/dev/null 2>&1 ||
+        fail "${packages[*]} cannot be installed"
     exit
 fi
 

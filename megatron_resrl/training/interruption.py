@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from multiprocessing import resource_tracker
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -107,6 +108,7 @@ class Interruption(contextlib.AbstractContextManager):
     def __enter__(self) -> Interruption:
         if os.environ.get("RANK", "0") == "0":  # Process groups come later.
             self._file.unlink(missing_ok=True)
+        _start_resource_tracker()
         if threading.current_thread() is threading.main_thread():  # Python's rule for handlers.
             # Also where the signal was ignored, as by the children of a shell with `trap "" USR1`.
             self._previous = {each: signal.signal(each, self._note) for each in SIGNALS}
@@ -132,6 +134,18 @@ class Interruption(contextlib.AbstractContextManager):
         if number in _NOTED and place > self._received and os.environ.get("RANK", "0") == "0":
             os.write(sys.stderr.fileno(), _NOTED[number].encode())
         self._received, self._first_at = max(self._received, place), now
+
+
+def _start_resource_tracker() -> None:
+    """Starts multiprocessing's helper process, which graders need, out of reach of SIGUSR1.
+
+    It ignores SIGINT and SIGTERM by itself. Slurm gives a signal to all processes of a job.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    try:
+        resource_tracker.ensure_running()  # Inherits the mask.
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _write_whole(path: Path, text: str) -> None:

@@ -2,9 +2,9 @@
 
     cluster_init.py FOLDER NODE ...
 
-It brings up the network, munge and the controller, then obeys lines from standard input, each answered
-by `done`: `start NODE`, `cut NODE`. When standard input ends, however its other end came to that, this
-process ends, and with it the kernel ends every process and every mount of the cluster.
+It brings up the network, munge and the controller, then obeys lines from standard input:
+`start NODE` and `cut NODE`, each answered by `done`. When the other end of standard input is
+closed, this process ends, and the kernel ends every process and every mount of the cluster.
 
 A node is a host name, a network interface and process numbers of its own. Its power is cut by
 unplugging the network and killing its first process: other nodes hear nothing of it.

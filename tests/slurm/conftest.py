@@ -1,9 +1,8 @@
-"""One Slurm cluster for all tests of a process, and what its jobs train."""
+"""One Slurm cluster for all tests of a process."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from slurm.cluster import Cluster, missing
