@@ -15,8 +15,10 @@ from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.training.identity import identity_of
-from megatron_resrl.training.session import Stage, StageState, open_session
+from megatron_resrl.training.identity import Identity, identity_of
+from megatron_resrl.training.session import Session, open_session
+from megatron_resrl.training.stage import Stage, StageState
+from megatron_resrl.training.starting_point import StartingPoint
 
 BATCH = 2
 
@@ -43,24 +45,36 @@ def train(settings: NextTokenSettings) -> None:
             optimizer=settings.optimizer,
             total_updates=settings.steps,
         )
-        sampler = PromptSampler(len(data), BATCH, settings.seed)
-        resumed = session.resume(start, policy)
-        if resumed is not None:
-            sampler.load_state_dict(resumed.sampler)
-        stage = Stage("loss", lambda: StageState(sampler.state_dict(), {}), phases=("update",))
-        steps_done = resumed.step if resumed else 0
-        with session.run(stage, policy, identity, steps_done=steps_done) as run:
-            for step in run.steps():
-                batch = data.select(sampler.next_batch())
-                tokens = int(batch.loss_mask.sum())
+        session.attempts(
+            start, lambda start: _train(settings, session, data, identity, policy, start)
+        )
 
-                def cross_entropy(
-                    log_probs: torch.Tensor, _: torch.Tensor, __: MicroBatch, tokens: int = tokens
-                ) -> tuple[torch.Tensor, float]:
-                    loss = -log_probs.sum() / tokens
-                    return loss, loss.item()
 
-                with phase(session.timers, "update"):
-                    update = policy.update(policy.micro_batches(batch, 1), cross_entropy)
-                metrics = {"loss": sum(update.collected), "grad_norm": update.grad_norm}
-                run.finish_step(step, metrics, finite=update.applied)
+def _train(
+    settings: NextTokenSettings,
+    session: Session,
+    data: TokenBatch,
+    identity: Identity,
+    policy: Policy,
+    start: StartingPoint,
+) -> None:
+    sampler = PromptSampler(len(data), BATCH, settings.seed)
+    resumed = session.resume(start, policy)
+    if resumed is not None:
+        sampler.load_state_dict(resumed.sampler)
+    stage = Stage("loss", lambda: StageState(sampler.state_dict(), {}), phases=("update",))
+    with session.run(stage, policy, identity, resumed) as run:
+        for step in run.steps():
+            batch = data.select(sampler.next_batch())
+            tokens = int(batch.loss_mask.sum())
+
+            def cross_entropy(
+                log_probs: torch.Tensor, _: torch.Tensor, __: MicroBatch, tokens: int = tokens
+            ) -> tuple[torch.Tensor, float]:
+                loss = -log_probs.sum() / tokens
+                return loss, loss.item()
+
+            with phase(session.timers, "update"):
+                update = policy.update(policy.micro_batches(batch, 1), cross_entropy)
+            metrics = {"loss": sum(update.collected), "grad_norm": update.grad_norm}
+            run.finish_step(step, metrics, finite=update.applied)

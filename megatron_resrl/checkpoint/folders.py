@@ -223,6 +223,14 @@ def step_of(path: Path) -> int:
     return int(match[1])
 
 
+def make_latest(path: Path) -> None:
+    """Makes a checkpoint the one to continue from, and deletes those of more steps."""
+    _write_marker(path, LATEST)
+    for other in finished(path.parent):
+        if step_of(other) > step_of(path):
+            _discard(other)
+
+
 def read_marker(root: Path, marker: str) -> Path | None:
     """What `latest` or `best` names; None without such a file."""
     try:

@@ -15,6 +15,7 @@ from megatron_resrl.checks.parallel import PARALLEL_CHECKS
 from megatron_resrl.checks.passthrough import check_passthrough
 from megatron_resrl.checks.precision import PRECISION_CHECKS
 from megatron_resrl.checks.values import check_ranges
+from megatron_resrl.config.durations import seconds_of
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import OptimizerConfig
 
@@ -35,6 +36,16 @@ def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
         yield Problem(name, steps, problem, "leave it out, or set optimizer.lr_decay_style to WSD")
 
 
+def _check_time_budget(budget: str | float | None) -> Iterator[Problem]:
+    if budget is None:
+        return
+    try:
+        seconds_of(budget)
+    except ValueError:
+        fix = "give seconds above 0, h:mm:ss or d-hh:mm:ss, e.g. 3:45:00"
+        yield Problem("time_budget", budget, "it is no length of time", fix)
+
+
 COMMAND_CHECKS: tuple[RunCheck, ...] = (
     check_ranges,
     *MODEL_CHECKS,
@@ -50,6 +61,7 @@ COMMAND_CHECKS: tuple[RunCheck, ...] = (
 
 STAGE_CHECKS: tuple[RunCheck, ...] = (
     lambda facts: _check_schedule(facts.recipe.optimizer),
+    lambda facts: _check_time_budget(facts.recipe.time_budget),
     *ROOM_CHECKS,
     *RUN_NOTES,
 )

@@ -18,6 +18,7 @@ from megatron_resrl.config.ranges import (
     at_least,
     between,
 )
+from megatron_resrl.config.schema_health import HealthConfig
 from megatron_resrl.config.schema_questions import DataConfig, EvaluationConfig, RewardConfig
 from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig, VllmConfig
 
@@ -124,11 +125,12 @@ class OptimizerConfig:
     """Added to the root of the second moment."""
     clip_grad: Annotated[float, at_least(0)] = 1.0
     """Largest global gradient norm; 0: no clipping."""
-    non_finite: Literal["skip", "stop"] = "skip"
-    """What a loss or gradient that is not finite leads to, on all ranks: `skip` leaves its update
-    out; `stop` ends the run before the step is saved."""
+    non_finite: Literal["skip", "stop", "rollback"] = "skip"
+    """What a loss or gradient that is not finite leads to, on all ranks: `skip` and `rollback`
+    leave its update out; `stop` ends the run before the step is saved."""
     max_non_finite: Annotated[int, at_least(1)] = 10
-    """With `skip`: so many steps in a row with such an update end the run like `stop`."""
+    """So many steps in a row with such an update end the run with `skip`, like `stop`; with
+    `rollback` the run goes back to a checkpoint and skips their data, see the section `health`."""
     megatron: dict[str, Any] = field(default_factory=dict)
     """Other fields of megatron-core's `OptimizerConfig`, passed through unchanged."""
 
@@ -285,11 +287,16 @@ class RunSettings:
     """Random seed; combined with step, group and sample index."""
     steps: Annotated[int, at_least(1)] = 100
     """Training steps; in reinforcement learning: roll out, grade, update."""
+    time_budget: str | float | None = None
+    """Time for the whole job, in seconds or as h:mm:ss or d-hh:mm:ss, counted from the start of
+    Slurm's allocation, else of the process. The run saves and ends, to be continued, when one more
+    step and its save might not fit. null: unlimited."""
     model: ModelConfig = field(default_factory=ModelConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     precision: PrecisionConfig = field(default_factory=PrecisionConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    health: HealthConfig = field(default_factory=HealthConfig)
     logging: LoggingConfig = field(default_factory=LoggingConfig)
 
 

@@ -34,6 +34,7 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     Recipe,
 )
+from megatron_resrl.config.schema_health import HealthConfig
 from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.rollout.engine import TrainingRound
 from megatron_resrl.rollout.group_table import (
@@ -55,14 +56,17 @@ _GROUP = re.compile(r"round_(?P<round>\d+)_group_\d+\.(?P<crc>[0-9a-f]{8})\.parq
 class RolloutLog:
     """The log of one run. Every rank makes the same calls; only rank 0 touches files."""
 
-    def __init__(self, directory: Path, identity: bytes) -> None:
+    def __init__(self, directory: Path, identity: bytes, *, rollbacks: int = 0) -> None:
         """
         Args:
             directory: `<output_dir>/rollouts`; made by the first `append`.
             identity: From `run_identity`: groups of another run are not used.
+            rollbacks: How often the run has gone back to a checkpoint: groups of steps that it has
+                dropped are not used.
         """
         self.directory = directory
         self.identity = identity
+        self._key = identity + (b"-%d" % rollbacks if rollbacks else b"")
         self._failure: OSError | None = None
 
     def read(self, training_round: TrainingRound) -> list[Group]:
@@ -80,7 +84,7 @@ class RolloutLog:
         """
         if self._failure is not None:
             return
-        content = parquet_bytes([group], {RUN_KEY: self.identity})
+        content = parquet_bytes([group], {RUN_KEY: self._key})
         name = f"round_{group.round}_group_{group.index:05d}.{zlib.crc32(content):08x}.parquet"
         try:
             write_whole(self._folder(step) / name, content)
@@ -128,12 +132,12 @@ class RolloutLog:
                 damaged.append(path)
                 continue
             table = pq.read_table(pa.BufferReader(content))
-            if (table.schema.metadata or {}).get(RUN_KEY) != self.identity:
+            if (table.schema.metadata or {}).get(RUN_KEY) != self._key:
                 foreign.append(path)
                 continue
             yield from from_table(table)
         self._delete_unusable(damaged, "damaged")
-        self._delete_unusable(foreign, "of a run with other settings")
+        self._delete_unusable(foreign, "of a run with other settings or of dropped steps")
 
     def _delete_unusable(self, paths: list[Path], reason: str) -> None:
         if not paths:
@@ -163,9 +167,11 @@ def run_identity(recipe: Recipe, contents: str = "") -> bytes:
     neutral = replace(
         recipe,
         output_dir="",
+        time_budget=None,
         parallel=ParallelConfig(),
         rollout=replace(recipe.rollout, record=None),
         checkpoint=CheckpointConfig(),
+        health=HealthConfig(),
         evaluation=EvaluationConfig(),
         logging=LoggingConfig(),
     )

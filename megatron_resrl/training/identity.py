@@ -20,8 +20,9 @@ from megatron_resrl.user_files import split_name
 from megatron_resrl.weights.model_digest import model_digests
 
 HARMLESS = (
-    *("output_dir", "steps", "parallel.", "precision.", "optimizer.", "vllm.", "checkpoint."),
-    *("evaluation.", "logging."),
+    *("output_dir", "steps", "time_budget"),
+    *("parallel.", "precision.", "optimizer.", "vllm.", "checkpoint."),
+    *("evaluation.", "health.", "logging."),
     *("model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers"),
     *("rollout.engine", "rollout.placement", "rollout.verify_weights", "rollout.record"),
     "rollout.max_running_samples",

@@ -1,4 +1,4 @@
-"""A run that a signal asks to end finishes its step, saves, and says so.
+"""A run that a signal or its time budget asks to end finishes its step, saves, and says so.
 
 SIGTERM, SIGINT (Ctrl-C) and SIGUSR1 to any rank count for all. A handler only takes a note; the
 ranks compare their notes when a step is done. Ctrl-C before the first step ends the run at
@@ -29,6 +29,9 @@ SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 """SIGUSR1: the time limit is near. SIGINT: Ctrl-C. SIGTERM: end now, as Slurm, Kubernetes and
 torchrun say it. Of several signals the last one in this list counts."""
 
+TIME_BUDGET = "time_budget"
+"""Reason of an end that no signal asked for; any signal counts before it."""
+
 FILE = "interrupted.json"
 """Below the output directory: there while the run is interrupted, deleted when it resumes."""
 
@@ -36,6 +39,8 @@ SAME_REQUEST_S = 5.0
 """Seconds within which a second SIGTERM is the same request: Slurm signals torchrun and its ranks,
 and torchrun signals the ranks again. The same holds for Ctrl-C, which reaches all processes of a
 terminal."""
+
+_REQUESTS = (None, TIME_BUDGET, *SIGNALS)
 
 _NOTED: dict[int, str] = {
     signal.SIGINT: "Ctrl-C: this step is finished and saved, then the run ends; "
@@ -60,24 +65,29 @@ class Interruption(contextlib.AbstractContextManager):
     Args:
         output_dir: Of the run.
         exit_code: Status of an interrupted run's processes; None: 143 (128 + 15) after SIGTERM, 130
-            after SIGINT, and 0 after SIGUSR1, so that launchers do not take a planned end for a
-            failure.
+            after SIGINT, and 0 after SIGUSR1 or at the end of the time budget, so that launchers do
+            not take a planned end for a failure.
     """
 
     def __init__(self, output_dir: Path, exit_code: int | None) -> None:
         self._file = output_dir / FILE
         self._exit_code = exit_code
-        # Highest-priority signal that this rank, and that any rank, has received: its index in
-        # SIGNALS, from 1. A SIGTERM that other ranks got before may still be this rank's first.
+        # Highest-priority request to this rank, and to any rank: its place in _REQUESTS, 0 for
+        # none. A SIGTERM that other ranks got before may still be this rank's first.
         self._received = 0
         self._agreed = 0
         self._first_at = 0.0
         self._previous: dict[signal.Signals, Any] = {}
 
-    def requested(self) -> bool:
-        """Whether any rank was asked to end; the same answer on all. Collective."""
+    def requested(self, *, out_of_time: bool = False) -> bool:
+        """Whether any rank was asked to end; the same answer on all. Collective.
+
+        Args:
+            out_of_time: The run's time budget is used up, as this rank sees it.
+        """
+        own = max(self._received, _REQUESTS.index(TIME_BUDGET) if out_of_time else 0)
         with named_phase("interruption"):
-            self._agreed = max_over_ranks(self._received)
+            self._agreed = max_over_ranks(own)
         return self._agreed > 0
 
     def end(self, step: int, checkpoint: Path) -> NoReturn:
@@ -90,17 +100,19 @@ class Interruption(contextlib.AbstractContextManager):
         Raises:
             Interrupted: Always.
         """
-        received = SIGNALS[self._agreed - 1]
+        request = _REQUESTS[self._agreed]
+        name = request.name if isinstance(request, signal.Signals) else None
+        reason = name or TIME_BUDGET
         if dist.get_rank() == 0:
-            note = {"signal": received.name, "step": step, "checkpoint": str(checkpoint)}
+            note = {"reason": reason, "signal": name, "step": step, "checkpoint": str(checkpoint)}
             _write_whole(self._file, json.dumps(note | {"time": time.time()}) + "\n")
         with named_phase("interruption"):
             dist.barrier()  # A launcher may end all ranks as soon as one has ended.
         status = self._exit_code
         if status is None:
-            status = 0 if received == signal.SIGUSR1 else 128 + received
+            status = 128 + request if request in (signal.SIGINT, signal.SIGTERM) else 0
         raise Interrupted(
-            f"{received.name}: the run ended after step {step}, which is saved in {checkpoint}; "
+            f"{reason}: the run ended after step {step}, which is saved in {checkpoint}; "
             "the same command continues it",
             status,
         )
@@ -120,7 +132,7 @@ class Interruption(contextlib.AbstractContextManager):
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         now = time.monotonic()
-        place = SIGNALS.index(number) + 1
+        place = _REQUESTS.index(number)
         if number == signal.SIGINT and current_step() is None:
             raise KeyboardInterrupt
         if number != signal.SIGUSR1 and self._received == place:

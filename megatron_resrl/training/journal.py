@@ -99,6 +99,11 @@ class Journal(contextlib.AbstractContextManager):
             label, value = self._headline.partition("/")[0], metrics.get(self._headline)
             self._progress.update(step, "" if value is None else f"{label} {value:.3f}")
 
+    def warn(self, step: int, text: str) -> None:
+        """Logs once for all ranks that something is wrong with a step."""
+        if self._writes:
+            logger.warning("step %d: %s", step, text)
+
     def dump_path(self, step: int) -> Path:
         """Where `dump` writes."""
         return self.directory / "not_finite" / f"step_{step:06d}.jsonl"

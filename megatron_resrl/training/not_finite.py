@@ -23,10 +23,11 @@ class NotFiniteSteps:
 
     def __init__(self, optimizer: OptimizerConfig) -> None:
         self._stop = optimizer.non_finite == "stop"
+        self._rolls_back = optimizer.non_finite == "rollback"
         self._allowed = 1 if self._stop else optimizer.max_non_finite
         self._in_a_row = 0
 
-    def count(self, step: int, finite: bool, dump: Path) -> None:
+    def count(self, step: int, finite: bool, dump: Path) -> str | None:
         """Takes note of a step, before it is saved.
 
         Args:
@@ -34,12 +35,20 @@ class NotFiniteSteps:
             finite: No update of it was skipped.
             dump: Where its batch was written if one was.
 
+        Returns:
+            Why the run must go back to a checkpoint, if it must.
+
         Raises:
             NotFinite: The run must not go on.
         """
         self._in_a_row = 0 if finite else self._in_a_row + 1
         if self._in_a_row < self._allowed:
-            return
+            return None
+        if self._rolls_back:
+            return (
+                f"the loss or a gradient was not finite in {self._in_a_row} steps in a row "
+                f"(optimizer.max_non_finite; the last batch is in {dump})"
+            )
         setting = (
             "optimizer.non_finite = stop"
             if self._stop

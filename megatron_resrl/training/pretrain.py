@@ -25,7 +25,9 @@ from megatron_resrl.policy.batches import TokenBatch, padded, parts_in_order
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.training.identity import Identity, identity_of
 from megatron_resrl.training.pretraining_data import PretrainingData, open_data
-from megatron_resrl.training.session import Run, Stage, StageState, open_session
+from megatron_resrl.training.run import Run
+from megatron_resrl.training.session import Session, open_session
+from megatron_resrl.training.stage import Stage, StageState
 from megatron_resrl.training.starting_point import StartingPoint
 from megatron_resrl.training.supervised import SupervisedBatch, mean_loss, supervised_step
 from megatron_resrl.training.throughput import Throughput
@@ -40,7 +42,7 @@ class Position:
     """How far a run has come in its data."""
 
     consumed: int = 0
-    """Sequences of all steps so far."""
+    """Sequences of all steps so far, those that a rollback dropped included."""
     next: int = 0
     """Number of the next sequence; differs from `consumed` after a change of the data."""
 
@@ -66,18 +68,30 @@ def pretrain(recipe: PretrainRecipe) -> None:
         data, identity = run_on_every_rank(lambda: _read(recipe))
         start = session.find_start(identity)
         policy = _build_policy(recipe, start)
-        resumed = session.resume(start, policy)
-        position = Position()
-        if resumed is not None:
-            position.consumed = resumed.sampler["consumed_sequences"]
-            position.next = 0 if start.new_data else resumed.sampler["next_sequence"]
-        stage = _stage(recipe, policy, data, position)
-        steps_done = resumed.step if resumed else 0
-        with session.run(stage, policy, identity, steps_done=steps_done) as run:
-            _train(recipe, policy, data.training, position, run, session.timers)
+        session.attempts(
+            start, lambda start: _train(recipe, session, data, identity, policy, start)
+        )
 
 
 def _train(
+    recipe: PretrainRecipe,
+    session: Session,
+    data: PretrainingData,
+    identity: Identity,
+    policy: Policy,
+    start: StartingPoint,
+) -> None:
+    resumed = session.resume(start, policy)
+    position = Position()
+    if resumed is not None:
+        position.consumed = resumed.sampler["consumed_sequences"]
+        position.next = 0 if start.new_data else resumed.sampler["next_sequence"]
+    stage = _stage(recipe, policy, data, position)
+    with session.run(stage, policy, identity, resumed) as run:
+        _steps(recipe, policy, data.training, position, run, session.timers)
+
+
+def _steps(
     recipe: PretrainRecipe,
     policy: Policy,
     sequences: BlendedSequences,

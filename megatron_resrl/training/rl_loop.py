@@ -25,10 +25,10 @@ from megatron_resrl.evaluation.results import responses_folder
 from megatron_resrl.evaluation.run import evaluate_sets
 from megatron_resrl.evaluation.sets import evaluation_sets
 from megatron_resrl.observe.phases import PHASES, phase
-from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import run_on_every_rank
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.build import build_collector
+from megatron_resrl.rollout.collector import Collector
 from megatron_resrl.rollout.log import RolloutLog, run_identity
 from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
@@ -38,7 +38,8 @@ from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.identity import Identity
 from megatron_resrl.training.questions import Questions, read_questions, rl_identity
 from megatron_resrl.training.rl_step import StepSettings, rl_step
-from megatron_resrl.training.session import Session, Stage, StageState, open_session
+from megatron_resrl.training.session import Session, open_session
+from megatron_resrl.training.stage import Stage, StageState
 from megatron_resrl.training.starting_point import StartingPoint
 
 
@@ -63,7 +64,10 @@ def train(recipe: Recipe) -> None:
             tokenizer=questions.tokenizer,
             judged=questions.judged(recipe.reward),
         ) as worker:
-            _train(recipe, session, questions, identity, start, worker)
+            session.attempts(
+                start,
+                lambda start: _train(recipe, session, questions, identity, start, worker),
+            )
 
 
 def _read(recipe: Recipe) -> tuple[Questions, Identity]:
@@ -86,8 +90,23 @@ def _train(
 ) -> None:
     policy, timers = worker.policy, session.timers
     resumed = session.resume(start, policy)
-    log = RolloutLog(Path(recipe.output_dir) / "rollouts", run_identity(recipe, identity.digest()))
-    rollouts = _rollouts(recipe, questions.prompts, worker, log, timers, resumed, start)
+    rollbacks = len(session.rollbacks)
+    log = RolloutLog(
+        Path(recipe.output_dir) / "rollouts",
+        run_identity(recipe, identity.digest()),
+        rollbacks=rollbacks,
+    )
+    seed = sampling_seed(recipe.seed, rollbacks)
+    collector = build_collector(
+        recipe.rollout,
+        recipe.reward,
+        worker,
+        log,
+        timers,
+        seed=seed,
+        keep_rollouts=recipe.checkpoint.keep_rollouts,
+    )
+    rollouts = _rollouts(recipe, questions.prompts, worker, collector, resumed, start)
     algorithm = algorithm_of(recipe)
     weighting = _weighting(worker, algorithm, recipe.resrl, recipe.rollout, recipe.seed)
     settings = StepSettings.from_recipe(recipe)
@@ -109,8 +128,7 @@ def _train(
         evaluate_every=recipe.evaluation.every,
         on_saved=lambda step: log.discard(until=step),
     )
-    steps_done = resumed.step if resumed else 0
-    with session.run(stage, policy, identity, steps_done=steps_done) as run:
+    with session.run(stage, policy, identity, resumed) as run:
         for step in run.steps():
             rollout = rollouts.next(step)
             samples = rollout.samples
@@ -134,22 +152,12 @@ def _rollouts(
     recipe: Recipe,
     prompts: Sequence[Prompt],
     worker: RolloutWorker,
-    log: RolloutLog,
-    timers: PhaseTimers,
+    collector: Collector,
     resumed: TrainerState | None,
     start: StartingPoint,
 ) -> RolloutQueue:
     """The rollouts of the steps to come, where the run that is continued left off."""
     rollout = recipe.rollout
-    collector = build_collector(
-        rollout,
-        recipe.reward,
-        worker,
-        log,
-        timers,
-        seed=recipe.seed,
-        keep_rollouts=recipe.checkpoint.keep_rollouts,
-    )
     in_flight: list[list[int]] = []
     sampler = PromptSampler(
         len(prompts), rollout.prompts_per_step, recipe.seed, recipe.data.shuffle
@@ -162,6 +170,15 @@ def _rollouts(
     return RolloutQueue(
         collector, prompts, sampler, steps=recipe.steps, rollout=rollout, in_flight=in_flight
     )
+
+
+def sampling_seed(seed: int, rollbacks: int) -> int:
+    """The run's seed of responses, another one after each rollback.
+
+    A step that is done again draws other responses also where the data begin anew and its prompts
+    are the same. Numpy's `SeedSequence` takes integers of any size.
+    """
+    return seed + (rollbacks << 64)
 
 
 def prompts_in_flight(extra: Mapping[str, Any]) -> list[list[int]]:

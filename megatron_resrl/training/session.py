@@ -1,9 +1,10 @@
 """What every training stage needs around its steps, whatever a step does.
 
 A session holds the process groups, the handlers of signals and the lock of the output directory. A
-run inside it restores the checkpoint, writes metrics and checkpoints, times phases, and ends in
-order when a signal asks for that or gradients stay not finite. It knows neither rollouts nor
-rewards: a stage tells it what to evaluate and what to save beside the policy.
+run inside it (`run.py`) writes metrics and checkpoints, times phases, and ends in order when it is
+asked to or gradients stay not finite; after a rollback it begins again in the same processes. A
+session knows neither rollouts nor rewards: a stage says what to evaluate and what to save beside
+the policy (`stage.py`).
 """
 
 from __future__ import annotations
@@ -11,68 +12,44 @@ from __future__ import annotations
 import contextlib
 import datetime
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from megatron_resrl.checkpoint import CheckpointSaver, Retention, TrainerState, load_checkpoint
+from megatron_resrl.config.durations import seconds_of
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import RunSettings
-from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.clock import device_clock
 from megatron_resrl.platform.disk import report_full_disk
-from megatron_resrl.platform.distributed import process_groups
-from megatron_resrl.platform.phases import begin_step
+from megatron_resrl.platform.distributed import process_groups, run_on_rank_zero
+from megatron_resrl.platform.job_clock import job_seconds
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.training.identity import Identity, require_same_on_all_ranks
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
-from megatron_resrl.training.not_finite import NotFiniteSteps
+from megatron_resrl.training.rollbacks import (
+    RollBack,
+    Rollback,
+    position_after,
+    read_rollbacks,
+)
+from megatron_resrl.training.run import Run, RunContext
 from megatron_resrl.training.run_lock import RunLock
+from megatron_resrl.training.stage import Stage
 from megatron_resrl.training.starting_point import (
     StartingPoint,
     find_starting_point,
     note_finished,
 )
+from megatron_resrl.training.time_budget import TimeBudget
 from megatron_resrl.weights.hugging_face import save_hf_model
 
 logger = logging.getLogger(__name__)
-
-Record = Mapping[str, Any]
-"""One object that JSON can hold."""
-
-
-@dataclass(frozen=True)
-class StageState:
-    """What a stage saves beside the policy and gets back when it resumes; everything is JSON."""
-
-    sampler: dict[str, Any]
-    """Position in the data."""
-    extra: dict[str, Any]
-    """Whatever else the stage needs."""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """What a stage tells its session."""
-
-    headline: str
-    """Metric that the progress display shows, e.g. `reward/mean`."""
-    state: Callable[[], StageState]
-    """Called when a checkpoint is saved, on all ranks alike."""
-    phases: tuple[str, ...] = ()
-    """Phases whose `time/<phase>` is reported for every step."""
-    rates: Callable[[Mapping[str, float]], Mapping[str, float]] = lambda metrics: {}
-    """A step's metrics, its times included -> further metrics that are made of them."""
-    evaluate: Callable[[int], Mapping[str, float]] | None = None
-    """Step -> metrics; before the first step, after the last, and as `evaluate_every` says."""
-    evaluate_every: int = 0
-    """Steps between evaluations; 0: none between the first and the last step."""
-    on_saved: Callable[[int], None] = lambda step: None
-    """Called with the step of each checkpoint once it is on disk, possibly from a thread."""
 
 
 @contextlib.contextmanager
@@ -101,6 +78,7 @@ class Session:
     Attributes:
         settings: Those that every stage has.
         timers: Of the phases of a step.
+        rollbacks: Of the run so far, the newest last.
     """
 
     def __init__(self, settings: RunSettings, interruption: Interruption, lock: RunLock) -> None:
@@ -109,6 +87,9 @@ class Session:
         self.interruption = interruption
         self.lock = lock
         self.timers = PhaseTimers(device_clock())
+        self.rollbacks: list[Rollback] = []
+        limit = None if settings.time_budget is None else seconds_of(settings.time_budget)
+        self._budget = TimeBudget(limit, partial(job_seconds, os.environ))
 
     def find_start(self, identity: Identity) -> StartingPoint:
         """Compares the ranks, and looks for the checkpoint that the run continues. Collective.
@@ -123,13 +104,36 @@ class Session:
         """Loads the checkpoint of `start` into the policy. Collective.
 
         Returns:
-            Where the trainer was; None: the run starts from step 1.
+            Where the trainer was, with the data behind those that a rollback skips; None: the run
+            starts from step 1.
         """
+        output_dir = Path(self.settings.output_dir)
+        self.rollbacks = run_on_rank_zero(lambda: read_rollbacks(output_dir))
         if start.checkpoint is None:
             return None
         state = load_checkpoint(start.checkpoint, policy)
         logger.info("resumed after step %d from %s", state.step, start.checkpoint)
-        return state
+        position = position_after(state.step, self.rollbacks)
+        if position is None:
+            return state
+        logger.info("the data since this step are skipped, because the run went back there")
+        return replace(state, sampler=position.sampler, extra=state.extra | position.extra)
+
+    def attempts(self, start: StartingPoint, attempt: Callable[[StartingPoint], None]) -> None:
+        """Calls what resumes and runs a stage, again after each rollback. Collective.
+
+        Args:
+            start: Of the first attempt.
+            attempt: Resumes the policy, makes everything that depends on the position in the data,
+                and does the steps that are left.
+        """
+        while True:
+            try:
+                attempt(start)
+            except RollBack as request:
+                start = StartingPoint(request.checkpoint)
+            else:
+                return
 
     @contextlib.contextmanager
     def run(
@@ -137,8 +141,7 @@ class Session:
         stage: Stage,
         policy: Policy,
         identity: Identity,
-        *,
-        steps_done: int = 0,
+        resumed: TrainerState | None = None,
     ) -> Iterator[Run]:
         """Writes metrics, checkpoints and at the end the exported policy. Collective.
 
@@ -146,13 +149,23 @@ class Session:
             stage: What is evaluated and saved.
             policy: With an optimizer.
             identity: Kept in checkpoints, to be compared when the run resumes.
-            steps_done: Steps of the checkpoint that the run continues.
+            resumed: From `resume`.
 
         Raises:
             InputError: On all ranks: a file of the run that is continued holds something else.
             CheckpointError: A checkpoint could not be written.
         """
         settings, output_dir = self.settings, Path(self.settings.output_dir)
+        steps_done = resumed.step if resumed else 0
+        context = RunContext(
+            settings,
+            identity,
+            self.interruption,
+            self.lock,
+            self.timers,
+            self._budget,
+            len(self.rollbacks),
+        )
         journal = Journal(
             output_dir,
             settings.logging,
@@ -162,7 +175,7 @@ class Session:
         )
         with journal, _saver(settings, policy, stage.on_saved) as saver:
             journal.write_recipe(recipe_yaml(settings))
-            yield Run(self, stage, identity, journal, saver, steps_done)
+            yield Run(context, stage, journal, saver, resumed)
         if settings.checkpoint.export_hf:
             save_hf_model(
                 policy.modules,
@@ -171,116 +184,6 @@ class Session:
                 tokenizer=settings.model.tokenizer_path,
             )
         note_finished(output_dir, max(steps_done, settings.steps))
-
-
-class Run:
-    """The steps of a run that are still to do, and what is written down of them."""
-
-    def __init__(
-        self,
-        session: Session,
-        stage: Stage,
-        identity: Identity,
-        journal: Journal,
-        saver: CheckpointSaver,
-        steps_done: int,
-    ) -> None:
-        """See `Session.run`."""
-        self._session = session
-        self._settings = session.settings
-        self._stage = stage
-        self._identity = identity
-        self._timers = session.timers
-        self._journal = journal
-        self._saver = saver
-        self._steps_done = steps_done
-        self._not_finite = NotFiniteSteps(session.settings.optimizer)
-
-    def steps(self) -> Iterator[int]:
-        """The numbers of the steps to do; `finish_step` must follow each. Collective.
-
-        Evaluates before the first step of a run that does not resume.
-
-        Raises:
-            LockLost: Another run has taken the output directory over.
-        """
-        first = self._steps_done + 1
-        if first == 1:
-            self._journal.log(0, self._evaluate(0))
-        self._timers.collect()
-        self._journal.begin_steps()
-        for step in range(first, self._settings.steps + 1):
-            begin_step(step)
-            self._session.lock.confirm()
-            yield step
-            # Evaluating and saving count for no step.
-            self._timers.collect()
-
-    def finish_step(
-        self,
-        step: int,
-        metrics: Mapping[str, float],
-        *,
-        finite: bool = True,
-        batch: Callable[[], Iterable[Record]] = tuple,
-        examples: Sequence[Record] = (),
-    ) -> None:
-        """Evaluates, writes down and saves what is due after a step. Collective.
-
-        Args:
-            step: Its number.
-            metrics: Of the step; times, rates and evaluations are added.
-            finite: False: an update was skipped because a gradient was not finite.
-            batch: Makes the records of the whole batch, kept if the step was not finite.
-            examples: Records of the step to be read by people.
-
-        Raises:
-            NotFinite: On all ranks: gradients were not finite too often.
-            Interrupted: On all ranks: a signal asked the run to end; the step is saved.
-            CheckpointError: On all ranks: this checkpoint, or the one before it, is not written.
-        """
-        self._saver.poll()
-        metrics = dict(metrics) | self._times()
-        metrics |= self._stage.rates(metrics)
-        if not finite:
-            self._journal.dump(step, batch())
-        if self._due(step, self._stage.evaluate_every):
-            metrics |= self._evaluate(step)
-        self._journal.finish_step(step, metrics, examples)
-        self._not_finite.count(step, finite, self._journal.dump_path(step))
-        interrupted = step < self._settings.steps and self._session.interruption.requested()
-        if interrupted or self._due(step, self._settings.checkpoint.save_every):
-            self._save(step, metrics)
-        if interrupted:
-            saved = self._saver.wait()
-            assert saved is not None, "the step was saved"
-            self._session.interruption.end(step, saved)
-
-    def _due(self, step: int, every: int) -> bool:
-        return step == self._settings.steps or (every > 0 and step % every == 0)
-
-    def _evaluate(self, step: int) -> dict[str, float]:
-        if self._stage.evaluate is None:
-            return {}
-        with phase(self._timers, "evaluation"):
-            return dict(self._stage.evaluate(step))
-
-    def _save(self, step: int, metrics: dict[str, float]) -> None:
-        state = self._stage.state()
-        extra = {"contents": self._identity.contents} | state.extra
-        recipe = recipe_yaml(self._settings)
-        self._saver.save(TrainerState(step, state.sampler, extra, metrics, recipe))
-
-    def _times(self) -> dict[str, float]:
-        """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum.
-
-        Apart from that, the seconds of checkpoints since the step before:
-        `time/checkpoint_blocking` in which training waited, `time/checkpoint_write` beside it.
-        """
-        seconds = dict.fromkeys(self._stage.phases, 0.0) | self._timers.collect()
-        times = {f"time/{name}": value for name, value in seconds.items()}
-        times["time/step"] = sum(seconds.values())
-        return times | {f"time/checkpoint_{name}": v for name, v in self._saver.times().items()}
 
 
 def _saver(

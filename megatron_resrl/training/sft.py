@@ -20,9 +20,11 @@ from megatron_resrl.platform.distributed import run_on_every_rank
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.training.identity import Identity, identity_of
-from megatron_resrl.training.session import Session, Stage, StageState, open_session
+from megatron_resrl.training.session import Session, open_session
 from megatron_resrl.training.sft_batch import replica_share, supervised_batch
 from megatron_resrl.training.sft_evaluation import SftEvaluation
+from megatron_resrl.training.stage import Stage, StageState
+from megatron_resrl.training.starting_point import StartingPoint
 from megatron_resrl.training.supervised import supervised_step
 
 PHASES = ("update",)
@@ -55,13 +57,8 @@ def train(recipe: SftRecipe) -> None:
             sequence_packing=recipe.batch.sequence_packing,
             load_weights=start.checkpoint is None,
         )
-        sampler = PromptSampler(
-            len(data.examples), recipe.batch.global_batch_size, recipe.seed, recipe.data.shuffle
-        )
-        resumed = session.resume(start, policy)
-        if resumed and not start.new_data:
-            sampler.load_state_dict(resumed.sampler)
-        _train(recipe, session, data, identity, policy, sampler, resumed.step if resumed else 0)
+        own = recipe
+        session.attempts(start, lambda start: _train(own, session, data, identity, policy, start))
 
 
 @dataclass(frozen=True)
@@ -111,9 +108,14 @@ def _train(
     data: SftData,
     identity: Identity,
     policy: Policy,
-    sampler: PromptSampler,
-    steps_done: int,
+    start: StartingPoint,
 ) -> None:
+    sampler = PromptSampler(
+        len(data.examples), recipe.batch.global_batch_size, recipe.seed, recipe.data.shuffle
+    )
+    resumed = session.resume(start, policy)
+    if resumed and not start.new_data:
+        sampler.load_state_dict(resumed.sampler)
     evaluation = SftEvaluation(recipe, data.held_out, policy, data.tokenizer)
     stage = Stage(
         headline="loss",
@@ -122,7 +124,7 @@ def _train(
         evaluate=evaluation.measure,
         evaluate_every=recipe.evaluation.every,
     )
-    with session.run(stage, policy, identity, steps_done=steps_done) as run:
+    with session.run(stage, policy, identity, resumed) as run:
         for step in run.steps():
             drawn = [data.examples[index] for index in sampler.next_batch()]
             own = replica_share(drawn)

@@ -18,6 +18,7 @@ from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
 from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.training.identity import Identity, changes
+from megatron_resrl.training.rollbacks import FILE as ROLLBACKS
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ FINISHED = "finished.json"
 
 _MADE_BY_A_RUN = (
     *("checkpoints", "tensorboard", "rollouts", "hf", "not_finite", "wandb_run_id.txt"),
-    *("metrics.jsonl", "samples.jsonl", "recipe.yaml", FINISHED),
+    *("metrics.jsonl", "samples.jsonl", "recipe.yaml", ROLLBACKS, FINISHED),
 )
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """What Slurm and torchrun count when they start a job or its ranks again."""
@@ -69,7 +70,9 @@ def find_starting_point(settings: RunSettings, identity: Identity) -> StartingPo
         output_dir, verify_checksums=settings.checkpoint.verify_checksums
     )
     new_data = False
-    if checkpoint is not None:
+    if checkpoint is None:
+        run_on_rank_zero(lambda: set_aside(output_dir / ROLLBACKS))
+    else:
         new_data = run_on_rank_zero(lambda: _compare(checkpoint, identity, settings))
     run_on_rank_zero(lambda: _require_work(checkpoint, settings))
     return StartingPoint(checkpoint, new_data)

@@ -52,7 +52,12 @@ def test_interruption_note_says_where_the_run_stands(tmp_path):
     interrupted(tmp_path, signal.SIGUSR1)
     note = json.loads((tmp_path / "interrupted.json").read_text())
     assert note.pop("time") > 0
-    assert note == {"signal": "SIGUSR1", "step": 7, "checkpoint": "somewhere"}
+    assert note == {
+        "reason": "SIGUSR1",
+        "signal": "SIGUSR1",
+        "step": 7,
+        "checkpoint": "somewhere",
+    }
     with Interruption(tmp_path, None):
         assert not list(tmp_path.iterdir())
 

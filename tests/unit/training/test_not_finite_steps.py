@@ -28,3 +28,14 @@ def test_stop_ends_the_run_at_the_first():
     steps.count(1, True, DUMP)
     with pytest.raises(NotFinite, match=r"step 2: .*optimizer\.non_finite = stop"):
         steps.count(2, False, DUMP)
+
+
+@pytest.mark.setting("optimizer.non_finite")
+def test_rollback_is_asked_for_after_a_row():
+    steps = NotFiniteSteps(OptimizerConfig(non_finite="rollback", max_non_finite=2))
+    assert steps.count(1, False, DUMP) is None
+    assert steps.count(2, True, DUMP) is None
+    assert steps.count(3, False, DUMP) is None
+    reason = steps.count(4, False, DUMP)
+    assert reason is not None
+    assert "not finite in 2 steps in a row" in reason
