@@ -17,7 +17,7 @@ from megatron_resrl.checks.precision import PRECISION_CHECKS
 from megatron_resrl.checks.values import check_ranges
 from megatron_resrl.config.durations import seconds_of
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import OptimizerConfig
+from megatron_resrl.config.schema import OptimizerConfig, RunSettings
 
 
 def _check_wandb(project: str | None) -> Iterator[Problem]:
@@ -46,6 +46,19 @@ def _check_time_budget(budget: str | float | None) -> Iterator[Problem]:
         yield Problem("time_budget", budget, "it is no length of time", fix)
 
 
+def _check_rollback(recipe: RunSettings) -> Iterator[Problem]:
+    """A rollback needs a checkpoint."""
+    health = recipe.health
+    rules = ("loss_spike", "grad_norm_spike", "reward_collapse", "entropy_collapse")
+    asked = {f"health.{rule}": getattr(health, rule) for rule in rules}
+    asked["optimizer.non_finite"] = recipe.optimizer.non_finite
+    for setting, reaction in asked.items():
+        if reaction == "rollback" and recipe.checkpoint.save_every == 0:
+            problem = "checkpoint.save_every is 0, so that there is no checkpoint to go back to"
+            fix = "set checkpoint.save_every, e.g. to 10"
+            yield Problem(setting, reaction, problem, fix)
+
+
 COMMAND_CHECKS: tuple[RunCheck, ...] = (
     check_ranges,
     *MODEL_CHECKS,
@@ -62,6 +75,7 @@ COMMAND_CHECKS: tuple[RunCheck, ...] = (
 STAGE_CHECKS: tuple[RunCheck, ...] = (
     lambda facts: _check_schedule(facts.recipe.optimizer),
     lambda facts: _check_time_budget(facts.recipe.time_budget),
+    lambda facts: _check_rollback(facts.recipe),
     *ROOM_CHECKS,
     *RUN_NOTES,
 )

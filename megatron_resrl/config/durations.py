@@ -18,18 +18,22 @@ def seconds_of(duration: str | float) -> float:
     Raises:
         ValueError: It is no duration above 0.
     """
+    wrong = ValueError(f"{duration!r} is no length of time above 0")
     match = _CLOCK.fullmatch(duration.strip()) if isinstance(duration, str) else None
     if match is None:
-        seconds = float(duration)
+        try:
+            seconds = float(duration)
+        except ValueError:
+            raise wrong from None
     else:
         parts = [int(part) for part in match["parts"].split(":")]
         if any(part >= 60 for part in parts[1:]):
-            raise ValueError(f"{duration!r} has minutes or seconds above 59")
+            raise wrong
         if match["days"]:
             parts = [int(match["days"]) * 24 + parts[0], *parts[1:], 0][:3]
         seconds = 0.0
         for part in parts:
             seconds = seconds * 60 + part
     if not (seconds > 0 and math.isfinite(seconds)):
-        raise ValueError(f"{duration!r} is no length of time above 0")
+        raise wrong
     return seconds

@@ -249,7 +249,7 @@ class CheckpointConfig:
     """Write the final policy as a Hugging Face model to `<output_dir>/hf`."""
     preemption_exit_code: Annotated[int | None, between(0, 255)] = None
     """Exit status of a run that a signal made save and end early; default: 143 after SIGTERM, 0
-    after SIGUSR1."""
+    after SIGUSR1 and at the end of `time_budget`."""
 
 
 @dataclass(frozen=True)

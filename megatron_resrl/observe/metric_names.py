@@ -175,6 +175,25 @@ METRICS = {
     "interference/gradient_signed": Metric("the same with its sign", "-"),
     "interference/gradient_signed_weighted": Metric("with its sign, times token weights", "-"),
     "interference/gradient_reduction": Metric("weighted over plain", "-"),
+    "health/loss_deviations": Metric(
+        "robust standard deviations of the loss above the median of the last `health.window` "
+        "steps; more than `health.deviations` is a spike",
+        "deviations",
+    ),
+    "health/grad_norm_deviations": Metric("the same of the gradient's norm", "deviations"),
+    "health/reward_share": Metric(
+        "the verifier's score over that of the `health.window` steps before; below "
+        "`health.reward_share`: collapsed",
+        "-",
+    ),
+    "health/entropy_share": Metric(
+        "entropy over that of the run's first `health.window` steps; below "
+        "`health.entropy_share`: collapsed",
+        "-",
+    ),
+    "health/rollbacks": Metric(
+        "how often the run has gone back to a checkpoint, if it has", "rollbacks"
+    ),
     "sync/seconds": Metric("transfer of the weights to rollout servers", "seconds"),
     "sync/gb_per_s": Metric("its speed", "GB/s"),
     "sync/failed_servers": Metric("servers that did not get the weights", "servers"),
