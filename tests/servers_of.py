@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from megatron_resrl.config.schema import Recipe
-from megatron_resrl.rollout.serving.launch import server_specs
+from megatron_resrl.rollout.serving.launch import ServerPlace, server_specs
 from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.server import ServerSpec
 
@@ -22,6 +22,7 @@ def specs_of(
     weight_flags: tuple[Sequence[str], Mapping[str, str]] = ((), {}),
     api_key: str | None = None,
     gpus: Sequence[str] | None = None,
+    place: ServerPlace | None = None,
 ) -> list[ServerSpec]:
     return server_specs(
         needed_model(recipe),
@@ -32,4 +33,5 @@ def specs_of(
         weight_flags=weight_flags,
         api_key=api_key,
         gpus=gpus,
+        place=place,
     )

@@ -11,6 +11,7 @@ from megatron_resrl.checks.named_paths import setting_error
 from megatron_resrl.checks.pretrain import PRETRAIN_CHECKS
 from megatron_resrl.checks.reinforcement import EVAL_CHECKS, TRAIN_CHECKS
 from megatron_resrl.checks.sft import SFT_CHECKS
+from megatron_resrl.checks.vllm import SERVE_CHECKS
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.config.stages import Command
@@ -20,6 +21,7 @@ CHECKS: dict[Command, tuple[Callable[[Any], Iterator[Problem]], ...]] = {
     "eval": EVAL_CHECKS,
     "sft": SFT_CHECKS,
     "pretrain": PRETRAIN_CHECKS,
+    "serve": SERVE_CHECKS,
 }
 """What each command needs of its recipe."""
 

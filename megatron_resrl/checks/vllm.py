@@ -14,8 +14,12 @@ from urllib.parse import urlsplit
 from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.config.schema_rollout import RolloutConfig, VllmConfig
+from megatron_resrl.config.serving_store import store_address
+from megatron_resrl.errors import InputError
 
-_OF_OUR_SERVERS = ("servers", "python", "tensor_parallel_size", "devices", "environment")
+_OF_OUR_SERVERS = (
+    *("servers", "nodes", "python", "tensor_parallel_size", "devices", "environment"),
+)
 """Settings that mean nothing to servers that are already running."""
 _FOUND, _MISSING = 0, 3
 _LOOK_FOR_VLLM = f"""\
@@ -153,10 +157,42 @@ def _check_embedded_placement(rollout: RolloutConfig) -> Iterator[Problem]:
         yield Problem("rollout.placement", rollout.placement, problem, fix)
 
 
+def _check_nodes(nodes: int, rollout: RolloutConfig, facts: Facts) -> Iterator[Problem]:
+    """Nodes that only generate."""
+    if not nodes:
+        return
+    setting = "vllm.nodes"
+    if rollout.engine != "vllm":
+        problem = f"rollout.engine {rollout.engine!r} uses no servers"
+        yield Problem(setting, nodes, problem, "set it to 0, or rollout.engine to vllm")
+        return
+    if rollout.placement != "disaggregated":
+        problem = f"nodes that only generate, and rollout.placement is {rollout.placement!r}"
+        yield Problem(setting, nodes, problem, "set it to 0, or rollout.placement to disaggregated")
+    if facts.elsewhere:
+        return
+    job = os.environ.get("SLURM_JOB_NUM_NODES", "")
+    if job.isdecimal() and nodes >= int(job):
+        problem = f"the job has {job} node{'s' if job != '1' else ''}, of which none would train"
+        yield Problem(setting, nodes, problem, "give fewer, or start a job of more nodes")
+    try:
+        store_address(os.environ)
+    except InputError as error:
+        said, _, fix = str(error).partition("; ")
+        yield Problem(setting, nodes, said, fix, "machine")
+
+
+def _check_serves(nodes: int, urls: Sequence[str]) -> Iterator[Problem]:
+    """Whether a recipe needs nodes that run `megatron-resrl serve`."""
+    if not nodes and not urls:
+        problem = "the servers run on the nodes that train"
+        yield Problem("vllm.nodes", nodes, problem, "give the number of nodes that run `serve`")
+
+
 def _check_server_devices(
     rollout: RolloutConfig, devices: Sequence[str] | None, facts: Facts
 ) -> Iterator[Problem]:
-    if rollout.placement != "disaggregated":
+    if rollout.placement != "disaggregated" or facts.recipe.vllm.nodes:
         return
     if devices is not None:
         yield from _check_own_devices(devices, facts.world_size, facts.elsewhere)
@@ -180,7 +216,7 @@ def _check_shared_memory(
 def _check_own_devices(
     devices: Sequence[str], world_size: int, elsewhere: bool
 ) -> Iterator[Problem]:
-    """Servers start on the host of rank 0, whose ranks use its first GPUs, one each."""
+    """Servers start on the nodes that train, whose ranks use the first GPUs, one each."""
     named = {gpu.strip() for entry in devices for gpu in entry.split(",")}
     local = os.environ.get("LOCAL_WORLD_SIZE", "")
     known = local.isdecimal() and "RANK" in os.environ
@@ -192,7 +228,7 @@ def _check_own_devices(
         return
     problem = f"servers on GPUs that ranks train on ({', '.join(shared)})"
     if not known:
-        problem += f" if {ranks} of the ranks run on the host of rank 0"
+        problem += f" if {ranks} of the ranks run on one host"
     fix = "give the servers other GPUs, or set rollout.placement to colocated"
     # Rank 0 uses the first GPU, however many other ranks its host has.
     kind: Kind = "recipe" if known or gpus[0] in shared else "note"
@@ -244,6 +280,13 @@ _OWN_SERVER_CHECKS: tuple[Check, ...] = (
 VLLM_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_staleness(facts.recipe.rollout),
     lambda facts: _check_embedded_placement(facts.recipe.rollout),
+    lambda facts: _check_nodes(facts.recipe.vllm.nodes, facts.recipe.rollout, facts),
     *(_where(_uses_servers, check) for check in _SERVER_CHECKS),
     *(_where(_starts_servers, check) for check in _OWN_SERVER_CHECKS),
 )
+
+SERVE_CHECKS: tuple[Check, ...] = (
+    *VLLM_CHECKS,
+    lambda facts: _check_serves(facts.recipe.vllm.nodes, facts.recipe.vllm.urls),
+)
+"""Of `megatron-resrl serve`."""

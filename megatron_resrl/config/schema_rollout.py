@@ -16,7 +16,10 @@ class VllmConfig:
     """Servers that are already running, e.g. http://host:8000; empty: the run starts its own. They
     need the flags that the documentation lists, and are neither restarted nor stopped."""
     servers: Annotated[int, at_least(1)] = 1
-    """Servers to start on the host of rank 0."""
+    """Servers to start on each node."""
+    nodes: Annotated[int, at_least(0)] = 0
+    """Nodes that only generate, each of which runs `megatron-resrl serve`; 0: the servers run on
+    the nodes that train."""
     python: str | None = None
     """Interpreter of the environment that has vLLM; default: the trainer's."""
     tensor_parallel_size: Annotated[int, at_least(1)] = 1
@@ -50,7 +53,8 @@ class VllmConfig:
     trainer and servers share; `file`: safetensors files in `transfer_dir`. `auto`: ipc for
     colocated GPUs, nccl for others, file without GPUs. The trainer needs no vLLM for any."""
     transfer_dir: str = "/dev/shm"
-    """Directory that trainer and servers share, for `file`."""
+    """Directory that trainer and servers share, for `file`; nodes that train and do not share one
+    use their own."""
     bucket_bytes: Annotated[int, at_least(2**20)] = 512 * 2**20
     """Weights sent at once; the memory that a sync needs."""
 

@@ -9,8 +9,8 @@ from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_sft import SftRecipe
 
 Stage = Literal["train", "sft", "pretrain"]
-Command = Literal["train", "sft", "pretrain", "eval"]
-"""What runs a recipe; evaluation takes that of `train`."""
+Command = Literal["train", "sft", "pretrain", "eval", "serve"]
+"""What runs a recipe; evaluation and servers take that of `train`."""
 
 STAGES: dict[Stage, type[RunSettings]] = {
     "train": Recipe,

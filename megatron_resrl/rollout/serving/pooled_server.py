@@ -10,7 +10,7 @@ from enum import Enum
 import httpx
 
 from megatron_resrl.rollout.serving.jobs import Job
-from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec
+from megatron_resrl.rollout.serving.server import RunningServer, StartableServer
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 
 _PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total")
@@ -32,13 +32,15 @@ class ServerState(Enum):
 class PooledServer:
     """A server across its restarts; changed by the pool's thread alone."""
 
-    spec: ServerSpec | None
+    spec: StartableServer | None
     """How to start it; None: this run did not start it (`vllm.urls`)."""
     url: str = ""
     api_key: str | None = None
     """Sent with every call."""
+    rank_beside: int = 0
+    """See `ServerControl`."""
     state: ServerState = ServerState.STARTING
-    process: ServerProcess | None = None
+    process: RunningServer | None = None
     model: str | None = None
     """The name by which requests must call the model."""
     version: int = 0
@@ -50,6 +52,8 @@ class PooledServer:
     """A request to the server has failed, and its health has not been checked since."""
     restarts: int = 0
     """Restarts in a row, without a finished response between them."""
+    responses: int = 0
+    """Finished responses of the run."""
     generation: int = 0
     """Incremented at each failure; results of tasks from an earlier generation are ignored."""
     progress: float = 0.0
@@ -63,9 +67,14 @@ class PooledServer:
         return f"{self.spec.name} ({self.url})" if self.spec else f"server {self.url}"
 
     @property
+    def waits_for_node(self) -> bool:
+        """Whether it cannot be started because its node is missing."""
+        return self.process is not None and self.process.waits_for() is not None
+
+    @property
     def control(self) -> ServerControl:
         """Its control routes."""
-        return ServerControl(self.url, api_key=self.api_key)
+        return ServerControl(self.url, api_key=self.api_key, rank_beside=self.rank_beside)
 
     def failure(self, cause: str) -> str:
         """A message about this server, with the end of its log if this run started it."""
@@ -86,9 +95,8 @@ class PooledServer:
         Returns:
             The cause of a failure; None: the server is healthy, or the time-out has not passed.
         """
-        status = self.process.exit_status() if self.process else None
-        if status is not None:
-            return f"ended with status {status}"
+        if cause := self.process.why_ended() if self.process else None:
+            return cause
         try:
             health = await client.get(f"{self.url}/health", timeout=stall_timeout_s / 2)
             metrics = await client.get(f"{self.url}/metrics", timeout=stall_timeout_s / 2)

@@ -1,4 +1,4 @@
-"""One vLLM server as a child process: starts, watches and stops it."""
+"""One vLLM server: what the pool needs of it, and the server as a child process."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 from megatron_resrl.errors import RunError
 from megatron_resrl.rollout.serving import guardian
@@ -21,7 +21,9 @@ LOG_LINES = 20
 """Last lines of a server's log that an error shows."""
 STOP_S = 8.0
 """Seconds that a server gets to end by itself; well below those of the trainer, see `Deadline`."""
-_POLL_S = 0.2
+THIS_HOST = "127.0.0.1"
+_PORT_TAKEN = ("address already in use", "errno 98")
+"""What a server says that cannot listen at its port."""
 _SERVER_PORTS = range(20000, 32000)
 """Below those that Linux gives to outgoing connections."""
 
@@ -32,19 +34,76 @@ class StartFailure(RunError):
     common = True
 
 
+class RunningServer(Protocol):
+    """A server that was started, on this node or on another."""
+
+    @property
+    def url(self) -> str:
+        """Where it is reached; empty: not known yet."""
+        ...
+
+    def why_ended(self) -> str | None:
+        """E.g. `ended with status 1`; None: it runs, as far as is known."""
+        ...
+
+    def port_was_taken(self) -> bool:
+        """Whether a server that has ended could not listen at its port."""
+        ...
+
+    def waits_for(self) -> str | None:
+        """What is missing before the server can be started at all; None: nothing."""
+        ...
+
+    def describe(self, cause: str) -> str:
+        """A message that names the server, what happened, and the end of its log."""
+        ...
+
+    def stop(self) -> None:
+        """Asks the server to end, and kills what is left of it."""
+        ...
+
+    def kill(self) -> None:
+        """Kills the server."""
+        ...
+
+
+class StartableServer(Protocol):
+    """How a server is started, on this node or on another."""
+
+    @property
+    def name(self) -> str:
+        """For messages, e.g. `server 0`."""
+        ...
+
+    @property
+    def model(self) -> str:
+        """The served name of the model, which no other server has."""
+        ...
+
+    def start(self) -> RunningServer:
+        """Starts the server and returns at once."""
+        ...
+
+
 @dataclass(frozen=True)
 class ServerSpec:
-    """How a server is started."""
+    """How a server is started on this node."""
 
     name: str
     """For messages, e.g. `server 0`."""
     model: str
     """The served name of the model, which no other server has."""
     arguments: tuple[str, ...]
-    """Command without host and port, which each start chooses anew."""
+    """Command without the model's served name, host and port, which each start adds."""
     environment: Mapping[str, str]
     log: Path
     """File that collects the output of the server, over all restarts."""
+    host: str = THIS_HOST
+    """Address at which it listens."""
+
+    def start(self) -> ServerProcess:
+        """See `StartableServer`."""
+        return ServerProcess(self)
 
 
 class ServerProcess:
@@ -57,11 +116,13 @@ class ServerProcess:
             spec: What to start.
         """
         self.spec = spec
-        port = _free_port()
-        self.url = f"http://127.0.0.1:{port}"
+        self._port = hold_port(spec.host)
+        port = self._port.getsockname()[1]
+        self.url = f"http://{f'[{spec.host}]' if ':' in spec.host else spec.host}:{port}"
         spec.log.parent.mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-I", "-S", guardian.__file__, str(os.getpid())]
-        command += [*spec.arguments, "--host", "127.0.0.1", "--port", str(port)]
+        command += [*spec.arguments, "--served-model-name", spec.model]
+        command += ["--host", spec.host, "--port", str(port)]
         with spec.log.open("ab") as log:
             log.write(f"\n--- {' '.join(command[5:])}\n".encode())
             log.flush()
@@ -84,49 +145,29 @@ class ServerProcess:
         """None while it runs; 128 + signal if a signal ended it."""
         return self._process.poll()
 
-    def wait_ready(
-        self,
-        timeout_s: float,
-        answers: Callable[[], bool],
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Returns when the server answers and its process lives.
+    def why_ended(self) -> str | None:
+        """See `RunningServer`."""
+        status = self.exit_status()
+        return None if status is None else f"ended with status {status}"
 
-        Another server may have taken the port since it was found free, and may answer while our
-        server is about to end.
+    def port_was_taken(self) -> bool:
+        """See `RunningServer`."""
+        tail = "\n".join(self.log_tail()).lower()
+        return self.exit_status() is not None and any(words in tail for words in _PORT_TAKEN)
 
-        Args:
-            timeout_s: Seconds that the start may take from now on.
-            answers: Whether our server answers at `url`.
-            cancelled: Ends the wait early, without an error.
-
-        Raises:
-            StartFailure: The process ended or the time is up; the process is killed.
-        """
-        deadline = time.monotonic() + timeout_s
-        while not cancelled():
-            answered = answers()
-            status = self.exit_status()
-            if status is not None:
-                self.kill()
-                raise StartFailure(self.describe(f"ended with status {status} while it started"))
-            if answered:
-                return
-            if time.monotonic() > deadline:
-                self.kill()
-                raise StartFailure(
-                    self.describe(f"was not ready after vllm.start_timeout_s = {timeout_s:g} s")
-                )
-            time.sleep(_POLL_S)
+    def waits_for(self) -> None:
+        """See `RunningServer`; a process of this node waits for nothing."""
 
     def describe(self, cause: str) -> str:
-        """A message that names the server, what happened, and the end of its log."""
+        """See `RunningServer`."""
+        server = f"vLLM {self.spec.name} ({self.url})"
+        return f"{server} {cause}; {log_end(self.spec.log, self.log_tail())}"
+
+    def log_tail(self) -> list[str]:
+        """The last lines that the server has written since it was started."""
         with self.spec.log.open("rb") as log:
             log.seek(self._log_start)
-            lines = log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
-        tail = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
-        server = f"vLLM {self.spec.name} ({self.url})"
-        return f"{server} {cause}; its log {self.spec.log} ends with:\n{tail}"
+            return log.read().decode(errors="replace").splitlines()[-LOG_LINES:]
 
     def stop(self, patience_s: float = STOP_S) -> None:
         """Asks the server to end, and kills what is left of its process group."""
@@ -139,6 +180,7 @@ class ServerProcess:
         """Kills the whole process group, a stopped one, too."""
         self._signal(signal.SIGKILL)
         self._process.wait()
+        self._port.close()
 
     def _signal(self, number: int) -> None:
         # The group may have members after its leader has ended.
@@ -155,16 +197,36 @@ def clean_environment(environment: Mapping[str, str], removed: Sequence[str]) ->
     }
 
 
-def _free_port() -> int:
-    """A port that nobody listens at, and that no outgoing connection will be given.
+def log_end(log: Path | str, lines: Sequence[str]) -> str:
+    """The last lines of a server's log, for a message."""
+    tail = "\n".join(f"    {line}" for line in lines) or "    (nothing)"
+    return f"its log {log} ends with:\n{tail}"
 
-    The server takes it after seconds of imports; in the system's own range, from 32768 on, it may
-    be gone by then.
+
+def hold_port(host: str) -> socket.socket:
+    """Reserves a port for a server that listens there after seconds of imports.
+
+    Returns:
+        A socket that is bound to the port and does not listen. While it is open no outgoing
+        connection is given the port and no other run chooses it; a server can still listen there.
+
+    Raises:
+        StartFailure: No port is free.
     """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     for port in random.SystemRandom().sample(_SERVER_PORTS, len(_SERVER_PORTS)):
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        holder = socket.socket(family, socket.SOCK_STREAM)
+        try:
+            holder.bind((host, port))
+        except OSError:
+            holder.close()
+            continue
+        # After the port is bound: whoever else binds without these options, as this loop does, is
+        # refused. vLLM sets the first one, and some of its versions both.
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        return holder
     raise StartFailure(
-        f"no port from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free for a vLLM server"
+        f"no port of {host} from {_SERVER_PORTS[0]} to {_SERVER_PORTS[-1]} is free for a vLLM "
+        "server"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 
@@ -12,15 +13,29 @@ from megatron_resrl.rollout.engine import SamplingParams
 from megatron_resrl.rollout.serving.identity import answers_as_ours, served_model, why_not_ready
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.requests import request_body, send_request
-from megatron_resrl.rollout.serving.server import ServerProcess, StartFailure
+from megatron_resrl.rollout.serving.server import RunningServer, StartFailure
 from megatron_resrl.rollout.weight_sync.control import ServerFailure
 from megatron_resrl.rollout.weight_sync.receivers import recover
 
+logger = logging.getLogger(__name__)
+
 _BETWEEN_QUESTIONS_S = 1.0
+_POLL_S = 0.2
+_PORTS_TRIED = 5
+
+
+class PortTaken(StartFailure):
+    """Another process listened at the server's port before the server did."""
+
+
+class NodeAbsent(StartFailure):
+    """The node that a server is to be started on is not there."""
 
 
 def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:
     """Starts a server that has a specification. Blocks until it is healthy.
+
+    A server whose port another process has taken is started again, at another port.
 
     Args:
         server: Its `process` and `url` are set.
@@ -29,13 +44,67 @@ def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], 
 
     Raises:
         StartFailure: The server ended or took too long.
+        NodeAbsent: So did its node.
     """
     assert server.spec is not None
-    if gave_up():
-        return
-    server.process = ServerProcess(server.spec)
-    server.url = server.process.url
-    server.process.wait_ready(timeout_s, lambda: answers_as_ours(server), gave_up)
+    for attempt in range(1, _PORTS_TRIED + 1):
+        if gave_up():
+            return
+        server.process = process = server.spec.start()
+
+        def answers(process: RunningServer = process) -> bool:
+            server.url = process.url
+            return bool(process.url) and answers_as_ours(server)
+
+        try:
+            wait_ready(process, timeout_s, answers, gave_up)
+            return
+        except PortTaken as failure:
+            if attempt == _PORTS_TRIED:
+                raise
+            logger.warning("%s: its port is taken, it is started at another", server.name)
+            logger.info("%s", failure)
+
+
+def wait_ready(
+    process: RunningServer,
+    timeout_s: float,
+    answers: Callable[[], bool],
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    """Returns when a server answers and its process lives.
+
+    Another server may listen at the port, and may answer while our server is about to end.
+
+    Args:
+        process: A server that was just started.
+        timeout_s: Seconds that the start may take from now on.
+        answers: Whether our server answers.
+        cancelled: Ends the wait early, without an error.
+
+    Raises:
+        PortTaken: The process ended because it could not listen at its port.
+        NodeAbsent: The server could not be started in time because its node is missing.
+        StartFailure: The process ended or the time is up. In all cases the process is killed.
+    """
+    deadline = time.monotonic() + timeout_s
+    while not cancelled():
+        answered = answers()
+        if cause := process.why_ended():
+            failure = PortTaken if process.port_was_taken() else StartFailure
+            message = process.describe(f"{cause} while it started")
+            process.kill()
+            raise failure(message)
+        if answered:
+            return
+        if time.monotonic() > deadline:
+            missing = process.waits_for()
+            message = process.describe(
+                f"was not ready after vllm.start_timeout_s = {timeout_s:g} s"
+            )
+            process.kill()
+            raise NodeAbsent(missing) if missing else StartFailure(message)
+        time.sleep(_POLL_S)
 
 
 def await_answer(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:

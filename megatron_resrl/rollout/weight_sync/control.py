@@ -30,6 +30,7 @@ class ServerControl:
         timeout_s: float = 60.0,
         api_key: str | None = None,
         cache_sleeps: bool = False,
+        rank_beside: int = 0,
     ) -> None:
         """
         Args:
@@ -37,10 +38,12 @@ class ServerControl:
             timeout_s: Seconds that a call may take by default.
             api_key: Key that the server requires with every call; None: none.
             cache_sleeps: Whether the key-value cache sleeps and must be woken after new weights.
+            rank_beside: First rank of the trainer on the server's node; 0 also where no rank is.
         """
         self.url = url.rstrip("/")
         self.timeout_s = timeout_s
         self.cache_sleeps = cache_sleeps
+        self.rank_beside = rank_beside
         self._headers = authorization(api_key)
 
     def post(

@@ -15,9 +15,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from megatron_resrl.errors import InputError
+from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.rollout.weight_sync.buckets import Bucket, in_buckets
 from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.file_copies import FileCopies, bucket_name
 from megatron_resrl.rollout.weight_sync.receivers import (
     Calls,
     Receivers,
@@ -33,7 +34,8 @@ class FileTransfer:
     """Global rank 0's part of vLLM's back end `megatron_resrl_file`.
 
     Servers load one bucket while the next bucket is gathered and written; at most two buckets are
-    on disk, in a temporary folder that only this user can read.
+    on disk, in a temporary folder that only this user can read. `FileCopies` writes them for
+    servers that do not see this folder.
     """
 
     def __init__(self, transfer_dir: str, bucket_bytes: int, *, timeout_s: float) -> None:
@@ -54,6 +56,7 @@ class FileTransfer:
         version: int,
         *,
         model_bytes: int,
+        copies: FileCopies | None = None,
     ) -> tuple[int, tuple[str, ...]]:
         """Sends all weights to all servers.
 
@@ -62,36 +65,55 @@ class FileTransfer:
             weights: Read to the end even if every server fails.
             version: Version of these weights.
             model_bytes: At least the size of all weights.
+            copies: Written on other nodes; None: none.
 
         Returns:
             Bytes of the weights, and the urls of servers that failed.
 
         Raises:
             InputError: `vllm.transfer_dir` cannot be used or lacks room; `weights` may not have
-                been read to the end.
+                been read to the end if there are no copies.
         """
+        copies = copies or FileCopies(self)
+        buckets = copies.in_step(in_buckets(weights, self.bucket_bytes))
+        try:
+            return self._send(servers, buckets, copies, version, model_bytes)
+        except (InputError, RunError):
+            if copies.writers:  # They write in step with this rank.
+                for _ in buckets:
+                    pass
+            raise
+
+    def _send(
+        self,
+        servers: Sequence[ServerControl],
+        buckets: Iterator[Bucket],
+        copies: FileCopies,
+        version: int,
+        model_bytes: int,
+    ) -> tuple[int, tuple[str, ...]]:
         self._require_room(2 * min(self.bucket_bytes, model_bytes))
-        with self._folder() as folder, Receivers(servers) as receivers:
+        with self.folder() as folder, Receivers(servers) as receivers:
             receivers.each(pause)
             receivers.each(start_update)
             num_bytes = 0
             loading: Calls = []
             previous: Path | None = None
-            for number, bucket in enumerate(in_buckets(weights, self.bucket_bytes)):
+            for number, bucket in enumerate(buckets):
                 num_bytes += sum(tensor.nbytes for _, tensor in bucket)
                 if not receivers.alive:
                     continue
-                path = Path(folder) / f"{number:05d}.safetensors"
-                self._write(path, bucket)
+                path = Path(folder) / bucket_name(number)
+                self.write(path, bucket)
                 self._delete_loaded(receivers, loading, previous)
-                loading = receivers.start(partial(self._load, path=path))
+                loading = receivers.start(partial(self._load, copies=copies, path=path))
                 previous = path
             self._delete_loaded(receivers, loading, previous)
             receivers.each(partial(finish_update, version=version))
             return num_bytes, tuple(receivers.failures)
 
-    def _load(self, server: ServerControl, *, path: Path) -> None:
-        info = {"update_info": {"path": str(path)}}
+    def _load(self, server: ServerControl, *, copies: FileCopies, path: Path) -> None:
+        info = {"update_info": {"path": str(copies.path(server, path))}}
         server.post("/update_weights", info, timeout_s=self.timeout_s)
 
     @staticmethod
@@ -101,7 +123,12 @@ class FileTransfer:
         if path is not None:
             path.unlink()
 
-    def _folder(self) -> tempfile.TemporaryDirectory:
+    def folder(self) -> tempfile.TemporaryDirectory:
+        """A folder for buckets, with those of killed trainers removed.
+
+        Raises:
+            InputError: `vllm.transfer_dir` cannot be written to.
+        """
         host = f"{_FOLDER}{socket.gethostname()}-"
         self._clear(host)
         try:
@@ -135,7 +162,12 @@ class FileTransfer:
                 f"lower vllm.bucket_bytes ({self.bucket_bytes})"
             )
 
-    def _write(self, path: Path, bucket: Bucket) -> None:
+    def write(self, path: Path, bucket: Bucket) -> None:
+        """Writes a bucket and empties it.
+
+        Raises:
+            InputError: `vllm.transfer_dir` lacks room or cannot be written to.
+        """
         # Copies where tensors share memory, which safetensors refuses: a tied output matrix, q, k
         # and v of one parameter.
         seen: set[int] = set()

@@ -18,6 +18,7 @@ from megatron_resrl.platform.distributed import broadcast_object
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.weight_sync.backends import chosen_backend
+from megatron_resrl.rollout.weight_sync.buckets import in_buckets
 from megatron_resrl.rollout.weight_sync.choice import transfer_note
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
@@ -26,6 +27,7 @@ from megatron_resrl.rollout.weight_sync.device_transfer import (
     IpcTransfer,
     NcclTransfer,
 )
+from megatron_resrl.rollout.weight_sync.file_copies import FileCopies, separate_nodes
 from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
 from megatron_resrl.rollout.weight_sync.gpu import Gpu
 from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
@@ -81,6 +83,9 @@ class WeightSender:
         self._files = FileTransfer(
             vllm.transfer_dir, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
         )
+        self._copies: FileCopies | None = None
+        # Servers on other nodes are those of the trainers' nodes.
+        self._beside_ranks = not vllm.urls and not vllm.nodes
         self._devices: DeviceTransfer | None = None
         if backend != "file":
             transfer = NcclTransfer if backend == "nccl" else IpcTransfer
@@ -131,24 +136,41 @@ class WeightSender:
     def _send_files(
         self, servers: Sequence[ServerControl], version: int
     ) -> tuple[int, tuple[str, ...]]:
-        """Rank 0 writes; all ranks iterate the export to its end, even after an error."""
+        """Rank 0 writes, and others where nodes share no directory with it.
+
+        All ranks iterate the export to its end, even after an error.
+        """
         weights = weights_for_vllm(self.policy)
         result: tuple[int, tuple[str, ...]] = (0, ())
         problem: InputError | RunError | None = None
-        if dist.get_rank() == 0:
-            size = self._most_bytes()
-            try:
-                result = self._files.send(servers, weights, version, model_bytes=size)
-            except (InputError, RunError) as error:
-                problem = error
-        for _ in weights:
-            pass
+        with self._file_copies() as copies:
+            if dist.get_rank() == 0:
+                size = self._most_bytes()
+                try:
+                    result = self._files.send(
+                        servers, weights, version, model_bytes=size, copies=copies
+                    )
+                except (InputError, RunError) as error:
+                    problem = error
+            elif copies.writers:
+                for _ in copies.in_step(in_buckets(weights, self._files.bucket_bytes)):
+                    pass
+            for _ in weights:
+                pass
+            problem = problem or copies.problem
         result, problem = broadcast_object((result, problem))
         if problem is not None:
             if isinstance(problem, RunError):
                 problem.common = True
             raise problem
         return result
+
+    def _file_copies(self) -> FileCopies:
+        """Who writes beside rank 0; found out at the first call. Collective."""
+        if self._copies is None:
+            writers = separate_nodes(self._files.transfer_dir) if self._beside_ranks else ()
+            self._copies = FileCopies(self._files, writers)
+        return self._copies
 
     def _most_bytes(self) -> int:
         """Upper bound of the bytes of all weights, from the bytes of this rank."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from dataclasses import replace
 
@@ -18,7 +19,12 @@ from megatron_resrl.config.schema import (
     VllmConfig,
 )
 from megatron_resrl.errors import InputError
-from megatron_resrl.rollout.serving.launch import api_key_of, as_flags, visible_gpus
+from megatron_resrl.rollout.serving.launch import (
+    ServerPlace,
+    api_key_of,
+    as_flags,
+    visible_gpus,
+)
 
 RECIPE = Recipe(
     output_dir="out",
@@ -61,7 +67,17 @@ def test_server_specs_serve_the_model_of_the_recipe():
     assert flag(spec, "--dtype") == "bfloat16"
     assert flag(spec, "--load-format") == "dummy"
     assert "--enforce-eager" in spec.arguments
-    assert (spec.log.name, other.log.name) == ("server_0.log", "server_1.log")
+    host = socket.gethostname().partition(".")[0]
+    assert (spec.log.name, other.log.name) == (f"{host}_server_0.log", f"{host}_server_1.log")
+    assert (spec.name, spec.host) == (f"server 0 on {host}", "127.0.0.1")
+
+
+def test_server_specs_of_other_nodes_go_on_counting():
+    place = ServerPlace("10.0.0.2", 3, "node03")
+    first, second = specs_of(RECIPE, place=place)
+    assert (first.name, second.name) == ("server 6 on node03", "server 7 on node03")
+    assert second.log.name == "node03_server_7.log"
+    assert first.host == "10.0.0.2"
 
 
 @pytest.mark.setting("vllm.arguments")
@@ -109,10 +125,7 @@ def test_server_specs_take_as_many_requests_as_are_sent():
 
 
 def test_server_specs_have_distinct_names():
-    first, second = specs()
-    names = {flag(spec, "--served-model-name") for spec in (first, second, *specs())}
-    assert len(names) == 4
-    assert first.model == flag(first, "--served-model-name")
+    assert len({spec.model for spec in (*specs(), *specs())}) == 4
 
 
 @pytest.mark.setting("vllm.api_key")
@@ -142,7 +155,7 @@ def test_server_specs_use_no_gpu_twice():
     recipe = replace(RECIPE, vllm=vllm)
     given = specs_of(recipe, cuda=True, gpus=["4", "5", "6", "7"])
     assert [spec.environment["CUDA_VISIBLE_DEVICES"] for spec in given] == ["4,5", "6,7"]
-    with pytest.raises(InputError, match=r"are 4 GPUs, and the host of rank 0 has 3"):
+    with pytest.raises(InputError, match=r"are 4 GPUs, and host \S+ has 3"):
         specs_of(recipe, cuda=True, gpus=["4", "5", "6"])
 
 

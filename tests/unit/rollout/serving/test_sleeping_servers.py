@@ -82,7 +82,6 @@ def asked(tmp_path, monkeypatch):
     def give_back():
         sleeper.asked.append("memory given back")
 
-    monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
     with answering(vllm_like(model_card(root=str(model)), sleeper)) as url:
         recipe = Recipe(
             model=ModelConfig(str(model)),
@@ -94,6 +93,7 @@ def asked(tmp_path, monkeypatch):
             ),
         )
         initialize(recipe.parallel, 0)
+        monkeypatch.setattr(torch.cuda, "empty_cache", give_back)
         try:
             policy = build_policy(recipe, trainable=False)
             sender = build_sender(policy, needed_model(recipe), recipe.vllm, recipe.rollout)

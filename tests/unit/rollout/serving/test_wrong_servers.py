@@ -18,7 +18,7 @@ from megatron_resrl.rollout.serving.identity import answers_as_ours, require_mod
 from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import ServerProcess, ServerSpec, StartFailure
-from megatron_resrl.rollout.serving.starting import await_answer
+from megatron_resrl.rollout.serving.starting import await_answer, wait_ready
 
 OLLAMA = {"object": "list", "data": [{"id": "llama3", "object": "model", "owned_by": "library"}]}
 HTML = "<html><body>\n" + "a proxy's page " * 100 + "</body></html>"
@@ -166,7 +166,7 @@ def test_identity_notices_another_server_on_our_port(tmp_path, monkeypatch):
         process = ServerProcess(spec)
         pooled.url = process.url = url
         with pytest.raises(StartFailure, match="was not ready"):
-            process.wait_ready(0.5, lambda: answers_as_ours(pooled))
+            wait_ready(process, 0.5, lambda: answers_as_ours(pooled))
     with answering(vllm_like(model_card("policy-ours"))) as url:
         pooled.url = url
         assert answers_as_ours(pooled)
@@ -177,5 +177,5 @@ def test_server_process_that_has_ended_is_not_ready(tmp_path):
     process = ServerProcess(ServerSpec("server 0", "policy-ours", ends, {}, tmp_path / "log"))
     process._process.wait()
     with pytest.raises(StartFailure, match="ended with status 7 while it started"):
-        process.wait_ready(60, lambda: True)
+        wait_ready(process, 60, lambda: True)
     assert Path(tmp_path / "log").read_text()

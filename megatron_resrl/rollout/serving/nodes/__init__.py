@@ -1,0 +1,1 @@
+"""Servers on several nodes: who starts them, and how rank 0 hears of them."""
