@@ -196,6 +196,7 @@ METRICS = {
     ),
     "sync/seconds": Metric("transfer of the weights to rollout servers", "seconds"),
     "sync/gb_per_s": Metric("its speed", "GB/s"),
+    "sync/servers": Metric("servers that got the weights", "servers"),
     "sync/failed_servers": Metric("servers that did not get the weights", "servers"),
     "eval/<set>/avg@<n>": Metric(
         "mean score of n responses per question of the set, mean over questions", "score"

@@ -9,7 +9,7 @@ import pytest
 from served_engine import vllm_python
 
 from megatron_resrl.checks.facts import Facts
-from megatron_resrl.checks.vllm import VLLM_CHECKS
+from megatron_resrl.checks.vllm import SERVE_CHECKS, VLLM_CHECKS
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe, RolloutConfig, VllmConfig
 
@@ -221,3 +221,48 @@ def test_vllm_problems_never_show_values_of_variables(name):
         found = [problem for check in VLLM_CHECKS for problem in check(facts)]
         assert found
         assert "s3cret" not in "".join(map(str, found))
+
+
+APART = {"placement": "disaggregated"}
+
+
+def test_check_nodes_needs_the_place_where_they_meet(monkeypatch):
+    monkeypatch.delenv("MEGATRON_RESRL_STORE", raising=False)
+    (missing,) = problems(APART, nodes=2, python=sys.executable)[:1]
+    assert (missing.setting, missing.kind) == ("vllm.nodes", "machine")
+    assert "MEGATRON_RESRL_STORE is not set" in str(missing)
+    monkeypatch.setenv("MEGATRON_RESRL_STORE", "node01")
+    (wrong,) = problems(APART, nodes=2, python=sys.executable)[:1]
+    assert "not host:port" in str(wrong)
+    monkeypatch.setenv("MEGATRON_RESRL_STORE", "node01:29600")
+    assert not of_nodes(APART, nodes=2)
+
+
+def test_check_nodes_needs_servers_with_nodes_of_their_own(monkeypatch):
+    monkeypatch.setenv("MEGATRON_RESRL_STORE", "node01:29600")
+    (embedded,) = of_nodes({"engine": "megatron"}, nodes=1)
+    assert "uses no servers" in embedded.problem
+    (shared,) = of_nodes({"placement": "colocated"}, nodes=1)
+    assert "disaggregated" in shared.fix
+    (given,) = of_nodes(APART, nodes=1, urls=(URL,))
+    assert "already running" in given.problem
+
+
+def test_check_nodes_leaves_the_job_a_node_to_train(monkeypatch):
+    monkeypatch.setenv("MEGATRON_RESRL_STORE", "node01:29600")
+    monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")
+    assert not of_nodes(APART, nodes=2)
+    (none,) = of_nodes(APART, nodes=3)
+    assert "the job has 3 nodes" in none.problem
+
+
+def test_check_serve_needs_nodes():
+    recipe = Recipe(rollout=RolloutConfig(engine="vllm"), vllm=VllmConfig(python=sys.executable))
+    found = [each for check in SERVE_CHECKS for each in check(Facts(recipe, 1, {}))]
+    assert any(
+        each.setting == "vllm.nodes" and "nodes that train" in each.problem for each in found
+    )
+
+
+def of_nodes(rollout: dict[str, Any], **vllm: Any) -> list[Problem]:
+    return [each for each in problems(rollout, **vllm) if each.setting == "vllm.nodes"]
