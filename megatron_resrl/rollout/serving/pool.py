@@ -23,7 +23,7 @@ from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.serving.identity import require_model
 from megatron_resrl.rollout.serving.jobs import Job, Rollout
 from megatron_resrl.rollout.serving.needed_model import NeededModel
-from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState
+from megatron_resrl.rollout.serving.pooled_server import PooledServer, ServerState, least_busy
 from megatron_resrl.rollout.serving.requests import (
     RequestFailure,
     RequestRefused,
@@ -215,15 +215,8 @@ class Pool:
             if self._queue[0][0].rollout.error is not None:
                 self._queue.popleft()
                 continue
-            serving = [
-                server
-                for server in self.servers
-                if server.state is ServerState.SERVING and not server.needs_probe
-            ]
-            if not serving:
-                return
-            server = min(serving, key=lambda server: len(server.running))
-            if len(server.running) + len(self._queue[0]) > limit:
+            server = least_busy(self.servers)
+            if server is None or len(server.running) + len(self._queue[0]) > limit:
                 return
             for job in self._queue.popleft():
                 server.running[self._spawn(self._request(server, job))] = job
@@ -363,7 +356,7 @@ class Pool:
                 return
             except NodeAbsent as failure:
                 cause = str(failure)
-                if not self._others_may_work(server):
+                if failure.waited and not self._others_may_work(server):
                     self._give_up(server, cause)
                     return
                 server.restarts -= 1  # Its node failed, and not the server.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -64,7 +65,9 @@ class PooledServer:
     @property
     def name(self) -> str:
         """For messages."""
-        return f"{self.spec.name} ({self.url})" if self.spec else f"server {self.url}"
+        if self.spec is None:
+            return f"server {self.url}"
+        return f"{self.spec.name} ({self.url})" if self.url else self.spec.name
 
     @property
     def waits_for_node(self) -> bool:
@@ -117,6 +120,12 @@ class PooledServer:
         if seconds < stall_timeout_s:
             return None
         return f"{what} for {seconds:.0f} s (vllm.stall_timeout_s = {stall_timeout_s:g})"
+
+
+def least_busy(servers: Iterable[PooledServer]) -> PooledServer | None:
+    """The server that takes requests and has the fewest; None: no server takes any now."""
+    serving = (s for s in servers if s.state is ServerState.SERVING and not s.needs_probe)
+    return min(serving, key=lambda server: len(server.running), default=None)
 
 
 def token_count(metrics: str) -> float:

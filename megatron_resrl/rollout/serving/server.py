@@ -51,7 +51,7 @@ class RunningServer(Protocol):
         ...
 
     def waits_for(self) -> str | None:
-        """What is missing before the server can be started at all; None: nothing."""
+        """Which node is missing, for a message; None: the server's node is there."""
         ...
 
     def describe(self, cause: str) -> str:

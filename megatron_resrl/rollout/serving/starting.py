@@ -31,6 +31,9 @@ class PortTaken(StartFailure):
 class NodeAbsent(StartFailure):
     """The node that a server is to be started on is not there."""
 
+    waited: bool = False
+    """Whether it was waited for as long as a start may take."""
+
 
 def start_process(server: PooledServer, timeout_s: float, gave_up: Callable[[], bool]) -> None:
     """Starts a server that has a specification. Blocks until it is healthy.
@@ -84,17 +87,18 @@ def wait_ready(
 
     Raises:
         PortTaken: The process ended because it could not listen at its port.
-        NodeAbsent: The server could not be started in time because its node is missing.
+        NodeAbsent: The server's node is missing, or was lost while the server started.
         StartFailure: The process ended or the time is up. In all cases the process is killed.
     """
     deadline = time.monotonic() + timeout_s
     while not cancelled():
         answered = answers()
         if cause := process.why_ended():
-            failure = PortTaken if process.port_was_taken() else StartFailure
             message = process.describe(f"{cause} while it started")
             process.kill()
-            raise failure(message)
+            if process.waits_for():
+                raise NodeAbsent(message)
+            raise PortTaken(message) if process.port_was_taken() else StartFailure(message)
         if answered:
             return
         if time.monotonic() > deadline:
@@ -103,7 +107,11 @@ def wait_ready(
                 f"was not ready after vllm.start_timeout_s = {timeout_s:g} s"
             )
             process.kill()
-            raise NodeAbsent(missing) if missing else StartFailure(message)
+            if missing is None:
+                raise StartFailure(message)
+            absent = NodeAbsent(missing)
+            absent.waited = True
+            raise absent
         time.sleep(_POLL_S)
 
 

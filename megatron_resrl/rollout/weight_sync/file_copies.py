@@ -68,7 +68,9 @@ class FileCopies:
             self._folders = {rank: name for rank, name in enumerate(folders) if name is not None}
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if self.writers and kind is None:
+            gather_objects(None)  # Until servers have loaded the last bucket.
         self._stack.close()
 
     def path(self, server: ServerControl, written: Path) -> Path:

@@ -46,10 +46,15 @@ class Node:
         return None if self.record is None else self.record["agent"]
 
     @property
+    def refusal(self) -> str | None:
+        """Why it cannot work for this run; None: it can, as far as is known."""
+        return None if self.record is None else self.record.get("refused")
+
+    @property
     def lives(self) -> bool:
-        """Whether its heartbeat was seen lately."""
-        wrote = self.record is not None and "refused" not in self.record
-        return wrote and self.pulse.silent_s < LOST_S
+        """Whether it works for this run, and its heartbeat was seen lately."""
+        can_work = self.record is not None and self.refusal is None
+        return can_work and self.pulse.silent_s < LOST_S
 
 
 class NodeDirectory:
@@ -203,8 +208,8 @@ class RemoteServer:
     def why_ended(self) -> str | None:
         """See `RunningServer`."""
         node = self._node
-        if refused := (node.record or {}).get("refused"):
-            return f"cannot be started ({refused})"
+        if node.refusal:
+            return f"is refused by its node ({node.refusal})"
         if self._agent is None:
             return None
         if not node.lives:
@@ -219,7 +224,8 @@ class RemoteServer:
 
     def waits_for(self) -> str | None:
         """See `RunningServer`."""
-        return None if self._agent is not None else self._missing()
+        there = self._agent is not None and self._node.lives
+        return None if there or self._node.refusal else self._missing()
 
     def describe(self, cause: str) -> str:
         """See `RunningServer`."""

@@ -14,6 +14,7 @@ from megatron_resrl.config.schema import Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.config.serving_store import StoreAddress, store_address
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving import server as server_module
+from megatron_resrl.rollout.serving.identity import answers_as_ours
 from megatron_resrl.rollout.serving.nodes.agent import NodeAgent
 from megatron_resrl.rollout.serving.nodes.board import LOST_S, NodeBoard, proof_of
 from megatron_resrl.rollout.serving.nodes.directory import Node, NodeDirectory, RemoteSpec
@@ -101,16 +102,11 @@ def test_remote_server_starts_when_its_node_comes(cluster):
     assert process.waits_for() is None
     pooled.process, pooled.url = process, process.url
 
-    def answers() -> bool:
-        from megatron_resrl.rollout.serving.identity import answers_as_ours
-
-        return answers_as_ours(pooled)
-
-    wait_ready(process, 60, answers)
+    wait_ready(process, 60, lambda: answers_as_ours(pooled))
     process.kill()
     cluster.turns(agent)
-    assert process.why_ended() == "ended with status 137"
-    assert not answers()
+    assert process.why_ended() == "ended with status -9"
+    assert not answers_as_ours(pooled)
 
 
 def test_remote_server_shows_the_log_of_its_node(cluster):
@@ -160,7 +156,7 @@ def test_remote_server_reports_why_its_node_refused(cluster):
     board.announce("hosta")
     board.write("node/hosta", {"agent": "a", "beat": 0, "ended": True, "servers": []} | REFUSED)
     cluster.directory.turn()
-    assert process.why_ended() == "cannot be started (another key)"
+    assert process.why_ended() == "is refused by its node (another key)"
 
 
 REFUSED = {"refused": "another key"}
