@@ -56,6 +56,7 @@ from megatron_resrl.subspace import (
     SubspaceSettings,
     TokenShardGroup,
     TokenWeightStream,
+    WindowLimits,
     make_plan,
 )
 from megatron_resrl.subspace.collectors import COLLECTORS
@@ -191,7 +192,7 @@ def _plan(groups: int, tokens: int, method: str) -> GroupPlan:
         SUBSPACE,
         key=lambda number: number,
         ranks=2,
-        window_groups=1 if method == "gram" else None,
+        limits=WindowLimits(groups=1 if method == "gram" else None),
     )
 
 

@@ -27,6 +27,7 @@ from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import StepOutcome, StepSettings, rl_step
 from megatron_resrl.training.scoring import Scores, score_batch
+from megatron_resrl.training.single_pass import takes_single_pass
 
 
 def step_recipe(model: Path, **resrl: Any) -> Recipe:
@@ -94,12 +95,14 @@ def take_step_on(
     observers = standard_observers(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
     )
+    weighting = weighting_of(policy, recipe, think_markers, algorithm)
+    single = takes_single_pass(policy, weighting, recipe.algorithm, recipe.correction)
     return rl_step(
         policy,
         algorithm,
-        weighting_of(policy, recipe, think_markers, algorithm),
+        weighting,
         batch,
-        StepSettings.from_recipe(recipe),
+        StepSettings.from_recipe(recipe, single_pass=single),
         step,
         timers,
         observers,

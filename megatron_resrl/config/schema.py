@@ -153,6 +153,10 @@ class AlgorithmConfig:
     updates_per_step: Annotated[int, at_least(1)] = 1
     """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it (paper: 4; with
     1 every ratio is 1 and nothing is clipped)."""
+    single_pass: Literal["auto", "always", "never"] = "auto"
+    """Make the old log-probs and the token weights in the update itself, so that a response with a
+    loss goes through the policy once and not twice. `auto`: where the result is the same; `always`:
+    refuse a run where it is not. `never`: a scoring pass before the updates of every step."""
     micro_batch_size: Annotated[int, at_least(1)] = 4
     """Responses per micro-batch of one data-parallel rank."""
     sequence_packing: bool = False

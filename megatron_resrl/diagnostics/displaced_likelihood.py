@@ -5,16 +5,12 @@ Punishing what incorrect answers share with correct ones makes the likelihood of
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-from torch import Tensor
-
 from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.diagnostics.replicas import gather_from_replicas
 from megatron_resrl.diagnostics.step_metrics import is_due
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
-from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.results import OnFinalStates
 
 
 class DisplacedLikelihood:
@@ -29,7 +25,7 @@ class DisplacedLikelihood:
         self._every = every
         self._timers = timers
 
-    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> OnFinalStates | None:
         """Nothing."""
         return None
 

@@ -9,7 +9,7 @@ Shapes: B responses of this replica, T tokens of the step's longest response, S 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.distributed as dist
@@ -30,6 +30,7 @@ from megatron_resrl.policy.interference import (
     representation_factors,
 )
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import OnFinalStates
 from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.subspace import sampling_key
@@ -61,7 +62,7 @@ class Interference:
         self._sample: InterferenceSample | None = None
         self._metrics: dict[str, float] = {}
 
-    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> OnFinalStates | None:
         """Samples the tokens whose states the scoring pass is to show."""
         self._sample, self._metrics = None, {}
         if not is_due(start.step, self._settings.diagnose_every):
@@ -137,7 +138,7 @@ class InterferenceSample:
         self._states = torch.zeros(len(tokens), policy.config.hidden_size, device=device())
 
     def collect(self, hidden: Tensor, micro_batch: MicroBatch) -> None:
-        """Keeps the sampled tokens of a micro-batch; see `scoring.FinalStates`."""
+        """Keeps the sampled tokens of a micro-batch; see `OnFinalStates`."""
         host = micro_batch.host
         slot = self._slot_BT[host.sequence_index, host.response_position]
         wanted = (slot >= 0).nonzero().flatten()

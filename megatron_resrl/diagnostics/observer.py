@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_resrl.algorithms import LossSums
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.policy.results import UpdateResult
+from megatron_resrl.policy.results import OnFinalStates, UpdateResult
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 
@@ -64,8 +64,8 @@ class StepState(StepStart):
 class StepObserver(Protocol):
     """Every rank has the same observers, in the same order; their methods may be collective."""
 
-    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
-        """May return what the scoring pass shows the final hidden states to (`FinalStates`)."""
+    def before_scoring(self, start: StepStart) -> OnFinalStates | None:
+        """May return what the scoring pass shows the final hidden states to (`OnFinalStates`)."""
         ...
 
     def after_scoring(self, state: StepState) -> None:
@@ -87,7 +87,7 @@ class StepObservers:
         """
         self._observers = tuple(observers)
 
-    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> OnFinalStates | None:
         """See `StepObserver.before_scoring`."""
         found = [observer.before_scoring(start) for observer in self._observers]
         listeners = [each for each in found if each is not None]

@@ -6,7 +6,7 @@ Shapes: B responses of the step (or of this replica), T tokens of the longest re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,8 +16,7 @@ from torch import Tensor
 from megatron_resrl.algorithms import LossSums
 from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.platform.distributed import gather_objects
-from megatron_resrl.policy.batches import MicroBatch
-from megatron_resrl.policy.results import UpdateResult
+from megatron_resrl.policy.results import OnFinalStates, UpdateResult
 from megatron_resrl.policy.schedule import is_last_stage
 from megatron_resrl.rollout.batch import RolloutBatch
 
@@ -34,7 +33,7 @@ class StepMetrics:
         """
         self._diagnose_every = diagnose_every
 
-    def before_scoring(self, start: StepStart) -> Callable[[Tensor, MicroBatch], None] | None:
+    def before_scoring(self, start: StepStart) -> OnFinalStates | None:
         """Nothing."""
         return None
 

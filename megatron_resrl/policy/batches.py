@@ -147,6 +147,16 @@ class MicroBatch:
         """The same on the CPU, for index computations that must not wait for a device."""
         return self.original or self
 
+    def of_tokens(self, index: Tensor) -> MicroBatch:
+        """With some of the n response tokens only; the same input.
+
+        Args:
+            index: [m] int64, on the device of the micro-batch.
+        """
+        names = ("state_index", "targets", "sequence_index", "response_position")
+        chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
+        return dataclasses.replace(self, **chosen, original=None)
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         fields = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.transformer_layer import TransformerLayer
 
-from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.platform.distributed import gather_objects, on_device
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.gpt import PolicyModel
+from megatron_resrl.policy.results import TappedStates
+from megatron_resrl.policy.schedule import AfterForward
+
+OnHiddenStates = Callable[[TappedStates, MicroBatch], None]
+"""Takes the states of a micro-batch's response tokens, right after its forward pass."""
 
 
 class HiddenStateTap:
@@ -97,6 +103,33 @@ class HiddenStateLocations:
         return next(module for module in self._modules if self._reader(module, entry) is not None)
 
     @contextlib.contextmanager
+    def observing(
+        self, layer: int, observer: OnHiddenStates | None
+    ) -> Iterator[AfterForward | None]:
+        """Shows an observer the states of every micro-batch that passes while the block runs.
+
+        Args:
+            layer: Which states.
+            observer: Called on ranks of the entry's stage, for each micro-batch in order.
+
+        Yields:
+            What `run_pipeline` has to call; None: nothing, on this rank.
+        """
+        chunk = None if observer is None else self.chunk(layer)
+        if observer is None or chunk is None:
+            yield None
+            return
+        sliced = chunk.config.sequence_parallel
+        with self.tap(layer) as tap:
+
+            def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
+                # An update runs the chunk inside of its wrapper with the gradient buffers.
+                if chunk in (model, getattr(model, "module", None)):
+                    observer(response_states(tap.take(), batch, sliced), batch)
+
+            yield hand_over
+
+    @contextlib.contextmanager
     def tap(self, layer: int) -> Iterator[HiddenStateTap]:
         """Installs a tap on the chunk that holds the entry while the block runs.
 
@@ -132,3 +165,22 @@ class HiddenStateLocations:
         """The layer of `module` whose input is the entry."""
         layers = module.decoder.layers
         return next((layer for layer in layers if layer.layer_number == entry + 1), None)
+
+
+def response_states(
+    hidden: torch.Tensor, batch: MicroBatch, sequence_parallel: bool
+) -> TappedStates:
+    """Picks the states that predict response tokens.
+
+    Args:
+        hidden: [s, b, H], or [s / TP, b, H] under sequence parallelism.
+        batch: The micro-batch.
+        sequence_parallel: `hidden` is this rank's slice.
+    """
+    flat = hidden.flatten(0, 1)
+    rank = parallel_state.get_tensor_model_parallel_rank()
+    first = rank * len(flat) if sequence_parallel else 0
+    local = batch.host.state_index - first
+    token = torch.nonzero((local >= 0) & (local < len(flat))).flatten()
+    chosen = on_device(local[token], flat.device)
+    return TappedStates(hidden=flat.index_select(0, chosen), token=token)

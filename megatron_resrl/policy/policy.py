@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ from megatron_resrl.config.schema import (
     ParallelConfig,
     PrecisionConfig,
 )
-from megatron_resrl.platform.distributed import device, on_device
+from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.balancing import (
     balances_experts,
     summed_balancing,
@@ -35,7 +34,7 @@ from megatron_resrl.policy.balancing import (
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, parts_in_order
 from megatron_resrl.policy.cross_entropy import TokenLoss, vocab_parallel_cross_entropy
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
-from megatron_resrl.policy.hidden_states import HiddenStateLocations
+from megatron_resrl.policy.hidden_states import HiddenStateLocations, OnHiddenStates
 from megatron_resrl.policy.layout_batches import lay_out
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
@@ -46,12 +45,13 @@ from megatron_resrl.policy.optimizer import (
     zero_gradients,
 )
 from megatron_resrl.policy.results import (
+    BeforeStep,
     LossFunction,
-    TappedStates,
+    OnFinalStates,
     TokenScores,
     UpdateResult,
 )
-from megatron_resrl.policy.schedule import LastStage, run_pipeline
+from megatron_resrl.policy.schedule import AfterForward, LastStage, run_pipeline
 from megatron_resrl.weights.fresh import FreshWeights, draw_weights
 from megatron_resrl.weights.load import load_model_weights
 
@@ -215,9 +215,9 @@ class Policy:
         micro_batches: Sequence[MicroBatch],
         *,
         temperature: float = 1.0,
-        on_hidden_states: Callable[[TappedStates, MicroBatch], None] | None = None,
+        on_hidden_states: OnHiddenStates | None = None,
         layer: int = -2,
-        on_final_states: Callable[[torch.Tensor, MicroBatch], None] | None = None,
+        on_final_states: OnFinalStates | None = None,
     ) -> list[TokenScores]:
         """Forward-only pass: log-probabilities and entropy of every response token.
 
@@ -246,19 +246,10 @@ class Policy:
             return scores.log_probs.sum(), scores
 
         self.eval()
-        run = functools.partial(
-            run_pipeline, self.modules, micro_batches, last_stage, forward_only=True
-        )
-        tapped = None if on_hidden_states is None else self._states.chunk(layer)
-        if on_hidden_states is None or tapped is None:
-            return run()
-        with self._states.tap(layer) as tap:
-
-            def hand_over(model: torch.nn.Module, batch: MicroBatch) -> None:
-                if model is tapped:
-                    on_hidden_states(self._response_states(tap.take(), batch), batch)
-
-            return run(after_forward=hand_over)
+        with self._states.observing(layer, on_hidden_states) as seen:
+            return run_pipeline(
+                self.modules, micro_batches, last_stage, forward_only=True, after_forward=seen
+            )
 
     def update(
         self,
@@ -267,6 +258,10 @@ class Policy:
         *,
         temperature: float = 1.0,
         entropy_gradient: bool = False,
+        on_hidden_states: OnHiddenStates | None = None,
+        layer: int = -2,
+        on_final_states: OnFinalStates | None = None,
+        before_step: BeforeStep | None = None,
     ) -> UpdateResult:
         """One optimizer step on the sum of `loss_function` over micro-batches and data- and
         context-parallel ranks.
@@ -277,6 +272,11 @@ class Policy:
                 tokens; it brings the global denominators.
             temperature: Divides the logits.
             entropy_gradient: Give it a differentiable entropy.
+            on_hidden_states: As for `score`; it has seen a micro-batch before `loss_function` has.
+            layer: As for `score`.
+            on_final_states: As for `score`, with detached states.
+            before_step: Called on all ranks before the optimizer's step. If it raises, no weight
+                has changed, and the next update begins without these gradients.
 
         Returns:
             The outcome; weights are untouched if a gradient was not finite on any rank.
@@ -287,10 +287,13 @@ class Policy:
 
         def last_stage(hidden: torch.Tensor, batch: MicroBatch) -> tuple[torch.Tensor, Any]:
             states = self._token_states(hidden, batch)
+            if on_final_states is not None:
+                on_final_states(states.detach(), batch)
             scores = self._log_probs(states, batch, temperature, entropy_gradient=entropy_gradient)
             return loss_function(*scores, batch)
 
-        return self._optimizer_step(micro_batches, last_stage)
+        with self._states.observing(layer, on_hidden_states) as seen:
+            return self._optimizer_step(micro_batches, last_stage, seen, before_step)
 
     def fit(self, micro_batches: Sequence[MicroBatch], loss: TokenLoss) -> UpdateResult:
         """One optimizer step on the cross-entropy of the response tokens, summed like `update`.
@@ -326,12 +329,20 @@ class Policy:
         return dataclasses.replace(result, balancing_loss=balancing)
 
     def _optimizer_step(
-        self, micro_batches: Sequence[MicroBatch], last_stage: LastStage
+        self,
+        micro_batches: Sequence[MicroBatch],
+        last_stage: LastStage,
+        after_forward: AfterForward | None = None,
+        before_step: BeforeStep | None = None,
     ) -> UpdateResult:
         self.train()
         chunks, optimizer = self.chunks, self.optimizer
         zero_gradients(chunks, optimizer)
-        collected = run_pipeline(chunks, micro_batches, last_stage, forward_only=False)
+        collected = run_pipeline(
+            chunks, micro_batches, last_stage, forward_only=False, after_forward=after_forward
+        )
+        if before_step is not None:
+            before_step(collected)
         self.scheduler.step(increment=1)
         learning_rate = optimizer.param_groups[0]["lr"]
         if not gradients_are_finite(chunks):
@@ -385,13 +396,3 @@ class Policy:
             group=self.tensor_parallel_group,
             entropy_gradient=entropy_gradient,
         )
-
-    def _response_states(self, hidden: torch.Tensor, batch: MicroBatch) -> TappedStates:
-        """Picks the states that predict response tokens out of [s or s / TP, b, H]."""
-        flat = hidden.flatten(0, 1)
-        rank = parallel_state.get_tensor_model_parallel_rank()
-        first = rank * len(flat) if self.config.sequence_parallel else 0
-        local = batch.host.state_index - first
-        token = torch.nonzero((local >= 0) & (local < len(flat))).flatten()
-        chosen = on_device(local[token], flat.device)
-        return TappedStates(hidden=flat.index_select(0, chosen), token=token)

@@ -57,3 +57,10 @@ class UpdateResult:
 LossFunction = Callable[[torch.Tensor, torch.Tensor, MicroBatch], tuple[torch.Tensor, Any]]
 """(log_probs [n], entropy [n], micro-batch) -> this micro-batch's share of the loss, and
 whatever the caller collects."""
+
+OnFinalStates = Callable[[torch.Tensor, MicroBatch], None]
+"""(hidden [n, H], micro-batch): the states that the output layer multiplies, one per response
+token of the micro-batch on this rank."""
+
+BeforeStep = Callable[[list[Any]], None]
+"""Takes what the loss function collected, when all gradients are there."""

@@ -5,6 +5,7 @@ from megatron_resrl.subspace.collectors import automatic_method
 from megatron_resrl.subspace.plan import (
     GroupPlan,
     SubspaceSettings,
+    WindowLimits,
     make_plan,
     sampling_key,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "SubspaceSettings",
     "TokenShardGroup",
     "TokenWeightStream",
+    "WindowLimits",
     "automatic_method",
     "basis_from_rows",
     "basis_from_statistics",

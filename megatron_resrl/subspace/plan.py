@@ -10,7 +10,7 @@ verdicts alone, without communication, and no choice depends on the layout.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -112,6 +112,20 @@ class GroupPlan:
         return [row for window in self.windows for row in window.positives + window.negatives]
 
 
+@dataclass(frozen=True)
+class WindowLimits:
+    """Which groups may share a window."""
+
+    rows: int | None = None
+    """Rows of positives (padded to the largest group) that a window may collect for each rank; a
+    larger group gets a window of its own. None: the rows of the largest group, at least
+    MIN_WINDOW_ROWS."""
+    groups: int | None = None
+    """Largest number of groups in a window for each rank; None: any."""
+    first: Collection[int] = ()
+    """Ids of groups whose responses arrive before all others', in windows of their own."""
+
+
 def make_plan(
     included_BT: Tensor,
     positive_B: Tensor,
@@ -120,8 +134,7 @@ def make_plan(
     *,
     key: Callable[[int], int],
     ranks: int = 1,
-    window_rows: int | None = None,
-    window_groups: int | None = None,
+    limits: WindowLimits | None = None,
     share_B: Tensor | None = None,
 ) -> GroupPlan:
     """Plans a pass.
@@ -134,10 +147,7 @@ def make_plan(
         settings: Sample size and rank.
         key: Group id -> key of its random choices.
         ranks: Number of ranks that share the pool.
-        window_rows: Rows of positives (padded to the largest group) that a window may collect for
-            each rank; a larger group gets a window of its own. None: the rows of the largest
-            group, at least MIN_WINDOW_ROWS.
-        window_groups: Largest number of groups in a window for each rank; None: any.
+        limits: Of windows; None: the defaults.
         share_B: [B] see `GroupPlan`; None: all tokens have the same share.
 
     Returns:
@@ -160,10 +170,8 @@ def make_plan(
             _keep_sample(sampled_BT, group_B == index, settings.max_positive_tokens, keys[index])
     weighted_BT = negative_BT & used_B
     sampled_G = _per_group(sampled_BT, group_B, len(group_ids))
-    if window_rows is None:
-        window_rows = max(MIN_WINDOW_ROWS, int(sampled_G.max()))
-    if window_groups is not None:
-        window_groups *= ranks
+    limits = limits or WindowLimits()
+    window_rows = limits.rows or max(MIN_WINDOW_ROWS, int(sampled_G.max()))
     return GroupPlan(
         group_ids=tuple(group_ids.tolist()),
         group_B=group_B,
@@ -183,7 +191,8 @@ def make_plan(
             positive_B,
             settings.rank,
             window_rows * ranks,
-            window_groups,
+            None if limits.groups is None else limits.groups * ranks,
+            [group_id not in limits.first for group_id in group_ids.tolist()],
         ),
         keys=tuple(keys),
         share_B=torch.ones(len(group_B), dtype=torch.float64) if share_B is None else share_B,
@@ -230,15 +239,20 @@ def _windows(
     rank: int,
     window_rows: int,
     window_groups: int | None,
+    later: Sequence[bool],
 ) -> tuple[Window, ...]:
-    """Windows of groups, largest groups first, so that the groups of a window are of like size."""
-    order = sorted(range(len(sampled)), key=lambda group: (-sampled[group], group))
+    """Windows of groups, largest groups first, so that the groups of a window are of like size.
+
+    Groups that come later share no window with those that come first.
+    """
+    order = sorted(range(len(sampled)), key=lambda group: (later[group], -sampled[group], group))
     members: list[list[int]] = []
     for group in order:
         # A basis of `rank` directions stays until the end of the window; it counts as `rank` rows.
         widest = max(sampled[members[-1][0]], rank) if members else 0
         fits = bool(members) and (len(members[-1]) + 1) * widest <= window_rows
-        if not fits or len(members[-1]) == window_groups:
+        border = bool(members) and later[members[-1][0]] != later[group]
+        if not fits or border or len(members[-1]) == window_groups:
             members.append([])
         members[-1].append(group)
     rows: list[tuple[list[int], list[int]]] = [([], []) for _ in sampled]

@@ -47,6 +47,7 @@ class TokenWeightStream:
         order: Sequence[int] | None = None,
         ranks: TokenShardGroup | None = None,
         name: Callable[[int], str] = "response {}".format,
+        at_once: bool = False,
     ) -> None:
         """
         Args:
@@ -58,6 +59,8 @@ class TokenWeightStream:
                 default: all.
             ranks: Ranks that share the tokens of the pool; default: this rank alone.
             name: Index of a response -> its name in errors.
+            at_once: Weigh a group as soon as its last negative has arrived; default: all groups of
+                a window together, when it is complete.
         """
         self.plan = plan
         self.settings = settings
@@ -66,6 +69,7 @@ class TokenWeightStream:
         self.peak_bytes = 0
         self._collector_class = COLLECTORS[method]
         self._name = name
+        self._at_once = at_once
         self._residual_BT = torch.zeros_like(self.weights, dtype=torch.float64)
         self._next_rows = list(plan.order if order is None else order)
         self._window = 0
@@ -118,6 +122,8 @@ class TokenWeightStream:
                     return
                 self._fit(hidden_nH)
                 self._score(hidden_nH, row_n, position_n, weighted_n & inside_n)
+                if self._at_once:
+                    self._weigh_complete(window, set(arrived))
                 if not self._all_arrived(window.negatives):
                     return
                 self._close(window)
@@ -202,22 +208,45 @@ class TokenWeightStream:
         if self._basis is not None:
             groups = self._weighted_groups(window)
             self._check(self._weighted_tokens, int(self.plan.weighted_G[groups].sum()))
-            self._weigh(window, groups, self._basis)
+            if not self._at_once:
+                self._weigh(window.negatives, groups, self._basis)
         self._basis = None
         self._sampled_tokens = self._weighted_tokens = 0
         self._window += 1
 
-    def _weigh(self, window: Window, groups: Tensor, basis: Basis) -> None:
-        """Quantiles and weights of all negatives of the window, the same on all ranks."""
+    def _weigh_complete(self, window: Window, arrived: set[int]) -> None:
+        """Weighs the groups whose last negative is among the responses that have just arrived."""
+        rows_of: dict[int, list[int]] = {}
+        for row in window.negatives:
+            rows_of.setdefault(int(self.plan.group_B[row]), []).append(row)
+        complete = {
+            group: rows
+            for group, rows in sorted(rows_of.items())
+            if not arrived.isdisjoint(rows) and self._all_arrived(rows)
+        }
+        if self._basis is not None and complete:
+            rows = [row for own in complete.values() for row in own]
+            self._weigh(rows, torch.tensor(list(complete)), self._basis)
+
+    def _weigh(self, negatives: Sequence[int], groups: Tensor, basis: Basis) -> None:
+        """Quantiles and weights of all negatives of some groups, the same on all ranks.
+
+        Args:
+            negatives: All of these groups.
+            groups: Of the window, by index in the plan.
+            basis: Of the window.
+        """
         device = self.weights.device
-        rows = torch.tensor(window.negatives)
+        rows = torch.tensor(negatives)
         token_row, position = self.plan.weighted_BT[rows].nonzero(as_tuple=True)
         row = rows[token_row]
         here = tuple(on_device(torch.stack((row, position)), device))
         # Collective: each token's residual is on one rank, zero on the others.
         residual_n = self.ranks.sum_over_ranks(self._residual_BT[here])
         counts_G = self.plan.weighted_G[groups]
-        slot = self._slot_G[self.plan.group_B[row]]
+        place_G = torch.zeros_like(self._slot_G)
+        place_G[groups] = torch.arange(len(groups))
+        slot = place_G[self.plan.group_B[row]]
         host_place = slot * int(counts_G.max()) + self.plan.index_in_group_BT[row, position]
         place = on_device(host_place, device)
         # [n] -> [G, W], one line per group.
@@ -233,7 +262,8 @@ class TokenWeightStream:
             share_GW.view(len(groups), -1),
         )
         self.weights[here] = weighted.weights_GW.flatten()[place].float()
-        self._report_rows.append((groups, _summary(weighted, basis)))
+        of_window = on_device(self._slot_G[groups], device)
+        self._report_rows.append((groups, _summary(weighted, basis, of_window)))
 
     def _check(self, tokens: int, planned: int) -> None:
         """Refuses states that are not finite, and tokens on no rank or on several. Collective."""
@@ -261,9 +291,15 @@ class TokenWeightStream:
             )
 
 
-def _summary(weighted: GroupWeights, basis: Basis) -> Tensor:
-    """[G, 8] the measured fields of the reports, still on the device."""
-    values_GK = basis.eigenvalues_GK
+def _summary(weighted: GroupWeights, basis: Basis, slot_G: Tensor) -> Tensor:
+    """[G, 8] the measured fields of the reports, still on the device.
+
+    Args:
+        weighted: Of G groups.
+        basis: Of their window.
+        slot_G: [G] their places in it.
+    """
+    values_GK = basis.eigenvalues_GK[slot_G]
     share_GK = values_GK / values_GK.sum(1, keepdim=True).clamp_min(1e-300)
     entropy_G = -(share_GK * share_GK.clamp_min(1e-300).log()).sum(1)
     smallest_G = values_GK.masked_fill(values_GK <= 0, float("inf")).amin(1)
@@ -272,9 +308,9 @@ def _summary(weighted: GroupWeights, basis: Basis) -> Tensor:
             weighted.mean_weight_G,
             weighted.q_low_G,
             weighted.q_high_G,
-            basis.energy_G,
-            basis.rank_G.double(),
-            values_GK[:, 0] / basis.trace_G.clamp_min(1e-300),
+            basis.energy_G[slot_G],
+            basis.rank_G[slot_G].double(),
+            values_GK[:, 0] / basis.trace_G[slot_G].clamp_min(1e-300),
             (values_GK[:, 0] / smallest_G).sqrt(),
             entropy_G.exp(),
         ),

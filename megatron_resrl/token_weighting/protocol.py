@@ -9,9 +9,9 @@ Shapes: B responses of this replica, T tokens of the step's longest response.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -83,6 +83,26 @@ class WeightingPass(Protocol):
         ...
 
 
+class UpdatePass(WeightingPass, Protocol):
+    """A pass whose later part is an update: weights are there between forward and backward.
+
+    The responses of `order` are scored first, without gradient. Those of `parts` are observed in
+    the update itself.
+    """
+
+    @property
+    def parts(self) -> Sequence[Sequence[int]]:
+        """Rows of each micro-batch of the update whose states are observed, in order."""
+        ...
+
+    def weights_of(self, micro_batch: MicroBatch) -> Tensor:
+        """[n] fp32 weights of a micro-batch's tokens, once it has been observed.
+
+        Also those of a micro-batch of responses that were scored first.
+        """
+        ...
+
+
 class TokenWeighting(Protocol):
     """Weighs the generated tokens of responses, from hidden states of the scoring pass."""
 
@@ -101,5 +121,36 @@ class TokenWeighting(Protocol):
         Args:
             reports: Values of `TokenWeights.reports`; may be empty.
             detailed: The step is one whose diagnosis is asked for.
+        """
+        ...
+
+
+@runtime_checkable
+class SinglePassWeighting(TokenWeighting, Protocol):
+    """A weighting that needs no scoring pass before an update."""
+
+    def obstacle(self) -> str | None:
+        """Why this run needs a scoring pass all the same; None: it does not."""
+        ...
+
+    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+        """Ids of groups that need one: their weights depend on more than a micro-batch.
+
+        Args:
+            batch: All responses of the step, the same on all ranks.
+            micro_batch_size: Most responses of a micro-batch.
+        """
+        ...
+
+    def begin_update(
+        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+    ) -> UpdatePass:
+        """Plans a pass. Collective over a replica, though nothing needs to be exchanged.
+
+        Args:
+            batch: This replica's responses, whole groups.
+            step: A key of random choices.
+            first: Ids of the groups that are scored first.
+            micro_batch_size: Most responses of a micro-batch.
         """
         ...

@@ -8,7 +8,7 @@ Shapes: B responses of this replica, T tokens of the step's longest response.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from megatron.core import parallel_state
@@ -26,12 +26,14 @@ from megatron_resrl.subspace import (
     SubspaceSettings,
     TokenShardGroup,
     TokenWeightStream,
+    WindowLimits,
     automatic_method,
     make_plan,
     sampling_key,
     summarise,
 )
 from megatron_resrl.token_weighting.context import WeightingContext
+from megatron_resrl.token_weighting.parts import parts_of_plan
 from megatron_resrl.token_weighting.protocol import TokenWeights
 from megatron_resrl.token_weighting.stages import ReceivingPass, from_tap_stage
 
@@ -68,6 +70,39 @@ class ResRLWeighting:
 
     def begin(self, batch: TrainingBatch, step: int) -> ResRLPass | ReceivingPass:
         """Plans a pass; see `TokenWeighting.begin`."""
+        return self._begin(batch, step)
+
+    def obstacle(self) -> str | None:
+        """The layer's stage is not the one that computes the loss."""
+        stages = parallel_state.get_pipeline_model_parallel_world_size()
+        layer = self.settings.layer
+        if self.policy.tap_stage(layer) == stages - 1:
+            return None
+        return (
+            f"resrl.layer = {layer} is on pipeline stage {self.policy.tap_stage(layer)} of "
+            f"{stages}, and the loss on the last one"
+        )
+
+    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+        """Groups with more incorrect responses than a micro-batch has room for."""
+        incorrect = batch.group_ids[~batch.positive]
+        groups, counts = incorrect.unique(return_counts=True)
+        correct = set(batch.group_ids[batch.positive].tolist())
+        return correct & set(groups[counts > micro_batch_size].tolist())
+
+    def begin_update(
+        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+    ) -> ResRLPass | ReceivingPass:
+        """See `SinglePassWeighting.begin_update`."""
+        return self._begin(batch, step, first, micro_batch_size)
+
+    def _begin(
+        self,
+        batch: TrainingBatch,
+        step: int,
+        first: Collection[int] | None = None,
+        micro_batch_size: int = 1,
+    ) -> ResRLPass | ReceivingPass:
         thought_BT = self._thought(batch)
         # Excluded responses are neither correct nor incorrect.
         counted_BT = batch.loss_mask & ~batch.excluded[:, None] & ~thought_BT
@@ -78,15 +113,21 @@ class ResRLWeighting:
             self.subspace_settings,
             key=lambda group: sampling_key(self.seed, step, group),
             ranks=self.ranks.size,
-            window_rows=self.settings.window_tokens,
-            window_groups=self._matrices() if self.method == "gram" else None,
+            limits=WindowLimits(
+                rows=self.settings.window_tokens,
+                groups=self._matrices() if self.method == "gram" else None,
+                first=first or (),
+            ),
             # What a token counts in the loss, which controls have to match: |A_i| c_i.
             share_B=batch.advantages.abs() * batch.coefficients,
         )
+        parts = [] if first is None else parts_of_plan(plan, micro_batch_size, first)
+        scored = plan.order[: len(plan.order) - sum(map(len, parts))]
         layer = self.settings.layer
         if not self.policy.holds_tap(layer):
-            return ReceivingPass(self.policy, layer, plan.order, thought_BT.shape)
-        return ResRLPass(self, plan, batch, thought_BT & ~batch.positive[:, None])
+            return ReceivingPass(self.policy, layer, scored, thought_BT.shape, parts)
+        unpunished_BT = thought_BT & ~batch.positive[:, None]
+        return ResRLPass(self, plan, batch, unpunished_BT, scored, parts)
 
     def summarise(self, reports: Sequence[GroupReport], *, detailed: bool) -> dict[str, float]:
         """`resrl/..`: see `subspace.report`; with the spectrum where details are asked for."""
@@ -111,9 +152,9 @@ class ResRLWeighting:
 
 
 class ResRLPass:
-    """The pass on the stage with the layer, see `WeightingPass`.
+    """The pass on the stage with the layer, see `WeightingPass` and `UpdatePass`.
 
-    `order` is the plan's: of a window, correct responses come first.
+    Responses are in the plan's order: of a window, correct ones come first.
     """
 
     def __init__(
@@ -122,6 +163,8 @@ class ResRLPass:
         plan: GroupPlan,
         batch: TrainingBatch,
         unpunished_BT: Tensor,
+        order: Sequence[int],
+        parts: Sequence[Sequence[int]] = (),
     ) -> None:
         """
         Args:
@@ -129,12 +172,15 @@ class ResRLPass:
             plan: Of the batch.
             batch: This replica's responses.
             unpunished_BT: [B, T] bool: tokens whose weight is 0 instead.
+            order: The plan's responses that are scored.
+            parts: Its responses that an update observes; see `UpdatePass.parts`.
         """
         self.layer = weighting.settings.layer
-        self.order = plan.order
+        self.order = order
+        self.parts = parts
         self._weighting = weighting
         self._groups = plan.group_ids
-        self._unpunished_BT = unpunished_BT
+        self._unpunished_BT = unpunished_BT.to(device())
         self._sent_before = weighting.ranks.sent_bytes
         self._stream = TokenWeightStream(
             plan,
@@ -143,6 +189,7 @@ class ResRLPass:
             device=device(),
             ranks=weighting.ranks,
             name=lambda row: f"{batch.name(row)}, tapped at resrl.layer {self.layer}",
+            at_once=bool(parts),
         )
 
     def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
@@ -154,12 +201,17 @@ class ResRLPass:
             micro_batch.sequences,
         )
 
+    def weights_of(self, micro_batch: MicroBatch) -> Tensor:
+        """See `UpdatePass.weights_of`."""
+        token = micro_batch.sequence_index, micro_batch.response_position
+        return self._stream.weights[token].masked_fill(self._unpunished_BT[token], 0.0)
+
     def finish(self) -> TokenWeights:
         """See `WeightingPass.finish`."""
         reports = dict(zip(self._groups, self._stream.finish(), strict=True))
         sent_bytes = self._weighting.ranks.sent_bytes - self._sent_before
         found = TokenWeights(
-            self._stream.weights.masked_fill(self._unpunished_BT.to(device()), 0.0),
+            self._stream.weights.masked_fill(self._unpunished_BT, 0.0),
             reports,
             totals={"resrl/sent_bytes": float(sent_bytes)},
             peaks={

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from torch import Tensor
 
 from megatron_resrl.platform.distributed import broadcast_object, device
 from megatron_resrl.policy.batches import MicroBatch
@@ -43,7 +44,12 @@ class ReceivingPass:
     it; see `WeightingPass`."""
 
     def __init__(
-        self, policy: Policy, layer: int, order: Sequence[int], shape: tuple[int, ...]
+        self,
+        policy: Policy,
+        layer: int,
+        order: Sequence[int],
+        shape: tuple[int, ...],
+        parts: Sequence[Sequence[int]] = (),
     ) -> None:
         """
         Args:
@@ -51,14 +57,20 @@ class ReceivingPass:
             layer: See `WeightingPass.layer`.
             order: See `WeightingPass.order`.
             shape: [B, T] of the weights.
+            parts: See `UpdatePass.parts`.
         """
         self.layer = layer
         self.order = order
+        self.parts = parts
         self._policy = policy
         self._shape = shape
 
     def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
         """Never called."""
+
+    def weights_of(self, micro_batch: MicroBatch) -> Tensor:
+        """Never called: the loss is on the stage with the layer."""
+        raise RuntimeError("this pipeline stage has no weights before the pass is finished")
 
     def finish(self) -> TokenWeights:
         """See `WeightingPass.finish`."""

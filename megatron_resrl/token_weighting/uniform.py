@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from megatron_resrl.platform.distributed import device
-from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.batches import MicroBatch, parts_in_order
 from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeights
@@ -19,7 +20,24 @@ class Uniform:
 
     def begin(self, batch: TrainingBatch, step: int) -> UniformPass:
         """See `TokenWeighting.begin`."""
-        return UniformPass(batch)
+        return UniformPass(batch, range(len(batch)))
+
+    def obstacle(self) -> str | None:
+        """None."""
+        return None
+
+    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+        """No group."""
+        return set()
+
+    def begin_update(
+        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+    ) -> UniformPass:
+        """See `SinglePassWeighting.begin_update`."""
+        groups = batch.group_ids.tolist()
+        order = [row for row, group in enumerate(groups) if group in first]
+        later = [row for row, group in enumerate(groups) if group not in first]
+        return UniformPass(batch, order, parts_in_order(later, micro_batch_size))
 
     def summarise(self, reports: Sequence[Any], *, detailed: bool) -> dict[str, float]:
         """No metrics."""
@@ -27,20 +45,29 @@ class Uniform:
 
 
 class UniformPass:
-    """See `WeightingPass`."""
+    """See `WeightingPass` and `UpdatePass`."""
 
     layer: int | None = None
 
-    def __init__(self, batch: TrainingBatch) -> None:
+    def __init__(
+        self, batch: TrainingBatch, order: Sequence[int], parts: Sequence[Sequence[int]] = ()
+    ) -> None:
         """
         Args:
             batch: This replica's responses.
+            order: Rows that are scored.
+            parts: See `UpdatePass.parts`.
         """
-        self.order = range(len(batch))
+        self.order = order
+        self.parts = parts
         self._shape = batch.loss_mask.shape
 
     def observe(self, states: TappedStates, micro_batch: MicroBatch) -> None:
         """Never called."""
+
+    def weights_of(self, micro_batch: MicroBatch) -> Tensor:
+        """Ones."""
+        return torch.ones(micro_batch.targets.shape, device=device())
 
     def finish(self) -> TokenWeights:
         """Ones."""

@@ -28,7 +28,7 @@ HARMLESS = (
     "rollout.max_running_samples",
     *("reward.workers", "reward.timeout_s", "reward.memory_gb"),
     *("correction.warn_kl", "correction.stop_kl"),
-    *("algorithm.micro_batch_size", "algorithm.sequence_packing"),
+    *("algorithm.micro_batch_size", "algorithm.sequence_packing", "algorithm.single_pass"),
     *("batch.micro_batch_size", "batch.sequence_packing", "batch.tokens_per_micro_batch", "epochs"),
     *("resrl.subspace_method", "resrl.window_tokens"),
     *("resrl.diagnose_every", "resrl.interference_tokens", "resrl.logit_factor"),

@@ -39,6 +39,7 @@ from megatron_resrl.training.identity import Identity
 from megatron_resrl.training.questions import Questions, read_questions, rl_identity
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.session import Session, open_session
+from megatron_resrl.training.single_pass import takes_single_pass
 from megatron_resrl.training.stage import Stage, StageState
 from megatron_resrl.training.starting_point import StartingPoint
 
@@ -109,7 +110,8 @@ def _train(
     rollouts = _rollouts(recipe, questions.prompts, worker, collector, resumed, start)
     algorithm = algorithm_of(recipe)
     weighting = _weighting(worker, algorithm, recipe.resrl, recipe.rollout, recipe.seed)
-    settings = StepSettings.from_recipe(recipe)
+    single = takes_single_pass(policy, weighting, recipe.algorithm, recipe.correction)
+    settings = StepSettings.from_recipe(recipe, single_pass=single)
     observers = standard_observers(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
     )

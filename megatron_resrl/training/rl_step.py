@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_resrl.algorithms import Aggregation, Algorithm
@@ -12,15 +13,18 @@ from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.results import OnFinalStates
 from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.importance import importance_weights
-from megatron_resrl.training.scoring import FinalStates, PassSettings, Scores, score_batch
+from megatron_resrl.training.scoring import PassSettings, Scores, score_batch
 from megatron_resrl.training.sharing import (
+    MiniBatch,
     loss_coefficients,
     shard_groups,
     split_into_mini_batches,
 )
+from megatron_resrl.training.single_pass import update_in_single_pass
 from megatron_resrl.training.updating import Targets, update_policy
 
 
@@ -38,10 +42,17 @@ class StepSettings:
     """Importance weights, and the gates on the mismatch of engine and trainer."""
     passes: PassSettings
     """Micro-batches and temperature of scoring passes and updates."""
+    single_pass: bool = False
+    """The update is the scoring pass, too; see `single_pass_obstacle`."""
 
     @classmethod
-    def from_recipe(cls, recipe: Recipe) -> StepSettings:
-        """The settings of a recipe that a step reads."""
+    def from_recipe(cls, recipe: Recipe, *, single_pass: bool = False) -> StepSettings:
+        """The settings of a recipe that a step reads.
+
+        Args:
+            recipe: Of the run.
+            single_pass: See `takes_single_pass`.
+        """
         return cls(
             recipe.algorithm.updates_per_step,
             recipe.algorithm.aggregation,
@@ -50,6 +61,7 @@ class StepSettings:
             PassSettings(
                 recipe.algorithm.micro_batch_size, recipe.rollout.temperature, recipe.model.path
             ),
+            single_pass,
         )
 
 
@@ -98,6 +110,26 @@ def rl_step(
 
     score_again = functools.partial(score_batch, policy, settings=settings.passes, timers=timers)
     start = StepStart(step, policy, weighting, graded, local, score_again)
+    if settings.single_pass and graded.has_loss.any():
+        state, metrics = update_in_single_pass(
+            start, algorithm, settings.correction, settings.passes, observers, timers
+        )
+    else:
+        state, metrics = _update_after_scoring(start, algorithm, parts, settings, observers, timers)
+    metrics |= observers.after_updates(state)
+    return StepOutcome(metrics, all(update.applied for update in state.updates), state.left_out)
+
+
+def _update_after_scoring(
+    start: StepStart,
+    algorithm: Algorithm,
+    parts: Sequence[MiniBatch],
+    settings: StepSettings,
+    observers: StepObservers,
+    timers: PhaseTimers,
+) -> tuple[StepState, dict[str, float]]:
+    """Pass 1 over all responses, then an update of each mini-batch. Collective."""
+    policy, weighting, local, step = start.policy, start.weighting, start.local, start.step
     with phase(timers, "scoring"):
         watch = observers.before_scoring(start)
         scores, weights = _score(policy, weighting, local, settings.passes, step, timers, watch)
@@ -106,7 +138,7 @@ def rl_step(
     observers.after_scoring(state)
 
     for number, mini_batch in enumerate(parts, start=1):
-        if not graded.has_loss[mini_batch.indices].any():
+        if not start.batch.has_loss[mini_batch.indices].any():
             state.left_out.append(mini_batch.indices)
             policy.leave_out_update()
             continue
@@ -124,8 +156,7 @@ def rl_step(
             update, sums = update_policy(policy, algorithm, local, rows, targets, settings.passes)
         state.updates.append(update)
         state.sums.append(sums)
-    metrics = importance.metrics | observers.after_updates(state)
-    return StepOutcome(metrics, all(update.applied for update in state.updates), state.left_out)
+    return state, importance.metrics | {"step/passes": 2.0 if state.updates else 1.0}
 
 
 def _score(
@@ -135,7 +166,7 @@ def _score(
     settings: PassSettings,
     step: int,
     timers: PhaseTimers,
-    watch: FinalStates | None = None,
+    watch: OnFinalStates | None = None,
 ) -> tuple[Scores, TokenWeights]:
     """Pass 1, without gradient: log pi_old(o_it), and the weights w_it from hidden states h_it.
 

@@ -5,8 +5,9 @@ Shapes: B responses of this replica, T tokens of the step's longest response.
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,22 +17,17 @@ from torch import Tensor
 from megatron_resrl.errors import RunError
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
-from megatron_resrl.platform.distributed import device
+from megatron_resrl.platform.distributed import device, on_device
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.policy import Policy
-from megatron_resrl.policy.results import TappedStates
+from megatron_resrl.policy.results import OnFinalStates, TappedStates, TokenScores
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.token_weighting.protocol import WeightingPass
 
 
 class StatesNotFinite(RunError):
     """Hidden states have no direction; raised on the ranks that share a group."""
-
-
-FinalStates = Callable[[Tensor, MicroBatch], None]
-"""(hidden [n, H], micro-batch): the states that the output layer multiplies, one per generated
-token of the micro-batch on this rank."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +51,43 @@ class Scores:
     entropy: Tensor
     """Nats; meaningful on the last stage."""
 
+    @classmethod
+    def none(cls, batch: RolloutBatch) -> Scores:
+        """Zeros, for responses that no pass has scored."""
+        return cls(*torch.zeros(2, *batch.loss_mask.shape, device=device()))
+
+    @classmethod
+    def of(
+        cls,
+        batch: RolloutBatch,
+        micro_batches: Sequence[MicroBatch],
+        found: Sequence[TokenScores],
+        policy: Policy,
+    ) -> Scores:
+        """Puts the scores of micro-batches, none but on the last stage, in their places.
+
+        Collective over ranks that share sequences.
+        """
+        # [n] of each micro-batch -> [B, T].
+        scores = cls.none(batch)
+        for micro_batch, own in zip(micro_batches, found, strict=False):
+            token = micro_batch.sequence_index, micro_batch.response_position
+            scores.log_probs[token] = own.log_probs
+            scores.entropy[token] = own.entropy
+        group = policy.context_parallel_group
+        if dist.get_world_size(group) > 1:
+            # Each context-parallel rank has the tokens of its pieces; the rest are zeros.
+            dist.all_reduce(scores.log_probs, group=group)
+            dist.all_reduce(scores.entropy, group=group)
+        return scores
+
+    def replaced(self, rows: Sequence[int], others: Scores) -> Scores:
+        """With some rows of other scores."""
+        index = on_device(torch.tensor(rows, dtype=torch.int64), self.log_probs.device)
+        log_probs, entropy = self.log_probs.clone(), self.entropy.clone()
+        log_probs[index], entropy[index] = others.log_probs[index], others.entropy[index]
+        return Scores(log_probs, entropy)
+
 
 def score_batch(
     policy: Policy,
@@ -63,7 +96,7 @@ def score_batch(
     timers: PhaseTimers,
     *,
     weighting: WeightingPass | None = None,
-    on_final_states: FinalStates | None = None,
+    on_final_states: OnFinalStates | None = None,
 ) -> Scores:
     """Runs the forward-only pass over this replica's responses. Collective.
 
@@ -84,9 +117,9 @@ def score_batch(
     layer, order, observe = None, None, None
     if weighting is not None:
         layer, order = weighting.layer, weighting.order
-        observe = functools.partial(_observe, weighting, timers)
+        observe = functools.partial(observe_states, weighting, timers)
     micro_batches = policy.micro_batches(batch, settings.micro_batch_size, order)
-    try:
+    with named_states_not_finite(settings.model_path):
         found = policy.score(
             micro_batches,
             temperature=settings.temperature,
@@ -94,36 +127,41 @@ def score_batch(
             layer=-2 if layer is None else layer,
             on_final_states=on_final_states,
         )
-    except FloatingPointError as error:
-        raise StatesNotFinite(
-            f"scoring: {error}, so that the model's logits are not finite; either model.path = "
-            f"{settings.model_path!r} is damaged, or its weights grew too large in training: lower "
-            "optimizer.lr or go back to an older checkpoint"
-        ) from error
-    # [n] of each micro-batch -> [B, T].
-    log_probs, entropy = torch.zeros(2, *batch.loss_mask.shape, device=device())
-    for micro_batch, scores in zip(micro_batches, found, strict=False):
-        token = micro_batch.sequence_index, micro_batch.response_position
-        log_probs[token] = scores.log_probs
-        entropy[token] = scores.entropy
-    group = policy.context_parallel_group
-    if dist.get_world_size(group) > 1:
-        # Each context-parallel rank has the tokens of its pieces; the rest are zeros.
-        dist.all_reduce(log_probs, group=group)
-        dist.all_reduce(entropy, group=group)
+    scores = Scores.of(batch, micro_batches, found, policy)
     require_finite(
-        log_probs,
+        scores.log_probs,
         batch.loss_mask.to(device()),
         batch.name,
         policy,
         settings.model_path,
         phase="scoring",
     )
-    return Scores(log_probs, entropy)
+    return scores
 
 
-def _observe(
+@contextlib.contextmanager
+def named_states_not_finite(model_path: str) -> Iterator[None]:
+    """A pass in which a weighting may find hidden states that are not finite.
+
+    Args:
+        model_path: `model.path`, for the message.
+
+    Raises:
+        StatesNotFinite: In place of the weighting's FloatingPointError.
+    """
+    try:
+        yield
+    except FloatingPointError as error:
+        raise StatesNotFinite(
+            f"scoring: {error}, so that the model's logits are not finite; either model.path = "
+            f"{model_path!r} is damaged, or its weights grew too large in training: lower "
+            "optimizer.lr or go back to an older checkpoint"
+        ) from error
+
+
+def observe_states(
     weighting: WeightingPass, timers: PhaseTimers, states: TappedStates, micro_batch: MicroBatch
 ) -> None:
+    """Shows a weighting the states of a micro-batch, and times it."""
     with phase(timers, "subspace"):
         weighting.observe(states, micro_batch)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Self
 
 import torch
 
@@ -18,8 +20,8 @@ from megatron_resrl.training.scoring import PassSettings, Scores
 
 
 @dataclass(frozen=True)
-class Targets:
-    """What the loss of this replica's B responses is made of; constants."""
+class ResponseTargets:
+    """What the loss of this replica's B responses is made of, before any is scored; constants."""
 
     advantages: torch.Tensor
     """[B] float64, one per response."""
@@ -27,10 +29,30 @@ class Targets:
     """[B] bool."""
     coefficients: torch.Tensor
     """[B] float64: what each token of a response counts; global denominators are inside."""
-    old_log_probs: torch.Tensor
-    """[B, T] fp32."""
     rollout_log_probs: torch.Tensor
     """[B, T] fp32, of the engine."""
+
+    @classmethod
+    def of_responses(cls, batch: TrainingBatch) -> ResponseTargets:
+        """The targets of a replica's batch."""
+        return ResponseTargets(
+            advantages=batch.advantages,
+            positive=batch.positive,
+            coefficients=batch.coefficients,
+            rollout_log_probs=batch.rollout_log_probs.float(),
+        )
+
+    def to(self, place: torch.device) -> Self:
+        """The same on another device; the host does not wait for it."""
+        return dataclasses.replace(self, **on_device_together(vars(self), place))
+
+
+@dataclass(frozen=True)
+class Targets(ResponseTargets):
+    """The same with what a scoring pass gave."""
+
+    old_log_probs: torch.Tensor
+    """[B, T] fp32."""
     token_weights: torch.Tensor
     """[B, T] fp32."""
     importance_weights: torch.Tensor
@@ -48,22 +70,45 @@ class Targets:
     ) -> Targets:
         """The targets of a replica's batch, from what the scoring pass gave."""
         return cls(
-            advantages=batch.advantages,
-            positive=batch.positive,
-            coefficients=batch.coefficients,
+            **vars(ResponseTargets.of_responses(batch)),
             old_log_probs=scores.log_probs,
-            rollout_log_probs=batch.rollout_log_probs.float(),
             token_weights=token_weights,
             importance_weights=importance_weights,
             extra={"old_entropy": scores.entropy},
         )
 
-    def to(self, place: torch.device) -> Targets:
-        """The same on another device; the host does not wait for it."""
+    def of_tokens(
+        self, batch: MicroBatch, log_probs: torch.Tensor, entropy: torch.Tensor
+    ) -> TokenTargets:
+        """The entries of a micro-batch's tokens; what the update itself computed is not needed."""
+        token = batch.sequence_index, batch.response_position
+        return TokenTargets(
+            old_log_probs=self.old_log_probs[token],
+            token_weights=self.token_weights[token],
+            importance_weights=self.importance_weights[token],
+            extra={name: stream[token] for name, stream in self.extra.items()},
+        )
+
+    def to(self, place: torch.device) -> Self:
+        """See `ResponseTargets.to`."""
         own = {name: each for name, each in vars(self).items() if name != "extra"}
-        return Targets(
+        return type(self)(
             **on_device_together(own, place), extra=on_device_together(self.extra, place)
         )
+
+
+@dataclass(frozen=True)
+class TokenTargets:
+    """Of the n tokens of a micro-batch; [n] fp32 each, constants."""
+
+    old_log_probs: torch.Tensor
+    token_weights: torch.Tensor
+    importance_weights: torch.Tensor
+    extra: Mapping[str, torch.Tensor]
+
+
+TokenTargetsOf = Callable[[MicroBatch, torch.Tensor, torch.Tensor], TokenTargets]
+"""(micro-batch, log_probs [n], entropy [n]) -> what its loss is made of."""
 
 
 def update_policy(
@@ -91,15 +136,15 @@ def update_policy(
     micro_batches = policy.micro_batches(batch, settings.micro_batch_size, rows)
     result = policy.update(
         micro_batches,
-        functools.partial(_loss, algorithm, placed, policy),
+        functools.partial(loss_of_tokens, algorithm, policy, placed, placed.of_tokens),
         temperature=settings.temperature,
         entropy_gradient=algorithm.needs_entropy_gradient,
     )
-    return result, _sums(result.collected)
+    return result, sums_of(result.collected)
 
 
 @dataclass(frozen=True)
-class _Collected:
+class Collected:
     """Sums over one micro-batch, detached: a graph would keep what the last pipeline stage has
     received, and its gradient, until the update ends."""
 
@@ -111,7 +156,7 @@ class _Collected:
     @classmethod
     def of(
         cls, tokens: int, outputs: LossOutputs, reported: Mapping[str, torch.Tensor]
-    ) -> _Collected:
+    ) -> Collected:
         """Detaches all."""
         token_means = {name: value.detach() for name, value in outputs.token_means.items()}
         update_means = {**reported, **outputs.update_means}
@@ -120,34 +165,35 @@ class _Collected:
         )
 
 
-def _loss(
+def loss_of_tokens(
     algorithm: Algorithm,
-    targets: Targets,
     policy: Policy,
+    targets: ResponseTargets,
+    of_tokens: TokenTargetsOf,
     log_probs: torch.Tensor,
     entropy: torch.Tensor,
     batch: MicroBatch,
-) -> tuple[torch.Tensor, _Collected]:
+) -> tuple[torch.Tensor, Collected]:
     """A `LossFunction`: this micro-batch's part of the loss, and what metrics need of it."""
     # Which entries of [B] and [B, T] the micro-batch's n tokens are.
     sequence = batch.sequence_index
-    token = sequence, batch.response_position
+    tokens = of_tokens(batch, log_probs, entropy)
     advantages = algorithm.token_advantages(
-        targets.advantages[sequence], targets.positive[sequence], targets.token_weights[token]
+        targets.advantages[sequence], targets.positive[sequence], tokens.token_weights
     )
     inputs = LossInputs(
         log_probs=log_probs,
-        old_log_probs=targets.old_log_probs[token],
-        rollout_log_probs=targets.rollout_log_probs[token],
+        old_log_probs=tokens.old_log_probs,
+        rollout_log_probs=targets.rollout_log_probs[sequence, batch.response_position],
         advantages=advantages.to(log_probs.dtype),
-        token_weights=targets.token_weights[token],
+        token_weights=tokens.token_weights,
         positive=targets.positive[sequence],
         coefficients=targets.coefficients[sequence].to(log_probs.dtype),
-        importance_weights=targets.importance_weights[token],
+        importance_weights=tokens.importance_weights,
         entropy=entropy,
         sequence=sequence,
         sequences=len(targets.advantages),
-        extra={name: stream[token] for name, stream in targets.extra.items()},
+        extra=tokens.extra,
         add_over_ranks=functools.partial(sum_over_ranks, group=policy.context_parallel_group),
     )
     outputs = algorithm.policy_loss(inputs)
@@ -160,10 +206,10 @@ def _loss(
         "resrl/negative_mass": (negative_share * advantages.abs()).sum(),
         "resrl/negative_mass_unweighted": (negative_share * unweighted.abs()).sum(),
     }
-    return outputs.loss, _Collected.of(len(sequence), outputs, reported)
+    return outputs.loss, Collected.of(len(sequence), outputs, reported)
 
 
-def _sums(collected: Sequence[_Collected]) -> LossSums:
+def sums_of(collected: Sequence[Collected]) -> LossSums:
     """Over the micro-batches; read from the device at once."""
     if not collected:
         return LossSums()

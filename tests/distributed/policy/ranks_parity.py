@@ -33,7 +33,7 @@ from megatron_resrl.config.schema import (
 )
 from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
-from megatron_resrl.policy.hidden_states import HiddenStateLocations
+from megatron_resrl.policy.hidden_states import HiddenStateLocations, response_states
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.policy.schedule import is_last_stage, run_pipeline
@@ -287,7 +287,7 @@ def update_differences(
 
     def loss_function(log_probs: torch.Tensor, entropy: torch.Tensor, batch: MicroBatch) -> Any:
         if step == 0:
-            states = policy._response_states(tap.take(), batch)
+            states = response_states(tap.take(), batch, policy.config.sequence_parallel)
             difference = hidden_difference(policy, states, rows(batch, hidden_want))
             found["hidden"] = max(found["hidden"], difference)
         factors = coefficients[batch.host.sequence_index, batch.host.response_position]

@@ -21,6 +21,7 @@ from megatron_resrl.subspace import (
     SubspaceSettings,
     TokenShardGroup,
     TokenWeightStream,
+    WindowLimits,
     make_plan,
     sampling_key,
     token_weights_with_reports,
@@ -100,7 +101,7 @@ def stream(
         case.group.long(),
         case.settings,
         key=lambda number: sampling_key(0, 0, number),
-        window_rows=window_rows,
+        limits=WindowLimits(window_rows),
     )
     pass_ = TokenWeightStream(plan, case.settings, method=method, ranks=ranks)
     row, position = case.mask.nonzero(as_tuple=True)

@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_resrl.subspace import GroupPlan, SubspaceSettings, make_plan, sampling_key
+from megatron_resrl.subspace import (
+    GroupPlan,
+    SubspaceSettings,
+    WindowLimits,
+    make_plan,
+    sampling_key,
+)
 
 
 def plan_of(
@@ -16,6 +24,7 @@ def plan_of(
     budget: int = 4096,
     window_rows: int = 10**6,
     window_groups: int | None = None,
+    first: Collection[int] = (),
     seed: int = 0,
     rank: int = 2,
 ) -> GroupPlan:
@@ -26,8 +35,7 @@ def plan_of(
         torch.tensor(group),
         SubspaceSettings(rank=rank, max_positive_tokens=budget),
         key=lambda number: sampling_key(seed, 1, number),
-        window_rows=window_rows,
-        window_groups=window_groups,
+        limits=WindowLimits(window_rows, window_groups, first),
     )
 
 
@@ -123,7 +131,7 @@ def test_plan_leaves_out_masked_tokens():
         torch.zeros(2, dtype=torch.int64),
         SubspaceSettings(),
         key=lambda number: 0,
-        window_rows=100,
+        limits=WindowLimits(100),
     )
     assert not (plan.sampled_BT | plan.weighted_BT)[:, 2:4].any()
     assert (plan.sampled_G.tolist(), plan.weighted_G.tolist()) == ([4], [4])
@@ -133,3 +141,10 @@ def test_plan_leaves_out_masked_tokens():
 def test_make_plan_gives_a_large_group_its_own_window(rows):
     plan = plan_of([50, 1, 50, 1], [True, False] * 2, [0, 0, 1, 1], window_rows=rows)
     assert [window.groups for window in plan.windows] == [(0,), (1,)]
+
+
+def test_make_plan_lets_some_groups_arrive_first():
+    lengths, positive = [5, 1, 40, 1, 6, 1, 38, 1], [True, False] * 4
+    plan = plan_of(lengths, positive, [3, 3, 8, 8, 5, 5, 9, 9], first={5, 9})
+    assert plan.order == [6, 4, 7, 5, 2, 0, 3, 1]
+    assert [len(window.groups) for window in plan.windows] == [2, 2]

@@ -9,6 +9,7 @@ from megatron_resrl.subspace import (
     GroupPlan,
     SubspaceSettings,
     TokenWeightStream,
+    WindowLimits,
     make_plan,
     token_weights,
 )
@@ -30,7 +31,7 @@ def make(method: str, window_rows: int = 100, **options) -> tuple[GroupPlan, Tok
         torch.tensor(GROUPS),
         SETTINGS,
         key=lambda number: 0,
-        window_rows=window_rows,
+        limits=WindowLimits(window_rows),
     )
     return plan, TokenWeightStream(plan, SETTINGS, method=method, **options)
 
@@ -42,10 +43,13 @@ def feed(stream: TokenWeightStream, rows: list[int]) -> None:
 
 
 @both_methods
+@pytest.mark.parametrize("at_once", [False, True])
 @pytest.mark.parametrize("window_rows", [1, 30, 100])
 @pytest.mark.parametrize("micro_batch_size", [1, 2, 3, 4, 5, 12])
-def test_stream_weights_ignore_micro_batches_and_windows(micro_batch_size, window_rows, method):
-    plan, stream = make(method, window_rows)
+def test_stream_weights_ignore_micro_batches_and_windows(
+    micro_batch_size, window_rows, at_once, method
+):
+    plan, stream = make(method, window_rows, at_once=at_once)
     for start in range(0, 12, micro_batch_size):
         feed(stream, plan.order[start : start + micro_batch_size])
     feed(stream, [])  # micro-batches without responses are harmless
@@ -54,6 +58,22 @@ def test_stream_weights_ignore_micro_batches_and_windows(micro_batch_size, windo
     # Products of other sizes round differently.
     torch.testing.assert_close(stream.weights, expected, atol=1e-5, rtol=0)
     assert [report.skipped for report in reports] == [None, None, "no_positive"]
+
+
+def test_stream_weighs_a_group_with_its_last_negative_at_once():
+    plan, stream = make("rows", at_once=True)
+    expected = token_weights(HIDDEN, COUNTED, torch.tensor(POSITIVE), torch.tensor(GROUPS), rank=4)
+    complete = set()
+    for row in plan.order:
+        feed(stream, [row])
+        complete.add(row)
+        for group in (5, 2):
+            negatives = [at for at in range(12) if GROUPS[at] == group and not POSITIVE[at]]
+            here = stream.weights[negatives]
+            if complete.issuperset(negatives):
+                torch.testing.assert_close(here, expected[negatives], atol=1e-5, rtol=0)
+            else:
+                assert (here == 1).all()
 
 
 def test_stream_memory_is_that_of_one_window():
