@@ -116,6 +116,19 @@ HARDER = {
 }
 """More of it, over two steps."""
 
+ONE_PASS = {
+    "algorithm.aggregation": "token_mean",
+    "algorithm.options": {"entropy_coefficient": 0.1},
+    "resrl.mask_think": True,
+    "resrl.max_positive_tokens": 8,
+    "rollout.temperature": 0.7,
+    "correction.method": "token_tis",
+    "correction.cap": 1.2,
+    "reward.overlong": "mask",
+    **DECAY,
+}
+"""Much of what one update can have."""
+
 CASES: dict[str, Case] = {
     "the defaults": Case({"algorithm.name": "resrl"}, {"algorithm.name": "grpo"}),
     "positives by advantage": Case({"resrl.positives": "advantage"}, LENGTH_SCALING),
@@ -214,6 +227,19 @@ CASES: dict[str, Case] = {
     "much at once, experts": Case(HARD, masked=True, family="qwen3_moe"),
     "much at once, tied matrices": Case(HARDER, family="llama_tied"),
     "much at once, Gemma 3": Case(HARD, masked=True, family="gemma3"),
+    "one pass": Case(ONE_PASS, masked=True, flat=True),
+    "one pass after a scoring pass": Case(
+        ONE_PASS | {"algorithm.single_pass": "never"}, masked=True, flat=True
+    ),
+    "one pass, small micro-batches": Case(
+        ONE_PASS | {"algorithm.micro_batch_size": 2}, masked=True, flat=True
+    ),
+    "one pass, experts": Case(ONE_PASS, masked=True, flat=True, family="qwen3_moe"),
+    "one pass, grpo": Case(
+        {"algorithm.name": "grpo", "correction.method": "icepop", "correction.band": (0.8, 1.3)},
+        masked=True,
+        flat=True,
+    ),
 }
 CROSSED: dict[str, tuple[Any, ...]] = {
     "resrl.positives": ("score", "advantage"),

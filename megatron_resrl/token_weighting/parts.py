@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
+from megatron_resrl.policy.batches import parts_in_order
+from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.subspace import GroupPlan
 
 
@@ -26,6 +28,26 @@ def parts_of_plan(
             parts.append([])
         parts[-1] += together
     return [tuple(part) for part in parts]
+
+
+def parts_of_batch(
+    batch: TrainingBatch, micro_batch_size: int, first: Collection[int]
+) -> tuple[list[int], list[tuple[int, ...]]]:
+    """Cuts a batch whose responses may pass in any order.
+
+    Args:
+        batch: Of this replica.
+        micro_batch_size: Most responses of a micro-batch.
+        first: Ids of the groups that are scored first.
+
+    Returns:
+        Rows that are scored first, and of each micro-batch of the others.
+    """
+    scored: list[int] = []
+    later: list[int] = []
+    for row, group in enumerate(batch.group_ids.tolist()):
+        (scored if group in first else later).append(row)
+    return scored, parts_in_order(later, micro_batch_size)
 
 
 def _inseparable(plan: GroupPlan, first: Collection[int]) -> list[Sequence[int]]:

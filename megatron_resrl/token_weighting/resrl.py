@@ -35,7 +35,7 @@ from megatron_resrl.subspace import (
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.parts import parts_of_plan
 from megatron_resrl.token_weighting.protocol import TokenWeights
-from megatron_resrl.token_weighting.stages import ReceivingPass, from_tap_stage
+from megatron_resrl.token_weighting.stages import ReceivingPass, from_tap_stage, loss_elsewhere
 
 
 class ResRLWeighting:
@@ -73,15 +73,8 @@ class ResRLWeighting:
         return self._begin(batch, step)
 
     def obstacle(self) -> str | None:
-        """The layer's stage is not the one that computes the loss."""
-        stages = parallel_state.get_pipeline_model_parallel_world_size()
-        layer = self.settings.layer
-        if self.policy.tap_stage(layer) == stages - 1:
-            return None
-        return (
-            f"resrl.layer = {layer} is on pipeline stage {self.policy.tap_stage(layer)} of "
-            f"{stages}, and the loss on the last one"
-        )
+        """See `loss_elsewhere`."""
+        return loss_elsewhere(self.policy, self.settings.layer)
 
     def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
         """Groups with more incorrect responses than a micro-batch has room for."""

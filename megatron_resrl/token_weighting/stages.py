@@ -39,6 +39,17 @@ def from_tap_stage(
     return replace(broadcast_object(rest, source, group), weights=weights)
 
 
+def loss_elsewhere(policy: Policy, layer: int) -> str | None:
+    """Why a weighting of a layer's states needs a scoring pass: the loss is on another stage."""
+    stages, stage = parallel_state.get_pipeline_model_parallel_world_size(), policy.tap_stage(layer)
+    if stage == stages - 1:
+        return None
+    return (
+        f"the hidden states of resrl.layer = {layer} are on pipeline stage {stage}, and the loss "
+        f"is on stage {stages - 1}"
+    )
+
+
 class ReceivingPass:
     """The pass on a pipeline stage without the layer, which gets the weights from the stage with
     it; see `WeightingPass`."""

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from megatron_resrl.platform.distributed import device
-from megatron_resrl.policy.batches import MicroBatch, parts_in_order
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.rollout.batch import TrainingBatch
+from megatron_resrl.token_weighting.parts import parts_of_batch
 from megatron_resrl.token_weighting.protocol import TokenWeights
 
 
@@ -34,10 +35,7 @@ class Uniform:
         self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
     ) -> UniformPass:
         """See `SinglePassWeighting.begin_update`."""
-        groups = batch.group_ids.tolist()
-        order = [row for row, group in enumerate(groups) if group in first]
-        later = [row for row, group in enumerate(groups) if group not in first]
-        return UniformPass(batch, order, parts_in_order(later, micro_batch_size))
+        return UniformPass(batch, *parts_of_batch(batch, micro_batch_size, first))
 
     def summarise(self, reports: Sequence[Any], *, detailed: bool) -> dict[str, float]:
         """No metrics."""

@@ -1,17 +1,19 @@
 """Token-wise weights of the same responses in every layout of this world size.
 
-Arguments: folder of the models, output file. Rank 0 writes layout -> weights [B, T].
+Arguments: folder of the models, output file. Rank 0 writes layout -> weights [B, T], and how far
+the weights of the policy are apart after a step in one pass and one in two.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from one_step import training_batch, weigh
+from one_step import take_step, training_batch, weigh
 from tiny_rollouts import rollouts
 from torch import Tensor
 
@@ -26,6 +28,7 @@ from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
+from megatron_resrl.weights.hugging_face import export_weights
 
 TP2 = {"tensor_model_parallel_size": 2}
 LAYOUTS = {
@@ -47,6 +50,17 @@ class FromNorm(TokenwiseWeighting):
         return norm / (1 + norm)
 
 
+def after_a_step(recipe: Recipe, single_pass: str) -> tuple[Tensor, float]:
+    """All weights of the policy as one vector, and the passes of the step."""
+    algorithm = replace(recipe.algorithm, single_pass=single_pass)
+    resrl = replace(recipe.resrl, weights=f"{__file__}:FromNorm")
+    recipe = replace(recipe, algorithm=algorithm, resrl=resrl)
+    policy = build_policy(recipe)
+    done = take_step(policy, recipe, rollouts()[0])
+    weights = dict(export_weights(policy.modules, policy.hf_config)).values()
+    return torch.cat([each.flatten() for each in weights]), done.metrics["step/passes"]
+
+
 def main() -> None:
     models, found = Path(sys.argv[1]), {}
     for name, parallel in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
@@ -63,7 +77,9 @@ def main() -> None:
         # All ranks have the same weights, whichever stage saw the states.
         everywhere = platform.gather_objects(weights)
         assert all(torch.equal(each, weights) for each in everywhere)
-        found[name] = weights
+        (one, passes), (two, _) = (after_a_step(recipe, mode) for mode in ("always", "never"))
+        assert passes == 1
+        found[name] = weights, float((one - two).abs().max())
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[2])
     platform.shutdown()

@@ -31,6 +31,7 @@ METRICS = (
     "resrl/negative_mass_unweighted",
 )
 HARDEST = ("much at once", "much at once over two steps")
+SINGLE_PASS_LAYOUTS = ("TP2+SP", "PP2", "DP2", "CP2", "CP2 packed", "TP2+SP packed")
 RANKS = {
     1: [f"one={name}" for name in CASES],
     2: [
@@ -43,6 +44,15 @@ RANKS = {
         "PP2=much at once, tied matrices",
         "TP2+SP=much at once, Gemma 3",
         "EP2=much at once, experts",
+        "EP2=one pass, experts",
+        "DP2=one pass, grpo",
+        *(
+            f"{layout}={name}"
+            for layout in SINGLE_PASS_LAYOUTS
+            for name in ("one pass", "one pass after a scoring pass")
+        ),
+        "CP2=one pass, small micro-batches",
+        "DP2=one pass, small micro-batches",
     ],
 }
 """Layouts and cases by number of ranks."""
@@ -217,3 +227,24 @@ def test_window_tokens_that_are_few_hold_fewer_states(product):
 def test_subspace_method_is_the_one_asked_for(product):
     assert _first_step(product, 1, "one=Gram matrices")["resrl/method_is_gram"] == 1
     assert _first_step(product, 1, "one=the defaults")["resrl/method_is_gram"] == 0
+
+
+@pytest.mark.setting("algorithm.single_pass")
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, "one"), *((2, layout) for layout in SINGLE_PASS_LAYOUTS)]
+)
+def test_single_pass_gives_the_numbers_of_two_passes(product, ranks, layout):
+    one = product(ranks, f"{layout}=one pass")
+    two = product(ranks, f"{layout}=one pass after a scoring pass")
+    assert largest_difference(one["weights"], two["weights"]) <= TOLERANCE
+    for ours, theirs in zip(one["metrics"], two["metrics"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert (ours["step/passes"], theirs["step/passes"]) == (1.0, 2.0)
+        for name in ours.keys() - {"step/passes", "resrl/peak_bytes", "resrl/sent_bytes"}:
+            # Micro-batches of other sizes: fp32 products and sums round differently.
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
+
+
+def test_single_pass_scores_groups_too_large_for_a_micro_batch_first(product):
+    metrics = _first_step(product, 1, "one=one pass, small micro-batches")
+    assert 1 < metrics["step/passes"] < 2
