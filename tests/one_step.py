@@ -96,7 +96,7 @@ def take_step_on(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
     )
     weighting = weighting_of(policy, recipe, think_markers, algorithm)
-    single = takes_single_pass(policy, weighting, recipe.algorithm, recipe.correction)
+    single = takes_single_pass(weighting, recipe)
     return rl_step(
         policy,
         algorithm,

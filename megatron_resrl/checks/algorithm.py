@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import OptimizerConfig, Recipe
+from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.errors import SettingError
 from megatron_resrl.token_weighting.registry import require_weighting
 
@@ -39,6 +41,16 @@ def _check_weighting(weights: str) -> Iterator[Problem]:
         yield Problem.of(error)
 
 
+def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
+    conflict = single_pass_conflict(
+        recipe.algorithm, recipe.correction, recipe.model, recipe.parallel
+    )
+    if recipe.algorithm.single_pass == "always" and conflict is not None:
+        problem = f"algorithm.single_pass is always, but {conflict.problem}"
+        fix = f"{conflict.fix}, or set algorithm.single_pass: auto"
+        yield replace(conflict, problem=problem, fix=fix)
+
+
 def _check_sampling(temperature: float) -> Iterator[Problem]:
     if temperature == 0:
         problem = "all greedy responses of a group are the same, so that their advantages are 0"
@@ -65,6 +77,7 @@ def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
 ALGORITHM_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_algorithm(facts.recipe),
     lambda facts: _check_weighting(facts.recipe.resrl.weights),
+    lambda facts: _check_single_pass(facts.recipe),
     lambda facts: _check_sampling(facts.recipe.rollout.temperature),
     lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),
     lambda facts: _check_schedule(facts.recipe.optimizer),

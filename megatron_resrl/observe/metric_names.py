@@ -107,6 +107,10 @@ METRICS = {
     "episode/turns_max": Metric("the same of the longest episode", "turns"),
     "episode/observations_mean": Metric("messages of the environment", "messages"),
     "episode/observation_tokens_mean": Metric("tokens of these messages", "tokens"),
+    "step/passes": Metric(
+        "forward passes of a response that has a loss, those of `resrl.refresh` not counted",
+        "passes",
+    ),
     "mismatch/log_prob_mean": Metric(
         "absolute difference of log-probabilities between engine and trainer", "nats"
     ),

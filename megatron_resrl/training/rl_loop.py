@@ -110,7 +110,7 @@ def _train(
     rollouts = _rollouts(recipe, questions.prompts, worker, collector, resumed, start)
     algorithm = algorithm_of(recipe)
     weighting = _weighting(worker, algorithm, recipe.resrl, recipe.rollout, recipe.seed)
-    single = takes_single_pass(policy, weighting, recipe.algorithm, recipe.correction)
+    single = takes_single_pass(weighting, recipe)
     settings = StepSettings.from_recipe(recipe, single_pass=single)
     observers = standard_observers(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers

@@ -22,7 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_resrl.algorithms import Algorithm, correction_factors, log_ratios
-from megatron_resrl.config.schema import AlgorithmConfig, CorrectionConfig
+from megatron_resrl.config.schema import CorrectionConfig, Recipe
+from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.diagnostics.observer import StepObservers, StepStart, StepState
 from megatron_resrl.errors import InputError
 from megatron_resrl.observe.phases import phase
@@ -57,56 +58,41 @@ from megatron_resrl.training.updating import (
 logger = logging.getLogger(__name__)
 
 
-def single_pass_obstacle(
-    policy: Policy,
-    weighting: TokenWeighting,
-    algorithm: AlgorithmConfig,
-    correction: CorrectionConfig,
-) -> str | None:
-    """Why every step of a run needs a scoring pass of its own; None: it does not.
+def takes_single_pass(weighting: TokenWeighting, recipe: Recipe) -> bool:
+    """Whether the steps of a run take one pass, as `algorithm.single_pass` says; rank 0 logs it.
 
     Args:
-        policy: Of the run.
         weighting: Of the run.
-        algorithm: The recipe's section.
-        correction: The recipe's section.
-    """
-    if algorithm.updates_per_step > 1:
-        return "algorithm.updates_per_step is above 1: later updates begin with other weights"
-    if correction.method == "sequence_tis":
-        return "correction.method = sequence_tis needs the log-probs of whole responses beforehand"
-    if policy.config.virtual_pipeline_model_parallel_size is not None:
-        return "pipeline stages are interleaved (parallel.virtual_pipeline_model_parallel_size)"
-    if policy.config.hidden_dropout or policy.config.attention_dropout:
-        return "dropout is on in updates, and off in scoring passes"
-    if not isinstance(weighting, SinglePassWeighting):
-        return f"the token weighting {type(weighting).__name__} needs a scoring pass"
-    return weighting.obstacle()
-
-
-def takes_single_pass(
-    policy: Policy,
-    weighting: TokenWeighting,
-    algorithm: AlgorithmConfig,
-    correction: CorrectionConfig,
-) -> bool:
-    """Whether the steps of a run take one pass, as `algorithm.single_pass` says; rank 0 logs it.
+        recipe: Of the run.
 
     Raises:
         InputError: It is `always`, and something stands in the way.
     """
-    if algorithm.single_pass == "never":
+    asked = recipe.algorithm.single_pass
+    if asked == "never":
         return False
-    obstacle = single_pass_obstacle(policy, weighting, algorithm, correction)
+    obstacle = _obstacle(weighting, recipe)
     if obstacle is None:
         return True
-    if algorithm.single_pass == "always":
+    if asked == "always":
         raise InputError(
-            f"algorithm.single_pass is 'always', but {obstacle}; `auto` makes a scoring pass there"
+            f"algorithm.single_pass = 'always', but {obstacle}; with `auto` a scoring pass is made"
         )
     if dist.get_rank() == 0:
-        logger.info("each step makes a scoring pass before its updates, because %s", obstacle)
+        logger.info("every step makes a scoring pass before its updates: %s", obstacle)
     return False
+
+
+def _obstacle(weighting: TokenWeighting, recipe: Recipe) -> str | None:
+    """Why every step of a run needs a scoring pass of its own; None: it does not."""
+    conflict = single_pass_conflict(
+        recipe.algorithm, recipe.correction, recipe.model, recipe.parallel
+    )
+    if conflict is not None:
+        return f"{conflict.setting} is {conflict.value!r}, and {conflict.problem}"
+    if not isinstance(weighting, SinglePassWeighting):
+        return f"the token weighting {type(weighting).__name__} needs one"
+    return weighting.obstacle()
 
 
 def update_in_single_pass(

@@ -109,3 +109,21 @@ def test_check_weighting_refuses_unknown_names_with_the_nearest(check, refused):
     assert "did you mean 'inverted'?" in problem.problem
     assert "residual, constant, random, inverted, or path.py:name" in problem.fix
     assert check("--resrl.weights=inverted") == []
+
+
+@pytest.mark.parametrize(
+    ("conflict", "said"),
+    [
+        ("--algorithm.updates_per_step=2", "begin with other weights"),
+        ("--correction.method=sequence_tis", "whole responses"),
+        ("--model.hidden_dropout=0.1", "drop outputs"),
+        ("--model.attention_dropout=0.1", "drop attention weights"),
+    ],
+)
+def test_single_pass_that_would_not_be_exact_is_refused(check, refused, conflict, said):
+    prompts = "--rollout.prompts_per_step=2"
+    assert check(conflict, prompts) == []
+    problem = refused("--algorithm.single_pass=always", conflict, prompts)
+    assert problem.setting == conflict.removeprefix("--").partition("=")[0]
+    assert said in problem.problem
+    assert problem.fix.endswith("or set algorithm.single_pass: auto")
