@@ -123,6 +123,7 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
     from megatron_resrl.token_weighting.uniform import Uniform
     from megatron_resrl.training.journal import Journal
     from megatron_resrl.training.rl_step import StepSettings, rl_step
+    from megatron_resrl.training.single_pass import takes_single_pass
 
     recipe = schema.Recipe(
         output_dir=str(directory / "run"),
@@ -147,6 +148,9 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
         Journal(directory / "run", recipe.logging, steps, **journal) as journal,
     ):
         prompts, _ = read_prompts(recipe.data.train_files, recipe.data, worker.tokenizer)
+        weighting = Uniform()
+        single_pass = takes_single_pass(weighting, recipe)
+        settings = StepSettings.from_recipe(recipe, single_pass=single_pass)
         sampling = SamplingParams(NEW_TOKENS, worker.stop_token_ids, n=GROUP_SIZE)
         for step in range(1, steps + 1):
             pipe.recv()
@@ -163,9 +167,9 @@ def ours(pipe: Connection, directory: Path, steps: int) -> None:
             metrics = rl_step(
                 worker.policy,
                 algorithm,
-                Uniform(),
+                weighting,
                 RolloutBatch.from_samples(samples),
-                StepSettings.from_recipe(recipe),
+                settings,
                 step,
                 timers,
                 observers,

@@ -245,6 +245,6 @@ def test_single_pass_gives_the_numbers_of_two_passes(product, ranks, layout):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 
-def test_single_pass_scores_groups_too_large_for_a_micro_batch_first(product):
+def test_single_pass_scores_too_large_groups_first(product):
     metrics = _first_step(product, 1, "one=one pass, small micro-batches")
     assert 1 < metrics["step/passes"] < 2
