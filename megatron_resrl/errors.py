@@ -46,6 +46,8 @@ class RunError(RuntimeError):
     """The process's exit status."""
     common: bool = False
     """Raised identically on all ranks; only one rank per host prints it."""
+    lost_hosts: tuple[str, ...] = ()
+    """Hosts none of whose ranks gave a sign of life, where that ended the run."""
 
 
 class RunFileError(RunError):

@@ -15,7 +15,6 @@ import contextlib
 import json
 import logging
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,12 @@ from torch.distributed.checkpoint import Metadata
 from megatron_resrl.checkpoint.checksums import SUMS_FILE, sums_size, write_sums
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.errors import InputError, RunFileError
+from megatron_resrl.platform.run_files import (
+    CHECKPOINTS,
+    finished_checkpoints,
+    is_checkpoint_name,
+    step_of,
+)
 from megatron_resrl.weights import torch_dist_files
 from megatron_resrl.weights.torch_dist_files import COMMON_FILE
 
@@ -36,7 +41,6 @@ LATEST = "latest"
 BEST = "best"
 _MEGATRON_PARTS = ("metadata.json", ".metadata")
 _PARTS = (TRAINER_FILE, *_MEGATRON_PARTS, COMMON_FILE, SUMS_FILE)
-_NAME = re.compile(r"step_(\d{6,})")
 _INCOMPLETE = ".incomplete"
 _REMOVED = ".removed"
 
@@ -65,9 +69,9 @@ def candidates(output_dir: Path) -> list[Path]:
     First the one that the marker file names, then the others, those with the most steps first.
     Where the marker is missing or names none of them, the log says so.
     """
-    root = Path(output_dir) / "checkpoints"
+    root = Path(output_dir) / CHECKPOINTS
     named = read_marker(root, LATEST)
-    found = sorted(finished(root), key=step_of, reverse=True)
+    found = sorted(finished_checkpoints(root), key=step_of, reverse=True)
     if named in found:
         found.remove(named)
         found.insert(0, named)
@@ -151,10 +155,10 @@ def begin(output_dir: Path, step: int) -> Path:
     Raises:
         CheckpointError: The disk has no room for another checkpoint as large as the latest.
     """
-    root = Path(output_dir) / "checkpoints"
+    root = Path(output_dir) / CHECKPOINTS
     root.mkdir(parents=True, exist_ok=True)
     for path in root.iterdir():
-        if path.suffix in (_INCOMPLETE, _REMOVED) and _NAME.fullmatch(path.stem):
+        if path.suffix in (_INCOMPLETE, _REMOVED) and is_checkpoint_name(path.stem):
             logger.info("deleting %s, left by a run that was stopped", path)
             shutil.rmtree(path)
     _check_room(root)
@@ -208,25 +212,10 @@ def abandon(folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
 
 
-def finished(root: Path) -> list[Path]:
-    """Folders under a final name."""
-    if not root.is_dir():
-        return []
-    return [path for path in root.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
-
-
-def step_of(path: Path) -> int:
-    """Training steps of a checkpoint, from its name."""
-    match = _NAME.fullmatch(path.name)
-    if match is None:
-        raise ValueError(f"{path} is not named like a checkpoint")
-    return int(match[1])
-
-
 def make_latest(path: Path) -> None:
     """Makes a checkpoint the one to continue from, and deletes those of more steps."""
     _write_marker(path, LATEST)
-    for other in finished(path.parent):
+    for other in finished_checkpoints(path.parent):
         if step_of(other) > step_of(path):
             _discard(other)
 
@@ -284,7 +273,9 @@ def _check_room(root: Path) -> None:
 
 def _retain(latest: Path, retention: Retention) -> None:
     """Deletes checkpoints that retention does not keep, and marks the best checkpoint."""
-    older = [path for path in finished(latest.parent) if step_of(path) <= step_of(latest)]
+    older = [
+        path for path in finished_checkpoints(latest.parent) if step_of(path) <= step_of(latest)
+    ]
     metrics = {}
     for path in older if retention.best_metric else ():
         with contextlib.suppress(CheckpointError):

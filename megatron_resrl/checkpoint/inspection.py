@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from megatron_resrl.checkpoint import checksums, folders
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.platform.run_files import finished_checkpoints, step_of
 
 _OPTIMIZER = "optimizer.state."
 _OPTIMIZER_PARTS = {"param": "fp32 masters", "exp_avg": "moments (exp_avg)"}
@@ -102,7 +103,7 @@ def checkpoint_folders(path: Path) -> list[Path]:
     if (path / ".metadata").is_file():
         return [path]
     for root in (path / "checkpoints", path):
-        found = sorted(folders.finished(root), key=folders.step_of)
+        found = sorted(finished_checkpoints(root), key=step_of)
         if found:
             return found
     found = sorted(index.parent for index in path.glob("*/.metadata"))

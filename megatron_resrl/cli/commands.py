@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_resrl.cli import check, plan, serve, stages
+from megatron_resrl.cli import check, launch, plan, serve, stages
 from megatron_resrl.cli.command import CliCommand
 
 COMMANDS: dict[str, CliCommand] = {
@@ -12,5 +12,6 @@ COMMANDS: dict[str, CliCommand] = {
     "pretrain": stages.PRETRAIN,
     "check": check.CHECK,
     "plan": plan.PLAN,
+    "launch": launch.LAUNCH,
     "serve": serve.SERVE,
 }

@@ -15,6 +15,7 @@ from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.config.stages import Command, Stage
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
+from megatron_resrl.platform.places import own_place
 from megatron_resrl.user_files import split_name
 
 R = TypeVar("R", bound=RunSettings)
@@ -82,8 +83,8 @@ def prepare_megatron(recipe: RunSettings) -> None:
 
 def rank_name() -> str:
     """What messages of this rank begin with; empty on rank 0."""
-    rank = os.environ.get("RANK", "0")
-    return "" if rank == "0" else f"rank {rank}: "
+    place = own_place()
+    return f"{place}: " if place.rank else ""
 
 
 def _adapt() -> None:

@@ -6,7 +6,6 @@ import contextlib
 import datetime
 import os
 import random
-import socket
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar, cast
@@ -22,6 +21,7 @@ from megatron_resrl.platform.cpu import adapt_megatron_core
 from megatron_resrl.platform.ending import Deadline
 from megatron_resrl.platform.launch import device_of, require_meeting_place
 from megatron_resrl.platform.phases import named_phase, start_heartbeat, stop_heartbeat
+from megatron_resrl.platform.places import own_place
 
 Result = TypeVar("Result")
 
@@ -262,19 +262,17 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
 
     Raises:
         InputError: On all ranks alike, if the action raised one on any rank; different messages
-            are joined, each with the first rank that raised it and the host of that rank.
+            are joined, each with the first rank that raised it and the place of that rank.
     """
     result, problem = None, None
     try:
         result = action()
     except InputError as refusal:
         problem = str(refusal)
-    outcomes = gather_objects((socket.gethostname(), problem))
+    outcomes = gather_objects((own_place(), problem))
     # Message -> the first rank that raised it, as earlier ranks replace later ones.
     first_rank = {
-        message: f"rank {rank} on host {host}: "
-        for rank, (host, message) in reversed(list(enumerate(outcomes)))
-        if message is not None
+        message: f"{place}: " for place, message in reversed(outcomes) if message is not None
     }
     if first_rank:
         several = len(outcomes) > 1

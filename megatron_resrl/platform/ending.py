@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from megatron_resrl.errors import InputError, RunError, exit_status
+from megatron_resrl.platform.places import own_place
 
 ENDING_S = 20.0
 """Seconds that closing connections, helper processes and threads may take."""
@@ -80,17 +81,20 @@ def process_ends_with_block() -> Iterator[None]:
 
 
 def record_failure(error: BaseException) -> None:
-    """Writes why this rank ends for torchrun, to the file that TORCHELASTIC_ERROR_FILE names.
+    """Writes why this rank ends to the file that TORCHELASTIC_ERROR_FILE names, if it is set.
 
-    torchrun shows the rank that failed first as the root cause, with this text. Without torchrun
-    nothing is written.
+    torchrun shows the rank that failed first as the root cause, with this text. A job's script
+    decides by kind, place and lost hosts whether another start is worth it, and where.
     """
     path = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if not path:
         return
     known = isinstance(error, (InputError, RunError, KeyboardInterrupt))
     text = str(error) if known else f"{type(error).__name__}: {error}"
-    extra = {"timestamp": str(int(time.time()))}
+    extra: dict[str, Any] = {"timestamp": str(int(time.time())), "time": time.time()}
+    extra |= {"kind": _kind(error), "place": own_place().to_json()}
+    if isinstance(error, RunError):
+        extra["lost_hosts"] = list(error.lost_hosts)
     if not known:
         extra["py_callstack"] = "".join(traceback.format_exception(error))
     try:
@@ -98,6 +102,12 @@ def record_failure(error: BaseException) -> None:
             json.dump({"message": {"message": text, "extraInfo": extra}}, file)
     except OSError as problem:
         print(f"torchrun's error file cannot be written: {problem}", file=sys.stderr)
+
+
+def _kind(error: BaseException) -> str:
+    """`input`: another start would fail, too; `run`: explains itself; `stopped`; or `crash`."""
+    kinds = {KeyboardInterrupt: "stopped", InputError: "input", RunError: "run"}
+    return next((kind for cls, kind in kinds.items() if isinstance(error, cls)), "crash")
 
 
 def end_process(error: BaseException) -> None:
@@ -142,7 +152,6 @@ def _say(error: BaseException | None, why: str) -> None:
         print(error, file=sys.stderr)
     elif error is not None and not isinstance(error, SystemExit):
         traceback.print_exception(error)
-    rank = os.environ.get("RANK", "0")
-    print(f"rank {rank}: {why}. It was here:", file=sys.stderr, flush=True)
+    print(f"{own_place()}: {why}. It was here:", file=sys.stderr, flush=True)
     faulthandler.dump_traceback()
     sys.stdout.flush()

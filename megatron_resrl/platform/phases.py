@@ -10,19 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
-import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
-import torch
 import torch.distributed as dist
 
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.ending import end_process
+from megatron_resrl.platform.places import Place, hosts_of_only, own_place
 from megatron_resrl.platform.watch import MainThreadWatch
 
 logger = logging.getLogger(__name__)
@@ -41,6 +39,19 @@ ANSWER_WITHIN_S = 5.0
 
 _NAMED_RANKS = 8
 """Missing ranks spelled out in a message; of a whole job's, a few say it all."""
+
+
+_STORE_LOST = "the job's store does not answer: its host, that of rank 0, is lost"
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Ranks that did not report that they wait, too."""
+
+    lines: tuple[str, ...] = ()
+    """One for each, those without a heartbeat first; or one that says why nothing is known."""
+    lost_hosts: tuple[str, ...] = ()
+    """Hosts none of whose ranks has a heartbeat."""
 
 
 class CollectiveTimeout(RunError):
@@ -134,7 +145,7 @@ def named_phase(name: str) -> Iterator[None]:
     except BaseException as error:
         said = str(error)
         if isinstance(error, RuntimeError) and any(words in said for words in _LOST_PEER):
-            raise CollectiveTimeout(_lost_peer(said)) from error
+            raise _lost_peer(said) from error
         if _status.board and _status.failed != id(error):
             _status.failed = id(error)
             _status.board.write("failed", _now() | {"cause": f"{type(error).__name__}: {error}"})
@@ -147,17 +158,23 @@ def _now() -> dict[str, object]:
     return {"phase": _status.doing.phase, "step": _status.step, "time": time.time()}
 
 
-def _lost_peer(said: str) -> str:
-    text = (
+def _lost_peer(said: str) -> CollectiveTimeout:
+    return _timeout(
         f"{_where()}: another rank did not take part in a collective within "
         f"parallel.timeout_minutes or has died ({said.splitlines()[0]})"
     )
-    missing = _status.board.missing() if _status.board else []
-    return "\n  ".join([text, *missing])
+
+
+def _timeout(text: str) -> CollectiveTimeout:
+    """The error that says `text`, and which ranks are missing."""
+    missing = _status.board.missing() if _status.board else Missing()
+    error = CollectiveTimeout("\n  ".join([text, *missing.lines]))
+    error.lost_hosts = missing.lost_hosts
+    return error
 
 
 def _where() -> str:
-    where = f"phase {_status.doing.phase!r}, rank {os.environ.get('RANK', '0')}"
+    where = f"phase {_status.doing.phase!r}, {own_place()}"
     return where if _status.step is None else f"{where}, step {_status.step}"
 
 
@@ -184,6 +201,12 @@ def start_heartbeat(
             _status.watch = MainThreadWatch(stuck_after_s, _end_stuck)
 
 
+def name_rank(rank: int) -> str:
+    """A rank of this job, with its host, local rank and GPU where the job's store knows them."""
+    place = _status.board.place_of(rank) if _status.board else None
+    return f"rank {rank}" if place is None else str(place)
+
+
 def stop_heartbeat() -> None:
     """Ends the heartbeat of this rank and the watch over its main thread."""
     if _status.watch:
@@ -195,13 +218,12 @@ def stop_heartbeat() -> None:
 
 def _end_stuck(place: str) -> None:
     """Reports where the main thread is stuck and which ranks are missing; ends the process."""
-    text = (
-        f"{_where()}: this rank has waited for another rank for longer than "
-        f"parallel.timeout_minutes allows, in {place}"
+    end_process(
+        _timeout(
+            f"{_where()}: this rank has waited for another rank for longer than "
+            f"parallel.timeout_minutes allows, in {place}"
+        )
     )
-    missing = _status.board.missing() if _status.board else []
-    error = CollectiveTimeout("\n  ".join([text, *missing]))
-    end_process(error)
 
 
 class _StatusBoard:
@@ -211,10 +233,11 @@ class _StatusBoard:
     def __init__(self, store: dist.Store, rank: int, world_size: int) -> None:
         self._store = store
         self._rank = rank
+        self._size = world_size
         self._others = [other for other in range(world_size) if other != rank]
         self._closed = threading.Event()
         self._store_lost = False
-        self._set(f"place/{rank}", _own_place())
+        self._set(f"place/{rank}", json.dumps(own_place().to_json()))
         self._heartbeat = threading.Thread(
             target=self._heartbeat_loop, name="heartbeat", daemon=True
         )
@@ -224,19 +247,14 @@ class _StatusBoard:
         """Writes a note of this rank for the other ranks."""
         self._set(f"{kind}/{self._rank}", json.dumps(note))
 
-    def missing(self) -> list[str]:
-        """Waits a few seconds for the other ranks to report that they wait, too.
-
-        Returns:
-            A line for each rank that did not report, ranks without a heartbeat first; or one line
-            that says why nothing is known.
-        """
-        lines: list[str] = []
+    def missing(self) -> Missing:
+        """Waits a few seconds for the other ranks to report that they wait, too."""
+        found: list[Missing] = []
         # A store whose host is stopped keeps the connection open and never answers.
-        asking = threading.Thread(target=lambda: lines.extend(self._ask()), daemon=True)
+        asking = threading.Thread(target=lambda: found.append(self._ask()), daemon=True)
         asking.start()
         asking.join(2 * ANSWER_WITHIN_S)
-        return list(lines) or ["the job's store does not answer: its host, that of rank 0, is lost"]
+        return found[0] if found and found[0].lines else Missing((_STORE_LOST,))
 
     def close(self) -> None:
         """Ends the heartbeat."""
@@ -258,7 +276,7 @@ class _StatusBoard:
             self._store_lost = True
             logger.warning("the job's store is gone (%s)", str(error).splitlines()[0])
 
-    def _ask(self) -> list[str]:
+    def _ask(self) -> Missing:
         try:
             self.write("waiting", _now())
             beats = {other: self._read("alive", other) for other in self._others}
@@ -269,15 +287,22 @@ class _StatusBoard:
                 silent = [other for other in silent if not self._heard_of(other)]
             silent = [other for other in self._others if self._read("waiting", other) is None]
             if not silent:
-                return ["all ranks are there and wait: the network lost a connection"]
+                return Missing(("all ranks are there and wait: the network lost a connection",))
             alive = {other: self._read("alive", other) != beats[other] for other in silent}
             silent = sorted(silent, key=lambda other: alive[other])
             lines = [self._describe(other, alive[other]) for other in silent[:_NAMED_RANKS]]
+            # A rank that reported its failure has ended; its host goes on.
+            gone = [
+                other
+                for other in silent
+                if not alive[other] and self._read("failed", other) is None
+            ]
+            places = [place for rank in range(self._size) if (place := self.place_of(rank))]
         except RuntimeError:
-            return []
+            return Missing()
         if len(silent) > _NAMED_RANKS:
             lines.append(f"and {len(silent) - _NAMED_RANKS} more ranks did not answer")
-        return lines
+        return Missing(tuple(lines), hosts_of_only(gone, places))
 
     def _heard_of(self, rank: int) -> bool:
         """Whether a rank has reported that it waits or that it failed."""
@@ -288,28 +313,22 @@ class _StatusBoard:
         return self._store.get(key).decode() if self._store.check([key]) else None
 
     def _describe(self, rank: int, alive: bool) -> str:
-        failed = self._read("failed", rank)
+        failed, place = self._read("failed", rank), self.place_of(rank)
         if failed is not None:
-            place = self._read("place", rank)
-            return (
-                f"rank {rank}{f' ({place})' if place else ''} failed in {_place(failed)}: "
-                f"{json.loads(failed)['cause']}"
-            )
+            cause = json.loads(failed)["cause"]
+            return f"{place or f'rank {rank}'} failed in {_when(failed)}: {cause}"
         said = f"rank {rank} did not answer" + (", though its process runs" if alive else "")
         entered = self._read("phase", rank)
-        said += f": last seen entering {_place(entered)}" if entered else ": never seen"
+        said += f": last seen entering {_when(entered)}" if entered else ": never seen"
+        return said + (f" ({place.where})" if place else "")
+
+    def place_of(self, rank: int) -> Place | None:
+        """Where a rank is; None: it has not said so."""
         place = self._read("place", rank)
-        return said + (f" ({place})" if place else "")
+        return None if place is None else Place(**json.loads(place))
 
 
-def _own_place() -> str:
-    """Host of this rank, with its GPU or local rank."""
-    if torch.cuda.is_available():
-        return f"{socket.gethostname()}, GPU {torch.cuda.current_device()}"
-    return f"{socket.gethostname()}, local rank {os.environ.get('LOCAL_RANK', '0')}"
-
-
-def _place(note: str) -> str:
+def _when(note: str) -> str:
     """A note's phase, step and age in words."""
     status = json.loads(note)
     of_step = "" if status["step"] is None else f" of step {status['step']}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +15,7 @@ from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.platform.places import Place, own_place
 from megatron_resrl.user_files import split_name
 from megatron_resrl.weights.model_digest import model_digests
 
@@ -122,7 +122,7 @@ def require_same_on_all_ranks(own: Identity) -> None:
     Raises:
         InputError: On all ranks; it names what differs, and the hosts.
     """
-    differences = rank_differences(gather_objects((socket.gethostname(), own)))
+    differences = rank_differences(gather_objects((own_place(), own)))
     if differences:
         error = InputError(
             "the ranks do not see the same run; give all hosts the same recipe, data, reward "
@@ -132,23 +132,20 @@ def require_same_on_all_ranks(own: Identity) -> None:
         raise error
 
 
-def rank_differences(identities: Sequence[tuple[str, Identity]]) -> list[str]:
+def rank_differences(identities: Sequence[tuple[Place, Identity]]) -> list[str]:
     """What differs from rank 0, one line per rank and setting.
 
     Args:
-        identities: Host and identity of each rank.
+        identities: Place and identity of each rank, in their order.
     """
-    first_host, first = identities[0]
+    first_place, first = identities[0]
     lines = []
-    for rank, (host, own) in enumerate(identities):
+    for place, own in identities:
         for name, theirs, value in [
             *_differences(first.settings, own.settings, leave_out=_BY_CONTENT),
             *_differences(first.contents, own.contents),
         ]:
-            lines.append(
-                f"{name} is {value!r} on rank {rank} (host {host}), "
-                f"{theirs!r} on rank 0 (host {first_host})"
-            )
+            lines.append(f"{name} is {value!r} on {place}, {theirs!r} on {first_place}")
     more = len(lines) - _SHOWN_DIFFERENCES
     return lines[:_SHOWN_DIFFERENCES] + ([f"and {more} more"] if more > 0 else [])
 

@@ -24,6 +24,7 @@ import torch.distributed as dist
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import max_over_ranks
 from megatron_resrl.platform.phases import current_step, named_phase
+from megatron_resrl.platform.run_files import INTERRUPTED
 
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 """SIGUSR1: the time limit is near. SIGINT: Ctrl-C. SIGTERM: end now, as Slurm, Kubernetes and
@@ -31,9 +32,6 @@ torchrun say it. Of several signals the last one in this list counts."""
 
 TIME_BUDGET = "time_budget"
 """Reason of an end that no signal asked for; any signal counts before it."""
-
-FILE = "interrupted.json"
-"""Below the output directory: there while the run is interrupted, deleted when it resumes."""
 
 SAME_REQUEST_S = 5.0
 """Seconds within which a second SIGTERM is the same request: Slurm signals torchrun and its ranks,
@@ -70,7 +68,7 @@ class Interruption(contextlib.AbstractContextManager):
     """
 
     def __init__(self, output_dir: Path, exit_code: int | None) -> None:
-        self._file = output_dir / FILE
+        self._file = output_dir / INTERRUPTED
         self._exit_code = exit_code
         # Highest-priority request to this rank, and to any rank: its place in _REQUESTS, 0 for
         # none. A SIGTERM that other ranks got before may still be this rank's first.

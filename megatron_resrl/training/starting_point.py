@@ -12,18 +12,16 @@ from pathlib import Path
 import torch.distributed as dist
 
 from megatron_resrl.checkpoint import checkpoint_to_resume
-from megatron_resrl.checkpoint.folders import read_trainer_file, step_of
+from megatron_resrl.checkpoint.folders import read_trainer_file
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
 from megatron_resrl.platform.distributed import run_on_rank_zero
+from megatron_resrl.platform.run_files import FINISHED, step_of
 from megatron_resrl.training.identity import Identity, changes
 from megatron_resrl.training.rollbacks import FILE as ROLLBACKS
 
 logger = logging.getLogger(__name__)
-
-FINISHED = "finished.json"
-"""Below the output directory: there once the last step is saved and the policy exported."""
 
 _MADE_BY_A_RUN = (
     *("checkpoints", "tensorboard", "rollouts", "hf", "not_finite", "wandb_run_id.txt"),

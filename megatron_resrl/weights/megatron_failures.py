@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
+from megatron_resrl.platform.phases import name_rank
+
 
 @contextlib.contextmanager
 def named_failures(what: str, kind: type[Exception]) -> Iterator[None]:
@@ -24,7 +26,7 @@ def named_failures(what: str, kind: type[Exception]) -> Iterator[None]:
     try:
         yield
     except CheckpointException as error:
-        reasons = [f"rank {rank}: {reason!r}" for rank, (reason, _) in error.failures.items()]
+        reasons = [f"{name_rank(rank)}: {reason!r}" for rank, (reason, _) in error.failures.items()]
         raise kind(f"{what}: {'; '.join(reasons)}") from error
     except (CheckpointingException, OSError) as error:
         raise kind(f"{what}: {error}") from error

@@ -301,7 +301,7 @@ def test_run_folder_refuses_ranks_that_see_another_run(task, setting):
     codes, _, said = ended_ranks(script, 2, task, f"--{setting}={value}", timeout=300, patient=True)
     assert codes == [2, 2], said
     assert named in said
-    assert f"on rank 0 (host {socket.gethostname()})" in said
+    assert f"on rank 0 (host {socket.gethostname()}, local rank 0)" in said
     assert "Traceback" not in said
 
 

@@ -31,6 +31,7 @@ FLOORS = (
     ("training",),
     ("checks",),
     ("planning",),
+    ("launch",),
     ("cli",),
     ("__main__",),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,9 @@ def test_train_prints_problems_on_one_rank_per_node(recipe: Path) -> None:
     assert (second.returncode, second.stderr) == (2, "")
     other_node = start(*bad, environment={"RANK": "2", "LOCAL_RANK": "0", "WORLD_SIZE": "4"})
     assert other_node.returncode == 2
-    assert other_node.stderr.startswith("rank 2: 1 problem in the recipe:")
+    assert re.match(
+        r"rank 2 \(host .+, local rank 0\): 1 problem in the recipe:", other_node.stderr
+    )
 
 
 def test_check_lists_apart_what_this_machine_lacks(recipe: Path) -> None:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -42,11 +43,15 @@ def test_train_writes_the_cause_into_the_torchrun_error_file(recipe: Path, tmp_p
     result = start("train", recipe, RANK=1, LOCAL_RANK=1, TORCHELASTIC_ERROR_FILE=file)
     assert result.returncode == 2
     sentence = "RANK = '1': WORLD_SIZE is not set beside it"
-    assert result.stderr.startswith(f"rank 1: {sentence}")
+    assert result.stderr.startswith(
+        f"rank 1 (host {socket.gethostname()}, local rank 1): {sentence}"
+    )
     assert len(result.stderr.splitlines()) == 1
     written = json.loads(file.read_text())["message"]
     assert written["message"].startswith(sentence)
     assert int(written["extraInfo"]["timestamp"]) > 0
+    assert written["extraInfo"]["kind"] == "input"
+    assert written["extraInfo"]["place"]["host"] == socket.gethostname()
 
 
 @pytest.mark.setting("precision.deterministic")

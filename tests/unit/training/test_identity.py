@@ -12,6 +12,7 @@ from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.stages import STAGES
+from megatron_resrl.platform.places import Place
 from megatron_resrl.training.identity import (
     HARMLESS,
     Changes,
@@ -120,7 +121,7 @@ def test_rl_identity_knows_the_file_of_a_token_weighting(tmp_path):
     after = rl_identity(own, questions)
     (line,) = changes(recipe_yaml(own), before.contents, after, DEFAULT).meaning
     assert line.startswith("token weighting: class: Mine of mine.py, digest ")
-    assert rank_differences([("one", before), ("two", after)])
+    assert rank_differences([(Place(0, "one", 0), before), (Place(1, "two", 0), after)])
     assert before.digest() != after.digest()
     # An algorithm that uses no weights does not depend on the file.
     grpo = dataclasses.replace(own, algorithm=dataclasses.replace(own.algorithm, name="grpo"))
@@ -147,10 +148,11 @@ def test_identity_names_harmless_settings_that_exist():
 
 
 def test_ranks_are_named_with_their_hosts():
+    place, other = Place(0, "one", 0), Place(2, "two", 0, "3")
     first = Identity({"seed": 1, "model.path": "/a"}, {"data: questions": "16"})
     second = Identity({"seed": 2, "model.path": "/b"}, {"data: questions": "17"})
-    assert rank_differences([("one", first), ("one", first), ("two", second)]) == [
-        "seed is 2 on rank 2 (host two), 1 on rank 0 (host one)",
-        "data: questions is '17' on rank 2 (host two), '16' on rank 0 (host one)",
+    assert rank_differences([(place, first), (Place(1, "one", 1), first), (other, second)]) == [
+        f"seed is 2 on {other}, 1 on {place}",
+        f"data: questions is '17' on {other}, '16' on {place}",
     ]
-    assert rank_differences([("one", first)] + [("two", second)] * 20)[-1] == "and 32 more"
+    assert rank_differences([(place, first)] + [(other, second)] * 20)[-1] == "and 32 more"

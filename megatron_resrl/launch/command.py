@@ -1,0 +1,146 @@
+"""The command `launch`."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from megatron_resrl.checks.facts import gather_facts
+from megatron_resrl.checks.recipe import inspect_facts
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.problems import Problem, RecipeError, listed
+from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.stages import STAGES, Command
+from megatron_resrl.errors import InputError
+from megatron_resrl.launch.array import read_array
+from megatron_resrl.launch.cluster import ask_cluster, cluster_problems
+from megatron_resrl.launch.forecast import save_seconds, step_seconds
+from megatron_resrl.launch.limits import limit_problems, save_before
+from megatron_resrl.launch.options import LaunchOptions, take_options
+from megatron_resrl.launch.script import Job, render
+from megatron_resrl.launch.submit import frozen, submit
+
+_OF_A_NODE = ("/tmp", "/var/tmp", "/dev/shm", "/run")
+"""Folders that each node has for itself, on most clusters."""
+
+
+def run_launch(
+    recipes: Sequence[str], arguments: list[str], prepare: Callable[[RunSettings], None]
+) -> int:
+    """Prints the scripts of a chain of jobs, or submits them.
+
+    Args:
+        recipes: Files, each with its stage before a colon where it is not that of `--stage`.
+        arguments: Command line behind them.
+        prepare: Called with a recipe before it is checked.
+
+    Returns:
+        Exit status 0.
+
+    Raises:
+        RecipeError: Something is wrong with a recipe, or does not fit to the cluster.
+        InputError: An option cannot be used; Slurm is absent or refuses a job.
+    """
+    options, settings = take_options(arguments)
+    if not recipes:
+        raise InputError("launch: no recipe is given; write megatron-resrl launch RECIPE.yaml")
+    if options.array and len(recipes) > 1:
+        raise InputError(
+            f"--array {options.array}: a chain of {len(recipes)} recipes has no array, as its jobs "
+            "read each other's models; submit one chain for each run"
+        )
+    command = shlex.join(["megatron-resrl", "launch", *recipes, *arguments])
+    jobs: list[Job] = []
+    for text in recipes:
+        jobs.append(_job(text, options, settings, command, jobs, prepare))
+    if not options.submit:
+        print("\n".join(map(render, jobs)), end="")
+        return 0
+    _require(list(cluster_problems(options, ask_cluster())))
+    before = None  # What --after names is in the first script.
+    for number, job in enumerate(jobs):
+        if number:
+            job = dataclasses.replace(job, options=dataclasses.replace(options, after=None))
+        kept, script = frozen(job)
+        before = submit(script, before)
+        print(f"{before}: {kept.name} ({job.stage}), log in {kept.log_folder}, script {script}")
+    return 0
+
+
+def _job(
+    text: str,
+    options: LaunchOptions,
+    settings: Sequence[str],
+    command: str,
+    before: Sequence[Job],
+    prepare: Callable[[RunSettings], None],
+) -> Job:
+    """The job of one recipe; notes on it go to standard error."""
+    stage, path = _stage_of(text, options.stage)
+    kind = Recipe if stage == "eval" else STAGES[stage]
+    recipe = load_recipe(path, settings, kind)
+    made = next((job for job in before if _lies_in(recipe.model.path, job.output_dir)), None)
+    world_size = options.nodes * options.ranks_on_node
+    step_s, save_s = None, 0.0
+    if made is None:
+        prepare(recipe)
+        facts, problems = gather_facts(
+            recipe, world_size, "cuda" if options.gpus_per_node else "here"
+        )
+        problems = inspect_facts(facts, problems, stage)
+        # A login node sees what the job will see, and not what is inside of a container.
+        kept = ("machine", "recipe") if options.submit and not options.container else ("recipe",)
+        _require([problem for problem in problems if problem.kind in kept])
+        _note([problem for problem in problems if problem.kind not in kept], path)
+        step_s, save_s = step_seconds(facts, options), save_seconds(facts)
+    lead = options.save_before or save_before(step_s, save_s)
+    if options.time or options.save_before:
+        _require(list(limit_problems(options.time, lead, step_s)))
+    _note(list(_output_notes(recipe.output_dir, options)), path)
+    return Job(
+        command=command,
+        stage=stage,
+        recipe=path,
+        settings=tuple(settings),
+        output_dir=recipe.output_dir,
+        options=options,
+        save_before=lead,
+        array=read_array(options.array) if options.array else None,
+        tensor_parallel=recipe.parallel.tensor_model_parallel_size > 1,
+    )
+
+
+def _stage_of(text: str, default: Command) -> tuple[Command, str]:
+    """`sft:recipe.yaml` -> sft and the file; without a stage the default one."""
+    commands: dict[str, Command] = {"eval": "eval", **{name: name for name in STAGES}}
+    stage, colon, path = text.partition(":")
+    if colon and stage in commands:
+        return commands[stage], path
+    return default, text
+
+
+def _lies_in(path: str, folder: str) -> bool:
+    """Whether a path that is not there yet is below a folder."""
+    place = Path(path).absolute()
+    return bool(path) and not place.exists() and Path(folder).absolute() in place.parents
+
+
+def _output_notes(output_dir: str, options: LaunchOptions) -> Iterator[Problem]:
+    place = Path(output_dir).resolve()
+    if options.nodes > 1 and any(place.is_relative_to(each) for each in _OF_A_NODE):
+        problem = "on most clusters each node has such a folder for itself"
+        fix = "give one on a file system that all nodes share, or the job will refuse it"
+        yield Problem("output_dir", output_dir, problem, fix, "note")
+
+
+def _require(problems: Sequence[Problem]) -> None:
+    if problems:
+        raise RecipeError(problems)
+
+
+def _note(problems: Sequence[Problem], path: str) -> None:
+    if problems:
+        print("\n".join(listed(f"{path}: look at", problems)), file=sys.stderr)
