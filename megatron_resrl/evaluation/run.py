@@ -26,6 +26,7 @@ from megatron_resrl.evaluation.results import (
 )
 from megatron_resrl.evaluation.sets import EvaluationSet, SetSettings, evaluation_sets
 from megatron_resrl.platform.distributed import process_groups
+from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.rollout.collect import grade_responses
@@ -130,6 +131,7 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
             "responses and keeps them as evaluation.keep_responses says"
         )
     with process_groups(recipe.parallel, recipe.seed):
+        require_alike_hosts()
         tokenizer = load_tokenizer(recipe.model)
         vocab_size = read_hf_config(recipe.model.path, recipe.model.tokenizer_path).vocab_size
         wanted = evaluation_sets(

@@ -9,13 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_resrl.checkpoint import CheckpointSaver, TrainerState
-from megatron_resrl.checkpoint.folders import step_of
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.platform.phases import begin_step
+from megatron_resrl.platform.run_files import step_of
 from megatron_resrl.training.health import Alarm, HealthHistory
 from megatron_resrl.training.identity import Identity
 from megatron_resrl.training.interruption import Interruption

@@ -24,7 +24,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_resrl.errors import InputError, RunError
-from megatron_resrl.platform.distributed import run_on_rank_zero
+from megatron_resrl.platform.distributed import (
+    broadcast_object,
+    run_on_every_rank,
+    run_on_rank_zero,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +37,8 @@ HEARTBEAT_INTERVAL_S = 5.0
 """Seconds between heartbeats."""
 SILENCE_S = 60.0
 """A holder on another host that shows no heartbeat for so many seconds has died."""
+SEEN_WITHIN_S = 30.0
+"""Within which other hosts must see a new lock; file systems keep what they knew of a folder."""
 _SETTLE_S = 1.0
 """After a dead run's lock is replaced: for another start that does the same at this moment."""
 
@@ -81,7 +87,7 @@ class RunLock(contextlib.AbstractContextManager):
 
     Raises:
         FolderInUse: When it is entered.
-        InputError: The directory cannot be made or written to.
+        InputError: The directory cannot be made or written to, or is another one on other hosts.
     """
 
     def __init__(self, output_dir: Path) -> None:
@@ -103,15 +109,37 @@ class RunLock(contextlib.AbstractContextManager):
 
     def __enter__(self) -> RunLock:
         run_on_rank_zero(self._take)
+        try:
+            self._require_shared()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._release()
+
+    def _release(self) -> None:
         if self._heartbeat is None:
             return
         self._heartbeat.end()
         found = read_holder(self.path)
         if found is not None and found.token == self._heartbeat.own.token:
             self.path.unlink(missing_ok=True)
+
+    def _require_shared(self) -> None:
+        """Every host sees the lock that rank 0 has written. Collective.
+
+        Raises:
+            InputError: On all ranks: a host does not.
+        """
+        own = self._heartbeat.own if self._heartbeat else None
+        written: Holder = broadcast_object(own)
+        here = socket.gethostname()
+        if here != written.host and os.environ.get("LOCAL_RANK", "0") == "0":
+            run_on_every_rank(lambda: _require_seen(self.path, written))
+        else:
+            run_on_every_rank(lambda: None)
 
     def _take(self) -> None:
         own = _this_process()
@@ -170,6 +198,24 @@ class _Heartbeat:
                     return
                 if found is not None:
                     os.utime(self._path)
+
+
+def _require_seen(path: Path, written: Holder) -> None:
+    """Waits for a lock of another host, which network file systems show late.
+
+    Raises:
+        InputError: It does not come.
+    """
+    until = time.monotonic() + SEEN_WITHIN_S
+    found = read_holder(path)
+    while found is None or found.token != written.token:
+        if time.monotonic() > until:
+            raise InputError(
+                f"output_dir = {str(path.parent)!r} is not the folder that host {written.host} "
+                "writes into; give one on a file system that all hosts share"
+            )
+        time.sleep(0.5)
+        found = read_holder(path)
 
 
 def read_holder(path: Path) -> Holder | None:

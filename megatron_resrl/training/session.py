@@ -26,6 +26,7 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.clock import device_clock
 from megatron_resrl.platform.disk import report_full_disk
 from megatron_resrl.platform.distributed import process_groups, run_on_rank_zero
+from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.job_clock import job_seconds
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.sizes import checkpoint_bytes
@@ -58,7 +59,8 @@ def open_session(settings: RunSettings) -> Iterator[Session]:
 
     Raises:
         FolderInUse: On all ranks: another run writes into the directory.
-        InputError: On all ranks: the ranks cannot meet, or the directory cannot be written to.
+        InputError: On all ranks: the ranks cannot meet, their GPUs differ, or the directory cannot
+            be written to or is not the same on all hosts.
         DiskFull: A file of the block could not be written.
     """
     output_dir = Path(settings.output_dir)
@@ -69,6 +71,7 @@ def open_session(settings: RunSettings) -> Iterator[Session]:
         process_groups(settings.parallel, settings.seed),
         RunLock(output_dir) as lock,
     ):
+        require_alike_hosts()
         yield Session(settings, interruption, lock)
 
 

@@ -141,7 +141,7 @@ CASES = [
         "DP2",
         "its traceback is printed, the other rank repeats the cause",
         says=(
-            "rank 1 failed in phase 'update' of step 3",
+            "local rank 1) failed in phase 'update' of step 3",
             "MemoryError: out of memory, as asked for",
         ),
         rank_code=1,

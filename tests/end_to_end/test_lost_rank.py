@@ -11,5 +11,5 @@ def test_lost_rank_is_named_with_phase_and_step(tmp_path):
     ended = run_task(recipe, Fault("kill", "phase:update", step=1, rank=1), timeout=300)
     assert ended.code == 1
     assert ended.first_rank_code() == -9
-    assert "phase 'update', rank 0, step 1: another rank did not take part" in ended.text
+    assert "local rank 0), step 1: another rank did not take part" in ended.text
     assert "rank 1 did not answer: last seen entering phase 'update' of step 1" in ended.text

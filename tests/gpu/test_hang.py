@@ -15,5 +15,6 @@ def test_stuck_kernel_is_named() -> None:
     command = [sys.executable, str(Path(__file__).with_name("stuck_kernel.py"))]
     done = subprocess.run(command, capture_output=True, text=True, timeout=55, check=False)
     assert done.returncode == 2, done.stderr
-    assert "phase 'update', rank 0, step 7: this rank has waited for another rank" in done.stderr
+    assert "phase 'update', rank 0 (host " in done.stderr
+    assert "GPU 0), step 7: this rank has waited for another rank" in done.stderr
     assert "rank 1 did not answer: never seen" in done.stderr

@@ -27,7 +27,8 @@ def test_lost_store_ends_a_rank_and_is_named(how: str) -> None:
     assert ranks[1].returncode == 0, errors
     line = next(line for line in output.splitlines() if "|" in line)
     seconds, message = line.split("|", 1)
-    assert message.startswith("phase 'sync', rank 1, step 3: another rank did not take part")
+    place = f"rank 1 (host {socket.gethostname()}, local rank 1)"
+    assert message.startswith(f"phase 'sync', {place}, step 3: another rank did not take part")
     assert "the job's store does not answer: its host, that of rank 0, is lost" in message
     assert float(seconds) < 60
 
