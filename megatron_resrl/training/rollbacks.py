@@ -19,11 +19,10 @@ from typing import Any
 from megatron_resrl.checkpoint.folders import (
     CheckpointError,
     check_whole,
-    finished,
     make_latest,
-    step_of,
 )
 from megatron_resrl.errors import RunError
+from megatron_resrl.platform.run_files import CHECKPOINTS, finished_checkpoints, step_of
 from megatron_resrl.training.stage import StageState
 
 logger = logging.getLogger(__name__)
@@ -157,7 +156,7 @@ def roll_back(
             " and ends, the step is not saved. Lower optimizer.lr, look at the data, or set the "
             "rule to warn; the same command continues from the newest checkpoint"
         )
-    folders = {step_of(path): path for path in finished(output_dir / "checkpoints")}
+    folders = {step_of(path): path for path in finished_checkpoints(output_dir / CHECKPOINTS)}
     whole = [number for number, path in folders.items() if _is_whole(path)]
     target = choose_checkpoint(whole, step, past, window)
     if target is None:
