@@ -13,13 +13,13 @@ from megatron_resrl.checks.recipe import inspect_facts
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.problems import Problem, RecipeError, listed
 from megatron_resrl.config.schema import Recipe, RunSettings
-from megatron_resrl.config.stages import STAGES, Command
+from megatron_resrl.config.stages import STAGES
 from megatron_resrl.errors import InputError
 from megatron_resrl.launch.array import read_array
 from megatron_resrl.launch.cluster import ask_cluster, cluster_problems
 from megatron_resrl.launch.forecast import save_seconds, step_seconds
 from megatron_resrl.launch.limits import limit_problems, save_before
-from megatron_resrl.launch.options import LaunchOptions, take_options
+from megatron_resrl.launch.options import JobStage, LaunchOptions, take_options
 from megatron_resrl.launch.script import Job, render
 from megatron_resrl.launch.submit import frozen, submit
 
@@ -83,14 +83,21 @@ def _job(
     kind = Recipe if stage == "eval" else STAGES[stage]
     recipe = load_recipe(path, settings, kind)
     made = next((job for job in before if _lies_in(recipe.model.path, job.output_dir)), None)
-    world_size = options.nodes * options.ranks_on_node
+    rollout_nodes = recipe.vllm.nodes if isinstance(recipe, Recipe) else 0
+    _require(list(_rollout_problems(rollout_nodes, options.nodes)))
+    world_size = (options.nodes - rollout_nodes) * options.ranks_on_node
     step_s, save_s = None, 0.0
     if made is None:
         prepare(recipe)
         facts, problems = gather_facts(
             recipe, world_size, "cuda" if options.gpus_per_node else "here"
         )
-        problems = inspect_facts(facts, problems, stage)
+        # The script says where the ranks and these nodes meet.
+        problems = [
+            problem
+            for problem in inspect_facts(facts, problems, stage)
+            if (problem.setting, problem.kind) != ("vllm.nodes", "machine")
+        ]
         # A login node sees what the job will see, and not what is inside of a container.
         kept = ("machine", "recipe") if options.submit and not options.container else ("recipe",)
         _require([problem for problem in problems if problem.kind in kept])
@@ -109,13 +116,14 @@ def _job(
         options=options,
         save_before=lead,
         array=read_array(options.array) if options.array else None,
+        rollout_nodes=rollout_nodes,
         tensor_parallel=recipe.parallel.tensor_model_parallel_size > 1,
     )
 
 
-def _stage_of(text: str, default: Command) -> tuple[Command, str]:
+def _stage_of(text: str, default: JobStage) -> tuple[JobStage, str]:
     """`sft:recipe.yaml` -> sft and the file; without a stage the default one."""
-    commands: dict[str, Command] = {"eval": "eval", **{name: name for name in STAGES}}
+    commands: dict[str, JobStage] = {"eval": "eval", **{name: name for name in STAGES}}
     stage, colon, path = text.partition(":")
     if colon and stage in commands:
         return commands[stage], path
@@ -126,6 +134,12 @@ def _lies_in(path: str, folder: str) -> bool:
     """Whether a path that is not there yet is below a folder."""
     place = Path(path).absolute()
     return bool(path) and not place.exists() and Path(folder).absolute() in place.parents
+
+
+def _rollout_problems(rollout_nodes: int, nodes: int) -> Iterator[Problem]:
+    if rollout_nodes and rollout_nodes >= nodes:
+        problem = f"the job has {nodes} nodes (--nodes), of which none would train"
+        yield Problem("vllm.nodes", rollout_nodes, problem, "give fewer, or more --nodes")
 
 
 def _output_notes(output_dir: str, options: LaunchOptions) -> Iterator[Problem]:

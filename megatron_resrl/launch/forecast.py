@@ -26,7 +26,10 @@ def step_seconds(facts: RunFacts, options: LaunchOptions) -> float | None:
     if problems_of(facts):
         return None
     plan = PlanOptions(
-        nodes=options.nodes, gpus_per_node=options.ranks_on_node, gpu=options.gpu, quick=True
+        nodes=options.nodes - facts.recipe.vllm.nodes,
+        gpus_per_node=options.ranks_on_node,
+        gpu=options.gpu,
+        quick=True,
     )
     job = job_of(facts.recipe, model_of(facts), find_gpu(options.gpu, Rates()), plan)
     return by_formula(job).step_seconds

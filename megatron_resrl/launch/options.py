@@ -8,12 +8,15 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from megatron_resrl.config.recipe_schema import schema_of
-from megatron_resrl.config.stages import STAGES, Command
+from megatron_resrl.config.stages import STAGES
 from megatron_resrl.errors import InputError, SettingError, closest
 from megatron_resrl.launch.slurm_time import seconds_of
 
 Tasks = Literal["per_node", "per_gpu"]
 """What srun starts: one torchrun on each node, or each rank by itself."""
+
+JobStage = Literal["train", "sft", "pretrain", "eval"]
+"""Commands that a job of its own runs."""
 
 _DEFAULT_REQUEUES = 3
 
@@ -22,7 +25,7 @@ _DEFAULT_REQUEUES = 3
 class LaunchOptions:
     """Nodes, environment and course of a job; see `options_parser` for each."""
 
-    stage: Command = "train"
+    stage: JobStage = "train"
     nodes: int = 1
     gpus_per_node: int = 8
     ranks_per_node: int | None = None
@@ -78,7 +81,7 @@ def options_parser() -> argparse.ArgumentParser:
         )
 
     parser.add_argument("--submit", action="store_true", help="submit it, too; print the job's id")
-    stages = get_args(Command)
+    stages = get_args(JobStage)
     meaning = f"command of recipes without STAGE: ({', '.join(stages)}; default: train)"
     parser.add_argument("--stage", choices=stages, default=defaults.stage, help=meaning)
     add("nodes", _count, "nodes of the job (default: 1)")

@@ -9,9 +9,8 @@ from pathlib import Path
 
 import jinja2
 
-from megatron_resrl.config.stages import Command
 from megatron_resrl.launch.array import Array
-from megatron_resrl.launch.options import LaunchOptions
+from megatron_resrl.launch.options import JobStage, LaunchOptions
 
 TEMPLATE = Path(__file__).with_name("job.sbatch.j2")
 
@@ -22,7 +21,7 @@ class Job:
 
     command: str
     """Command line that made the script."""
-    stage: Command
+    stage: JobStage
     recipe: str
     """File that the run reads."""
     settings: tuple[str, ...]
