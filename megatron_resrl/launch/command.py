@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-from megatron_resrl.checks.facts import gather_facts
+from megatron_resrl.checks.facts import RunFacts, Target, gather_facts
 from megatron_resrl.checks.recipe import inspect_facts
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.problems import Problem, RecipeError, listed
@@ -18,7 +18,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.launch.array import read_array
 from megatron_resrl.launch.cluster import ask_cluster, cluster_problems
 from megatron_resrl.launch.forecast import save_seconds, step_seconds
-from megatron_resrl.launch.limits import limit_problems, save_before
+from megatron_resrl.launch.limits import limit_problems, save_before, time_budget
 from megatron_resrl.launch.options import JobStage, LaunchOptions, take_options
 from megatron_resrl.launch.script import Job, render
 from megatron_resrl.launch.submit import frozen, submit
@@ -82,31 +82,25 @@ def _job(
     stage, path = _stage_of(text, options.stage)
     kind = Recipe if stage == "eval" else STAGES[stage]
     recipe = load_recipe(path, settings, kind)
-    made = next((job for job in before if _lies_in(recipe.model.path, job.output_dir)), None)
+    array = read_array(options.array) if options.array else None
+    for own in array.settings if array else ():
+        load_recipe(path, [*settings, *own], kind)
     rollout_nodes = recipe.vllm.nodes if isinstance(recipe, Recipe) else 0
     _require(list(_rollout_problems(rollout_nodes, options.nodes)))
-    world_size = (options.nodes - rollout_nodes) * options.ranks_on_node
+    maker = next((job for job in before if _lies_in(recipe.model.path, job.output_dir)), None)
     step_s, save_s = None, 0.0
-    if made is None:
+    if maker is not None:
+        said = f"{path}: its model comes from {maker.stage}, and it is checked when its job starts"
+        print(said, file=sys.stderr)
+    else:
         prepare(recipe)
-        facts, problems = gather_facts(
-            recipe, world_size, "cuda" if options.gpus_per_node else "here"
-        )
-        # The script says where the ranks and these nodes meet.
-        problems = [
-            problem
-            for problem in inspect_facts(facts, problems, stage)
-            if (problem.setting, problem.kind) != ("vllm.nodes", "machine")
-        ]
-        # A login node sees what the job will see, and not what is inside of a container.
-        kept = ("machine", "recipe") if options.submit and not options.container else ("recipe",)
-        _require([problem for problem in problems if problem.kind in kept])
-        _note([problem for problem in problems if problem.kind not in kept], path)
+        world_size = (options.nodes - rollout_nodes) * options.ranks_on_node
+        facts = _checked(recipe, path, stage, world_size, options)
         step_s, save_s = step_seconds(facts, options), save_seconds(facts)
     lead = options.save_before or save_before(step_s, save_s)
-    if options.time or options.save_before:
-        _require(list(limit_problems(options.time, lead, step_s)))
+    _require(list(limit_problems(options.time, lead, step_s)))
     _note(list(_output_notes(recipe.output_dir, options)), path)
+    bounded = options.time is not None and recipe.time_budget is None and stage != "eval"
     return Job(
         command=command,
         stage=stage,
@@ -115,10 +109,39 @@ def _job(
         output_dir=recipe.output_dir,
         options=options,
         save_before=lead,
-        array=read_array(options.array) if options.array else None,
+        array=array,
         rollout_nodes=rollout_nodes,
+        time_budget=time_budget(options.time) if bounded and options.time else None,
         tensor_parallel=recipe.parallel.tensor_model_parallel_size > 1,
     )
+
+
+def _checked(
+    recipe: RunSettings, path: str, stage: JobStage, world_size: int, options: LaunchOptions
+) -> RunFacts:
+    """The facts of a recipe that passes its checks.
+
+    Raises:
+        RecipeError: It does not.
+    """
+    target: Target = "cuda" if options.gpus_per_node else "here"
+    facts, problems = gather_facts(recipe, world_size, target)
+    problems = [
+        problem
+        for problem in inspect_facts(facts, problems, stage)
+        # The script says where ranks and nodes that only generate meet.
+        if (problem.setting, problem.kind) != ("vllm.nodes", "machine")
+    ]
+    # A login node sees what the job will see, and not what is inside of a container.
+    here = options.submit and not options.container
+    wrong = [
+        problem
+        for problem in problems
+        if problem.kind == "recipe" or (here and problem.kind == "machine")
+    ]
+    _require(wrong)
+    _note([problem for problem in problems if problem not in wrong], path)
+    return facts
 
 
 def _stage_of(text: str, default: JobStage) -> tuple[JobStage, str]:
@@ -131,9 +154,7 @@ def _stage_of(text: str, default: JobStage) -> tuple[JobStage, str]:
 
 
 def _lies_in(path: str, folder: str) -> bool:
-    """Whether a path that is not there yet is below a folder."""
-    place = Path(path).absolute()
-    return bool(path) and not place.exists() and Path(folder).absolute() in place.parents
+    return bool(path) and Path(path).resolve().is_relative_to(Path(folder).resolve())
 
 
 def _rollout_problems(rollout_nodes: int, nodes: int) -> Iterator[Problem]:

@@ -14,6 +14,9 @@ START_UP_S = 30.0
 _LEAST_S, _DEFAULT_S = 300, 600
 """Seconds before the limit at which a run is asked to end: the least by forecast, and without."""
 
+_ENDING_S = 60
+"""Seconds in which the processes of a run that is saved end."""
+
 _STEPS = 2.0
 """So many steps and saves are left room for; a forecast is no promise."""
 
@@ -28,6 +31,11 @@ def save_before(step_s: float | None, save_s: float) -> int:
     if step_s is None:
         return _DEFAULT_S
     return max(_LEAST_S, math.ceil(_STEPS * (step_s + save_s) / 60) * 60)
+
+
+def time_budget(limit: str) -> int:
+    """Seconds within which a run keeps itself, so that it ends before its job's limit."""
+    return max(1, seconds_of(limit) - _ENDING_S)
 
 
 def limit_problems(limit: str | None, before: int, step_s: float | None) -> Iterator[Problem]:

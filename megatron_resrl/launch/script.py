@@ -35,6 +35,8 @@ class Job:
     """Last nodes of the job, which only generate."""
     tensor_parallel: bool = False
     """Whether tensor-parallel ranks exchange activations."""
+    time_budget: int | None = None
+    """Seconds after which the run saves and ends by itself; None: the recipe's."""
     log_folder: str | None = None
     """Where the script's own output goes; None: to where it is submitted."""
 
