@@ -77,7 +77,7 @@ def test_launch_prints_a_script_with_time_for_saving(write, capsys) -> None:
     assert first == "#!/bin/bash"
     assert second == f"# megatron-resrl launch {recipe} --time=12:00:00 --nodes 2 --steps=7"
     assert "#SBATCH --nodes=2" in rest
-    assert f"    -m megatron_resrl train {recipe} --time_budget 43140 --steps=7 &" in rest
+    assert f"recipe=({recipe} --time_budget 43140 --steps=7)" in rest
     assert "export CUDA_DEVICE_MAX_CONNECTIONS=1" in said.out  # Tensor parallelism.
     # The forecast of `plan` knows that steps are short; without it 600 s are kept.
     assert "#SBATCH --signal=B:USR1@300" in rest
@@ -152,10 +152,10 @@ def test_launch_submits_a_chain_that_keeps_its_recipes(write, slurm, tmp_path, c
     scripts = [Path(call.split()[-1]) for call in calls]
     assert "#SBATCH --dependency=afterok:7" in scripts[0].read_text()
     assert "#SBATCH --dependency" not in scripts[1].read_text()
-    assert " eval " in scripts[1].read_text()
+    assert "-m megatron_resrl eval " in scripts[1].read_text()
     # The job runs the recipe as it was, whatever becomes of the file until it starts.
     kept = scripts[0].with_name("recipe.yaml")
-    assert f" train {kept} " in scripts[0].read_text().replace("\n", " ")
+    assert f"\nrecipe=({kept})\n" in scripts[0].read_text()
     assert kept.read_text() == Path(first).read_text()
     assert f"#SBATCH --output={tmp_path}/first/slurm/%x-%j.log" in scripts[0].read_text()
     assert launch(first, "--container=x.sqsh", "--submit") == 0  # In the same second, perhaps.

