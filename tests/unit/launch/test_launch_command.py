@@ -172,8 +172,8 @@ def test_launch_quotes_what_slurm_says(write, slurm, tmp_path, capsys) -> None:
     sbatch.write_text("#!/bin/bash\necho 'sbatch: error: Invalid account' >&2; exit 1\n")
     assert launch(write("run"), "--container=x.sqsh", "--submit") == UNUSABLE
     assert "sbatch refuses it (Invalid account)" in capsys.readouterr().err
-    assert launch(write("run"), "--container=x.sqsh", "--partition=smal", "--submit") == UNUSABLE
-    assert "--partition = 'smal': there is no such partition; did you mean small?" in (
+    assert launch(write("run"), "--container=x.sqsh", "--partition=smalll", "--submit") == UNUSABLE
+    assert "--partition = 'smalll': there is no such partition; did you mean small?" in (
         capsys.readouterr().err
     )
 
