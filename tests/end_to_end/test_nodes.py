@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,13 @@ def start_training(node: SimulatedNode, recipe: Path, store: dict[str, str]):
     return node.start(recipe.parent / "trainer.log", arguments, store)
 
 
+def await_step(step: int, directory: Path, trainer: subprocess.Popen[str]) -> None:
+    """Returns when the trainer is about to take a step."""
+    begun = directory / f"step_{step}"
+    wait_until(lambda: begun.exists() or trainer.poll() is not None, 400)
+    assert begun.exists(), (directory / "trainer.log").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.setting("vllm.nodes")
 def test_train_goes_on_when_a_node_of_servers_dies(tmp_path):
@@ -91,12 +99,12 @@ def test_train_goes_on_when_a_node_of_servers_dies(tmp_path):
         start_serving(dies, recipe, store)
         serving = start_serving(stays, recipe, store)
         trainer = start_training(trains, recipe, store)
-        wait_until(lambda: (tmp_path / "step_2").exists(), 400)
+        await_step(2, tmp_path, trainer)
         assert_guarded(trains, tmp_path)
 
         dies.kill()
         (tmp_path / "hold_2").unlink()
-        wait_until(lambda: (tmp_path / "step_3").exists(), 200)
+        await_step(3, tmp_path, trainer)
         assert re.search(
             r"vLLM server \d on nodeb \(.*\) cannot be reached", trainer_log.read_text()
         )
@@ -131,8 +139,8 @@ def test_serve_outlives_trainers_that_are_killed(tmp_path):
     with simulated_nodes("nodea", "nodeb") as (trains, serves):
         store = {"MEGATRON_RESRL_STORE": f"{trains.address}:{PORT}"}
         serving = start_serving(serves, recipe, store)
-        start_training(trains, recipe, store)
-        wait_until(lambda: (tmp_path / "step_2").exists(), 400)
+        trainer = start_training(trains, recipe, store)
+        await_step(2, tmp_path, trainer)
         trains.kill()
         (tmp_path / "hold_2").unlink()
         wait_until(lambda: "the trainers are gone" in (tmp_path / "nodeb.log").read_text())
