@@ -39,7 +39,6 @@ def responses(log: str) -> dict[str, int]:
     return {node: int(n) for node, n in re.findall(r"on (\w+) \(\S+\) (\d+)", line)}
 
 
-@pytest.mark.setting("vllm.servers", "vllm.transfer_dir")
 def test_train_uses_servers_on_every_node(tmp_path):
     recipe = served_task(tmp_path)
     with simulated_nodes("nodea", "nodeb") as nodes:

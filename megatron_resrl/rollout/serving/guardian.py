@@ -31,6 +31,9 @@ def main() -> None:
     # A SIGTERM goes to the whole group; this process stays for the server's end. A handler, not
     # SIG_IGN, which the server would inherit.
     signal.signal(signal.SIGTERM, lambda *_: None)
+    # Slurm may send it to every process of a step before the time limit; the trainer's last step
+    # needs the server, which inherits this.
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     server = subprocess.Popen(command, preexec_fn=_die_with_parent)
     while os.getppid() == trainer:
         with contextlib.suppress(subprocess.TimeoutExpired):

@@ -17,8 +17,7 @@ def transfer_backend(vllm: VllmConfig, placement: str, *, has_cuda: bool) -> tup
     if setting != "auto":
         return setting, "as the recipe says"
     if not has_cuda:
-        directory = vllm.transfer_dir
-        return "file", f"there are no GPUs; through {directory} of a host that all servers share"
+        return "file", f"there are no GPUs; through files in {vllm.transfer_dir}"
     if placement == "disaggregated":
         return "nccl", "the servers have GPUs of their own (rollout.placement disaggregated)"
     if all(urlsplit(url).hostname in _THIS_HOST for url in vllm.urls):

@@ -248,6 +248,7 @@ def test_check_nodes_needs_servers_with_nodes_of_their_own(monkeypatch):
     assert "already running" in given.problem
 
 
+@pytest.mark.setting("vllm.nodes")
 def test_check_nodes_leaves_the_job_a_node_to_train(monkeypatch):
     monkeypatch.setenv("MEGATRON_RESRL_STORE", "node01:29600")
     monkeypatch.setenv("SLURM_JOB_NUM_NODES", "3")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import signal
 import socket
 import time
 from pathlib import Path
@@ -41,6 +42,8 @@ def serve(settings: ServerSettings) -> None:
         StartFailure: No trainers came within `vllm.start_timeout_s`.
     """
     address = store_address(os.environ)
+    # The time limit is near: the trainers end after their step, and tell this node.
+    signal.signal(signal.SIGUSR1, lambda *_: logger.info("SIGUSR1: serves until the trainers end"))
     while not _serve_run(settings, address):
         logger.warning("the trainers are gone; waits for others at %s", address)
     logger.info("the job has ended")
@@ -56,7 +59,7 @@ def _serve_run(settings: ServerSettings, address: StoreAddress) -> bool:
         run = _await_place(board, node, address)
         if run["ended"] or node not in run["nodes"]:
             return run["ended"]
-        agent = _agent(settings, address, board, node, run)
+        agent = node_agent(settings, address, board, node, run)
     except RuntimeError as error:
         if isinstance(error, StartFailure):
             raise
@@ -77,10 +80,17 @@ def _serve_run(settings: ServerSettings, address: StoreAddress) -> bool:
     return agent.orderly
 
 
-def _agent(
+def node_agent(
     settings: ServerSettings, address: StoreAddress, board: NodeBoard, node: str, run: Record
 ) -> NodeAgent:
     """What starts this node's servers.
+
+    Args:
+        settings: Of the servers.
+        address: Of the store.
+        board: Later the agent's own.
+        node: Key of this node.
+        run: What rank 0 says, with this node's place.
 
     Raises:
         InputError: This node does not fit the run, which is told so.

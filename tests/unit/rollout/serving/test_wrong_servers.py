@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import socket
 import sys
 from pathlib import Path
 from threading import Thread
 
+import psutil
 import pytest
 from answering import answering, model_card, vllm_like
-from served_engine import one_rank, start_engine
+from served_engine import one_rank, start_engine, wait_until
 
 from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RolloutConfig, VllmConfig
 from megatron_resrl.errors import UNUSABLE, InputError, exit_status
@@ -179,3 +182,13 @@ def test_server_process_that_has_ended_is_not_ready(tmp_path):
     with pytest.raises(StartFailure, match="ended with status 7 while it started"):
         wait_ready(process, 60, lambda: True)
     assert Path(tmp_path / "log").read_text()
+
+
+def test_server_process_survives_the_warning_of_the_time_limit(tmp_path):
+    process = ServerProcess(ServerSpec("server 0", "policy-ours", SLEEPER, {}, tmp_path / "log"))
+    wait_until(lambda: psutil.Process(process.pid).children())
+    (server,) = psutil.Process(process.pid).children()
+    wait_until(lambda: SLEEPER[-1] in server.cmdline())
+    os.killpg(process.pid, signal.SIGUSR1)
+    process.stop()
+    assert "status -15" in (tmp_path / "log").read_text()  # SIGTERM ended it, and not SIGUSR1.

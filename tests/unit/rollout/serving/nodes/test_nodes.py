@@ -15,12 +15,13 @@ from megatron_resrl.config.serving_store import StoreAddress, store_address
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.serving import server as server_module
 from megatron_resrl.rollout.serving.identity import answers_as_ours
+from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.serving.nodes.agent import NodeAgent
 from megatron_resrl.rollout.serving.nodes.board import LOST_S, NodeBoard, proof_of
 from megatron_resrl.rollout.serving.nodes.directory import Node, NodeDirectory, RemoteSpec
-from megatron_resrl.rollout.serving.nodes.fleet import absent_hosts, missing_nodes
+from megatron_resrl.rollout.serving.nodes.fleet import ServerSettings, absent_hosts, missing_nodes
 from megatron_resrl.rollout.serving.nodes.place import address_towards, first_ranks
-from megatron_resrl.rollout.serving.nodes.serve import node_problem
+from megatron_resrl.rollout.serving.nodes.serve import node_agent, node_problem
 from megatron_resrl.rollout.serving.pool import Pool, RolloutFailure
 from megatron_resrl.rollout.serving.pooled_server import PooledServer
 from megatron_resrl.rollout.serving.server import ServerSpec, hold_port
@@ -278,7 +279,6 @@ def test_store_address_takes_names_and_both_kinds_of_addresses():
         assert store_address({"MEGATRON_RESRL_STORE": given}) == address
 
 
-@pytest.mark.setting("vllm.nodes")
 def test_missing_nodes_names_those_that_should_have_come(cluster):
     cluster = cluster(3)
     cluster.turns(cluster.join("n3"))
@@ -302,3 +302,22 @@ def test_node_problem_names_what_does_not_fit(tmp_path):
     assert "by nccl" in node_problem(run, "nccl", "key", str(tmp_path))
     assert "API key is another" in node_problem(run, "file", "wrong", str(tmp_path))
     assert "another directory" in node_problem(run, "file", "key", str(tmp_path / "x"))
+
+
+def test_serve_tells_the_run_why_its_node_does_not_fit(tmp_path, monkeypatch):
+    monkeypatch.setenv("VLLM_API_KEY", "wrong")
+    board = NodeBoard(dist.HashStore())
+    vllm = VllmConfig(nodes=1, weight_transfer="file", transfer_dir=str(tmp_path))
+    model = NeededModel("/models/m", 8, 8)
+    settings = ServerSettings(model, vllm, tmp_path, colocated=False, weight_flags=((), {}))
+    run = {"backend": "file", "run": "r", "proof": proof_of("key", "r"), "marker": None}
+    with pytest.raises(InputError, match=r"node hosta does not fit .* API key is another"):
+        node_agent(settings, StoreAddress("n1", 29600), board, "hosta", run)
+    assert "VLLM_API_KEY agree" in board.read("node/hosta")["refused"]
+    monkeypatch.setenv("VLLM_API_KEY", "key")
+    run |= {"nodes": {"hosta": 2}}
+    agent = node_agent(settings, StoreAddress("localhost", 29600), board, "hosta", run)
+    agent.turn()
+    record = board.read("node/hosta")
+    assert (record["host"], "refused" in record) == ("hosta", False)
+    assert record["servers"][0]["log"].endswith("_server_2.log")
