@@ -215,7 +215,7 @@ class RemoteServer:
         if not node.lives:
             return f"is lost with its node {node.label}, silent for {node.pulse.silent_s:.0f} s"
         if node.agent != self._agent:
-            return f"is lost, as its node {node.label} was started anew"
+            return f"ended with an earlier `serve` of its node {node.label}"
         return self._report().get("ended")
 
     def port_was_taken(self) -> bool:

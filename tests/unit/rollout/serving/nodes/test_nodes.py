@@ -140,7 +140,7 @@ def test_remote_server_is_lost_with_its_node_until_it_returns(cluster):
     cluster.directory.turn()
     assert again.waits_for() == "no such node"
     cluster.turns(second := cluster.join("hosta"))
-    assert "was started anew" in process.why_ended()
+    assert "ended with an earlier `serve`" in process.why_ended()
     assert again.waits_for() is None
     cluster.turns(second)
     assert again.url
