@@ -188,13 +188,8 @@ def _rendezvous(timeout: datetime.timedelta) -> tuple[dist.Store, int, int]:
 
 
 def job_store() -> dist.Store:
-    """A new connection to the store in which the ranks of this job met, see `initialize`.
-
-    A job of one process has no connections: it gets its store itself.
-    """
+    """A new connection to the store in which the ranks of a job met, see `initialize`."""
     assert _job_store is not None, "the process groups have not been started"
-    if isinstance(_job_store, dist.HashStore):
-        return _job_store
     return _job_store.clone()  # type: ignore[attr-defined]  # torch's stub lacks it
 
 

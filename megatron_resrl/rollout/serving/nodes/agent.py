@@ -57,15 +57,12 @@ class NodeAgent:
         replaced: Whether another agent has taken this node over.
     """
 
-    def __init__(
-        self, board: NodeBoard, node: str, specs: Sequence[ServerSpec], facts: Mapping[str, Any]
-    ) -> None:
+    def __init__(self, board: NodeBoard, node: str, specs: Sequence[ServerSpec]) -> None:
         """
         Args:
             board: For the agent's thread alone.
             node: Key of this node.
             specs: Its servers.
-            facts: Added to the node's record, e.g. its host.
         """
         self.trainer = Pulse()
         self.turns = Pulse()
@@ -75,7 +72,7 @@ class NodeAgent:
         self._board = board
         self._node = node
         self._slots = [_Slot(spec) for spec in specs]
-        self._facts = {"agent": secrets.token_hex(8), **facts}
+        self._id = secrets.token_hex(8)
         self._beat = 0
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._run, name="vllm-node", daemon=True)
@@ -103,19 +100,19 @@ class NodeAgent:
                 self.orderly = True
                 self.ended.set()
         own = self._board.read(node_key(self._node)) if self._beat else None
-        if own is not None and own["agent"] != self._facts["agent"]:
+        if own is not None and own["agent"] != self._id:
             self.replaced = True
             self.ended.set()
             return
         for number, slot in enumerate(self._slots):
             order = self._board.read(order_key(self._node, number))
-            if order is not None and order["agent"] == self._facts["agent"]:
+            if order is not None and order["agent"] == self._id:
                 _follow(slot, order)
         self._beat += 1
         self.turns.see(self._beat)
         servers = [slot.report() for slot in self._slots]
-        record = {"beat": self._beat, "ended": self.orderly, "servers": servers}
-        self._board.write(node_key(self._node), self._facts | record)
+        record = {"agent": self._id, "beat": self._beat, "ended": self.orderly, "servers": servers}
+        self._board.write(node_key(self._node), record)
 
     def _run(self) -> None:
         try:

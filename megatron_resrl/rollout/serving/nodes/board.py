@@ -36,12 +36,13 @@ Record = Mapping[str, Any]
 class NodeBoard:
     """Records in a store. Each thread needs a board, and each board a connection, of its own."""
 
-    def __init__(self, store: dist.Store) -> None:
+    def __init__(self, store: dist.Store, engine: str = "") -> None:
         """
         Args:
             store: Reached by rank 0 and all nodes.
+            engine: Tells engines apart that use one store after the other.
         """
-        self._store = dist.PrefixStore(_PREFIX, store)
+        self._store = dist.PrefixStore(_PREFIX + engine, store)
 
     def read(self, key: str) -> Record | None:
         """The record of a key; None: there is none yet."""

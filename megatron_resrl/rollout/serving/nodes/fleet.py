@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -143,13 +142,14 @@ def _of_trainer_nodes(settings: ServerSettings, key: str | None) -> Fleet:
     specs = run_on_every_rank(own_specs)
     if len(nodes.ranks) == 1:
         return Fleet([PooledServer(spec, api_key=key) for spec in specs])
+    engine = broadcast_object(secrets.token_hex(8))
     if own is None:
         return Fleet()
+    board = NodeBoard(job_store(), engine)
     if own > 0:
-        board, host = NodeBoard(job_store()), socket.gethostname()
-        return Fleet(agent=NodeAgent(board, str(nodes.ranks[own]), specs, {"host": host}))
+        return Fleet(agent=NodeAgent(board, str(nodes.ranks[own]), specs))
     directory = NodeDirectory(
-        NodeBoard(job_store()),
+        board,
         [Node(str(rank), host) for rank, host in zip(nodes.ranks, nodes.hosts, strict=True)],
         {},
         lambda others: (

@@ -106,7 +106,7 @@ def node_agent(
         board.write(node_key(node), refusal | {"refused": str(error)})
         raise
     logger.info("starts servers that listen at %s", specs[0].host)
-    return NodeAgent(board, node, specs, {"host": node})
+    return NodeAgent(board, node, specs)
 
 
 def _await_place(board: NodeBoard, node: str, address: StoreAddress) -> Record:

@@ -58,7 +58,7 @@ class Cluster:
         board = NodeBoard(self.store)
         board.announce(host)
         spec = ServerSpec("server", "policy", command, {}, self.folder / f"{host}.log")
-        self.agents.append(NodeAgent(board, host, [spec], {"host": host}))
+        self.agents.append(NodeAgent(board, host, [spec]))
         return self.agents[-1]
 
     def turns(self, *agents: NodeAgent) -> None:
@@ -319,5 +319,5 @@ def test_serve_tells_the_run_why_its_node_does_not_fit(tmp_path, monkeypatch):
     agent = node_agent(settings, StoreAddress("localhost", 29600), board, "hosta", run)
     agent.turn()
     record = board.read("node/hosta")
-    assert (record["host"], "refused" in record) == ("hosta", False)
+    assert "refused" not in record
     assert record["servers"][0]["log"].endswith("_server_2.log")
