@@ -13,6 +13,7 @@ from tiny_task import read_metrics, write_task
 
 pytestmark = pytest.mark.vllm
 PORT = 29600
+SECRET = "7b1f-key-of-the-job"
 
 
 def served_task(directory: Path, **overrides: object) -> Path:
@@ -94,7 +95,7 @@ def test_train_goes_on_when_a_node_of_servers_dies(tmp_path):
     (tmp_path / "hold_2").touch(), (tmp_path / "hold_3").touch()
     trainer_log = tmp_path / "trainer.log"
     with simulated_nodes("nodea", "nodeb", "nodec") as (trains, dies, stays):
-        store = {"MEGATRON_RESRL_STORE": f"{trains.address}:{PORT}"}
+        store = {"MEGATRON_RESRL_STORE": f"{trains.address}:{PORT}", "VLLM_API_KEY": SECRET}
         start_serving(dies, recipe, store)
         serving = start_serving(stays, recipe, store)
         trainer = start_training(trains, recipe, store)
@@ -129,6 +130,11 @@ def assert_guarded(node: SimulatedNode, directory: Path) -> None:
     for route in ("/v1/models", "/is_paused", "/get_world_size"):
         assert node.run(*ask, f"{url}{route}") == "401"
         assert node.run(*ask, "-H", "Authorization: Bearer wrong", f"{url}{route}") == "401"
+    assert node.run(*ask, "-H", f"Authorization: Bearer {SECRET}", f"{url}/v1/models") == "200"
+    logs = [*directory.glob("*.log"), *(directory / "run").rglob("*.log")]
+    assert len(logs) >= 5
+    assert not any(SECRET in log.read_text() for log in logs)
+    assert SECRET not in node.run("ps", "-eo", "args")
 
 
 @pytest.mark.slow
