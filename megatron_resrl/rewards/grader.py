@@ -20,21 +20,26 @@ from megatron_resrl.platform.phases import progress
 from megatron_resrl.rewards.grader_process import (
     Failure,
     GradingTask,
+    Outcome,
     OutOfMemory,
     check_values,
     do_nothing,
     grade,
+    grade_some,
     shortened,
     start_worker,
 )
-from megatron_resrl.rewards.registry import absolute_name, load_reward
+from megatron_resrl.rewards.registry import QUICK, absolute_name, load_reward
 
 __all__ = ["Grade", "Grader", "GradingTask", "RewardError", "describe_sample"]
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 64
-"""Ground truths that a process reads as one task."""
+"""Ground truths that a process reads as one task; most responses of a task."""
+
+TASK_S = 0.02
+"""Seconds that a task of several responses is meant to take. Handing one over takes 0.2 ms."""
 
 EARLY = 8
 """Responses that all time out before it is said at once, and not when all are graded."""
@@ -59,10 +64,12 @@ class RewardError(InputError):
 class Grader:
     """A pool of processes that run one reward function. Use it as a context manager.
 
-    The processes start with the block and are reused until its end. Each response is a task of
-    its own (handing one over takes about 0.2 ms), so that only the one that hangs is lost; its
-    process is killed, wherever it hangs, and replaced. On Linux the processes end with the thread
-    that entered the block, and their memory is limited.
+    The processes start with the block and are reused until its end. A response that hangs costs
+    its own score only; its process is killed, wherever it hangs, and replaced. Each response is a
+    task of its own until the function has shown that it is quick; then tasks have several, and
+    those of a task that is lost are graded again one by one. On Linux the processes end with the
+    thread that entered the block, and their memory is limited. A function of ours that takes
+    microseconds runs in the caller's process.
 
     Args:
         function_name: See `load_reward`.
@@ -88,7 +95,10 @@ class Grader:
         log: Path | None = None,
         options: dict[str, Any] | None = None,
     ) -> None:
-        self._checks = load_reward(function_name, options).check is not None
+        self._reward = load_reward(function_name, options)
+        self._quick = function_name in QUICK
+        self._together = 1
+        self._workers = workers
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
         self._function_name = function_name
@@ -109,7 +119,8 @@ class Grader:
 
     def __enter__(self) -> Grader:
         # The first task starts the processes, while the caller continues.
-        self._pool.schedule(do_nothing)
+        if not self._quick:
+            self._pool.schedule(do_nothing)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -131,18 +142,47 @@ class Grader:
             RewardError: A function raised, returned something else than a score, or crashed its
                 process. The first such response, in order, is named.
         """
+        if self._quick:
+            return [self._grade(task, grade(self._reward, task)) for task in tasks]
         grades: list[Grade] = []
-        with self._scheduled(grade, tasks) as futures:
-            for task, future in zip(tasks, futures, strict=True):
-                grades.append(self._grade_of(task, future))
-                progress(len(grades), len(tasks))
-                if EARLY == len(grades) < len(tasks) and all(each.timed_out for each in grades):
-                    logger.warning(
-                        "reward.function = %r: the first %d of %d responses all timed out after "
-                        "%g s (reward.timeout_s)",
-                        *(self._function_name, EARLY, len(tasks), self._timeout_s),
-                    )
+        for each in self._graded(tasks):
+            grades.append(each)
+            progress(len(grades), len(tasks))
+            if EARLY == len(grades) < len(tasks) and all(each.timed_out for each in grades):
+                logger.warning(
+                    "reward.function = %r: the first %d of %d responses all timed out after "
+                    "%g s (reward.timeout_s)",
+                    *(self._function_name, EARLY, len(tasks), self._timeout_s),
+                )
         return grades
+
+    def _graded(self, tasks: Sequence[GradingTask]) -> Iterator[Grade]:
+        """Grades in order, and finds out how many responses the next tasks may have."""
+        size = max(1, min(self._together, -(-len(tasks) // self._workers)))
+        chunks = [tasks[start : start + size] for start in range(0, len(tasks), size)]
+        pace, lost = _Pace(), False
+        with self._scheduled(grade_some, chunks) as futures:
+            for chunk, future in zip(chunks, futures, strict=True):
+                for each in self._grades_of(chunk, future, pace):
+                    lost |= each.timed_out or each.killed
+                    yield each
+        self._together = 1 if lost else pace.together()
+
+    def _grades_of(self, chunk: Sequence[GradingTask], future: Any, pace: _Pace) -> Iterator[Grade]:
+        """The grades of a task of one or several responses."""
+        if len(chunk) == 1:
+            yield self._grade_of(chunk[0], future, pace)
+            return
+        try:
+            outcomes = pace.take(future.result())
+        except (TimeoutError, ProcessExpired):
+            outcomes = []  # Which response was it? Alone, each shows what it does.
+        for task, outcome in zip(chunk, outcomes, strict=False):
+            yield self._grade(task, outcome)
+        left = chunk[len(outcomes) :]
+        with self._scheduled(grade_some, [[task] for task in left]) as singles:
+            for task, single in zip(left, singles, strict=True):
+                yield self._grade_of(task, single, pace)
 
     def check_ground_truths(self, values: Sequence[Any]) -> list[str | None]:
         """Asks the function whether it can use ground truths, before there are responses.
@@ -157,7 +197,7 @@ class Grader:
         Raises:
             RewardError: The processes cannot be used.
         """
-        if not self._checks:
+        if self._reward.check is None:
             return [None] * len(values)
         chunks = [values[start : start + CHUNK] for start in range(0, len(values), CHUNK)]
         found: list[str | None] = []
@@ -203,9 +243,10 @@ class Grader:
             for future in futures:
                 future.cancel()  # After an error; what is done cannot be cancelled.
 
-    def _grade_of(self, task: GradingTask, future: Any) -> Grade:
+    def _grade_of(self, task: GradingTask, future: Any, pace: _Pace) -> Grade:
+        """The grade of a response that is a task of its own."""
         try:
-            outcome = self._outcome(task, future)
+            [outcome] = pace.take(self._result(task, future))
         except TimeoutError:
             return Grade(score=0.0, timed_out=True)
         except ProcessExpired as error:
@@ -213,6 +254,9 @@ class Grader:
                 return Grade(score=0.0, timed_out=False, killed=True)
             problem = f"crashed its process (exit status {error.exitcode})"
             raise RewardError(_describe(self._function_name, problem, task)) from None
+        return self._grade(task, outcome)
+
+    def _grade(self, task: GradingTask, outcome: Outcome) -> Grade:
         if isinstance(outcome, OutOfMemory):
             return Grade(score=0.0, timed_out=False, killed=True)
         if isinstance(outcome, Failure):
@@ -220,7 +264,7 @@ class Grader:
             raise RewardError(f"{text}\n{outcome.traceback}".rstrip())
         return Grade(score=outcome, timed_out=False)
 
-    def _outcome(self, task: GradingTask, future: Any) -> Any:
+    def _result(self, task: GradingTask, future: Any) -> Any:
         """What a task returned; a second time where a launcher that ends the job took its process,
         which the run does without to end in order."""
         try:
@@ -228,7 +272,28 @@ class Grader:
         except ProcessExpired as error:
             if -error.exitcode not in (signal.SIGTERM, signal.SIGUSR1):
                 raise
-        return self._pool.schedule(grade, args=(task,), timeout=self._timeout_s).result()
+        return self._pool.schedule(grade_some, args=([task],), timeout=self._timeout_s).result()
+
+
+@dataclass
+class _Pace:
+    """How long responses take to grade."""
+
+    seconds: float = 0.0
+    responses: int = 0
+
+    def take(self, result: tuple[list[Outcome], float]) -> list[Outcome]:
+        """The outcomes of a task, whose time is noted."""
+        outcomes, seconds = result
+        self.seconds += seconds
+        self.responses += len(outcomes)
+        return outcomes
+
+    def together(self) -> int:
+        """Responses that a task may have."""
+        if not self.responses:
+            return 1
+        return max(1, min(CHUNK, int(TASK_S * self.responses / max(self.seconds, 1e-9))))
 
 
 def describe_sample(task: GradingTask) -> str:

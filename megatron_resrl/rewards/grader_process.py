@@ -8,8 +8,9 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
@@ -19,6 +20,10 @@ from megatron_resrl.rewards.registry import Reward, load_reward, user_folder
 
 SHOWN_CHARACTERS = 600
 """Of each part of a sample in an error message."""
+
+ENOUGH_S = 0.1
+"""Seconds after which a task begins no further response, so that all get nearly their whole
+time-out."""
 
 LARGEST_LOG = 16 * 2**20
 """Bytes of a log, after which what reward functions print is dropped."""
@@ -85,10 +90,34 @@ def do_nothing() -> None:
     """Starts the processes."""
 
 
-def grade(task: GradingTask) -> float | Failure | OutOfMemory:
-    """Runs the reward function."""
+Outcome = float | Failure | OutOfMemory
+"""Of one response."""
+
+
+def grade_some(
+    tasks: Sequence[GradingTask], clock: Callable[[], float] = time.perf_counter
+) -> tuple[list[Outcome], float]:
+    """Grades the first of some responses, at least one, and begins none after `ENOUGH_S`.
+
+    Args:
+        tasks: One or more.
+        clock: Tells seconds.
+
+    Returns:
+        The outcomes of the responses that were graded, and the seconds that they took.
+    """
+    start, outcomes = clock(), list[Outcome]()
+    for task in tasks:
+        outcomes.append(grade(_reward, task))
+        if clock() - start > ENOUGH_S:
+            break
+    return outcomes, clock() - start
+
+
+def grade(reward: Reward, task: GradingTask) -> Outcome:
+    """Runs a reward function."""
     try:
-        returned = _reward.function(
+        returned = reward.function(
             task.response,
             task.ground_truth,
             prompt=task.prompt,

@@ -25,6 +25,9 @@ _REGISTRY = Registry(
 )
 """The function `check_ground_truth` of a reward's module judges ground truths."""
 
+QUICK = ("integer",)
+"""Functions of ours that take microseconds, whatever they are given: no process guards them."""
+
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
 

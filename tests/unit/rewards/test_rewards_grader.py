@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import pickle
 import re
@@ -16,8 +18,10 @@ from typing import Any
 import pytest
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.rewards import grader_process
 from megatron_resrl.rewards.grader import EARLY, Grade, Grader, GradingTask, RewardError
-from megatron_resrl.rewards.grader_process import LARGEST_LOG
+from megatron_resrl.rewards.grader_process import LARGEST_LOG, grade_some
+from megatron_resrl.rewards.registry import load_reward
 
 FUNCTIONS = Path(__file__).with_name("reward_functions.py")
 TIMEOUT_S = 1.0
@@ -324,3 +328,38 @@ def test_grader_reports_hanging_responses_early(
         grader.grade([task("sleep")] * (EARLY + 1))
     (record,) = caplog.records
     assert "the first 8 of 9 responses all timed out after 0.5 s" in record.getMessage()
+
+
+def test_grader_hands_over_several_quick_responses_at_once(tmp_path: Path) -> None:
+    (tmp_path / "count.py").write_text(
+        "import os\n\ndef calls(response, ground_truth, **_):\n"
+        "    if response == 'end':\n        os.kill(os.getpid(), 9)\n"
+        "    return float(response)\n"
+    )
+    with Grader(f"{tmp_path / 'count.py'}:calls", workers=1, timeout_s=30.0) as grader:
+        tasks = [task(str(number)) for number in range(40)]
+        assert [each.score for each in grader.grade(tasks)] == list(range(40))
+        assert grader._together > 1
+        # A task that loses its process is graded again, response by response.
+        tasks[7] = task("end")
+        grades = grader.grade(tasks)
+        assert [number for number, each in enumerate(grades) if each.killed] == [7]
+        assert [each.score for each in grades] == [n if n != 7 else 0 for n in range(40)]
+        assert grader._together == 1
+
+
+def test_grader_runs_a_quick_function_of_ours_here() -> None:
+    with Grader("integer", workers=1, timeout_s=1.0) as grader:
+        assert [each.score for each in grader.grade([task("7", "7"), task("8", "7")])] == [1, 0]
+        assert not multiprocessing.active_children()
+        with pytest.raises(RewardError, match=r"'integer' raised ValueError.*\n.*prompt 7"):
+            grader.grade([task("7", "seven")])
+
+
+def test_grade_some_begins_no_response_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    reward = load_reward(f"{FUNCTIONS}:behave")
+    monkeypatch.setattr(grader_process, "_reward", reward, raising=False)
+    ticks = itertools.count(0.0, 0.04)
+    outcomes, seconds = grade_some([task(f"echo {n}") for n in range(9)], lambda: next(ticks))
+    assert outcomes == [0.0, 1.0, 2.0]
+    assert seconds == pytest.approx(0.16)
