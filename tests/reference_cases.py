@@ -234,6 +234,16 @@ CASES: dict[str, Case] = {
     "one pass, small micro-batches": Case(
         ONE_PASS | {"algorithm.micro_batch_size": 2}, masked=True, flat=True
     ),
+    "one pass, token budget": Case(
+        ONE_PASS | {"algorithm.micro_batch_size": 16, "algorithm.max_tokens_per_micro_batch": 60},
+        masked=True,
+        flat=True,
+    ),
+    "token budget": Case(
+        {"algorithm.max_tokens_per_micro_batch": 60, "algorithm.micro_batch_size": 16},
+        TWO,
+        shows=False,
+    ),
     "one pass, experts": Case(ONE_PASS, masked=True, flat=True, family="qwen3_moe"),
     "one pass, grpo": Case(
         {"algorithm.name": "grpo", "correction.method": "icepop", "correction.band": (0.8, 1.3)},

@@ -51,6 +51,19 @@ def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
         yield replace(conflict, problem=problem, fix=fix)
 
 
+def _check_token_budgets(recipe: Recipe) -> Iterator[Problem]:
+    # The last token is predicted, never fed.
+    longest = recipe.data.max_prompt_length + recipe.rollout.max_response_length - 1
+    for name in ("max_tokens_per_micro_batch", "max_tokens_per_scoring_micro_batch"):
+        budget = getattr(recipe.algorithm, name)
+        if budget is not None and budget < longest:
+            problem = (
+                f"the longest prompt with its response is fed as {longest} tokens "
+                "(data.max_prompt_length + rollout.max_response_length - 1)"
+            )
+            yield Problem(f"algorithm.{name}", budget, problem, f"use at least {longest}")
+
+
 def _check_sampling(temperature: float) -> Iterator[Problem]:
     if temperature == 0:
         problem = "all greedy responses of a group are the same, so that their advantages are 0"
@@ -78,6 +91,7 @@ ALGORITHM_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_algorithm(facts.recipe),
     lambda facts: _check_weighting(facts.recipe.resrl.weights),
     lambda facts: _check_single_pass(facts.recipe),
+    lambda facts: _check_token_budgets(facts.recipe),
     lambda facts: _check_sampling(facts.recipe.rollout.temperature),
     lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),
     lambda facts: _check_schedule(facts.recipe.optimizer),

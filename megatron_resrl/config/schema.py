@@ -158,7 +158,12 @@ class AlgorithmConfig:
     loss goes through the policy once and not twice. `auto`: where the result is the same; `always`:
     refuse a run where it is not. `never`: a scoring pass before the updates of every step."""
     micro_batch_size: Annotated[int, at_least(1)] = 4
-    """Responses per micro-batch of one data-parallel rank."""
+    """Most responses of a micro-batch of one data-parallel rank."""
+    max_tokens_per_micro_batch: Annotated[int | None, at_least(1)] = None
+    """Most positions of an update's micro-batch, padding included; None: any number. Responses are
+    packed first-fit decreasing. With a large `micro_batch_size` tokens alone decide."""
+    max_tokens_per_scoring_micro_batch: Annotated[int | None, at_least(1)] = None
+    """The same for scoring passes, which hold less; None: as for updates."""
     sequence_packing: bool = False
     """Put the responses of a micro-batch behind each other instead of padding them."""
     options: dict[str, Any] = field(default_factory=dict)

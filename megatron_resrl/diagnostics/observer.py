@@ -12,6 +12,7 @@ from megatron_resrl.algorithms import LossSums
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import OnFinalStates, UpdateResult
+from megatron_resrl.policy.token_budget import Fed
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 
@@ -57,6 +58,8 @@ class StepState(StepStart):
     updates: list[UpdateResult] = field(default_factory=list)
     sums: list[LossSums] = field(default_factory=list)
     """Of each update on this rank; empty but on the last stage."""
+    fed: list[Fed] = field(default_factory=list)
+    """Of each update of this replica."""
     left_out: list[list[int]] = field(default_factory=list)
     """Rows of `batch` of each update that was left out: no response had a loss."""
 

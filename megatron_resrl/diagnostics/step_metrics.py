@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from megatron.core import parallel_state
@@ -18,6 +18,7 @@ from megatron_resrl.diagnostics.observer import StepStart, StepState
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.results import OnFinalStates, UpdateResult
 from megatron_resrl.policy.schedule import is_last_stage
+from megatron_resrl.policy.token_budget import Fed
 from megatron_resrl.rollout.batch import RolloutBatch
 
 _MASSES = ("resrl/negative_mass", "resrl/negative_mass_unweighted")
@@ -72,6 +73,8 @@ class ReplicaReport:
     """Reports of the weighting."""
     weighting: dict[str, float]
     """Totals and peaks of the weighting's passes."""
+    fed: list[Fed] = field(default_factory=list)
+    """Of each optimizer step."""
 
 
 def gather_reports(state: StepState) -> list[ReplicaReport]:
@@ -88,6 +91,7 @@ def gather_reports(state: StepState) -> list[ReplicaReport]:
                 entropy=float(state.scores.entropy.cpu()[mask_BT].sum()),
                 groups=list(weights.reports.values()),
                 weighting={**weights.totals, **weights.peaks},
+                fed=state.fed,
             )
     return [replica for replica in gather_objects(report) if replica is not None]
 
@@ -122,12 +126,16 @@ def replica_metrics(reports: Sequence[ReplicaReport]) -> dict[str, float]:
     aggregation and A_it the token's advantage; `.._unweighted` the same without token weights, and
     `.._share` the first over the second. Metrics of the algorithm are means over the tokens of the
     updates (those of responses with a loss) or over the updates, see `LossOutputs`. `entropy` is
-    the mean over all generated tokens.
+    the mean over all generated tokens. `step/padding` is the share of padding in the positions that
+    the updates feed the model.
     """
     updates = max(len(report.sums) for report in reports)
     metrics = _loss_metrics([sums for report in reports for sums in report.sums], updates)
     tokens = sum(report.tokens for report in reports)
     metrics["entropy"] = sum(report.entropy for report in reports) / tokens
+    fed = [each for report in reports for each in report.fed]
+    if positions := sum(each.positions for each in fed):
+        metrics["step/padding"] = 1 - sum(each.tokens for each in fed) / positions
     for report in reports:
         for name, value in report.weighting.items():
             metrics[name] = max(metrics.get(name, 0.0), value)

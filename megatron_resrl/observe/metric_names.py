@@ -111,6 +111,10 @@ METRICS = {
         "forward passes of a response that has a loss, those of `resrl.refresh` not counted",
         "passes",
     ),
+    "step/padding": Metric("padding in the positions that updates feed the model", "share"),
+    "step/imbalance": Metric(
+        "floating-point operations of the busiest replica's updates over the mean", "-"
+    ),
     "mismatch/log_prob_mean": Metric(
         "absolute difference of log-probabilities between engine and trainer", "nats"
     ),

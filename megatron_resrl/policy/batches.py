@@ -184,6 +184,12 @@ def zigzag_positions(length: int, rank: int, size: int) -> Tensor:
     return torch.cat([rank * len(piece) + piece, (2 * size - 1 - rank) * len(piece) + piece])
 
 
+def fed_lengths(batch: TokenBatch) -> list[int]:
+    """[B] positions that the model is fed of each sequence."""
+    # The last token of a sequence is predicted, never fed.
+    return (batch.prompt_lengths + batch.response_lengths - 1).clamp_min(1).tolist()
+
+
 def parts_in_order(rows: Sequence[int], micro_batch_size: int) -> list[tuple[int, ...]]:
     """Neighbours share a micro-batch; the last may hold fewer rows."""
     return [
@@ -233,9 +239,7 @@ def make_micro_batches(
     groups += [()] * (-len(groups) % count_multiple)
     largest = max(1, max(map(len, groups)))
 
-    # The last token of a sequence is predicted, never fed.
-    fed_B = (batch.prompt_lengths + batch.response_lengths - 1).clamp_min(1)
-    padded_B = (-(-fed_B // length_multiple) * length_multiple).tolist()
+    padded_B = [-(-length // length_multiple) * length_multiple for length in fed_lengths(batch)]
     lengths = [[padded_B[row] for row in part] for part in groups]
     combine = sum if packed else max
     widths = [combine(own) if own else length_multiple for own in lengths]

@@ -15,6 +15,17 @@ from megatron_resrl.policy.batches import MicroBatch, TokenBatch, make_micro_bat
 from megatron_resrl.policy.experts import expert_sync_group
 
 
+def length_multiple(config: TransformerConfig) -> int:
+    """What the length of every padded sequence is a multiple of, in a model's layout."""
+    return alignment(
+        sequence_parallel_size=(
+            config.tensor_model_parallel_size if config.sequence_parallel else 1
+        ),
+        context_parallel_size=config.context_parallel_size,
+        fp8_recipe=config.fp8_recipe if config.fp8 else None,
+    ).length
+
+
 def lay_out(
     config: TransformerConfig, batch: TokenBatch, parts: Sequence[Sequence[int]], *, packed: bool
 ) -> list[MicroBatch]:
@@ -40,13 +51,7 @@ def lay_out(
     micro_batches = make_micro_batches(
         batch,
         parts,
-        length_multiple=alignment(
-            sequence_parallel_size=(
-                config.tensor_model_parallel_size if config.sequence_parallel else 1
-            ),
-            context_parallel_size=config.context_parallel_size,
-            fp8_recipe=config.fp8_recipe if config.fp8 else None,
-        ).length,
+        length_multiple=length_multiple(config),
         packed=packed,
         uniform=interleaved,
         count_multiple=math.ceil(count / stages) * stages if interleaved else count,

@@ -5,6 +5,7 @@ from megatron_resrl.subspace.collectors import automatic_method
 from megatron_resrl.subspace.plan import (
     GroupPlan,
     SubspaceSettings,
+    Window,
     WindowLimits,
     make_plan,
     sampling_key,
@@ -30,6 +31,7 @@ __all__ = [
     "SubspaceSettings",
     "TokenShardGroup",
     "TokenWeightStream",
+    "Window",
     "WindowLimits",
     "automatic_method",
     "basis_from_rows",

@@ -4,40 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from megatron_resrl.policy.batches import parts_in_order
+from megatron_resrl.policy.batches import fed_lengths
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
-from megatron_resrl.subspace import GroupPlan
+from megatron_resrl.subspace import GroupPlan, Window
 
 
 def parts_of_plan(
-    plan: GroupPlan, micro_batch_size: int, first: Collection[int]
+    plan: GroupPlan, batch: TrainingBatch, limit: MicroBatchLimit, first: Collection[int]
 ) -> list[tuple[int, ...]]:
     """Cuts a plan's responses into micro-batches that keep the negatives of a group together.
 
+    Of a window positives come before negatives. Without a limit on tokens the order is the plan's.
+
     Args:
-        plan: In whose order the responses stay.
-        micro_batch_size: Most responses of a micro-batch; no other group has more negatives.
+        plan: Which groups share a window.
+        batch: This replica's responses.
+        limit: Of a micro-batch; the negatives of no other group are above it.
         first: Ids of the groups whose responses are left out.
 
     Returns:
         Responses of each micro-batch.
     """
-    parts: list[list[int]] = []
-    for together in _inseparable(plan, first):
-        if not parts or len(parts[-1]) + len(together) > micro_batch_size:
-            parts.append([])
-        parts[-1] += together
-    return [tuple(part) for part in parts]
+    lengths = fed_lengths(batch)
+    kinds = [kind for window in plan.windows for kind in _inseparable(plan, window, first)]
+    if limit.tokens is None:
+        return limit.cut_in_order([rows for kind in kinds for rows in kind], lengths)
+    return [part for kind in kinds for part in limit.cut(kind, lengths)]
 
 
 def parts_of_batch(
-    batch: TrainingBatch, micro_batch_size: int, first: Collection[int]
+    batch: TrainingBatch, limit: MicroBatchLimit, first: Collection[int]
 ) -> tuple[list[int], list[tuple[int, ...]]]:
     """Cuts a batch whose responses may pass in any order.
 
     Args:
-        batch: Of this replica.
-        micro_batch_size: Most responses of a micro-batch.
+        batch: This replica's responses.
+        limit: Of a micro-batch.
         first: Ids of the groups that are scored first.
 
     Returns:
@@ -47,18 +50,17 @@ def parts_of_batch(
     later: list[int] = []
     for row, group in enumerate(batch.group_ids.tolist()):
         (scored if group in first else later).append(row)
-    return scored, parts_in_order(later, micro_batch_size)
+    return scored, limit.cut([(row,) for row in later], fed_lengths(batch))
 
 
-def _inseparable(plan: GroupPlan, first: Collection[int]) -> list[Sequence[int]]:
-    """Single positives, and the negatives of each group, in the plan's order."""
-    found: list[Sequence[int]] = []
-    for window in plan.windows:
-        groups = [group for group in window.groups if plan.group_ids[group] not in first]
-        found += [(row,) for row in window.positives if int(plan.group_B[row]) in groups]
-        negatives: dict[int, list[int]] = {group: [] for group in groups}
-        for row in window.negatives:
-            if (group := int(plan.group_B[row])) in negatives:
-                negatives[group].append(row)
-        found += [rows for rows in negatives.values() if rows]
-    return found
+def _inseparable(
+    plan: GroupPlan, window: Window, first: Collection[int]
+) -> tuple[list[Sequence[int]], list[Sequence[int]]]:
+    """Single positives of a window, and the negatives of each of its groups."""
+    groups = [group for group in window.groups if plan.group_ids[group] not in first]
+    positives = [(row,) for row in window.positives if int(plan.group_B[row]) in groups]
+    negatives: dict[int, list[int]] = {group: [] for group in groups}
+    for row in window.negatives:
+        if (group := int(plan.group_B[row])) in negatives:
+            negatives[group].append(row)
+    return list(positives), [rows for rows in negatives.values() if rows]

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.results import TappedStates
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
 
 
@@ -133,17 +134,17 @@ class SinglePassWeighting(TokenWeighting, Protocol):
         """Why this run needs a scoring pass all the same; None: it does not."""
         ...
 
-    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+    def scored_first(self, batch: TrainingBatch, limit: MicroBatchLimit) -> set[int]:
         """Ids of groups that need one: their weights depend on more than a micro-batch.
 
         Args:
             batch: All responses of the step, the same on all ranks.
-            micro_batch_size: Most responses of a micro-batch.
+            limit: Of a micro-batch.
         """
         ...
 
     def begin_update(
-        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+        self, batch: TrainingBatch, step: int, first: Collection[int], limit: MicroBatchLimit
     ) -> UpdatePass:
         """Plans a pass. Collective over a replica, though nothing needs to be exchanged.
 
@@ -151,6 +152,6 @@ class SinglePassWeighting(TokenWeighting, Protocol):
             batch: This replica's responses, whole groups.
             step: A key of random choices.
             first: Ids of the groups that are scored first.
-            micro_batch_size: Most responses of a micro-batch.
+            limit: Of a micro-batch.
         """
         ...

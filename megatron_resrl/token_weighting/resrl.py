@@ -16,9 +16,10 @@ from torch import Tensor
 
 from megatron_resrl.data.think import think_mask
 from megatron_resrl.platform.distributed import device
-from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.batches import MicroBatch, fed_lengths
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import TappedStates
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.subspace import (
     GroupPlan,
@@ -76,25 +77,28 @@ class ResRLWeighting:
         """See `loss_elsewhere`."""
         return loss_elsewhere(self.policy, self.settings.layer)
 
-    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+    def scored_first(self, batch: TrainingBatch, limit: MicroBatchLimit) -> set[int]:
         """Groups with more incorrect responses than a micro-batch has room for."""
-        incorrect = batch.group_ids[~batch.positive]
-        groups, counts = incorrect.unique(return_counts=True)
+        incorrect: dict[int, list[int]] = {}
+        for row, length in enumerate(fed_lengths(batch)):
+            if not batch.positive[row]:
+                incorrect.setdefault(int(batch.group_ids[row]), []).append(length)
         correct = set(batch.group_ids[batch.positive].tolist())
-        return correct & set(groups[counts > micro_batch_size].tolist())
+        too_many = {group for group, own in incorrect.items() if not limit.allows(own)}
+        return correct & too_many
 
     def begin_update(
-        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+        self, batch: TrainingBatch, step: int, first: Collection[int], limit: MicroBatchLimit
     ) -> ResRLPass | ReceivingPass:
         """See `SinglePassWeighting.begin_update`."""
-        return self._begin(batch, step, first, micro_batch_size)
+        return self._begin(batch, step, first, limit)
 
     def _begin(
         self,
         batch: TrainingBatch,
         step: int,
-        first: Collection[int] | None = None,
-        micro_batch_size: int = 1,
+        first: Collection[int] = (),
+        limit: MicroBatchLimit | None = None,
     ) -> ResRLPass | ReceivingPass:
         thought_BT = self._thought(batch)
         # Excluded responses are neither correct nor incorrect.
@@ -109,12 +113,12 @@ class ResRLWeighting:
             limits=WindowLimits(
                 rows=self.settings.window_tokens,
                 groups=self._matrices() if self.method == "gram" else None,
-                first=first or (),
+                first=first,
             ),
             # What a token counts in the loss, which controls have to match: |A_i| c_i.
             share_B=batch.advantages.abs() * batch.coefficients,
         )
-        parts = [] if first is None else parts_of_plan(plan, micro_batch_size, first)
+        parts = [] if limit is None else parts_of_plan(plan, batch, limit, first)
         scored = plan.order[: len(plan.order) - sum(map(len, parts))]
         layer = self.settings.layer
         if not self.policy.holds_tap(layer):
@@ -182,6 +186,7 @@ class ResRLPass:
             device=device(),
             ranks=weighting.ranks,
             name=lambda row: f"{batch.name(row)}, tapped at resrl.layer {self.layer}",
+            order=[*order, *(row for part in parts for row in part)],
             at_once=bool(parts),
         )
 

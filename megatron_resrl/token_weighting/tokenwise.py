@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_resrl.platform.distributed import device, on_device
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.results import TappedStates
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.parts import parts_of_batch
@@ -59,15 +60,15 @@ class TokenwiseWeighting(ABC):
         """See `loss_elsewhere`."""
         return loss_elsewhere(self.policy, self.layer)
 
-    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+    def scored_first(self, batch: TrainingBatch, limit: MicroBatchLimit) -> set[int]:
         """No group."""
         return set()
 
     def begin_update(
-        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+        self, batch: TrainingBatch, step: int, first: Collection[int], limit: MicroBatchLimit
     ) -> TokenwisePass | ReceivingPass:
         """See `SinglePassWeighting.begin_update`."""
-        scored, parts = parts_of_batch(batch, micro_batch_size, first)
+        scored, parts = parts_of_batch(batch, limit, first)
         if not self.policy.holds_tap(self.layer):
             return ReceivingPass(self.policy, self.layer, scored, batch.loss_mask.shape, parts)
         return TokenwisePass(self, batch, scored, parts)

@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.results import TappedStates
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.parts import parts_of_batch
 from megatron_resrl.token_weighting.protocol import TokenWeights
@@ -27,15 +28,15 @@ class Uniform:
         """None."""
         return None
 
-    def scored_first(self, batch: TrainingBatch, micro_batch_size: int) -> set[int]:
+    def scored_first(self, batch: TrainingBatch, limit: MicroBatchLimit) -> set[int]:
         """No group."""
         return set()
 
     def begin_update(
-        self, batch: TrainingBatch, step: int, first: Collection[int], micro_batch_size: int
+        self, batch: TrainingBatch, step: int, first: Collection[int], limit: MicroBatchLimit
     ) -> UniformPass:
         """See `SinglePassWeighting.begin_update`."""
-        return UniformPass(batch, *parts_of_batch(batch, micro_batch_size, first))
+        return UniformPass(batch, *parts_of_batch(batch, limit, first))
 
     def summarise(self, reports: Sequence[Any], *, detailed: bool) -> dict[str, float]:
         """No metrics."""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import functools
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import torch.distributed as dist
 
 from megatron_resrl.algorithms import Aggregation, Algorithm
 from megatron_resrl.config.schema import CorrectionConfig, Recipe
@@ -12,6 +15,7 @@ from megatron_resrl.diagnostics.observer import StepObservers, StepStart, StepSt
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
+from megatron_resrl.policy.batches import fed_lengths
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import OnFinalStates
 from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
@@ -21,11 +25,14 @@ from megatron_resrl.training.scoring import PassSettings, Scores, score_batch
 from megatron_resrl.training.sharing import (
     MiniBatch,
     loss_coefficients,
+    sequence_cost,
     shard_groups,
     split_into_mini_batches,
 )
 from megatron_resrl.training.single_pass import update_in_single_pass
 from megatron_resrl.training.updating import Targets, update_policy
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -59,7 +66,12 @@ class StepSettings:
             recipe.resrl.refresh == "minibatch",
             recipe.correction,
             PassSettings(
-                recipe.algorithm.micro_batch_size, recipe.rollout.temperature, recipe.model.path
+                recipe.algorithm.micro_batch_size,
+                recipe.rollout.temperature,
+                recipe.model.path,
+                recipe.algorithm.max_tokens_per_micro_batch,
+                recipe.algorithm.max_tokens_per_scoring_micro_batch,
+                recipe.algorithm.sequence_packing,
             ),
             single_pass,
         )
@@ -105,8 +117,9 @@ def rl_step(
     # mini-batch; then every data-parallel replica takes its whole groups.
     mini_batches = split_into_mini_batches(batch.group_ids, settings.updates_per_step)
     graded = _with_loss(algorithm, batch, mini_batches, settings.aggregation)
-    share, parts = shard_groups(graded, mini_batches)
-    local = graded.select(share)
+    share = shard_groups(graded, mini_batches, sequence_cost(policy))
+    local = graded.select(share.rows)
+    _warn_of_long_responses(graded, policy, settings.passes, step)
 
     score_again = functools.partial(score_batch, policy, settings=settings.passes, timers=timers)
     start = StepStart(step, policy, weighting, graded, local, score_again)
@@ -115,8 +128,10 @@ def rl_step(
             start, algorithm, settings.correction, settings.passes, observers, timers
         )
     else:
-        state, metrics = _update_after_scoring(start, algorithm, parts, settings, observers, timers)
-    metrics |= observers.after_updates(state)
+        state, metrics = _update_after_scoring(
+            start, algorithm, share.mini_batches, settings, observers, timers
+        )
+    metrics |= {"step/imbalance": share.imbalance} | observers.after_updates(state)
     return StepOutcome(metrics, all(update.applied for update in state.updates), state.left_out)
 
 
@@ -153,10 +168,28 @@ def _update_after_scoring(
         rows = [row for row in mini_batch.rows if local.has_loss[row]]
         with phase(timers, "update"):
             progress(number, len(parts))
-            update, sums = update_policy(policy, algorithm, local, rows, targets, settings.passes)
+            update, sums, fed = update_policy(
+                policy, algorithm, local, rows, targets, settings.passes
+            )
         state.updates.append(update)
         state.sums.append(sums)
+        state.fed.append(fed)
     return state, importance.metrics | {"step/passes": 2.0 if state.updates else 1.0}
+
+
+def _warn_of_long_responses(
+    batch: TrainingBatch, policy: Policy, passes: PassSettings, step: int
+) -> None:
+    """Says which response is above the token budget, where one is: it passes alone."""
+    limit = passes.limit(policy)
+    lengths = fed_lengths(batch)
+    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    if dist.get_rank() == 0 and not limit.allows([lengths[longest]]):
+        logger.warning(
+            "step %d: %s has %d tokens with its prompt, above "
+            "algorithm.max_tokens_per_micro_batch = %s; it has a micro-batch of its own",
+            *(step, batch.name(longest), lengths[longest], limit.tokens),
+        )
 
 
 def _score(

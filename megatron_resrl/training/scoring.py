@@ -18,10 +18,12 @@ from megatron_resrl.errors import RunError
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, on_device
-from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.batches import MicroBatch, fed_lengths
 from megatron_resrl.policy.finite import require_finite
+from megatron_resrl.policy.layout_batches import length_multiple
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import OnFinalStates, TappedStates, TokenScores
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.token_weighting.protocol import WeightingPass
 
@@ -35,11 +37,23 @@ class PassSettings:
     """What a pass over micro-batches depends on, besides policy and batch."""
 
     micro_batch_size: int
-    """Responses of a micro-batch."""
+    """Most responses of a micro-batch."""
     temperature: float
     """Divides the logits, as when the responses were sampled."""
     model_path: str
     """`model.path`, for messages."""
+    max_tokens: int | None = None
+    """Most positions of a micro-batch of an update."""
+    max_scoring_tokens: int | None = None
+    """Most positions of a micro-batch of a scoring pass; None: as for updates."""
+    packed: bool = False
+    """Responses of a micro-batch stand behind each other."""
+
+    def limit(self, policy: Policy, *, scoring: bool = False) -> MicroBatchLimit:
+        """Of micro-batches of updates, or of scoring passes, in a policy's layout."""
+        tokens = (scoring and self.max_scoring_tokens) or self.max_tokens
+        multiple = length_multiple(policy.config)
+        return MicroBatchLimit(self.micro_batch_size, tokens, self.packed, multiple)
 
 
 @dataclass(frozen=True)
@@ -118,7 +132,10 @@ def score_batch(
     if weighting is not None:
         layer, order = weighting.layer, weighting.order
         observe = functools.partial(observe_states, weighting, timers)
-    micro_batches = policy.micro_batches(batch, settings.micro_batch_size, order)
+    rows = range(len(batch)) if order is None else order
+    limit = settings.limit(policy, scoring=True)
+    parts = limit.cut_in_order([(row,) for row in rows], fed_lengths(batch))
+    micro_batches = policy.micro_batches_of(batch, parts)
     with named_states_not_finite(settings.model_path):
         found = policy.score(
             micro_batches,

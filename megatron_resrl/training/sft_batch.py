@@ -9,8 +9,8 @@ from megatron.core import parallel_state
 from megatron_resrl.config.schema_sft import SftBatchConfig
 from megatron_resrl.data.balance import deal_groups
 from megatron_resrl.data.fine_tuning import Example
-from megatron_resrl.data.token_budget import pack
 from megatron_resrl.policy.batches import TokenBatch, parts_in_order
+from megatron_resrl.policy.token_budget import pack
 from megatron_resrl.training.supervised import SupervisedBatch
 
 

@@ -5,7 +5,7 @@ Shapes: B responses of the step.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +14,10 @@ from torch import Tensor
 
 from megatron_resrl.algorithms import Aggregation, token_coefficients
 from megatron_resrl.data.balance import deal_groups
+from megatron_resrl.policy.batches import fed_lengths
+from megatron_resrl.policy.families import family_of
+from megatron_resrl.policy.model_shape import ModelShape
+from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.batch import RolloutBatch
 
 
@@ -42,34 +46,59 @@ def split_into_mini_batches(group_ids: Tensor, count: int) -> list[list[int]]:
     return [(number_B == number).nonzero().flatten().tolist() for number in range(count)]
 
 
+@dataclass(frozen=True)
+class Share:
+    """What one data-parallel replica has of a step."""
+
+    rows: list[int]
+    """Rows of the step's batch, mini-batch by mini-batch."""
+    mini_batches: list[MiniBatch]
+    """With the rows that they have in `batch.select` of `rows`."""
+    imbalance: float
+    """Cost of the replica with the most of it over the mean of all, mean over the mini-batches."""
+
+
 def shard_groups(
-    batch: RolloutBatch, mini_batches: Sequence[list[int]]
-) -> tuple[list[int], list[MiniBatch]]:
+    batch: RolloutBatch, mini_batches: Sequence[list[int]], cost: Callable[[int], float]
+) -> Share:
     """Gives this data-parallel replica its groups of each mini-batch.
 
-    Returns:
-        The rows of the step's batch that are this replica's, mini-batch by mini-batch; and the
-        mini-batches, with the rows that these have in `batch.select` of them.
+    Args:
+        batch: Of the step.
+        mini_batches: Rows of each.
+        cost: Tokens of a sequence -> what it costs, in any unit; replicas get about as much.
     """
-    share: list[int] = []
-    parts = []
+    replicas = parallel_state.get_data_parallel_world_size()
+    rows: list[int] = []
+    parts, imbalances = [], []
+    costs = [cost(length) for length in fed_lengths(batch)]
     for indices in mini_batches:
-        own = _replica_share(batch, indices)
-        parts.append(MiniBatch(indices, list(range(len(share), len(share) + len(own)))))
-        share += own
-    return share, parts
+        groups = _groups(batch, indices)
+        loads = [sum(costs[index] for index in group) for group in groups]
+        hands = deal_groups(loads, replicas)
+        own = [
+            index
+            for group in hands[parallel_state.get_data_parallel_rank()]
+            for index in groups[group]
+        ]
+        parts.append(MiniBatch(indices, list(range(len(rows), len(rows) + len(own)))))
+        rows += own
+        most = max(sum(loads[group] for group in hand) for hand in hands)
+        imbalances.append(most * replicas / sum(loads))
+    return Share(rows, parts, sum(imbalances) / len(imbalances))
 
 
-def _replica_share(batch: RolloutBatch, indices: Sequence[int]) -> list[int]:
+def sequence_cost(policy: Policy) -> Callable[[int], float]:
+    """Floating-point operations of training on a sequence, by its length."""
+    shape = ModelShape.of(family_of(policy.hf_config))
+    return lambda length: length * shape.training_flops(length)
+
+
+def _groups(batch: RolloutBatch, indices: Sequence[int]) -> list[list[int]]:
     members: dict[int, list[int]] = {}
     for index in indices:
         members.setdefault(int(batch.group_ids[index]), []).append(index)
-    groups = list(members.values())
-    length_B = batch.prompt_lengths + batch.response_lengths
-    tokens = [int(length_B[group].sum()) for group in groups]
-    replica = parallel_state.get_data_parallel_rank()
-    hand = deal_groups(tokens, parallel_state.get_data_parallel_world_size())[replica]
-    return [index for group in hand for index in groups[group]]
+    return list(members.values())
 
 
 def loss_coefficients(

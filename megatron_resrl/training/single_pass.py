@@ -30,10 +30,11 @@ from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, on_device
 from megatron_resrl.platform.phases import progress
-from megatron_resrl.policy.batches import MicroBatch, parts_in_order
+from megatron_resrl.policy.batches import MicroBatch, fed_lengths
 from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import TappedStates, TokenScores
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.token_weighting.protocol import (
     SinglePassWeighting,
@@ -125,8 +126,9 @@ def update_in_single_pass(
     """
     policy, local = start.policy, start.local
     assert isinstance(start.weighting, SinglePassWeighting)
-    first = _scored_first(start.weighting, start.batch, passes.micro_batch_size)
-    observed = start.weighting.begin_update(local, start.step, first, passes.micro_batch_size)
+    limit = passes.limit(policy)
+    first = _scored_first(start.weighting, start.batch, limit)
+    observed = start.weighting.begin_update(local, start.step, first, limit)
     watch = observers.before_scoring(start)
     scores = Scores.none(local)
     if first:
@@ -138,7 +140,9 @@ def update_in_single_pass(
     again = [row for row in scored if local.has_loss[row]]
     with phase(timers, "update"):
         progress(1, 1)
-        parts = [*observed.parts, *parts_in_order(again, passes.micro_batch_size)]
+        lengths = fed_lengths(local)
+        later = limit.cut([(row,) for row in again], lengths)
+        parts = [*observed.parts, *later]
         micro_batches = policy.micro_batches_of(local, parts)
         update = _Update(algorithm, policy, local, observed, correction)
         settled: list[tuple[StepState, ImportanceWeights]] = []
@@ -178,15 +182,16 @@ def update_in_single_pass(
     sums = [one for _, one in result.collected]
     state.updates.append(dataclasses.replace(result, collected=sums))
     state.sums.append(sums_of(sums))
+    state.fed.append(limit.fed(parts, lengths))
     return state, importance.metrics | {"step/passes": _passes(start.batch, first)}
 
 
 def _scored_first(
-    weighting: SinglePassWeighting, batch: TrainingBatch, micro_batch_size: int
+    weighting: SinglePassWeighting, batch: TrainingBatch, limit: MicroBatchLimit
 ) -> set[int]:
     """Groups that are scored without gradient, of all replicas: each decides alike."""
     without_loss = set(batch.group_ids.tolist()) - set(batch.group_ids[batch.has_loss].tolist())
-    return without_loss | weighting.scored_first(batch, micro_batch_size)
+    return without_loss | weighting.scored_first(batch, limit)
 
 
 def _passes(batch: TrainingBatch, first: set[int]) -> float:

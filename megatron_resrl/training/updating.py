@@ -12,9 +12,10 @@ import torch
 
 from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, LossSums, entropy_bonus
 from megatron_resrl.platform.distributed import device, on_device_together, sum_over_ranks
-from megatron_resrl.policy.batches import MicroBatch
+from megatron_resrl.policy.batches import MicroBatch, fed_lengths
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import UpdateResult
+from megatron_resrl.policy.token_budget import Fed
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.training.scoring import PassSettings, Scores
 
@@ -118,7 +119,7 @@ def update_policy(
     rows: Sequence[int],
     targets: Targets,
     settings: PassSettings,
-) -> tuple[UpdateResult, LossSums]:
+) -> tuple[UpdateResult, LossSums, Fed]:
     """One optimizer step. Collective.
 
     Args:
@@ -130,17 +131,20 @@ def update_policy(
         settings: Micro-batches and temperature.
 
     Returns:
-        The outcome, and this rank's sums for the metrics (empty but on the last stage).
+        The outcome, this rank's sums for the metrics (empty but on the last stage), and what the
+        model was fed.
     """
     placed = targets.to(device())
-    micro_batches = policy.micro_batches(batch, settings.micro_batch_size, rows)
+    limit, lengths = settings.limit(policy), fed_lengths(batch)
+    parts = limit.cut([(row,) for row in rows], lengths)
+    micro_batches = policy.micro_batches_of(batch, parts)
     result = policy.update(
         micro_batches,
         functools.partial(loss_of_tokens, algorithm, policy, placed, placed.of_tokens),
         temperature=settings.temperature,
         entropy_gradient=algorithm.needs_entropy_gradient,
     )
-    return result, sums_of(result.collected)
+    return result, sums_of(result.collected), limit.fed(parts, lengths)
 
 
 @dataclass(frozen=True)

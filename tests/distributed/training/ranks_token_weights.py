@@ -136,7 +136,7 @@ def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str
     """[samples, T] weights of all replicas put together, and all groups' reports."""
     samples, positive = rollouts()
     batch = training_batch(samples, positive)
-    share, _ = shard_groups(batch, [list(range(len(samples)))])
+    share = shard_groups(batch, [list(range(len(samples)))], float).rows
     weighting = weighting_of(policy, settings, THINK_MARKERS)
     weighed = weigh(policy, settings, batch.select(share), weighting)
     whole = torch.full((len(samples), LONGEST), float("nan"))

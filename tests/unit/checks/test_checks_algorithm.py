@@ -127,3 +127,13 @@ def test_single_pass_that_would_not_be_exact_is_refused(check, refused, conflict
     assert problem.setting == conflict.removeprefix("--").partition("=")[0]
     assert said in problem.problem
     assert problem.fix.endswith("or set algorithm.single_pass: auto")
+
+
+@pytest.mark.parametrize("kind", ["micro_batch", "scoring_micro_batch"])
+def test_token_budgets_hold_the_longest_response(check, refused, kind):
+    lengths = ("--data.max_prompt_length=20", "--rollout.max_response_length=13")
+    assert check(f"--algorithm.max_tokens_per_{kind}=32", *lengths) == []
+    problem = refused(f"--algorithm.max_tokens_per_{kind}=31", *lengths)
+    assert problem.setting == f"algorithm.max_tokens_per_{kind}"
+    assert "fed as 32 tokens" in problem.problem
+    assert problem.fix == "use at least 32"
