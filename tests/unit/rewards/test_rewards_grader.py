@@ -349,9 +349,10 @@ def test_grader_hands_over_several_quick_responses_at_once(tmp_path: Path) -> No
 
 
 def test_grader_runs_a_quick_function_of_ours_here() -> None:
+    before = multiprocessing.active_children()
     with Grader("integer", workers=1, timeout_s=1.0) as grader:
         assert [each.score for each in grader.grade([task("7", "7"), task("8", "7")])] == [1, 0]
-        assert not multiprocessing.active_children()
+        assert multiprocessing.active_children() == before
         with pytest.raises(RewardError, match=r"'integer' raised ValueError.*\n.*prompt 7"):
             grader.grade([task("7", "seven")])
 
