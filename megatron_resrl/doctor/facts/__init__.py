@@ -1,0 +1,1 @@
+"""What is so, on each rank, each host and between them. Nothing is judged here."""
