@@ -82,10 +82,11 @@ def main(request: Request) -> None:
     for pairs in rounds_of(request.hosts):
         pair = next((each for each in pairs if request.index in each), None)
         if pair is not None:
-            _tell(started=f"messages between ranks {pair[0]} and {pair[1]}", pair=pair)
+            ranks = [request.ranks[place] for place in pair]
+            _tell(started=f"messages between ranks {ranks[0]} and {ranks[1]}")
             found = between(pair, request.index, device, sizes.message)
             if request.index == pair[0]:
-                _tell(link=found)
+                _tell(link={"ranks": ranks, **found})
         _barrier(device)
     _tell(started=None)
 
@@ -139,8 +140,8 @@ def between(pair: Pair, own: int, device: torch.device, size: int) -> dict[str, 
     """Latency and bandwidth between two ranks: half of there and back.
 
     Args:
-        pair: The two.
-        own: This one of them.
+        pair: Their places among the ranks that take part.
+        own: This rank's.
         device: Of the numbers.
         size: Bytes of the large message.
     """
@@ -159,7 +160,7 @@ def between(pair: Pair, own: int, device: torch.device, size: int) -> dict[str, 
     latency = _seconds(lambda: there_and_back(small), 20) / 20 / 2
     there_and_back(large)
     seconds = _seconds(lambda: there_and_back(large), 3) / 3 / 2
-    return {"ranks": pair, "latency_s": latency, "bytes": size, "bandwidth": size / seconds}
+    return {"latency_s": latency, "bytes": size, "bandwidth": size / seconds}
 
 
 def _join(request: Request, device: torch.device) -> None:

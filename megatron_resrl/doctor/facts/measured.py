@@ -21,10 +21,12 @@ _ROUND_S = 5.0
 class Request:
     """What is to be measured."""
 
+    ranks: list[int]
+    """The ranks that take part."""
     hosts: list[str]
-    """Host of each rank that takes part, in their order."""
+    """Host of each of them."""
     index: int
-    """This rank's place in that order."""
+    """This rank's place among them."""
     address: str
     """Of the job's store."""
     port: int
@@ -59,8 +61,7 @@ class Measured:
     all_reduces: list[dict[str, Any]] = field(default_factory=list)
     """`bytes`, `seconds`, and `right`: whether the sum was; on the first rank only."""
     links: list[dict[str, Any]] = field(default_factory=list)
-    """`ranks`, `latency_s`, `bytes` and `bandwidth` of each pair of which this rank is the first,
-    by the places of the ranks among those that take part."""
+    """`ranks`, `latency_s`, `bytes` and `bandwidth` of each pair of which this rank is the first."""
     unfinished: str | None = None
     """What was being measured when it ended too early."""
     failure: str | None = None
