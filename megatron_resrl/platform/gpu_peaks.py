@@ -34,15 +34,20 @@ _SLOWER = ("pcie", "nvl")
 """Words in the names of H100 and H200 that are no SXM modules."""
 
 
-def peak_of(name: str, dtype: torch.dtype) -> float | None:
+def peak_of(name: str, dtype: torch.dtype | str) -> float | None:
     """FLOP/s of dense matrix products; None: the table lacks the device.
 
     Args:
         name: As CUDA names the device, e.g. `NVIDIA H100 80GB HBM3`.
-        dtype: Of the factors.
+        dtype: Of the factors, or its name.
     """
+    gpu = gpu_in_table(name)
+    return None if gpu is None else PEAKS[gpu].get(str(dtype).removeprefix("torch."))
+
+
+def gpu_in_table(name: str) -> str | None:
+    """The key of `PEAKS` for a device as CUDA names it; None: the table lacks the device."""
     words = re.findall(r"[a-z0-9]+", name.lower())
     gpu = next((word for word in words if word in PEAKS), None)
-    if gpu is None or (gpu in ("h100", "h200") and any(word in words for word in _SLOWER)):
-        return None
-    return PEAKS[gpu].get(str(dtype).removeprefix("torch."))
+    slower = gpu in ("h100", "h200") and any(word in words for word in _SLOWER)
+    return None if slower else gpu
