@@ -60,7 +60,8 @@ _STUCK = (
 
 
 def _needs(recipe: RunSettings | None, options: DoctorOptions) -> tuple[Needs, list[Problem]]:
-    needs, problems = Needs(), []
+    needs = Needs()
+    problems: list[Problem] = []
     if recipe is not None:
         size = int(os.environ.get("WORLD_SIZE", "1"))
         has_cuda = os.path.exists("/dev/nvidiactl")  # torch may not be importable.

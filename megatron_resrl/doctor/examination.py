@@ -1,10 +1,10 @@
 """One rank's part of an examination, and what rank 0 makes of all parts.
 
-    roll      who has come; the others are named and left out
-    host      the first rank of each host: software, GPUs, host, output folder
-    between   the same ranks together: shared folder, locks, ports, clocks
-    measure   every rank: a matrix product, all-reduces, messages to other ranks
-    judge     rank 0
+roll      who has come; the others are named and left out
+host      the first rank of each host: software, GPUs, host, output folder
+between   the same ranks together: shared folder, locks, ports, clocks
+measure   every rank: a matrix product, all-reduces, messages to other ranks
+judge     rank 0
 """
 
 from __future__ import annotations

@@ -39,7 +39,9 @@ def judge(examination: Examination, needs: Needs, problems: list[Problem]) -> li
     found = [
         *_ranks(examination),
         *(
-            Finding("recipe.problem", "", f"{each.setting} = {each.value!r}: {each.problem}", each.fix)
+            Finding(
+                "recipe.problem", "", f"{each.setting} = {each.value!r}: {each.problem}", each.fix
+            )
             for each in problems
         ),
         *_hosts(examination, needs),

@@ -159,4 +159,4 @@ def join(environment: Mapping[str, str], limit_s: float) -> Meeting:
         ) from error
     # torchrun starts ranks again, and keeps its store.
     start = environment.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return Meeting(dist.PrefixStore(f"doctor/{start}", store), rank, size)  # type: ignore[arg-type]
+    return Meeting(dist.PrefixStore(f"doctor/{start}", store), rank, size)

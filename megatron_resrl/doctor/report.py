@@ -30,18 +30,12 @@ def report(examination: Examination, findings: Sequence[Finding]) -> Iterator[st
     """
     ranks, hosts = len(examination.ranks), len(examination.hosts)
     yield f"doctor: {_count(ranks, 'rank')} on {_count(hosts, 'host')}"
-    worst = {
-        area: min((each.severity for each in findings if each.area == area), default="")
-        for area in AREAS
-    }
-    said = {"wrong": "WRONG", "note": "note", "": "ok"}
-    # "note" sorts before "wrong".
     for area in AREAS:
-        if any(each.area == area and each.severity == "wrong" for each in findings):
-            worst[area] = "wrong"
+        found = {each.severity for each in findings if each.area == area}
         line = _line(area, examination)
-        if line or worst[area]:
-            yield f"  {said[worst[area]]:<6}{area:<12}{line}".rstrip()
+        if line or found:
+            state = "WRONG" if "wrong" in found else "note" if found else "ok"
+            yield f"  {state:<6}{area:<12}{line}".rstrip()
     yield from _tables(examination)
     for severity, heading in (("wrong", "wrong"), ("note", "notes")):
         listed = [each for each in findings if each.severity == severity]

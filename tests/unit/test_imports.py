@@ -31,7 +31,7 @@ FLOORS = (
     ("training",),
     ("checks",),
     ("planning",),
-    ("launch",),
+    ("doctor", "launch"),
     ("cli",),
     ("__main__",),
 )

@@ -24,8 +24,8 @@ _LOCK_PROBE_S = 20.0
 _BLOCK = 2**22
 _FILE_BYTES, _QUICK_FILE_BYTES = 2**28, 2**24
 _SYNCS = 10
-_RENAMES = 200
-_CONTENT_BYTES = 2**16
+_RENAMES = 50
+_CONTENT_BYTES = 2**14
 
 _TRY_LOCK = """\
 import fcntl, sys
@@ -205,9 +205,7 @@ def _lock(path: Path, kind: str) -> str:
             return error.strerror or str(error)
         command = [sys.executable, "-S", "-E", "-c", _TRY_LOCK, str(path), kind]
         with contextlib.suppress(subprocess.TimeoutExpired):
-            tried = subprocess.run(
-                command, capture_output=True, timeout=_LOCK_PROBE_S, check=False
-            )
+            tried = subprocess.run(command, capture_output=True, timeout=_LOCK_PROBE_S, check=False)
             return "holds" if tried.returncode == _EXCLUDED else "does not hold"
     return f"no answer within {_LOCK_PROBE_S:.0f} s"
 

@@ -18,7 +18,12 @@ _QUERY_S = 60.0
 """Seconds; nvidia-smi takes some per GPU where the driver is not kept loaded, and hangs where a GPU
 has fallen off the bus."""
 
-_SLOWDOWNS = ("hw_slowdown", "hw_thermal_slowdown", "hw_power_brake_slowdown", "sw_thermal_slowdown")
+_SLOWDOWNS = (
+    "hw_slowdown",
+    "hw_thermal_slowdown",
+    "hw_power_brake_slowdown",
+    "sw_thermal_slowdown",
+)
 """Reasons for low clocks that an idle GPU does not have."""
 
 
@@ -72,7 +77,7 @@ class GpuFacts:
     """Newest CUDA that the driver can run."""
     gpus: list[Gpu] = field(default_factory=list)
     links: dict[str, str] = field(default_factory=dict)
-    """`0-1` -> what connects these two: NV18 is 18 NVLinks; PIX, PXB, PHB, NODE and SYS are PCIe."""
+    """`0-1` -> what connects these two: NV18 is 18 NVLinks; PIX, PXB, PHB, NODE, SYS are PCIe."""
     hidden: list[str] = field(default_factory=list)
     """Entries of CUDA_VISIBLE_DEVICES that name no GPU of the host."""
     failure: str | None = None
@@ -176,8 +181,8 @@ def _gpu(index: int, entry: ET.Element) -> Gpu:
         throttled = entry.find("clocks_throttle_reasons")  # Before driver 535.
     reasons = [] if throttled is None else [each.tag for each in throttled if each.text == "Active"]
     short = [name.partition("_reason_")[2] for name in reasons]
-    readings = "gpu_power_readings" if entry.find("gpu_power_readings") is not None else (
-        "power_readings"
+    readings = (
+        "gpu_power_readings" if entry.find("gpu_power_readings") is not None else ("power_readings")
     )
     limit = _number(entry, f"{readings}/current_power_limit")
     width = _number(entry, "pci/pci_gpu_link_info/link_widths/current_link_width")

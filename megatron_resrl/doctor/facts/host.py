@@ -112,7 +112,7 @@ def cpu_list(text: str) -> list[int]:
 def _control_group(root: Path, controller: str, new: str, old: str) -> Iterator[str]:
     """A file of this process's control group and of all above it: of version 2, or of version 1."""
     for line in _text(root / "proc/self/cgroup").splitlines():
-        _, names, path = (line.split(":", 2) + ["", ""])[:3]
+        _, names, path = [*line.split(":", 2), "", ""][:3]
         base, name = root / "sys/fs/cgroup", new
         if names:
             if controller not in names.split(","):

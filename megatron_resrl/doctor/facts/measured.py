@@ -61,7 +61,7 @@ class Measured:
     all_reduces: list[dict[str, Any]] = field(default_factory=list)
     """`bytes`, `seconds`, and `right`: whether the sum was; on the first rank only."""
     links: list[dict[str, Any]] = field(default_factory=list)
-    """`ranks`, `latency_s`, `bytes` and `bandwidth` of each pair of which this rank is the first."""
+    """`ranks`, `latency_s`, `bytes`, `bandwidth` of each pair of which this rank is the first."""
     unfinished: str | None = None
     """What was being measured when it ended too early."""
     failure: str | None = None

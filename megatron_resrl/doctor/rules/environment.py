@@ -65,9 +65,7 @@ _RULES: dict[str, _Rule] = {
     "NCCL_CUMEM_ENABLE": _Rule(
         _is_off, "NVLink SHARP and buffers that are registered by users are off", severity="note"
     ),
-    "NCCL_NVLS_ENABLE": _Rule(
-        _is_off, "NVSwitch does not add up all-reduces", severity="note"
-    ),
+    "NCCL_NVLS_ENABLE": _Rule(_is_off, "NVSwitch does not add up all-reduces", severity="note"),
     "NCCL_NET_GDR_LEVEL": _Rule(
         lambda value: value.upper() in ("0", "LOC"),
         "network cards reach GPUs through host memory",
@@ -203,8 +201,6 @@ def _names_an_interface(value: str, interfaces: Sequence[str]) -> bool:
     wanted = [each.partition(":")[0] for each in rest.split(",") if each]
 
     def matches(interface: str) -> bool:
-        return any(
-            interface == name if exact else interface.startswith(name) for name in wanted
-        )
+        return any(interface == name if exact else interface.startswith(name) for name in wanted)
 
     return any(matches(interface) != exclude for interface in interfaces)

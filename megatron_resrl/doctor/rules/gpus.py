@@ -73,8 +73,8 @@ def _host(facts: GpuFacts, ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             "gpus.driver",
             "",
             f"the GPUs cannot be asked ({facts.failure})",
-            "see `dmesg | grep -i -e nvrm -e xid` and `systemctl status nvidia-persistenced`; a GPU "
-            "that has fallen off the bus needs a reboot",
+            "see `dmesg | grep -i xid` and `systemctl status nvidia-persistenced`; a GPU that has "
+            "fallen off the bus needs a reboot",
         )
     for name in facts.hidden:
         yield Finding(

@@ -23,7 +23,7 @@ LATE, LATE_S = 3.0, 50e-6
 BLAMED = 0.75
 """Of the links of a host or rank: if so many are slow, it is named instead of them."""
 ALL_SLOW = 0.25
-"""Of the data sheet's rate, see `planning.gpus`, below which links of a kind are slow altogether."""
+"""Of the data sheet's rate, see `planning.gpus`: below it links of a kind are slow altogether."""
 SLOW_GPU, SLOW_CPU = 0.85, 0.5
 """Of the median of all ranks. CPUs are shared with whatever else runs."""
 FAR_FROM_PEAK = 0.5
@@ -170,9 +170,11 @@ def judge_links(
     for link in links_of(measured.values()):
         first, second = (places[rank].node for rank in link.ranks)
         kinds[first == second].append(link)
+    on_gpus = any(facts.device not in (None, "cpu") for facts in measured.values())
     for inside, links in kinds.items():
         words = "inside of a host" if inside else "between hosts"
-        if len(links) >= FEW_LINKS:
+        # Processes of one host without GPUs have no link between them, and share its CPUs.
+        if len(links) >= FEW_LINKS and (on_gpus or not inside):
             yield from _slow_among(links, places, measured, words)
         if links:
             yield from _slow_altogether(links, measured, inside=inside)
@@ -193,7 +195,6 @@ def _slow_among(
         if link.bandwidth < SLOW_LINK * bandwidth
         or link.latency_s > max(LATE * latency, latency + LATE_S)
     ]
-    on_gpus = any(facts.device not in (None, "cpu") for facts in measured.values())
     remedy = (
         "see its cards, cables and switch port (ibstat, ethtool, nvidia-smi nvlink --status), and "
         "exclude it (sbatch --exclude)"
@@ -209,7 +210,6 @@ def _slow_among(
             f"its links {words} are slow: {_rates(worst)} between ranks {worst.ranks[0]} and "
             f"{worst.ranks[1]}; {usual}",
             remedy,
-            "wrong" if on_gpus or words == "between hosts" else "note",
         )
     for link in rest:
         first, second = (_with_gpu(places[rank], measured[rank]) for rank in link.ranks)
@@ -218,7 +218,6 @@ def _slow_among(
             f"{first} and {second}",
             f"the link between them is slow: {_rates(link)}; {usual}",
             remedy.replace("its", "their").replace("exclude it", "exclude one of the hosts"),
-            "wrong" if on_gpus or words == "between hosts" else "note",
         )
 
 
@@ -294,9 +293,7 @@ def _slow_altogether(
         )
 
 
-def _peers(
-    measured: Mapping[int, Measured], places: Mapping[int, RankFacts]
-) -> Iterator[Finding]:
+def _peers(measured: Mapping[int, Measured], places: Mapping[int, RankFacts]) -> Iterator[Finding]:
     gpu = _gpu_of(measured)
     for rank, facts in measured.items():
         closed = [peer for peer, open_ in facts.peers.items() if not open_]

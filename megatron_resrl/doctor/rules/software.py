@@ -121,8 +121,8 @@ def judge_agreement(
     }
     questions |= {
         "Python": lambda host: software[host].python or None,
-        "CUDA of torch": lambda host: (torch := software[host].torch) and torch.cuda,
-        "NCCL": lambda host: (torch := software[host].torch) and torch.nccl,
+        "CUDA of torch": lambda host: getattr(software[host].torch, "cuda", None),
+        "NCCL": lambda host: getattr(software[host].torch, "nccl", None),
         "NVIDIA driver": lambda host: gpus[host].driver if host in gpus else None,
     }
     for name, version_on in questions.items():
@@ -167,9 +167,7 @@ def _own_requirements(facts: SoftwareFacts) -> Iterator[Finding]:
                 break
 
 
-def _unmet(
-    rule: str, who: str, line: str, facts: SoftwareFacts, extra: str
-) -> Iterator[Finding]:
+def _unmet(rule: str, who: str, line: str, facts: SoftwareFacts, extra: str) -> Iterator[Finding]:
     """What is installed against one line of a distribution's metadata."""
     requirement = _requirement(line)
     if requirement is None:
