@@ -82,8 +82,10 @@ def examine(meeting: Meeting, options: DoctorOptions, needs: Needs) -> Examinati
         return None  # It came too late; rank 0 names it.
     leaders = _leaders(ranks)
     if meeting.rank in leaders:
-        meeting.write_own("host", asdict(_own_host(options, needs, alone=meeting.size == 1)))
-        between = gather_between(meeting, leaders, needs.output_dir)
+        own = _own_host(options, needs, alone=meeting.size == 1)
+        meeting.write_own("host", asdict(own))
+        usable = own.folder.failure is None
+        between = gather_between(meeting, leaders, needs.output_dir, usable=usable)
         meeting.write_own("between", {} if between is None else asdict(between))
     # All begin to measure at once; only rank 0 knows when the slowest host is ready.
     examination = None

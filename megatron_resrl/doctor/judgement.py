@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from megatron_resrl.config.problems import Problem
 from megatron_resrl.doctor.examination import Examination
 from megatron_resrl.doctor.finding import Finding, at, merged
 from megatron_resrl.doctor.needs import Needs
@@ -28,22 +27,17 @@ AREAS = (
 """First parts of the names of rules, in the order of the report."""
 
 
-def judge(examination: Examination, needs: Needs, problems: list[Problem]) -> list[Finding]:
+def judge(examination: Examination, needs: Needs, of_recipe: Sequence[Finding]) -> list[Finding]:
     """What is wrong, and notes.
 
     Args:
         examination: All facts.
         needs: Of the recipe.
-        problems: Of the recipe, found when its needs were worked out.
+        of_recipe: Found when the needs were worked out.
     """
     found = [
         *_ranks(examination),
-        *(
-            Finding(
-                "recipe.problem", "", f"{each.setting} = {each.value!r}: {each.problem}", each.fix
-            )
-            for each in problems
-        ),
+        *of_recipe,
         *_hosts(examination, needs),
         *_measured(examination),
     ]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from megatron_resrl.checks.facts import gather_facts
 from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe, RunSettings
-from megatron_resrl.policy.sizes import Sizes, sizes_of
+from megatron_resrl.policy.sizes import sizes_of
 from megatron_resrl.rollout.weight_sync.choice import transfer_backend
 
 
@@ -35,49 +36,55 @@ class Needs:
     tensor_parallel: int = 1
 
 
-def needs_of(
-    recipe: RunSettings, world_size: int, python: str, *, has_cuda: bool
-) -> tuple[Needs, list[Problem]]:
-    """What a recipe asks for.
+def needs_of(recipe: RunSettings, python: str, *, has_cuda: bool) -> Needs:
+    """What a recipe asks for, but for sizes: reads no file.
 
     Args:
         recipe: Of any stage.
-        world_size: Ranks of the job.
-        python: The interpreter of this process, which also runs servers unless the recipe says
+        python: The interpreter of this process, which also runs servers unless the recipe names
             another.
         has_cuda: Whether the hosts have GPUs.
+    """
+    needs = Needs(
+        output_dir=recipe.output_dir,
+        tensor_parallel=recipe.parallel.tensor_model_parallel_size,
+    )
+    if not isinstance(recipe, Recipe) or recipe.rollout.engine != "vllm" or recipe.rollout.replay:
+        return needs
+    placement = recipe.rollout.placement
+    backend, _ = transfer_backend(recipe.vllm, placement, has_cuda=has_cuda)
+    return dataclasses.replace(
+        needs,
+        vllm_python=None if recipe.vllm.urls else recipe.vllm.python or python,
+        nccl_transfer=backend == "nccl",
+        transfer_dir=recipe.vllm.transfer_dir if backend == "file" else "",
+    )
+
+
+def with_sizes(needs: Needs, recipe: RunSettings, world_size: int) -> tuple[Needs, list[Problem]]:
+    """The needs with sizes, from the model's config.json and the checkpoints that there are.
+
+    Args:
+        needs: See `needs_of`.
+        recipe: The same.
+        world_size: Ranks of the job.
 
     Returns:
         The needs, and what is wrong with the model's directory, which leaves sizes unknown.
     """
     facts, problems = gather_facts(recipe, world_size)
-    sizes: Sizes | None = None
-    kept = 0
-    if facts.hf_config and facts.data_parallel_size is not None:
-        try:
-            sizes = sizes_of(recipe.parallel, recipe.precision, world_size, facts.hf_config)
-            _, kept = disk_needed(recipe, sizes)
-        except (KeyError, TypeError, ZeroDivisionError, ValueError, OSError):
-            sizes = None  # `check` says what is wrong with the model.
-    vllm_python, nccl, transfer_dir = None, False, ""
-    if isinstance(recipe, Recipe) and recipe.rollout.engine == "vllm" and not recipe.rollout.replay:
-        vllm_python = None if recipe.vllm.urls else recipe.vllm.python or python
-        placement = recipe.rollout.placement
-        backend, _ = transfer_backend(recipe.vllm, placement, has_cuda=has_cuda)
-        nccl = backend == "nccl"
-        transfer_dir = recipe.vllm.transfer_dir if backend == "file" else ""
-    return (
-        Needs(
-            output_dir=recipe.output_dir,
-            vllm_python=vllm_python,
-            nccl_transfer=nccl,
-            transfer_dir=transfer_dir,
-            export=sizes.export if sizes else 0,
-            checkpoint=sizes.checkpoint if sizes else 0,
-            kept=kept,
-            host_memory=sizes.background_save if sizes and recipe.checkpoint.async_save else 0,
-            device_memory=sizes.rank if sizes else 0,
-            tensor_parallel=recipe.parallel.tensor_model_parallel_size,
-        ),
-        problems,
-    )
+    if not facts.hf_config or facts.data_parallel_size is None:
+        return needs, problems
+    try:
+        sizes = sizes_of(recipe.parallel, recipe.precision, world_size, facts.hf_config)
+        _, kept = disk_needed(recipe, sizes)
+    except (KeyError, TypeError, ZeroDivisionError, ValueError, OSError):
+        return needs, problems  # `check` says what is wrong with the model.
+    return dataclasses.replace(
+        needs,
+        export=sizes.export,
+        checkpoint=sizes.checkpoint,
+        kept=kept,
+        host_memory=sizes.background_save if recipe.checkpoint.async_save else 0,
+        device_memory=sizes.rank,
+    ), problems

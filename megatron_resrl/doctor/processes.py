@@ -80,7 +80,9 @@ def ask(
 
 
 def within(limit_s: float, action: Callable[[], Result]) -> Result:
-    """The result of a function that may hang in the kernel.
+    """The result of a function that may hang.
+
+    A process whose thread hangs in the kernel cannot end: what may do so belongs into `ask`.
 
     Raises:
         NoAnswer: It did not return in time; its thread is left behind.
@@ -98,7 +100,7 @@ def within(limit_s: float, action: Callable[[], Result]) -> Result:
     thread.start()
     thread.join(limit_s)
     if not outcome:
-        raise NoAnswer(f"no answer within {limit_s:.0f} s")
+        raise NoAnswer(f"no answer within {limit_s:.3g} s")
     result, error = outcome[0]
     if error is not None:
         raise error
@@ -110,7 +112,7 @@ def _ended(process: subprocess.Popen[bytes], limit_s: float) -> str | None:
     try:
         status = process.wait(limit_s)
     except subprocess.TimeoutExpired:
-        return f"no answer within {limit_s:.0f} s"
+        return f"no answer within {limit_s:.3g} s"
     if status < 0:
         return f"ended by {signal.Signals(-status).name}"
     return f"ended with status {status}" if status else None

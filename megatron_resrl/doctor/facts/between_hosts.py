@@ -22,9 +22,8 @@ from megatron_resrl.doctor.meeting import Meeting
 from megatron_resrl.doctor.processes import NoAnswer, within
 from megatron_resrl.platform.disk import existing_parent
 
-_VISIBLE_S = 30.0
-"""Seconds in which another host must see a new file; network file systems keep listings for some
-seconds."""
+VISIBLE_S = 30.0
+"""Network file systems keep listings for some seconds."""
 _STEP_S = 60.0
 _CONNECT_S = 5.0
 _ALL_PAIRS = 16
@@ -54,7 +53,12 @@ class BetweenFacts:
 
 
 def gather_between(
-    meeting: Meeting, hosts: Mapping[int, str], output_dir: str
+    meeting: Meeting,
+    hosts: Mapping[int, str],
+    output_dir: str,
+    *,
+    usable: bool = True,
+    visible_s: float = VISIBLE_S,
 ) -> BetweenFacts | None:
     """Tries, together with the other hosts. Called by the first rank of each host.
 
@@ -62,6 +66,8 @@ def gather_between(
         meeting: Of the job.
         hosts: Host by the number of its first rank.
         output_dir: Folder that a run would write to.
+        usable: Whether the folder answered when this host tried it alone.
+        visible_s: Seconds in which a host must see a new file of another.
 
     Returns:
         What this host has found; None: it is the only one.
@@ -73,11 +79,16 @@ def gather_between(
     unreachable, unresolved = _connections(meeting, hosts)
     found: dict[str, Any] = {}
     try:
-        within(4 * _STEP_S, lambda: _share(meeting, ranks, output_dir, found))
+        if usable:
+            within(4 * _STEP_S, lambda: _share(meeting, ranks, output_dir, visible_s, found))
+        else:
+            found["failure"] = "it cannot be used there"
     except NoAnswer as silence:
         found["failure"] = str(silence)
     except OSError as problem:
         found["failure"] = problem.strerror or str(problem)
+    if meeting.rank == ranks[0] and "created" not in found:
+        meeting.write("offer", {})
     return BetweenFacts(
         clock_ahead_s=ahead,
         clock_error_s=error,
@@ -142,17 +153,23 @@ def _listening() -> Iterator[int]:
         yield server.getsockname()[1]
 
 
-def _share(meeting: Meeting, ranks: Sequence[int], output_dir: str, found: dict[str, Any]) -> None:
+def _share(
+    meeting: Meeting,
+    ranks: Sequence[int],
+    output_dir: str,
+    visible_s: float,
+    found: dict[str, Any],
+) -> None:
     """The first host makes a folder and locks files in it; the others look."""
     if meeting.rank == ranks[0]:
-        _offer(meeting, ranks, output_dir, found)
+        _offer(meeting, ranks, output_dir, visible_s, found)
         return
     offer = meeting.read("offer", _STEP_S)
-    if offer is None:
-        found["failure"] = "the first host could not write there"
+    if not offer:
+        found["failure"] = "the first host cannot use it"
         return
     folder = Path(offer["folder"])
-    found["visible_after_s"] = _seen(folder / "marker", offer["token"])
+    found["visible_after_s"] = _seen(folder / "marker", offer["token"], visible_s)
     meeting.write_own("looked", found["visible_after_s"] is not None)
     if found["visible_after_s"] is None:
         return
@@ -162,7 +179,13 @@ def _share(meeting: Meeting, ranks: Sequence[int], output_dir: str, found: dict[
     meeting.write_own("raced", True)
 
 
-def _offer(meeting: Meeting, ranks: Sequence[int], output_dir: str, found: dict[str, Any]) -> None:
+def _offer(
+    meeting: Meeting,
+    ranks: Sequence[int],
+    output_dir: str,
+    visible_s: float,
+    found: dict[str, Any],
+) -> None:
     token = secrets.token_hex(8)
     folder = existing_parent(Path(output_dir)) / f".doctor-{token}"
     folder.mkdir()
@@ -174,7 +197,7 @@ def _offer(meeting: Meeting, ranks: Sequence[int], output_dir: str, found: dict[
                 with contextlib.suppress(OSError):  # Said by the facts of the folder.
                     getattr(fcntl, kind)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             meeting.write("offer", {"folder": str(folder), "token": token})
-            looked = meeting.collect("looked", ranks[1:], _VISIBLE_S + _STEP_S)
+            looked = meeting.collect("looked", ranks[1:], visible_s + _STEP_S)
             found["visible_after_s"] = 0.0
             meeting.write("race", True)
             found["created"] = _create(folder / "race")
@@ -184,9 +207,9 @@ def _offer(meeting: Meeting, ranks: Sequence[int], output_dir: str, found: dict[
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _seen(marker: Path, token: str) -> float | None:
+def _seen(marker: Path, token: str, visible_s: float) -> float | None:
     started = time.monotonic()
-    while time.monotonic() < started + _VISIBLE_S:
+    while time.monotonic() < started + visible_s:
         with contextlib.suppress(OSError):
             os.listdir(marker.parent.parent)  # Brings a kept listing up to date.
             if marker.read_text() == token:

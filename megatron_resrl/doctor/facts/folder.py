@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import shutil
 import statistics
@@ -15,9 +16,11 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from megatron_resrl.doctor.processes import NoAnswer, within
+from megatron_resrl.doctor.processes import ask
 from megatron_resrl.platform.disk import existing_parent
+from megatron_resrl.platform.ending import end_with_parent
 
 _PROBE_S = 120.0
 _LOCK_PROBE_S = 20.0
@@ -72,43 +75,60 @@ class FolderFacts:
 
 
 def gather_folder(path: str, *, quick: bool, limit_s: float = _PROBE_S) -> FolderFacts:
-    """Tries the file system of a folder; nothing stays there.
+    """Tries the file system of a folder in a process of its own; nothing stays there.
 
     Args:
         path: The folder; need not exist.
         quick: Smaller files.
         limit_s: Seconds after which a file system that does not answer is given up.
     """
-    place = path
-    steps: dict[str, object] = {}
+    request = json.dumps({"path": path, "quick": quick})
+    said = ask([sys.executable, "-m", __name__, request], limit_s)
+    facts: dict[str, Any] = {"path": path}
+    trying = "it was looked for"
+    for each in said.objects:
+        trying = each.pop("trying", trying)
+        facts |= each
+    if said.failure is not None:
+        facts["failure"] = f"{said.failure}, while {trying}"
+    return FolderFacts(**facts)
+
+
+def main(path: str, *, quick: bool) -> None:
+    """Prints the facts of a folder as JSON objects, step by step.
+
+    Args:
+        path: The folder; need not exist.
+        quick: Smaller files.
+    """
+    end_with_parent()
     try:
-        place = str(within(limit_s, lambda: existing_parent(Path(path))))
-        within(limit_s, lambda: _try(Path(place), quick, steps))
-    except NoAnswer as error:
-        steps["failure"] = str(error)
+        place = existing_parent(Path(path))
+        _tell(path=str(place))
+        _try(place, quick)
     except OSError as error:
-        steps["failure"] = error.strerror or str(error)
-    return FolderFacts(place, **steps)  # type: ignore[arg-type]  # Fields by name.
+        _tell(failure=error.strerror or str(error))
 
 
-def _try(place: Path, quick: bool, steps: dict[str, object]) -> None:
-    """Adds to `steps` what is known, step by step."""
-    steps["kind"], steps["mount"] = mount_of(place, Path("/proc/self/mounts").read_text())
+def _try(place: Path, quick: bool) -> None:
+    kind, mount = mount_of(place, Path("/proc/self/mounts").read_text(encoding="utf-8"))
+    _tell(kind=kind, mount=mount, trying="its size was asked for")
     usage, files = shutil.disk_usage(place), os.statvfs(place)
-    steps |= {"total": usage.total, "free": usage.free}
-    steps["free_files"] = files.f_favail if files.f_files else None
+    _tell(total=usage.total, free=usage.free, free_files=files.f_favail if files.f_files else None)
+    _tell(trying="a file was written")
     with tempfile.TemporaryDirectory(prefix=".doctor-", dir=place) as name:
         folder = Path(name)
         marker = folder / "marker"
         before = time.time()
         marker.write_text("marker")
-        steps["clock_ahead_s"] = marker.stat().st_mtime - (before + time.time()) / 2
+        _tell(clock_ahead_s=marker.stat().st_mtime - (before + time.time()) / 2)
         size = min(_QUICK_FILE_BYTES if quick else _FILE_BYTES, usage.free // 2)
-        steps["write"], steps["read"] = _speeds(folder / "large", size)
-        steps["sync_s"] = _sync_seconds(folder / "small")
-        steps["torn_renames"] = _torn_renames(folder)
-        steps["exclusive"] = _is_exclusive(folder / "exclusive")
-        steps["locks"] = {name: _lock(folder / name, name) for name in ("flock", "lockf")}
+        write, read = _speeds(folder / "large", size)
+        _tell(write=write, read=read, sync_s=_sync_seconds(folder / "small"))
+        _tell(trying="a file was replaced")
+        _tell(torn_renames=_torn_renames(folder))
+        _tell(exclusive=_is_exclusive(folder / "exclusive"), trying="a lock was asked for")
+        _tell(locks={name: _lock(folder / name, name) for name in ("flock", "lockf")})
 
 
 def mount_of(place: Path, table: str) -> tuple[str, str]:
@@ -213,3 +233,11 @@ def _lock(path: Path, kind: str) -> str:
 def lock_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Kind and path of the files that hosts try to lock in a folder that they share."""
     yield from ((kind, folder / f"lock.{kind}") for kind in ("flock", "lockf"))
+
+
+def _tell(**facts: Any) -> None:
+    print(json.dumps(facts), flush=True)
+
+
+if __name__ == "__main__":
+    main(**json.loads(sys.argv[1]))

@@ -48,8 +48,8 @@ def _folder(by_host: Mapping[str, BetweenFacts], output_dir: str) -> Iterator[Fi
             yield Finding(
                 "hosts.folder_not_shared",
                 where,
-                f"it does not see what host {first} writes to {output_dir}: every host writes a part "
-                "of a checkpoint",
+                f"it does not see what host {first} writes to {output_dir}, and every host writes "
+                "a part of a checkpoint",
                 "give an output_dir on a file system that all hosts share",
             )
         elif facts.visible_after_s > SLOW_LISTING_S:

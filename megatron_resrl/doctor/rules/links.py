@@ -15,11 +15,11 @@ from megatron_resrl.platform.disk import format_bytes
 from megatron_resrl.platform.gpu_peaks import gpu_in_table, peak_of
 
 SLOW_LINK = 0.5
-"""Of the median bandwidth of links of the same kind."""
+"""Of the usual bandwidth of links of the same kind."""
 FEW_LINKS = 3
-"""Links of a kind from which on a median says something."""
+"""Links of a kind from which on something is usual."""
 LATE, LATE_S = 3.0, 50e-6
-"""Times the median latency, and seconds above it."""
+"""Times the usual latency, and seconds above it."""
 BLAMED = 0.75
 """Of the links of a host or rank: if so many are slow, it is named instead of them."""
 ALL_SLOW = 0.25
@@ -158,9 +158,10 @@ def judge_links(
 ) -> Iterator[Finding]:
     """Links that are slow among those of their kind: within hosts, and between hosts.
 
-    A link is slow if its bandwidth is less than `SLOW_LINK` of the median, or its latency above
-    `LATE` times the median and `LATE_S` above it. A host or rank is named instead of its links if
-    `BLAMED` of them, and at least two, are slow.
+    A link is slow if its bandwidth is less than `SLOW_LINK` of the usual, or its latency above
+    `LATE` times the usual and `LATE_S` above it. Usual is the median of the faster half: one host
+    of three is an end of two thirds of all links between hosts. A host or rank is named instead of
+    its links if `BLAMED` of them, and at least two, are slow.
 
     Args:
         measured: By rank.
@@ -187,8 +188,8 @@ def _slow_among(
     measured: Mapping[int, Measured],
     words: str,
 ) -> Iterator[Finding]:
-    bandwidth = statistics.median(link.bandwidth for link in links)
-    latency = statistics.median(link.latency_s for link in links)
+    bandwidth = -_usual([-link.bandwidth for link in links])
+    latency = _usual([link.latency_s for link in links])
     slow = [
         link
         for link in links
@@ -199,7 +200,7 @@ def _slow_among(
         "see its cards, cables and switch port (ibstat, ethtool, nvidia-smi nvlink --status), and "
         "exclude it (sbatch --exclude)"
     )
-    usual = f"the median {words} is {format_bytes(bandwidth)}/s and {latency * 1e6:.0f} us"
+    usual = f"usual {words} are {format_bytes(bandwidth)}/s and {latency * 1e6:.0f} us"
     blamed, rest = blame(slow, links, {rank: facts.node for rank, facts in places.items()})
     for who, its in blamed:
         where = f"host {who}" if isinstance(who, str) else _with_gpu(places[who], measured[who])
@@ -219,6 +220,11 @@ def _slow_among(
             f"the link between them is slow: {_rates(link)}; {usual}",
             remedy.replace("its", "their").replace("exclude it", "exclude one of the hosts"),
         )
+
+
+def _usual(values: Sequence[float]) -> float:
+    """The median of the lower half."""
+    return statistics.median(sorted(values)[: (len(values) + 1) // 2])
 
 
 def blame(
