@@ -67,6 +67,7 @@ def test_judgement_of_a_job_that_is_well_has_no_findings():
 def test_judgement_puts_what_is_wrong_before_notes():
     facts = examination(host=HostFacts(cpus=4, memory_total=10**9, swap_used=2 * 10**9))
     facts.ranks.pop(3)
+    facts.measured.clear()
     facts.silent.append((facts.ranks[2].place, "the measurements"))
     found = judge(facts, Needs(output_dir="/out", checkpoint=2 * 10**12), [])
     assert [(each.rule, each.where, each.severity) for each in found] == [
