@@ -11,14 +11,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 
 from megatron_resrl.doctor.facts.between_hosts import BetweenFacts, gather_between
 from megatron_resrl.doctor.facts.folder import FolderFacts, gather_folder
 from megatron_resrl.doctor.facts.gpus import GpuFacts, gather_gpus
 from megatron_resrl.doctor.facts.host import HostFacts, gather_host
-from megatron_resrl.doctor.facts.measured import Measured, Request, gather_measured, limit_of
+from megatron_resrl.doctor.facts.measured import (
+    LONGEST_S,
+    Measured,
+    Request,
+    gather_measured,
+    limit_of,
+)
 from megatron_resrl.doctor.facts.rank import RankFacts, gather_rank
 from megatron_resrl.doctor.facts.software import SoftwareFacts, gather_software, gather_vllm
 from megatron_resrl.doctor.meeting import Meeting
@@ -107,8 +112,7 @@ def longest_s(options: DoctorOptions) -> float:
     Args:
         options: What is wanted.
     """
-    rounds = limit_of(Request([0] * 2, ["", ""], 0, "", 0, "", options.quick, 0)) + 600.0
-    return 3 * options.wait + HOST_S + BETWEEN_S + rounds + 4 * _MARGIN_S
+    return 3 * options.wait + HOST_S + BETWEEN_S + LONGEST_S + 4 * _MARGIN_S
 
 
 def _leaders(ranks: Mapping[int, RankFacts]) -> dict[int, str]:
@@ -120,15 +124,12 @@ def _leaders(ranks: Mapping[int, RankFacts]) -> dict[int, str]:
 
 
 def _own_host(options: DoctorOptions, needs: Needs, *, alone: bool) -> Host:
-    """Asks what may take long at the same time; the folder alone, because its speed is measured."""
-    with ThreadPoolExecutor(max_workers=3) as threads:
-        software = threads.submit(gather_software)
-        gpus = threads.submit(gather_gpus, os.environ)
-        vllm = threads.submit(gather_vllm, needs.vllm_python) if needs.vllm_python else None
+    # First, because imports of the libraries use the GPUs, too.
+    gpus = gather_gpus(os.environ)
     return Host(
-        software=software.result(),
-        vllm=vllm.result() if vllm else None,
-        gpus=gpus.result(),
+        software=gather_software(),
+        vllm=gather_vllm(needs.vllm_python) if needs.vllm_python else None,
+        gpus=gpus,
         # Under a launcher the ranks themselves listen at the port.
         host=gather_host([DEFAULT_PORT] if alone else []),
         folder=gather_folder(needs.output_dir, quick=options.quick),

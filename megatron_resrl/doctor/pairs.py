@@ -9,8 +9,8 @@ Pair = tuple[int, int]
 
 ALL_PAIRS = 16
 """Ranks up to which every pair is measured."""
-_SAMPLED_ROUNDS = 8
-"""Rounds within hosts, and as many between them, where there are more ranks."""
+MOST_ROUNDS = 16
+"""Half of them within hosts, half between hosts, where there are more ranks."""
 
 
 def rounds_of(hosts: Sequence[str]) -> list[list[Pair]]:
@@ -52,8 +52,8 @@ def tournament(players: Sequence[int]) -> Iterator[list[Pair]]:
 
 def _sampled(rounds: list[list[Pair]]) -> list[list[Pair]]:
     """Some of the rounds, evenly spread."""
-    step = math.ceil(len(rounds) / _SAMPLED_ROUNDS) if rounds else 1
-    return rounds[::step]
+    step = math.ceil(2 * len(rounds) / MOST_ROUNDS)
+    return rounds[:: max(1, step)]
 
 
 def _together(schedules: list[list[list[Pair]]]) -> list[list[Pair]]:

@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from megatron_resrl.doctor.pairs import rounds_of
+from megatron_resrl.doctor.pairs import MOST_ROUNDS, rounds_of
 from megatron_resrl.doctor.processes import ask
 
 _START_S, _QUICK_START_S = 180.0, 90.0
 """Seconds for imports, connections and collectives of all ranks."""
 _ROUND_S = 5.0
 """Seconds for each round of pairs."""
+LONGEST_S = _START_S + _ROUND_S * MOST_ROUNDS
+"""Of any job."""
 
 
 @dataclass(frozen=True)

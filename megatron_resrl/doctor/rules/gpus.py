@@ -28,7 +28,7 @@ def judge_gpus(
     """
     yield from at(f"host {host}", _host(facts, ranks))
     for gpu in facts.gpus:
-        where = f"host {host}, GPU {gpu.index}"
+        where = f"GPU {gpu.index} of host {host}"
         yield from at(where, _health(gpu))
         yield from at(where, _memory(gpu, device_memory))
         yield from at(where, _speed(gpu))

@@ -61,7 +61,7 @@ def test_gpus_of_a_healthy_host_have_no_findings(old):
 def test_gpus_have_one_finding_for_one_fault(changes, rule):
     facts = parse_query(nvidia_smi.query([{}, changes]))
     (found,) = judge_gpus("a", facts, [], 0)
-    assert (found.rule, found.where) == (rule, "host a, GPU 1")
+    assert (found.rule, found.where) == (rule, "GPU 1 of host a")
     assert found.remedy
 
 
