@@ -144,18 +144,18 @@ def _collect_hosts(
     between = meeting.collect("between", found, BETWEEN_S + _MARGIN_S)
     for rank, host in leaders.items():
         if rank not in found:
-            examination.silent.append((ranks[rank].place, "what its host is like"))
+            examination.silent.append((str(ranks[rank].place), "what its host is like"))
             continue
         examination.hosts[host] = restored(Host, found[rank])
         if rank not in between:
-            examination.silent.append((ranks[rank].place, "what its host sees of the others"))
+            examination.silent.append((str(ranks[rank].place), "what its host sees of the others"))
         elif between[rank]:
             examination.hosts[host].between = restored(BetweenFacts, between[rank])
     return examination
 
 
 def _answered(examination: Examination, rank: RankFacts) -> bool:
-    return all(place != rank.place for place, _ in examination.silent)
+    return all(place != str(rank.place) for place, _ in examination.silent)
 
 
 def _collect_measured(
@@ -165,7 +165,9 @@ def _collect_measured(
     found = meeting.collect("measured", ranks, limit_of(request) + _MARGIN_S)
     examination.measured = {rank: restored(Measured, each) for rank, each in found.items()}
     examination.silent += [
-        (examination.ranks[rank].place, "the measurements") for rank in ranks if rank not in found
+        (str(examination.ranks[rank].place), "the measurements")
+        for rank in ranks
+        if rank not in found
     ]
 
 

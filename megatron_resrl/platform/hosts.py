@@ -15,11 +15,9 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.platform.places import Place, own_place
+from megatron_resrl.platform.skews import SKEW_S, clock_skews
 
 logger = logging.getLogger(__name__)
-
-SKEW_S = 2.0
-"""Seconds that clocks of hosts may differ: more than ranks need to leave a barrier."""
 
 
 @dataclass(frozen=True)
@@ -78,20 +76,13 @@ def gpu_problem(reports: Sequence[RankReport]) -> str | None:
     )
 
 
-def clock_skews(reports: Sequence[RankReport]) -> dict[str, float]:
-    """Seconds by which each host's clock is ahead of the median host's, by host."""
+def clock_notes(reports: Sequence[RankReport]) -> Iterator[str]:
+    """A sentence for each host whose clock differs from the others'."""
     clocks: dict[str, list[float]] = {}
     for report in reports:
         clocks.setdefault(report.place.host, []).append(report.clock)
-    own = {host: statistics.median(each) for host, each in clocks.items()}
-    # One of the clocks, not a mean of two.
-    middle = statistics.median_low(own.values())
-    return {host: clock - middle for host, clock in own.items()}
-
-
-def clock_notes(reports: Sequence[RankReport]) -> Iterator[str]:
-    """A sentence for each host whose clock differs from the others'."""
-    for host, skew in clock_skews(reports).items():
+    of_hosts = {host: statistics.median(each) for host, each in clocks.items()}
+    for host, skew in clock_skews(of_hosts).items():
         if abs(skew) > SKEW_S:
             way = "ahead of" if skew > 0 else "behind"
             yield (

@@ -8,6 +8,8 @@ import socket
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from megatron_resrl.platform.places import Place
+
 _LIMITS = {
     "nofile": resource.RLIMIT_NOFILE,
     "memlock": resource.RLIMIT_MEMLOCK,
@@ -38,9 +40,9 @@ class RankFacts:
     """The variables that libraries read."""
 
     @property
-    def place(self) -> str:
-        """Rank, host and number on the host, for messages."""
-        return f"rank {self.rank} ({self.node}, local rank {self.local_rank})"
+    def place(self) -> Place:
+        """As messages name it."""
+        return Place(self.rank, self.node, self.local_rank)
 
 
 def node_name(environment: Mapping[str, str]) -> str:

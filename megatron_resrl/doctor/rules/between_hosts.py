@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping
 
 from megatron_resrl.doctor.facts.between_hosts import BetweenFacts
 from megatron_resrl.doctor.finding import Finding
+from megatron_resrl.platform.skews import SKEW_S, clock_skews
 
-CLOCK_S = 1.0
-"""Seconds by which clocks of two hosts may differ, besides what the measurement is off."""
 SLOW_LISTING_S = 10.0
 
 
@@ -22,12 +21,16 @@ def judge_between(by_host: Mapping[str, BetweenFacts], output_dir: str) -> Itera
     yield from _folder(by_host, output_dir)
     for host, facts in by_host.items():
         yield from _network(host, facts)
-        if abs(facts.clock_ahead_s) > CLOCK_S + facts.clock_error_s:
+    if not by_host:
+        return
+    clocks = {host: facts.clock_ahead_s for host, facts in by_host.items()}
+    for host, skew in clock_skews(clocks).items():
+        if abs(skew) > SKEW_S + by_host[host].clock_error_s:
             yield Finding(
                 "hosts.clock",
                 f"host {host}",
-                f"its clock differs by {facts.clock_ahead_s:+.1f} s from that of host "
-                f"{next(iter(by_host))}: logs and ages of files cannot be compared",
+                f"its clock differs by {skew:+.1f} s from that of the other hosts: logs and ages "
+                "of files cannot be compared",
                 "let all hosts follow the same time server (chrony, ntpd)",
             )
 

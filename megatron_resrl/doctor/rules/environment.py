@@ -116,13 +116,13 @@ def judge_environment(
         tensor_parallel: Ranks that hold one layer together.
     """
     variables = rank.environment
-    yield from at(rank.place, _hurtful(variables))
-    yield from at(rank.place, _network(variables, host, hosts))
+    yield from at(str(rank.place), _hurtful(variables))
+    yield from at(str(rank.place), _network(variables, host, hosts))
     connections = variables.get("CUDA_DEVICE_MAX_CONNECTIONS")
     if connections not in (None, "1") and tensor_parallel > 1:
         yield Finding(
             "environment.CUDA_DEVICE_MAX_CONNECTIONS",
-            rank.place,
+            str(rank.place),
             f"CUDA_DEVICE_MAX_CONNECTIONS is {connections}: with tensor parallelism kernels do not "
             "start in the order of their calls, and communication does not overlap",
             "unset it: the run sets it to 1",
@@ -145,8 +145,8 @@ def judge_same_environment(ranks: Sequence[RankFacts]) -> Iterator[Finding]:
             values.setdefault(rank.environment.get(name), []).append(rank)
         if len(values) > 1:
             listed = "; ".join(
-                f"{'unset' if value is None else repr(value)} on rank {having[0].rank} "
-                f"({having[0].node})" + (f" and {len(having) - 1} more" if having[1:] else "")
+                f"{'unset' if value is None else repr(value)} on {having[0].place}"
+                + (f" and {len(having) - 1} more" if having[1:] else "")
                 for value, having in values.items()
             )
             yield Finding(

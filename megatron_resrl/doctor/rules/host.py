@@ -39,8 +39,8 @@ def judge_host(
     yield from at(f"host {host}", _cpus(facts, ranks))
     yield from at(f"host {host}", _name_and_ports(facts, world_size))
     for rank in ranks:
-        yield from at(rank.place, _limits(rank.limits, facts, world_size))
-        yield from at(rank.place, _threads(rank, facts, len(ranks)))
+        yield from at(str(rank.place), _limits(rank.limits, facts, world_size))
+        yield from at(str(rank.place), _threads(rank, facts, len(ranks)))
 
 
 def judge_numa(
@@ -62,7 +62,7 @@ def judge_numa(
         if beside and rank.cpus and not set(beside) & set(rank.cpus):
             yield Finding(
                 "host.numa",
-                rank.place,
+                str(rank.place),
                 f"its CPUs are all on another NUMA node than its GPU {gpu.index}: copies between "
                 "host and GPU are slower",
                 "let the launcher bind ranks to the CPUs beside their GPUs (srun "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -76,7 +77,7 @@ def judge_unfinished(
         if facts.failure is not None:
             yield Finding(
                 "links.unfinished",
-                places[rank].place,
+                str(places[rank].place),
                 f"{facts.unfinished} did not come to its end ({facts.failure})",
                 "see the ranks named with it and their other findings; NCCL_DEBUG=INFO shows where "
                 "NCCL stops",
@@ -324,8 +325,8 @@ def _gpu_of(measured: Mapping[int, Measured]) -> Gpu | None:
 
 
 def _with_gpu(place: RankFacts, facts: Measured | None) -> str:
-    gpu = f", GPU {facts.index}" if facts is not None and facts.index is not None else ""
-    return f"rank {place.rank} ({place.node}, local rank {place.local_rank}{gpu})"
+    gpu = None if facts is None or facts.index is None else str(facts.index)
+    return str(dataclasses.replace(place.place, gpu=gpu))
 
 
 def _rates(link: Link) -> str:

@@ -148,8 +148,8 @@ def network(hosts: int) -> Iterator[list[str]]:
 def test_doctor_names_the_host_behind_slow_links():
     """Four hosts with real network cards, of which one sends 40 Mbit/s."""
     with network(4) as hosts:
-        slow = ["ip", "netns", "exec", hosts[2], "tc", "qdisc", "add", "dev", "card", "root"]
-        subprocess.run([*slow, *"tbf rate 40mbit burst 64kb latency 2s".split()], check=True)
+        slow = f"ip netns exec {hosts[2]} tc qdisc add dev card root tbf rate 40mbit burst 64kb"
+        subprocess.run([*slow.split(), "latency", "2s"], check=True)
         port = 29400
         serve = "import sys, torch.distributed as d; s = d.TCPStore('10.231.0.1', int(sys.argv[1]),"
         serve += " is_master=True, wait_for_workers=False); print(flush=True); sys.stdin.read()"

@@ -161,7 +161,7 @@ def test_rank_knows_its_limits_and_the_libraries_variables():
         **{"NCCL_DEBUG": "INFO", "WANDB_API_KEY": "secret"},
     }
     facts = gather_rank(environment)
-    assert facts.place == "rank 3 (n7, local rank 1)"
+    assert str(facts.place) == "rank 3 (host n7, local rank 1)"
     assert facts.environment == {"NCCL_DEBUG": "INFO"}
     assert facts.limits["nofile"] == resource.getrlimit(resource.RLIMIT_NOFILE)
     assert facts.cpus
@@ -203,5 +203,6 @@ def test_environment_that_differs_between_ranks_is_said():
     own[3] = dataclasses.replace(own[3], environment={})
     (found,) = judge_same_environment(own)
     assert found.problem == (
-        "NCCL_PROTO differs between ranks: 'Simple' on rank 0 (a) and 2 more; unset on rank 3 (a)"
+        "NCCL_PROTO differs between ranks: 'Simple' on rank 0 (host a, local rank 0) and 2 more; "
+        "unset on rank 3 (host a, local rank 3)"
     )

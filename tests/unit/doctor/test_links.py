@@ -103,14 +103,14 @@ def test_links_of_a_slow_host_name_the_host(late):
 def test_links_of_a_slow_rank_name_the_rank_and_its_gpu():
     measured, places = job(1, 8, lambda first, second: 5 in (first, second))
     (found,) = judge_links(measured, places)
-    assert found.where == "rank 5 (h0, local rank 5, GPU 5)"
+    assert found.where == "rank 5 (host h0, local rank 5, GPU 5)"
     assert "60 GB/s" in found.problem
 
 
 def test_links_that_are_slow_alone_name_both_ends():
     (found,) = judge_links(*job(1, 8, lambda first, second: (first, second) == (2, 6)))
-    assert found.where.startswith("rank 2 (h0")
-    assert "rank 6 (h0" in found.where
+    assert found.where.startswith("rank 2 (host h0")
+    assert "rank 6 (host h0" in found.where
 
 
 def test_links_of_one_host_without_nvlink_name_the_host():
@@ -195,6 +195,6 @@ def test_measured_keeps_what_came_before_a_hang():
     facts = measured_of(said, "no answer within 90 s")
     assert facts.flops == 1e9
     (found,) = judge_unfinished({3: facts}, {3: RankFacts(3, 1, "b")})
-    assert found.where == "rank 3 (b, local rank 1)"
+    assert found.where == "rank 3 (host b, local rank 1)"
     assert found.problem.startswith("messages between ranks 1 and 3 did not come to its end")
     assert measured_of(said, None).unfinished is None

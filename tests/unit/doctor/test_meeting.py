@@ -157,7 +157,7 @@ def test_hosts_whose_first_one_cannot_use_the_folder_say_so(tmp_path: Path):
     ("facts", "rule"),
     [
         ({"clock_ahead_s": 5.0}, "hosts.clock"),
-        ({"clock_ahead_s": 1.5, "clock_error_s": 1.0}, None),
+        ({"clock_ahead_s": 2.5, "clock_error_s": 1.0}, None),
         ({"visible_after_s": 12.0}, "hosts.folder_late"),
         ({"locks": {"flock": "does not hold"}}, "hosts.lock"),
         ({"created": True}, "hosts.exclusive"),

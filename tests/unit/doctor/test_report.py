@@ -68,11 +68,11 @@ def test_judgement_puts_what_is_wrong_before_notes():
     facts = examination(host=HostFacts(cpus=4, memory_total=10**9, swap_used=2 * 10**9))
     facts.ranks.pop(3)
     facts.measured.clear()
-    facts.silent.append((facts.ranks[2].place, "the measurements"))
+    facts.silent.append((str(facts.ranks[2].place), "the measurements"))
     found = judge(facts, Needs(output_dir="/out", checkpoint=2 * 10**12), [])
     assert [(each.rule, each.where, each.severity) for each in found] == [
         ("ranks.absent", "rank 3", "wrong"),
-        ("ranks.silent", "rank 2 (b, local rank 0)", "wrong"),
+        ("ranks.silent", "rank 2 (host b, local rank 0)", "wrong"),
         ("host.shared_memory", "host b", "wrong"),
         ("folder.full", "hosts a, b", "wrong"),
         ("host.swap", "host b", "note"),
@@ -88,9 +88,11 @@ def test_judgement_puts_what_is_wrong_before_notes():
 def test_findings_of_many_places_are_one():
     found = merged(Finding("host.x", f"host n{number}", "p", "r") for number in range(9))
     assert [each.where for each in found] == ["hosts n0, n1, n2, n3 and 5 more"]
-    ranks = [Finding("host.x", f"rank {rank} (a, local rank {rank})", "p", "r") for rank in (0, 1)]
+    ranks = [
+        Finding("host.x", f"rank {rank} (host a, local rank {rank})", "p", "r") for rank in (0, 1)
+    ]
     (both,) = merged(ranks)
-    assert str(both) == "ranks 0 (a, local rank 0), 1 (a, local rank 1): p; r"
+    assert str(both) == "ranks 0 (host a, local rank 0), 1 (host a, local rank 1): p; r"
 
 
 def test_json_has_the_documented_schema():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import socket
 
-from megatron_resrl.platform.hosts import RankReport, clock_notes, clock_skews, gpu_problem
+from megatron_resrl.platform.hosts import RankReport, clock_notes, gpu_problem
 from megatron_resrl.platform.places import Place, hosts_of_only, own_place
+from megatron_resrl.platform.skews import clock_skews
 
 H100, A100 = "NVIDIA H100 80GB HBM3", "NVIDIA A100-SXM4-40GB"
 
@@ -31,7 +32,7 @@ def test_hosts_whose_clocks_differ_are_named() -> None:
     apart = reports(("a", None, 100.0), ("a", None, 100.1), ("b", None, 137.0), ("c", None, 100.2))
     (note,) = clock_notes(apart)
     assert note.startswith("the clock of host b is 37 s ahead of the other hosts'")
-    assert clock_skews(reports(("a", None, 100.0), ("b", None, 90.0))) == {"a": 10.0, "b": 0.0}
+    assert clock_skews({"a": 100.0, "b": 90.0}) == {"a": 10.0, "b": 0.0}
 
 
 def test_place_names_host_local_rank_and_gpu() -> None:
