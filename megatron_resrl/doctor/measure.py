@@ -23,6 +23,7 @@ from megatron_resrl.doctor.pairs import Pair, rounds_of
 from megatron_resrl.platform.clock import device_clock
 from megatron_resrl.platform.ending import end_with_parent
 from megatron_resrl.platform.launch import device_of
+from megatron_resrl.platform.places import own_place
 
 _FEW, _MANY = 3, 50
 """Repetitions of a collective: at least and at most."""
@@ -87,8 +88,8 @@ def main(request: Request) -> None:
             found = between(pair, request.index, device, sizes.message)
             if request.index == pair[0]:
                 _tell(link={"ranks": ranks, **found})
-        _barrier(device)
-    _tell(started=None)
+        _tell(started="the wait for messages of other ranks")
+        _largest(0.0, device)
 
 
 def matrix_product(device: torch.device, sizes: Sizes) -> dict[str, Any]:
@@ -104,6 +105,7 @@ def matrix_product(device: torch.device, sizes: Sizes) -> dict[str, Any]:
     def multiply() -> None:
         torch.mm(left, right, out=out)
 
+    _seconds(multiply, 3)  # Loads the kernels.
     once = _seconds(multiply, 3) / 3
     # In parts: a GPU that grows hot is slower at the end than at the beginning.
     repeats = max(1, int(sizes.matrix_s / 5 / once))
@@ -127,7 +129,8 @@ def all_reduce(size: int, device: torch.device, seconds: float) -> dict[str, Any
     """
     numbers = torch.ones(size // 4, device=device)
     dist.all_reduce(numbers)
-    right = bool((numbers == dist.get_world_size()).all())
+    wrong = int((numbers != dist.get_world_size()).sum())
+    right = _largest(wrong, device) == 0
     numbers.zero_()  # Sums of sums would overflow.
     # The same number of repetitions on all ranks.
     once = _largest(_seconds(lambda: dist.all_reduce(numbers), 1), device)
@@ -178,11 +181,11 @@ def _join(request: Request, device: torch.device) -> None:
 
 def _described(device: torch.device) -> dict[str, Any]:
     if device.type == "cpu":
-        return {"name": "cpu", "index": None, "peers": {}}
+        return {"name": "cpu", "gpu": None, "peers": {}}
     others = [index for index in range(torch.cuda.device_count()) if index != device.index]
     return {
         "name": torch.cuda.get_device_name(device),
-        "index": device.index,
+        "gpu": own_place().gpu,
         "peers": {
             str(other): torch.cuda.can_device_access_peer(device.index, other) for other in others
         },
@@ -203,10 +206,6 @@ def _largest(value: float, device: torch.device) -> float:
     box = torch.tensor([value], dtype=torch.float64, device=device)
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return box.item()
-
-
-def _barrier(device: torch.device) -> None:
-    _largest(0.0, device)
 
 
 def _tell(**facts: Any) -> None:

@@ -49,8 +49,8 @@ class Measured:
 
     device: str | None = None
     """Name of its GPU, or `cpu`."""
-    index: int | None = None
-    """CUDA's number of the GPU on its host."""
+    gpu: str | None = None
+    """Number of the GPU on its host."""
     peers: dict[str, bool] = field(default_factory=dict)
     """CUDA's number of each other GPU that the rank sees -> whether it can read its memory."""
     dtype: str = ""
@@ -105,7 +105,7 @@ def measured_of(said: Sequence[Mapping[str, Any]], failure: str | None) -> Measu
         unfinished = each.get("started", unfinished)
     return Measured(
         device=device.get("name"),
-        index=device.get("index"),
+        gpu=device.get("gpu"),
         peers=dict(device.get("peers", {})),
         dtype=matrix.get("dtype", ""),
         flops=matrix.get("flops"),

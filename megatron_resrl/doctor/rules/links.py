@@ -325,8 +325,7 @@ def _gpu_of(measured: Mapping[int, Measured]) -> Gpu | None:
 
 
 def _with_gpu(place: RankFacts, facts: Measured | None) -> str:
-    gpu = None if facts is None or facts.index is None else str(facts.index)
-    return str(dataclasses.replace(place.place, gpu=gpu))
+    return str(dataclasses.replace(place.place, gpu=facts.gpu if facts else None))
 
 
 def _rates(link: Link) -> str:

@@ -78,7 +78,7 @@ def job(hosts: int, ranks: int, slow=lambda a, b: False, device: str = H100, lat
                 {"ranks": [first, second], "latency_s": latency, "bandwidth": rate, "bytes": 1}
             )
     measured = {
-        rank: Measured(device=device, index=rank % ranks, links=links[rank]) for rank in places
+        rank: Measured(device=device, gpu=str(rank % ranks), links=links[rank]) for rank in places
     }
     return measured, places
 
@@ -141,7 +141,7 @@ def test_links_of_processes_on_one_cpu_host_are_not_judged():
 
 def test_links_of_gpus_without_peer_access_are_said():
     measured, places = job(1, 2)
-    measured[0] = Measured(device=H100, index=0, peers={"1": False}, links=measured[0].links)
+    measured[0] = Measured(device=H100, gpu="0", peers={"1": False}, links=measured[0].links)
     (found,) = judge_links(measured, places)
     assert (found.rule, "GPUs 1" in found.problem) == ("links.peer_access", True)
 
@@ -187,7 +187,7 @@ def test_sums_that_are_wrong_are_said():
 
 def test_measured_keeps_what_came_before_a_hang():
     said = [
-        {"device": {"name": "cpu", "index": None, "peers": {}}},
+        {"device": {"name": "cpu", "gpu": None, "peers": {}}},
         {"started": "a matrix product"},
         {"matrix": {"dtype": "float32", "flops": 1e9, "last": 1e9, "best": 1e9}},
         {"started": "messages between ranks 1 and 3"},
