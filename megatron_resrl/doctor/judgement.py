@@ -8,13 +8,13 @@ from megatron_resrl.doctor.examination import Examination
 from megatron_resrl.doctor.finding import Finding, at, merged
 from megatron_resrl.doctor.needs import Needs
 from megatron_resrl.doctor.rules.between_hosts import judge_between
+from megatron_resrl.doctor.rules.compute import judge_products
 from megatron_resrl.doctor.rules.environment import judge_environment, judge_same_environment
 from megatron_resrl.doctor.rules.folder import judge_folders
 from megatron_resrl.doctor.rules.gpus import judge_gpus, judge_likeness
 from megatron_resrl.doctor.rules.host import judge_host, judge_numa
 from megatron_resrl.doctor.rules.links import (
     judge_links,
-    judge_products,
     judge_sums,
     judge_unfinished,
 )

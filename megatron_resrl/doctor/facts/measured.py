@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from megatron_resrl.doctor.facts.rank import RankFacts
 from megatron_resrl.doctor.pairs import MOST_ROUNDS, rounds_of
 from megatron_resrl.doctor.processes import ask
+from megatron_resrl.platform.places import Place
 
 _START_S, _QUICK_START_S = 180.0, 90.0
 """Seconds for imports, connections and collectives of all ranks."""
@@ -81,6 +84,16 @@ def gather_measured(request: Request) -> Measured:
         limit_of(request),
     )
     return measured_of(said.objects, said.failure)
+
+
+def placed(rank: RankFacts, facts: Measured | None) -> Place:
+    """The place of a rank, with its GPU.
+
+    Args:
+        rank: The rank.
+        facts: What it has measured; None: nothing.
+    """
+    return dataclasses.replace(rank.place, gpu=facts.gpu if facts else None)
 
 
 def limit_of(request: Request) -> float:

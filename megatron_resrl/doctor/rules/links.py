@@ -1,19 +1,18 @@
-"""Rules on what ranks have measured: slow links, slow GPUs, wrong sums, ranks that got stuck."""
+"""Rules on the links between ranks: slow ones, wrong sums, ranks that got stuck."""
 
 from __future__ import annotations
 
-import dataclasses
 import statistics
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from megatron_resrl.doctor.facts.measured import Measured
+from megatron_resrl.doctor.facts.measured import Measured, placed
 from megatron_resrl.doctor.facts.rank import RankFacts
 from megatron_resrl.doctor.finding import Finding
 from megatron_resrl.planning.gpus import GPUS, Gpu
 from megatron_resrl.platform.disk import format_bytes
-from megatron_resrl.platform.gpu_peaks import gpu_in_table, peak_of
+from megatron_resrl.platform.gpu_peaks import gpu_in_table
 
 SLOW_LINK = 0.5
 """Of the usual bandwidth of links of the same kind."""
@@ -25,12 +24,6 @@ BLAMED = 0.75
 """Of the links of a host or rank: if so many are slow, it is named instead of them."""
 ALL_SLOW = 0.25
 """Of the data sheet's rate, see `planning.gpus`: below it links of a kind are slow altogether."""
-SLOW_GPU, SLOW_CPU = 0.85, 0.5
-"""Of the median of all ranks. CPUs are shared with whatever else runs."""
-FAR_FROM_PEAK = 0.5
-"""Of the data sheet's rate of matrix products."""
-HEATED = 0.85
-"""Of the fastest part of the product, in the last part."""
 
 
 @dataclass(frozen=True)
@@ -103,57 +96,6 @@ def judge_sums(measured: Mapping[int, Measured]) -> Iterator[Finding]:
         )
 
 
-def judge_products(
-    measured: Mapping[int, Measured], places: Mapping[int, RankFacts]
-) -> Iterator[Finding]:
-    """Ranks that multiply more slowly than the others, or than their GPU should.
-
-    Args:
-        measured: By rank.
-        places: Of each rank.
-    """
-    rates = {rank: facts.flops for rank, facts in measured.items() if facts.flops}
-    if not rates:
-        return
-    median = statistics.median(rates.values())
-    for rank, rate in rates.items():
-        facts = measured[rank]
-        on_gpu = facts.device != "cpu"
-        share = SLOW_GPU if on_gpu else SLOW_CPU
-        where = _with_gpu(places[rank], facts)
-        said = f"a matrix product runs at {rate / 1e12:.3g} TFLOP/s"
-        if len(rates) > 1 and rate < share * median:
-            yield Finding(
-                "compute.straggler",
-                where,
-                f"{said}, and at {median / 1e12:.3g} on the median rank: every step waits for it",
-                "see its clocks, temperature and power (nvidia-smi -q), and exclude the host "
-                "(sbatch --exclude)"
-                if on_gpu
-                else "see what else runs there",
-                "wrong" if on_gpu else "note",
-            )
-            continue
-        peak = peak_of(facts.device or "", facts.dtype)
-        if peak is not None and rate < FAR_FROM_PEAK * peak:
-            yield Finding(
-                "compute.slow",
-                where,
-                f"{said}; the data sheet says {peak / 1e12:.0f}",
-                "see whether another process computes there, and clocks, temperature and power "
-                "(nvidia-smi -q)",
-            )
-        elif on_gpu and facts.last_flops and facts.last_flops < HEATED * (facts.best_flops or 0):
-            yield Finding(
-                "compute.heated",
-                where,
-                f"a matrix product slows down from {(facts.best_flops or 0) / 1e12:.3g} to "
-                f"{facts.last_flops / 1e12:.3g} TFLOP/s within seconds",
-                "see its cooling and its power limit",
-                "note",
-            )
-
-
 def judge_links(
     measured: Mapping[int, Measured], places: Mapping[int, RankFacts]
 ) -> Iterator[Finding]:
@@ -204,7 +146,9 @@ def _slow_among(
     usual = f"usual {words} are {format_bytes(bandwidth)}/s and {latency * 1e6:.0f} us"
     blamed, rest = blame(slow, links, {rank: facts.node for rank, facts in places.items()})
     for who, its in blamed:
-        where = f"host {who}" if isinstance(who, str) else _with_gpu(places[who], measured[who])
+        where = (
+            f"host {who}" if isinstance(who, str) else str(placed(places[who], measured.get(who)))
+        )
         worst = min(its, key=lambda link: link.bandwidth)
         yield Finding(
             "links.slow",
@@ -214,7 +158,7 @@ def _slow_among(
             remedy,
         )
     for link in rest:
-        first, second = (_with_gpu(places[rank], measured[rank]) for rank in link.ranks)
+        first, second = (placed(places[rank], measured.get(rank)) for rank in link.ranks)
         yield Finding(
             "links.slow",
             f"{first} and {second}",
@@ -307,7 +251,7 @@ def _peers(measured: Mapping[int, Measured], places: Mapping[int, RankFacts]) ->
         if gpu is not None and gpu.name != "l40s" and closed:
             yield Finding(
                 "links.peer_access",
-                _with_gpu(places[rank], facts),
+                str(placed(places[rank], facts)),
                 f"its GPU cannot read the memory of GPUs {', '.join(closed)} of the host",
                 "turn off ACS and IOMMU translation in the BIOS or the virtual machine, and see "
                 "`nvidia-smi topo -p2p r`",
@@ -322,10 +266,6 @@ def _gpu_of(measured: Mapping[int, Measured]) -> Gpu | None:
     if key is None or "pcie" in name.lower():  # The table's links are those of SXM modules.
         return None
     return next(gpu for gpu_name, gpu in GPUS.items() if gpu_name.startswith(key))
-
-
-def _with_gpu(place: RankFacts, facts: Measured | None) -> str:
-    return str(dataclasses.replace(place.place, gpu=facts.gpu if facts else None))
 
 
 def _rates(link: Link) -> str:

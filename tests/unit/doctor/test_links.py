@@ -9,10 +9,10 @@ import pytest
 from megatron_resrl.doctor.facts.measured import Measured, measured_of
 from megatron_resrl.doctor.facts.rank import RankFacts
 from megatron_resrl.doctor.pairs import rounds_of
+from megatron_resrl.doctor.rules.compute import judge_products
 from megatron_resrl.doctor.rules.links import (
     bus_bandwidth,
     judge_links,
-    judge_products,
     judge_sums,
     judge_unfinished,
 )
