@@ -1,7 +1,8 @@
-"""What machine this is, and that the product's own check accepts it."""
+"""What machine this is, and that the product's own check and doctor can be run on it."""
 
 from __future__ import annotations
 
+import json
 import platform
 import subprocess
 import sys
@@ -42,3 +43,23 @@ def test_check_accepts_a_recipe(tmp_path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "no problems found for 1 rank" in done.stdout
+
+
+def test_doctor_reads_and_measures_the_machine(measured: Measured, cuda: bool, tmp_path) -> None:
+    command = [sys.executable, "-m", "megatron_resrl", "doctor", "--quick", "--json"]
+    command += ["--output_dir", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode in (0, 1), done.stderr
+    said = json.loads(done.stdout)
+    for finding in said["findings"]:
+        where = f"{finding['where']}: " if finding["where"] else ""
+        measured.note(f"doctor, {finding['rule']}", f"{where}{finding['problem']}")
+    (host,), (product,) = said["hosts"].values(), said["matrix_products"]
+    assert host["software"]["torch"]["version"] == torch.__version__
+    assert product["flops"] > 0
+    measured.note("doctor, matrix product in TFLOP/s", round(product["flops"] / 1e12, 3))
+    if cuda:
+        assert product["device"] == torch.cuda.get_device_name()
+        assert host["gpus"]["failure"] is None
+        assert product["device"] in [gpu["name"] for gpu in host["gpus"]["gpus"]]
+        assert all(gpu["memory"] > 0 for gpu in host["gpus"]["gpus"])
