@@ -30,6 +30,12 @@ _ENDING_S = 60.0
 """Seconds for the status to reach the other ranks, and for their thanks to come back."""
 
 
+_STUCK = (
+    "the job's store, on the host of rank 0, does not answer; see that host, and run the command "
+    "on each host alone"
+)
+
+
 def run_doctor(recipe: RunSettings | None, options: DoctorOptions) -> int:
     """Examines this rank and, on rank 0, prints what was found on all ranks.
 
@@ -53,12 +59,6 @@ def run_doctor(recipe: RunSettings | None, options: DoctorOptions) -> int:
         return _examined(_meeting(options), recipe, options)
     finally:
         watch.cancel()
-
-
-_STUCK = (
-    "the job's store, on the host of rank 0, does not answer; see that host, and run the command "
-    "on each host alone"
-)
 
 
 def _needs(recipe: RunSettings | None, options: DoctorOptions) -> Needs:

@@ -34,7 +34,7 @@ from megatron_resrl.platform.launch import DEFAULT_PORT
 
 HOST_S = 600.0
 """Seconds for what one host finds out by itself; each probe has a limit of its own."""
-BETWEEN_S = 400.0
+BETWEEN_S = 700.0
 _MARGIN_S = 30.0
 _COLLECTIVE_S = 60.0
 

@@ -24,6 +24,8 @@ from megatron_resrl.platform.disk import existing_parent
 
 VISIBLE_S = 30.0
 """Network file systems keep listings for some seconds."""
+_READY_S = 300.0
+"""Seconds by which one host may be slower than another in what each looks at alone."""
 _STEP_S = 60.0
 _CONNECT_S = 5.0
 _ALL_PAIRS = 16
@@ -107,17 +109,25 @@ def neighbours(position: int, count: int) -> list[int]:
 
 
 def _clock(meeting: Meeting, ranks: Sequence[int]) -> tuple[float, float]:
-    """All hosts read their clocks at the same moment, but for the time that a message takes."""
+    """All hosts read their clocks at the same moment, but for the time that a message takes.
+
+    Returns:
+        How far this host's clock is ahead of that of the first, and by how much that may be wrong.
+        A host that comes too late to read its clock has none that differs.
+    """
     meeting.write_own("clock_ready", True)
     if meeting.rank == ranks[0]:
-        meeting.collect("clock_ready", ranks, _STEP_S)
-        meeting.write("clock_now", time.time())
-    first = meeting.read("clock_now", 2 * _STEP_S)
+        ready = meeting.collect("clock_ready", ranks, _READY_S)
+        meeting.write("clock_now", {"time": time.time(), "ready": list(ready)})
+    first = meeting.read("clock_now", 2 * _READY_S)
     now = time.time()
     started = time.perf_counter()
     meeting.write_own("clock_trip", True)
     meeting.read(f"clock_trip/{meeting.rank}", _STEP_S)
-    return (0.0 if first is None else now - first), time.perf_counter() - started
+    trip = time.perf_counter() - started
+    if first is None or meeting.rank not in first["ready"]:
+        return 0.0, trip
+    return now - first["time"], trip
 
 
 def _connections(
