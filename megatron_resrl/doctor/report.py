@@ -64,7 +64,7 @@ def as_json(examination: Examination, findings: Sequence[Finding]) -> dict[str, 
         "world_size": examination.size,
         "findings": [dataclasses.asdict(each) for each in findings],
         "ranks": [dataclasses.asdict(each) for each in examination.ranks.values()],
-        "hosts": {name: dataclasses.asdict(facts) for name, facts in examination.hosts.items()},
+        "hosts": {name: _host_json(facts) for name, facts in examination.hosts.items()},
         "matrix_products": [
             {"rank": rank, "device": facts.device, "dtype": facts.dtype, "flops": facts.flops}
             for rank, facts in measured.items()
@@ -81,6 +81,15 @@ def as_json(examination: Examination, findings: Sequence[Finding]) -> dict[str, 
         ],
         "links": [dataclasses.asdict(link) for link in links_of(measured.values())],
     }
+
+
+def _host_json(host: Host) -> dict[str, Any]:
+    """All facts but the metadata of distributions, which are long and say nothing of the host."""
+    said = dataclasses.asdict(host)
+    for environment in (said["software"], said["vllm"]):
+        if environment is not None:
+            del environment["requirements"]
+    return said
 
 
 def _line(area: str, examination: Examination) -> str:

@@ -107,6 +107,10 @@ def test_json_has_the_documented_schema():
     assert row["bus_bandwidth"] == pytest.approx(1.5 * row["algorithm_bandwidth"])
     assert len(said["links"]) == 6
     assert said["hosts"]["b"]["folder"]["kind"] == "nfs4"
+    assert set(said["hosts"]["b"]) == {
+        *("software", "vllm", "gpus", "host", "folder", "between"),
+    }
+    assert "requirements" not in said["hosts"]["b"]["software"]
 
 
 def test_needs_follow_the_recipe(tmp_path):
