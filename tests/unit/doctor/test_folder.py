@@ -64,7 +64,11 @@ def mounted_image(folder: Path) -> Iterator[Path]:
     try:
         yield mount
     finally:
-        subprocess.run(["umount", mount], check=True)
+        # A process that was killed while it hung ends a moment after it can go on.
+        until = time.monotonic() + 30
+        while subprocess.run(["umount", mount], capture_output=True, check=False).returncode:
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 def can_freeze() -> bool:
