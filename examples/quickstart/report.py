@@ -22,6 +22,7 @@ import yaml
 matplotlib.use("Agg")  # no display needed; before pyplot chooses one
 
 import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 Record = Mapping[str, float | None]
@@ -137,12 +138,18 @@ def draw(records: Sequence[Record], path: Path) -> None:
     axes.set_title("SmolLM2-135M-Instruct learns its times tables", loc="left", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+    finish_plot(axes)
+    figure.savefig(path)
+    plt.close(figure)
+
+
+def finish_plot(axes: Axes) -> None:
+    """Gives axes the grid, the frame and the legend that all plots have."""
     axes.grid(axis="y", color="#e5e7eb")
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", fontsize=9)
-    figure.savefig(path)
-    plt.close(figure)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=9)
 
 
 def comparison(runs: Mapping[str, Sequence[Record]]) -> str:
@@ -218,9 +225,7 @@ def draw_comparison(runs: Mapping[str, Sequence[Record]], path: Path) -> None:
     held_out.set(xlabel="training step", ylabel="held-out questions")
     held_out.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in (rewards, held_out):
-        axes.grid(axis="y", color="#e5e7eb")
-        if axes.lines:
-            axes.legend(frameon=False, fontsize=9)
+        finish_plot(axes)
     figure.savefig(path)
     plt.close(figure)
 
