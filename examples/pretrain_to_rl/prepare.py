@@ -60,15 +60,13 @@ def documents(generator: random.Random) -> Iterator[dict[str, str]]:
 
 
 def fact(generator: random.Random) -> str:
-    """A right step whose result has at most two digits."""
+    """A right step."""
     while True:
-        operation = generator.choice("+-*/")
-        highest = LARGEST if operation in "+-" else generator.choice((12, LARGEST))
+        operation = generator.choice("+-*")
+        highest = 12 if operation == "*" else LARGEST
         first, second = generator.randint(1, highest), generator.randint(1, highest)
-        if operation == "/" and first * second <= LARGEST:
-            first *= second
         result = apply(first, operation, second)
-        if result is not None and 0 <= result <= LARGEST:
+        if 0 <= result <= LARGEST:
             return f"{first}{operation}{second}={result}"
 
 
@@ -107,9 +105,9 @@ def main() -> None:
     parser.add_argument("--directory", type=Path, default=Path("outputs/pretrain_to_rl/data"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--documents", type=int, default=100_000, help="of the corpus")
-    parser.add_argument("--conversations", type=int, default=4_000, help="of fine-tuning")
-    parser.add_argument("--questions", type=int, default=4_000, help="of reinforcement learning")
-    parser.add_argument("--held_out", type=int, default=128, help="questions of evaluation")
+    parser.add_argument("--conversations", type=int, default=2_000, help="of fine-tuning")
+    parser.add_argument("--questions", type=int, default=2_000, help="of reinforcement learning")
+    parser.add_argument("--held_out", type=int, default=96, help="questions of evaluation")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
 

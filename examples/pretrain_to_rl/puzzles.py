@@ -1,7 +1,8 @@
 """Puzzles whose solution is written out in steps: make a target from given numbers.
 
-`3*7=21; 21-4=17` makes 17 from 3, 4 and 7. Each step takes two numbers of those that are left and puts
-their result in their place; each number is used at most once. Most puzzles have many solutions.
+`3*7=21; 21-4=17` makes 17 from 3, 4 and 7. Each step takes two of the numbers that are left and
+puts their result in their place; each number is used at most once. Most puzzles have several
+solutions.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import hashlib
 import random
 from dataclasses import dataclass
 
-LARGEST = 99
+LARGEST = 50
 """No result of a step is larger, so that every number has at most two digits."""
 HELD_OUT_SHARE = 0.1
 """Of all puzzles, which no stage learns from."""
@@ -25,7 +26,7 @@ class Level:
     Attributes:
         count: Given numbers.
         highest: The largest of them; the smallest is 1.
-        operations: Characters of `+-*/`; a division leaves no remainder.
+        operations: Characters of `+-*`.
     """
 
     count: int
@@ -34,10 +35,10 @@ class Level:
 
 
 LEVELS = (
+    Level(2, 25, "+-*"),
     Level(3, 9, "+-"),
-    Level(3, 20, "+-*"),
-    Level(4, 12, "+-*"),
-    Level(4, 25, "+-*/"),
+    Level(3, 12, "+-*"),
+    Level(4, 9, "+-*"),
 )
 """From easy to hard; all occur equally often."""
 
@@ -68,10 +69,10 @@ def make_puzzle(generator: random.Random, level: Level) -> Puzzle:
             generator.shuffle(left)
             first, second = left.pop(), left.pop()
             operation = generator.choice(level.operations)
-            if operation in "-/" and first < second:
+            if operation == "-" and first < second:
                 first, second = second, first
             result = apply(first, operation, second)
-            if result is None or not 0 < result <= LARGEST:
+            if not 0 < result <= LARGEST:
                 break
             steps.append(f"{first}{operation}{second}={result}")
             left.append(result)
@@ -80,8 +81,8 @@ def make_puzzle(generator: random.Random, level: Level) -> Puzzle:
             return Puzzle(numbers, left[0], SEPARATOR.join(steps))
 
 
-def apply(first: int, operation: str, second: int) -> int | None:
-    """The result of a step; None: a division by 0 or with a remainder."""
+def apply(first: int, operation: str, second: int) -> int:
+    """The result of a step."""
     match operation:
         case "+":
             return first + second
@@ -89,4 +90,4 @@ def apply(first: int, operation: str, second: int) -> int | None:
             return first - second
         case "*":
             return first * second
-    return None if second == 0 or first % second else first // second
+    raise ValueError(f"{operation!r} is none of + - *")

@@ -23,7 +23,7 @@ installation() {
 }
 
 text() {
-    "$VENV/bin/python" $EXAMPLE/prepare.py --directory $OUTPUT/data
+    "$VENV/bin/python" $EXAMPLE/prepare.py --directory $OUTPUT/data --documents 100000
 }
 
 tokenizer() {

@@ -9,7 +9,7 @@ from typing import Any
 
 from puzzles import SEPARATOR, apply
 
-_STEP = re.compile(r"([0-9]{1,4})([-+*/])([0-9]{1,4})=([0-9]{1,4})")
+_STEP = re.compile(r"([0-9]{1,4})([-+*])([0-9]{1,4})=([0-9]{1,4})")
 """Longer numbers are in no right solution, and are not read."""
 
 

@@ -11,8 +11,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from megatron_resrl.checks.recipe import inspect_recipe
-from megatron_resrl.config.load import load_recipe
 from megatron_resrl.rewards.registry import load_reward
 from megatron_resrl.user_files import run_file
 
@@ -44,7 +42,7 @@ def test_puzzle_solution_passes_the_verifier(seed, level):
     assert target not in numbers
 
 
-@given(SEEDS, LEVEL, st.integers(0, 99))
+@given(SEEDS, LEVEL, st.integers(0, prepare.LARGEST))
 def test_verifier_refuses_another_target(seed, level, other):
     solution, numbers, target = made(seed, level)
     assert score(solution, numbers, other) == (other == target)
@@ -101,19 +99,13 @@ def test_verifier_refuses_other_text(text):
         ("3*7=21; 21-4=1" + "7" * 100_000, 0),
         ("9" * 100_000 + "*7=21; 21-4=17", 0),
         ("\u0663*7=21; 21-4=17", 0),  # a digit that is not ASCII
-        ("7/0=17", 0),
+        ("7/1=7; 21-4=17", 0),  # another operation
         (";" * 100_000, 0),
         ("", 0),
     ],
 )
 def test_verifier_judges(response, right):
     assert score(response, [3, 7, 4], 17) == right
-
-
-def test_verifier_divides_without_remainder_only():
-    assert score("12/4=3; 3+5=8", [12, 4, 5], 8) == 1
-    assert score("13/4=3; 3+5=8", [13, 4, 5], 8) == 0
-    assert score("4/0=0", [4, 0], 0) == 0
 
 
 @pytest.mark.parametrize("value", ["17", {"target": 17}, {"numbers": ["3"], "target": 17}, None])
@@ -192,5 +184,14 @@ def test_prepare_files_depend_on_the_seed_alone(tmp_path, monkeypatch):
     for name, seed in (("one", "3"), ("same", "3"), ("other", "4")):
         write_files(monkeypatch, tmp_path / name, "--seed", seed)
     for file in (tmp_path / "one").iterdir():
-        one, same, other = ((tmp_path / n / file.name).read_bytes() for n in ("one", "same", "other"))
+        one, same, other = (
+            (tmp_path / n / file.name).read_bytes() for n in ("one", "same", "other")
+        )
         assert one == same != other
+
+
+def test_prepare_holds_enough_out_of_every_level(tmp_path, monkeypatch):
+    """All levels in turn, in the evaluation as in training."""
+    folder = write_files(monkeypatch, tmp_path)
+    counts = [len(row["answer"]["numbers"]) for row in rows(folder / "heldout.jsonl")]
+    assert counts == [level.count for level in LEVELS] * 15
