@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=100_000, help="of the corpus")
     parser.add_argument("--conversations", type=int, default=2_000, help="of fine-tuning")
     parser.add_argument("--questions", type=int, default=2_000, help="of reinforcement learning")
-    parser.add_argument("--held_out", type=int, default=96, help="questions of evaluation")
+    parser.add_argument("--held_out", type=int, default=64, help="questions of evaluation")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
 
