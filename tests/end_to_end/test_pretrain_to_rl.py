@@ -16,6 +16,8 @@ from megatron_resrl.checks.recipe import check_recipe
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.stages import STAGES
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 SMALLER = {
     "pretrain": {"steps": 2, "evaluation": {"sequences": 4}, "data": {"sequence_length": 64}},
