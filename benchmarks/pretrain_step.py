@@ -38,7 +38,7 @@ from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.training.pretrain import batch_of
 from megatron_resrl.training.supervised import supervised_step
-from megatron_resrl.training.throughput import Throughput
+from megatron_resrl.training.throughput import throughput_of
 
 LEARNING_RATE, WEIGHT_DECAY, CLIP = 1e-3, 0.1, 1.0
 PRODUCT, PRODUCTS = 1024, 20
@@ -152,7 +152,7 @@ def main() -> None:
         write_model(Path(name), options)
         own, policy = ours(Path(name), options.micro_batch_size)
         ways = {"ours": own, "transformers": theirs(Path(name), options.micro_batch_size)}
-        throughput = Throughput.of(policy, options.length, None)
+        throughput = throughput_of(policy, options.length, None)
         seconds: dict[str, list[float]] = {way: [] for way in ways}
         for run in range(options.runs + 1):
             shape = (options.sequences, options.length + 1)

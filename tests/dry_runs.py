@@ -15,11 +15,14 @@ from transformers import LlamaConfig, Qwen3MoeConfig
 
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema_pretrain import PretrainRecipe
+from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.planning.dry_run import dry_run
 from megatron_resrl.planning.gpus import GPUS
 from megatron_resrl.planning.layers import Layers
 from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.records import PhaseRecord
+from megatron_resrl.planning.supervised_workload import PretrainWorkload, SftWorkload
 from megatron_resrl.planning.workload import Workload
 
 _SHAPE: dict[str, Any] = {
@@ -40,6 +43,12 @@ _EXPERTS: dict[str, Any] = {
 }
 WORKLOAD = Workload(prompt_tokens=24, response_tokens=40)
 ENGINE: Layers = "transformer_engine"
+SEQUENCE_TOKENS = 64
+"""Of pretraining."""
+PARTS = PretrainWorkload((24, 41))
+"""A sequence of two documents."""
+CONVERSATIONS = SftWorkload(((4, 20), (4, 16), (1, 18)), own=6)
+"""Fill a packed micro-batch of 64 tokens but for one."""
 GROUP_SIZE = 4
 """Responses of a group; with the micro-batches of two, a group is two of them."""
 
@@ -72,6 +81,23 @@ def recipe_for(model: Path, *settings: str) -> Recipe:
         "resrl.rank=4",
     )
     return load_recipe(None, [f"--{setting}" for setting in (*own, *settings)])
+
+
+def pretraining_recipe(model: Path, *settings: str) -> PretrainRecipe:
+    """Two micro-batches of two sequences for each of two replicas, unless `settings` say more."""
+    own = (
+        f"model.path={model}",
+        f"data.sequence_length={SEQUENCE_TOKENS}",
+        "batch.micro_batch_size=2",
+        "batch.global_batch_size=8",
+    )
+    return load_recipe(None, [f"--{setting}" for setting in (*own, *settings)], PretrainRecipe)
+
+
+def fine_tuning_recipe(model: Path, *settings: str) -> SftRecipe:
+    """Conversations of up to 64 tokens, eight in a step unless `settings` say more."""
+    own = (f"model.path={model}", "data.max_length=64", "batch.global_batch_size=8")
+    return load_recipe(None, [f"--{setting}" for setting in (*own, *settings)], SftRecipe)
 
 
 @functools.cache

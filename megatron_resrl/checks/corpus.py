@@ -98,13 +98,6 @@ def _too_short(setting: str, file: TokenFile, tokens: int, length: int) -> Probl
     return Problem(setting, file.prefix, problem, "leave it out, or use a smaller sequence_length")
 
 
-def _check_positions(length: int, positions: int | None) -> Iterator[Problem]:
-    if positions is not None and length > positions:
-        problem = f"longer than the model's positions (max_position_embeddings {positions})"
-        fix = f"use at most {positions}, or another config.json"
-        yield Problem("data.sequence_length", length, problem, fix)
-
-
 def _check_cache(cache_dir: str | None, files: Sequence[TokenFile]) -> Iterator[Problem]:
     """An order is written whenever an epoch begins, long after the run's start."""
     folders = dict.fromkeys(str(cache_folder(file.prefix, cache_dir)) for file in files)
@@ -116,9 +109,6 @@ def check_corpus(facts: PretrainFacts) -> Iterator[Problem]:
     """All that concerns `data`."""
     data, batch = facts.recipe.data, facts.recipe.batch
     yield from _check_given(data)
-    yield from _check_positions(
-        data.sequence_length, facts.hf_config.get("max_position_embeddings")
-    )
     training, problems = resolve_token_files(_TRAIN, data.train_files)
     validation, more = resolve_token_files(_VALIDATION, data.validation_files)
     problems += [*more, *_check_validation_weights(validation)]

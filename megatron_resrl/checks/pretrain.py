@@ -25,10 +25,14 @@ def _check_corpus(facts: PretrainFacts) -> Iterator[Problem]:
     yield from check_corpus(facts)
 
 
-PRETRAIN_CHECKS: tuple[Callable[[PretrainFacts], Iterator[Problem]], ...] = (
-    _check_weights,
-    *COMMAND_CHECKS,
-    _check_corpus,
+def _check_positions(length: int, positions: int | None) -> Iterator[Problem]:
+    if positions is not None and length > positions:
+        problem = f"longer than the model's positions (max_position_embeddings {positions})"
+        fix = f"use at most {positions}, or another config.json"
+        yield Problem("data.sequence_length", length, problem, fix)
+
+
+PRETRAIN_BATCH_CHECKS: tuple[Callable[[PretrainFacts], Iterator[Problem]], ...] = (
     lambda facts: check_batch(
         facts.recipe.batch.global_batch_size,
         facts.recipe.batch.micro_batch_size,
@@ -40,6 +44,17 @@ PRETRAIN_CHECKS: tuple[Callable[[PretrainFacts], Iterator[Problem]], ...] = (
         facts.recipe.batch.micro_batch_size,
         facts.data_parallel_size,
     ),
+    lambda facts: _check_positions(
+        facts.recipe.data.sequence_length, facts.hf_config.get("max_position_embeddings")
+    ),
+)
+"""How its batches are shared out and fit the model."""
+
+PRETRAIN_CHECKS: tuple[Callable[[PretrainFacts], Iterator[Problem]], ...] = (
+    _check_weights,
+    *COMMAND_CHECKS,
+    _check_corpus,
+    *PRETRAIN_BATCH_CHECKS,
     *STAGE_CHECKS,
     lambda facts: note_warm_up(facts.recipe.optimizer.lr_warmup_steps, facts.recipe.steps),
 )

@@ -96,6 +96,17 @@ def _note_length(facts: SftFacts) -> Iterator[Problem]:
         yield from note_warm_up(recipe.optimizer.lr_warmup_steps, recipe.steps)
 
 
+SFT_BATCH_CHECKS: tuple[Callable[[SftFacts], Iterator[Problem]], ...] = (
+    lambda facts: check_batch(facts.recipe.batch.global_batch_size, 1, facts.data_parallel_size),
+    lambda facts: _check_budget(facts.recipe.batch, facts.recipe.data.max_length),
+    lambda facts: _check_positions(
+        "data.max_length",
+        facts.recipe.data.max_length,
+        facts.hf_config.get("max_position_embeddings"),
+    ),
+)
+"""How its batches are shared out and fit the model."""
+
 SFT_CHECKS: tuple[Callable[[SftFacts], Iterator[Problem]], ...] = (
     *WEIGHT_CHECKS,
     *COMMAND_CHECKS,
@@ -104,13 +115,7 @@ SFT_CHECKS: tuple[Callable[[SftFacts], Iterator[Problem]], ...] = (
     lambda facts: check_files(
         "evaluation.files", [file.path for file in facts.held_out_files[0]], "conversations"
     ),
-    lambda facts: check_batch(facts.recipe.batch.global_batch_size, 1, facts.data_parallel_size),
-    lambda facts: _check_budget(facts.recipe.batch, facts.recipe.data.max_length),
-    lambda facts: _check_positions(
-        "data.max_length",
-        facts.recipe.data.max_length,
-        facts.hf_config.get("max_position_embeddings"),
-    ),
+    *SFT_BATCH_CHECKS,
     _of_rows,
     lambda facts: check_best_metric(
         facts.recipe.checkpoint,

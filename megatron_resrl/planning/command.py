@@ -7,22 +7,23 @@ import json
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from megatron_resrl.checks.facts import Facts, gather_facts
+from megatron_resrl.checks.facts import RunFacts, gather_facts
 from megatron_resrl.checks.fp8 import check_fp8_device
 from megatron_resrl.config.problems import Problem, RecipeError
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.planning.forecast import Forecast, Job, forecast
+from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.planning.forecast import Forecast, forecast
 from megatron_resrl.planning.formulas import Layout, estimate
-from megatron_resrl.planning.generation import Server
 from megatron_resrl.planning.gpus import Gpu, find_gpu
+from megatron_resrl.planning.job import Job
 from megatron_resrl.planning.layers import layers_for, layers_sentence
 from megatron_resrl.planning.links import Cluster
 from megatron_resrl.planning.machine import Machine
+from megatron_resrl.planning.micro_batch import micro_batch_of
 from megatron_resrl.planning.options import PlanOptions
-from megatron_resrl.planning.recipe_checks import problems_of
+from megatron_resrl.planning.recipe_checks import check_options, problems_of
 from megatron_resrl.planning.report import GIB, columns, layout_words, report
 from megatron_resrl.planning.search import Ranked, candidates, search
-from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.planning.stages import STAGES_TO_PLAN
 from megatron_resrl.policy.model_shape import ModelShape
 
 DOES_NOT_FIT = 1
@@ -32,7 +33,7 @@ _LISTED = 15
 """Lines of the table of a search."""
 
 
-def run_plan(recipe: Recipe, options: PlanOptions) -> int:
+def run_plan(recipe: RunSettings, options: PlanOptions) -> int:
     """Plans a recipe and prints the forecast.
 
     Args:
@@ -44,10 +45,11 @@ def run_plan(recipe: Recipe, options: PlanOptions) -> int:
 
     Raises:
         RecipeError: With everything that is wrong with the recipe for so many GPUs.
-        SettingError: The GPU is not known.
+        SettingError: The GPU is not known, or a length is longer than the recipe allows.
     """
     gpu = find_gpu(options.gpu, options.rates)
     facts, problems = gather_facts(recipe, options.world_size, "cuda")
+    problems += check_options(facts, options)
     problems += [
         dataclasses.replace(problem, kind="recipe")
         for problem in check_fp8_device(recipe.precision, gpu.capability, f"--gpu {gpu.name}")
@@ -67,13 +69,13 @@ def run_plan(recipe: Recipe, options: PlanOptions) -> int:
     return 0 if found.fits else DOES_NOT_FIT
 
 
-def model_of(facts: Facts) -> ModelShape:
+def model_of(facts: RunFacts) -> ModelShape:
     """The shape of a model that the checks have accepted."""
     assert facts.family is not None, "the checks refuse other models"
     return ModelShape.of(facts.family)
 
 
-def job_of(recipe: Recipe, model: ModelShape, gpu: Gpu, options: PlanOptions) -> Job:
+def job_of(recipe: RunSettings, model: ModelShape, gpu: Gpu, options: PlanOptions) -> Job:
     """What is planned.
 
     Args:
@@ -82,21 +84,10 @@ def job_of(recipe: Recipe, model: ModelShape, gpu: Gpu, options: PlanOptions) ->
         gpu: With rates.
         options: Machines and lengths.
     """
-    world = options.world_size
-    server = Server.of(recipe.vllm)
-    if recipe.vllm.urls:  # The recipe does not say how servers were started.
-        server = dataclasses.replace(server, gpus=options.server_gpus or 1)
-    step = StepShape.of(recipe, world, options.prompt_tokens, options.response_tokens)
-    return Job(
-        recipe=recipe,
-        model=model,
-        cluster=Cluster(options.nodes, options.gpus_per_node, gpu),
-        step=step,
-        longest=StepShape.of(recipe, world),
-        server=server,
-        decode_host_s=options.decode_host_ms / 1e3,
-        layers=None if options.quick else layers_for(options.layers, recipe.precision),
-    )
+    cluster = Cluster(options.nodes, options.gpus_per_node, gpu)
+    job = STAGES_TO_PLAN[type(recipe)].job(recipe, model, cluster, options)
+    layers = None if options.quick else layers_for(options.layers, recipe.precision)
+    return dataclasses.replace(job, layers=layers)
 
 
 def by_dry_run(job: Job) -> Forecast:
@@ -104,9 +95,7 @@ def by_dry_run(job: Job) -> Forecast:
     from megatron_resrl.planning.dry_records import dry_records  # It imports megatron-core.
 
     assert job.layers is not None, "the options ask for dry runs"
-    machine = Machine(job.layers, job.cluster.gpu)
-    records = dry_records(job.recipe, job.cluster.world_size, job.step, job.longest, machine)
-    return forecast(job, records)
+    return forecast(job, dry_records(job, Machine(job.layers, job.cluster.gpu)))
 
 
 def by_formula(job: Job) -> Forecast:
@@ -120,18 +109,22 @@ def by_formula(job: Job) -> Forecast:
         recipe.precision.fp8 is not None,
         job.cluster.world_size,
     )
-    return forecast(job, estimate(layout, job.step, job.longest))
+    return forecast(job, estimate(layout, job.work, job.largest))
 
 
-def _search(facts: Facts, gpu: Gpu, options: PlanOptions) -> int:
-    found = list(candidates(facts, options.gpus_per_node))
+def _search(facts: RunFacts, gpu: Gpu, options: PlanOptions) -> int:
+    model = model_of(facts)
+
+    def job(recipe: RunSettings) -> Job:
+        return job_of(recipe, model, gpu, options)
+
+    found = list(candidates(facts, options.gpus_per_node, job))
     if not found:  # What is wrong is none of what the search changes.
         raise RecipeError(problems_of(facts) or [_nothing_divides(facts)])
-    model = model_of(facts)
     ranked = search(
         found,
-        lambda recipe: by_formula(job_of(recipe, model, gpu, options)),
-        lambda recipe: by_dry_run(job_of(recipe, model, gpu, options)),
+        lambda recipe: by_formula(job(recipe)),
+        lambda recipe: by_dry_run(job(recipe)),
         0 if options.quick else options.dry_runs,
     )
     if options.json:
@@ -141,14 +134,13 @@ def _search(facts: Facts, gpu: Gpu, options: PlanOptions) -> int:
     return 0 if ranked[0].forecast.fits else DOES_NOT_FIT
 
 
-def _nothing_divides(facts: Facts) -> Problem:
-    prompts = facts.recipe.rollout.prompts_per_step
+def _nothing_divides(facts: RunFacts) -> Problem:
     return Problem(
         "world size",
         facts.world_size,
-        f"no layout of so many ranks divides the model's layers and heads and deals "
-        f"rollout.prompts_per_step {prompts} whole to its replicas",
-        "give other --nodes or --gpus_per_node, or more prompts",
+        f"no layout of so many ranks divides the model's layers and heads, and deals the batch of "
+        f"a step whole to its replicas ({facts.step_in_words})",
+        "give other --nodes or --gpus_per_node, or a larger batch",
     )
 
 
@@ -176,7 +168,7 @@ def _table(ranked: Sequence[Ranked]) -> Iterator[str]:
                 "yes" if forecast_of.fits else "NO",
                 layout_words(forecast_of),
                 recipe.model.recompute_granularity or "nothing",
-                str(recipe.algorithm.micro_batch_size),
+                str(micro_batch_of(recipe).value),
                 "dry run" if each.dry_run else "formula",
             ]
         )

@@ -6,38 +6,35 @@ import dataclasses
 import os
 from collections.abc import Sequence
 
-from megatron_resrl.config.schema import Recipe
-from megatron_resrl.planning.dry_run import dry_runs
+from megatron_resrl.planning.dry_run import AnyWorkload, dry_runs
+from megatron_resrl.planning.job import Job
 from megatron_resrl.planning.layout import distinct_ranks
 from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.records import PhaseRecord, RankRecord
-from megatron_resrl.planning.step_shape import StepShape
-from megatron_resrl.planning.workload import Workload
 
 
-def dry_records(
-    recipe: Recipe, world_size: int, step: StepShape, longest: StepShape, machine: Machine
-) -> list[RankRecord]:
+def dry_records(job: Job, machine: Machine) -> list[RankRecord]:
     """What the distinct ranks of a job do in a step.
 
+    Counts are those of sequences of mean length; peaks are those of the longest that the recipe
+    allows.
+
     Args:
-        recipe: Its model's config.json is read, and nothing else.
-        world_size: Ranks of the job.
-        step: Mean lengths; counts are those of responses as long.
-        longest: The longest that the recipe allows; peaks are theirs.
+        job: Its model's config.json is read, and nothing else.
         machine: GPU and layers.
     """
+    recipe, world_size = job.recipe, job.cluster.world_size
     ranks = distinct_ranks(recipe.parallel, world_size)
 
-    def run(shape: StepShape) -> list[RankRecord]:
-        load = Workload(shape.prompt_tokens, max(1, round(shape.response_row)))
+    def run(load: AnyWorkload) -> list[RankRecord]:
         processes = os.cpu_count() or 1
         return dry_runs(recipe, ranks, world_size, load, machine=machine, processes=processes)
 
+    mean, longest = job.workloads()
     peaks = run(longest)
-    if step == longest:
+    if mean == longest:
         return peaks
-    return [with_peaks_of(count, peak) for count, peak in zip(run(step), peaks, strict=True)]
+    return [with_peaks_of(count, peak) for count, peak in zip(run(mean), peaks, strict=True)]
 
 
 def with_peaks_of(counts: RankRecord, peaks: RankRecord) -> RankRecord:

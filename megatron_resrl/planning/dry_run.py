@@ -15,12 +15,16 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import RunError
 from megatron_resrl.planning.layers import Layers
 from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.records import RankRecord
+from megatron_resrl.planning.supervised_workload import PretrainWorkload, SftWorkload
 from megatron_resrl.planning.workload import Workload
+
+AnyWorkload = Workload | PretrainWorkload | SftWorkload
+"""What a dry run of a stage trains on."""
 
 _PROCESS: dict[Layers, str] = {
     "transformer_engine": "megatron_resrl.planning.engine_layers",
@@ -36,23 +40,23 @@ class DryRunFailed(RunError):
 
 
 def dry_run(
-    recipe: Recipe,
+    recipe: RunSettings,
     rank: int,
     world_size: int,
-    workload: Workload,
+    workload: AnyWorkload,
     *,
     machine: Machine | None = None,
 ) -> RankRecord:
     """What one rank of a job holds, sends, waits for and computes, phase by phase.
 
     Builds the policy from config.json alone and takes steps with it, in a process of its own.
-    Counts are those of a whole step of prompts and responses of the workload's lengths.
+    Counts are those of a whole step of sequences of the workload's lengths.
 
     Args:
         recipe: Checked settings; `model.path` needs config.json and nothing else.
         rank: Global rank, see `distinct_ranks`.
         world_size: Ranks of the job.
-        workload: Lengths of prompts and responses.
+        workload: Lengths of sequences, of the kind that the stage takes.
         machine: Default: megatron-core's own layers on an H100.
 
     Raises:
@@ -63,10 +67,10 @@ def dry_run(
 
 
 def dry_runs(
-    recipe: Recipe,
+    recipe: RunSettings,
     ranks: Sequence[int],
     world_size: int,
-    workload: Workload,
+    workload: AnyWorkload,
     *,
     machine: Machine | None = None,
     processes: int = 1,
@@ -77,7 +81,7 @@ def dry_runs(
         recipe: See `dry_run`.
         ranks: Global ranks.
         world_size: Ranks of the job.
-        workload: Lengths of prompts and responses.
+        workload: Lengths of sequences, of the kind that the stage takes.
         machine: See `dry_run`.
         processes: How many ranks run at the same time.
     """
@@ -88,10 +92,10 @@ def dry_runs(
 
 
 def run_ranks(
-    recipe: Recipe,
+    recipe: RunSettings,
     ranks: Sequence[int],
     world_size: int,
-    workload: Workload,
+    workload: AnyWorkload,
     machine: Machine,
     processes: int,
 ) -> list[RankRecord]:
@@ -124,7 +128,7 @@ def run_ranks(
 
 
 def _run(
-    recipe: Recipe, rank: int, world_size: int, workload: Workload, machine: Machine
+    recipe: RunSettings, rank: int, world_size: int, workload: AnyWorkload, machine: Machine
 ) -> RankRecord:
     """In the rank's process."""
     process = importlib.import_module(_PROCESS[machine.layers])

@@ -6,9 +6,10 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from megatron_resrl.config.schema import ParallelConfig, Recipe
+from megatron_resrl.config.schema import ParallelConfig, Recipe, RunSettings
 from megatron_resrl.planning.generation import DEFAULT_UTILIZATION, Server, ServerMemory
 from megatron_resrl.planning.gpus import Gpu
+from megatron_resrl.planning.micro_batch import micro_batch_of
 from megatron_resrl.planning.records import PhaseRecord, RankRecord
 
 MARGIN_SHARE = 0.10
@@ -94,7 +95,7 @@ def largest_kind(phase: PhaseRecord) -> str:
     return max(kinds, key=lambda kind: kinds[kind]) if kinds else "activations"
 
 
-def advice(recipe: Recipe, worst: PhaseRecord, over: int, gpus_per_node: int) -> list[str]:
+def advice(recipe: RunSettings, worst: PhaseRecord, over: int, gpus_per_node: int) -> list[str]:
     """Settings to change so that the phase that needs most needs less, the cheapest first, with
     what each takes off the peak where that follows from the peak.
 
@@ -107,7 +108,7 @@ def advice(recipe: Recipe, worst: PhaseRecord, over: int, gpus_per_node: int) ->
     kind, kinds = largest_kind(worst), worst.peak_by_kind
     activations = list(_against_activations(recipe, kinds.get("activations", 0), over))
     found = activations if kind in ("activations", "logits") else []
-    if kind == "KV cache":
+    if kind == "KV cache" and isinstance(recipe, Recipe):
         found.append(cache_advice(recipe, kinds[kind], over))
     if kind == "optimizer":
         found += _against_optimizer(recipe.parallel, kinds[kind])
@@ -120,15 +121,15 @@ def _less(saved: float) -> str:
     return f": {saved / 2**30:.1f} GiB less" if saved >= 0.05 * 2**30 else ""
 
 
-def _against_activations(recipe: Recipe, held: int, over: int) -> Iterator[str]:
-    model, parallel = recipe.model, recipe.parallel
-    size = recipe.algorithm.micro_batch_size
-    if size > 1:
-        # They grow with the responses of a micro-batch; the margin with them.
+def _against_activations(recipe: RunSettings, held: int, over: int) -> Iterator[str]:
+    model, parallel, micro_batch = recipe.model, recipe.parallel, micro_batch_of(recipe)
+    size = micro_batch.value
+    if size > micro_batch.least:
+        # They grow with the sequences of a micro-batch; the margin with them.
         share = 1 - over / (1 + MARGIN_SHARE) / held if held else 0.5
-        fewer = max(1, min(size // 2, int(size * share)))
+        fewer = max(micro_batch.least, min(size // 2, int(size * share)))
         what = "halves the activations" if 2 * fewer == size else f"makes them {fewer}/{size}"
-        yield f"algorithm.micro_batch_size: {fewer} {what}{_less(held * (1 - fewer / size))}"
+        yield f"{micro_batch.setting}: {fewer} {what}{_less(held * (1 - fewer / size))}"
     if parallel.tensor_model_parallel_size > 1 and not parallel.sequence_parallel:
         yield "parallel.sequence_parallel: true divides the norms' activations, at no cost"
     if model.recompute_granularity != "full":
@@ -147,7 +148,9 @@ def _against_optimizer(parallel: ParallelConfig, held: int) -> Iterator[str]:
         yield f"twice the --nodes halve the optimizer's state of a rank{_less(held / 2)}"
 
 
-def _against_weights(recipe: Recipe, kinds: Mapping[str, int], gpus_per_node: int) -> Iterator[str]:
+def _against_weights(
+    recipe: RunSettings, kinds: Mapping[str, int], gpus_per_node: int
+) -> Iterator[str]:
     parallel = recipe.parallel
     tensor, stages = parallel.tensor_model_parallel_size, parallel.pipeline_model_parallel_size
     experts = parallel.expert_model_parallel_size

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig
 from megatron_resrl.planning.records import PhaseRecord, RankRecord, Traffic
 from megatron_resrl.planning.seconds import KERNELS_PER_LAYER
-from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.planning.step_work import StepWork
 from megatron_resrl.policy.model_shape import ModelShape
 
 _LOGIT_BYTES = 2**30
@@ -37,7 +37,9 @@ class Layout:
     item: int
     """Bytes of a weight."""
     dtype: str
-    """Of matrix products."""
+    """Of the layers' matrix products."""
+    plain_dtype: str
+    """Of those of attention and output."""
 
     @classmethod
     def of(
@@ -61,6 +63,7 @@ class Layout:
             world_size=world_size,
             item=4 if fp32 else 2,
             dtype="float8_e4m3fn" if fp8 else plain,
+            plain_dtype=plain,
         )
 
     @property
@@ -147,11 +150,16 @@ class Stage:
         masters = 0 if layout.item == 4 else 4
         expert_data = max(1, layout.optimizer_ranks * layout.tensor // layout.expert_ranks)
         shared = dense / layout.optimizer_ranks + experts / expert_data
-        return {
+        found = {
             "weights": int(layout.item * (dense + experts)),
             "gradients": int(4 * (dense + experts)),
             "optimizer": int((masters + 8) * shared),
         }
+        if layout.dtype != layout.plain_dtype:
+            # On Hopper, a copy for the products of the forward pass and one for the backward's.
+            in_layers = layout.layers / layout.model.layers * layout.model.parameters.in_layers
+            found["FP8 weights"] = int(2 * (in_layers / layout.tensor + experts))
+        return found
 
     def saved_bytes(self, tokens: float) -> float:
         """What the backward pass of one layer needs of a micro-batch.
@@ -189,19 +197,40 @@ class Stage:
         working = self.saved_bytes(tokens) if layout.recomputed else 0.0
         return in_flight * per_micro_batch + working + _LOGIT_BYTES * self.last
 
-    def forward_flops(self, tokens: float, row: float, responses: float) -> float:
+    def forward_flops(self, tokens: float, row: float, targets: float) -> float:
         """Of a micro-batch on one rank: 2 for each weight and token, 2 (q + q) for each pair of
-        tokens that attend (half of all pairs), and the logits of response tokens."""
-        layout, model = self.layout, self.layout.model
-        shared = layout.layers * tokens * model.layer_flops(row)
-        logits = 2 * model.hidden * model.vocabulary * responses * self.last
-        return (shared + logits) / layout.tensor / layout.context
+        tokens that attend (half of all pairs), and the logits of targets."""
+        attention = self.attention_flops(tokens, row)
+        return self.weight_flops(tokens) + attention + self.logit_flops(targets)
+
+    def weight_flops(self, tokens: float) -> float:
+        """Of them, the products with the layers' weights."""
+        layout = self.layout
+        shared = layout.layers * tokens * layout.model.layer_flops(0)
+        return shared / layout.tensor / layout.context
 
     def attention_flops(self, tokens: float, row: float) -> float:
         """Of them, those of the core attention, which selective recomputation does again."""
         layout = self.layout
         shared = layout.layers * tokens * 4 * layout.model.queries * row / 2
         return shared / layout.tensor / layout.context
+
+    def logit_flops(self, targets: float) -> float:
+        """Of them, those of the output matrix."""
+        layout, model = self.layout, self.layout.model
+        logits = 2 * model.hidden * model.vocabulary * targets * self.last
+        return logits / layout.tensor / layout.context
+
+    def flops(
+        self, work: StepWork, count: int, *, weights: float, attention: float, logits: float
+    ) -> dict[str, float]:
+        """Of `count` micro-batches, by dtype, each part as often as a forward pass has it."""
+        layout = self.layout
+        plain = attention * self.attention_flops(work.tokens, work.row)
+        plain += logits * self.logit_flops(work.targets)
+        parts = {layout.plain_dtype: count * plain}
+        products = count * weights * self.weight_flops(work.tokens)
+        return parts | {layout.dtype: parts.get(layout.dtype, 0.0) + products}
 
     def forward_bytes(self, tokens: float, responses: float) -> float:
         """Read and written on the device by one forward pass of a micro-batch: weights once, what
@@ -211,9 +240,10 @@ class Stage:
         logits = 4 * 4 * responses * model.vocabulary * self.last / layout.tensor / layout.context
         return weights + 3 * layout.layers * self.saved_bytes(tokens) + logits
 
-    def passes(self) -> float:
-        """Forward passes that an update costs: the backward pass is two, and recomputation one."""
-        return 3 + self.layout.recomputed / self.layout.layers
+    @property
+    def recomputed_share(self) -> float:
+        """Of the layers."""
+        return self.layout.recomputed / self.layout.layers
 
     def traffic(self, tokens: float, forward: int, backward: int, again: float) -> list[Traffic]:
         """Of `forward` and `backward` passes of a micro-batch, `again` of them recomputed."""
@@ -289,72 +319,72 @@ def stages_of(layout: Layout) -> dict[str, Stage]:
     return found
 
 
-def estimate(layout: Layout, step: StepShape, longest: StepShape) -> list[RankRecord]:
-    """Scoring and update of a step.
+def estimate(layout: Layout, work: StepWork, largest: StepWork) -> list[RankRecord]:
+    """Scoring, where the stage has it, and update of a step.
 
     Args:
         layout: Model, ranks and recomputation.
-        step: As long as responses are on average: operations and traffic.
-        longest: As long as the recipe allows: memory.
+        work: As long as sequences are on average: operations and traffic.
+        largest: As long as the recipe allows: memory.
     """
-    return [
-        RankRecord(rank, role, (_scoring(stage, step, longest), _update(stage, step, longest)))
-        for rank, (role, stage) in enumerate(stages_of(layout).items())
-    ]
+    found = []
+    for rank, (role, stage) in enumerate(stages_of(layout).items()):
+        phases = (_scoring(stage, work, largest),) if work.scoring else ()
+        found.append(RankRecord(rank, role, (*phases, _update(stage, work, largest))))
+    return found
 
 
-def _scoring(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
+def _scoring(stage: Stage, work: StepWork, largest: StepWork) -> PhaseRecord:
     layout = stage.layout
-    count = layout.scheduled(step.micro_batches)
-    rows = step.micro_batch_size
-    tokens, responses = rows * step.row_tokens, rows * step.lengths.mean
+    count = layout.scheduled(work.micro_batches)
     static = stage.static_bytes
     # A layer's tensors are freed when the next one has its input.
-    working = stage.saved_bytes(rows * longest.row_tokens) + _LOGIT_BYTES * stage.last
+    working = stage.saved_bytes(largest.tokens) + _LOGIT_BYTES * stage.last
     kinds = static | {"activations": int(working)}
     return _record(
         "scoring",
         start=sum(static.values()),
         kinds=kinds,
-        traffic=stage.traffic(tokens, count, 0, 0),
-        flops={layout.dtype: count * stage.forward_flops(tokens, step.row_tokens, responses)},
-        touched=count * stage.forward_bytes(tokens, responses),
+        traffic=stage.traffic(work.tokens, count, 0, 0),
+        flops=stage.flops(work, count, weights=1, attention=1, logits=1),
+        touched=count * stage.forward_bytes(work.tokens, work.targets),
         kernels=count * KERNELS_PER_LAYER * layout.layers,
     )
 
 
-def _update(stage: Stage, step: StepShape, longest: StepShape) -> PhaseRecord:
+def _update(stage: Stage, work: StepWork, largest: StepWork) -> PhaseRecord:
     """All updates of a step together."""
     layout = stage.layout
-    count = step.micro_batches
+    count = work.micro_batches
     if layout.chunks > 1:
-        count = step.updates * layout.scheduled(step.micro_batches_per_update)
-    rows = step.micro_batch_size
-    tokens, responses = rows * step.row_tokens, rows * step.lengths.mean
-    passes, again = stage.passes(), layout.recomputed / layout.layers * count
+        count = work.updates * layout.scheduled(work.micro_batches_per_update)
+    again = stage.recomputed_share
+    # The backward pass is two forward passes of weights. Of attention, whose kernel makes the
+    # scores again, it is two and a half.
+    passes = 3 + again
+    attention = 3.5 + (1 if layout.recompute == "selective" else again)
     static = stage.static_bytes
-    in_flight = stage.in_flight(layout.scheduled(step.micro_batches_per_update))
-    memory = stage.activation_bytes(rows * longest.row_tokens, in_flight)
+    in_flight = stage.in_flight(layout.scheduled(work.micro_batches_per_update))
+    memory = stage.activation_bytes(largest.tokens, in_flight)
     parameters = sum(stage.parameters)
     # Gradient, master and moments are read, and all but the gradient written, with the weight.
     optimizer = (4 * 4 + 3 * 4 + layout.item) * parameters / layout.optimizer_ranks
     accumulation = 8 * parameters * count
     reductions = [
-        replace(each, calls=step.updates * each.calls, bytes=step.updates * each.bytes)
+        replace(each, calls=work.updates * each.calls, bytes=work.updates * each.bytes)
         for each in stage.optimizer_traffic()
     ]
-    forward = stage.forward_flops(tokens, step.row_tokens, responses)
-    selective = layout.recompute == "selective"
-    attention = selective * stage.attention_flops(tokens, step.row_tokens)
     return _record(
         "update",
         start=sum(static.values()),
         kinds=static | {"activations": int(memory)},
-        traffic=stage.traffic(tokens, count, count, again) + reductions,
-        flops={layout.dtype: count * (passes * forward + attention)},
-        touched=count * passes * stage.forward_bytes(tokens, responses)
+        traffic=stage.traffic(work.tokens, count, count, again * count) + reductions,
+        flops=stage.flops(
+            work, count, weights=passes, attention=attention, logits=4 if work.scoring else 3
+        ),
+        touched=count * passes * stage.forward_bytes(work.tokens, work.targets)
         + accumulation
-        + step.updates * optimizer,
+        + work.updates * optimizer,
         kernels=int(count * passes * KERNELS_PER_LAYER * layout.layers),
     )
 
@@ -377,7 +407,7 @@ def _record(
         holders=(),
         traffic=tuple(traffic),
         waits=(),
-        matrix_flops={dtype: int(count) for dtype, count in flops.items()},
+        matrix_flops={dtype: int(count) for dtype, count in flops.items() if count},
         touched_bytes=int(touched),
         host_copy_bytes=0,
         kernels=kernels,

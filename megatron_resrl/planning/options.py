@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from megatron_resrl.config.stages import STAGES, Stage
 from megatron_resrl.errors import SettingError
 from megatron_resrl.planning.gpus import GPUS, Rates
 from megatron_resrl.planning.layers import LAYERS, Layers
@@ -15,13 +16,15 @@ from megatron_resrl.planning.layers import LAYERS, Layers
 class PlanOptions:
     """Machines, lengths, and what is wanted; see `options_parser` for each."""
 
+    stage: Stage = "train"
     nodes: int = 1
     gpus_per_node: int = 8
     gpu: str = "h100"
     prompt_tokens: int | None = None
     response_tokens: int | None = None
+    document_tokens: int | None = None
     server_gpus: int | None = None
-    decode_host_ms: float = 0.0
+    decode_host_ms: float | None = None
     quick: bool = False
     search: bool = False
     dry_runs: int = 3
@@ -53,6 +56,13 @@ def _layers(text: str) -> Layers:
     raise _Wrong(" or ".join(LAYERS))
 
 
+def _stage(text: str) -> Stage:
+    for name in STAGES:
+        if text == name:
+            return name
+    raise _Wrong(" or ".join(STAGES))
+
+
 def _number(text: str) -> float:
     try:
         value = float(text)
@@ -80,12 +90,16 @@ def options_parser() -> argparse.ArgumentParser:
         default = getattr(defaults, name, None)
         parser.add_argument(*spellings, type=_named(name, convert), default=default, help=meaning)
 
+    add("stage", _stage, f"whose recipe it is: {', '.join(STAGES)} (default: train)")
     add("nodes", _count, "machines of the job (default: 1)")
     add("gpus_per_node", _count, "GPUs of each, one rank per GPU (default: 8)")
     add("gpu", str, f"{', '.join(GPUS)}; or a name of your own with all rates (default: h100)")
-    add("prompt_tokens", _count, "mean length of prompts (default: data.max_prompt_length)")
+    meaning = "mean length of prompts; sft: tokens of a conversation that are not learned"
+    add("prompt_tokens", _count, f"{meaning} (default: data.max_prompt_length; sft: 1)")
     meaning = "mean length of responses; memory is always planned for the longest"
-    add("response_tokens", _count, f"{meaning} (default: rollout.max_response_length)")
+    add("response_tokens", _count, f"{meaning} (default: as long as the recipe allows)")
+    meaning = "pretrain with data.document_mask: mean length of documents"
+    add("document_tokens", _count, f"{meaning} (default: data.sequence_length)")
     add("server_gpus", _count, "GPUs of each server of vllm.urls (default: 1)")
     meaning = "milliseconds that the host adds to each decoding step of vLLM"
     add("decode_host_ms", _number, f"{meaning} (default: 0, it schedules while the GPU works)")

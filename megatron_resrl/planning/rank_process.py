@@ -2,25 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from megatron.core import parallel_state
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_pretrain import PretrainRecipe
+from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
-from megatron_resrl.planning.decoding import Decoding
+from megatron_resrl.planning.dry_run import AnyWorkload
 from megatron_resrl.planning.layout import role_of
 from megatron_resrl.planning.machine import Machine
-from megatron_resrl.planning.phases import RankPhases
+from megatron_resrl.planning.rank_phases import RankPhases
 from megatron_resrl.planning.records import RankRecord
-from megatron_resrl.planning.workload import Workload
+from megatron_resrl.planning.rl_phases import RlPhases
+from megatron_resrl.planning.supervised_phases import PretrainPhases, SftPhases
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.platform.fake_device.collectives import GroupNames
 from megatron_resrl.platform.fake_device.cuda import Properties
 from megatron_resrl.platform.fake_device.install import fake_device
 
+PHASES: dict[type[RunSettings], Callable[..., RankPhases]] = {
+    Recipe: RlPhases,
+    PretrainRecipe: PretrainPhases,
+    SftRecipe: SftPhases,
+}
+"""Kind of recipe -> the phases of its ranks, made of device, recipe and workload."""
+
 
 def run_rank(
-    recipe: Recipe, rank: int, world_size: int, workload: Workload, machine: Machine
+    recipe: RunSettings, rank: int, world_size: int, workload: AnyWorkload, machine: Machine
 ) -> RankRecord:
     """Dry-runs one rank; afterwards torch is of no use to this process."""
     torch.set_num_threads(1)
@@ -38,21 +50,15 @@ def run_rank(
         device.answers |= ANSWERS
         initialize(recipe.parallel, recipe.seed)
         name_groups(device.groups)
-        phases = RankPhases(device, recipe, workload)
-        found = {"build": phases.build}
-        if recipe.rollout.engine == "megatron" and recipe.rollout.replay is None:
-            decoding = Decoding(device, phases.recorder, phases.policy, recipe)
-            found["generation"] = decoding.record(workload)
-        found |= phases.step()
-        found["weight_export"] = phases.weight_export()
-        found["checkpoint"] = phases.checkpoint()
+        phases = PHASES[type(recipe)](device, recipe, workload)
+        found = phases.records()
         stage = parallel_state.get_pipeline_model_parallel_rank()
         role = role_of(
             stage,
             recipe.parallel.pipeline_model_parallel_size,
-            owns_subspace=phases.policy.holds_tap(recipe.resrl.layer),
+            owns_subspace=phases.owns_subspace,
         )
-    return RankRecord(rank, role, tuple(found.values()))
+    return RankRecord(rank, role, found)
 
 
 def name_groups(names: GroupNames) -> None:

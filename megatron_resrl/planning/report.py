@@ -54,25 +54,20 @@ def layout_words(found: Forecast) -> str:
         "VPP": parallel.virtual_pipeline_model_parallel_size or 1,
         "CP": parallel.context_parallel_size,
         "EP": parallel.expert_model_parallel_size,
-        "DP": found.job.step.replicas,
+        "DP": found.job.work.replicas,
     }
     return " ".join(f"{name}{size}" for name, size in sizes.items() if size > 1) or "one rank"
 
 
 def _heading(found: Forecast) -> Iterator[str]:
     job = found.job
-    cluster, step = job.cluster, job.step
+    cluster = job.cluster
     yield (
         f"{cluster.nodes} x {cluster.gpus_per_node} {cluster.gpu.name} with "
         f"{cluster.gpu.memory / GIB:.1f} GiB each: {layout_words(found)}; "
         f"{job.model.parameters.total / GB:.3g} billion parameters"
     )
-    yield (
-        f"a step: {step.prompts} prompts of {step.prompt_tokens} tokens x {step.group_size} "
-        f"responses of {step.lengths.mean:.0f} tokens (at most {step.lengths.limit}); "
-        f"{step.micro_batches} micro-batches of {step.micro_batch_size} on each replica, "
-        f"{step.updates} update{'s' if step.updates > 1 else ''}"
-    )
+    yield f"a step: {job.step_in_words}"
     if job.layers is not None:
         yield layers_sentence(job.layers)
 
@@ -82,7 +77,7 @@ def _memory(found: Forecast) -> Iterator[str]:
     yield (
         f"memory in GiB, of the rank that needs most; with {MARGIN_SHARE:.0%} + "
         f"{MARGIN_BYTES / GIB:.0f} GiB for context, NCCL, fragmentation and workspaces"
-        + (f", and {ASLEEP_BYTES / GIB:.0f} for vLLM asleep" if found.job.colocated else "")
+        + (f", and {ASLEEP_BYTES / GIB:.0f} for vLLM asleep" if found.job.shares_gpus else "")
     )
     needed = {verdict.what: verdict for verdict in found.verdicts}
     rows = [["phase", "rank", "peak", "needed", "fits", "at the peak"]]
@@ -187,11 +182,8 @@ def _seconds(found: Forecast) -> Iterator[str]:
         )
     yield from columns(rows)
     if generation := found.generation:
-        engine = "embedded engine"
-        if found.job.uses_vllm:
-            engine = f"vLLM, {found.job.servers} server{'s' if found.job.servers > 1 else ''}"
         yield (
-            f"  {engine}: {generation.total:.1f} s = prefill "
+            f"  {found.job.engine_in_words}: {generation.total:.1f} s = prefill "
             f"{generation.prefill:.1f} + {generation.steps:.0f} decoding steps "
             f"{generation.decode:.1f}, {generation.running} responses at once"
         )
@@ -200,6 +192,15 @@ def _seconds(found: Forecast) -> Iterator[str]:
     once = [name for name in found.phases if name in ONCE]
     if once:
         yield f"  not part of a step: {', '.join(once)}"
+    if rates := found.rates:
+        per_second, ranks = rates["tokens_per_second"], found.job.cluster.world_size
+        yield (
+            f"  {per_second:,.0f} tokens/s, {per_second / ranks:,.0f} of each GPU, with "
+            f"{rates['model_tflops_per_gpu']:.0f} TFLOP/s of the model: MFU {rates['mfu']:.1%}"
+        )
+    disk = found.job.disk
+    checkpoint, export = (f"{size / GB:.1f} GB" for size in (disk.checkpoint, disk.export))
+    yield f"  on disk: {checkpoint} of a checkpoint, {export} of the export"
 
 
 def _verdict(found: Forecast) -> Iterator[str]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import ParallelConfig, Recipe
 from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.scaling import combined, extrapolated, with_more_activations
 
@@ -60,9 +60,18 @@ class Sample:
 
     @classmethod
     def of(cls, recipe: Recipe) -> Sample:
-        """The sizes for a recipe."""
-        parallel, size = recipe.parallel, recipe.algorithm.micro_batch_size
-        group = recipe.rollout.group_size
+        """The sizes for a recipe of reinforcement learning."""
+        size, group = recipe.algorithm.micro_batch_size, recipe.rollout.group_size
+        return cls._filling(recipe.parallel, size, group)
+
+    @classmethod
+    def of_micro_batches(cls, parallel: ParallelConfig) -> Sample:
+        """The sizes, in micro-batches, for a stage without groups."""
+        return cls._filling(parallel, 1, 1)
+
+    @classmethod
+    def _filling(cls, parallel: ParallelConfig, size: int, group: int) -> Sample:
+        """Of micro-batches of `size` and groups of `group` sequences."""
         stages = parallel.pipeline_model_parallel_size
         interleaved = parallel.virtual_pipeline_model_parallel_size is not None
         # Interleaved schedules take multiples of the stages, and hold up to twice as many.

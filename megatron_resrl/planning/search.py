@@ -8,12 +8,15 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_resrl.checks.facts import Facts
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.checks.facts import RunFacts
+from megatron_resrl.config.schema import ParallelConfig, RunSettings
 from megatron_resrl.planning.forecast import Forecast
+from megatron_resrl.planning.job import Job
+from megatron_resrl.planning.micro_batch import micro_batch_of
 from megatron_resrl.planning.recipe_checks import problems_of
 
 _MICRO_BATCH_SIZES = (1, 2, 4, 8)
+"""Times the smallest that the recipe allows."""
 _RECOMPUTE = (None, "selective", "full")
 _CHUNKS = (None, 2, 4)
 """Virtual stages of a rank."""
@@ -25,7 +28,7 @@ _SHARED_TOKENS = 4096
 class Candidate:
     """A recipe that differs in what is searched for."""
 
-    recipe: Recipe
+    recipe: RunSettings
     settings: dict[str, Any]
     """What differs from the recipe that was given, by dotted name."""
 
@@ -40,7 +43,9 @@ class Ranked:
     """Whether the forecast is of a dry run, or of formulas."""
 
 
-def candidates(facts: Facts, gpus_per_node: int) -> Iterator[Candidate]:
+def candidates(
+    facts: RunFacts, gpus_per_node: int, job_of: Callable[[RunSettings], Job]
+) -> Iterator[Candidate]:
     """All recipes that the checks allow.
 
     Tensor parallelism stays inside of a node, and has sequence parallelism where it is above 1.
@@ -50,12 +55,13 @@ def candidates(facts: Facts, gpus_per_node: int) -> Iterator[Candidate]:
     Args:
         facts: Of the recipe, for a machine with CUDA.
         gpus_per_node: GPUs of a node.
+        job_of: The job of a recipe whose layout divides the ranks.
     """
     recipe, world = facts.recipe, facts.world_size
     layers = facts.hf_config["num_hidden_layers"]
     experts = (facts.family.experts if facts.family else None) or 1
     for tensor, stages, context in itertools.product(
-        _divisors(gpus_per_node), _divisors(layers), _context_sizes(recipe)
+        _divisors(gpus_per_node), _divisors(layers), _context_sizes(recipe, job_of)
     ):
         if world % (tensor * stages * context):
             continue
@@ -65,8 +71,6 @@ def candidates(facts: Facts, gpus_per_node: int) -> Iterator[Candidate]:
             _RECOMPUTE,
             _MICRO_BATCH_SIZES,
         ):
-            if chunks and _micro_batches(recipe, world, tensor * stages * context, size) < stages:
-                continue
             parallel = {
                 "tensor_model_parallel_size": tensor,
                 "pipeline_model_parallel_size": stages,
@@ -77,13 +81,16 @@ def candidates(facts: Facts, gpus_per_node: int) -> Iterator[Candidate]:
                 "sequence_parallel": tensor > 1,
             }
             found = _candidate(recipe, parallel, recompute, size)
-            if not problems_of(dataclasses.replace(facts, recipe=found.recipe)):
+            if problems_of(dataclasses.replace(facts, recipe=found.recipe)):
+                continue
+            if not chunks or job_of(found.recipe).work.micro_batches_per_update >= stages:
                 yield found
 
 
-def _context_sizes(recipe: Recipe) -> list[int]:
+def _context_sizes(recipe: RunSettings, job_of: Callable[[RunSettings], Job]) -> list[int]:
     """The recipe's, and powers of two that leave each rank enough tokens."""
-    longest = recipe.data.max_prompt_length + recipe.rollout.max_response_length
+    alone = dataclasses.replace(recipe, parallel=ParallelConfig())
+    longest = job_of(alone).largest.row
     sizes = {recipe.parallel.context_parallel_size, 1}
     size = 2
     while longest >= size * _SHARED_TOKENS:
@@ -98,17 +105,11 @@ def _chunks(layers: int, stages: int) -> list[int | None]:
     return [chunks for chunks in _CHUNKS if layers % (stages * (chunks or 1)) == 0]
 
 
-def _micro_batches(recipe: Recipe, world: int, model_ranks: int, size: int) -> int:
-    """Of one update of a replica."""
-    prompts = recipe.rollout.prompts_per_step // recipe.algorithm.updates_per_step
-    return prompts * model_ranks // world * recipe.rollout.group_size // size
-
-
 def _divisors(number: int) -> list[int]:
     return [divisor for divisor in range(1, number + 1) if number % divisor == 0]
 
 
-def _expert_sizes(recipe: Recipe, experts: int, world: int, stages: int) -> list[int]:
+def _expert_sizes(recipe: RunSettings, experts: int, world: int, stages: int) -> list[int]:
     """Numbers of ranks that share the experts; more ranks hold fewer each."""
     if experts == 1:
         return [recipe.parallel.expert_model_parallel_size]
@@ -116,35 +117,37 @@ def _expert_sizes(recipe: Recipe, experts: int, world: int, stages: int) -> list
 
 
 def _candidate(
-    recipe: Recipe, parallel: dict[str, Any], recompute: str | None, size: int
+    recipe: RunSettings, parallel: dict[str, Any], recompute: str | None, size: int
 ) -> Candidate:
     model: dict[str, Any] = {
         "recompute_granularity": recompute,
         "recompute_method": "uniform" if recompute == "full" else None,
         "recompute_num_layers": 1 if recompute == "full" else None,
     }
+    micro_batch = micro_batch_of(recipe)
+    value = size * micro_batch.least
     changed = dataclasses.replace(
-        recipe,
+        micro_batch.changed(recipe, value),
         parallel=dataclasses.replace(recipe.parallel, **parallel),
         model=dataclasses.replace(recipe.model, **model),
-        algorithm=dataclasses.replace(recipe.algorithm, micro_batch_size=size),
     )
-    algorithm: dict[str, Any] = {"micro_batch_size": size}
     settings: dict[str, Any] = {}
-    for section, values in (("parallel", parallel), ("model", model), ("algorithm", algorithm)):
+    for section, values in (("parallel", parallel), ("model", model)):
         given = getattr(recipe, section)
         settings |= {
             f"{section}.{name}": value
             for name, value in values.items()
             if value != getattr(given, name)
         }
+    if value != micro_batch.value:
+        settings[micro_batch.setting] = value
     return Candidate(changed, settings)
 
 
 def search(
     found: Sequence[Candidate],
-    by_formula: Callable[[Recipe], Forecast],
-    by_dry_run: Callable[[Recipe], Forecast],
+    by_formula: Callable[[RunSettings], Forecast],
+    by_dry_run: Callable[[RunSettings], Forecast],
     dry_runs: int,
 ) -> list[Ranked]:
     """Ranks candidates: those that were dry-run first, by whether they fit and by seconds.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.lengths import Lengths
+from megatron_resrl.planning.step_work import StepWork
 
 
 @dataclass(frozen=True)
@@ -97,3 +98,17 @@ class StepShape:
     def tokens(self) -> float:
         """Prompt and response tokens of the whole step, without padding."""
         return self.responses * (self.prompt_tokens + self.lengths.mean)
+
+    @property
+    def work(self) -> StepWork:
+        """What the step asks of a replica."""
+        return StepWork(
+            replicas=self.replicas,
+            updates=self.updates,
+            micro_batches=self.micro_batches,
+            micro_batches_per_update=self.micro_batches_per_update,
+            tokens=self.micro_batch_size * self.row_tokens,
+            row=self.row_tokens,
+            targets=self.micro_batch_size * self.lengths.mean,
+            scoring=True,
+        )

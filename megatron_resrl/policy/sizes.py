@@ -39,8 +39,16 @@ class Parameters:
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """Of a run; bytes are those of files or of one rank's tensors."""
+class Disk:
+    """Bytes of the files of a run."""
+
+    checkpoint: int
+    export: int
+
+
+@dataclass(frozen=True)
+class Sizes(Disk):
+    """Of a run: bytes of its files and of one rank's tensors."""
 
     parameters: int
     weights: int
@@ -48,8 +56,6 @@ class Sizes:
     gradients: int
     optimizer: int
     """fp32 masters, where weights are not fp32 themselves, and two moments."""
-    checkpoint: int
-    export: int
 
     @property
     def rank(self) -> int:
@@ -125,10 +131,16 @@ def sizes_of(
         weights=int(item * (shared + experts)),
         gradients=int(4 * (shared + experts)),
         optimizer=int((masters + 8) * (shared / replicas + experts / expert_replicas)),
-        # The distributed optimizer saves masters of fp32 weights, too.
-        checkpoint=count.total * (item + 8 + (4 if distributed else masters)),
-        export=count.total * item,
+        **vars(disk_of(count.total, parallel, precision)),
     )
+
+
+def disk_of(parameters: int, parallel: ParallelConfig, precision: PrecisionConfig) -> Disk:
+    """The files of a run whose model has so many parameters."""
+    item = _ITEM_BYTES[precision.params_dtype]
+    # The distributed optimizer saves masters of fp32 weights, too.
+    masters = 4 if parallel.use_distributed_optimizer or item != 4 else 0
+    return Disk(checkpoint=parameters * (item + 8 + masters), export=parameters * item)
 
 
 def checkpoint_bytes(

@@ -30,7 +30,7 @@ from megatron_resrl.training.session import Session, open_session
 from megatron_resrl.training.stage import Stage, StageState
 from megatron_resrl.training.starting_point import StartingPoint
 from megatron_resrl.training.supervised import SupervisedBatch, mean_loss, supervised_step
-from megatron_resrl.training.throughput import Throughput
+from megatron_resrl.training.throughput import throughput_of
 from megatron_resrl.weights.fresh import FreshWeights
 
 PHASES = ("data", "update")
@@ -125,7 +125,7 @@ def _stage(
     recipe: PretrainRecipe, policy: Policy, data: PretrainingData, position: Position
 ) -> Stage:
     length = recipe.data.sequence_length
-    throughput = Throughput.of(policy, length, recipe.logging.peak_tflops)
+    throughput = throughput_of(policy, length, recipe.logging.peak_tflops)
 
     def evaluate(step: int) -> dict[str, float]:
         metrics = {}

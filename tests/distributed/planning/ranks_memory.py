@@ -10,21 +10,33 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from dry_runs import GROUP_SIZE, WORKLOAD, recipe_for
+from dry_runs import (
+    CONVERSATIONS,
+    GROUP_SIZE,
+    PARTS,
+    WORKLOAD,
+    fine_tuning_recipe,
+    pretraining_recipe,
+    recipe_for,
+)
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_pretrain import PretrainRecipe
+from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
 from megatron_resrl.planning.recorder import Recorder, RecordingTimers
+from megatron_resrl.planning.supervised_phases import fine_tuning_batch, pretraining_batch
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.platform.fake_device.install import fake_device
 from megatron_resrl.platform.fake_device.ledger import Ledger
@@ -33,6 +45,7 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import StepSettings, rl_step
+from megatron_resrl.training.supervised import supervised_step
 
 # Kernels that a CPU would have to compile.
 UNFUSED = "model.megatron={bias_activation_fusion: false, bias_dropout_fusion: false}"
@@ -55,12 +68,23 @@ LAYOUTS = {
     ),
 }
 WITH_EXPERTS = {"ep2": ("parallel.expert_model_parallel_size=2",)}
+SUPERVISED = {
+    "pretrain_dp2": (),
+    "pretrain_tp2_sp": LAYOUTS["tp2_sp"],
+    "pretrain_pp2_documents": (*LAYOUTS["pp2"], "data.document_mask=true"),
+    "pretrain_cp2": LAYOUTS["cp2"],
+    "sft_dp2": (),
+    "sft_tp2_padded": (*LAYOUTS["tp2"], "batch.sequence_packing=false", "batch.micro_batch_size=3"),
+}
 IN_FP8 = {
     "dp2_fp8": ("precision.fp8=hybrid",),
     "tp2_sp_fp8": (*LAYOUTS["tp2_sp"], "precision.fp8=hybrid"),
 }
 """On Transformer Engine's layers."""
+ALL = LAYOUTS | SUPERVISED | WITH_EXPERTS | IN_FP8
 PHASES = ("scoring", "subspace", "update")
+Step = Callable[[Policy, int, PhaseTimers], None]
+"""Takes the step of a number, whose phases are timed."""
 
 
 class RealMemory(TorchDispatchMode):
@@ -107,7 +131,7 @@ def books(rank: int | None) -> Iterator[Any]:
             yield device
 
 
-def measured(recipe: Recipe, counted: Any, *, load_weights: bool) -> dict[str, int]:
+def measured(recipe: RunSettings, counted: Any, *, load_weights: bool) -> dict[str, int]:
     """Bytes after the build, and at the peak of each phase of the second of two steps."""
     counted.memory.__init__(KINDS)
     recorder = Recorder(counted)
@@ -117,20 +141,57 @@ def measured(recipe: Recipe, counted: Any, *, load_weights: bool) -> dict[str, i
         recipe.precision,
         optimizer=recipe.optimizer,
         load_weights=load_weights,
+        sequence_packing=packs(recipe),
     )
     for group in policy.optimizer.param_groups:
         group["foreach"] = True  # As torch chooses on CUDA.
     found = {"build": counted.memory.total}
+    step_of = rl_steps(recipe, policy) if isinstance(recipe, Recipe) else supervised_steps(recipe)
+    for step in (1, 2):
+        step_of(policy, step, RecordingTimers(recorder, PHASES))
+        peaks = {name: phase.peak_bytes for name, phase in recorder.take().items()}
+    return found | peaks
+
+
+def packs(recipe: RunSettings) -> bool:
+    if isinstance(recipe, PretrainRecipe):
+        return recipe.data.document_mask
+    if isinstance(recipe, SftRecipe):
+        return recipe.batch.sequence_packing
+    return recipe.algorithm.sequence_packing
+
+
+def rl_steps(recipe: Recipe, policy: Policy) -> Step:
     algorithm = algorithm_of(recipe)
     weighting = build_weighting(algorithm, policy, recipe.resrl, recipe.rollout, seed=0)
-    for step in (1, 2):
-        timers = RecordingTimers(recorder, PHASES)
+
+    def take(policy: Policy, step: int, timers: PhaseTimers) -> None:
         observers = standard_observers(recipe.resrl, temperature=1.0, seed=0, timers=timers)
         batch = WORKLOAD.batch(2, GROUP_SIZE)
         settings = StepSettings.from_recipe(recipe)
         rl_step(policy, algorithm, weighting, batch, settings, step, timers, observers)
-        peaks = {name: phase.peak_bytes for name, phase in recorder.take().items()}
-    return found | peaks
+
+    return take
+
+
+def supervised_steps(recipe: PretrainRecipe | SftRecipe) -> Step:
+    def take(policy: Policy, step: int, timers: PhaseTimers) -> None:
+        if isinstance(recipe, PretrainRecipe):
+            batch = pretraining_batch(recipe, PARTS, 2)
+        else:
+            batch = fine_tuning_batch(recipe, CONVERSATIONS, 2)
+        supervised_step(policy, batch, 0.0, timers)
+
+    return take
+
+
+def recipe_of(name: str, model: Path) -> RunSettings:
+    settings = (UNFUSED, *ALL[name])
+    if name.startswith("pretrain"):
+        return pretraining_recipe(model, *settings)
+    if name.startswith("sft"):
+        return fine_tuning_recipe(model, *settings)
+    return recipe_for(model, *settings)
 
 
 def main(dense: str, experts: str, kind: str, *names: str) -> None:
@@ -139,9 +200,7 @@ def main(dense: str, experts: str, kind: str, *names: str) -> None:
     found = {}
     with books(rank) as counted:
         for name in names:
-            model = experts if name in WITH_EXPERTS else dense
-            settings = (LAYOUTS | WITH_EXPERTS | IN_FP8)[name]
-            recipe = recipe_for(Path(model), UNFUSED, *settings)
+            recipe = recipe_of(name, Path(experts if name in WITH_EXPERTS else dense))
             initialize(recipe.parallel, 0)
             found[name] = measured(recipe, counted, load_weights=rank is None)
         print(json.dumps(found))

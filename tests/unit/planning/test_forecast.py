@@ -15,13 +15,13 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
     VllmConfig,
 )
-from megatron_resrl.planning.forecast import Job, forecast
-from megatron_resrl.planning.generation import Server
+from megatron_resrl.planning.forecast import forecast
 from megatron_resrl.planning.gpus import GPUS
 from megatron_resrl.planning.links import Cluster
+from megatron_resrl.planning.options import PlanOptions
 from megatron_resrl.planning.records import Holder, RankRecord, Traffic, Wait
 from megatron_resrl.planning.report import report
-from megatron_resrl.planning.step_shape import StepShape
+from megatron_resrl.planning.rl_job import RlJob
 
 GIB = 2**30
 EMBEDDED = Recipe(
@@ -36,10 +36,8 @@ VLLM = dataclasses.replace(
 )
 
 
-def job(recipe: Recipe) -> Job:
-    step = StepShape.of(recipe, 8)
-    cluster = Cluster(1, 8, GPUS["h100"])
-    return Job(recipe, shape_of(LLAMA_8B), cluster, step, step, Server.of(recipe.vllm))
+def job(recipe: Recipe) -> RlJob:
+    return RlJob.of(recipe, shape_of(LLAMA_8B), Cluster(1, 8, GPUS["h100"]), PlanOptions())
 
 
 def ranks(peak: int = 20 * GIB) -> list[RankRecord]:

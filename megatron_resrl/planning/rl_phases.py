@@ -1,0 +1,100 @@
+"""Reinforcement learning on a device without numbers: decoding, and the product's own step."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from megatron.core import parallel_state
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.planning.decoding import Decoding
+from megatron_resrl.planning.rank_phases import RankPhases
+from megatron_resrl.planning.recorder import RecordingTimers
+from megatron_resrl.planning.records import PhaseRecord
+from megatron_resrl.planning.sample import GroupsOfStep, Sample, whole_step
+from megatron_resrl.planning.workload import Workload
+from megatron_resrl.platform.fake_device.device import FakeDevice
+from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.rl_step import StepSettings, rl_step
+
+STEP_PHASES = ("scoring", "subspace", "update")
+
+
+class RlPhases(RankPhases):
+    """The phases of one rank of reinforcement learning."""
+
+    def __init__(self, device: FakeDevice, recipe: Recipe, workload: Workload) -> None:
+        """Builds the policy.
+
+        Args:
+            device: Process groups have been started and named.
+            recipe: Checked settings.
+            workload: Lengths of prompts and responses.
+        """
+        self.recipe = recipe
+        self.workload = workload
+        super().__init__(
+            device,
+            recipe,
+            total_updates=recipe.steps * recipe.algorithm.updates_per_step,
+            sequence_packing=recipe.algorithm.sequence_packing,
+        )
+
+    @property
+    def owns_subspace(self) -> bool:
+        """See `RankPhases.owns_subspace`."""
+        return self.policy.holds_tap(self.recipe.resrl.layer)
+
+    def step(self) -> dict[str, PhaseRecord]:
+        """Decoding, where the policy generates; scoring, token weights and updates.
+
+        A first step makes the optimizer's state. Then steps of a few groups are taken, see
+        `Sample`, or the whole step.
+        """
+        recipe, found = self.recipe, {}
+        if recipe.rollout.engine == "megatron" and recipe.rollout.replay is None:
+            decoding = Decoding(self.device, self.recorder, self.policy, recipe)
+            found["generation"] = decoding.record(self.workload)
+        self._take_step(1, warm_up=True)
+        groups = GroupsOfStep.of(recipe, parallel_state.get_data_parallel_world_size())
+        if self.workload.whole_step:
+            return found | self._take_step(groups.scored, updates=groups.updates)
+        sample = Sample.of(recipe)
+        runs = {size: self._take_step(size) for size in sample.sizes(groups)}
+        return found | whole_step(runs, sample, groups)
+
+    def _take_step(
+        self, groups: int, *, updates: int = 1, warm_up: bool = False
+    ) -> dict[str, PhaseRecord]:
+        """One step.
+
+        Args:
+            groups: Of each replica.
+            updates: Optimizer steps.
+            warm_up: Groups have two responses, both in one micro-batch.
+        """
+        recipe, policy = self.recipe, self.policy
+        algorithm = algorithm_of(recipe)
+        timers = RecordingTimers(self.recorder, STEP_PHASES)
+        # The diagnosis of some steps is not part of a step.
+        observers = standard_observers(
+            replace(recipe.resrl, diagnose_every=0),
+            temperature=recipe.rollout.temperature,
+            seed=recipe.seed,
+            timers=timers,
+        )
+        weighting = build_weighting(
+            algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
+        )
+        settings = replace(StepSettings.from_recipe(recipe), updates_per_step=updates)
+        group_size = recipe.rollout.group_size
+        if warm_up:
+            group_size = 2
+            settings = replace(settings, passes=replace(settings.passes, micro_batch_size=2))
+        replicas = parallel_state.get_data_parallel_world_size()
+        batch = self.workload.batch(groups * replicas, group_size)
+        rl_step(policy, algorithm, weighting, batch, settings, 1, timers, observers)
+        self._name_state()
+        return self.recorder.take()

@@ -1,0 +1,27 @@
+"""What a step asks of one replica of the model, whatever the stage: micro-batches, all alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """Of the data-parallel replica that has most."""
+
+    replicas: int
+    """Data-parallel copies of the model."""
+    updates: int
+    """Optimizer steps."""
+    micro_batches: int
+    """Of the whole step."""
+    micro_batches_per_update: int
+    tokens: float
+    """Of a micro-batch, padding included."""
+    row: float
+    """Tokens of one of its sequences, which attend to each other."""
+    targets: float
+    """Tokens of a micro-batch whose next token is scored."""
+    scoring: bool
+    """Whether a pass without gradient over all micro-batches comes before the updates. Then the
+    loss is made of what it found, and logits are made again for the backward pass."""
