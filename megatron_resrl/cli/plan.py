@@ -14,7 +14,7 @@ from megatron_resrl.planning.options import options_parser, take_options
 def _plan(path: str | None, overrides: list[str]) -> int:
     options, settings = take_options(overrides)
     recipe = load_recipe(path, settings, STAGES[options.stage])
-    prepare_megatron(recipe)
+    prepare_megatron(recipe, reads_files=False)
     return run_plan(recipe, options)
 
 

@@ -72,12 +72,17 @@ def activity() -> contextlib.AbstractContextManager[Any]:
     return Activity() if rank_name() == "" else contextlib.nullcontext()
 
 
-def prepare_megatron(recipe: RunSettings) -> None:
-    """Adapts megatron-core if the checks are going to import it, which takes seconds."""
+def prepare_megatron(recipe: RunSettings, *, reads_files: bool = True) -> None:
+    """Adapts megatron-core if the checks are going to import it, which takes seconds.
+
+    Args:
+        recipe: To be checked.
+        reads_files: Whether they read more than the model's config.json.
+    """
     passed_through = recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp
     reads_tokens = isinstance(recipe, PretrainRecipe)
     own_weighting = isinstance(recipe, Recipe) and split_name(recipe.resrl.weights)
-    if passed_through or reads_tokens or own_weighting:
+    if passed_through or (reads_files and (reads_tokens or own_weighting)):
         _adapt()
 
 

@@ -19,8 +19,11 @@ PAGE = (ROOT / "docs" / "planning.md").read_text()
 @pytest.fixture
 def published(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """The benchmark that compares with published steps."""
-    path = ROOT / "benchmarks" / "published_steps.py"
-    spec = importlib.util.spec_from_file_location("published_steps", path)
+    return benchmark("published_steps", monkeypatch)
+
+
+def benchmark(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -55,3 +58,11 @@ def test_forecast_is_near_what_was_published(published: ModuleType) -> None:
         found = published.seconds_of(published.planned(step, by_formula))
         for phase, limit in allowed[step.name].items():
             assert found[phase] == pytest.approx(step.published[phase], rel=limit), phase
+
+
+def test_page_compares_with_published_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    training = benchmark("published_training", monkeypatch)
+    assert set(training.table()) <= set(PAGE.splitlines())
+    # The deviations that the page explains.
+    for job, limit in zip(training.JOBS, (0.15, 0.20, 0.20, 0.26), strict=True):
+        assert training.tokens_per_gpu(job) == pytest.approx(job.published, rel=limit), job.name
