@@ -155,9 +155,8 @@ def test_search_of_a_stage_changes_its_micro_batch(stage, setting, recipes, caps
 def test_advice_of_fine_tuning_names_its_budget(recipes, capsys):
     budget = ("--batch.tokens_per_micro_batch", "16384", "--gpu", "h200")
     assert quick(recipes, "sft", *budget) == 1
-    assert (
-        "  - batch.tokens_per_micro_batch: 8192 halves the activations" in capsys.readouterr().out
-    )
+    said = capsys.readouterr().out
+    assert "  - batch.tokens_per_micro_batch: 8192 halves the activations" in said
 
 
 @pytest.mark.parametrize("size", [1, 4])
