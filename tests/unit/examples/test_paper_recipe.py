@@ -17,7 +17,7 @@ from megatron_resrl.checks.recipe import inspect_recipe
 from megatron_resrl.config.load import load_recipe
 
 ROOT = Path(__file__).resolve().parents[3]
-FOLDER = ROOT / "examples/paper"
+FOLDER = ROOT / "examples/math_qwen3_4b_8xh100"
 QUESTIONS = ROOT / "tests/data/questions"
 
 PAPER = {
@@ -103,7 +103,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_paper_recipe_has_every_number_of_the_paper():
-    recipe = load_recipe(FOLDER / "math_qwen3_4b.yaml")
+    recipe = load_recipe(FOLDER / "recipe.yaml")
     found = {}
     for name in PAPER:
         section, key = name.split(".")
@@ -116,7 +116,7 @@ def test_paper_recipe_has_every_number_of_the_paper():
 
 def test_paper_recipe_has_no_problem_on_eight_gpus(place, monkeypatch):
     monkeypatch.chdir(place)
-    recipe = load_recipe(FOLDER / "math_qwen3_4b.yaml")
+    recipe = load_recipe(FOLDER / "recipe.yaml")
     found = [each for each in inspect_recipe(recipe, 8, target="cuda") if each.kind == "recipe"]
     assert found == [], "\n".join(map(str, found))
 

@@ -189,5 +189,5 @@ def test_formulas_of_a_stage_are_near_its_dry_run(stage, tmp_path):
         for traffic in formula.traffic:
             key = (traffic.group, traffic.collective)
             sent = sum(t.bytes for t in dry.traffic if (t.group, t.collective) == key)
-            # Formulas leave out embedding and output matrix, a twelfth beside two layers.
-            assert traffic.bytes == pytest.approx(sent, rel=0.1), (rank.role, key)
+            # Formulas leave out embedding and output matrix, a ninth beside two layers.
+            assert traffic.bytes == pytest.approx(sent, rel=0.15), (rank.role, key)
