@@ -91,7 +91,7 @@ def options_parser() -> argparse.ArgumentParser:
         parser.add_argument(*spellings, type=_named(name, convert), default=default, help=meaning)
 
     add("stage", _stage, f"whose recipe it is: {', '.join(STAGES)} (default: train)")
-    add("nodes", _count, "machines of the job (default: 1)")
+    add("nodes", _count, "machines that train; those of vllm.nodes come on top (default: 1)")
     add("gpus_per_node", _count, "GPUs of each, one rank per GPU (default: 8)")
     add("gpu", str, f"{', '.join(GPUS)}; or a name of your own with all rates (default: h100)")
     meaning = "mean length of prompts; sft: tokens of a conversation that are not learned"

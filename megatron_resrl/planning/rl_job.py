@@ -97,8 +97,9 @@ class RlJob(Job):
 
     @property
     def servers(self) -> int:
-        """vLLM servers that generate."""
-        return len(self.recipe.vllm.urls) or self.recipe.vllm.servers
+        """vLLM servers that generate, on all nodes that have them."""
+        vllm = self.recipe.vllm
+        return len(vllm.urls) or vllm.servers * (vllm.nodes or self.cluster.nodes)
 
     @property
     def engine_in_words(self) -> str:

@@ -111,6 +111,18 @@ def test_forecast_of_vllm_has_its_share_and_transfer() -> None:
     ]
 
 
+def test_forecast_counts_the_servers_of_all_nodes() -> None:
+    recipe = dataclasses.replace(VLLM, parallel=ParallelConfig())
+    found = [
+        RlJob.of(
+            dataclasses.replace(recipe, vllm=dataclasses.replace(recipe.vllm, **own)),
+            *(shape_of(LLAMA_8B), Cluster(2, 8, GPUS["h100"]), PlanOptions()),
+        ).servers
+        for own in ({}, {"nodes": 3}, {"urls": ("http://a:1",)})
+    ]
+    assert found == [16, 24, 1]
+
+
 def test_forecast_that_runs_ahead_takes_the_longer_half() -> None:
     ahead = dataclasses.replace(
         VLLM,
