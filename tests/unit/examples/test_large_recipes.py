@@ -1,0 +1,116 @@
+"""Recipes for GPUs: each can be run and fits, and its page prints what `plan` prints."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from tiny_recipe import write_model
+from transformers import AutoTokenizer
+
+from megatron_resrl.checks.recipe import inspect_recipe
+from megatron_resrl.cli import main
+from megatron_resrl.config.load import load_recipe
+from megatron_resrl.config.stages import STAGES, Stage
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = ROOT / "examples"
+QUESTIONS = ROOT / "tests/data/questions"
+LLAMA_8B = "pretrain_to_rl/llama_8b"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A recipe and the GPUs that train."""
+
+    recipe: str
+    model: str
+    gpus: int
+    stage: Stage = "train"
+
+
+CASES = (
+    Case("gsm8k_qwen3_0.6b_1gpu/recipe.yaml", "qwen3-0.6b", 1),
+    Case("math_qwen3_4b_8xh100/recipe.yaml", "qwen3-4b", 8),
+    Case("math_qwen3_8b_32xh100_async/recipe.yaml", "qwen3-8b", 16),
+    Case("llama3_70b_64xh100_fp8/recipe.yaml", "llama-3.1-70b", 64),
+    Case("qwen3_30b_a3b_32xh100/recipe.yaml", "qwen3-30b-a3b", 32),
+    *(
+        Case(f"{LLAMA_8B}/{name}.yaml", "llama-3-8b", gpus, stage)
+        for name, stage in (("pretrain", "pretrain"), ("sft", "sft"), ("train", "train"))
+        for gpus in (8, 64)
+    ),
+)
+PAGES = (
+    "docs/scale.md",
+    *(
+        f"examples/{path}"
+        for path in sorted({f"{Path(case.recipe).parent}/README.md" for case in CASES})
+    ),
+)
+BLOCK = re.compile(r"^```text\n\$ megatron-resrl (plan [^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with stand-ins for the files that recipes name: real shapes, small tokenizers."""
+    folder = tmp_path_factory.mktemp("recipes")
+    tiny = write_model(folder / "tiny")
+    (tiny / "model.safetensors").unlink()
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m['content'] }} {% endfor %}"
+        "{% if not enable_thinking %}3 4{% endif %}"
+    )
+    tokenizer.save_pretrained(tiny)
+    for shape in sorted(path.parent for path in EXAMPLES.glob("models/*/config.json")):
+        shutil.copytree(tiny, folder / "models" / shape.name)
+        shutil.copy(shape / "config.json", folder / "models" / shape.name)
+    shutil.copytree(tiny, folder / "models/Llama-3-tokenizer")
+    (folder / "examples").symlink_to(EXAMPLES)
+    data = folder / "data"
+    shutil.copytree(QUESTIONS, data)
+    for name in ("minerva", "olympiad"):
+        shutil.copy(QUESTIONS / "math500.parquet", data / f"{name}.parquet")
+    row = {"messages": [{"role": r, "content": "3 4"} for r in ("user", "assistant")]}
+    for name in ("conversations", "conversations_heldout"):
+        (data / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.recipe}-{case.gpus}")
+def test_large_recipe_has_no_problem_on_its_gpus(case, place, monkeypatch):
+    monkeypatch.chdir(place)
+    shape = [f"--model.path=models/{case.model}"]
+    recipe = load_recipe(str(EXAMPLES / case.recipe), shape, STAGES[case.stage])
+    problems = inspect_recipe(recipe, case.gpus, case.stage, "cuda")
+    # A downloaded model has weights, and a corpus its token files.
+    assert [str(each) for each in problems if each.kind == "recipe"] == []
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_page_prints_what_plan_prints(page, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    blocks = BLOCK.findall((ROOT / page).read_text())
+    assert blocks
+    for command, printed in blocks:
+        assert main(shlex.split(command)) == 0, command
+        said = iter(capsys.readouterr().out.splitlines())
+        # Some lines are left out, in order.
+        missing = [line for line in printed.splitlines() if line not in said]
+        assert not missing, command
+
+
+def test_pages_plan_every_large_recipe():
+    planned = {
+        (shlex.split(command)[1], "--nodes 8 " in command + " ")
+        for page in PAGES
+        for command, _ in BLOCK.findall((ROOT / page).read_text())
+    }
+    for case in CASES:
+        assert (f"examples/{case.recipe}", case.gpus == 64) in planned, case
