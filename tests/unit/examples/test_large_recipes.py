@@ -53,7 +53,7 @@ PAGES = (
         for path in sorted({f"{Path(case.recipe).parent}/README.md" for case in CASES})
     ),
 )
-BLOCK = re.compile(r"^```text\n\$ megatron-resrl (plan [^\n]*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```text\n\$ megatron-resrl (plan [^\n]*)\n(.*?)^```", re.M | re.S)
 
 
 @pytest.fixture(scope="module")
