@@ -7,6 +7,7 @@ import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from megatron_resrl.config.options import separate_options
 from megatron_resrl.config.stages import STAGES, Stage
 from megatron_resrl.errors import SettingError
 
@@ -60,11 +61,7 @@ def take_options(arguments: Sequence[str]) -> tuple[DoctorOptions, list[str]]:
     Raises:
         SettingError: An option has no value, or none that is possible.
     """
-    try:
-        found, rest = options_parser().parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        name = (error.argument_name or "").split("/")[0]
-        raise SettingError(name, None, "no value follows it", f"write {name} VALUE") from error
+    found, rest = separate_options(options_parser(), arguments)
     stages: dict[str, Stage] = {name: name for name in typing.get_args(Stage)}
     if found.stage not in stages:
         raise SettingError("--stage", found.stage, "no stage", f"stages are {', '.join(stages)}")

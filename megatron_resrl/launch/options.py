@@ -7,9 +7,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from megatron_resrl.config.options import separate_options
 from megatron_resrl.config.recipe_schema import schema_of
 from megatron_resrl.config.stages import STAGES
-from megatron_resrl.errors import InputError, SettingError, closest
+from megatron_resrl.errors import SettingError, closest
 from megatron_resrl.launch.slurm_time import seconds_of
 
 Tasks = Literal["per_node", "per_gpu"]
@@ -135,11 +136,7 @@ def take_options(arguments: Sequence[str]) -> tuple[LaunchOptions, list[str]]:
     Raises:
         SettingError: An option has no value, or none that is possible, or does not exist.
     """
-    try:
-        found, rest = options_parser().parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        name = (error.argument_name or "").split("/")[0]
-        raise InputError(f"{name}: {error.message}") from error
+    found, rest = separate_options(options_parser(), arguments)
     given = vars(found)
     given |= {name: tuple(given[name]) for name in ("setup", "sbatch")}
     for token in rest:

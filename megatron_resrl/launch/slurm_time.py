@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+from megatron_resrl.config import durations
+
 _FORMS = "minutes, minutes:seconds, hours:minutes:seconds, days-hours or days-hours:minutes:seconds"
 _LIMIT = re.compile(r"(?:(?P<days>\d+)-)?(?P<clock>\d+(?::\d{1,2}){0,2})")
 
@@ -17,19 +19,13 @@ def seconds_of(limit: str) -> int:
     match = _LIMIT.fullmatch(limit.strip())
     if match is None:
         raise ValueError(f"a time limit is {_FORMS}")
-    parts = [int(part) for part in match["clock"].split(":")]
-    if match["days"]:
-        hours, minutes, seconds = [*parts, 0, 0][:3]
-        hours += 24 * int(match["days"])
-    elif len(parts) == 3:
-        hours, minutes, seconds = parts
-    else:
-        minutes, seconds = [*parts, 0][:2]
-        hours = 0
-    total = 3600 * hours + 60 * minutes + seconds
-    if total == 0:
-        raise ValueError("a time limit is longer than 0")
-    return total
+    # What other durations do not have: minutes alone, and days with hours alone.
+    if ":" not in match["clock"]:
+        limit = f"{match['days']}-{match['clock']}:00" if match["days"] else f"{limit}:00"
+    try:
+        return int(durations.seconds_of(limit))
+    except ValueError as error:
+        raise ValueError(f"a time limit is longer than 0, and {_FORMS}") from error
 
 
 def time_limit(seconds: float) -> str:

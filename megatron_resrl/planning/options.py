@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from megatron_resrl.config.options import separate_options
 from megatron_resrl.config.stages import STAGES, Stage
 from megatron_resrl.errors import SettingError
 from megatron_resrl.planning.gpus import GPUS, Rates
@@ -148,10 +149,7 @@ def take_options(arguments: Sequence[str]) -> tuple[PlanOptions, list[str]]:
         SettingError: An option has no value, or none that is possible.
     """
     try:
-        found, rest = options_parser().parse_known_args(list(arguments))
-    except argparse.ArgumentError as error:
-        name = (error.argument_name or "").split("/")[0]
-        raise SettingError(name, None, "no value follows it", f"write {name} VALUE") from error
+        found, rest = separate_options(options_parser(), arguments)
     except _Wrong as error:
         raise SettingError(*error.args) from None
     given = vars(found)
