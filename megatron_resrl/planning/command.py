@@ -12,13 +12,14 @@ from megatron_resrl.checks.fp8 import check_fp8_device
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.planning.forecast import Forecast, forecast
-from megatron_resrl.planning.formulas import Layout, estimate
+from megatron_resrl.planning.formulas import estimate
 from megatron_resrl.planning.gpus import Gpu, find_gpu
 from megatron_resrl.planning.job import Job
 from megatron_resrl.planning.layers import layers_for, layers_sentence
 from megatron_resrl.planning.links import Cluster
 from megatron_resrl.planning.machine import Machine
 from megatron_resrl.planning.micro_batch import micro_batch_of
+from megatron_resrl.planning.model_layout import Layout
 from megatron_resrl.planning.options import PlanOptions
 from megatron_resrl.planning.recipe_checks import check_options, problems_of
 from megatron_resrl.planning.report import GIB, columns, layout_words, report

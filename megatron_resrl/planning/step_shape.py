@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.lengths import Lengths
-from megatron_resrl.planning.step_work import StepWork
+from megatron_resrl.planning.step_work import StepWork, replicas_of
 
 
 @dataclass(frozen=True)
@@ -44,19 +44,14 @@ class StepShape:
             prompt_tokens: Mean; None: as long as the recipe allows.
             response_tokens: Mean; None: as long as the recipe allows.
         """
-        parallel, rollout = recipe.parallel, recipe.rollout
-        model_ranks = (
-            parallel.tensor_model_parallel_size
-            * parallel.pipeline_model_parallel_size
-            * parallel.context_parallel_size
-        )
+        rollout = recipe.rollout
         limit = rollout.max_response_length
         return cls(
             prompts=rollout.prompts_per_step,
             group_size=rollout.group_size,
             prompt_tokens=prompt_tokens or recipe.data.max_prompt_length,
             lengths=Lengths(response_tokens or limit, limit),
-            replicas=world_size // model_ranks,
+            replicas=replicas_of(recipe.parallel, world_size),
             updates=recipe.algorithm.updates_per_step,
             micro_batch_size=recipe.algorithm.micro_batch_size,
             packed=recipe.algorithm.sequence_packing,

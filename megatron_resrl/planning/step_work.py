@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_resrl.config.schema import ParallelConfig
+
 
 @dataclass(frozen=True)
 class StepWork:
@@ -25,3 +27,13 @@ class StepWork:
     scoring: bool
     """Whether a pass without gradient over all micro-batches comes before the updates. Then the
     loss is made of what it found, and logits are made again for the backward pass."""
+
+
+def replicas_of(parallel: ParallelConfig, world_size: int) -> int:
+    """Data-parallel copies of the model, of a layout that divides the ranks."""
+    model_ranks = (
+        parallel.tensor_model_parallel_size
+        * parallel.pipeline_model_parallel_size
+        * parallel.context_parallel_size
+    )
+    return world_size // model_ranks

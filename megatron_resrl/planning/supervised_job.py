@@ -16,7 +16,7 @@ from megatron_resrl.planning.lengths import Lengths
 from megatron_resrl.planning.links import Cluster
 from megatron_resrl.planning.micro_batch import micro_batch_of
 from megatron_resrl.planning.options import PlanOptions
-from megatron_resrl.planning.step_work import StepWork
+from megatron_resrl.planning.step_work import StepWork, replicas_of
 from megatron_resrl.planning.supervised_workload import PretrainWorkload, SftWorkload
 from megatron_resrl.policy.model_shape import ModelShape
 from megatron_resrl.policy.throughput import Throughput
@@ -74,7 +74,7 @@ class PretrainJob(SupervisedJob):
             recipe=recipe,
             model=model,
             cluster=cluster,
-            replicas=_replicas(recipe, cluster),
+            replicas=replicas_of(recipe.parallel, cluster.world_size),
             document_tokens=tokens,
         )
 
@@ -168,7 +168,7 @@ class SftJob(SupervisedJob):
             recipe=recipe,
             model=model,
             cluster=cluster,
-            replicas=_replicas(recipe, cluster),
+            replicas=replicas_of(recipe.parallel, cluster.world_size),
             prompt_tokens=prompt,
             response_tokens=response,
         )
@@ -260,13 +260,3 @@ class SftJob(SupervisedJob):
         """See `Job.workloads`."""
         mean = self._conversations(self.prompt_tokens, self.response_tokens)
         return SftWorkload(mean, self._own), SftWorkload(self._longest(), self._own)
-
-
-def _replicas(recipe: PretrainRecipe | SftRecipe, cluster: Cluster) -> int:
-    parallel = recipe.parallel
-    model_ranks = (
-        parallel.tensor_model_parallel_size
-        * parallel.pipeline_model_parallel_size
-        * parallel.context_parallel_size
-    )
-    return cluster.world_size // model_ranks

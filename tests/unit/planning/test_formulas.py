@@ -9,8 +9,9 @@ import pytest
 from planned_models import LLAMA_8B, LLAMA_70B, QWEN_30B, shape_of
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig
-from megatron_resrl.planning.formulas import Layout, Stage, estimate, stages_of
+from megatron_resrl.planning.formulas import Stage, estimate, stages_of
 from megatron_resrl.planning.lengths import Lengths
+from megatron_resrl.planning.model_layout import Layout
 from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.step_shape import StepShape
 from megatron_resrl.policy.sizes import sizes_of
