@@ -86,6 +86,10 @@ def check_tokenizer(facts: RunFacts) -> Iterator[Problem]:
     directory = find_model(value).files
     if setting == "model.path" and not facts.hf_config:
         return  # Reported as a wrong model directory.
+    if not directory.is_dir():
+        fix = "give the directory of a Hugging Face model's tokenizer"
+        yield Problem(setting, value, "there is no such directory", fix, "machine")
+        return
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         fix = "give a directory with the tokenizer of a Hugging Face model"
         problem = f"none of {', '.join(TOKENIZER_FILES)} is there"
