@@ -27,6 +27,7 @@ def test_chat_template_is_not_needed_for_plain_prompts(check, model):
 def test_check_tokenizer_looks_at_a_separate_tokenizer_instead(refused, tmp_path):
     problem = refused(f"--model.tokenizer_path={tmp_path}/other")
     assert (problem.setting, problem.value) == ("model.tokenizer_path", f"{tmp_path}/other")
+    assert (problem.problem, problem.kind) == ("there is no such directory", "machine")
 
 
 def test_tokens_added_to_the_tokenizer_alone_are_refused(refused, check, model, tmp_path):
