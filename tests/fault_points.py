@@ -7,6 +7,7 @@ They are audit events of CPython and of the product, so that nothing is patched:
     rename:ENDING   something gets a name that ends so
     remove:PART     a folder with such a name is deleted
     group:R/I       group I of round R has been logged
+    import:NAME     a module is imported
 """
 
 from __future__ import annotations
@@ -53,6 +54,8 @@ def _is_point(point: str, event: str, args: tuple[Any, ...]) -> bool:
         return bool(writing) and str(args[0]).endswith(name)
     if kind == "group":
         return event == "megatron_resrl.group" and f"{args[1]}/{args[2]}" == name
+    if kind == "import":
+        return event == "import" and args[0] == name
     if kind == "rename":
         return event == "os.rename" and str(args[1]).endswith(name)
     return event == "shutil.rmtree" and name in str(args[0])

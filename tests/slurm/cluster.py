@@ -23,7 +23,7 @@ from ranks import REPOSITORY
 from slurm import cluster_init
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "scontrol", "ip", "nsenter", "unshare")
-NODES = ("n1", "n2", "n3")
+NODES = ("n1", "n2", "n3", "n4")
 GPUS = 2
 """Of each node: character devices that nobody opens."""
 CONTROLLER_PORT, NODE_PORT = 6817, 6818
@@ -119,11 +119,17 @@ class Cluster(AbstractContextManager):
 
     Args:
         folder: Gets configuration, state and logs; made where it is missing.
+
+    Attributes:
+        disk: A small file system of the nodes; outside of the cluster, see `seen`.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.disk = folder / "disk"
         self._init: subprocess.Popen[str] | None = None
+        self._first = ""
+        """The number of its first process."""
         self._inside: list[str] = []
         """Command that puts another one into the cluster's namespaces."""
 
@@ -143,9 +149,10 @@ class Cluster(AbstractContextManager):
             )
         try:
             self._answered()
-            children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text()
+            children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children")
+            self._first = children.read_text().strip()
             spaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
-            self._inside = ["nsenter", f"--target={children.strip()}", *spaces]
+            self._inside = ["nsenter", f"--target={self._first}", *spaces]
             for node in NODES:
                 self._order("start", node)
             wait_until(lambda: self.idle() == set(NODES), 60, self.logs)
@@ -186,6 +193,10 @@ class Cluster(AbstractContextManager):
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
+    def seen(self, path: Path) -> Path:
+        """A path of the nodes, as this process reaches it."""
+        return Path(f"/proc/{self._first}/root{path}")
+
     def idle(self) -> set[str]:
         """Nodes without work that answer."""
         done = self.run("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False)
@@ -218,14 +229,9 @@ class Cluster(AbstractContextManager):
         wait_until(
             lambda: self.job(number)["JobState"] in wanted,
             seconds,
-            lambda: f"job {number}: {self.job(number)}\n{self.output(number)}\n{self.logs()}",
+            lambda: f"job {number}: {self.job(number)}\n{self.logs()}",
         )
         return self.job(number)
-
-    def output(self, number: object) -> str:
-        """What a job has written, all its starts."""
-        path = Path(self.job(number).get("StdOut", ""))
-        return path.read_text() if path.is_file() else ""
 
     def logs(self) -> str:
         """The ends of the services' logs."""
@@ -251,7 +257,7 @@ class Cluster(AbstractContextManager):
         assert answer == "done\n", f"the cluster's first process ended\n{self.logs()}"
 
     def _write_configuration(self) -> None:
-        for name in ("etc", "log", "state", *(f"spool/{node}" for node in NODES)):
+        for name in ("disk", "etc", "log", "state", *(f"spool/{node}" for node in NODES)):
             (self.folder / name).mkdir(parents=True)
         etc = self.folder / "etc"
         addresses = {node: cluster_init.address(index) for index, node in enumerate(NODES)}

@@ -55,6 +55,11 @@ def make_network(folder: Path, nodes: list[str]) -> None:
         call("ip", "link", "set", node, "master", BRIDGE)
 
 
+def mount_disk(folder: Path) -> None:
+    """A small file system that all nodes share, and that can be full."""
+    call("mount", "-t", "tmpfs", "-o", "size=64m", "tmpfs", folder / "disk")
+
+
 def start_services(folder: Path) -> None:
     """Munge and the controller."""
     munge = Path("/run/munge")  # Not below the folder: munge wants it within everybody's reach.
@@ -86,6 +91,7 @@ def main() -> None:
     folder, nodes = Path(sys.argv[1]), sys.argv[2:]
     call("hostname", "controller")
     make_network(folder, nodes)
+    mount_disk(folder)
     start_services(folder)
     running: dict[str, subprocess.Popen] = {}
     answers = sys.stdout

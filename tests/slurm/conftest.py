@@ -1,4 +1,4 @@
-"""One Slurm cluster for all tests of a process."""
+"""One Slurm cluster for all tests of a process, and what its jobs train."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from slurm.cluster import Cluster, missing
+from slurm.jobs import Trainings
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -21,3 +22,9 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     """Brought up by the first test that asks for it, taken down after the last."""
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def trainings(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Trainings:
+    """Tiny trainings on the cluster."""
+    return Trainings(cluster, tmp_path_factory.mktemp("trainings"))
