@@ -77,8 +77,7 @@ def test_launch_refuses_what_the_cluster_has_not(trainings):
     done = trainings.ask(recipe, "--partition=mian", "--submit")
     assert done.returncode == 2
     assert "--partition = 'mian': there is no such partition; did you mean main?" in done.stderr
-    done = trainings.ask(recipe, "--nodes=5", "--gpus_per_node=3", "--submit")
+    done = trainings.ask(recipe, "--gpus_per_node=4", "--ranks_per_node=1", "--submit")
     assert done.returncode == 2
-    assert "--nodes = 5: partition main has 4 nodes" in done.stderr
-    assert "--gpus_per_node = 3: the nodes of partition main have 2 GPUs at most" in done.stderr
+    assert "--gpus_per_node = 4: the nodes of partition main have 2 GPUs at most" in done.stderr
     assert "Traceback" not in done.stderr
