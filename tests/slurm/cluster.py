@@ -75,7 +75,7 @@ PartitionName=spare Nodes=ALL PriorityTier=1 PreemptMode=REQUEUE GraceTime=120 S
 """
 
 
-def missing() -> str | None:
+def obstacle() -> str | None:
     """Why there can be no cluster here; None: there can."""
     lacking = [name for name in PROGRAMS if shutil.which(name, path=_search_path()) is None]
     if lacking:
@@ -90,27 +90,27 @@ def missing() -> str | None:
 def wait_until(
     what: Callable[[], object],
     seconds: float = 300,
-    told: Callable[[], str] = str,
-    gave_up: Callable[[], object] = bool,
+    message: Callable[[], str] = str,
+    hopeless: Callable[[], object] = bool,
 ) -> None:
     """Asks again and again until the answer is true.
 
     Args:
         what: The question.
         seconds: A limit that only a failure reaches, also on a machine that is busy.
-        told: Makes the message of the failure.
-        gave_up: Whether the answer cannot become true any more.
+        message: Makes the message of the failure.
+        hopeless: Whether the answer cannot become true any more.
 
     Raises:
         AssertionError: It never was.
     """
     deadline = time.monotonic() + seconds
     while not what():
-        over = gave_up()  # Asked first: what ended may have made the answer true.
+        over = hopeless()  # Asked first: what ended may have made the answer true.
         if over and what():
             return
         if over or time.monotonic() > deadline:
-            raise AssertionError(f"not within {seconds} s\n{told()}")
+            raise AssertionError(f"not within {seconds} s\n{message()}")
         time.sleep(0.2)
 
 
@@ -121,7 +121,7 @@ class Cluster(AbstractContextManager):
         folder: Gets configuration, state and logs; made where it is missing.
 
     Attributes:
-        disk: A small file system of the nodes; outside of the cluster, see `seen`.
+        disk: A small file system of the nodes; outside of the cluster, see `outside`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -148,7 +148,7 @@ class Cluster(AbstractContextManager):
                 env=self._environment(),
             )
         try:
-            self._answered()
+            self._await_answer()
             children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children")
             self._first = children.read_text().strip()
             spaces = ["--mount", "--uts", "--ipc", "--net", "--pid"]
@@ -165,7 +165,10 @@ class Cluster(AbstractContextManager):
         assert self._init is not None
         assert self._init.stdin is not None
         self._init.stdin.close()
-        self._init.wait(30)
+        try:
+            self._init.wait(60)  # Until the kernel has ended all of it.
+        except subprocess.TimeoutExpired:
+            self._init.kill()
 
     def run(
         self,
@@ -193,7 +196,7 @@ class Cluster(AbstractContextManager):
         assert not check or done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done
 
-    def seen(self, path: Path) -> Path:
+    def outside(self, path: Path) -> Path:
         """A path of the nodes, as this process reaches it."""
         return Path(f"/proc/{self._first}/root{path}")
 
@@ -248,9 +251,9 @@ class Cluster(AbstractContextManager):
         assert self._init is not None
         assert self._init.stdin is not None
         print(*words, file=self._init.stdin, flush=True)
-        self._answered()
+        self._await_answer()
 
-    def _answered(self) -> None:
+    def _await_answer(self) -> None:
         assert self._init is not None
         assert self._init.stdout is not None
         answer = self._init.stdout.readline()

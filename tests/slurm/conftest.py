@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from slurm.cluster import Cluster, missing
+from slurm.cluster import Cluster, obstacle
 from slurm.jobs import Trainings
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skips the tests where there can be no Slurm, with the reason."""
     own = [item for item in items if item.get_closest_marker("slurm")]
-    if own and (reason := missing()):
+    if own and (reason := obstacle()):
         for item in own:
             item.add_marker(pytest.mark.skip(reason=reason))
 

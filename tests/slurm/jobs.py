@@ -75,8 +75,8 @@ class Job:
         """
         wait_until(
             stop.mark(self.marks).exists,
-            told=lambda: f"{stop}\n{self.state()}\n{self.output()}\n{self.cluster.logs()}",
-            gave_up=lambda: self.cluster.ended(self.number),
+            message=lambda: f"{stop}\n{self.state()}\n{self.output()}\n{self.cluster.logs()}",
+            hopeless=lambda: self.cluster.ended(self.number),
         )
 
     def await_requeue(self) -> None:
@@ -164,7 +164,7 @@ class Trainings:
         numbers = re.findall(r"^(\d+):", done.stdout, re.MULTILINE)
         runs = [yaml.safe_load(_file(each).read_text())["output_dir"] for each in recipes]
         return [
-            Job(self.cluster, number, self.cluster.seen(Path(run)), marks)
+            Job(self.cluster, number, self.cluster.outside(Path(run)), marks)
             for number, run in zip(numbers, runs, strict=True)
         ]
 

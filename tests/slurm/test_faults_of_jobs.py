@@ -101,7 +101,7 @@ def test_launch_stops_at_a_full_disk_and_keeps_the_checkpoint(trainings, cluster
     job.await_stop(stop)
     checkpoint = trainings.undisturbed() / "checkpoints" / "step_000004"
     one = sum(file.stat().st_size for file in checkpoint.rglob("*"))
-    disk = os.statvfs(cluster.seen(cluster.disk))
+    disk = os.statvfs(cluster.outside(cluster.disk))
     filler = cluster.disk / "filler"
     cluster.run("fallocate", "-l", disk.f_bavail * disk.f_bsize - one // 2, filler)
     job.limit(1)
