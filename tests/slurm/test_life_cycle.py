@@ -74,9 +74,9 @@ def test_launch_chain_is_cancelled_when_its_first_job_fails(trainings):
 
 def test_launch_refuses_what_the_cluster_has_not(trainings):
     recipe = str(trainings.recipe("refused"))
-    done = trainings.ask(recipe, "--partition=mian", "--submit")
+    done = trainings.ask(recipe, "--partition=mein", "--submit")
     assert done.returncode == 2
-    assert "--partition = 'mian': there is no such partition; did you mean main?" in done.stderr
+    assert "--partition = 'mein': there is no such partition; did you mean main?" in done.stderr
     done = trainings.ask(recipe, "--gpus_per_node=4", "--ranks_per_node=1", "--submit")
     assert done.returncode == 2
     assert "--gpus_per_node = 4: the nodes of partition main have 2 GPUs at most" in done.stderr
