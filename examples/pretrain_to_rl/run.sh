@@ -49,7 +49,8 @@ stage() { # name command recipe [setting ...]
     if [[ -f $OUTPUT/$name/hf/config.json ]]; then
         echo "$OUTPUT/$name is finished; remove it to train again"
     else
-        "$VENV/bin/python" -m megatron_resrl "$@" "${precision[@]}"
+        # What the caller sets comes last, and wins.
+        "$VENV/bin/python" -m megatron_resrl "$1" "$2" "${precision[@]}" "${@:3}"
     fi
 }
 
