@@ -21,12 +21,11 @@ def step_seconds(facts: RunFacts, options: LaunchOptions) -> float | None:
         facts: Of a recipe whose model is there.
         options: Nodes and GPUs.
     """
-    if not isinstance(facts, Facts) or facts.family is None or not options.gpus_per_node:
+    if facts.family is None or not options.gpus_per_node or problems_of(facts):
         return None
-    if problems_of(facts):
-        return None
+    serving = facts.recipe.vllm.nodes if isinstance(facts, Facts) else 0
     plan = PlanOptions(
-        nodes=options.nodes - facts.recipe.vllm.nodes,
+        nodes=options.nodes - serving,
         gpus_per_node=options.ranks_on_node,
         gpu=options.gpu,
         quick=True,
