@@ -72,6 +72,7 @@ def _redirect_to_cpu() -> None:
     _redirect_factories()
     _name_tensor_types_as_cuda()
     _keep_counts_on_host()
+    _leave_own_buffers_in_place()
     logger.info("CUDA is absent: megatron-core is adapted to the CPU (gloo, local layers)")
 
 
@@ -164,3 +165,23 @@ def _keep_counts_on_host() -> None:
 
     moe_utils.maybe_move_tensor_to_cpu = on_host
     token_dispatcher.maybe_move_tensor_to_cpu = on_host
+
+
+def _leave_own_buffers_in_place() -> None:
+    """A single rank's gradients and weights are not sent to itself; gloo makes copies, NCCL none."""
+    from megatron.core.distributed import param_and_grad_buffer
+
+    def without_copies(collective: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(collective)
+        def wrapped(
+            output: torch.Tensor, source: torch.Tensor, *args: Any, group: Any, **options: Any
+        ) -> Any:
+            alone = group.size() == 1 and output.data_ptr() == source.data_ptr()
+            if alone and not options.get("async_op"):
+                return None
+            return collective(output, source, *args, group=group, **options)
+
+        return wrapped
+
+    for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+        setattr(param_and_grad_buffer, name, without_copies(getattr(param_and_grad_buffer, name)))

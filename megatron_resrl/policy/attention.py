@@ -23,6 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.policy.batches import zigzag_positions
 from megatron_resrl.policy.packing import PackedSequences
+from megatron_resrl.policy.rotary import rotate
 
 _STACKED_DIMENSIONS = 5
 
@@ -144,6 +145,9 @@ class SdpaCoreAttention(MegatronModule):
         elif query.is_cuda and allowed is not None and heads != groups:
             # With a mask, CUDA's kernels that hold no [q, k] scores want a key for each head.
             key, value = (x.repeat_interleave(heads // groups, dim=1) for x in (key, value))
+        elif not query.is_cuda:
+            # The CPU's kernel reads a head's rows again and again, faster where they are neighbours.
+            query, key, value = (x.contiguous() for x in (query, key, value))
         context = scaled_dot_product_attention(
             query,
             key,
@@ -262,9 +266,12 @@ class RotatedCacheAttention(SelfAttention):
         *args: Any,
         **kwargs: Any,
     ) -> tuple[Any, ...]:
-        if isinstance(rotary_pos_emb, _TokenAngles):
-            query = self._rotated(query, rotary_pos_emb.query)
-            key = self._rotated(key, rotary_pos_emb.key)
+        whole_on_cpu = inference_context is None and not query.is_cuda
+        if rotary_pos_emb is not None and (
+            isinstance(rotary_pos_emb, _TokenAngles) or whole_on_cpu
+        ):
+            query = self._rotated(query, rotary_pos_emb[0])
+            key = self._rotated(key, rotary_pos_emb[1])
             rotary_pos_emb = None
         # The angles of queries and keys, where keys are cached as they are after the rotation.
         angles = None if inference_context is None else rotary_pos_emb
@@ -280,6 +287,8 @@ class RotatedCacheAttention(SelfAttention):
 
     def _rotated(self, states: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
         """Queries or keys [s, b, heads, head_dim], rotated as the base class does it."""
+        if not states.is_cuda:
+            return rotate(states, angles, rotary_factor(self.config))
         return apply_rotary_pos_emb(
             states,
             angles,
