@@ -157,6 +157,18 @@ class MicroBatch:
         chosen: dict[str, Any] = {name: getattr(self, name)[index] for name in names}
         return dataclasses.replace(self, **chosen, original=None)
 
+    def states_of_targets(self, hidden: Tensor) -> Tensor:
+        """[n, H] of the final states [s, b, H]: those that predict the targets, in their order."""
+        rows, length = self.tokens.shape
+        index = self.host.state_index
+        # Some tokens of a micro-batch may be known on the device alone, which is not asked.
+        if not index.is_cuda and len(index) == rows * length:
+            in_order = torch.arange(rows * length).view(length, rows)
+            if torch.equal(index, in_order.T.flatten()):
+                # Every state predicts one, row by row, as in pretraining: nothing to pick.
+                return hidden.transpose(0, 1).flatten(0, 1)
+        return hidden.flatten(0, 1)[self.state_index]
+
     def to(self, device: torch.device) -> MicroBatch:
         """The same on another device."""
         fields = {name: each for name, each in vars(self).items() if isinstance(each, Tensor)}

@@ -14,8 +14,13 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
-from megatron_resrl.policy.log_probs import CHUNK_ELEMENTS, add_product
+from megatron_resrl.policy.log_probs import CHUNK_ELEMENTS, add_product, empty_total
 from megatron_resrl.policy.vocabulary import VocabularyShard
+
+_CACHED_ELEMENTS = 1 << 21
+"""Logits in a chunk on a CPU: as many as its caches take (8 MiB)."""
+_FEWEST_TOKENS = 128
+"""Of a chunk on a CPU; products of fewer rows are slow."""
 
 
 @dataclass(frozen=True)
@@ -50,17 +55,26 @@ def vocab_parallel_cross_entropy(
         loss: What each target counts.
         vocab_size: Real size of the vocabulary; rows beyond it are padding and get no mass.
         group: Tensor-parallel group; None: the vocabulary is whole.
-        chunk_tokens: Tokens per chunk; default: as many as `CHUNK_ELEMENTS` logits allow.
+        chunk_tokens: Tokens per chunk; default: as many as `CHUNK_ELEMENTS` logits allow, on a CPU
+            as its caches take.
 
     Returns:
         The loss, a scalar, and [2] the sums of -log p and of log Z ^ 2 over the targets, without
         gradient; fp32, or float64 for a float64 output matrix.
     """
-    chunk_tokens = chunk_tokens or max(1, CHUNK_ELEMENTS // output_weight.shape[0])
+    chunk_tokens = chunk_tokens or _tokens_per_chunk(output_weight)
     return _CrossEntropy.apply(
         hidden, output_weight, targets, loss, vocab_size, group, chunk_tokens,
         torch.is_grad_enabled(),
     )  # fmt: skip
+
+
+def _tokens_per_chunk(output_weight: torch.Tensor) -> int:
+    rows = output_weight.shape[0]
+    elements = CHUNK_ELEMENTS
+    if not output_weight.is_cuda:
+        elements = min(elements, max(_CACHED_ELEMENTS, _FEWEST_TOKENS * rows))
+    return max(1, elements // rows)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -79,7 +93,7 @@ class _CrossEntropy(torch.autograd.Function):
         shard = VocabularyShard(weight, vocab_size, 1.0, group)
         sums = hidden.new_zeros(2, dtype=shard.logits_dtype)
         grad_hidden = torch.empty_like(hidden) if with_gradient else None
-        grad_weight = torch.zeros_like(weight, dtype=shard.logits_dtype) if with_gradient else None
+        grad_weight = empty_total(weight, targets, shard.logits_dtype) if with_gradient else None
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             logits = shard.logits(hidden[chunk])
@@ -99,7 +113,7 @@ class _CrossEntropy(torch.autograd.Function):
                 shard.add_to_selected(grad_logits, targets[chunk], -loss.coefficient)
                 grad_logits = grad_logits.to(weight.dtype)
                 torch.mm(grad_logits, weight, out=grad_hidden[chunk])
-                add_product(grad_weight, grad_logits, hidden[chunk])
+                add_product(grad_weight, grad_logits, hidden[chunk], first=start == 0)
                 del grad_logits
             del logits, exponentials  # Before the next chunk's are made.
         if grad_hidden is not None and grad_weight is not None:
@@ -110,5 +124,6 @@ class _CrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: torch.Tensor, _: torch.Tensor) -> tuple[Any, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        return grad_hidden * grad_loss, grad_weight * grad_loss, *[None] * 6
+        # In place: the gradients are made for one backward pass, and a second one is refused.
+        grad_hidden, grad_weight = (each.mul_(grad_loss) for each in ctx.saved_tensors)
+        return grad_hidden, grad_weight, *[None] * 6

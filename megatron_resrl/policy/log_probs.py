@@ -105,7 +105,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
         vocab_size, temperature, group, chunk_tokens, entropy_gradient = ctx.settings
         shard = VocabularyShard(weight, vocab_size, temperature, group)
         grad_hidden = torch.empty_like(hidden)
-        grad_weight = torch.zeros_like(weight, dtype=shard.logits_dtype)
+        grad_weight = empty_total(weight, targets, shard.logits_dtype)
         for start in range(0, len(targets), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             # log p, and below -p, in the same memory.
@@ -122,7 +122,7 @@ class _VocabParallelLogProbs(torch.autograd.Function):
                 grad_logits += from_entropy
             grad_logits = grad_logits.to(weight.dtype)
             torch.mm(grad_logits, weight, out=grad_hidden[chunk])
-            add_product(grad_weight, grad_logits, hidden[chunk])
+            add_product(grad_weight, grad_logits, hidden[chunk], first=start == 0)
             del from_entropy, grad_logits  # Before the next chunk's are made.
         return (grad_hidden, grad_weight.to(weight.dtype), *[None] * 6)
 
@@ -136,12 +136,31 @@ def _entropy_gradient(
     return gradient.mul_(log_p.exp()).mul_(-factor[:, None])
 
 
-def add_product(total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor) -> None:
+def empty_total(weight: torch.Tensor, targets: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """[V / TP, H] for the sum that `add_product` makes; zeros where there is no target to add."""
+    make = torch.empty_like if len(targets) else torch.zeros_like
+    return make(weight, dtype=dtype)
+
+
+def add_product(
+    total: torch.Tensor, grad_logits: torch.Tensor, hidden: torch.Tensor, *, first: bool
+) -> None:
     """total [V / TP, H] += grad_logits [n, V / TP] transposed @ hidden [n, H].
 
     A product of all rows at once would be as large as the weight.
+
+    Args:
+        total: Changed in place.
+        grad_logits: Of a chunk, in the hidden states' type.
+        hidden: Of a chunk.
+        first: What `total` holds has no meaning yet.
     """
     block = max(1, CHUNK_ELEMENTS // hidden.shape[1])
     parts = zip(total.split(block), grad_logits.split(block, dim=1), strict=True)
     for part, part_logits in parts:
-        part += part_logits.T @ hidden
+        if part.dtype == hidden.dtype:
+            torch.addmm(part, part_logits.T, hidden, beta=0 if first else 1, out=part)
+        elif first:
+            part.copy_(part_logits.T @ hidden)
+        else:
+            part += part_logits.T @ hidden

@@ -376,7 +376,7 @@ class Policy:
             hidden = gather_from_sequence_parallel_region(hidden, group=group)
         else:
             hidden = copy_to_tensor_model_parallel_region(hidden, group=group)
-        return hidden.flatten(0, 1)[batch.state_index]
+        return batch.states_of_targets(hidden)
 
     def _log_probs(
         self,

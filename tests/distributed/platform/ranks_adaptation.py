@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 
 import torch
+import torch.distributed as dist
 from transformers import AutoModelForCausalLM
 
 from megatron_resrl.platform.cpu import adapt_megatron_core
@@ -21,6 +23,21 @@ def logits(path: str) -> torch.Tensor:
     assert not any(parameter.is_meta for parameter in model.parameters())
     with torch.no_grad():
         return model(torch.arange(20)[None]).logits
+
+
+def gathers_without_copies() -> bool:
+    """Whether a single rank's own buffer stays as it is, and another one is copied."""
+    from megatron.core.distributed.param_and_grad_buffer import dist_all_gather_func
+
+    with tempfile.NamedTemporaryFile() as file:
+        store = f"file://{file.name}"
+        dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
+        own, other = torch.arange(3.0), torch.zeros(3)
+        version = own._version
+        dist_all_gather_func(own, own, group=dist.group.WORLD)
+        dist_all_gather_func(other, own, group=dist.group.WORLD)
+        dist.destroy_process_group()
+    return own._version == version and torch.equal(own, other)
 
 
 def main() -> None:
@@ -40,6 +57,7 @@ def main() -> None:
         "same_logits": same_logits,
         "meta_context": all(tensor.is_meta for tensor in in_context),
         "cuda_names_cpu": [tensor.device.type for tensor in on_cuda] == ["cpu"] * len(on_cuda),
+        "own_buffers_stay": gathers_without_copies(),
         "dtype_change": str(torch.zeros(2).type(torch.float64).dtype) == "torch.float64",
     }
     print(json.dumps({"found": found}))

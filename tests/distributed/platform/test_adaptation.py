@@ -39,3 +39,7 @@ def test_adaptation_makes_cuda_mean_the_cpu(found: dict) -> None:
 
 def test_adaptation_lets_tensors_change_their_type(found: dict) -> None:
     assert found["dtype_change"]
+
+
+def test_adaptation_sends_a_single_rank_nothing_of_its_own(found: dict) -> None:
+    assert found["own_buffers_stay"]

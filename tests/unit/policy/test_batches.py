@@ -247,6 +247,17 @@ def test_micro_batches_of_rows_equal_those_of_the_selection(case: Case, data: st
         assert one.sequence_index.tolist() == [rows[row] for row in other.sequence_index]
 
 
+@pytest.mark.parametrize("lengths", [(3, 3), (3, 2)], ids=["all states predict", "some do"])
+def test_micro_batch_states_are_those_before_its_targets(lengths: tuple[int, int]) -> None:
+    sequences = [TokenSequence((1,), tuple(range(length))) for length in lengths]
+    for packed in (False, True):
+        (batch,) = micro_batches(sequences, 2, packed=packed, length_multiple=1)
+        rows, length = batch.tokens.shape
+        hidden = torch.arange(length * rows).view(length, rows, 1)
+        states = batch.states_of_targets(hidden)
+        assert torch.equal(states.flatten(), batch.state_index)
+
+
 def test_token_batch_select_keeps_widths_and_order():
     batch = TokenBatch.from_sequences([TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))])
     chosen = batch.select([1])

@@ -75,3 +75,15 @@ def test_cross_entropy_of_no_token_is_zero_with_zero_gradients(inputs):
     assert loss == 0
     assert sums.tolist() == [0, 0]
     assert own.grad.abs().max() == 0
+
+
+def test_cross_entropy_refuses_a_second_backward_pass(inputs):
+    hidden, weight, targets = inputs
+    own = weight.clone().requires_grad_()
+    loss, _ = vocab_parallel_cross_entropy(
+        hidden, own, targets, TokenLoss(1.0), vocab_size=VOCABULARY
+    )
+    loss.backward(retain_graph=True)
+    # The gradients were scaled in place: a second pass would scale them again.
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
