@@ -16,7 +16,8 @@ from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.recipe_schema import RecipeSchema, alternatives, schema_of
 from megatron_resrl.config.schema import Recipe, RunSettings
 from megatron_resrl.config.schema_questions import FileEntry
-from megatron_resrl.config.unknown_names import unknown_setting
+from megatron_resrl.config.stages import Stage
+from megatron_resrl.config.unknown_names import likely_stage, unknown_setting
 from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 
 _FILES = tuple[FileEntry, ...]
@@ -88,18 +89,20 @@ def read_recipe(
     Raises:
         RecipeError: The file cannot be read at all.
     """
-    schema = schema_of(kind)
-    reading = _Reading(schema)
+    content, lines = ({}, {}) if path is None else read_yaml(path)
+    problems: list[Problem] = []
+    options = list(_split(overrides, problems))
+    reading = _Reading(schema_of(kind), likely_stage(content, [name for name, _ in options]))
     if path is not None:
-        content, lines = read_yaml(path)
         places = {name: f"{path}, line {line}" for name, line in lines.items()}
         reading.collect(content, "", places, path)
-    for name, text in _split(overrides, reading.problems):
+    reading.problems += problems
+    for name, text in options:
         reading.apply_override(name, text)
     values = reading.converted()
     sections = {
         name: cls(**{key.partition(".")[2]: values[key] for key in values if _in(key, name)})
-        for name, cls in schema.sections.items()
+        for name, cls in reading.schema.sections.items()
     }
     top = {key: value for key, value in values.items() if "." not in key}
     return kind(**top, **sections), reading.problems
@@ -133,8 +136,14 @@ def _in(setting: str, section: str) -> bool:
 class _Reading:
     """What a user has given of the settings of one schema, and what is wrong with it."""
 
-    def __init__(self, schema: RecipeSchema) -> None:
+    def __init__(self, schema: RecipeSchema, likely: Stage | None) -> None:
+        """
+        Args:
+            schema: Of the recipe.
+            likely: Whose recipe it looks like, see `likely_stage`.
+        """
         self.schema = schema
+        self.likely = likely
         self.given: dict[str, _Given] = {}
         self.problems: list[Problem] = []
 
@@ -148,12 +157,15 @@ class _Reading:
             if name in self.schema.settings:
                 self.given[name] = _Given(value, here)
             elif name not in self.schema.sections:
-                self.problems.append(unknown_setting(self.schema, name, value, here))
+                self.problems.append(self._unknown(name, value, here))
             elif isinstance(value, dict):
                 self.collect(value, f"{name}.", places, place)
             elif value is not None:
                 fix = f"write its settings below it, e.g. {self.schema.members(name)[0]}"
                 self.problems.append(Problem(name, value, f"this is a section ({here})", fix))
+
+    def _unknown(self, name: str, value: Any, place: str) -> Problem:
+        return unknown_setting(self.schema, name, value, place, self.likely)
 
     def apply_override(self, name: str, text: str) -> None:
         """Takes one option of the command line."""
@@ -180,7 +192,7 @@ class _Reading:
             merged = _with_key(self.given.get(mapping), name, mapping, value)
             self.given[mapping] = _Given(merged, place)
         else:
-            self.problems.append(unknown_setting(self.schema, name, value, place))
+            self.problems.append(self._unknown(name, value, place))
 
     def converted(self) -> dict[str, Any]:
         """Values of the right type, by jsonargparse; the others are reported and left out."""

@@ -2,21 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_resrl.config.foreign_names import hint
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.recipe_schema import RecipeSchema, schema_of
-from megatron_resrl.config.stages import STAGES
+from megatron_resrl.config.stages import STAGES, Stage
 from megatron_resrl.errors import closest
 
 _ALIKE, _VERY_ALIKE = 0.7, 0.8
 """How similar a name must be to be the one that was meant: in its own section, and elsewhere."""
 
 
-def unknown_setting(schema: RecipeSchema, name: str, value: Any, place: str) -> Problem:
-    """Looks for the meant setting in the same section first, then everywhere."""
-    if problem := _of_another_stage(schema, name, value, place):
+def likely_stage(content: dict[Any, Any], options: Sequence[str]) -> Stage | None:
+    """The stage whose recipes have more of the names in a recipe than those of any other stage.
+
+    Args:
+        content: Of the recipe, nested.
+        options: Dotted names on the command line.
+    """
+    schemas = {stage: schema_of(kind) for stage, kind in STAGES.items()}
+    names = [*_names(content, {name for each in schemas.values() for name in each.sections})]
+    known = {
+        stage: sum(
+            name in schema.settings or schema.mapping_above(name) is not None
+            for name in (*names, *options)
+        )
+        for stage, schema in schemas.items()
+    }
+    most = max(known.values())
+    best = [stage for stage, count in known.items() if count == most]
+    return best[0] if len(best) == 1 else None
+
+
+def _names(content: dict[Any, Any], sections: set[str]) -> Iterator[str]:
+    """Dotted names of the settings in a recipe's nested content."""
+    for key, value in content.items():
+        if key in sections and isinstance(value, dict):
+            yield from (f"{key}.{leaf}" for leaf in value)
+        else:
+            yield str(key)
+
+
+def unknown_setting(
+    schema: RecipeSchema, name: str, value: Any, place: str, likely: Stage | None = None
+) -> Problem:
+    """Looks for the meant setting in the same section first, then everywhere.
+
+    Args:
+        schema: Of the recipe.
+        name: That no setting of it has.
+        value: What was given.
+        place: Where.
+        likely: Whose recipe it looks like, see `likely_stage`.
+    """
+    if problem := _of_another_stage(schema, name, value, place, likely):
         return problem
     settings, sections = schema.settings, schema.sections
     section, _, leaf = name.rpartition(".")
@@ -47,16 +88,25 @@ def unknown_setting(schema: RecipeSchema, name: str, value: Any, place: str) -> 
     return Problem(name, value, f"there is no such setting ({place})", fix)
 
 
-def _of_another_stage(schema: RecipeSchema, name: str, value: Any, place: str) -> Problem | None:
+def _of_another_stage(
+    schema: RecipeSchema, name: str, value: Any, place: str, likely: Stage | None
+) -> Problem | None:
     """A setting, or section, that recipes of other commands have."""
     having = [
-        command
-        for command, kind in STAGES.items()
+        stage
+        for stage, kind in STAGES.items()
         if name in (other := schema_of(kind)).settings or name in other.sections
     ]
     if not having:
         return None
-    own = next(command for command, kind in STAGES.items() if kind is schema.recipe)
+    own = next(stage for stage, kind in STAGES.items() if kind is schema.recipe)
     kind = "section" if isinstance(value, dict) else "setting"
-    problem = f"it is a {kind} of {having[0]}, not of {own} ({place})"
-    return Problem(name, value, problem, f"run megatron-resrl {having[0]}, or take it out")
+    problem = f"it is a {kind} of {' and '.join(having)}, not of {own} ({place})"
+    if likely in having:
+        fix = (
+            f"this looks like a recipe of {likely}: run megatron-resrl {likely} (check and plan: "
+            f"--stage {likely}), or take it out"
+        )
+    else:
+        fix = f"run megatron-resrl {having[0]}, or take it out"
+    return Problem(name, value, problem, fix)

@@ -141,7 +141,7 @@ def _compare(checkpoint: Path, identity: Identity, settings: RunSettings) -> boo
     for line in found.meaning:
         logger.warning("changed since %s, as checkpoint.resume allows: %s", checkpoint.name, line)
     if found.data:
-        logger.warning("the questions are shuffled anew")
+        logger.warning("the training data are shuffled anew")
     return found.data
 
 

@@ -114,7 +114,7 @@ def test_run_folder_notices_other_questions_model_and_reward(copy):
 
     codes, said = train(copy, "--steps=3", "--seed=4", "--checkpoint.resume=changed")
     assert codes == [0], said
-    assert "the questions are shuffled anew" in said
+    assert "the training data are shuffled anew" in said
     assert "resumed after step 2" in said
     assert [line["step"] for line in read_metrics(run / "run")] == [0, 1, 2, 3]
     state = json.loads((run / "run/checkpoints/step_000003/trainer.json").read_text())

@@ -70,3 +70,4 @@ def test_stages_refuse_the_recipe_of_another_stage(chain):
     assert done.returncode == 2
     assert "rollout = {" in done.stderr
     assert "it is a section of train, not of sft" in done.stderr
+    assert "this looks like a recipe of train: run megatron-resrl train" in done.stderr

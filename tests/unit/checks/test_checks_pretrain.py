@@ -17,6 +17,7 @@ from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.schema_pretrain import PretrainRecipe
+from megatron_resrl.config.stages import STAGES
 from megatron_resrl.corpus.manifest import Manifest, write_manifest
 
 Refused = Callable[..., Problem]
@@ -245,6 +246,32 @@ def test_check_names_the_stage_that_a_setting_is_of(folder):
         load_recipe(str(folder / "recipe.yaml"), ["--rollout={group_size: 4}"], PretrainRecipe)
     with pytest.raises(RecipeError, match="it is a setting of pretrain, not of train"):
         load_recipe(None, ["--data.cache_dir=orders"], Recipe)
+
+
+@pytest.mark.parametrize(
+    ("stage", "recipe"),
+    [
+        (
+            "train",
+            "{rollout: {group_size: 4}, data: {train_files: a}, evaluation: {max_prompts: 2}}",
+        ),
+        ("sft", "{epochs: 2, batch: {sequence_packing: true}, data: {max_length: 8}}"),
+        ("pretrain", "{batch: {global_batch_size: 4}, data: {sequence_length: 8}}"),
+    ],
+)
+def test_check_names_the_stage_of_a_recipe_given_to_another(tmp_path, stage, recipe):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(recipe)
+    for command, kind in STAGES.items():
+        if command == stage:
+            load_recipe(str(path), [], kind)
+            continue
+        with pytest.raises(RecipeError) as raised:
+            load_recipe(str(path), [], kind)
+        said = str(raised.value)
+        assert f"this looks like a recipe of {stage}: run megatron-resrl {stage}" in said
+        assert f"check and plan: --stage {stage}" in said
+        assert f"not of {command}" in said
 
 
 def test_check_notes_a_warm_up_longer_than_the_run(folder):
