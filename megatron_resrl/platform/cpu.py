@@ -168,7 +168,7 @@ def _keep_counts_on_host() -> None:
 
 
 def _leave_own_buffers_in_place() -> None:
-    """A single rank's gradients and weights are not sent to itself; gloo makes copies, NCCL none."""
+    """A rank sends no gradients and weights to itself alone: gloo copies them, NCCL does not."""
     from megatron.core.distributed import param_and_grad_buffer
 
     def without_copies(collective: Callable[..., Any]) -> Callable[..., Any]:

@@ -146,7 +146,7 @@ class SdpaCoreAttention(MegatronModule):
             # With a mask, CUDA's kernels that hold no [q, k] scores want a key for each head.
             key, value = (x.repeat_interleave(heads // groups, dim=1) for x in (key, value))
         elif not query.is_cuda:
-            # The CPU's kernel reads a head's rows again and again, faster where they are neighbours.
+            # The CPU's kernel reads a head's rows often, and faster where they are neighbours.
             query, key, value = (x.contiguous() for x in (query, key, value))
         context = scaled_dot_product_attention(
             query,

@@ -253,7 +253,7 @@ def test_check_names_the_stage_that_a_setting_is_of(folder):
     [
         (
             "train",
-            "{rollout: {group_size: 4}, data: {train_files: a}, evaluation: {max_prompts: 2}}",
+            "{rollout: {group_size: 4}, evaluation: {max_prompts: 2}}",
         ),
         ("sft", "{epochs: 2, batch: {sequence_packing: true}, data: {max_length: 8}}"),
         ("pretrain", "{batch: {global_batch_size: 4}, data: {sequence_length: 8}}"),
