@@ -10,7 +10,6 @@ from megatron_resrl.doctor.facts.rank import RankFacts
 from megatron_resrl.doctor.finding import Finding, Severity, at
 
 _ON = ("1", "true", "yes", "on", "y")
-_TRACES = ("trace",)
 
 
 @dataclass(frozen=True)
@@ -31,10 +30,17 @@ def _is_off(value: str) -> bool:
     return value.lower() in ("0", "false", "no", "off", "n")
 
 
+def _is_level_zero(value: str) -> bool:
+    return value.upper() in ("0", "LOC")
+
+
+_THROUGH_HOST = "GPUs of a host exchange data through host memory instead of NVLink or PCIe"
+
+
 _RULES: dict[str, _Rule] = {
     "CUDA_LAUNCH_BLOCKING": _Rule(_is_on, "the host waits for every kernel: several times slower"),
     "PYTORCH_NO_CUDA_MEMORY_CACHING": _Rule(
-        _is_on, "every tensor is allocated by the driver: many times slower"
+        bool, "every tensor is allocated by the driver: many times slower"
     ),
     "TORCH_DISTRIBUTED_DEBUG": _Rule(
         lambda value: value.upper() == "DETAIL",
@@ -48,17 +54,12 @@ _RULES: dict[str, _Rule] = {
         _is_on, "every collective is recorded in the store: slower", severity="note"
     ),
     "NCCL_DEBUG": _Rule(
-        lambda value: value.lower() in _TRACES,
+        lambda value: value.upper() == "TRACE",
         "NCCL writes a line for every call",
         "set it to WARN or INFO",
     ),
-    "NCCL_P2P_DISABLE": _Rule(
-        _is_on, "GPUs of a host exchange data through host memory instead of NVLink or PCIe"
-    ),
-    "NCCL_P2P_LEVEL": _Rule(
-        lambda value: value.upper() in ("0", "LOC"),
-        "GPUs of a host exchange data through host memory instead of NVLink or PCIe",
-    ),
+    "NCCL_P2P_DISABLE": _Rule(_is_on, _THROUGH_HOST),
+    "NCCL_P2P_LEVEL": _Rule(_is_level_zero, _THROUGH_HOST),
     "NCCL_SHM_DISABLE": _Rule(
         _is_on, "GPUs without NVLink or PCIe access exchange data through the network"
     ),
@@ -67,7 +68,7 @@ _RULES: dict[str, _Rule] = {
     ),
     "NCCL_NVLS_ENABLE": _Rule(_is_off, "NVSwitch does not add up all-reduces", severity="note"),
     "NCCL_NET_GDR_LEVEL": _Rule(
-        lambda value: value.upper() in ("0", "LOC"),
+        _is_level_zero,
         "network cards reach GPUs through host memory",
         severity="note",
     ),
