@@ -136,7 +136,7 @@ def all_reduce(size: int, device: torch.device, seconds: float) -> dict[str, Any
     once = _largest(_seconds(lambda: dist.all_reduce(numbers), 1), device)
     repeats = min(_MANY, max(_FEW, int(seconds / once)))
     taken = _largest(_seconds(lambda: dist.all_reduce(numbers), repeats) / repeats, device)
-    return {"bytes": size, "seconds": taken, "right": right}
+    return {"bytes": size, "seconds": taken, "ranks": dist.get_world_size(), "right": right}
 
 
 def between(pair: Pair, own: int, device: torch.device, size: int) -> dict[str, Any]:

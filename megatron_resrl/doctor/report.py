@@ -56,7 +56,6 @@ def as_json(examination: Examination, findings: Sequence[Finding]) -> dict[str, 
         findings: What the rules have found.
     """
     measured = examination.measured
-    count = len(measured)
     return {
         "schema": SCHEMA,
         "version": __version__,
@@ -74,7 +73,7 @@ def as_json(examination: Examination, findings: Sequence[Finding]) -> dict[str, 
                 "bytes": each["bytes"],
                 "seconds": each["seconds"],
                 "algorithm_bandwidth": each["bytes"] / each["seconds"],
-                "bus_bandwidth": bus_bandwidth(each["bytes"], each["seconds"], count),
+                "bus_bandwidth": bus_bandwidth(each["bytes"], each["seconds"], each["ranks"]),
             }
             for facts in measured.values()
             for each in facts.all_reduces
@@ -200,7 +199,7 @@ def _tables(examination: Examination) -> Iterator[str]:
         yield f"  {'all-reduce':>12}{'time':>12}{'algorithm':>14}{'bus':>14}"
     for row in rows:
         size, seconds = row["bytes"], row["seconds"]
-        bus = bus_bandwidth(size, seconds, len(examination.measured))
+        bus = bus_bandwidth(size, seconds, row["ranks"])
         yield (
             f"  {_power_of_two(size):>12}{seconds * 1e6:>9.0f} us"
             f"{format_bytes(size / seconds) + '/s':>14}{format_bytes(bus) + '/s':>14}"

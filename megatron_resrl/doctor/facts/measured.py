@@ -64,7 +64,7 @@ class Measured:
     """Of the last part."""
     best_flops: float | None = None
     all_reduces: list[dict[str, Any]] = field(default_factory=list)
-    """`bytes`, `seconds`, and `right`: whether the sum was; on the first rank only."""
+    """`bytes`, `seconds`, `ranks`, and `right`: whether the sum was; on the first rank only."""
     links: list[dict[str, Any]] = field(default_factory=list)
     """`ranks`, `latency_s`, `bytes`, `bandwidth` of each pair of which this rank is the first."""
     unfinished: str | None = None

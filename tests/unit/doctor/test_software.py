@@ -76,6 +76,10 @@ def test_software_that_fits_together_has_no_findings():
         (changed(torch={"nccl": "2.19.3"}), "software.nccl"),
         (changed(failure="no answer within 180 s"), "software.no_answer"),
         (
+            changed(core_lacks="megatron-core 0.19 imports triton (x): run pip install triton"),
+            "software.triton",
+        ),
+        (
             changed(import_errors={"transformer_engine.pytorch": "ImportError: undefined symbol"}),
             "software.import",
         ),
