@@ -74,7 +74,7 @@ def ask(
         for file in (out, err):
             file.seek(0)
             texts.append(file.read().decode("utf-8", "replace"))
-    if failure is not None and (said := texts[1].strip()):
+    if failure is not None and (said := " ".join(texts[1].split())):
         failure += f"; it said: {said[-_ERROR_CHARACTERS:]}"
     return Answer(list(_objects(texts[0])), texts[0], failure)
 

@@ -106,6 +106,20 @@ def test_doctor_names_every_fault_of_a_host(tmp_path: Path):
     assert "WRONG host " in out
 
 
+def test_doctor_runs_where_torch_cannot_be_imported(tmp_path: Path):
+    """As with CUDA libraries of another version in LD_LIBRARY_PATH."""
+    (tmp_path / "torch").mkdir()
+    error = 'raise ImportError("libcudart.so.12: cannot open shared object file")'
+    (tmp_path / "torch" / "__init__.py").write_text(error)
+    command = [*DOCTOR, "--quick", "--json", "--output_dir", str(tmp_path)]
+    ended = start(command, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
+    out, err = ended.communicate(timeout=300)
+    assert ended.returncode == 1, err
+    found = {each["rule"]: each["problem"] for each in json.loads(out)["findings"]}
+    assert "cannot be imported (ImportError: libcudart.so.12" in found["software.import"]
+    assert found["links.unfinished"].startswith("the import of torch did not come to its end")
+
+
 @contextlib.contextmanager
 def network(hosts: int) -> Iterator[list[str]]:
     """Network namespaces, one for each host, on a bridge; addresses 10.231.0.1 and on.
