@@ -25,9 +25,15 @@ from megatron_resrl.checkpoint.checksums import SUMS_FILE, sums_size, write_sums
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.errors import InputError, RunFileError
 from megatron_resrl.platform.run_files import (
+    BEST,
     CHECKPOINTS,
+    LATEST,
+    SIZES_FILE,
+    TRAINER_FILE,
     finished_checkpoints,
     is_checkpoint_name,
+    read_marker,
+    read_sizes,
     step_of,
 )
 from megatron_resrl.weights import torch_dist_files
@@ -35,10 +41,6 @@ from megatron_resrl.weights.torch_dist_files import COMMON_FILE
 
 logger = logging.getLogger(__name__)
 
-TRAINER_FILE = "trainer.json"
-SIZES_FILE = "sizes.json"
-LATEST = "latest"
-BEST = "best"
 _MEGATRON_PARTS = ("metadata.json", ".metadata")
 _PARTS = (TRAINER_FILE, *_MEGATRON_PARTS, COMMON_FILE, SUMS_FILE)
 _INCOMPLETE = ".incomplete"
@@ -220,14 +222,6 @@ def make_latest(path: Path) -> None:
             _discard(other)
 
 
-def read_marker(root: Path, marker: str) -> Path | None:
-    """What `latest` or `best` names; None without such a file."""
-    try:
-        return root / (root / marker).read_text(errors="replace").strip()
-    except FileNotFoundError:
-        return None
-
-
 def _note_sizes(folder: Path) -> None:
     """Writes the size of every file, so that a truncated file is detected without reading it."""
     sizes = {
@@ -247,15 +241,13 @@ def _noted_sizes(path: Path) -> dict[str, int]:
         CheckpointError: The list is damaged.
     """
     try:
-        sizes = json.loads((path / SIZES_FILE).read_text())
-        return {str(name): int(size) for name, size in sizes.items()}
-    except FileNotFoundError:
-        return dict.fromkeys(_PARTS, 1)
-    except (ValueError, TypeError, AttributeError) as error:
+        sizes = read_sizes(path)
+    except ValueError as error:
         raise CheckpointError(
             f"checkpoint {path}: {SIZES_FILE} is damaged ({error}); remove the folder to continue "
             "from an older checkpoint"
         ) from error
+    return dict.fromkeys(_PARTS, 1) if sizes is None else sizes
 
 
 def _check_room(root: Path) -> None:

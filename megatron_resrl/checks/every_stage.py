@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from importlib.util import find_spec
 
@@ -18,12 +20,32 @@ from megatron_resrl.checks.values import check_ranges
 from megatron_resrl.config.durations import seconds_of
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import OptimizerConfig, RunSettings
+from megatron_resrl.observe.prometheus_endpoint import ADDRESS
 
 
 def _check_wandb(project: str | None) -> Iterator[Problem]:
     if project is not None and find_spec("wandb") is None:
         fix = "install the `wandb` extra (pip install megatron-resrl[wandb]) or set it to null"
         yield Problem("logging.wandb_project", project, "wandb is not installed", fix, "machine")
+
+
+def _check_prometheus(port: int | None, *, elsewhere: bool) -> Iterator[Problem]:
+    """The extra is installed, and the port is free on rank 0's host."""
+    if port is None:
+        return
+    setting = "logging.prometheus_port"
+    if find_spec("prometheus_client") is None:
+        fix = "install the `prometheus` extra (pip install megatron-resrl[prometheus]) or set null"
+        yield Problem(setting, port, "prometheus-client is not installed", fix, "machine")
+    if elsewhere or os.environ.get("RANK", "0") != "0" or not 0 < port < 65536:
+        return
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((ADDRESS, port))
+        except OSError as error:
+            fix = "choose another port above 1023, or set it to null"
+            yield Problem(setting, port, f"the port cannot be used ({error})", fix, "machine")
 
 
 def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
@@ -74,6 +96,9 @@ COMMAND_CHECKS: tuple[RunCheck, ...] = (
 
 STAGE_CHECKS: tuple[RunCheck, ...] = (
     lambda facts: _check_schedule(facts.recipe.optimizer),
+    lambda facts: _check_prometheus(
+        facts.recipe.logging.prometheus_port, elsewhere=facts.elsewhere
+    ),
     lambda facts: _check_time_budget(facts.recipe.time_budget),
     lambda facts: _check_rollback(facts.recipe),
     *ROOM_CHECKS,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_resrl.cli import check, doctor, launch, plan, serve, stages
+from megatron_resrl.cli import check, doctor, launch, plan, serve, stages, status
 from megatron_resrl.cli.command import CliCommand
 
 COMMANDS: dict[str, CliCommand] = {
@@ -15,4 +15,5 @@ COMMANDS: dict[str, CliCommand] = {
     "launch": launch.LAUNCH,
     "serve": serve.SERVE,
     "doctor": doctor.DOCTOR,
+    "status": status.STATUS,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import textwrap
@@ -14,6 +15,7 @@ from megatron_resrl.cli.start import rank_name
 from megatron_resrl.config.problems import RecipeError
 from megatron_resrl.config.stages import STAGES
 from megatron_resrl.errors import UNUSABLE, InputError, RunError, exit_status
+from megatron_resrl.observe.log_format import logs_json
 from megatron_resrl.platform.ending import process_ends_with_block, record_failure
 
 _USAGE = """\
@@ -89,7 +91,10 @@ def _command_lines() -> str:
 def _ended(error: BaseException, *, once_per_host: bool = False) -> int:
     """Says why the process ends, also to torchrun. Returns its status."""
     if not once_per_host or os.environ.get("LOCAL_RANK", "0") == "0":
-        print(f"{rank_name()}{error}", file=sys.stderr)
+        if logs_json():
+            logging.getLogger("megatron_resrl").error("%s", error)
+        else:
+            print(f"{rank_name()}{error}", file=sys.stderr)
     record_failure(error)
     return exit_status(error)
 

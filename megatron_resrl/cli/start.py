@@ -14,6 +14,7 @@ from megatron_resrl.config.schema import Recipe, RunSettings
 from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.config.stages import Command, Stage
+from megatron_resrl.observe.log_format import log_as_json
 from megatron_resrl.platform.launch import rank_variables, require_meeting_place
 from megatron_resrl.platform.places import own_place
 from megatron_resrl.user_files import split_name
@@ -50,6 +51,8 @@ def start(
     logging.getLogger("megatron").setLevel(logging.WARNING)
     logging.getLogger("httpx").setLevel(logging.WARNING)  # It says every request.
     recipe = load_recipe(path, overrides, kind)
+    if recipe.logging.format == "json":
+        log_as_json()
     prepare_megatron(recipe)
     notes = require_valid(recipe, int(os.environ.get("WORLD_SIZE", "1")), command)
     require_meeting_place(os.environ)

@@ -281,6 +281,12 @@ class LoggingConfig:
     """Labels to find it by."""
     sample_responses: Annotated[int, at_least(0)] = 2
     """Responses of each step written with the metrics, to read."""
+    format: Literal["text", "json"] = "text"
+    """Lines of the log: text for people, or `json`, one object per line with time, level, rank,
+    host, step, phase and message; there is no bar then."""
+    prometheus_port: Annotated[int | None, between(1, 65535)] = None
+    """Port on 127.0.0.1 of rank 0's host from which a Prometheus scraper gets the metrics of the
+    last step (needs the `prometheus` extra); null: off."""
     progress_bar: bool = True
     """Draw a bar with steps, phase, reward and time left on a terminal; false, and in a log file:
     a line for each step, and one for a phase that takes longer than 30 s."""

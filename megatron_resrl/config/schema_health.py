@@ -13,7 +13,7 @@ Reaction = Literal["off", "warn", "rollback"]
 
 @dataclass(frozen=True)
 class HealthConfig:
-    """Spikes and collapses: when to warn, and when to go back to a checkpoint."""
+    """Spikes, collapses and slow ranks: when to warn, and when to go back to a checkpoint."""
 
     loss_spike: Reaction = "warn"
     """A loss that lies `deviations` above the median of the last `window` steps. `rollback`: go
@@ -39,3 +39,8 @@ class HealthConfig:
     """Steps whose median must have fallen."""
     max_rollbacks: Annotated[int, at_least(1)] = 3
     """A run that would go back once more ends instead."""
+    straggler_ratio: Annotated[float | None, above(1)] = 1.5
+    """A rank is slow if a phase takes it this many times as long as the median rank, waits for
+    other ranks not counted; null: ranks are not compared."""
+    straggler_steps: Annotated[int, at_least(1)] = 5
+    """Steps in a row in which the same rank must be slow before a warning names it."""

@@ -202,6 +202,15 @@ METRICS = {
     "health/rollbacks": Metric(
         "how often the run has gone back to a checkpoint, if it has", "rollbacks"
     ),
+    "straggler/rank": Metric(
+        "the rank that the others wait for longest in a phase, waits of its own not counted", "rank"
+    ),
+    "straggler/wait_seconds": Metric(
+        "its own time in this phase above that of the median rank of its pipeline stage", "seconds"
+    ),
+    "straggler/<phase>_ratio": Metric(
+        "own time of the slowest rank in a phase over that of the median rank", "-"
+    ),
     "sync/seconds": Metric("transfer of the weights to rollout servers", "seconds"),
     "sync/gb_per_s": Metric("its speed", "GB/s"),
     "sync/servers": Metric("servers that got the weights", "servers"),

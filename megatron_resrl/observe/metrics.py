@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.observe.prometheus_endpoint import PrometheusEndpoint
 from megatron_resrl.observe.wandb_sink import WandbRun, WeightsAndBiases
 
 
@@ -33,12 +34,13 @@ class MetricsLogger(contextlib.AbstractContextManager):
         tensorboard: Write events to `<output_dir>/tensorboard`.
         wandb_project: Weights & Biases project; None: off.
         wandb_name, wandb_entity, wandb_group, wandb_tags: See `logging.wandb_name` and so on.
+        prometheus_port: Port for scrapers; None: none.
         resume_step: The run continues after this step: what the files hold of later steps is
             dropped, since those steps are done again. None: a new run; files of an earlier run
             in the directory are set aside under another name.
 
     Raises:
-        ImportError: Weights & Biases is asked for and not installed.
+        ImportError: Weights & Biases or Prometheus is asked for and not installed.
         InputError: A file of the run to be continued holds something else.
     """
 
@@ -52,6 +54,7 @@ class MetricsLogger(contextlib.AbstractContextManager):
         wandb_entity: str | None = None,
         wandb_group: str | None = None,
         wandb_tags: Sequence[str] = (),
+        prometheus_port: int | None = None,
         resume_step: int | None = None,
     ) -> None:
         directory = Path(output_dir)
@@ -65,6 +68,8 @@ class MetricsLogger(contextlib.AbstractContextManager):
         if wandb_project is not None:
             names = WandbRun(wandb_project, wandb_name, wandb_entity, wandb_group, wandb_tags)
             self._sinks.append(WeightsAndBiases(names, directory, resume_step))
+        if prometheus_port is not None:
+            self._sinks.append(PrometheusEndpoint(prometheus_port))
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Writes one step's metrics.

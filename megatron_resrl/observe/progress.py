@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable
 from typing import TextIO
 
 from tqdm import tqdm
@@ -34,6 +35,7 @@ class Progress:
         enabled: False: nothing is written; for all ranks but one.
         bar: False: lines on a terminal, too.
         stream: Where to write; default: standard error.
+        write: Takes lines instead of the stream.
     """
 
     def __init__(
@@ -44,11 +46,13 @@ class Progress:
         enabled: bool = True,
         bar: bool = True,
         stream: TextIO | None = None,
+        write: Callable[[str], None] | None = None,
     ) -> None:
         self._total = total
         self._start = start
         self._began = time.monotonic()
         self._stream = stream or sys.stderr
+        self._write = write or self._print
         self._lines = enabled and not (bar and _has_columns(self._stream))
         self._bar = _Bar(total, start, self._stream) if enabled and not self._lines else None
 
@@ -76,16 +80,18 @@ class Progress:
                 f"{seconds:.1f} s/step",
                 f"{left} left",
             )
-            print("  ".join(filter(None, parts)), file=self._stream, flush=True)
-            last_output.touch()
+            self._write("  ".join(filter(None, parts)))
 
     def message(self, text: str) -> None:
         """Writes a line without tearing the bar apart."""
         if self._bar is not None:
             self._bar.message(text)
         elif self._lines:
-            print(text, file=self._stream, flush=True)
-            last_output.touch()
+            self._write(text)
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+        last_output.touch()
 
     def close(self) -> None:
         """Leaves the finished bar on the terminal."""

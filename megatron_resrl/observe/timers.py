@@ -18,12 +18,17 @@ class PhaseTimers:
 
     Args:
         clock: Tells the time; None: the host's.
+
+    Attributes:
+        waited: Phase -> seconds of it in `waiting`, in the step that `collect` returned last.
     """
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._clock = clock or HostClock()
-        self._spans: list[tuple[str, Any, Any]] = []
+        self._spans: list[tuple[str, Any, Any, bool]] = []
         self._open: list[str] = []
+        self._waits = 0
+        self.waited: dict[str, float] = {}
         self._mark = self._clock.mark()
 
     @contextlib.contextmanager
@@ -36,6 +41,17 @@ class PhaseTimers:
         finally:
             self._account()
             self._open.pop()
+
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Counts the block's time for the open phase, and as a wait for other ranks."""
+        self._account()
+        self._waits += 1
+        try:
+            yield
+        finally:
+            self._account()
+            self._waits -= 1
 
     def current_phase(self) -> str:
         """The innermost open phase; "other" outside all of them. For time-out messages."""
@@ -50,8 +66,12 @@ class PhaseTimers:
         """
         self._account()
         seconds: dict[str, float] = {}
-        for name, first, last in self._spans:
-            seconds[name] = seconds.get(name, 0.0) + self._clock.seconds(first, last)
+        self.waited = {}
+        for name, first, last, waits in self._spans:
+            passed = self._clock.seconds(first, last)
+            seconds[name] = seconds.get(name, 0.0) + passed
+            if waits:
+                self.waited[name] = self.waited.get(name, 0.0) + passed
         self._spans = []
         other = seconds.pop("other", 0.0)
         return {**seconds, "other": other}
@@ -59,5 +79,5 @@ class PhaseTimers:
     def _account(self) -> None:
         """Counts the time since the last mark for the innermost open phase."""
         now = self._clock.mark()
-        self._spans.append((self.current_phase(), self._mark, now))
+        self._spans.append((self.current_phase(), self._mark, now, self._waits > 0))
         self._mark = now

@@ -7,7 +7,7 @@ import datetime
 import os
 import random
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -20,6 +20,7 @@ from megatron_resrl.errors import InputError, RunError, RunFileError
 from megatron_resrl.platform.cpu import adapt_megatron_core
 from megatron_resrl.platform.ending import Deadline
 from megatron_resrl.platform.launch import device_of, require_meeting_place
+from megatron_resrl.platform.meetings import meeting
 from megatron_resrl.platform.phases import named_phase, start_heartbeat, stop_heartbeat
 from megatron_resrl.platform.places import own_place
 
@@ -208,15 +209,31 @@ def shutdown() -> None:
 def broadcast_object(value: Any, source: int = 0, group: dist.ProcessGroup | None = None) -> Any:
     """Gives every rank of `group` the picklable value of global rank `source`."""
     box = [value]
-    dist.broadcast_object_list(box, src=source, group=group or _object_group)
+    with meeting():
+        dist.broadcast_object_list(box, src=source, group=group or _object_group)
     return box[0]
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
     """Every rank's picklable value, in rank order, on every rank of `group`."""
     values: list[Any] = [None] * dist.get_world_size(group)
-    dist.all_gather_object(values, value, group=group or _object_group)
+    with meeting():
+        dist.all_gather_object(values, value, group=group or _object_group)
     return values
+
+
+def gather_numbers(values: Sequence[float]) -> list[list[float]]:
+    """Every rank's numbers in rank order, on rank 0; on the others nothing. Collective.
+
+    Args:
+        values: As many on all ranks.
+    """
+    own = torch.tensor(values, dtype=torch.float64)
+    first = dist.get_rank() == 0
+    gathered = [torch.empty_like(own) for _ in range(dist.get_world_size())] if first else None
+    with meeting():
+        dist.gather(own, gathered, dst=0, group=_object_group)
+    return [each.tolist() for each in gathered or ()]
 
 
 def run_on_rank_zero(
@@ -282,15 +299,17 @@ def run_on_every_rank(action: Callable[[], Result]) -> Result:
 def any_rank(flag: bool, group: dist.ProcessGroup | None = None) -> bool:
     """Whether `flag` is true on at least one rank; the same answer everywhere."""
     tensor = torch.full((), float(flag), device=device())
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
-    return bool(tensor.item())
+    with meeting():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+        return bool(tensor.item())
 
 
 def max_over_ranks(value: int, group: dist.ProcessGroup | None = None) -> int:
     """The largest `value` of all ranks of `group`; the same answer everywhere."""
     tensor = torch.full((), value, dtype=torch.int64, device=device())
-    dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
-    return int(tensor.item())
+    with meeting():
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX, group=group)
+        return int(tensor.item())
 
 
 def sum_over_ranks(tensor: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

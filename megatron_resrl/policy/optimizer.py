@@ -18,6 +18,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_resrl.config.schema import OptimizerConfig, ParallelConfig
 from megatron_resrl.platform.distributed import any_rank
+from megatron_resrl.platform.meetings import meeting
 from megatron_resrl.policy.gpt import PolicyModel
 
 
@@ -117,7 +118,8 @@ def make_optimizer(
     )
 
     def finish_gradients(models: Any, num_tokens: Any = None, **kwargs: Any) -> None:
-        finalize_model_grads(models, None, **kwargs)
+        with meeting():  # Replicas come here when each has its own gradients.
+            finalize_model_grads(models, None, **kwargs)
 
     config.finalize_model_grads_func = finish_gradients
     if chunks[0].ddp_config.overlap_grad_reduce:

@@ -8,7 +8,6 @@ once: there is nothing to save.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import signal
 import sys
@@ -24,7 +23,7 @@ import torch.distributed as dist
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import max_over_ranks
 from megatron_resrl.platform.phases import current_step, named_phase
-from megatron_resrl.platform.run_files import INTERRUPTED
+from megatron_resrl.platform.run_files import INTERRUPTED, write_whole
 
 SIGNALS = (signal.SIGUSR1, signal.SIGINT, signal.SIGTERM)
 """SIGUSR1: the time limit is near. SIGINT: Ctrl-C. SIGTERM: end now, as Slurm, Kubernetes and
@@ -103,7 +102,8 @@ class Interruption(contextlib.AbstractContextManager):
         reason = name or TIME_BUDGET
         if dist.get_rank() == 0:
             note = {"reason": reason, "signal": name, "step": step, "checkpoint": str(checkpoint)}
-            _write_whole(self._file, json.dumps(note | {"time": time.time()}) + "\n")
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(self._file, note | {"time": time.time()})
         with named_phase("interruption"):
             dist.barrier()  # A launcher may end all ranks as soon as one has ended.
         status = self._exit_code
@@ -156,11 +156,3 @@ def _start_resource_tracker() -> None:
         resource_tracker.ensure_running()  # Inherits the mask.
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _write_whole(path: Path, text: str) -> None:
-    """Writes a file that is seen either whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f"{path.name}.new")
-    new.write_text(text, encoding="utf-8")
-    os.replace(new, path)

@@ -56,9 +56,16 @@ class Journal(contextlib.AbstractContextManager):
             wandb_entity=settings.wandb_entity,
             wandb_group=settings.wandb_group,
             wandb_tags=settings.wandb_tags,
+            prometheus_port=settings.prometheus_port,
             resume_step=resume_step,
         )
-        self._progress = Progress(steps, start=resume_step or 0, bar=settings.progress_bar)
+        as_json = settings.format == "json"
+        self._progress = Progress(
+            steps,
+            start=resume_step or 0,
+            bar=settings.progress_bar and not as_json,
+            write=logger.info if as_json else None,
+        )
 
     def write_recipe(self, text: str) -> None:
         """Keeps the resolved recipe beside what it makes; another one is set aside."""

@@ -16,19 +16,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.checkpoint.folders import (
-    CheckpointError,
-    check_whole,
-    make_latest,
-)
+from megatron_resrl.checkpoint.folders import CheckpointError, check_whole, make_latest
 from megatron_resrl.errors import RunError
-from megatron_resrl.platform.run_files import CHECKPOINTS, finished_checkpoints, step_of
+from megatron_resrl.platform.run_files import (
+    CHECKPOINTS,
+    ROLLBACKS,
+    finished_checkpoints,
+    step_of,
+)
 from megatron_resrl.training.stage import StageState
 
 logger = logging.getLogger(__name__)
-
-FILE = "rollbacks.jsonl"
-"""Below the output directory."""
 
 
 class CannotRollBack(RunError):
@@ -67,7 +65,7 @@ class Rollback:
 def read_rollbacks(output_dir: Path) -> list[Rollback]:
     """All rollbacks of a run in their order; a last line that is torn does not count."""
     try:
-        text = (Path(output_dir) / FILE).read_text(encoding="utf-8")
+        text = (Path(output_dir) / ROLLBACKS).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     return [Rollback(**json.loads(line)) for line in text.split("\n")[:-1]]
@@ -114,7 +112,7 @@ def choose_checkpoint(
 
 def note_rollback(output_dir: Path, rollback: Rollback) -> None:
     """Writes a rollback down; it outlives a loss of power."""
-    with (output_dir / FILE).open("a", encoding="utf-8") as file:
+    with (output_dir / ROLLBACKS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(asdict(rollback), allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())

@@ -12,6 +12,7 @@ from megatron_resrl.checkpoint import CheckpointSaver, TrainerState
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.observe.phases import phase
+from megatron_resrl.observe.status_file import StatusFile
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.platform.phases import begin_step
@@ -24,6 +25,7 @@ from megatron_resrl.training.not_finite import NotFiniteSteps
 from megatron_resrl.training.rollbacks import RollBack, roll_back
 from megatron_resrl.training.run_lock import RunLock
 from megatron_resrl.training.stage import Record, Stage
+from megatron_resrl.training.stragglers import RankComparison
 from megatron_resrl.training.time_budget import TimeBudget
 
 logger = logging.getLogger(__name__)
@@ -50,6 +52,8 @@ class RunContext:
     """Of the job."""
     rollbacks: int
     """Of the run so far."""
+    status: StatusFile | None
+    """On rank 0: tells readers of the directory how far the run is."""
 
 
 class Run:
@@ -74,6 +78,7 @@ class Run:
         self._not_finite = NotFiniteSteps(context.settings.optimizer)
         self._history = HealthHistory.of(resumed.extra.get(HEALTH) if resumed else None)
         self._alarmed: set[str] = set()
+        self._ranks = RankComparison(context.settings.health, stage.phases)
 
     def steps(self) -> Iterator[int]:
         """The numbers of the steps to do; `finish_step` must follow each. Collective.
@@ -122,8 +127,11 @@ class Run:
             CheckpointError: On all ranks: this checkpoint, or the one before it, is not written.
         """
         self._saver.poll()
-        metrics = dict(metrics) | self._times()
+        seconds = self._timers.collect()
+        metrics = dict(metrics) | self._times(seconds)
         metrics |= self._stage.rates(metrics)
+        compared, slow_rank = self._ranks.finish_step(seconds, self._timers.waited)
+        metrics |= compared
         if not finite:
             self._journal.dump(step, batch())
         if self._due(step, self._stage.evaluate_every):
@@ -135,7 +143,11 @@ class Run:
         if self._context.rollbacks:
             metrics["health/rollbacks"] = float(self._context.rollbacks)
         self._journal.finish_step(step, metrics, examples)
+        if self._context.status is not None:
+            self._context.status.finish_step(step)
         self._warn(step, alarms)
+        if slow_rank is not None:
+            self._journal.warn(step, slow_rank)
         too_often = self._not_finite.count(step, finite, self._journal.dump_path(step))
         reasons = [str(alarm) for alarm in alarms if alarm.reaction == "rollback"]
         if too_often is not None:
@@ -206,13 +218,13 @@ class Run:
         recipe = recipe_yaml(self._settings)
         self._saver.save(TrainerState(step, state.sampler, own | state.extra, metrics, recipe))
 
-    def _times(self) -> dict[str, float]:
+    def _times(self, seconds: Mapping[str, float]) -> dict[str, float]:
         """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum.
 
         Apart from that, the seconds of checkpoints since the step before:
         `time/checkpoint_blocking` in which training waited, `time/checkpoint_write` beside it.
         """
-        seconds = dict.fromkeys(self._stage.phases, 0.0) | self._timers.collect()
+        seconds = {**dict.fromkeys(self._stage.phases, 0.0), **seconds}
         times = {f"time/{name}": value for name, value in seconds.items()}
         times["time/step"] = sum(seconds.values())
         return times | {f"time/checkpoint_{name}": v for name, v in self._saver.times().items()}

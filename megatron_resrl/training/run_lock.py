@@ -9,7 +9,6 @@ host it is watched for a while, because the clocks of two hosts need not agree.
 from __future__ import annotations
 
 import contextlib
-import datetime
 import json
 import logging
 import os
@@ -20,7 +19,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
 from megatron_resrl.errors import InputError, RunError
@@ -29,10 +28,11 @@ from megatron_resrl.platform.distributed import (
     run_on_every_rank,
     run_on_rank_zero,
 )
+from megatron_resrl.platform.run_files import LOCK
+from megatron_resrl.platform.run_holder import Holder, born_at, read_holder, this_machine
 
 logger = logging.getLogger(__name__)
 
-FILE = "run.lock"
 HEARTBEAT_INTERVAL_S = 5.0
 """Seconds between heartbeats."""
 SILENCE_S = 60.0
@@ -51,35 +51,6 @@ class LockLost(RunError):
     """Another run has taken the output directory over."""
 
 
-@dataclass(frozen=True)
-class Holder:
-    """The process that a lock names."""
-
-    host: str
-    pid: int
-    started: float
-    """When the run started, seconds since 1970."""
-    command: str
-    job: str | None = None
-    """Slurm's number of the job."""
-    restarts: int = 0
-    """Times that Slurm had started the job before."""
-    machine: str = ""
-    """Boot and process namespace of the host, within which `pid` names a process."""
-    born: str = ""
-    """Start of the process in the kernel's time, because process numbers are reused."""
-    token: str = ""
-    """Differs between any two locks."""
-
-    def __str__(self) -> str:
-        since = datetime.datetime.fromtimestamp(self.started).astimezone()
-        job = f", job {self.job}" if self.job else ""
-        return (
-            f"process {self.pid} on host {self.host}{job}, since "
-            f"{since.isoformat(' ', 'seconds')} ({self.command})"
-        )
-
-
 class RunLock(contextlib.AbstractContextManager):
     """Holds the lock of an output directory while the block runs. Every rank opens one.
 
@@ -91,7 +62,7 @@ class RunLock(contextlib.AbstractContextManager):
     """
 
     def __init__(self, output_dir: Path) -> None:
-        self.path = Path(output_dir) / FILE
+        self.path = Path(output_dir) / LOCK
         self._heartbeat: _Heartbeat | None = None
 
     def confirm(self) -> None:
@@ -142,7 +113,7 @@ class RunLock(contextlib.AbstractContextManager):
             run_on_every_rank(lambda: None)
 
     def _take(self) -> None:
-        own = _this_process()
+        own = this_process()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while not _create(self.path, own):
@@ -218,15 +189,8 @@ def _require_seen(path: Path, written: Holder) -> None:
         found = read_holder(path)
 
 
-def read_holder(path: Path) -> Holder | None:
-    """Whom a lock names; None if there is none, or if it is not written whole."""
-    try:
-        return Holder(**json.loads(path.read_text(encoding="utf-8")))
-    except (FileNotFoundError, ValueError, TypeError):
-        return None
-
-
-def _this_process() -> Holder:
+def this_process() -> Holder:
+    """This process as the writer of an output directory."""
     return Holder(
         host=socket.gethostname(),
         pid=os.getpid(),
@@ -234,8 +198,8 @@ def _this_process() -> Holder:
         command=shlex.join(_without_keys(sys.argv)),
         job=os.environ.get("SLURM_JOB_ID"),
         restarts=_restarts(),
-        machine=_machine(),
-        born=_born(os.getpid()) or "",
+        machine=this_machine(),
+        born=born_at(os.getpid()) or "",
         token=uuid.uuid4().hex,
     )
 
@@ -255,40 +219,11 @@ def _restarts() -> int:
     return int(count) if count.isdecimal() else 0
 
 
-def _machine() -> str:
-    """Two containers of one host name may be two machines, or one with two sets of processes."""
-    try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
-    except OSError:
-        return ""
-
-
-def _born(pid: int) -> str | None:
-    """When a process of this machine started; empty where that is hidden, None if it has ended."""
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "" if _exists(pid) else None
-    state, *fields = stat.rpartition(")")[2].split()
-    return None if state in "ZX" else fields[18]
-
-
-def _exists(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
-
-
 def _alive(path: Path, holder: Holder | None, own: Holder) -> bool:
     """Whether the run that holds a lock goes on; may watch it for `SILENCE_S`."""
-    if holder is not None and (holder.host, holder.machine) == (own.host, own.machine):
-        born = _born(holder.pid)
-        return born is not None and born in ("", holder.born)
+    gone = None if holder is None else holder.is_gone()
+    if gone is not None:
+        return not gone
     restarted = (
         holder is not None
         and holder.job is not None

@@ -14,24 +14,30 @@ import datetime
 import logging
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+
+import torch.distributed as dist
 
 from megatron_resrl.checkpoint import CheckpointSaver, Retention, TrainerState, load_checkpoint
 from megatron_resrl.config.durations import seconds_of
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.config.stages import STAGES
+from megatron_resrl.errors import InputError, RunError
+from megatron_resrl.observe.status_file import StatusFile
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.clock import device_clock
 from megatron_resrl.platform.disk import report_full_disk
 from megatron_resrl.platform.distributed import process_groups, run_on_rank_zero
 from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.job_clock import job_seconds
+from megatron_resrl.platform.meetings import meetings_recorded
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.training.identity import Identity, require_same_on_all_ranks
-from megatron_resrl.training.interruption import Interruption
+from megatron_resrl.training.interruption import Interrupted, Interruption
 from megatron_resrl.training.journal import Journal
 from megatron_resrl.training.rollbacks import (
     RollBack,
@@ -40,9 +46,10 @@ from megatron_resrl.training.rollbacks import (
     read_rollbacks,
 )
 from megatron_resrl.training.run import Run, RunContext
-from megatron_resrl.training.run_lock import RunLock
+from megatron_resrl.training.run_lock import RunLock, this_process
 from megatron_resrl.training.stage import Stage
 from megatron_resrl.training.starting_point import (
+    NothingLeftToDo,
     StartingPoint,
     find_starting_point,
     note_finished,
@@ -70,9 +77,10 @@ def open_session(settings: RunSettings) -> Iterator[Session]:
         Interruption(output_dir, settings.checkpoint.preemption_exit_code) as interruption,
         process_groups(settings.parallel, settings.seed),
         RunLock(output_dir) as lock,
+        _status_file(settings) as status,
     ):
         require_alike_hosts()
-        yield Session(settings, interruption, lock)
+        yield Session(settings, interruption, lock, status)
 
 
 class Session:
@@ -84,11 +92,18 @@ class Session:
         rollbacks: Of the run so far, the newest last.
     """
 
-    def __init__(self, settings: RunSettings, interruption: Interruption, lock: RunLock) -> None:
-        """See `open_session`."""
+    def __init__(
+        self,
+        settings: RunSettings,
+        interruption: Interruption,
+        lock: RunLock,
+        status: StatusFile | None,
+    ) -> None:
+        """See `open_session`; rank 0 has a status file."""
         self.settings = settings
         self.interruption = interruption
         self.lock = lock
+        self.status = status
         self.timers = PhaseTimers(device_clock())
         self.rollbacks: list[Rollback] = []
         limit = None if settings.time_budget is None else seconds_of(settings.time_budget)
@@ -168,6 +183,7 @@ class Session:
             self.timers,
             self._budget,
             len(self.rollbacks),
+            self.status,
         )
         journal = Journal(
             output_dir,
@@ -176,7 +192,10 @@ class Session:
             headline=stage.headline,
             resume_step=steps_done or None,
         )
-        with journal, _saver(settings, policy, stage.on_saved) as saver:
+        saving = _saver(settings, policy, stage.on_saved)
+        if self.status is not None:
+            self.status.begin(settings.steps, steps_done)
+        with journal, saving as saver, meetings_recorded(self.timers.waiting):
             journal.write_recipe(recipe_yaml(settings))
             yield Run(context, stage, journal, saver, resumed)
         if settings.checkpoint.export_hf:
@@ -187,6 +206,26 @@ class Session:
                 tokenizer=settings.model.tokenizer_path,
             )
         note_finished(output_dir, max(steps_done, settings.steps))
+
+
+def _status_file(settings: RunSettings) -> contextlib.AbstractContextManager[StatusFile | None]:
+    if dist.get_rank() != 0:
+        return contextlib.nullcontext()
+    kinds = {kind: stage for stage, kind in STAGES.items()}
+    process = asdict(this_process())
+    own = {name: process[name] for name in ("host", "pid", "job", "restarts", "started")}
+    own["stage"] = kinds.get(type(settings), type(settings).__name__)
+    return StatusFile(Path(settings.output_dir), own, _how_it_ended)
+
+
+def _how_it_ended(error: BaseException | None) -> tuple[str, str | None]:
+    """State of a run that has ended, and what to say of it."""
+    if error is None or isinstance(error, NothingLeftToDo):
+        return "finished", None
+    if isinstance(error, Interrupted):
+        return "interrupted", str(error)
+    explains_itself = isinstance(error, (InputError, RunError))
+    return "failed", str(error) if explains_itself else f"{type(error).__name__}: {error}"
 
 
 def _saver(

@@ -17,15 +17,19 @@ from megatron_resrl.config.schema import RunSettings
 from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.observe.metrics import aside_name, free_number, set_aside
 from megatron_resrl.platform.distributed import run_on_rank_zero
-from megatron_resrl.platform.run_files import FINISHED, step_of
+from megatron_resrl.platform.run_files import (
+    FINISHED,
+    HISTORY,
+    ROLLBACKS,
+    step_of,
+)
 from megatron_resrl.training.identity import Identity, changes
-from megatron_resrl.training.rollbacks import FILE as ROLLBACKS
 
 logger = logging.getLogger(__name__)
 
 _MADE_BY_A_RUN = (
     *("checkpoints", "tensorboard", "rollouts", "hf", "not_finite", "wandb_run_id.txt"),
-    *("metrics.jsonl", "samples.jsonl", "recipe.yaml", ROLLBACKS, FINISHED),
+    *("metrics.jsonl", "samples.jsonl", "recipe.yaml", ROLLBACKS, HISTORY, FINISHED),
 )
 _RESTARTS = ("SLURM_RESTART_COUNT", "TORCHELASTIC_RESTART_COUNT")
 """What Slurm and torchrun count when they start a job or its ranks again."""

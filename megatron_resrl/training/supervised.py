@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device
+from megatron_resrl.platform.meetings import meeting
 from megatron_resrl.policy.batches import TokenBatch
 from megatron_resrl.policy.cross_entropy import TokenLoss
 from megatron_resrl.policy.policy import Policy
@@ -106,8 +107,9 @@ def mean_loss(policy: Policy, batches: Sequence[SupervisedBatch]) -> dict[str, f
 def _sum_over_replicas(number: int) -> int:
     """Of a number that all ranks of a replica have. Collective."""
     total = torch.tensor(number, dtype=torch.int64, device=device())
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
-    return int(total)
+    with meeting():
+        dist.all_reduce(total, group=parallel_state.get_data_parallel_group())
+        return int(total)
 
 
 def _sum_over_model(parts: Sequence[torch.Tensor], shape: tuple[int, ...]) -> torch.Tensor:

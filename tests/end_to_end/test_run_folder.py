@@ -23,6 +23,7 @@ from tiny_task import read_metrics, write_task
 from megatron_resrl.checkpoint.checksums import write_sums
 from megatron_resrl.checkpoint.inspection import inspect_checkpoint
 from megatron_resrl.config.load import load_recipe
+from megatron_resrl.platform.run_files import LOCK
 from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.training import run_lock
 from megatron_resrl.weights.torch_dist_files import read_index
@@ -156,8 +157,8 @@ def test_resume_never_leaves_nothing_for_a_restart(copy):
 def lock(run: Path) -> str:
     """Makes the folder this process's, which goes on."""
     run.mkdir(exist_ok=True)
-    text = json.dumps(dataclasses.asdict(run_lock._this_process()))
-    (run / run_lock.FILE).write_text(text)
+    text = json.dumps(dataclasses.asdict(run_lock.this_process()))
+    (run / LOCK).write_text(text)
     return text
 
 
@@ -183,7 +184,7 @@ def test_run_folder_is_not_disturbed_by_an_evaluation(copy):
     )
     assert codes == [0], err
     assert {path: path.read_bytes() for path in before} == before
-    assert (run / run_lock.FILE).read_text() == text
+    assert (run / LOCK).read_text() == text
 
 
 @pytest.fixture

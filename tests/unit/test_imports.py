@@ -31,7 +31,7 @@ FLOORS = (
     ("training",),
     ("checks",),
     ("planning",),
-    ("doctor", "launch"),
+    ("doctor", "launch", "status"),
     ("cli",),
     ("__main__",),
 )

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import socket
+from importlib.util import find_spec
+
 import pytest
 
 
@@ -32,3 +35,19 @@ def test_time_budget_that_is_no_duration_is_refused(budget, refused):
 @pytest.mark.parametrize("budget", ["3600", "3:45:00", "1-00:00:00", "null"])
 def test_time_budget_takes_clocks_and_seconds(budget, check):
     assert check(f"--time_budget={budget}") == []
+
+
+def test_prometheus_port_that_is_taken_is_refused(check):
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        *absent, taken = check(f"--logging.prometheus_port={port}")
+    assert taken.setting == "logging.prometheus_port"
+    assert "the port cannot be used" in taken.problem
+    installed = find_spec("prometheus_client") is not None
+    assert (
+        [each.problem for each in absent] == []
+        if installed
+        else ["prometheus-client is not installed"]
+    )

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.platform.meetings import meeting, meetings_recorded
 
 
 class Clock:
@@ -104,3 +105,22 @@ def test_timers_mark_borders_and_wait_only_at_the_end() -> None:
     # Each pass: a mark when either phase begins and ends; one more when the step ends.
     assert timers.collect() == {"scoring": 6.0, "subspace": 3.0, "other": 4.0}
     assert clock.marks == 14
+
+
+def test_timers_tell_waits_from_a_phases_own_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    timers = PhaseTimers()
+    with timers.phase("update"):
+        clock.pass_seconds(1)
+        with meetings_recorded(timers.waiting):
+            with meeting():
+                clock.pass_seconds(2)
+                with meeting():
+                    clock.pass_seconds(4)
+            clock.pass_seconds(8)
+        with meeting():  # Nobody records it.
+            clock.pass_seconds(16)
+    assert timers.collect() == {"update": 31.0, "other": 0.0}
+    assert timers.waited == {"update": 6.0}
+    timers.collect()
+    assert timers.waited == {}
