@@ -191,8 +191,12 @@ def _state(folder: Path, said: dict[str, Any], holder: Holder | None, age: float
         return "finished"
     if (folder / INTERRUPTED).exists():
         return "interrupted"
-    states: dict[str, State] = {"failed": "failed", "interrupted": "interrupted"}
-    return states.get(said.get("state", ""), "killed" if said else "unknown")
+    ends: dict[str, State] = {
+        "failed": "failed",
+        "interrupted": "interrupted",
+        "finished": "finished",
+    }
+    return ends.get(said.get("state", ""), "killed" if said else "unknown")
 
 
 def _process(said: dict[str, Any], holder: Holder | None) -> dict[str, Any]:
@@ -202,15 +206,11 @@ def _process(said: dict[str, Any], holder: Holder | None) -> dict[str, Any]:
 
 
 def _failures(events: Sequence[dict[str, Any]], *, running: bool) -> int:
+    """Ends with an error, and starts that no end follows."""
     failed = sum(event.get("state") == "failed" for event in events)
-    starts = sum(event.get("event") == "start" for event in events)
-    # An end before the first step has no start.
-    ends = 0
     open_start = False
     for event in events:
-        if event.get("event") == "start":
-            open_start = True
-        elif open_start:
-            ends += 1
-            open_start = False
-    return failed + starts - ends - (running and open_start)
+        starts = event.get("event") == "start"
+        failed += starts and open_start
+        open_start = starts
+    return failed + (open_start and not running)
