@@ -63,12 +63,12 @@ class Rollback:
 
 
 def read_rollbacks(output_dir: Path) -> list[Rollback]:
-    """All rollbacks of a run in their order; a last line that is torn does not count."""
+    """All rollbacks of a run in their order."""
     try:
         text = (Path(output_dir) / ROLLBACKS).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    return [Rollback(**json.loads(line)) for line in text.split("\n")[:-1]]
+    return [Rollback(**json.loads(line)) for line in text.splitlines()]
 
 
 def position_after(step: int, rollbacks: Sequence[Rollback]) -> StageState | None:
@@ -111,11 +111,15 @@ def choose_checkpoint(
 
 
 def note_rollback(output_dir: Path, rollback: Rollback) -> None:
-    """Writes a rollback down; it outlives a loss of power."""
-    with (output_dir / ROLLBACKS).open("a", encoding="utf-8") as file:
-        file.write(json.dumps(asdict(rollback), allow_nan=False) + "\n")
+    """Adds a line to the file, which is whole at every moment and outlives a loss of power."""
+    records = [*read_rollbacks(output_dir), rollback]
+    path = output_dir / ROLLBACKS
+    new = path.with_name(f"{path.name}.new")
+    with new.open("w", encoding="utf-8") as file:
+        file.writelines(json.dumps(asdict(each), allow_nan=False) + "\n" for each in records)
         file.flush()
         os.fsync(file.fileno())
+    os.replace(new, path)
 
 
 def roll_back(

@@ -28,6 +28,7 @@ from megatron_resrl.training.rollbacks import (
     CannotRollBack,
     Rollback,
     choose_checkpoint,
+    note_rollback,
     position_after,
     read_rollbacks,
 )
@@ -62,11 +63,12 @@ def test_position_after_is_that_of_the_dropped_steps():
     assert position_after(4, past) is None
 
 
-def test_read_rollbacks_ignores_a_torn_line(tmp_path):
+def test_rollbacks_are_read_in_the_order_in_which_they_were_noted(tmp_path):
     assert read_rollbacks(tmp_path) == []
-    line = json.dumps(vars(rollback(5, 4)))
-    (tmp_path / "rollbacks.jsonl").write_text(f"{line}\n{line[:20]}")
-    assert read_rollbacks(tmp_path) == [rollback(5, 4)]
+    (tmp_path / "rollbacks.jsonl.new").write_text('{"step": 5, "t')  # Left by a killed run.
+    for each in (rollback(5, 4), rollback(7, 2)):
+        note_rollback(tmp_path, each)
+    assert read_rollbacks(tmp_path) == [rollback(5, 4), rollback(7, 2)]
 
 
 USUAL, ODD = (5, 6, 7, 8, 9), (40, 41, 42, 43, 44)
