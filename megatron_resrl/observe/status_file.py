@@ -52,14 +52,15 @@ class StatusFile(contextlib.AbstractContextManager):
         self._thread = threading.Thread(target=self._run, name="status file", daemon=True)
 
     def begin(self, steps: int, steps_done: int) -> None:
-        """The first step of this process follows.
+        """The first step follows; called again when the run has gone back to a checkpoint.
 
         Args:
             steps: Of the whole run.
-            steps_done: Before this process.
+            steps_done: Before this step.
         """
+        first = self._progress["steps"] is None
         self._progress = {"steps": steps, "steps_done": steps_done}
-        self._note({"event": "start", "steps_done": steps_done})
+        self._note({"event": "start" if first else "rollback", "steps_done": steps_done})
 
     def finish_step(self, step: int) -> None:
         """A step is done."""

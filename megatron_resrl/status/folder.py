@@ -210,7 +210,9 @@ def _failures(events: Sequence[dict[str, Any]], *, running: bool) -> int:
     failed = sum(event.get("state") == "failed" for event in events)
     open_start = False
     for event in events:
-        starts = event.get("event") == "start"
-        failed += starts and open_start
-        open_start = starts
+        if event.get("event") == "start":
+            failed += open_start
+            open_start = True
+        elif event.get("event") == "end":
+            open_start = False
     return failed + (open_start and not running)

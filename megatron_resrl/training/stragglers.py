@@ -7,6 +7,7 @@ Ranks of one pipeline stage are compared, since stages differ in their work.
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -82,15 +83,14 @@ def straggler_metrics(found: Mapping[str, Straggler]) -> dict[str, float]:
 class StragglerWatch:
     """Warns once when the same rank has been slow in the same phase for some steps."""
 
-    def __init__(self, ratio: float, steps: int, places: Sequence[str]) -> None:
+    def __init__(self, settings: HealthConfig, places: Sequence[str]) -> None:
         """
         Args:
-            ratio: From which a rank is slow, see `health.straggler_ratio`.
-            steps: In a row, before it is named; and before it is forgotten.
+            settings: The recipe's section.
             places: Rank, host and device of each rank, in words.
         """
-        self._ratio = ratio
-        self._steps = steps
+        self._ratio = settings.straggler_ratio or math.inf
+        self._steps = settings.straggler_steps
         self._places = places
         self._suspect: tuple[int, str] | None = None
         self._in_a_row = 0
@@ -136,7 +136,7 @@ class RankComparison:
         """
         self._phases = (*phases, "other")
         self._compares = settings.straggler_ratio is not None and dist.get_world_size() > 1
-        if settings.straggler_ratio is None or not self._compares:
+        if not self._compares:
             return
         stage = parallel_state.get_pipeline_model_parallel_rank()
         ranks = gather_objects((str(own_place()), stage))
@@ -145,7 +145,7 @@ class RankComparison:
             for number in sorted({each for _, each in ranks})
         ]
         places = [place for place, _ in ranks]
-        self._watch = StragglerWatch(settings.straggler_ratio, settings.straggler_steps, places)
+        self._watch = StragglerWatch(settings, places)
 
     def finish_step(
         self, seconds: Mapping[str, float], waited: Mapping[str, float]

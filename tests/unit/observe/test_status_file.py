@@ -37,6 +37,8 @@ def test_status_file_follows_the_phase(tmp_path):
 def test_status_file_keeps_starts_and_ends(tmp_path):
     with StatusFile(tmp_path, PROCESS, ended) as status:
         status.begin(8, 0)
+        status.finish_step(3)
+        status.begin(8, 2)
 
     def fail() -> None:
         with StatusFile(tmp_path, PROCESS, ended) as status:
@@ -50,7 +52,8 @@ def test_status_file_keeps_starts_and_ends(tmp_path):
     events = [json.loads(line) for line in (tmp_path / "history.jsonl").open()]
     assert [(each["event"], each["steps_done"]) for each in events] == [
         ("start", 0),
-        ("end", 0),
+        ("rollback", 2),
+        ("end", 2),
         ("start", 4),
         ("end", 4),
     ]

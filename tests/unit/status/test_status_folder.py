@@ -124,6 +124,7 @@ def test_status_counts_starts_and_failures(tmp_path):
         {"event": "start"},
         {"event": "end", "state": "failed"},
         {"event": "start"},  # Runs.
+        {"event": "rollback"},
     ]
     (run / "history.jsonl").write_text("".join(json.dumps(each) + "\n" for each in events) + '{"ev')
     rollback = {"step": 9, "to": 6, "reason": "loss is 4", "sampler": {}, "extra": {}}

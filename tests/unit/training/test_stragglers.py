@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from megatron_resrl.config.schema_health import HealthConfig
 from megatron_resrl.training.stragglers import (
     Straggler,
     StragglerWatch,
@@ -12,6 +13,10 @@ from megatron_resrl.training.stragglers import (
 )
 
 PLACES = [f"rank {rank} (host node{rank // 2})" for rank in range(4)]
+
+
+def watch_of(**settings: float) -> StragglerWatch:
+    return StragglerWatch(HealthConfig(**settings), PLACES)
 
 
 def slow(rank: int, ratio: float, phase: str = "update") -> dict[str, Straggler]:
@@ -43,19 +48,19 @@ def test_stragglers_ignore_what_one_rank_does_for_all():
 
 @pytest.mark.setting("health.straggler_steps")
 def test_straggler_is_named_once_after_some_steps():
-    watch = StragglerWatch(1.5, 3, PLACES)
+    watch = watch_of(straggler_steps=3)
     said = [watch.finish_step(slow(2, 1.8)) for _ in range(6)]
     assert [text is not None for text in said] == [False, False, True, False, False, False]
     assert said[2] is not None
     assert said[2].startswith("rank 2 (host node1) has been the slowest in phase 'update' for 3 st")
     assert "1.80 times" in said[2]
     assert "0.80 s" in said[2]
-    at_once = StragglerWatch(1.5, 1, PLACES)
+    at_once = watch_of(straggler_steps=1)
     assert at_once.finish_step(slow(2, 1.8))
 
 
 def test_straggler_is_named_again_after_it_was_fast():
-    watch = StragglerWatch(1.5, 2, PLACES)
+    watch = watch_of(straggler_steps=2)
     steps = [1.8, 1.8, 1.1, 1.8, 1.8, 1.1, 1.1, 1.8, 1.8]
     said = [watch.finish_step(slow(1, ratio)) is not None for ratio in steps]
     # One fast step is not enough to be forgotten.
@@ -64,8 +69,8 @@ def test_straggler_is_named_again_after_it_was_fast():
 
 @pytest.mark.setting("health.straggler_ratio")
 def test_straggler_must_be_the_same_rank_and_slow():
-    watch = StragglerWatch(1.5, 2, PLACES)
+    watch = watch_of(straggler_steps=2)
     assert not any(watch.finish_step(slow(rank, 1.8)) for rank in (0, 1, 2, 3, 0))
     assert not any(watch.finish_step(slow(1, 1.4)) for _ in range(9))
     assert not any(watch.finish_step({}) for _ in range(9))
-    assert StragglerWatch(1.3, 1, PLACES).finish_step(slow(1, 1.4))
+    assert watch_of(straggler_ratio=1.3, straggler_steps=1).finish_step(slow(1, 1.4))
