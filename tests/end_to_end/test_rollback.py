@@ -19,12 +19,11 @@ def even_but_not_for_some(response, ground_truth, **context):
 
 
 def write_collapse(directory: Path) -> Path:
-    """A recipe whose third step has no correct response; the next step is generated meanwhile."""
+    """A recipe whose third step has no correct response."""
     recipe = write_task(
         directory,
         steps=4,
         data__shuffle=False,
-        rollout__max_staleness=1,
         reward__function=f"{directory / 'reward.py'}:even_but_not_for_some",
         checkpoint={"save_every": 1, "async_save": False},
         evaluation={},
