@@ -19,9 +19,10 @@ from tiny_task import write_task
 
 _LIMIT_MIN = 60
 """Time limit of a job that is not to reach it."""
+_SAVE_BEFORE_MIN = 10
 _OPTIONS = (
     *("--nodes=2", "--gpus_per_node=0", "--cpus_per_node=1"),  # Beside other jobs.
-    *(f"--time={_LIMIT_MIN}", "--save_before=60", "--requeue"),
+    *(f"--time={_LIMIT_MIN}", f"--save_before={60 * _SAVE_BEFORE_MIN}", "--requeue"),
 )
 
 
@@ -83,9 +84,10 @@ class Job:
         """Returns when the job has ended and waits to be started again."""
         self.cluster.wait(self.number, ["PENDING"])
 
-    def limit(self, minutes: int) -> None:
-        """Sets the time limit; the job asks for a signal 60 s before it."""
-        self.cluster.run("scontrol", "update", f"jobid={self.number}", f"TimeLimit={minutes}")
+    def approach_limit(self) -> None:
+        """Leaves the job less time than that before its limit at which Slurm is to signal it."""
+        hours, minutes, _ = map(int, self.state()["RunTime"].split(":"))
+        self._limit(60 * hours + minutes + _SAVE_BEFORE_MIN // 2)
 
     def nodes(self) -> list[str]:
         """Where it runs or has run last."""
@@ -94,13 +96,16 @@ class Job:
 
     def run_out_of_time(self) -> None:
         """Makes the time limit come near; returns when the job waits to be started again."""
-        self.limit(1)
+        self.approach_limit()
         self.await_requeue()
-        self.limit(_LIMIT_MIN)
+        self._limit(_LIMIT_MIN)
 
     def end(self) -> dict[str, str]:
         """Waits for the end, after which it is not started again."""
         return self.cluster.wait(self.number)
+
+    def _limit(self, minutes: int) -> None:
+        self.cluster.run("scontrol", "update", f"jobid={self.number}", f"TimeLimit={minutes}")
 
 
 class Trainings:

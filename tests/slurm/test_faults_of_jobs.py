@@ -104,7 +104,7 @@ def test_launch_stops_at_a_full_disk_and_keeps_the_checkpoint(trainings, cluster
     disk = os.statvfs(cluster.outside(cluster.disk))
     filler = cluster.disk / "filler"
     cluster.run("fallocate", "-l", disk.f_bavail * disk.f_bsize - one // 2, filler)
-    job.limit(1)
+    job.approach_limit()
     ended = job.end()
     assert ended["JobState"] == "FAILED", job.output()
     assert "no space left" in job.output()
