@@ -20,6 +20,7 @@ from tiny_task import write_task
 _LIMIT_MIN = 60
 """Time limit of a job that is not to reach it."""
 _SAVE_BEFORE_MIN = 10
+"""Before its limit a job wants Slurm's signal."""
 _OPTIONS = (
     *("--nodes=2", "--gpus_per_node=0", "--cpus_per_node=1"),  # Beside other jobs.
     *(f"--time={_LIMIT_MIN}", f"--save_before={60 * _SAVE_BEFORE_MIN}", "--requeue"),
@@ -85,7 +86,7 @@ class Job:
         self.cluster.wait(self.number, ["PENDING"])
 
     def approach_limit(self) -> None:
-        """Leaves the job less time than that before its limit at which Slurm is to signal it."""
+        """Sets the time limit so near that Slurm signals the job within seconds."""
         hours, minutes, _ = map(int, self.state()["RunTime"].split(":"))
         self._limit(60 * hours + minutes + _SAVE_BEFORE_MIN // 2)
 
