@@ -1,6 +1,7 @@
 """Trains like the product's command, and does something terrible at a chosen point.
 
-    faulty_train.py [--action A --at POINT [--at_step N] --on_rank R] RECIPE [--setting VALUE]
+    faulty_train.py [--stage STAGE] [--action A --at POINT [--at_step N] --on_rank R]
+                    RECIPE [--setting VALUE]
 
 Points and steps are those of `fault_points.py`. It happens once.
 """
@@ -61,6 +62,7 @@ ACTIONS: dict[str, Callable[[], None]] = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(allow_abbrev=False)
+    parser.add_argument("--stage", default="train", help="the command")
     parser.add_argument("--action", choices=ACTIONS)
     parser.add_argument("--at")
     parser.add_argument("--at_step", type=int)
@@ -68,7 +70,7 @@ def main() -> None:
     fault, rest = parser.parse_known_args()
     if fault.action:
         install(ACTIONS[fault.action], fault.at, fault.at_step, fault.on_rank)
-    sys.argv[1:] = ["train", *rest]
+    sys.argv[1:] = [fault.stage, *rest]
     run()
 
 

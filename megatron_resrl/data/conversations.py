@@ -110,16 +110,40 @@ def read_conversations(file: ConversationFile, limit: int | None = None) -> Iter
         InputError: The file or a row (its line, item or row is named) cannot be used: it has no
             conversation, an unknown role, or no assistant's message to learn.
     """
-    index = -1
-    for index, (where, row) in enumerate(itertools.islice(read_rows(Path(file.path)), limit)):
-        yield _conversation(file, index, where, row)
-    if index < 0:
+    for index, (where, row) in enumerate(conversation_rows(file, limit)):
+        yield conversation_of(file, index, where, row)
+
+
+def conversation_rows(
+    file: ConversationFile, limit: int | None = None
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yields the place and the columns of each row of a file.
+
+    Raises:
+        InputError: The file cannot be read, or has no row.
+    """
+    empty = True
+    for each in itertools.islice(read_rows(Path(file.path)), limit):
+        empty = False
+        yield each
+    if empty:
         raise InputError(f"{file.path}: it is empty; give a file with at least one conversation")
 
 
-def _conversation(
+def conversation_of(
     file: ConversationFile, index: int, where: str, row: dict[str, Any]
 ) -> Conversation:
+    """The conversation of a row.
+
+    Args:
+        file: Which columns it is in.
+        index: Of the row in its file.
+        where: The row's place, for messages.
+        row: Its columns.
+
+    Raises:
+        InputError: See `read_conversations`.
+    """
     if (token_ids := _token_ids(row, where)) is not None:
         record = PromptRecord(index, [], None, file.name, {}, place=where)
         return Conversation(record, token_ids=token_ids)

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
+import torch.distributed as dist
+
 from megatron_resrl.config.schema_sft import SftBatchConfig, SftRecipe
-from megatron_resrl.data.fine_tuning import Example, digest, read_examples
+from megatron_resrl.data.fine_tuning import Example, FilePart, digest, put_together, read_part
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.errors import InputError
-from megatron_resrl.platform.distributed import run_on_every_rank
+from megatron_resrl.platform.distributed import gather_objects, run_on_every_rank
 from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.training.identity import Identity, identity_of
@@ -43,7 +47,9 @@ def train(recipe: SftRecipe) -> None:
         NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
     with open_session(recipe) as session:
-        data, identity = run_on_every_rank(lambda: _read(recipe))
+        tokenizer, own = run_on_every_rank(lambda: _read_own(recipe))
+        parts = gather_objects(own)
+        data, identity = run_on_every_rank(lambda: _put_together(recipe, tokenizer, parts))
         if recipe.epochs is not None:
             recipe = dataclasses.replace(recipe, steps=data.steps(recipe.epochs, recipe.batch))
             session.settings = recipe
@@ -75,12 +81,38 @@ class SftData:
         return math.ceil(epochs * len(self.examples) / batch.global_batch_size)
 
 
-def _read(recipe: SftRecipe) -> tuple[SftData, Identity]:
-    """The conversations of a run, and what gives the run its meaning."""
-    tokenizer = load_tokenizer(recipe.model)
-    vocab_size = read_hf_config(recipe.model.path, recipe.model.tokenizer_path).vocab_size
-    data, evaluation = recipe.data, recipe.evaluation
-    files = read_examples("data.train_files", data.train_files, data, tokenizer, vocab_size)
+@dataclass(frozen=True)
+class _Parts:
+    """What one rank has read of a run's conversations."""
+
+    training: list[FilePart]
+    held_out: list[FilePart]
+
+
+def _read_own(recipe: SftRecipe) -> tuple[Any, _Parts]:
+    """The tokenizer, and this rank's share of all rows as tokens."""
+    model, data, evaluation = recipe.model, recipe.data, recipe.evaluation
+    tokenizer = load_tokenizer(model)
+    read = partial(
+        read_part,
+        data=data,
+        tokenizer=tokenizer,
+        vocab_size=read_hf_config(model.path, model.tokenizer_path).vocab_size,
+        rank=dist.get_rank(),
+        ranks=dist.get_world_size(),
+    )
+    return tokenizer, _Parts(
+        read("data.train_files", data.train_files),
+        read("evaluation.files", evaluation.files, limit=evaluation.max_conversations),
+    )
+
+
+def _put_together(
+    recipe: SftRecipe, tokenizer: Any, parts: Sequence[_Parts]
+) -> tuple[SftData, Identity]:
+    """The conversations of a run, of all ranks' parts, and what gives the run its meaning."""
+    max_length = recipe.data.max_length
+    files = put_together([part.training for part in parts], max_length)
     examples = [example for each in files.values() for example in each]
     if len(examples) < recipe.batch.global_batch_size:
         raise InputError(
@@ -88,14 +120,7 @@ def _read(recipe: SftRecipe) -> tuple[SftData, Identity]:
             f"batch.global_batch_size = {recipe.batch.global_batch_size}: give more, or use at "
             f"most {len(examples)}"
         )
-    held_out = read_examples(
-        "evaluation.files",
-        evaluation.files,
-        data,
-        tokenizer,
-        vocab_size,
-        evaluation.max_conversations,
-    )
+    held_out = put_together([part.held_out for part in parts], max_length)
     contents = {"data: conversations": f"{len(examples)}, digest {digest(examples)[:16]}"}
     for name, each in held_out.items():
         contents[f"evaluation: conversations of {name}"] = f"{len(each)}, {digest(each)[:16]}"

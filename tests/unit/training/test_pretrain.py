@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import pytest
 import torch
+from faults import RATES
 from safetensors.torch import load_file
 from tiny_corpus import LENGTH, documents, write_pretraining, write_tokens
 from tiny_recipe import write_model
@@ -27,7 +28,6 @@ from megatron_resrl.training.interruption import Interrupted
 from megatron_resrl.training.pretrain import pretrain
 
 Lines = list[dict[str, Any]]
-RATES = ("tokens_per_second", "model_tflops_per_gpu", "mfu")
 
 
 def _run(directory: Path, *overrides: str, **settings: Any) -> Lines:
