@@ -47,8 +47,8 @@ def train(recipe: SftRecipe) -> None:
         NotFinite: Gradients were not finite, see `optimizer.non_finite`.
     """
     with open_session(recipe) as session:
-        tokenizer, own = run_on_every_rank(lambda: _read_own(recipe))
-        parts = gather_objects(own)
+        tokenizer, own_part = run_on_every_rank(lambda: _read_own(recipe))
+        parts = gather_objects(own_part)
         data, identity = run_on_every_rank(lambda: _put_together(recipe, tokenizer, parts))
         if recipe.epochs is not None:
             recipe = dataclasses.replace(recipe, steps=data.steps(recipe.epochs, recipe.batch))
