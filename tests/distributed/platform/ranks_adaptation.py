@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import sys
-import tempfile
 
 import torch
 import torch.distributed as dist
@@ -29,14 +28,12 @@ def gathers_without_copies() -> bool:
     """Whether a single rank's own buffer stays as it is, and another one is copied."""
     from megatron.core.distributed.param_and_grad_buffer import dist_all_gather_func
 
-    with tempfile.NamedTemporaryFile() as file:
-        store = f"file://{file.name}"
-        dist.init_process_group("gloo", init_method=store, rank=0, world_size=1)
-        own, other = torch.arange(3.0), torch.zeros(3)
-        version = own._version
-        dist_all_gather_func(own, own, group=dist.group.WORLD)
-        dist_all_gather_func(other, own, group=dist.group.WORLD)
-        dist.destroy_process_group()
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    own, other = torch.arange(3.0), torch.zeros(3)
+    version = own._version
+    dist_all_gather_func(own, own, group=dist.group.WORLD)
+    dist_all_gather_func(other, own, group=dist.group.WORLD)
+    dist.destroy_process_group()
     return own._version == version and torch.equal(own, other)
 
 
