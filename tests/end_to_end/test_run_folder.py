@@ -221,8 +221,8 @@ def test_run_folder_on_a_full_disk_is_named(task, disk, when):
     room = {
         "at the start": predicted - 4096,
         "in the first checkpoint": (predicted + sum(files)) // 2,
-        # And metrics, samples, recipe, lock, a rollout and a marker.
-        "in the export": blocks + 12 * 4096,
+        # And metrics, samples, recipe, lock, a rollout, a marker, history and status.
+        "in the export": blocks + 16 * 4096,
     }
     place = disk(room[when])
     codes, said = train(task, "--steps=1", f"--output_dir={place / 'run'}")
