@@ -63,7 +63,7 @@ def test_position_after_is_that_of_the_dropped_steps():
     assert position_after(4, past) is None
 
 
-def test_rollbacks_are_read_in_the_order_in_which_they_were_noted(tmp_path):
+def test_rollbacks_are_read_in_the_order_of_their_notes(tmp_path):
     assert read_rollbacks(tmp_path) == []
     (tmp_path / "rollbacks.jsonl.new").write_text('{"step": 5, "t')  # Left by a killed run.
     for each in (rollback(5, 4), rollback(7, 2)):
