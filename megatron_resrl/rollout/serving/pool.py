@@ -34,12 +34,7 @@ from megatron_resrl.rollout.serving.requests import (
     send_request,
 )
 from megatron_resrl.rollout.serving.server import StartFailure
-from megatron_resrl.rollout.serving.starting import (
-    NodeAbsent,
-    await_answer,
-    start_process,
-    warm_up,
-)
+from megatron_resrl.rollout.serving.starting import NodeAbsent, await_answer, start_process, warm_up
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
