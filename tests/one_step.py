@@ -29,6 +29,12 @@ from megatron_resrl.training.rl_step import StepOutcome, StepSettings, rl_step
 from megatron_resrl.training.scoring import Scores, score_batch
 from megatron_resrl.training.single_pass import takes_single_pass
 
+OF_THE_LAYOUT = (
+    *("resrl/peak_bytes", "resrl/sent_bytes", "resrl/method_is_gram"),
+    *("step/padding", "step/imbalance"),
+)
+"""Metrics of a step that say how it was computed, and differ between layouts that agree."""
+
 
 def step_recipe(model: Path, **resrl: Any) -> Recipe:
     """Micro-batches of three, six directions, and a learning rate that shows after one step."""
