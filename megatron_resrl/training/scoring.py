@@ -95,6 +95,11 @@ class Scores:
             dist.all_reduce(scores.entropy, group=group)
         return scores
 
+    def require_finite(self, batch: RolloutBatch, policy: Policy, model_path: str) -> None:
+        """Refuses what is no log-probability. Collective; see `policy.finite.require_finite`."""
+        generated = batch.loss_mask.to(self.log_probs.device)
+        require_finite(self.log_probs, generated, batch.name, policy, model_path, phase="scoring")
+
     def replaced(self, rows: Sequence[int], others: Scores) -> Scores:
         """With some rows of other scores."""
         index = on_device(torch.tensor(rows, dtype=torch.int64), self.log_probs.device)
@@ -145,14 +150,7 @@ def score_batch(
             on_final_states=on_final_states,
         )
     scores = Scores.of(batch, micro_batches, found, policy)
-    require_finite(
-        scores.log_probs,
-        batch.loss_mask.to(device()),
-        batch.name,
-        policy,
-        settings.model_path,
-        phase="scoring",
-    )
+    scores.require_finite(batch, policy, settings.model_path)
     return scores
 
 

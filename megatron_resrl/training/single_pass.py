@@ -31,7 +31,7 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, on_device
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.batches import MicroBatch, fed_lengths
-from megatron_resrl.policy.finite import require_finite
+from megatron_resrl.policy.hidden_states import OnHiddenStates
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import TappedStates, TokenScores
 from megatron_resrl.policy.token_budget import MicroBatchLimit
@@ -152,15 +152,7 @@ def update_in_single_pass(
             with phase(timers, "scoring"):
                 seen = [one for one, _ in collected]
                 found = Scores.of(local, micro_batches, seen, policy).replaced(scored, scores)
-                generated = local.loss_mask.to(device())
-                require_finite(
-                    found.log_probs,
-                    generated,
-                    local.name,
-                    policy,
-                    passes.model_path,
-                    phase="scoring",
-                )
+                found.require_finite(local, policy, passes.model_path)
                 importance = importance_weights(local, found.log_probs, correction, start.step)
                 weights = observed.finish()
             state = StepState(**vars(start), scores=found, token_weights=weights)
@@ -200,7 +192,9 @@ def _passes(batch: TrainingBatch, first: set[int]) -> float:
     return 1.0 + sum(group in first for group in groups) / len(groups)
 
 
-def _observer(observed: UpdatePass, scored: Sequence[int], timers: PhaseTimers) -> Any:
+def _observer(
+    observed: UpdatePass, scored: Sequence[int], timers: PhaseTimers
+) -> OnHiddenStates | None:
     """Shows the weighting the states of the responses that it has not seen; None: it needs none."""
     if observed.layer is None:
         return None
