@@ -63,8 +63,7 @@ def train(recipe: SftRecipe) -> None:
             sequence_packing=recipe.batch.sequence_packing,
             load_weights=start.checkpoint is None,
         )
-        own = recipe
-        session.attempts(start, lambda start: _train(own, session, data, identity, policy, start))
+        session.attempts(start, partial(_train, recipe, session, data, identity, policy))
 
 
 @dataclass(frozen=True)
