@@ -34,7 +34,9 @@ from megatron_resrl.platform.run_files import (
     is_checkpoint_name,
     read_marker,
     read_sizes,
+    replace_file,
     step_of,
+    sync,
 )
 from megatron_resrl.weights import torch_dist_files
 from megatron_resrl.weights.torch_dist_files import COMMON_FILE
@@ -198,12 +200,12 @@ def publish(
     _note_sizes(folder)
     write_sums(folder, digests)
     for path in [*folder.rglob("*"), folder]:
-        _sync(path)
+        sync(path)
     path = folder.with_suffix("")
     if path.exists():
         _discard(path)
     os.rename(folder, path)
-    _sync(path.parent)
+    sync(path.parent)
     _write_marker(path, LATEST)
     _retain(path, retention)
     return path
@@ -282,11 +284,7 @@ def _retain(latest: Path, retention: Retention) -> None:
 
 
 def _write_marker(path: Path, marker: str) -> None:
-    new = path.parent / f"{marker}.new"
-    new.write_text(path.name + "\n")
-    _sync(new)
-    os.replace(new, path.parent / marker)
-    _sync(path.parent)
+    replace_file(path.parent / marker, path.name + "\n", durable=True)
 
 
 def _discard(path: Path) -> None:
@@ -294,12 +292,3 @@ def _discard(path: Path) -> None:
     removed = path.with_name(path.name + _REMOVED)
     os.rename(path, removed)
     shutil.rmtree(removed)
-
-
-def _sync(path: Path) -> None:
-    """Puts a file's or folder's contents on stable storage."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

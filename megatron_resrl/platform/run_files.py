@@ -88,10 +88,34 @@ def read_sizes(checkpoint: Path) -> dict[str, int] | None:
 
 
 def write_whole(path: Path, content: dict[str, Any]) -> None:
-    """Writes an object as JSON, seen by readers either whole or not at all."""
+    """Writes an object as JSON, see `replace_file`."""
+    replace_file(path, json.dumps(content) + "\n")
+
+
+def replace_file(path: Path, text: str, *, durable: bool = False) -> None:
+    """Writes a file that readers see either whole or not at all.
+
+    Args:
+        path: Of the file; it may be there already.
+        text: What it will hold.
+        durable: It is on stable storage when this returns.
+    """
     new = path.with_name(f"{path.name}.new")
-    new.write_text(json.dumps(content) + "\n", encoding="utf-8")
+    new.write_text(text, encoding="utf-8")
+    if durable:
+        sync(new)
     os.replace(new, path)
+    if durable:
+        sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Puts a file's or folder's contents on stable storage."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -22,6 +21,7 @@ from megatron_resrl.platform.run_files import (
     CHECKPOINTS,
     ROLLBACKS,
     finished_checkpoints,
+    replace_file,
     step_of,
 )
 from megatron_resrl.training.stage import StageState
@@ -113,13 +113,8 @@ def choose_checkpoint(
 def note_rollback(output_dir: Path, rollback: Rollback) -> None:
     """Adds a line to the file, which is whole at every moment and outlives a loss of power."""
     records = [*read_rollbacks(output_dir), rollback]
-    path = output_dir / ROLLBACKS
-    new = path.with_name(f"{path.name}.new")
-    with new.open("w", encoding="utf-8") as file:
-        file.writelines(json.dumps(asdict(each), allow_nan=False) + "\n" for each in records)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(new, path)
+    lines = (json.dumps(asdict(each), allow_nan=False) + "\n" for each in records)
+    replace_file(output_dir / ROLLBACKS, "".join(lines), durable=True)
 
 
 def roll_back(
