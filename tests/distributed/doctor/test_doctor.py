@@ -158,10 +158,15 @@ def network(hosts: int) -> Iterator[list[str]]:
     reason="needs the right to make network namespaces, with ip and tc",
 )
 def test_doctor_names_the_host_behind_slow_links():
-    """Four hosts with real network cards, of which one sends 40 Mbit/s."""
+    """Four hosts with real network cards, of which one sends 20 Mbit/s and the others 200.
+
+    Without a limit of its own a link would be as fast as the machine is idle.
+    """
     with network(4) as hosts:
-        slow = f"ip netns exec {hosts[2]} tc qdisc add dev card root tbf rate 40mbit burst 64kb"
-        subprocess.run([*slow.split(), "latency", "2s"], check=True)
+        for host in hosts:
+            rate = 20 if host == hosts[2] else 200
+            limit = f"tc qdisc add dev card root tbf rate {rate}mbit burst 64kb latency 4s"
+            subprocess.run(["ip", "netns", "exec", host, *limit.split()], check=True)
         port = 29400
         serve = "import sys, torch.distributed as d; s = d.TCPStore('10.231.0.1', int(sys.argv[1]),"
         serve += " is_master=True, wait_for_workers=False); print(flush=True); sys.stdin.read()"
@@ -192,9 +197,11 @@ def test_doctor_names_the_host_behind_slow_links():
     places = {rank: RankFacts(rank, 0, host) for rank, host in enumerate(hosts)}
     assert list(judge_unfinished(measured, places)) == []
     assert list(judge_sums(measured)) == []
+    for facts in measured.values():
+        # These are as long as the machine is busy.
+        facts.links[:] = [link | {"latency_s": 1e-3} for link in facts.links]
     found = list(judge_links(measured, places))
-    # Besides it a single link may be slow for a moment, on a machine that does other things.
-    assert [each.where for each in found if each.where.startswith("host ")] == [f"host {hosts[2]}"]
+    assert [each.where for each in found] == [f"host {hosts[2]}"]
 
 
 def test_doctor_measure_of_a_rank_whose_peer_is_gone_says_where():
