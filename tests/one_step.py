@@ -31,7 +31,7 @@ from megatron_resrl.training.single_pass import takes_single_pass
 
 OF_THE_LAYOUT = (
     *("resrl/peak_bytes", "resrl/sent_bytes", "resrl/method_is_gram"),
-    *("step/padding", "step/imbalance"),
+    *("step/padding", "step/imbalance", "step/shared_prompt_tokens"),
 )
 """Metrics of a step that say how it was computed, and differ between layouts that agree."""
 

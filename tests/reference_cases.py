@@ -39,6 +39,7 @@ BASE: dict[str, Any] = {
     "rollout.max_response_length": LIMIT,
     "correction.warn_kl": None,
     "algorithm.micro_batch_size": 3,
+    "algorithm.shared_prompts": "auto",
     "resrl.rank": 6,
     "resrl.subspace_method": "rows",
 }
@@ -128,6 +129,8 @@ ONE_PASS = {
     **DECAY,
 }
 """Much of what one update can have."""
+
+OWN_PROMPTS = {"algorithm.shared_prompts": "never"}
 
 CASES: dict[str, Case] = {
     "the defaults": Case({"algorithm.name": "resrl"}, {"algorithm.name": "grpo"}),
@@ -243,6 +246,11 @@ CASES: dict[str, Case] = {
         {"algorithm.max_tokens_per_micro_batch": 60, "algorithm.micro_batch_size": 16},
         TWO,
         shows=False,
+    ),
+    "one pass, own prompts": Case(ONE_PASS | OWN_PROMPTS, masked=True, flat=True),
+    "much at once, own prompts": Case(HARD | OWN_PROMPTS, masked=True),
+    "packed, own prompts": Case(
+        {"algorithm.sequence_packing": True} | OWN_PROMPTS, TWO, shows=False
     ),
     "one pass, experts": Case(ONE_PASS, masked=True, flat=True, family="qwen3_moe"),
     "one pass, grpo": Case(

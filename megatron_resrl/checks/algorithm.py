@@ -9,6 +9,7 @@ from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import OptimizerConfig, Recipe
+from megatron_resrl.config.shared_prompts import shared_prompts_conflict
 from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.errors import SettingError
 from megatron_resrl.token_weighting.registry import require_weighting
@@ -48,6 +49,14 @@ def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
     if recipe.algorithm.single_pass == "always" and conflict is not None:
         problem = f"algorithm.single_pass is always, but {conflict.problem}"
         fix = f"{conflict.fix}, or set algorithm.single_pass: auto"
+        yield replace(conflict, problem=problem, fix=fix)
+
+
+def _check_shared_prompts(recipe: Recipe) -> Iterator[Problem]:
+    conflict = shared_prompts_conflict(recipe.model, recipe.precision)
+    if recipe.algorithm.shared_prompts == "always" and conflict is not None:
+        problem = f"algorithm.shared_prompts is always, but {conflict.problem}"
+        fix = f"{conflict.fix}, or set algorithm.shared_prompts: auto"
         yield replace(conflict, problem=problem, fix=fix)
 
 
@@ -91,6 +100,7 @@ ALGORITHM_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_algorithm(facts.recipe),
     lambda facts: _check_weighting(facts.recipe.resrl.weights),
     lambda facts: _check_single_pass(facts.recipe),
+    lambda facts: _check_shared_prompts(facts.recipe),
     lambda facts: _check_token_budgets(facts.recipe),
     lambda facts: _check_sampling(facts.recipe.rollout.temperature),
     lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),

@@ -22,6 +22,9 @@ from megatron_resrl.config.schema_health import HealthConfig
 from megatron_resrl.config.schema_questions import DataConfig, EvaluationConfig, RewardConfig
 from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig, VllmConfig
 
+WhenExact = Literal["auto", "always", "never"]
+"""`auto`: where the result is the same; `always`: refuse a run where it is not."""
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -153,7 +156,7 @@ class AlgorithmConfig:
     updates_per_step: Annotated[int, at_least(1)] = 1
     """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it (paper: 4; with
     1 every ratio is 1 and nothing is clipped)."""
-    single_pass: Literal["auto", "always", "never"] = "auto"
+    single_pass: WhenExact = "auto"
     """Make the old log-probs and the token weights in the update itself, so that a response with a
     loss goes through the policy once and not twice. `auto`: where the result is the same; `always`:
     refuse a run where it is not. `never`: a scoring pass before the updates of every step."""
@@ -166,6 +169,10 @@ class AlgorithmConfig:
     """The same for scoring passes, which hold less; None: as for updates."""
     sequence_packing: bool = False
     """Put the responses of a micro-batch behind each other instead of padding them."""
+    shared_prompts: WhenExact = "never"
+    """Feed the policy a prompt once for all of its responses in a micro-batch, which then stand
+    behind each other. `auto`: where the result is the same; `always`: refuse a run where it is not.
+    `never`: every response carries its own copy."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the algorithm itself. All: `entropy_coefficient` (default 0; above: an entropy
     bonus). All but nsr and w_reinforce: `scale_by_std` (true; false: Dr. GRPO), `eps` (1e-6).

@@ -127,7 +127,7 @@ def replica_metrics(reports: Sequence[ReplicaReport]) -> dict[str, float]:
     `.._share` the first over the second. Metrics of the algorithm are means over the tokens of the
     updates (those of responses with a loss) or over the updates, see `LossOutputs`. `entropy` is
     the mean over all generated tokens. `step/padding` is the share of padding in the positions that
-    the updates feed the model.
+    the updates feed the model, `step/shared_prompt_tokens` what they need not feed again.
     """
     updates = max(len(report.sums) for report in reports)
     metrics = _loss_metrics([sums for report in reports for sums in report.sums], updates)
@@ -136,6 +136,7 @@ def replica_metrics(reports: Sequence[ReplicaReport]) -> dict[str, float]:
     fed = [each for report in reports for each in report.fed]
     if positions := sum(each.positions for each in fed):
         metrics["step/padding"] = 1 - sum(each.tokens for each in fed) / positions
+        metrics["step/shared_prompt_tokens"] = float(sum(each.shared for each in fed))
     for report in reports:
         for name, value in report.weighting.items():
             metrics[name] = max(metrics.get(name, 0.0), value)

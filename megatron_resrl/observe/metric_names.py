@@ -112,6 +112,10 @@ METRICS = {
         "passes",
     ),
     "step/padding": Metric("padding in the positions that updates feed the model", "share"),
+    "step/shared_prompt_tokens": Metric(
+        "tokens that updates need not feed the model again, because responses share their prompt",
+        "tokens",
+    ),
     "step/imbalance": Metric(
         "floating-point operations of the busiest replica's updates over the mean", "-"
     ),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import itertools
 from typing import Any, NamedTuple
 
 import torch
@@ -21,9 +19,9 @@ from megatron.core.transformer.utils import is_layer_window_attention
 from torch.nn.functional import scaled_dot_product_attention
 
 from megatron_resrl.platform.distributed import on_device
-from megatron_resrl.policy.batches import zigzag_positions
 from megatron_resrl.policy.packing import PackedSequences
 from megatron_resrl.policy.rotary import rotate
+from megatron_resrl.policy.segments import Segments, natural_order
 
 _STACKED_DIMENSIONS = 5
 
@@ -33,7 +31,8 @@ class SdpaCoreAttention(MegatronModule):
 
     Plugs into `SelfAttentionSubmodules.core_attention`. Grouped-query attention is handled by
     the kernel. Without a mask, queries and keys of equal length are causal; fewer queries than
-    keys (cached decoding) see all earlier keys. Packed sequences do not see each other. Under
+    keys (cached decoding) see all earlier keys. Packed sequences do not see each other, but for a
+    prefix that they share. Under
     context parallelism each rank gathers the keys and values of all ranks. In layers with a window
     (megatron-core's `window_size` and `window_attn_skip_freq`) a query sees only the last keys.
 
@@ -98,20 +97,25 @@ class SdpaCoreAttention(MegatronModule):
         if attention_bias is not None:
             raise ValueError("SdpaCoreAttention takes no attention bias")
         group = self.cp_group
-        ranks = 1 if group is None else group.size()
+        rank, ranks = (0, 1) if group is None else (group.rank(), group.size())
         if packed_seq_params is None and ranks == 1:
             return self._attend(query, key, value, attention_mask)
         if attention_mask is not None:
             raise ValueError("packed or split sequences are causal; they take no attention mask")
         if packed_seq_params is None:
-            lengths: tuple[int, ...] = (query.shape[0] * ranks,)
+            segments = Segments.apart((query.shape[0] * ranks,))
+            pieces = segments.pieces(rank, ranks)
         else:
             query, key, value = (x.unsqueeze(1) for x in (query, key, value))
-            lengths = packed_seq_params.lengths
+            segments, pieces = packed_seq_params.segments, packed_seq_params.pieces
         if group is not None and ranks > 1:
-            return self._attend_to_all_ranks(query, key, value, lengths, group)
-        shares = (x.split(lengths) for x in (query, key, value))
-        return torch.cat([self._attend(*share) for share in zip(*shares, strict=True)])
+            key, value = gather_keys(key, value, segments, group)
+        keys, values = (x.split(segments.lengths) for x in (key, value))
+        context = []
+        for piece, queries in zip(pieces, query.split([p.queries for p in pieces]), strict=True):
+            seen = (_joined(piece.keys_of(parts)) for parts in (keys, values))
+            context.append(self._attend(queries, *seen))
+        return torch.cat(context)
 
     def _attend(
         self,
@@ -161,46 +165,33 @@ class SdpaCoreAttention(MegatronModule):
         # [b, heads, q, head_dim] -> [q, b, heads * head_dim]
         return context.reshape(batch, heads, queries, -1).permute(2, 0, 1, 3).flatten(2)
 
-    def _attend_to_all_ranks(
-        self,
-        query: torch.Tensor,
-        key: torch.Tensor,
-        value: torch.Tensor,
-        lengths: tuple[int, ...],
-        group: dist.ProcessGroup,
-    ) -> torch.Tensor:
-        """This rank's two pieces of each sequence of `lengths` attend to all that is before them.
 
-        The gathered keys' gradient is summed over the ranks on its way back.
-        """
-        rank, size = group.rank(), group.size()
-        gathered = gather_from_sequence_parallel_region(
-            torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=group
-        )
-        # [sum of lengths, b, groups, 2 x head_dim], as all ranks' shares lie one after the other.
-        order = on_device(_natural_order(lengths, size), gathered.device)
-        whole = gathered.index_select(0, order)
-        # Each rank attends with two pieces: one from the front of the sequence, one from its end.
-        context = []
-        shares = query.split([length // size for length in lengths])
-        for share, sequence in zip(shares, whole.split(lengths), strict=True):
-            piece = len(share) // 2
-            ends = ((rank + 1) * piece, (2 * size - rank) * piece)
-            for queries, end in zip(share.split(piece), ends, strict=True):
-                context.append(self._attend(queries, *sequence[:end].chunk(2, dim=-1)))
-        return torch.cat(context)
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-@functools.lru_cache(maxsize=8)
-def _natural_order(lengths: tuple[int, ...], size: int) -> torch.Tensor:
-    """Where each position of the whole sequences lies in the ranks' gathered shares, [sum]."""
-    starts = [0, *itertools.accumulate(lengths)]
-    positions = [
-        start + zigzag_positions(length, rank, size)
-        for rank in range(size)
-        for start, length in zip(starts, lengths, strict=False)
-    ]
-    return torch.cat(positions).argsort()
+def gather_keys(
+    key: torch.Tensor, value: torch.Tensor, segments: Segments, group: dist.ProcessGroup
+) -> tuple[torch.Tensor, ...]:
+    """Keys and values of the whole segments, in their order, from all context-parallel ranks.
+
+    Their gradient is summed over the ranks on its way back.
+
+    Args:
+        key: [s / CP, ..., head_dim] of this rank.
+        value: As `key`.
+        segments: Of the whole row.
+        group: Ranks that hold shares of it.
+
+    Returns:
+        Keys and values, [s, ..., head_dim] each.
+    """
+    gathered = gather_from_sequence_parallel_region(
+        torch.cat([key, value], dim=-1), tensor_parallel_output_grad=True, group=group
+    )
+    # All ranks' shares lie one after the other.
+    order = on_device(natural_order(segments.lengths, group.size()), gathered.device)
+    return gathered.index_select(0, order).chunk(2, dim=-1)
 
 
 class _TokenAngles(NamedTuple):

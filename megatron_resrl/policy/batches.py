@@ -7,15 +7,18 @@ response; in a micro-batch b rows of s positions, n response tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from megatron_resrl.platform.distributed import on_device_together
+from megatron_resrl.policy.prefixes import FedLength, with_prefixes
+from megatron_resrl.policy.segments import Segments, zigzag_positions
 
 
 @dataclass(frozen=True)
@@ -110,7 +113,9 @@ class MicroBatch:
     """Model input. The state at position t - 1 predicts the token at position t.
 
     Padded, it is a matrix of `b` right-padded sequences; packed, the padded sequences lie behind
-    each other in one row (b = 1). The last token of a sequence is predicted, never fed.
+    each other in one row (b = 1). What several packed sequences share at their beginning may stand
+    there once: then one state predicts a token of each. The last token of a sequence is predicted,
+    never fed.
 
     Under context parallelism it is one rank's share: the positions that `zigzag_positions` gives
     it of every sequence, and the `n` response tokens whose predicting state is among them, sequence
@@ -133,9 +138,8 @@ class MicroBatch:
     sequences: tuple[int, ...]
     """Rows of the token batch in this micro-batch, in order; the same on all context-parallel
     ranks, also on those without a response token of some rows."""
-    packed_lengths: tuple[int, ...] | None = None
-    """Padded lengths of the whole packed sequences, in order; they may end with one of nothing but
-    padding. None: not packed."""
+    segments: Segments | None = None
+    """Of the whole packed row. None: not packed."""
     padding: Tensor | None = None
     """[b, s] bool: positions that hold no token of a sequence. None: there are none, or the model
     need not know."""
@@ -176,30 +180,24 @@ class MicroBatch:
         return dataclasses.replace(self, **moved, original=self.host)
 
 
-def zigzag_positions(length: int, rank: int, size: int) -> Tensor:
-    """Positions of a sequence that a context-parallel rank holds, ascending.
-
-    Of 2 * size equal pieces rank r holds pieces r and 2 * size - 1 - r, so that all ranks have as
-    much causal attention to compute (Megatron's and Transformer Engine's order).
-
-    Args:
-        length: Of the whole sequence; a multiple of 2 * size if size > 1.
-        rank: This rank.
-        size: Context-parallel ranks.
-
-    Returns:
-        [length / size] int64.
-    """
-    if size == 1:
-        return torch.arange(length)
-    piece = torch.arange(length // (2 * size))
-    return torch.cat([rank * len(piece) + piece, (2 * size - 1 - rank) * len(piece) + piece])
-
-
 def fed_lengths(batch: TokenBatch) -> list[int]:
     """[B] positions that the model is fed of each sequence."""
     # The last token of a sequence is predicted, never fed.
     return (batch.prompt_lengths + batch.response_lengths - 1).clamp_min(1).tolist()
+
+
+def fed_sequences(batch: TokenBatch, *, shared: bool, multiple: int) -> list[FedLength]:
+    """[B] what the model is fed of each sequence.
+
+    Args:
+        batch: On the CPU.
+        shared: What sequences of one prompt have in common may be fed once.
+        multiple: Of padded lengths.
+    """
+    lengths = fed_lengths(batch)
+    if shared:
+        return with_prefixes(batch.token_ids, batch.prompt_lengths, lengths, multiple)
+    return [FedLength(length) for length in lengths]
 
 
 def parts_in_order(rows: Sequence[int], micro_batch_size: int) -> list[tuple[int, ...]]:
@@ -216,6 +214,7 @@ def make_micro_batches(
     *,
     length_multiple: int = 1,
     packed: bool = False,
+    shared: bool = False,
     uniform: bool = False,
     count_multiple: int = 1,
     context_parallel_rank: int = 0,
@@ -230,6 +229,7 @@ def make_micro_batches(
         length_multiple: Padded lengths are multiples of it, see `alignment`.
         packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
             only, instead of below each other.
+        shared: Feed what packed sequences of a micro-batch share at their beginning once.
         uniform: Give all micro-batches one shape (the interleaved schedule needs it).
         count_multiple: Append micro-batches without response tokens up to a multiple of it.
         context_parallel_rank: Whose share of each sequence to make.
@@ -251,22 +251,81 @@ def make_micro_batches(
     groups += [()] * (-len(groups) % count_multiple)
     largest = max(1, max(map(len, groups)))
 
-    padded_B = [-(-length // length_multiple) * length_multiple for length in fed_lengths(batch)]
-    lengths = [[padded_B[row] for row in part] for part in groups]
-    combine = sum if packed else max
-    widths = [combine(own) if own else length_multiple for own in lengths]
-    if uniform:
-        widths = [max(widths)] * len(widths)
+    fed = fed_sequences(batch, shared=shared and packed, multiple=length_multiple)
     share = _Share(context_parallel_rank, context_parallel_size)
     if packed:
+        rows = [_packed_row(part, fed, length_multiple) for part in groups]
+        widths = [row.width or length_multiple for row in rows]
+        if uniform:
+            widths = [max(widths)] * len(widths)
         return [
-            share.packed(batch, part, own, width)
-            for part, own, width in zip(groups, lengths, widths, strict=True)
+            share.packed(batch, part, row, width)
+            for part, row, width in zip(groups, rows, widths, strict=True)
         ]
+    lengths = [[fed[row].padded(length_multiple) for row in part] for part in groups]
+    widths = [max(own, default=length_multiple) for own in lengths]
+    if uniform:
+        widths = [max(widths)] * len(widths)
     return [
         share.padded(batch, part, largest if uniform else max(1, len(part)), width)
         for part, width in zip(groups, widths, strict=True)
     ]
+
+
+class _Place(NamedTuple):
+    """Where a segment of a sequence lies."""
+
+    row: int
+    """Of the token batch."""
+    line: int
+    """Of the micro-batch."""
+    start: int
+    """First position in the line, of all context-parallel ranks' positions."""
+    first: int
+    """First position in the sequence."""
+    length: int
+    """Positions, padding included."""
+
+
+class _PackedRow(NamedTuple):
+    """Which segments stand behind each other, and what is in them."""
+
+    segments: Segments
+    places: list[_Place]
+
+    @property
+    def width(self) -> int:
+        """Positions."""
+        return sum(self.segments.lengths)
+
+
+def _packed_row(part: Sequence[int], fed: Sequence[FedLength], multiple: int) -> _PackedRow:
+    """Sequences behind each other, a prefix that several share in front of the first of them."""
+    members = Counter(fed[row].prefix for row in part)
+    lengths: list[int] = []
+    prefixes: list[int | None] = []
+    places: list[_Place] = []
+    known: dict[int, int] = {}
+    starts = [0]
+
+    def append(length: int, prefix: int | None) -> int:
+        lengths.append(length)
+        prefixes.append(prefix)
+        starts.append(starts[-1] + length)
+        return len(lengths) - 1
+
+    for row in part:
+        length = fed[row]
+        prefix, shared = None, 0
+        if length.shared and members[length.prefix] > 1:
+            shared = length.shared
+            if length.prefix not in known:
+                known[length.prefix] = append(shared, None)
+            prefix = known[length.prefix]
+            places.append(_Place(row, 0, starts[prefix], 0, shared))
+        own = length.padded(multiple) - shared
+        places.append(_Place(row, 0, starts[append(own, prefix)], shared, own))
+    return _PackedRow(Segments(tuple(lengths), tuple(prefixes)), places)
 
 
 @dataclass(frozen=True)
@@ -281,22 +340,22 @@ class _Share:
     ) -> MicroBatch:
         """Rows `part` of the batch below each other, `width` whole positions each."""
         positions = self._positions(width).repeat(lines, 1)
-        places = [(row, line, 0, width) for line, row in enumerate(part)]
+        places = [_Place(row, line, 0, 0, width) for line, row in enumerate(part)]
         return self._fill(batch, part, positions, places)
 
     def packed(
-        self, batch: TokenBatch, part: tuple[int, ...], lengths: list[int], width: int
+        self, batch: TokenBatch, part: tuple[int, ...], row: _PackedRow, width: int
     ) -> MicroBatch:
         """Rows `part` of the batch behind each other, then padding up to `width` positions."""
-        padding = width - sum(lengths)
-        segments = (*lengths, padding) if padding else tuple(lengths)
-        positions = torch.cat([self._positions(length) for length in segments])[None]
-        places, start = [], 0
-        for row, length in zip(part, lengths, strict=True):
-            places.append((row, 0, start, length))
-            start += length // self.size
-        filled = self._fill(batch, part, positions, places)
-        return dataclasses.replace(filled, packed_lengths=segments)
+        segments = row.segments
+        if padding := width - row.width:
+            segments = Segments((*segments.lengths, padding), (*segments.prefixes, None))
+        positions = [
+            segments.first_position(number) + self._positions(length)
+            for number, length in enumerate(segments.lengths)
+        ]
+        filled = self._fill(batch, part, torch.cat(positions)[None], row.places)
+        return dataclasses.replace(filled, segments=segments)
 
     def _positions(self, length: int) -> Tensor:
         return zigzag_positions(length, self.rank, self.size)
@@ -306,21 +365,21 @@ class _Share:
         batch: TokenBatch,
         part: tuple[int, ...],
         position_ids: Tensor,
-        places: list[tuple[int, int, int, int]],
+        places: list[_Place],
     ) -> MicroBatch:
-        """Puts rows at (row of the batch, line, first local position, whole length)."""
+        """Puts the tokens of sequences into their places, and finds what predicts their targets."""
         # Token 0 fills the tails: causal attention keeps it from being seen.
         tokens = torch.zeros_like(position_ids)
         padding = torch.ones_like(position_ids, dtype=torch.bool)
         lines = len(tokens)
         columns: list[list[Tensor]] = [[], [], [], []]
-        for row, line, start, length in places:
+        for row, line, whole_start, first, length in places:
             prompt = int(batch.prompt_lengths[row])
             response = int(batch.response_lengths[row])
             whole = batch.token_ids[row, : prompt + response]
             fed = whole[:-1]
             # Positions of the sequence that this context-parallel rank has.
-            local = self._positions(length)
+            start, local = whole_start // self.size, first + self._positions(length)
             real = (local < len(fed)).nonzero().flatten()
             tokens[line, start + real] = fed[local[real]]
             padding[line, start + real] = False

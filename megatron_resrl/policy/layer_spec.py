@@ -15,6 +15,7 @@ from megatron.core.transformer.transformer_layer import TransformerLayerSubmodul
 
 from megatron_resrl.platform.megatron_versions import module_of, submodules_of
 from megatron_resrl.policy.attention import RotatedCacheAttention, SdpaCoreAttention
+from megatron_resrl.policy.engine_attention import with_shared_prefixes
 
 
 class RmsNorm(torch.nn.RMSNorm):
@@ -140,11 +141,13 @@ def decoder_spec(
         layer.submodules.self_attention.module = RotatedCacheAttention
         if not engine:
             _replace_local_modules(layer.submodules, config)
+        attention = layer.submodules.self_attention.submodules
+        if engine:
+            attention.core_attention = with_shared_prefixes(attention.core_attention)
         if config.window_size is not None:
             # One kernel on all devices: the one whose windows are compared with transformers.
-            layer.submodules.self_attention.submodules.core_attention = SdpaCoreAttention
+            attention.core_attention = SdpaCoreAttention
         if config.fp8:
-            attention = layer.submodules.self_attention.submodules
             attention.core_attention = zero_at_padding(attention.core_attention)
         if norms_after_blocks:
             _add_norms_after_blocks(layer.submodules, engine=engine)

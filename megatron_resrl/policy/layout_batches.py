@@ -27,7 +27,12 @@ def length_multiple(config: TransformerConfig) -> int:
 
 
 def lay_out(
-    config: TransformerConfig, batch: TokenBatch, parts: Sequence[Sequence[int]], *, packed: bool
+    config: TransformerConfig,
+    batch: TokenBatch,
+    parts: Sequence[Sequence[int]],
+    *,
+    packed: bool,
+    shared: bool = False,
 ) -> list[MicroBatch]:
     """Cuts this data-parallel rank's sequences into micro-batches for its layout.
 
@@ -38,6 +43,7 @@ def lay_out(
         batch: On the CPU; the same on all context-parallel ranks, which get their shares of it.
         parts: The rows of each micro-batch.
         packed: Put the sequences of a micro-batch behind each other.
+        shared: Feed what packed sequences of a micro-batch share at their beginning once.
 
     Returns:
         On the CPU.
@@ -53,6 +59,7 @@ def lay_out(
         parts,
         length_multiple=length_multiple(config),
         packed=packed,
+        shared=shared,
         uniform=interleaved,
         count_multiple=math.ceil(count / stages) * stages if interleaved else count,
         context_parallel_rank=parallel_state.get_context_parallel_rank(),

@@ -24,6 +24,7 @@ from megatron_resrl.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
+    WhenExact,
 )
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.balancing import (
@@ -52,6 +53,7 @@ from megatron_resrl.policy.results import (
     UpdateResult,
 )
 from megatron_resrl.policy.schedule import AfterForward, LastStage, run_pipeline
+from megatron_resrl.policy.shared_prompts import shares_prompts
 from megatron_resrl.weights.fresh import FreshWeights, draw_weights
 from megatron_resrl.weights.load import load_model_weights
 
@@ -64,6 +66,7 @@ class Policy:
         config: megatron-core configuration.
         modules: This rank's bare model chunks.
         sequence_packing: Micro-batches are packed rather than padded.
+        shared_prompts: What packed sequences of one prompt have in common is fed once.
         tokenizer_path: Setting `model.tokenizer_path`; a saved policy gets that tokenizer.
     """
 
@@ -74,6 +77,7 @@ class Policy:
         modules: list[PolicyModel],
         *,
         sequence_packing: bool = False,
+        shared_prompts: bool = False,
         tokenizer_path: str | None = None,
         training: Training | None = None,
     ) -> None:
@@ -82,6 +86,7 @@ class Policy:
         self.config = config
         self.modules = modules
         self.sequence_packing = sequence_packing
+        self.shared_prompts = shared_prompts
         self.tokenizer_path = tokenizer_path
         self._states = HiddenStateLocations(modules, config.num_layers)
         self._training = training
@@ -96,6 +101,7 @@ class Policy:
         optimizer: OptimizerConfig | None = None,
         total_updates: int = 1,
         sequence_packing: bool = False,
+        shared_prompts: WhenExact = "never",
         load_weights: bool = True,
         fresh: FreshWeights | None = None,
     ) -> Policy:
@@ -109,9 +115,15 @@ class Policy:
             total_updates: Optimizer steps of the whole run, the default length of the
                 learning-rate decay.
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
+            shared_prompts: Feed what sequences of one prompt have in common once, which packs them,
+                too.
             load_weights: False: only config.json is read, and the weights have no meaning.
             fresh: How weights are drawn instead of loaded; None: they are loaded.
+
+        Raises:
+            InputError: The model cannot be used, or its prompts cannot be shared as asked.
         """
+        shared = shares_prompts(shared_prompts, model, precision, packed=sequence_packing)
         hf_config = read_hf_config(model.path, model.tokenizer_path)
         config = transformer_config(hf_config, model, parallel, precision)
         modules = build_model_chunks(hf_config, config)
@@ -127,7 +139,8 @@ class Policy:
             hf_config,
             config,
             modules,
-            sequence_packing=sequence_packing,
+            sequence_packing=sequence_packing or shared,
+            shared_prompts=shared,
             tokenizer_path=model.tokenizer_path,
             training=training,
         )
@@ -207,7 +220,13 @@ class Policy:
         self, batch: TokenBatch, parts: Sequence[Sequence[int]]
     ) -> list[MicroBatch]:
         """Like `micro_batches`, with the rows of each micro-batch given. Collective as that."""
-        made = lay_out(self.config, batch, parts, packed=self.sequence_packing)
+        made = lay_out(
+            self.config,
+            batch,
+            parts,
+            packed=self.sequence_packing,
+            shared=self.shared_prompts,
+        )
         return [micro_batch.to(device()) for micro_batch in made]
 
     def score(

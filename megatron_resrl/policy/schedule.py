@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,7 +14,6 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.utils import get_model_config
 
-from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.platform.phases import detail
 from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.packing import PackedSequences
@@ -131,20 +129,14 @@ def _announced(micro_batches: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
 
 
 def _packed_sequences(batch: MicroBatch) -> PackedSequences | None:
-    """Where packed sequences begin and end; padding counts as part of its sequence."""
-    if batch.packed_lengths is None:
+    """What layers are told of a packed micro-batch; None: it is not packed."""
+    if batch.segments is None:
         return None
-    ends = torch.tensor([0, *itertools.accumulate(batch.packed_lengths)], dtype=torch.int32)
-    ends = on_device(ends, batch.tokens.device)
-    longest = max(batch.packed_lengths)
-    return PackedSequences(
-        qkv_format="thd",
-        cu_seqlens_q=ends,
-        cu_seqlens_kv=ends,
-        max_seqlen_q=longest,
-        max_seqlen_kv=longest,
-        lengths=batch.packed_lengths,
-        position_ids=batch.position_ids[0],
+    return PackedSequences.of(
+        batch.segments,
+        batch.position_ids[0],
+        parallel_state.get_context_parallel_rank(),
+        parallel_state.get_context_parallel_world_size(),
     )
 
 

@@ -38,6 +38,10 @@ class RolloutWorker:
 
 def build_policy(recipe: Recipe, *, trainable: bool = True) -> Policy:
     """The policy of a recipe of reinforcement learning, see `Policy.build`. Collective."""
+    shared_prompts = recipe.algorithm.shared_prompts
+    together = min(recipe.rollout.group_size, recipe.algorithm.micro_batch_size)
+    if shared_prompts == "auto" and (together == 1 or not trainable):
+        shared_prompts = "never"  # No micro-batch has two responses to a prompt.
     return Policy.build(
         recipe.model,
         recipe.parallel,
@@ -45,6 +49,7 @@ def build_policy(recipe: Recipe, *, trainable: bool = True) -> Policy:
         optimizer=recipe.optimizer if trainable else None,
         total_updates=recipe.steps * recipe.algorithm.updates_per_step,
         sequence_packing=recipe.algorithm.sequence_packing,
+        shared_prompts=shared_prompts,
     )
 
 

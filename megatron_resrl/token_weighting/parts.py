@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from megatron_resrl.policy.batches import fed_lengths
 from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
 from megatron_resrl.subspace import GroupPlan, Window
@@ -26,7 +25,7 @@ def parts_of_plan(
     Returns:
         Responses of each micro-batch.
     """
-    lengths = fed_lengths(batch)
+    lengths = limit.lengths_of(batch)
     kinds = [kind for window in plan.windows for kind in _inseparable(plan, window, first)]
     if limit.tokens is None:
         return limit.cut_in_order([rows for kind in kinds for rows in kind], lengths)
@@ -50,7 +49,7 @@ def parts_of_batch(
     later: list[int] = []
     for row, group in enumerate(batch.group_ids.tolist()):
         (scored if group in first else later).append(row)
-    return scored, limit.cut([(row,) for row in later], fed_lengths(batch))
+    return scored, limit.cut([(row,) for row in later], limit.lengths_of(batch))
 
 
 def _inseparable(

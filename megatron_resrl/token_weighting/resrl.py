@@ -16,8 +16,9 @@ from torch import Tensor
 
 from megatron_resrl.data.think import think_mask
 from megatron_resrl.platform.distributed import device
-from megatron_resrl.policy.batches import MicroBatch, fed_lengths
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.prefixes import FedLength
 from megatron_resrl.policy.results import TappedStates
 from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import TrainingBatch
@@ -79,8 +80,8 @@ class ResRLWeighting:
 
     def scored_first(self, batch: TrainingBatch, limit: MicroBatchLimit) -> set[int]:
         """Groups with more incorrect responses than a micro-batch has room for."""
-        incorrect: dict[int, list[int]] = {}
-        for row, length in enumerate(fed_lengths(batch)):
+        incorrect: dict[int, list[FedLength]] = {}
+        for row, length in enumerate(limit.lengths_of(batch)):
             if not batch.positive[row]:
                 incorrect.setdefault(int(batch.group_ids[row]), []).append(length)
         correct = set(batch.group_ids[batch.positive].tolist())

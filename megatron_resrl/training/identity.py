@@ -29,6 +29,7 @@ HARMLESS = (
     *("reward.workers", "reward.timeout_s", "reward.memory_gb"),
     *("correction.warn_kl", "correction.stop_kl"),
     *("algorithm.micro_batch_size", "algorithm.sequence_packing", "algorithm.single_pass"),
+    "algorithm.shared_prompts",
     *("algorithm.max_tokens_per_micro_batch", "algorithm.max_tokens_per_scoring_micro_batch"),
     *("batch.micro_batch_size", "batch.sequence_packing", "batch.tokens_per_micro_batch", "epochs"),
     *("resrl.subspace_method", "resrl.window_tokens"),

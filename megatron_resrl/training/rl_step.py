@@ -15,7 +15,6 @@ from megatron_resrl.diagnostics.observer import StepObservers, StepStart, StepSt
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
-from megatron_resrl.policy.batches import fed_lengths
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import OnFinalStates
 from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
@@ -71,7 +70,6 @@ class StepSettings:
                 recipe.model.path,
                 recipe.algorithm.max_tokens_per_micro_batch,
                 recipe.algorithm.max_tokens_per_scoring_micro_batch,
-                recipe.algorithm.sequence_packing,
             ),
             single_pass,
         )
@@ -117,7 +115,8 @@ def rl_step(
     # mini-batch; then every data-parallel replica takes its whole groups.
     mini_batches = split_into_mini_batches(batch.group_ids, settings.updates_per_step)
     graded = _with_loss(algorithm, batch, mini_batches, settings.aggregation)
-    share = shard_groups(graded, mini_batches, sequence_cost(policy))
+    lengths = settings.passes.limit(policy).lengths_of(graded)
+    share = shard_groups(graded, mini_batches, sequence_cost(policy), lengths)
     local = graded.select(share.rows)
     _warn_of_long_responses(graded, policy, settings.passes, step)
 
@@ -182,13 +181,13 @@ def _warn_of_long_responses(
 ) -> None:
     """Says which response is above the token budget, where one is: it passes alone."""
     limit = passes.limit(policy)
-    lengths = fed_lengths(batch)
-    longest = max(range(len(lengths)), key=lengths.__getitem__)
+    lengths = limit.lengths_of(batch)
+    longest = max(range(len(lengths)), key=lambda row: lengths[row].tokens)
     if dist.get_rank() == 0 and not limit.allows([lengths[longest]]):
         logger.warning(
             "step %d: %s has %d tokens with its prompt, above "
             "algorithm.max_tokens_per_micro_batch = %s; it has a micro-batch of its own",
-            *(step, batch.name(longest), lengths[longest], limit.tokens),
+            *(step, batch.name(longest), lengths[longest].tokens, limit.tokens),
         )
 
 

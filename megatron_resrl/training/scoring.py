@@ -18,7 +18,7 @@ from megatron_resrl.errors import RunError
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, on_device
-from megatron_resrl.policy.batches import MicroBatch, fed_lengths
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.finite import require_finite
 from megatron_resrl.policy.layout_batches import length_multiple
 from megatron_resrl.policy.policy import Policy
@@ -46,14 +46,18 @@ class PassSettings:
     """Most positions of a micro-batch of an update."""
     max_scoring_tokens: int | None = None
     """Most positions of a micro-batch of a scoring pass; None: as for updates."""
-    packed: bool = False
-    """Responses of a micro-batch stand behind each other."""
 
     def limit(self, policy: Policy, *, scoring: bool = False) -> MicroBatchLimit:
         """Of micro-batches of updates, or of scoring passes, in a policy's layout."""
         tokens = (scoring and self.max_scoring_tokens) or self.max_tokens
         multiple = length_multiple(policy.config)
-        return MicroBatchLimit(self.micro_batch_size, tokens, self.packed, multiple)
+        return MicroBatchLimit(
+            self.micro_batch_size,
+            tokens,
+            packed=policy.sequence_packing,
+            multiple=multiple,
+            shared=policy.shared_prompts,
+        )
 
 
 @dataclass(frozen=True)
@@ -139,7 +143,7 @@ def score_batch(
         observe = functools.partial(observe_states, weighting, timers)
     rows = range(len(batch)) if order is None else order
     limit = settings.limit(policy, scoring=True)
-    parts = limit.cut_in_order([(row,) for row in rows], fed_lengths(batch))
+    parts = limit.cut_in_order([(row,) for row in rows], limit.lengths_of(batch))
     micro_batches = policy.micro_batches_of(batch, parts)
     with named_states_not_finite(settings.model_path):
         found = policy.score(

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from megatron_resrl.algorithms import Aggregation, token_coefficients
 from megatron_resrl.data.balance import deal_groups
-from megatron_resrl.policy.batches import fed_lengths
 from megatron_resrl.policy.families import family_of
 from megatron_resrl.policy.model_shape import ModelShape
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.prefixes import FedLength
 from megatron_resrl.rollout.batch import RolloutBatch
 
 
@@ -59,7 +59,10 @@ class Share:
 
 
 def shard_groups(
-    batch: RolloutBatch, mini_batches: Sequence[list[int]], cost: Callable[[int], float]
+    batch: RolloutBatch,
+    mini_batches: Sequence[list[int]],
+    cost: Callable[[int], float],
+    lengths: Sequence[FedLength],
 ) -> Share:
     """Gives this data-parallel replica its groups of each mini-batch.
 
@@ -67,14 +70,14 @@ def shard_groups(
         batch: Of the step.
         mini_batches: Rows of each.
         cost: Tokens of a sequence -> what it costs, in any unit; replicas get about as much.
+        lengths: [B] what the model is fed of each response.
     """
     replicas = parallel_state.get_data_parallel_world_size()
     rows: list[int] = []
     parts, imbalances = [], []
-    costs = [cost(length) for length in fed_lengths(batch)]
     for indices in mini_batches:
         groups = _groups(batch, indices)
-        loads = [sum(costs[index] for index in group) for group in groups]
+        loads = [cost_of([lengths[index] for index in group], cost) for group in groups]
         hands = deal_groups(loads, replicas)
         own = [
             index
@@ -86,6 +89,15 @@ def shard_groups(
         most = max(sum(loads[group] for group in hand) for hand in hands)
         imbalances.append(most * replicas / sum(loads))
     return Share(rows, parts, sum(imbalances) / len(imbalances))
+
+
+def cost_of(lengths: Sequence[FedLength], cost: Callable[[int], float]) -> float:
+    """Of responses whose shared prefixes are fed once; a causal model's cost of a prefix is that of
+    a sequence which ends with it."""
+    whole = sum(cost(length.tokens) for length in lengths)
+    shared = [length for length in lengths if length.shared]
+    prefixes = {length.prefix: cost(length.shared) for length in shared}
+    return whole - sum(prefixes[length.prefix] for length in shared) + sum(prefixes.values())
 
 
 def sequence_cost(policy: Policy) -> Callable[[int], float]:

@@ -30,7 +30,7 @@ from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.distributed import device, on_device
 from megatron_resrl.platform.phases import progress
-from megatron_resrl.policy.batches import MicroBatch, fed_lengths
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.hidden_states import OnHiddenStates
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import TappedStates, TokenScores
@@ -140,7 +140,7 @@ def update_in_single_pass(
     again = [row for row in scored if local.has_loss[row]]
     with phase(timers, "update"):
         progress(1, 1)
-        lengths = fed_lengths(local)
+        lengths = limit.lengths_of(local)
         later = limit.cut([(row,) for row in again], lengths)
         parts = [*observed.parts, *later]
         micro_batches = policy.micro_batches_of(local, parts)

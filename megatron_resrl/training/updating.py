@@ -12,7 +12,7 @@ import torch
 
 from megatron_resrl.algorithms import Algorithm, LossInputs, LossOutputs, LossSums, entropy_bonus
 from megatron_resrl.platform.distributed import device, on_device_together, sum_over_ranks
-from megatron_resrl.policy.batches import MicroBatch, fed_lengths
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.results import UpdateResult
 from megatron_resrl.policy.token_budget import Fed
@@ -135,7 +135,8 @@ def update_policy(
         model was fed.
     """
     placed = targets.to(device())
-    limit, lengths = settings.limit(policy), fed_lengths(batch)
+    limit = settings.limit(policy)
+    lengths = limit.lengths_of(batch)
     parts = limit.cut([(row,) for row in rows], lengths)
     micro_batches = policy.micro_batches_of(batch, parts)
     result = policy.update(

@@ -28,6 +28,7 @@ from megatron_resrl.config.schema import (
     ResrlConfig,
 )
 from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.batches import fed_sequences
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.sharing import shard_groups
@@ -136,7 +137,8 @@ def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str
     """[samples, T] weights of all replicas put together, and all groups' reports."""
     samples, positive = rollouts()
     batch = training_batch(samples, positive)
-    share = shard_groups(batch, [list(range(len(samples)))], float).rows
+    lengths = fed_sequences(batch, shared=False, multiple=1)
+    share = shard_groups(batch, [list(range(len(samples)))], float, lengths).rows
     weighting = weighting_of(policy, settings, THINK_MARKERS)
     weighed = weigh(policy, settings, batch.select(share), weighting)
     whole = torch.full((len(samples), LONGEST), float("nan"))

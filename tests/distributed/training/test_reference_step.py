@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import tiny_families as tiny
 import torch
+from one_step import OF_THE_LAYOUT
 from ranks import run_ranks
 from reference_cases import CASES, COMBINATIONS, LENGTHS, THINK_MARKERS, plain_settings, rollouts
 from reference_step import Trained, train
@@ -32,6 +33,7 @@ METRICS = (
 )
 HARDEST = ("much at once", "much at once over two steps")
 SINGLE_PASS_LAYOUTS = ("TP2+SP", "PP2", "DP2", "CP2", "CP2 packed", "TP2+SP packed")
+OWN_PROMPTS_LAYOUTS = ("TP2+SP packed", "PP2", "CP2")
 RANKS = {
     1: [f"one={name}" for name in CASES],
     2: [
@@ -53,6 +55,8 @@ RANKS = {
             for layout in SINGLE_PASS_LAYOUTS
             for name in ("one pass", "one pass after a scoring pass")
         ),
+        *(f"{layout}=one pass, own prompts" for layout in SINGLE_PASS_LAYOUTS),
+        *(f"{layout}=much at once, own prompts" for layout in OWN_PROMPTS_LAYOUTS),
         "CP2=one pass, small micro-batches",
         "DP2=one pass, small micro-batches",
     ],
@@ -242,9 +246,30 @@ def test_single_pass_gives_the_numbers_of_two_passes(product, ranks, layout):
     for ours, theirs in zip(one["metrics"], two["metrics"], strict=True):
         assert ours.keys() == theirs.keys()
         assert (ours["step/passes"], theirs["step/passes"]) == (1.0, 2.0)
-        other = {"step/passes", "step/padding", "resrl/peak_bytes", "resrl/sent_bytes"}
-        for name in ours.keys() - other:
+        for name in ours.keys() - {"step/passes", *OF_THE_LAYOUT}:
             # Micro-batches of other sizes: fp32 products and sums round differently.
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
+
+
+@pytest.mark.setting("algorithm.shared_prompts")
+@pytest.mark.parametrize(
+    ("ranks", "layout", "case"),
+    [
+        (1, "one", "one pass"),
+        (1, "one", "much at once"),
+        *((2, layout, "one pass") for layout in SINGLE_PASS_LAYOUTS),
+        *((2, layout, "much at once") for layout in OWN_PROMPTS_LAYOUTS),
+    ],
+)
+def test_shared_prompts_give_the_numbers_of_copies(product, ranks, layout, case):
+    shared = product(ranks, f"{layout}={case}")
+    copies = product(ranks, f"{layout}={case}, own prompts")
+    assert largest_difference(shared["weights"], copies["weights"]) <= TOLERANCE
+    for ours, theirs in zip(shared["metrics"], copies["metrics"], strict=True):
+        assert ours.keys() == theirs.keys()
+        assert ours["step/shared_prompt_tokens"] > 0
+        assert theirs["step/shared_prompt_tokens"] == 0
+        for name in ours.keys() - set(OF_THE_LAYOUT):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name
 
 

@@ -129,6 +129,21 @@ def test_single_pass_that_would_not_be_exact_is_refused(check, refused, conflict
     assert problem.fix.endswith("or set algorithm.single_pass: auto")
 
 
+@pytest.mark.parametrize(
+    ("conflict", "said"),
+    [
+        ("--model.hidden_dropout=0.1", "drops other outputs"),
+        ("--model.attention_dropout=0.1", "drops other attention weights"),
+    ],
+)
+def test_shared_prompts_that_would_not_be_exact_are_refused(check, refused, conflict, said):
+    assert check(conflict) == []
+    problem = refused("--algorithm.shared_prompts=always", conflict)
+    assert problem.setting == conflict.removeprefix("--").partition("=")[0]
+    assert said in problem.problem
+    assert problem.fix.endswith("or set algorithm.shared_prompts: auto")
+
+
 @pytest.mark.parametrize("kind", ["micro_batch", "scoring_micro_batch"])
 def test_token_budgets_hold_the_longest_response(check, refused, kind):
     lengths = ("--data.max_prompt_length=20", "--rollout.max_response_length=13")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_resrl.policy.alignment import Alignment, alignment
-from megatron_resrl.policy.batches import zigzag_positions
+from megatron_resrl.policy.segments import zigzag_positions
 
 RECIPES = (None, "delayed", "tensorwise", "blockwise", "mxfp8")
 

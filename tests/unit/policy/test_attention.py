@@ -10,6 +10,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_resrl.policy.attention import SdpaCoreAttention
 from megatron_resrl.policy.packing import PackedSequences
+from megatron_resrl.policy.segments import Segments
 
 BATCH, HEADS, GROUPS, SIZE = 2, 4, 2, 8
 
@@ -84,10 +85,7 @@ def test_attention_uses_the_softmax_scale() -> None:
 def test_attention_keeps_packed_sequences_apart() -> None:
     lengths = (3, 1, 5)
     query, key, value = (x[:, 0] for x in tensors(sum(lengths), sum(lengths)))
-    ends = torch.tensor([0, 3, 4, 9], dtype=torch.int32)
-    packed = PackedSequences(
-        qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, lengths=lengths
-    )
+    packed = PackedSequences.of(Segments.apart(lengths), torch.arange(sum(lengths)))
     found = attention()(query, key, value, None, packed_seq_params=packed)
     alone = [
         attention()(*(x[:, None] for x in share), None)
@@ -96,10 +94,44 @@ def test_attention_keeps_packed_sequences_apart() -> None:
     torch.testing.assert_close(found, torch.cat(alone), atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("window", [None, 3], ids=["whole", "windowed"])
+def test_attention_to_a_shared_prefix_is_that_of_copies(window: int | None) -> None:
+    # A sequence of 3 tokens, a prefix of 4 with ends of 3 and 1, and another sequence of 2.
+    segments = Segments((3, 4, 3, 2, 1), (None, None, 1, None, 1))
+    inputs = [x[:, 0].requires_grad_() for x in tensors(13, 13)]
+    packed = PackedSequences.of(segments, torch.arange(13))
+    found = attention(window)(*inputs, None, packed_seq_params=packed)
+
+    parts = [x.split(segments.lengths) for x in inputs]
+    whole = [(0,), (1, 2), (3,), (1, 4)]
+    copies = [[torch.cat([x[n] for n in path])[:, None] for x in parts] for path in whole]
+    alone = [attention(window)(*x, None) for x in copies]
+    expected = [alone[0], alone[1][:4], alone[1][4:], alone[2], alone[3][4:]]
+    torch.testing.assert_close(found, torch.cat(expected), atol=1e-6, rtol=0)
+    factors = torch.randn(found.shape, generator=torch.Generator().manual_seed(1))
+    ours = torch.autograd.grad((found * factors).sum(), inputs, retain_graph=True)
+    theirs = torch.autograd.grad((torch.cat(expected) * factors).sum(), inputs)
+    for own, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(own, other, atol=1e-6, rtol=0)
+
+
+def test_packed_sequences_tell_kernels_what_pieces_see() -> None:
+    segments = Segments((4, 8, 4), (None, 0, 0))
+    apart = PackedSequences.of(Segments.apart((4, 8)), torch.arange(12))
+    assert apart.cu_seqlens_q.tolist() == apart.cu_seqlens_kv.tolist() == [0, 4, 12]
+    whole = PackedSequences.of(segments, torch.arange(16))
+    assert whole.cu_seqlens_q.tolist() == [0, 4, 12, 16]
+    assert whole.cu_seqlens_kv.tolist() == [0, 4, 16, 24]
+    assert (whole.max_seqlen_q, whole.max_seqlen_kv) == (8, 12)
+    second = PackedSequences.of(segments, torch.arange(8), rank=1, size=2)
+    assert second.cu_seqlens_q.tolist() == [0, 1, 2, 4, 6, 7, 8]
+    # Of the prefix 2 and 3 keys, then the whole prefix and 4 and 6, and 2 and 3, of their own.
+    assert second.cu_seqlens_kv.diff().tolist() == [2, 3, 8, 10, 6, 7]
+
+
 def test_attention_refuses_what_packed_sequences_cannot_have() -> None:
     query, key, value = (x[:, 0] for x in tensors(5, 5))
-    ends = torch.tensor([0, 5], dtype=torch.int32)
-    packed = PackedSequences(qkv_format="thd", cu_seqlens_q=ends, cu_seqlens_kv=ends, lengths=(5,))
+    packed = PackedSequences.of(Segments.apart((5,)), torch.arange(5))
     mask = torch.ones(5, 5).triu(1).bool()
     with pytest.raises(ValueError, match="no attention mask"):
         attention()(query, key, value, mask, packed_seq_params=packed)

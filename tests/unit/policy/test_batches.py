@@ -20,16 +20,19 @@ from megatron_resrl.policy.batches import (
     TokenSequence,
     make_micro_batches,
     parts_in_order,
-    zigzag_positions,
 )
+from megatron_resrl.policy.segments import Segments, natural_order
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 
 token = st.integers(1, 99)
+PROMPTS = ([1, 2, 3, 4, 5], [7] * 9)
 
 
 @st.composite
 def one_sequence(draw: st.DrawFn) -> TokenSequence:
-    prompt = draw(st.lists(token, min_size=1, max_size=6))
-    response = draw(st.lists(token, max_size=6))
+    """Some of the same prompt, and some whose responses begin alike."""
+    prompt = draw(st.sampled_from(PROMPTS) | st.lists(token, min_size=1, max_size=6))
+    response = draw(st.lists(st.integers(1, 2) | token, max_size=6))
     mask = st.lists(st.booleans(), min_size=len(response), max_size=len(response)).map(tuple)
     return TokenSequence(tuple(prompt), tuple(response), draw(st.none() | mask))
 
@@ -48,6 +51,7 @@ def options(draw: st.DrawFn) -> tuple[int, dict[str, Any]]:
     return ranks, {
         "length_multiple": aligned,
         "packed": draw(st.booleans()),
+        "shared": draw(st.booleans()),
         "uniform": draw(st.booleans()),
         "count_multiple": draw(st.integers(1, 3)),
         "context_parallel_size": ranks,
@@ -107,9 +111,45 @@ def test_state_index_points_at_the_token_before_each_target(case: Case) -> None:
 
 @given(batches)
 def test_micro_batch_shares_hold_every_fed_token_once(case: Case) -> None:
-    fed = [token for one in case[0] for token in (one.prompt + one.response)[:-1]]
-    held = [batch.tokens.flatten() for made in shares(case) for batch in made]
-    assert sorted(token for token in torch.cat(held).tolist() if token) == sorted(fed)
+    sequences, size, _, options = case
+    made = shares(case)
+    held = torch.cat([batch.tokens.flatten() for own in made for batch in own])
+    # The budget counts what the model is fed.
+    packed, shared = options["packed"], options["shared"]
+    limit = MicroBatchLimit(size, None, packed, options["length_multiple"], shared)
+    lengths = limit.lengths_of(TokenBatch.from_sequences(sequences))
+    fed = limit.fed([batch.sequences for batch in made[0] if batch.sequences], lengths)
+    tokens = [token for one in sequences for token in (one.prompt + one.response)[:-1]]
+    assert int((held != 0).sum()) == len(tokens) - fed.shared
+    if not options["uniform"] and len(made[0]) == -(-len(sequences) // size):
+        assert len(held) == fed.positions
+    if not (packed and shared):
+        assert sorted(token for token in held.tolist() if token) == sorted(tokens)
+        assert fed.shared == 0
+
+
+@given(batches)
+def test_micro_batch_states_have_read_their_sequence_only(case: Case) -> None:
+    """What a query sees, in order, is its sequence up to the token before the target."""
+    for rank, made in enumerate(shares(case)):
+        for number, batch in enumerate(made):
+            if batch.segments is None:
+                continue
+            others = [each[number].tokens[0] for each in shares(case)]
+            order = natural_order(batch.segments.lengths, case[2])
+            parts = torch.cat(others)[order].split(batch.segments.lengths)
+            pieces = batch.segments.pieces(rank, case[2])
+            seen = [
+                torch.cat(piece.keys_of(parts))[: piece.num_keys - piece.queries + 1 + query]
+                for piece in pieces
+                for query in range(piece.queries)
+            ]
+            for state, (row, position, _) in zip(
+                batch.state_index.tolist(), tokens_of(batch), strict=True
+            ):
+                one = case[0][row]
+                before = (one.prompt + one.response)[: len(one.prompt) + position]
+                assert tuple(seen[state].tolist()) == before
 
 
 @given(batches)
@@ -129,7 +169,7 @@ def test_micro_batch_shapes_keep_what_options_promise(case: Case) -> None:
     made = shares(case)
     shapes = [[batch.tokens.shape for batch in own] for own in made]
     numbers = [[batch.sequences for batch in own] for own in made]
-    lengths = [[batch.packed_lengths for batch in own] for own in made]
+    lengths = [[batch.segments and batch.segments.lengths for batch in own] for own in made]
     assert all(same == column[0] for column in (shapes, numbers, lengths) for same in column)
     assert list(itertools.chain.from_iterable(numbers[0])) == list(range(len(sequences)))
     assert len(made[0]) % options["count_multiple"] == 0
@@ -146,24 +186,45 @@ def test_micro_batch_shapes_keep_what_options_promise(case: Case) -> None:
         assert all(width * ranks < longest + multiple for _, width in shapes[0])
 
 
-def test_zigzag_positions_are_those_of_megatron() -> None:
-    held = [zigzag_positions(8, rank, 2).tolist() for rank in range(2)]
-    assert held == [[0, 1, 6, 7], [2, 3, 4, 5]]
-
-
 def test_micro_batches_packed_sequences_count_own_positions() -> None:
     sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
     (batch,) = micro_batches(sequences, 2, packed=True, length_multiple=2)
     assert batch.tokens.tolist() == [[1, 2, 3, 0, 5, 0]]
     assert batch.position_ids.tolist() == [[0, 1, 2, 3, 0, 1]]
-    assert batch.packed_lengths == (4, 2)
+    assert batch.segments == Segments.apart((4, 2))
     assert batch.state_index.tolist() == [1, 2, 4]
 
 
 def test_micro_batches_uniform_packed_end_with_padding() -> None:
     sequences = [TokenSequence((1, 2), (3, 4)), TokenSequence((5,), (6,))]
     made = micro_batches(sequences, 1, packed=True, uniform=True)
-    assert [batch.packed_lengths for batch in made] == [(3,), (1, 2)]
+    assert [batch.segments.lengths for batch in made] == [(3,), (1, 2)]
+
+
+def test_micro_batches_feed_a_shared_prompt_once() -> None:
+    sequences = [
+        TokenSequence((1, 2, 3), (4, 5, 6)),
+        TokenSequence((9,), (8,)),
+        TokenSequence((1, 2, 3), (4, 7)),
+        TokenSequence((1, 2, 3), (4,)),
+    ]
+    (batch,) = micro_batches(sequences, 4, packed=True, shared=True)
+    # A sequence keeps a token of its own: the last of the prompt, where one has no other.
+    assert batch.segments == Segments((2, 3, 1, 2, 1), (None, 0, None, 0, 0))
+    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 9, 3, 4, 3]]
+    assert batch.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 2, 3, 2]]
+    assert batch.state_index.tolist() == [2, 3, 4, 5, 6, 7, 8]
+    (batch,) = micro_batches([sequences[0], sequences[2]], 2, packed=True, shared=True)
+    assert batch.segments == Segments((3, 2, 1), (None, 0, 0))
+    # The prompt's last state predicts the first token of both.
+    assert batch.state_index.tolist() == [2, 3, 4, 2, 5]
+    assert batch.targets.tolist() == [4, 5, 6, 4, 7]
+    # Ranks share a prefix of a multiple of tokens only.
+    (batch,) = micro_batches(
+        [sequences[0], sequences[2]], 2, packed=True, shared=True, length_multiple=2
+    )
+    assert batch.segments == Segments((2, 4, 2), (None, 0, 0))
+    assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 0, 3, 4]]
 
 
 def test_micro_batches_refuse_lengths_that_ranks_cannot_share() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from one_step import training_batch
 from tiny_rollouts import LONGEST, rollouts
 
 from megatron_resrl.config.schema import AlgorithmConfig, ModelConfig, PrecisionConfig, Recipe
+from megatron_resrl.errors import InputError
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.policy.batches import MicroBatch, fed_lengths
 from megatron_resrl.policy.policy import Policy
@@ -25,7 +27,7 @@ def recipe_of(model: Path, **algorithm: object) -> Recipe:
     return Recipe(
         model=ModelConfig(path=str(model)),
         precision=PrecisionConfig("fp32"),
-        algorithm=AlgorithmConfig(name="grpo", **algorithm),
+        algorithm=AlgorithmConfig(name="grpo", **{"shared_prompts": "never"} | algorithm),
     )
 
 
@@ -88,6 +90,29 @@ class Shown:
         made = self._whole(*arguments)
         self.positions.append([each.tokens.numel() for each in made])
         return made
+
+
+@pytest.mark.setting("algorithm.shared_prompts")
+def test_shared_prompts_stand_in_a_micro_batch_once(qwen3_on_one_rank: Path, caplog) -> None:
+    samples, _ = rollouts()
+    tokens = RolloutBatch.from_samples(samples[:4])
+    prompt, lengths = len(samples[0].prompt.token_ids), fed_lengths(tokens)
+    caplog.set_level("INFO")
+    recipe = recipe_of(qwen3_on_one_rank, shared_prompts="auto")
+    (batch,) = build_policy(recipe).micro_batches(tokens, 4)
+    assert batch.tokens.numel() == sum(lengths) - 3 * prompt
+    assert "responses to one prompt share it" in caplog.text
+    for exact in (
+        recipe_of(qwen3_on_one_rank, shared_prompts="never"),
+        recipe_of(qwen3_on_one_rank, shared_prompts="auto", micro_batch_size=1),
+        replace(recipe, model=replace(recipe.model, hidden_dropout=0.1)),
+    ):
+        (batch,) = build_policy(exact).micro_batches(tokens, 4)
+        assert batch.tokens.shape == (4, max(lengths))
+    assert "its own copy of the prompt: model.hidden_dropout is 0.1, and every" in caplog.text
+    always = replace(exact, algorithm=replace(exact.algorithm, shared_prompts="always"))
+    with pytest.raises(InputError, match=r"shared_prompts = 'always', but model.hidden_dropout"):
+        build_policy(always)
 
 
 @pytest.mark.setting("algorithm.sequence_packing")

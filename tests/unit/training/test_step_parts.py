@@ -12,10 +12,11 @@ from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.diagnostics.mismatch import compare, measure_mismatch
 from megatron_resrl.diagnostics.records import complete
 from megatron_resrl.diagnostics.step_metrics import batch_metrics
+from megatron_resrl.policy.prefixes import FedLength
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.rollout.engine import Response
-from megatron_resrl.training.sharing import split_into_mini_batches
+from megatron_resrl.training.sharing import cost_of, split_into_mini_batches
 
 
 def _sample(
@@ -34,6 +35,18 @@ def test_split_into_mini_batches_keeps_groups_whole_in_order():
     samples = [_sample(group) for group in (0, 0, 1, 1, 2, 2, 3, 3)]
     group_ids = RolloutBatch.from_samples(samples).group_ids
     assert split_into_mini_batches(group_ids, 2) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_cost_of_a_shared_prefix_counts_once():
+    def pairs(tokens: int) -> float:
+        """Of queries and keys, in causal attention."""
+        return tokens * (tokens + 1) / 2
+
+    apart = [FedLength(10), FedLength(12), FedLength(7)]
+    assert cost_of(apart, pairs) == pairs(10) + pairs(12) + pairs(7)
+    shared = [FedLength(10, 0, 8), FedLength(12, 0, 8), FedLength(7)]
+    ends = sum(range(9, 11)) + sum(range(9, 13))
+    assert cost_of(shared, pairs) == pairs(8) + ends + pairs(7)
 
 
 def test_mismatch_compares_engine_and_trainer_by_token():
