@@ -100,7 +100,8 @@ def own_rows() -> list[int]:
 
 def measure(layout: Layout, path: Path, shared: str) -> tuple[dict[str, Any], int]:
     """What one way gives, by name, and the positions that the model is fed."""
-    recipe = layout.recipe(path)
+    # Without a distributed optimizer every rank has all gradients.
+    recipe = replace(layout, distributed_optimizer=False).recipe(path)
     recipe = replace(recipe, algorithm=replace(recipe.algorithm, shared_prompts=shared))
     policy = build_policy(recipe)
     rows = own_rows()
@@ -121,6 +122,12 @@ def measure(layout: Layout, path: Path, shared: str) -> tuple[dict[str, Any], in
     for micro_batch, score in zip(micro_batches if scores else [], scores, strict=True):
         places = micro_batch.sequence_index, micro_batch.response_position
         found["log_probs"][places], found["entropy"][places] = score.log_probs, score.entropy
+
+    # Ranks that share tokens hold others of them where prompts are shared.
+    for value in found.values():
+        dist.all_reduce(value, group=policy.context_parallel_group)
+    if policy.config.sequence_parallel:
+        dist.all_reduce(found["hidden"], group=policy.tensor_parallel_group)
 
     generator = torch.Generator().manual_seed(9)
     factors = torch.randn(9, width, generator=generator)[rows] / 40
@@ -145,6 +152,11 @@ def measure(layout: Layout, path: Path, shared: str) -> tuple[dict[str, Any], in
     return found, sum(each.tokens.numel() for each in micro_batches)
 
 
+def difference(own: torch.Tensor, copies: torch.Tensor) -> float:
+    """The largest, as a share of the largest number where that is above 1."""
+    return float((own - copies).abs().max() / copies.abs().max().clamp_min(1))
+
+
 def main() -> None:
     models = Path(sys.argv[1])
     layouts = {"default": LAYOUTS, "slow": SLOW_LAYOUTS}[sys.argv[2]]
@@ -153,9 +165,7 @@ def main() -> None:
         for family in layout.families:
             own, fed = measure(layout, models / family, "always")
             copies, fed_copies = measure(layout, models / family, "never")
-            differences = {key: float((own[key] - copies[key]).abs().max()) for key in own} | {
-                "largest_gradient": -float(copies["gradients"].abs().max())
-            }
+            differences = {key: difference(own[key], copies[key]) for key in own}
             gathered = platform.gather_objects(differences | {"fed": fed / fed_copies})
             found = {key: max(one[key] for one in gathered) for key in gathered[0]}
             if dist.get_rank() == 0:

@@ -1,6 +1,7 @@
 """A prompt that its responses share gives what a copy for each of them gives.
 
-Tolerance: 2e-6 in fp32 on log-probs, entropy, states and gradients, whose sums have another order.
+Tolerance: 2e-6 in fp32 on log-probs, entropy, states and gradients, whose sums have another order;
+where there are numbers above 1, of the largest one.
 """
 
 from __future__ import annotations
