@@ -51,6 +51,8 @@ CONVERSATIONS = SftWorkload(((4, 20), (4, 16), (1, 18)), own=6)
 """Fill a packed micro-batch of 64 tokens but for one."""
 GROUP_SIZE = 4
 """Responses of a group; with the micro-batches of two, a group is two of them."""
+SINGLE_PASS = "algorithm.single_pass=auto"
+"""A step of one pass, where the recipe has none of its conflicts."""
 
 
 def write_config(folder: Path, *, experts: bool = False, **sizes: int) -> Path:
@@ -70,7 +72,7 @@ def write_config(folder: Path, *, experts: bool = False, **sizes: int) -> Path:
 
 
 def recipe_for(model: Path, *settings: str) -> Recipe:
-    """Groups of four, micro-batches of two, two prompts per step unless `settings` say more."""
+    """Groups of 4, micro-batches of 2, two prompts and two passes unless `settings` say more."""
     own = (
         f"model.path={model}",
         "rollout.prompts_per_step=2",
@@ -78,6 +80,7 @@ def recipe_for(model: Path, *settings: str) -> Recipe:
         "rollout.max_response_length=40",
         "data.max_prompt_length=24",
         "algorithm.micro_batch_size=2",
+        "algorithm.single_pass=never",
         "resrl.rank=4",
     )
     return load_recipe(None, [f"--{setting}" for setting in (*own, *settings)])

@@ -96,12 +96,17 @@ def _check_schedule(optimizer: OptimizerConfig) -> Iterator[Problem]:
         yield Problem("optimizer.lr_decay_steps", decay, problem, "use more steps or null")
 
 
-ALGORITHM_CHECKS: tuple[Check, ...] = (
-    lambda facts: _check_algorithm(facts.recipe),
-    lambda facts: _check_weighting(facts.recipe.resrl.weights),
+PASS_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_single_pass(facts.recipe),
     lambda facts: _check_shared_prompts(facts.recipe),
     lambda facts: _check_token_budgets(facts.recipe),
+)
+"""Of passes and micro-batches."""
+
+ALGORITHM_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_algorithm(facts.recipe),
+    lambda facts: _check_weighting(facts.recipe.resrl.weights),
+    *PASS_CHECKS,
     lambda facts: _check_sampling(facts.recipe.rollout.temperature),
     lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),
     lambda facts: _check_schedule(facts.recipe.optimizer),

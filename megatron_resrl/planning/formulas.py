@@ -279,7 +279,7 @@ def _update(stage: Stage, work: StepWork, largest: StepWork) -> PhaseRecord:
         kinds=static | {"activations": int(memory)},
         traffic=stage.traffic(work.tokens, count, count, again * count) + reductions,
         flops=stage.flops(
-            work, count, weights=passes, attention=attention, logits=4 if work.scoring else 3
+            work, count, weights=passes, attention=attention, logits=4 if work.logits_twice else 3
         ),
         touched=count * passes * stage.forward_bytes(work.tokens, work.targets)
         + accumulation

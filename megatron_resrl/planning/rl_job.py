@@ -56,8 +56,12 @@ class RlJob(Job):
             recipe=recipe,
             model=model,
             cluster=cluster,
-            step=StepShape.of(recipe, world, options.prompt_tokens, options.response_tokens),
-            longest=StepShape.of(recipe, world),
+            step=StepShape.of(
+                *(recipe, world, model.layers),
+                prompt_tokens=options.prompt_tokens,
+                response_tokens=options.response_tokens,
+            ),
+            longest=StepShape.of(recipe, world, model.layers),
             server=server,
             decode_host_s=(options.decode_host_ms or 0.0) / 1e3,
         )
@@ -116,7 +120,8 @@ class RlJob(Job):
             f"{step.prompts} prompts of {step.prompt_tokens} tokens x {step.group_size} "
             f"responses of {step.lengths.mean:.0f} tokens (at most {step.lengths.limit}); "
             f"{step.micro_batches} micro-batches of {step.micro_batch_size} on each replica, "
-            f"{step.updates} update{'s' if step.updates > 1 else ''}"
+            f"{step.updates} update{'s' if step.updates > 1 else ''}, "
+            f"{step.passes} forward pass{'es' if step.passes > 1 else ''}"
         )
 
     def step_json(self) -> dict[str, Any]:
@@ -128,6 +133,7 @@ class RlJob(Job):
             "response_tokens": step.lengths.mean,
             "micro_batches": step.micro_batches,
             "updates": step.updates,
+            "passes": step.passes,
         }
 
     def workloads(self) -> tuple[Any, Any]:
@@ -185,8 +191,7 @@ class RlJob(Job):
             return
         cache = engine.cache_bytes(self.longest)
         for rank in ranks:
-            start = max((p.start_bytes for p in rank.phases if p.name == "scoring"), default=0)
-            needed = with_margin(start + cache)
+            needed = with_margin(_between_phases(rank) + cache)
             yield Verdict(f"generation, {rank.role}", needed, self.cluster.gpu.memory)
 
     def _server_verdicts(self, ranks: Sequence[RankRecord]) -> Iterator[Verdict]:
@@ -197,8 +202,7 @@ class RlJob(Job):
         resident = 0
         if self.shares_gpus:
             # The trainer's state stays on the GPU while the server is awake.
-            scoring = (p for r in ranks for p in r.phases if p.name == "scoring")
-            resident = max((phase.start_bytes for phase in scoring), default=0)
+            resident = max(map(_between_phases, ranks), default=0)
         return server_verdicts(
             server,
             memory,
@@ -206,3 +210,8 @@ class RlJob(Job):
             per_response=math.ceil(per_response),
             resident=resident,
         )
+
+
+def _between_phases(rank: RankRecord) -> int:
+    """Bytes that a rank holds when a step's training begins, with scoring or with the update."""
+    return next((p.start_bytes for p in rank.phases if p.name in ("scoring", "update")), 0)

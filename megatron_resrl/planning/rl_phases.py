@@ -18,6 +18,7 @@ from megatron_resrl.platform.fake_device.device import FakeDevice
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.rl_step import StepSettings, rl_step
+from megatron_resrl.training.single_pass import takes_single_pass
 
 STEP_PHASES = ("scoring", "subspace", "update")
 
@@ -88,7 +89,10 @@ class RlPhases(RankPhases):
         weighting = build_weighting(
             algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
         )
-        settings = replace(StepSettings.from_recipe(recipe), updates_per_step=updates)
+        single_pass = takes_single_pass(weighting, recipe)
+        settings = replace(
+            StepSettings.from_recipe(recipe, single_pass=single_pass), updates_per_step=updates
+        )
         group_size = recipe.rollout.group_size
         if warm_up:
             group_size = 2

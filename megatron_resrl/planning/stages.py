@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_resrl.checks.algorithm import PASS_CHECKS
 from megatron_resrl.checks.experts import EXPERT_CHECKS
 from megatron_resrl.checks.facts import RunCheck
 from megatron_resrl.checks.model import MODEL_CHECKS, RESPONSE_CHECKS
@@ -57,6 +58,7 @@ STAGES_TO_PLAN: dict[type[RunSettings], PlannedStage] = {
             *RESPONSE_CHECKS,
             *PARALLEL_CHECKS,
             *TRAINING_BATCH_CHECKS,
+            *PASS_CHECKS,
             *_LAST_CHECKS,
             *VLLM_CHECKS,
             lambda facts: _check_cpu_only(facts.recipe.vllm),

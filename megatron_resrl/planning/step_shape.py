@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.lengths import Lengths
+from megatron_resrl.planning.passes import forward_passes
 from megatron_resrl.planning.step_work import StepWork, replicas_of
 
 
@@ -27,12 +28,15 @@ class StepShape:
     """Optimizer steps."""
     micro_batch_size: int
     packed: bool
+    passes: int = 2
+    """Forward passes of a response; see `forward_passes`."""
 
     @classmethod
     def of(
         cls,
         recipe: Recipe,
         world_size: int,
+        layers: int,
         prompt_tokens: int | None = None,
         response_tokens: float | None = None,
     ) -> StepShape:
@@ -41,20 +45,24 @@ class StepShape:
         Args:
             recipe: Its layout divides the ranks.
             world_size: Ranks.
+            layers: Of the model.
             prompt_tokens: Mean; None: as long as the recipe allows.
             response_tokens: Mean; None: as long as the recipe allows.
         """
         rollout = recipe.rollout
         limit = rollout.max_response_length
+        prompt = prompt_tokens or recipe.data.max_prompt_length
+        lengths = Lengths(response_tokens or limit, limit)
         return cls(
             prompts=rollout.prompts_per_step,
             group_size=rollout.group_size,
-            prompt_tokens=prompt_tokens or recipe.data.max_prompt_length,
-            lengths=Lengths(response_tokens or limit, limit),
+            prompt_tokens=prompt,
+            lengths=lengths,
             replicas=replicas_of(recipe.parallel, world_size),
             updates=recipe.algorithm.updates_per_step,
             micro_batch_size=recipe.algorithm.micro_batch_size,
             packed=recipe.algorithm.sequence_packing,
+            passes=forward_passes(recipe, layers, prompt + lengths.mean),
         )
 
     @property
@@ -105,5 +113,6 @@ class StepShape:
             tokens=self.micro_batch_size * self.row_tokens,
             row=self.row_tokens,
             targets=self.micro_batch_size * self.lengths.mean,
-            scoring=True,
+            scoring=self.passes > 1,
+            logits_twice=True,
         )

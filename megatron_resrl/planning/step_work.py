@@ -25,8 +25,9 @@ class StepWork:
     targets: float
     """Tokens of a micro-batch whose next token is scored."""
     scoring: bool
-    """Whether a pass without gradient over all micro-batches comes before the updates. Then the
-    loss is made of what it found, and logits are made again for the backward pass."""
+    """Whether a pass without gradient over all micro-batches comes before the updates."""
+    logits_twice: bool
+    """Whether an update makes its logits again for the backward pass instead of keeping them."""
 
 
 def replicas_of(parallel: ParallelConfig, world_size: int) -> int:

@@ -103,7 +103,11 @@ class PretrainJob(SupervisedJob):
         own = math.ceil(batch.global_batch_size / self.replicas)
         count = math.ceil(own / batch.micro_batch_size)
         tokens = batch.micro_batch_size * length
-        return StepWork(self.replicas, 1, count, count, tokens, row, tokens, scoring=False)
+        return StepWork(
+            *(self.replicas, 1, count, count, tokens, row, tokens),
+            scoring=False,
+            logits_twice=False,
+        )
 
     @property
     def step_in_words(self) -> str:
@@ -232,6 +236,7 @@ class SftJob(SupervisedJob):
             row=max(fed) + 1,
             targets=sum(response for _, response in conversations),
             scoring=False,
+            logits_twice=False,
         )
 
     @property

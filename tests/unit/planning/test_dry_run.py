@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from dry_runs import phases_of, write_config
+from dry_runs import SINGLE_PASS, phases_of, write_config
 
 from megatron_resrl.planning.dry_run import sendable
 
@@ -34,6 +34,23 @@ def test_dry_run_counts_matrix_flops_of_the_model(model):
     backward = 8 * (2 * (2 * layers * 63 + 3 * head) + 2.5 * attention)
     update = phases_of(model)["update"].matrix_flops["bfloat16"]
     assert update == pytest.approx(forward + backward, rel=0.01)
+
+
+@pytest.mark.setting("algorithm.single_pass")
+def test_dry_run_takes_the_single_pass_of_the_recipe(model):
+    two, one = phases_of(model), phases_of(model, SINGLE_PASS)
+    # The update's own forward pass is the only one; two groups fill as many micro-batches.
+    assert "bfloat16" not in one["scoring"].matrix_flops
+    assert one["update"].matrix_flops["bfloat16"] == two["update"].matrix_flops["bfloat16"]
+    assert one["subspace"].matrix_flops == two["subspace"].matrix_flops
+    assert one["update"].start_bytes <= two["update"].start_bytes
+
+
+def test_dry_run_scores_groups_of_many_negatives_first(model):
+    settings = (SINGLE_PASS, "algorithm.micro_batch_size=1")
+    found = phases_of(model, *settings)
+    forward = phases_of(model)["scoring"].matrix_flops["bfloat16"]
+    assert found["scoring"].matrix_flops["bfloat16"] == forward
 
 
 def test_dry_run_counts_what_tensor_parallel_ranks_send(model):

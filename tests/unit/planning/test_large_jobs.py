@@ -102,7 +102,7 @@ def phases(
     own = (
         *(f"model.path={folder}", "rollout.engine=vllm", "algorithm.micro_batch_size=1"),
         # Two responses: one is correct, and every replica has one group.
-        *("rollout.group_size=2", "algorithm.updates_per_step=1"),
+        *("rollout.group_size=2", "algorithm.updates_per_step=1", "algorithm.single_pass=never"),
         *(f"data.max_prompt_length={load.prompt_tokens}",),
         *(f"rollout.max_response_length={load.response_tokens}",),
     )

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
-from dry_runs import WORKLOAD, recipe_for, write_config
+from dry_runs import SINGLE_PASS, WORKLOAD, recipe_for, write_config
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.dry_run import dry_run
@@ -99,6 +99,7 @@ def counts(record: PhaseRecord) -> dict[str, object]:
         # Fewer micro-batches than stages, and more than two fillings.
         ((f"{PIPELINE}=4", "rollout.prompts_per_step=1"), 3, 4),
         ((f"{PIPELINE}=2", "rollout.prompts_per_step=5", OWN_WINDOW), 1, 2),
+        ((f"{PIPELINE}=2", "rollout.prompts_per_step=5", OWN_WINDOW, SINGLE_PASS), 1, 2),
         pytest.param(
             (f"{PIPELINE}=2", f"{VIRTUAL}=2", "rollout.prompts_per_step=6", OWN_WINDOW),
             *(1, 2),

@@ -1,0 +1,45 @@
+"""How often a response with a loss goes forward through the policy in a step."""
+
+from __future__ import annotations
+
+import math
+
+from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.single_pass import single_pass_conflict
+from megatron_resrl.policy.token_budget import MicroBatchLimit
+
+
+def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
+    """1: the update is the scoring pass, too; 2: a scoring pass comes before it.
+
+    From the recipe alone, as far as it says: a dry run asks the token weighting itself
+    (`training/single_pass.py: takes_single_pass`).
+
+    Args:
+        recipe: Without problems.
+        layers: Of the model.
+        tokens: Of a response with its prompt.
+    """
+    algorithm = recipe.algorithm
+    conflict = single_pass_conflict(algorithm, recipe.correction, recipe.model, recipe.parallel)
+    if algorithm.single_pass == "never" or conflict is not None:
+        return 2
+    stages = recipe.parallel.pipeline_model_parallel_size
+    on_last_stage = recipe.resrl.layer % (layers + 1) >= layers - layers // stages
+    if on_last_stage and _negatives_fit(recipe, tokens):
+        return 1
+    return 2 if _needs_hidden_states(algorithm.name) else 1
+
+
+def _negatives_fit(recipe: Recipe, tokens: float) -> bool:
+    """Whether a micro-batch has room for the incorrect responses of a group, half of it."""
+    algorithm = recipe.algorithm
+    negatives = math.ceil(recipe.rollout.group_size / 2)
+    limit = MicroBatchLimit(algorithm.micro_batch_size, algorithm.max_tokens_per_micro_batch)
+    return limit.allows([math.ceil(tokens)] * negatives)
+
+
+def _needs_hidden_states(algorithm: str) -> bool:
+    from megatron_resrl.algorithms import get_algorithm_class  # It imports torch.
+
+    return get_algorithm_class(algorithm).needs_hidden_states
