@@ -6,7 +6,6 @@ import math
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.single_pass import single_pass_conflict
-from megatron_resrl.policy.token_budget import MicroBatchLimit
 
 
 def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
@@ -35,8 +34,9 @@ def _negatives_fit(recipe: Recipe, tokens: float) -> bool:
     """Whether a micro-batch has room for the incorrect responses of a group, half of it."""
     algorithm = recipe.algorithm
     negatives = math.ceil(recipe.rollout.group_size / 2)
-    limit = MicroBatchLimit(algorithm.micro_batch_size, algorithm.max_tokens_per_micro_batch)
-    return limit.allows([math.ceil(tokens)] * negatives)
+    budget = algorithm.max_tokens_per_micro_batch
+    in_budget = budget is None or negatives * math.ceil(tokens) <= budget
+    return in_budget and negatives <= algorithm.micro_batch_size
 
 
 def _needs_hidden_states(algorithm: str) -> bool:
