@@ -8,8 +8,14 @@ SmolLM2-135M's size. A step is an update on `--sequences` sequences of `--tokens
 
 * `blocking`: seconds that a save holds up training; in the background also what the steps taken
   while files are written lose by it, against steps without a save, taken in turn.
-* Peers, of the same state in the same run: `torch.save` of all tensors into one file, synced to
-  disk, and megatron-core's own `dist_checkpointing.save`, which starts helper processes.
+* CPU seconds are of all threads and helper processes; beside training, those that a save adds to
+  its steps.
+* Memory is the peak of the resident set above what it was before; in the background above the
+  peak of a step without a save.
+* Peers, of the same state in the same run and in turn with it: `torch.save` of all tensors into
+  one file, synced to disk, and megatron-core's own `dist_checkpointing.save`, which starts helper
+  processes: of the state that loads in any layout (`fully_reshardable`), and of the one that loads
+  with any number of replicas of the same layout (`dp_reshardable`).
 * Resuming: from the start of a process (`python`, imports, model, verification of checksums,
   loading) to the end of its first step, in a process of its own.
 """
@@ -20,6 +26,7 @@ import argparse
 import datetime
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -27,11 +34,13 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import psutil
 import torch
-from megatron.core import dist_checkpointing
+from megatron.core import dist_checkpointing, parallel_state
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -44,10 +53,10 @@ from megatron_resrl.checkpoint import (
     TrainerState,
     checkpoint_to_resume,
     load_checkpoint,
-    policy_state,
 )
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.memory_peaks import ResidentPeaks
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
@@ -80,19 +89,53 @@ def build(model: Path) -> Policy:
     return build_policy(recipe)
 
 
-def take_step(policy: Policy, settings: argparse.Namespace) -> float:
-    """Seconds of one update."""
+class Cost(NamedTuple):
+    """What something takes."""
+
+    seconds: float
+    cpu: float
+    """CPU seconds of all threads, and of child processes that have ended."""
+    memory: float
+    """Bytes at the peak of the resident set above those before."""
+
+
+class Meter:
+    """Measures one action at a time."""
+
+    def __init__(self) -> None:
+        self._peaks = ResidentPeaks()
+
+    def cost(self, action: Callable[[], Any]) -> Cost:
+        """What a call takes."""
+        self._peaks.take()
+        before = self._peaks.take()
+        began, cpu = time.perf_counter(), _cpu_seconds()
+        action()
+        seconds, cpu = time.perf_counter() - began, _cpu_seconds() - cpu
+        return Cost(seconds, cpu, self._peaks.take() - before)
+
+
+def _cpu_seconds() -> float:
+    used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(each.ru_utime + each.ru_stime for each in used)
+
+
+def median(costs: list[Cost]) -> Cost:
+    """Each number's median."""
+    return Cost(*map(statistics.median, zip(*costs, strict=True)))
+
+
+def take_step(policy: Policy, settings: argparse.Namespace) -> None:
+    """One update."""
     generator = torch.Generator().manual_seed(0)
     size = (settings.sequences, settings.tokens)
     drawn = torch.randint(policy.hf_config.vocab_size, size, generator=generator).tolist()
     half = settings.tokens // 2
     sequences = [TokenSequence(tuple(row[:half]), tuple(row[half:])) for row in drawn]
-    began = time.perf_counter()
     policy.update(
         policy.micro_batches(TokenBatch.from_sequences(sequences), settings.sequences),
         lambda log_probs, *_: (-log_probs.mean(), None),
     )
-    return time.perf_counter() - began
 
 
 def saver_of(policy: Policy, folder: Path, *, background: bool) -> CheckpointSaver:
@@ -107,57 +150,97 @@ def saver_of(policy: Policy, folder: Path, *, background: bool) -> CheckpointSav
     )
 
 
-def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> dict[str, float]:
-    """Medians over the repeats; a step without a save, and one beside which files are written."""
+@dataclass
+class Saving:
+    """The repeats of each way to save."""
+
+    costs: dict[str, list[Cost]] = field(default_factory=dict)
+    """By name; `step` is a step without a save, `background` what a save beside steps takes from
+    them, `held up` the part of it before the steps go on."""
+    steps: list[int] = field(default_factory=list)
+    """Taken while files were written in the background."""
+    written: list[float] = field(default_factory=list)
+    """Seconds from then on until the checkpoint was published."""
+
+    def note(self, name: str, cost: Cost) -> Cost:
+        """Keeps a repeat."""
+        self.costs.setdefault(name, []).append(cost)
+        return cost
+
+
+def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> Saving:
+    """Saves in each way in turn."""
+    found, meter = Saving(), Meter()
     waiting = saver_of(policy, work / "waiting", background=False)
     background = saver_of(policy, work / "background", background=True)
-    plain: list[float] = []
-    found: dict[str, list[float]] = {}
+    peers = peers_of(policy, work)
 
-    def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
+    def step() -> None:
+        found.note("step", meter.cost(lambda: take_step(policy, settings)))
 
     for number in range(1, settings.repeats + 1):
-        plain.append(take_step(policy, settings))
-        waiting.save(TrainerState(number, {}))
-        note("waiting", waiting.times()["blocking"])
-        plain.append(take_step(policy, settings))
-        background.save(TrainerState(number, {}))
-        note("background, held up", background.times()["blocking"])
-        steps = []
-        while background.saving:
-            steps.append(take_step(policy, settings))
-            background.poll()
-        note("background, written", background.times()["write"])
-        plain.append(take_step(policy, settings))
-        usual = len(steps) * statistics.median(plain)
-        note("background, lost by steps", max(0.0, sum(steps) - usual))
-        note("background, steps meanwhile", len(steps))
-    medians = {name: statistics.median(values) for name, values in found.items()}
-    medians["step"] = statistics.median(plain)
-    return medians
+        state = TrainerState(number, {})
+        step()
+        found.note("waiting", meter.cost(lambda state=state: waiting.save(state)))
+        step()
+        held = found.note("held up", meter.cost(lambda state=state: background.save(state)))
+        steps = 0
+        times: dict[str, float] = {}
+
+        def take_steps() -> None:
+            nonlocal steps, times
+            while "write" not in times:
+                take_step(policy, settings)
+                steps += 1
+                background.poll()
+                times |= background.times()
+
+        beside = meter.cost(take_steps)
+        step()
+        usual = median(found.costs["step"])
+        found.note(
+            "background",
+            Cost(
+                held.seconds + max(0.0, beside.seconds - steps * usual.seconds),
+                held.cpu + max(0.0, beside.cpu - steps * usual.cpu),
+                # The copies are there before the steps go on.
+                held.memory + max(0.0, beside.memory - usual.memory),
+            ),
+        )
+        found.steps.append(steps)
+        found.written.append(times["write"])
+        for name, action in peers.items():
+            found.note(name, meter.cost(action))
+    return found
 
 
-def measure_peers(policy: Policy, settings: argparse.Namespace, work: Path) -> dict[str, float]:
-    """Seconds of torch.save and of megatron-core's default strategy for the same state."""
+def peers_of(policy: Policy, work: Path) -> dict[str, Callable[[], None]]:
+    """How others save the same state."""
     optimizer = policy.optimizer.chained_optimizers[0]
-    tensors = [dict(policy.modules[0].named_parameters()), optimizer.get_parameters()]
-    tensors.append(optimizer.optimizer.state_dict())
 
     def plain() -> None:
+        tensors = [dict(policy.modules[0].named_parameters()), optimizer.get_parameters()]
+        tensors.append(optimizer.optimizer.state_dict())
         with (work / "plain.pt").open("wb") as file:
             torch.save(tensors, file)
             os.fsync(file.fileno())
 
-    def megatron() -> None:
+    def megatron(kind: str) -> None:
         shutil.rmtree(work / "megatron", ignore_errors=True)
         (work / "megatron").mkdir()
-        state = policy_state.sharded_state(policy, is_loading=False, with_optimizer=True)
+        metadata = {
+            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
+            "distrib_optim_sharding_type": kind,
+            "chained_optim_avoid_prefix": True,
+        }
+        state = {"model": policy.modules[0].sharded_state_dict(metadata=metadata)}
+        state["optimizer"] = policy.optimizer.sharded_state_dict(state, metadata=metadata)
         dist_checkpointing.save(state, str(work / "megatron"))
 
     return {
-        "torch.save": _median(plain, settings.repeats),
-        "megatron-core": _median(megatron, settings.repeats),
+        "torch.save": plain,
+        "fully_reshardable": lambda: megatron("fully_reshardable"),
+        "dp_reshardable": lambda: megatron("dp_reshardable"),
     }
 
 
@@ -170,8 +253,8 @@ def measure_loading(policy: Policy, settings: argparse.Namespace, work: Path) ->
         checkpoint_to_resume(folder, verify_checksums=True)
 
     return {
-        "load": _median(lambda: load_checkpoint(path, policy), settings.repeats),
-        "verify": _median(verify, settings.repeats),
+        "load": _median_seconds(lambda: load_checkpoint(path, policy), settings.repeats),
+        "verify": _median_seconds(verify, settings.repeats),
     }
 
 
@@ -202,7 +285,7 @@ def resume(settings: argparse.Namespace) -> None:
     print(json.dumps(seconds | {"total": before - started}))
 
 
-def _median(action: Callable[[], None], repeats: int) -> float:
+def _median_seconds(action: Callable[[], None], repeats: int) -> float:
     seconds = []
     for _ in range(repeats):
         began = time.perf_counter()
@@ -211,45 +294,68 @@ def _median(action: Callable[[], None], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def report(found: dict[str, dict[str, float]], size: int, where: str, model: str) -> str:
+def report(
+    saving: Saving,
+    loading: dict[str, float],
+    resuming: dict[str, float],
+    size: int,
+    where: str,
+    model: str,
+) -> str:
     """The page of results."""
-    saving, peers, loading, resuming = (found[n] for n in ("saving", "peers", "loading", "resume"))
-    blocking = saving["background, held up"] + saving["background, lost by steps"]
+    costs = {name: median(found) for name, found in saving.costs.items()}
+    waiting, background, held, step = (
+        costs[name] for name in ("waiting", "background", "held up", "step")
+    )
 
-    def row(what: str, seconds: float) -> str:
-        return f"| {what} | {seconds:.2f} | {size / seconds / 1e9:.2f} |"
+    def row(what: str, cost: Cost) -> str:
+        return (
+            f"| {what} | {cost.seconds:.2f} | {size / cost.seconds / 1e9:.2f} | {cost.cpu:.2f} | "
+            f"{cost.memory / size:.2f} |"
+        )
+
+    def read_row(what: str, seconds: float) -> str:
+        return f"| {what} | {seconds:.2f} | {size / seconds / 1e9:.2f} | | |"
 
     return "\n".join(
         [
             "# Saving and loading a checkpoint",
             "",
             f"`python benchmarks/checkpoint.py`, {where}. {model}, fp32, one rank: a checkpoint of "
-            f"{size / 1e9:.2f} GB (weights, masters, moments). Medians.",
+            f"{size / 1e9:.2f} GB (weights, masters, moments). Medians of "
+            f"{len(saving.written)}, taken in turn.",
             "",
-            "| | s | GB/s |",
-            "|---|---|---|",
-            row("save, training waits (checksums and fsync included)", saving["waiting"]),
-            row("save in the background, until it is published", saving["background, written"]),
-            row("peer: torch.save into one file, fsync", peers["torch.save"]),
-            row("peer: megatron-core's dist_checkpointing.save", peers["megatron-core"]),
-            row("compare with the checksums", loading["verify"]),
-            row("load", loading["load"]),
+            "| | s | GB/s | CPU s | extra memory / state |",
+            "|---|---|---|---|---|",
+            row("save, training waits (checksums and fsync included)", waiting),
+            row("peer: torch.save into one file, fsync", costs["torch.save"]),
+            row("peer: megatron-core's save, `fully_reshardable`", costs["fully_reshardable"]),
+            row("peer: megatron-core's save, `dp_reshardable`", costs["dp_reshardable"]),
+            read_row("compare with the checksums", loading["verify"]),
+            read_row("load", loading["load"]),
             "",
-            "| time that a save blocks training | s |",
+            "| save in the background | |",
             "|---|---|",
-            f"| training waits | {saving['waiting']:.2f} |",
-            f"| in the background | {blocking:.2f} |",
-            f"| ... held up for copies | {saving['background, held up']:.2f} |",
-            f"| ... lost by {saving['background, steps meanwhile']:.0f} steps of "
-            f"{saving['step']:.2f} s meanwhile | {saving['background, lost by steps']:.2f} |",
+            f"| stolen from training, s | {background.seconds:.2f} |",
+            f"| ... held up for copies, s | {held.seconds:.2f} |",
+            f"| ... lost by {statistics.median(saving.steps):.0f} steps of {step.seconds:.2f} s "
+            "meanwhile, s | "
+            f"{background.seconds - held.seconds:.2f} |",
+            f"| CPU seconds beside those of the steps | {background.cpu:.2f} |",
+            f"| until it is published, s | {statistics.median(saving.written):.2f} |",
+            f"| extra memory / state | {background.memory / size:.2f} |",
             "",
             "| resuming, from the start of the process | s |",
             "|---|---|",
             *(f"| {name} | {seconds:.2f} |" for name, seconds in resuming.items()),
             "",
-            f"save_over_torch_save={saving['waiting'] / peers['torch.save']:.2f} "
-            f"save_over_megatron_core={saving['waiting'] / peers['megatron-core']:.2f} "
-            f"blocking_in_background_over_waiting={blocking / saving['waiting']:.2f}",
+            f"stolen_s={background.seconds:.2f} "
+            f"extra_memory={background.memory / size:.2f} "
+            f"save_over_torch_save={waiting.seconds / costs['torch.save'].seconds:.2f} "
+            "save_over_megatron_core="
+            f"{waiting.seconds / costs['fully_reshardable'].seconds:.2f} "
+            "save_over_megatron_core_dp_reshardable="
+            f"{waiting.seconds / costs['dp_reshardable'].seconds:.2f}",
         ]
     )
 
@@ -278,13 +384,12 @@ def main() -> None:
             write_model(settings.model)
         policy = build(settings.model)
         take_step(policy, settings)  # warm-up: optimizer states, allocator
-        found = {"saving": measure_saving(policy, settings, work)}
-        found["peers"] = measure_peers(policy, settings, work)
-        found["loading"] = measure_loading(policy, settings, work)
+        saving = measure_saving(policy, settings, work)
+        loading = measure_loading(policy, settings, work)
         latest = checkpoint_to_resume(work / "background", verify_checksums=False)
         size = sum(file.stat().st_size for file in latest.rglob("*") if file.is_file())
-        found["resume"] = measure_resume(settings, work)
-    text = report(found, size, where, name)
+        resuming = measure_resume(settings, work)
+    text = report(saving, loading, resuming, size, where, name)
     print(text)
     if settings.output:
         settings.output.write_text(text + "\n")

@@ -62,10 +62,10 @@ def write_task(directory: Path, *, experts: bool = False, **overrides: object) -
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Lines of a run's metrics.jsonl without what differs from run to run: times."""
+    """Lines of a run's metrics.jsonl without what differs from run to run: times and memory."""
     lines = [json.loads(line) for line in (run / "metrics.jsonl").open()]
-    of_clocks = ("time", "straggler/")
+    of_machine = ("time", "straggler/", "memory/")
     return [
-        {name: value for name, value in line.items() if not name.startswith(of_clocks)}
+        {name: value for name, value in line.items() if not name.startswith(of_machine)}
         for line in lines
     ]

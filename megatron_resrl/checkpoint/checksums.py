@@ -11,6 +11,7 @@ import hashlib
 import io
 import os
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import torch.distributed as dist
@@ -21,6 +22,8 @@ from megatron_resrl.weights.torch_dist_files import ShardWriter
 
 SUMS_FILE = "SHA256SUMS"
 _BLOCK = 1 << 22
+_LARGE = 1 << 18
+"""Bytes from which another thread hashes them."""
 
 
 class ChecksumWriter(ShardWriter):
@@ -49,8 +52,9 @@ class _ChecksumFiles(FileSystem):
             if "w" not in mode:
                 yield raw
                 return
-            stream = _HashedStream(raw)
-            yield stream
+            with ThreadPoolExecutor(1, "checkpoint checksums") as beside:
+                stream = _HashedStream(raw, beside)
+                yield stream
             self.digests[Path(path).name] = stream.hash.hexdigest()
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
@@ -60,15 +64,23 @@ class _ChecksumFiles(FileSystem):
 
 
 class _HashedStream(io.IOBase):
-    """A file open for writing, front to back."""
+    """A file open for writing, front to back; what is large is hashed while it is written."""
 
-    def __init__(self, raw: io.IOBase) -> None:
+    def __init__(self, raw: io.IOBase, beside: Executor) -> None:
         self.raw = raw
         self.hash = hashlib.sha256()
+        self._beside = beside
 
     def write(self, data: bytes | memoryview) -> int:
-        self.hash.update(data)
-        return self.raw.write(data)
+        if len(data) < _LARGE:
+            self.hash.update(data)
+            return self.raw.write(data)
+        # The caller may change the data as soon as this returns.
+        hashed = self._beside.submit(self.hash.update, data)
+        try:
+            return self.raw.write(data)
+        finally:
+            hashed.result()
 
     def tell(self) -> int:
         return self.raw.tell()

@@ -2,61 +2,138 @@
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
+from megatron_resrl.checkpoint.blocks import Block, blocks_in_range
 from megatron_resrl.policy.policy import Policy
 
 logger = logging.getLogger(__name__)
 
 _TORCH_ADAM = (torch.optim.Adam, torch.optim.AdamW)
-_FETCHED_BYTES = 2**28
-"""Of pinned host memory that a save takes for the optimizer's state at a time."""
 
 
-def sharded_optimizer_state(
-    policy: Policy, model_state: dict[str, Any], metadata: dict[str, Any], *, is_loading: bool
-) -> dict[str, Any]:
-    """megatron-core's sharded state dict of the policy's optimizer. Collective.
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """A rank's part of the state of one parameter: positions `start` to `stop` of it, flattened."""
 
-    Args:
-        policy: With an optimizer.
-        model_state: The sharded state dicts of its model chunks.
-        metadata: megatron-core's switches, see `policy_state`.
-        is_loading: Whether a checkpoint will be read into the tensors.
+    parameter: torch.nn.Parameter
+    start: int
+    stop: int
+    tensors: dict[str, torch.Tensor]
+    """fp32 [stop - start] by name: `param` the master, `exp_avg`, `exp_avg_sq`. The optimizer's
+    own tensors if they are fp32."""
+
+
+class OptimizerState:
+    """Masters, moments, step counts and settings of an optimizer, for one save or load.
+
+    The distributed optimizer gives each rank a range of every buffer of parameters. Its masters
+    and moments are stored from where they are, cut into blocks of tensors in the shape of the
+    weights, so that any layout reads what any other has written: no rank gathers or copies them.
+    megatron-core's `fully_reshardable` state has the same tensors, gathered and uncut.
+
+    Attributes:
+        sharded: megatron-core's sharded state dict.
     """
-    _complete_adam_state(policy)
-    with _offsets_without_bucket_padding(policy), _states_fetched_together(policy):
-        return policy.optimizer.sharded_state_dict(
-            model_state, is_loading=is_loading, metadata=metadata
-        )
 
+    sharded: dict[Any, Any]
 
-def load_optimizer(policy: Policy, state: dict[str | int, Any], schedule: dict[str, Any]) -> None:
-    """Takes moments and step counts from a checkpoint, settings from the recipe.
+    def __init__(
+        self,
+        policy: Policy,
+        weights: dict[str, Any],
+        metadata: dict[str, Any],
+        *,
+        is_loading: bool,
+    ) -> None:
+        """
+        Args:
+            policy: With an optimizer.
+            weights: The sharded state dicts of its model chunks.
+            metadata: megatron-core's switches, see `policy_state`.
+            is_loading: Whether a checkpoint will be read into the tensors.
+        """
+        self._policy = policy
+        self._blocks: dict[int, dict[int, dict[str, dict[int, torch.Tensor]]]] = {}
+        self._shards: dict[int, list[_Shard]] = {}
+        _complete_adam_state(policy)
+        parts = _parts(policy)
+        if len(parts) > 1:
+            policy.optimizer._synchronize_steps()
+        places = _places_of_parameters(weights)
+        states = {}
+        for number, part in enumerate(parts):
+            if isinstance(part, DistributedOptimizer):
+                states[number] = self._distributed(number, part, places, is_loading=is_loading)
+            else:
+                states[number] = part.sharded_state_dict(weights, is_loading, metadata=metadata)
+        self.sharded = states[0] if len(parts) == 1 else states
 
-    Args:
-        policy: With an optimizer.
-        state: What megatron-core loaded into `sharded_optimizer_state`.
-        schedule: `OptimizerParamScheduler.state_dict()` at the time of saving.
-    """
-    policy.optimizer.load_state_dict(_for_own_parts(policy, state))
-    for name, own in policy.scheduler.state_dict().items():
-        if name != "num_steps" and own != schedule[name] and dist.get_rank() == 0:
-            logger.warning(
-                "the optimizer's %s was %s in the checkpoint; the recipe's %s is used",
-                name,
-                schedule[name],
-                own,
+    def _distributed(
+        self,
+        number: int,
+        part: DistributedOptimizer,
+        places: Mapping[torch.Tensor, Sequence[ShardedTensor]],
+        *,
+        is_loading: bool,
+    ) -> dict[str, Any]:
+        if is_loading:
+            part.load_state_dict(part.state_dict())  # Makes what an optimizer still lacks.
+        shards = self._shards[number] = list(_shards(part))
+        instance = part.distributed_optimizer_instance_id
+        blocks = {
+            index: {
+                name: dict(enumerate(_blocks(shard, name, places[shard.parameter], instance)))
+                for name in shard.tensors
+            }
+            for index, shard in enumerate(shards)
+        }
+        # megatron-core may give a block other memory while it reads.
+        self._blocks[number] = {
+            index: {
+                name: {place: block.data for place, block in several.items()}
+                for name, several in by_name.items()
+            }
+            for index, by_name in blocks.items()
+        }
+        kind = {"param_state_sharding_type": "fully_reshardable"}
+        return part.state_dict() | {"param_state": blocks} | kind
+
+    def load(self, loaded: dict[Any, Any], schedule: dict[str, Any]) -> None:
+        """Takes masters, moments and step counts from a checkpoint, settings from the recipe.
+
+        Args:
+            loaded: What megatron-core loaded into `sharded`.
+            schedule: `OptimizerParamScheduler.state_dict()` at the time of saving.
+        """
+        policy, parts = self._policy, _parts(self._policy)
+        of_parts = [loaded] if len(parts) == 1 else [loaded[number] for number in range(len(parts))]
+        for number, views in self._blocks.items():
+            _read_into(views, of_parts[number].pop("param_state"))
+        policy.optimizer.load_state_dict(_for_own_parts(policy, loaded))
+        for number, shards in self._shards.items():
+            parts[number].load_parameter_state_from_fs_model_space(
+                {index: shard.tensors for index, shard in enumerate(shards)}
             )
-    policy.scheduler.num_steps = schedule["num_steps"]
+        for name, own in policy.scheduler.state_dict().items():
+            if name != "num_steps" and own != schedule[name] and dist.get_rank() == 0:
+                logger.warning(
+                    "the optimizer's %s was %s in the checkpoint; the recipe's %s is used",
+                    name,
+                    schedule[name],
+                    own,
+                )
+        policy.scheduler.num_steps = schedule["num_steps"]
 
 
 def live_optimizer_tensors(policy: Policy) -> list[torch.Tensor]:
@@ -71,6 +148,97 @@ def live_optimizer_tensors(policy: Policy) -> list[torch.Tensor]:
 
 def _parts(policy: Policy) -> list[MegatronOptimizer]:
     return getattr(policy.optimizer, "chained_optimizers", [policy.optimizer])
+
+
+def _shards(part: DistributedOptimizer) -> Iterator[_Shard]:
+    """This rank's shards, in megatron-core's order."""
+    for buckets_by_type in part.gbuf_ranges:
+        for buckets in buckets_by_type.values():
+            for bucket in buckets:
+                for parameter, ranges in bucket["param_map"].items():
+                    own = ranges["param"]
+                    tensors = part._get_main_param_and_optimizer_states(parameter)
+                    yield _Shard(
+                        parameter,
+                        own.start,
+                        own.end,
+                        {
+                            # A precision-aware optimizer's are stored as others read them.
+                            name: tensor.float()
+                            for name, tensor in tensors.items()
+                            if torch.is_tensor(tensor) and name != "step"
+                        },
+                    )
+
+
+def _places_of_parameters(weights: dict[str, Any]) -> dict[torch.Tensor, list[ShardedTensor]]:
+    """Parameter -> where it, or each piece that is stored apart, belongs in the stored tensors.
+
+    The weights of a gated MLP are two pieces: those of the gates, and of what they let through.
+    """
+    places = {}
+    for each in nested_values(weights):
+        if isinstance(each, ShardedTensorFactory):
+            places[each.data] = list(nested_values(each.build()))
+        elif isinstance(each, ShardedTensor):
+            places[each.data] = [each]
+    return places
+
+
+def _blocks(
+    shard: _Shard, name: str, places: Sequence[ShardedTensor], instance: int
+) -> Iterator[ShardedTensor]:
+    """The blocks of one tensor of a shard, which are views of it.
+
+    Args:
+        shard: Of a parameter.
+        name: Of the tensor.
+        places: Of the parameter.
+        instance: Number of the copy of the optimizer, where there are several.
+    """
+    tensor, parameter = shard.tensors[name].detach(), shard.parameter
+    for piece in places:
+        if piece.data.untyped_storage()._cdata != parameter.untyped_storage()._cdata:
+            raise NotImplementedError(f"{piece.key} is stored as a copy of its parameter")
+        begin = piece.data.storage_offset() - parameter.storage_offset()
+        strides = piece.data.stride()
+        for block in blocks_in_range(
+            piece.data.shape, strides, shard.start - begin, shard.stop - begin
+        ):
+            first = begin + sum(map(lambda i, s: i * s, block.offset, strides)) - shard.start
+            lead = (1,) * piece.prepend_axis_num  # Layers or experts of a stack.
+            view = tensor.as_strided(
+                lead + block.shape, lead + strides, tensor.storage_offset() + first
+            )
+            yield _stored(piece, name, block, view, (*piece.replica_id[:2], instance))
+
+
+def _stored(
+    piece: ShardedTensor, name: str, block: Block, view: torch.Tensor, replica: tuple[int, ...]
+) -> ShardedTensor:
+    """A block of a piece of a parameter as a block of the stored tensor."""
+    lead = piece.prepend_axis_num
+    inner = map(sum, zip(piece.global_offset[lead:], block.offset, strict=True))
+    return dataclasses.replace(
+        piece,
+        key=f"optimizer.state.{name}.{piece.key}",
+        data=view,
+        dtype=view.dtype,
+        local_shape=tuple(view.shape),
+        global_offset=(*piece.global_offset[:lead], *inner),
+        axis_fragmentations=None,
+        replica_id=replica,
+        prepend_axis_num=0,
+    )
+
+
+def _read_into(views: Mapping[Any, Any] | torch.Tensor, loaded: Any) -> None:
+    """Copies what was not read into place already."""
+    if isinstance(views, Mapping):
+        for name, inner in views.items():
+            _read_into(inner, loaded[name])
+    elif views.data_ptr() != loaded.data_ptr():
+        views.copy_(loaded)
 
 
 def _for_own_parts(
@@ -96,7 +264,6 @@ def _for_own_parts(
             group["step"] = steps
         if isinstance(part, DistributedOptimizer):
             fitted["optimizer"] = {"param_groups": groups}
-            fitted["param_state_sharding_type"] = saved["param_state_sharding_type"]
         else:
             inner = _inner(fitted)
             inner["param_groups"] = groups
@@ -142,88 +309,3 @@ def _complete_adam_state(policy: Policy) -> None:
 
 def _moments(parameter: torch.Tensor) -> dict[str, torch.Tensor]:
     return {name: torch.zeros_like(parameter) for name in ("exp_avg", "exp_avg_sq")}
-
-
-@contextlib.contextmanager
-def _offsets_without_bucket_padding(policy: Policy) -> Iterator[None]:
-    """Makes the distributed optimizer find each parameter in the gathered state.
-
-    megatron-core gathers a buffer's state without the padding between its buckets, then cuts
-    parameters out at offsets that include it: with several buckets it silently saves the wrong
-    moments (https://github.com/NVIDIA/Megatron-LM/pull/5077).
-    """
-    distributed = [part for part in _parts(policy) if isinstance(part, DistributedOptimizer)]
-    buffers = [buffer for part in distributed for buffer in part.buffers]
-    padded = [buffer.param_index_map for buffer in buffers]
-    for buffer in buffers:
-        shifts, gathered = [], 0
-        for bucket, (start, _) in zip(buffer.buckets, buffer.bucket_indices, strict=True):
-            shifts.append(start - gathered)
-            gathered += bucket.numel_unpadded
-        buffer.param_index_map = {
-            parameter: (start - shifts[bucket], end - shifts[bucket], bucket)
-            for parameter, (start, end, bucket) in buffer.param_index_map.items()
-        }
-    try:
-        yield
-    finally:
-        for buffer, index_map in zip(buffers, padded, strict=True):
-            buffer.param_index_map = index_map
-
-
-@contextlib.contextmanager
-def _states_fetched_together(policy: Policy) -> Iterator[None]:
-    """Makes the distributed optimizer wait for the device once per `_FETCHED_BYTES` of its state.
-
-    megatron-core copies one tensor of one parameter at a time, and waits for each.
-    """
-    parts = [part for part in _parts(policy) if isinstance(part, DistributedOptimizer)]
-    for part in parts:
-        part._get_main_param_and_optimizer_states = _FetchedStates(part)
-    try:
-        yield
-    finally:
-        for part in parts:
-            del part._get_main_param_and_optimizer_states
-
-
-class _FetchedStates:
-    """Host copies of the masters and moments of one parameter after another.
-
-    Attributes:
-        fetched: Parameter -> its tensors by name, of those fetched and not yet asked for.
-    """
-
-    def __init__(self, part: DistributedOptimizer) -> None:
-        self._on_device = part._get_main_param_and_optimizer_states
-        # In the order in which megatron-core asks for them.
-        self._order = [
-            parameter
-            for buckets_by_type in part.gbuf_ranges
-            for buckets in buckets_by_type.values()
-            for bucket in buckets
-            for parameter in bucket["param_map"]
-        ]
-        self._place = {parameter: number for number, parameter in enumerate(self._order)}
-        self.fetched: dict[torch.nn.Parameter, dict[str, torch.Tensor]] = {}
-
-    def __call__(self, parameter: torch.nn.Parameter) -> dict[str, torch.Tensor]:
-        if parameter not in self.fetched:
-            self._fetch(self._place[parameter])
-        return self.fetched.pop(parameter)
-
-    def _fetch(self, first: int) -> None:
-        """Copies the state of parameters from `first` on to pinned memory, and waits once."""
-        self.fetched, size = {}, 0
-        for parameter in self._order[first:]:
-            if size >= _FETCHED_BYTES:
-                break
-            tensors = self._on_device(parameter)
-            self.fetched[parameter] = copies = {
-                name: tensor.detach().to("cpu", non_blocking=True)
-                for name, tensor in tensors.items()
-                if torch.is_tensor(tensor)
-            }
-            size += sum(copy.nbytes for copy in copies.values())
-        if torch.cuda.is_available():
-            torch.cuda.current_stream().synchronize()

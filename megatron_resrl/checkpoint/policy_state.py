@@ -20,11 +20,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShard
 
 from megatron_resrl.checkpoint import random_state
 from megatron_resrl.checkpoint.folders import CheckpointError
-from megatron_resrl.checkpoint.optimizer_state import (
-    live_optimizer_tensors,
-    load_optimizer,
-    sharded_optimizer_state,
-)
+from megatron_resrl.checkpoint.optimizer_state import OptimizerState, live_optimizer_tensors
 from megatron_resrl.checkpoint.writer import InProcessSaveStrategy, storage_of
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
@@ -100,9 +96,8 @@ def capture(
 ) -> Callable[[], dict[str, str]]:
     """Fixes weights, optimizer, schedule and random states of all ranks. Collective.
 
-    The optimizer's moments are stored in the shape of the weights they belong to, whatever the
-    layout. That takes 12 bytes of host memory per parameter of this rank's share of the model
-    until they are written: the price of loading them under another layout.
+    The optimizer's masters and moments are stored from where they are, in the shape of the weights
+    they belong to.
 
     Args:
         policy: With an optimizer.
@@ -118,7 +113,7 @@ def capture(
     Raises:
         CheckpointError: Also by the function returned; a rank could not write its shards.
     """
-    state = sharded_state(policy, is_loading=False, with_optimizer=True)
+    state = sharded_state(policy)
     state["scheduler"] = policy.scheduler.state_dict()
     state["random"] = _random_shard(random_state.capture())
     live = _live_storages(policy) if copy else None
@@ -152,9 +147,13 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
     Raises:
         CheckpointError: A tensor of the policy is not in the checkpoint.
     """
-    state = sharded_state(policy, is_loading=True, with_optimizer=policy.trainable)
-    if policy.trainable and same_layout:
-        state["random"] = _random_shard(None)
+    state = _sharded_weights(policy)
+    optimizer = None
+    if policy.trainable:
+        optimizer = OptimizerState(policy, state, _metadata(), is_loading=True)
+        state["optimizer"] = optimizer.sharded
+        if same_layout:
+            state["random"] = _random_shard(None)
     strategy = FullyParallelLoadStrategyWrapper(TorchDistLoadShardedStrategy(), _replicas())
     failure = f"checkpoint {path} could not be read into the policy"
     with named_failures(failure, CheckpointError), without_deprecations():
@@ -162,8 +161,8 @@ def load(policy: Policy, path: Path, *, same_layout: bool) -> None:
         loaded = dist_checkpointing.load(state, str(path), sharded_strategy=strategy)
     for name, module in _named_chunks(policy):
         module.load_state_dict(loaded[name] | dict.fromkeys(absent[name]))
-    if policy.trainable:
-        load_optimizer(policy, loaded["optimizer"], loaded["scheduler"])
+    if optimizer is not None:
+        optimizer.load(loaded["optimizer"], loaded["scheduler"])
         if same_layout:
             random_state.restore(loaded["random"])
 
@@ -200,23 +199,28 @@ def _live_storages(policy: Policy) -> frozenset[int]:
     return frozenset(storage_of(tensor) for tensor in tensors + live_optimizer_tensors(policy))
 
 
-def sharded_state(policy: Policy, *, is_loading: bool, with_optimizer: bool) -> dict[str, Any]:
-    """megatron-core's sharded state dict of the weights, and of the optimizer if asked for.
+def sharded_state(policy: Policy) -> dict[str, Any]:
+    """megatron-core's sharded state dict of weights and optimizer, to save. Copies nothing."""
+    state = _sharded_weights(policy)
+    optimizer = OptimizerState(policy, state, _metadata(), is_loading=False)
+    return state | {"optimizer": optimizer.sharded}
 
-    Collective, and with the optimizer it gathers its shards.
-    """
-    metadata = {
+
+def _sharded_weights(policy: Policy) -> dict[str, Any]:
+    return {
+        name: module.sharded_state_dict(metadata=_metadata())
+        for name, module in _named_chunks(policy)
+    }
+
+
+def _metadata() -> dict[str, Any]:
+    """megatron-core's switches."""
+    return {
         "dp_cp_group": _replicas(),
         "distrib_optim_sharding_type": "fully_reshardable",
         "singleton_local_shards": False,
         "chained_optim_avoid_prefix": True,
     }
-    state = {
-        name: module.sharded_state_dict(metadata=metadata) for name, module in _named_chunks(policy)
-    }
-    if with_optimizer:
-        state["optimizer"] = sharded_optimizer_state(policy, state, metadata, is_loading=is_loading)
-    return state
 
 
 def _named_chunks(policy: Policy) -> list[tuple[str, Any]]:

@@ -18,6 +18,7 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 )
 
 from megatron_resrl.checkpoint.checksums import ChecksumWriter
+from megatron_resrl.checkpoint.host_copies import host_copies, in_own_storage
 from megatron_resrl.platform.megatron_versions import take_common_state
 from megatron_resrl.weights.torch_dist_files import COMMON_FILE
 
@@ -62,14 +63,15 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         parts, _, _ = _replace_state_dict_keys_with_sharded_keys(
             sharded_state_dict, self.keep_only_main_replica
         )
-        copied = None
-        if self.live is not None:
-            for part in (part for several in parts.values() for part in several):
-                if isinstance(part, ShardedTensor):
-                    part.data = _fixed(part.data, self.live)
-            if torch.cuda.is_available():
-                copied = torch.cuda.Event()
-                copied.record()
+        copied = _fix(
+            [
+                part
+                for several in parts.values()
+                for part in several
+                if isinstance(part, ShardedTensor)
+            ],
+            self.live,
+        )
         # Objects are pickled here.
         state = mcore_to_pyt_state_dict(parts, is_loading=False)
         return AsyncRequest(self._write, (state, checkpoint_dir, copied), [])
@@ -89,15 +91,28 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
         return writer.digests
 
 
-def _fixed(tensor: torch.Tensor, live: frozenset[int]) -> torch.Tensor:
-    """The tensor, or a copy in host memory if training will change the tensor.
+def _fix(parts: list[ShardedTensor], live: frozenset[int] | None) -> torch.cuda.Event | None:
+    """Gives the parts tensors that training does not change, without another copy of any.
 
-    From a device the copy goes to pinned memory, which torch keeps for the next save, and is there
-    once the device has come to it.
+    Args:
+        parts: Of this rank.
+        live: See `InProcessSaveStrategy`.
+
+    Returns:
+        What the device does once the copies are there; None: they are.
     """
-    if tensor.is_cpu and storage_of(tensor) not in live:
-        return tensor
-    return tensor.detach().to("cpu", copy=True, non_blocking=True)
+    if live is not None:
+        changing = [part for part in parts if not part.data.is_cpu or storage_of(part.data) in live]
+        for part, copy in zip(changing, host_copies([p.data for p in changing]), strict=True):
+            part.data = copy
+    for part in parts:
+        if part.data.is_cpu:
+            part.data = in_own_storage(part.data)
+    if live is None or not torch.cuda.is_available():
+        return None
+    copied = torch.cuda.Event()
+    copied.record()
+    return copied
 
 
 def storage_of(tensor: torch.Tensor) -> int:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,6 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_resrl.conversion.megatron_layout import Parameter
+from megatron_resrl.platform.memory_peaks import largest_resident_set
 
 KEPT = "each as it was"
 LISTED = 5
@@ -113,7 +112,7 @@ class ConversionStats:
             unexpected=unexpected,
             reshaped={how: tuple(names) for how, names in self.reshaped.items()},
             seconds=seconds,
-            peak_memory=peak_memory(),
+            peak_memory=largest_resident_set(),
         )
 
 
@@ -132,12 +131,6 @@ def _reshaping(parameter: Parameter) -> str | None:
 def dtype_name(dtype: torch.dtype) -> str:
     """E.g. bfloat16."""
     return str(dtype).removeprefix("torch.")
-
-
-def peak_memory() -> int:
-    """Largest resident memory of this process so far, bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _listed(names: tuple[str, ...]) -> str:

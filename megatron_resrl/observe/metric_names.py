@@ -215,6 +215,17 @@ METRICS = {
     "straggler/<phase>_ratio": Metric(
         "own time of the slowest rank in a phase over that of the median rank", "-"
     ),
+    "memory/peak_bytes": Metric(
+        "most memory since the step before, largest rank: on CUDA what torch's allocator gave out "
+        "on the device, else the resident set of the rank's process",
+        "bytes",
+    ),
+    "memory/rank": Metric("the rank that took it", "rank"),
+    "memory/<phase>_peak_bytes": Metric(
+        "the same of a phase; `save` is the time for which the checkpoint of the step before "
+        "blocked training. Not there where the system cannot set a peak back",
+        "bytes",
+    ),
     "sync/seconds": Metric("transfer of the weights to rollout servers", "seconds"),
     "sync/gb_per_s": Metric("its speed", "GB/s"),
     "sync/servers": Metric("servers that got the weights", "servers"),

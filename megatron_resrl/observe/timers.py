@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_resrl.platform.clock import Clock, HostClock
+from megatron_resrl.platform.memory_peaks import MemoryPeaks
 
 
 class PhaseTimers:
@@ -18,13 +19,16 @@ class PhaseTimers:
 
     Args:
         clock: Tells the time; None: the host's.
+        memory: Measures memory at the borders of phases; None: nobody does.
 
     Attributes:
         waited: Phase -> seconds of it in `waiting`, in the step that `collect` returned last.
     """
 
-    def __init__(self, clock: Clock | None = None) -> None:
+    def __init__(self, clock: Clock | None = None, memory: MemoryPeaks | None = None) -> None:
         self._clock = clock or HostClock()
+        self._memory = memory
+        self._peaks: dict[str, int] = {}
         self._spans: list[tuple[str, Any, Any, bool]] = []
         self._open: list[str] = []
         self._waits = 0
@@ -35,11 +39,13 @@ class PhaseTimers:
     def phase(self, name: str) -> Iterator[None]:
         """Counts the block's time for `name`, except for phases opened inside it."""
         self._account()
+        self._account_memory()
         self._open.append(name)
         try:
             yield
         finally:
             self._account()
+            self._account_memory()
             self._open.pop()
 
     @contextlib.contextmanager
@@ -75,6 +81,23 @@ class PhaseTimers:
         self._spans = []
         other = seconds.pop("other", 0.0)
         return {**seconds, "other": other}
+
+    def take_peaks(self) -> dict[str, int]:
+        """Bytes of memory at the peak of each phase since the last call (or since creation).
+
+        Returns:
+            By phase, "other" outside all of them; what an inner phase takes does not count for the
+            phase around it. Empty where nobody measures memory.
+        """
+        self._account_memory()
+        peaks, self._peaks = self._peaks, {}
+        return peaks
+
+    def _account_memory(self) -> None:
+        """Counts the peak since the last border of phases for the innermost open phase."""
+        if self._memory is not None:
+            name = self.current_phase()
+            self._peaks[name] = max(self._peaks.get(name, 0), self._memory.take())
 
     def _account(self) -> None:
         """Counts the time since the last mark for the innermost open phase."""

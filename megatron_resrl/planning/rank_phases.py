@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from typing import Any
 
+import torch
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
@@ -81,20 +82,25 @@ class RankPhases(abc.ABC):
     def _checkpoint(self) -> PhaseRecord:
         """State of weights and optimizer, copied to the host as a background save does.
 
-        Replicas share the tensors that all of them have; here each takes every n-th.
+        Replicas share the tensors that all of them have; here each takes every n-th. Shards of the
+        distributed optimizer have one owner.
         """
         replicas = parallel_state.get_data_parallel_group(with_context_parallel=True)
         with self.recorder.phase("checkpoint"), self.device.counted_as("checkpoint"):
-            state = sharded_state(self.policy, is_loading=False, with_optimizer=True)
+            state = sharded_state(self.policy)
             apply_factories(state)
-            tensors = [
-                each.data
-                for each in nested_values(state)
-                if isinstance(each, ShardedTensor) and self.device.holds(each.data)
-            ]
-            for tensor in tensors[replicas.rank() :: replicas.size()]:
+            owned = self._on_device(state.pop("optimizer"))
+            shared = self._on_device(state)
+            if not self.policy.chunks[0].ddp_config.use_distributed_optimizer:
+                owned, shared = [], shared + owned
+            for tensor in owned + shared[replicas.rank() :: replicas.size()]:
                 tensor.to("cpu", copy=True, non_blocking=True)
         return self.recorder.take()["checkpoint"]
+
+    def _on_device(self, state: dict[Any, Any]) -> list[torch.Tensor]:
+        """The tensors of a sharded state dict that are on the device."""
+        tensors = [v.data for v in nested_values(state) if isinstance(v, ShardedTensor)]
+        return [tensor for tensor in tensors if self.device.holds(tensor)]
 
     def _name_state(self) -> None:
         """Says what the memory of the policy is."""

@@ -66,10 +66,10 @@ class Sizes(Disk):
     def background_save(self) -> int:
         """Bytes of host memory of a rank while a checkpoint is written in the background.
 
-        fp32 masters and moments in the shape of the weights, and weights in pinned memory, whose
-        blocks torch rounds up to a power of two.
+        A copy of its shards of masters and moments, and at most of all its weights, which replicas
+        share out.
         """
-        return 3 * self.gradients + 2 * self.weights
+        return self.weights + self.optimizer
 
 
 def count_parameters(family: Family) -> Parameters:

@@ -21,6 +21,7 @@ from megatron_resrl.training.health import Alarm, HealthHistory
 from megatron_resrl.training.identity import Identity
 from megatron_resrl.training.interruption import Interruption
 from megatron_resrl.training.journal import Journal
+from megatron_resrl.training.memory import SAVE, memory_metrics
 from megatron_resrl.training.not_finite import NotFiniteSteps
 from megatron_resrl.training.rollbacks import RollBack, roll_back
 from megatron_resrl.training.run_lock import RunLock
@@ -136,6 +137,9 @@ class Run:
             self._journal.dump(step, batch())
         if self._due(step, self._stage.evaluate_every):
             metrics |= self._evaluate(step)
+        # The save of the step before counts for this one.
+        phases = (*self._stage.phases, "evaluation", SAVE)
+        metrics |= memory_metrics(self._timers.take_peaks(), phases)
         alarms, measured = run_on_rank_zero(
             lambda: self._history.judge(metrics, self._settings.health)
         )
@@ -216,7 +220,8 @@ class Run:
         state = self._stage.state()
         own = {"contents": self._context.identity.contents, HEALTH: self._history.saved()}
         recipe = recipe_yaml(self._settings)
-        self._saver.save(TrainerState(step, state.sampler, own | state.extra, metrics, recipe))
+        with self._timers.phase(SAVE):
+            self._saver.save(TrainerState(step, state.sampler, own | state.extra, metrics, recipe))
 
     def _times(self, seconds: Mapping[str, float]) -> dict[str, float]:
         """`time/<phase>` of the step just done, every phase present, and `time/step`, their sum.

@@ -34,6 +34,7 @@ from megatron_resrl.platform.distributed import process_groups, run_on_rank_zero
 from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.job_clock import job_seconds
 from megatron_resrl.platform.meetings import meetings_recorded
+from megatron_resrl.platform.memory_peaks import memory_peaks
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.policy.sizes import checkpoint_bytes
 from megatron_resrl.training.identity import Identity, require_same_on_all_ranks
@@ -104,7 +105,7 @@ class Session:
         self.interruption = interruption
         self.lock = lock
         self.status = status
-        self.timers = PhaseTimers(device_clock())
+        self.timers = PhaseTimers(device_clock(), memory_peaks())
         self.rollbacks: list[Rollback] = []
         limit = None if settings.time_budget is None else seconds_of(settings.time_budget)
         self._budget = TimeBudget(limit, partial(job_seconds, os.environ))

@@ -58,6 +58,7 @@ def test_metrics_of_a_run_are_all_in_the_table(run):
     assert not [name for name in sorted(logged) if find_metric(name) is None]
     assert {"interference/gradient", "lld/displaced_fraction", "correction/clipped"} <= logged
     assert {"clip_fraction/dual", "time/checkpoint_blocking", "eval/heldout/avg@2"} <= logged
+    assert {f"memory/{name}_peak_bytes" for name in (*PHASES, "save")} <= logged
 
 
 def test_outputs_page_explains_every_file(run):

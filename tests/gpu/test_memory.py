@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from megatron_resrl.config.load import load_recipe
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.distributed import device, initialize
+from megatron_resrl.platform.memory_peaks import memory_peaks
 from megatron_resrl.rollout.worker import build_policy
 
 pytestmark = pytest.mark.gpu
@@ -44,30 +44,6 @@ VARIANTS = {
 }
 
 
-class PeakTimers(PhaseTimers):
-    """Timers of a step that note the most memory of each phase."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.peaks: dict[str, int] = {}
-
-    @contextlib.contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """See `PhaseTimers.phase`."""
-        outer = self.current_phase()
-        self._note(outer)
-        with super().phase(name):
-            yield
-            self._note(name)
-
-    def _note(self, name: str) -> None:
-        """Counts what has been since the last border of phases for `name`."""
-        if torch.cuda.is_available():
-            peak = torch.cuda.max_memory_allocated()
-            torch.cuda.reset_peak_memory_stats()
-            self.peaks[name] = max(self.peaks.get(name, 0), peak)
-
-
 @pytest.fixture(scope="module")
 def model(one_rank: None, cuda: bool) -> Iterator[Path]:
     memory = Path("/dev/shm")
@@ -91,12 +67,13 @@ def test_memory_of_a_step_is_that_of_a_dry_run(
     before = torch.cuda.memory_allocated() if cuda else 0
     recipe = load_recipe(None, settings)
     initialize(recipe.parallel, 0)
-    policy, timers = build_policy(recipe), PeakTimers()
+    policy, timers = build_policy(recipe), PhaseTimers(memory=memory_peaks())
     batch = workload.batch(recipe.rollout.prompts_per_step, recipe.rollout.group_size)
     take_step_on(policy, recipe, batch, step=1)  # The optimizer's state is made.
     take_step_on(policy, recipe, batch, step=2, timers=timers)
     if not cuda:
         pytest.skip("the memory of a device; the dry run and the step have been run")
+    peaks = timers.take_peaks()
     for name in PHASES:
-        apart = (timers.peaks[name] - before) / phases[name].peak_bytes - 1
+        apart = (peaks[name] - before) / phases[name].peak_bytes - 1
         measured.at_most(f"{name}_apart", abs(apart), APART)

@@ -124,3 +124,35 @@ def test_timers_tell_waits_from_a_phases_own_time(monkeypatch: pytest.MonkeyPatc
     assert timers.waited == {"update": 6.0}
     timers.collect()
     assert timers.waited == {}
+
+
+class Memory:
+    """Memory whose peak since the last question is what was set."""
+
+    peak = 0
+
+    def take(self) -> int:
+        peak, self.peak = self.peak, 0
+        return peak
+
+
+def test_timers_count_peaks_for_the_innermost_phase() -> None:
+    memory = Memory()
+    timers = PhaseTimers(memory=memory)
+    memory.peak = 1
+    with timers.phase("scoring"):
+        memory.peak = 2
+        with timers.phase("subspace"):
+            memory.peak = 8
+        memory.peak = 4
+    with timers.phase("scoring"):
+        memory.peak = 3
+    assert timers.take_peaks() == {"other": 1, "scoring": 4, "subspace": 8}
+    assert timers.take_peaks() == {"other": 0}
+
+
+def test_timers_without_memory_have_no_peaks() -> None:
+    timers = PhaseTimers()
+    with timers.phase("update"):
+        pass
+    assert timers.take_peaks() == {}

@@ -59,6 +59,12 @@ def test_session_writes_down_a_stage_without_rollouts(straight, capfd):
     assert (straight / "hf" / "model.safetensors").is_file()
 
 
+def test_session_reports_the_memory_of_each_phase(straight):
+    lines = [json.loads(line) for line in (straight / "metrics.jsonl").open()][1:]
+    assert [line["memory/rank"] for line in lines] == [0, 0, 0]
+    assert all(0 < line["memory/update_peak_bytes"] <= line["memory/peak_bytes"] for line in lines)
+
+
 def test_session_interrupted_resumes_to_the_same_numbers(settings, straight, tmp_path, capfd):
     own = replace(settings, output_dir=str(tmp_path / "run"))
     armed = [True]
