@@ -68,6 +68,6 @@ def memory_peaks() -> MemoryPeaks | None:
 
 
 def largest_resident_set() -> int:
-    """Bytes of this process's resident set at its peak of all time."""
+    """Bytes of this process's resident set at its peak, of all time unless it was set back."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
