@@ -45,9 +45,8 @@ PER_STEP = {
         "policy/optimizer.py": 1,
         "training/updating.py": 1,
     },
-    # One for all masters and moments of an optimizer; six of each of up to four buffers, which
-    # megatron-core gathers.
-    "checkpoint": {"checkpoint/optimizer_state.py": 26},
+    # Copies to pinned memory, for which the writing thread waits.
+    "checkpoint": {},
 }
 """Phase -> file -> waits of a step of one group, or fewer."""
 PER_FURTHER_GROUP = {

@@ -6,7 +6,7 @@ from megatron_resrl.observe.metric_names import find_metric
 from megatron_resrl.training.memory import peak_metrics
 
 
-def test_peak_metrics_name_the_largest_rank_and_the_largest_of_each_phase() -> None:
+def test_peak_metrics_name_the_largest_rank() -> None:
     metrics = peak_metrics([[5, 3, 0, 5], [9, 2, 0, 9], [4, 4, 0, 1]], ("rollout", "sync", "save"))
     assert metrics == {
         "memory/peak_bytes": 9,
