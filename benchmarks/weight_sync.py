@@ -34,12 +34,11 @@ from machine import describe
 
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
-from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.weight_sync.backends import server_arguments
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
 from megatron_resrl.rollout.weight_sync.sender import build_sender
-from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.worker import build_policy
 
 SIZES: dict[str, dict[str, Any]] = {
@@ -102,11 +101,11 @@ def server(python: str, model: Path, log: Path, recipe: schema.Recipe) -> Iterat
         process.wait(60)
 
 
-def save_and_reload(policy: Policy, control: ServerControl, directory: Path) -> None:
+def save_and_reload(weights: ServedWeights, control: ServerControl, directory: Path) -> None:
     """The peer; the directory has the configuration already."""
     seen: set[int] = set()
     tensors = {}
-    for name, tensor in weights_for_vllm(policy):
+    for name, tensor in weights:
         # Copies of what shares memory alone, as our sender makes them.
         own = tensor.contiguous()
         storage = own.untyped_storage().data_ptr()
@@ -144,14 +143,15 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
         needed = NeededModel.of(recipe.model, recipe.precision, recipe.data, recipe.rollout)
         sender = build_sender(policy, needed, recipe.vllm, recipe.rollout)
         with server(settings.vllm_python, model, Path(folder) / "log", recipe) as control:
+            weights = ServedWeights(policy)
             found = sender.send([control], 0)  # warm-up
             if found.failed:
                 sys.exit((Path(folder) / "log").read_text()[-3000:])
             syncs, peers = [], []
             for version in range(1, settings.repeats + 1):
                 syncs.append(sender.send([control], version).seconds)
-                peers.append(seconds_of(lambda: save_and_reload(policy, control, model)))
-            exported = seconds_of(lambda: [None for _ in weights_for_vllm(policy)])
+                peers.append(seconds_of(lambda: save_and_reload(weights, control, model)))
+            exported = seconds_of(lambda: [None for _ in weights])
     return {
         "bytes": found.num_bytes,
         "sync": statistics.median(syncs),

@@ -24,7 +24,7 @@ from megatron_resrl.platform.cpu import adapt_megatron_core
 from megatron_resrl.policy.families import Family
 
 if TYPE_CHECKING:
-    from megatron_resrl.weights.hugging_face import PolicyBridge
+    from megatron_resrl.weights.bridge import PolicyBridge
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def model_layout(hf_config: PretrainedConfig, vocabulary_rows: int) -> ModelLayo
 
     from megatron_resrl.policy.gpt import build_empty_model
     from megatron_resrl.policy.model_config import transformer_config
-    from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of
+    from megatron_resrl.weights.bridge import GroupedNames, bridge_of
 
     fields = {"use_cpu_initialization": True, "moe_grouped_gemm": False}
     with _world_of_one():

@@ -85,9 +85,7 @@ GATHERED: Objects = {
     ("diagnostics/step_metrics.py", "gather_reports"): _report,
     ("rollout/engines/megatron.py", "_generate"): _same_responses,
     # An export goes through the weights of this rank's stage alone.
-    ("mbridge/core/bridge.py", "export_weights"): _own_stage_alone("weights_names", []),
-    ("mbridge/core/util.py", "broadcast_str_from_megatron_pp"): _own_stage_alone("obj", None),
-    ("mbridge/core/util.py", "broadcast_from_megatron_pp"): _own_stage_alone("tensor_spec", None),
+    ("weights/export.py", "_of_all_stages"): _own_stage_alone("own", []),
 }
 """(file, function) -> the objects that it gathers from all ranks of a group."""
 

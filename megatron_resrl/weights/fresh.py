@@ -18,7 +18,7 @@ from megatron.core.models.gpt import GPTModel
 from transformers import PretrainedConfig
 
 from megatron_resrl.policy.families.family import Family, Shape
-from megatron_resrl.weights.hugging_face import GroupedNames, PolicyBridge
+from megatron_resrl.weights.bridge import GroupedNames, PolicyBridge
 
 _TO_THE_RESIDUAL = ("self_attention.linear_proj.weight", "mlp.linear_fc2.weight")
 """megatron-core's names of the matrices that write to the residual stream."""

@@ -25,9 +25,10 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.weights.bridge import GroupedNames, bridge_of
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
-from megatron_resrl.weights.hugging_face import GroupedNames, bridge_of, load_weights
+from megatron_resrl.weights.hugging_face import load_weights
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
 from megatron_resrl.weights.megatron_folders import find_checkpoint, holds_megatron
 from megatron_resrl.weights.megatron_names import is_weight, spellings

@@ -3,72 +3,63 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import accumulate
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
 from megatron_resrl.rollout.weight_sync.control import ServerControl
-from megatron_resrl.rollout.weight_sync.packed import dtype_name
 from megatron_resrl.rollout.weight_sync.receivers import (
     Calls,
     Receivers,
     finish_update,
     start_update,
 )
+from megatron_resrl.weights.export import TensorFacts
 
 
-@dataclass(frozen=True)
-class ParameterFacts:
-    """Description of a tensor, which receivers get before the values."""
-
-    name: str
-    dtype: torch.dtype
-    shape: tuple[int, ...]
+class Weights(Protocol):
+    """What `ServedWeights` is for a transfer."""
 
     @property
-    def dtype_name(self) -> str:
-        """E.g. bfloat16."""
-        return dtype_name(self.dtype)
+    def tensors(self) -> Sequence[TensorFacts]:
+        """What an iteration yields, in its order."""
+        ...
 
     @property
     def num_bytes(self) -> int:
-        """Size of the whole tensor."""
-        return torch.Size(self.shape).numel() * self.dtype.itemsize
+        """Size of all tensors."""
+        ...
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """A new pass over all tensors; collective, every rank must go to its end."""
+        ...
 
 
 class PolicySource:
-    """The policy's weights, exported anew by each iteration."""
+    """Weights of which a pass may be broken off on one rank."""
 
-    def __init__(self, export: Callable[[], Iterator[tuple[str, torch.Tensor]]]) -> None:
+    def __init__(self, weights: Weights) -> None:
         """
         Args:
-            export: Streams all tensors, on every rank; collective, see `weights_for_vllm`.
+            weights: Exported anew by each pass.
         """
-        self._export = export
-        self._facts: list[ParameterFacts] | None = None
+        self._weights = weights
         self._pass: Iterator[tuple[str, torch.Tensor]] | None = None
 
-    def metadata(self) -> list[ParameterFacts]:
-        """All tensors, in the order of iteration. The first call exports once: collective."""
-        if self._facts is None:
-            self._facts = [
-                ParameterFacts(name, tensor.dtype, tuple(tensor.shape))
-                for name, tensor in self._export()
-            ]
-        return self._facts
+    def metadata(self) -> Sequence[TensorFacts]:
+        """All tensors, in the order of iteration."""
+        return self._weights.tensors
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         """A new pass. Collective: every rank must go to its end, see `finish_pass`."""
-        self._pass = self._export()
+        self._pass = iter(self._weights)
         return self._pass
 
     def finish_pass(self) -> None:
         """Iterates an unfinished pass to its end, or a whole pass if none was begun. Collective."""
-        self.metadata()
         for _ in self._pass if self._pass is not None else iter(self):
             pass
 
@@ -79,7 +70,7 @@ class PolicySource:
     @property
     def num_bytes(self) -> int:
         """Size of all weights."""
-        return sum(fact.num_bytes for fact in self.metadata())
+        return self._weights.num_bytes
 
 
 def nccl_introduction(

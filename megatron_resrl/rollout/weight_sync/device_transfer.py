@@ -22,7 +22,6 @@ from megatron_resrl.rollout.weight_sync import nccl
 from megatron_resrl.rollout.weight_sync.buckets import in_buckets
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.device_source import (
-    ParameterFacts,
     PolicySource,
     SyncClient,
     nccl_introduction,
@@ -35,6 +34,7 @@ from megatron_resrl.rollout.weight_sync.packed import (
     packed,
 )
 from megatron_resrl.rollout.weight_sync.receivers import Calls, Receivers, pause
+from megatron_resrl.weights.export import TensorFacts
 
 _POLL_S = 0.002
 T = TypeVar("T")
@@ -162,7 +162,7 @@ class NcclTransfer:
         self._gpu.synchronize()
         return group
 
-    def _sent(self, client: SyncClient, facts: Sequence[ParameterFacts]) -> bool:
+    def _sent(self, client: SyncClient, facts: Sequence[TensorFacts]) -> bool:
         """On rank 0: sends one pass. Returns whether the update was closed."""
         assert self._group is not None
         members = len(client.receivers.alive)
@@ -249,7 +249,7 @@ class IpcTransfer:
         self._gpu.collect()
 
 
-def broadcast_announcement(facts: Sequence[ParameterFacts]) -> dict[str, list[Any]]:
+def broadcast_announcement(facts: Sequence[TensorFacts]) -> dict[str, list[Any]]:
     """Describes all tensors to receivers of broadcasts, before the first one arrives."""
     return {
         "names": [fact.name for fact in facts],

@@ -10,7 +10,6 @@ from functools import partial
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from megatron_resrl.config.schema_rollout import RolloutConfig, VllmConfig
 from megatron_resrl.errors import InputError, RunError
@@ -30,7 +29,7 @@ from megatron_resrl.rollout.weight_sync.device_transfer import (
 from megatron_resrl.rollout.weight_sync.file_copies import FileCopies, separate_nodes
 from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
 from megatron_resrl.rollout.weight_sync.gpu import Gpu
-from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 
 logger = logging.getLogger(__name__)
@@ -61,14 +60,14 @@ class WeightSender:
 
     def __init__(
         self,
-        policy: Policy,
+        weights: ServedWeights,
         vllm: VllmConfig,
         rollout: RolloutConfig,
         verify: Verify | None = None,
     ) -> None:
         """
         Args:
-            policy: The policy whose current weights each call sends.
+            weights: Each call sends the policy's current ones.
             vllm: How weights are sent.
             rollout: Decides, with `vllm`, which back end is used.
             verify: Called after each transfer; None: nothing is verified.
@@ -76,7 +75,7 @@ class WeightSender:
         Raises:
             InputError: `vllm.weight_transfer` cannot be used on this machine.
         """
-        self.policy = policy
+        self._weights = weights
         self._verify = verify
         backend = chosen_backend(vllm, rollout.placement)
         logger.info("%s", transfer_note(vllm, rollout, has_cuda=torch.cuda.is_available()))
@@ -89,7 +88,7 @@ class WeightSender:
         self._devices: DeviceTransfer | None = None
         if backend != "file":
             transfer = NcclTransfer if backend == "nccl" else IpcTransfer
-            source = PolicySource(lambda: weights_for_vllm(policy))
+            source = PolicySource(self._weights)
             self._devices = transfer(
                 source, Gpu(), vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
             )
@@ -140,15 +139,19 @@ class WeightSender:
 
         All ranks iterate the export to its end, even after an error.
         """
-        weights = weights_for_vllm(self.policy)
+        model_bytes = self._weights.num_bytes  # Plans the export at the first sync.
+        weights = iter(self._weights)
         result: tuple[int, tuple[str, ...]] = (0, ())
         problem: InputError | RunError | None = None
         with self._file_copies() as copies:
             if dist.get_rank() == 0:
-                size = self._most_bytes()
                 try:
                     result = self._files.send(
-                        servers, weights, version, model_bytes=size, copies=copies
+                        servers,
+                        weights,
+                        version,
+                        model_bytes=model_bytes,
+                        copies=copies,
                     )
                 except (InputError, RunError) as error:
                     problem = error
@@ -172,14 +175,6 @@ class WeightSender:
             self._copies = FileCopies(self._files, writers)
         return self._copies
 
-    def _most_bytes(self) -> int:
-        """Upper bound of the bytes of all weights, from the bytes of this rank."""
-        own = sum(p.nbytes for module in self.policy.modules for p in module.parameters())
-        ranks = parallel_state.get_tensor_model_parallel_world_size()
-        ranks *= parallel_state.get_pipeline_model_parallel_world_size()
-        ranks *= parallel_state.get_expert_model_parallel_world_size()
-        return 2 * own * ranks  # Twice, because a stage may hold more layers than the first.
-
 
 def build_sender(
     policy: Policy, model: NeededModel, vllm: VllmConfig, rollout: RolloutConfig
@@ -187,7 +182,7 @@ def build_sender(
     """A sender that verifies the servers if `rollout.verify_weights` is set.
 
     Args:
-        policy: See `WeightSender`.
+        policy: Whose weights are sent.
         model: That the servers serve.
         vllm: See `WeightSender`.
         rollout: See `WeightSender`.
@@ -195,9 +190,14 @@ def build_sender(
     Raises:
         InputError: `vllm.weight_transfer` cannot be used on this machine.
     """
+    weights = ServedWeights(policy)
     verify = None
     if rollout.verify_weights:
         verify = partial(
-            verify_weights, policy, max_length=model.max_length, params_dtype=model.params_dtype
+            verify_weights,
+            policy,
+            weights,
+            max_length=model.max_length,
+            params_dtype=model.params_dtype,
         )
-    return WeightSender(policy, vllm, rollout, verify)
+    return WeightSender(weights, vllm, rollout, verify)

@@ -15,7 +15,7 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
-from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.weight_sync.worker.megatron_resrl_checksums import (
     fused_name,
     tensor_sum,
@@ -43,6 +43,7 @@ class _ServerSums:
 
 def verify_weights(
     policy: Policy,
+    weights: ServedWeights,
     servers: Sequence[ServerControl],
     version: int,
     *,
@@ -56,6 +57,7 @@ def verify_weights(
 
     Args:
         policy: Unchanged since the weights were sent.
+        weights: The policy's.
         servers: On global rank 0; none on other ranks.
         version: Of the weights.
         max_length: Tokens that a server takes, prompt and response together.
@@ -70,7 +72,7 @@ def verify_weights(
     """
     failed: list[str] = []
     server_sums: list[_ServerSums] = list(filter(None, _answers(servers, failed, _ask_for_sums)))
-    expected = _trainer_sums(policy, server_sums)
+    expected = _trainer_sums(weights, server_sums)
     prompts = _prompts(policy, max_length)
     sampling = SamplingParams(NEW_TOKENS, stop_token_ids=(), temperature=0)
     engine = MegatronEngine(policy, max_running_samples=len(prompts))
@@ -118,11 +120,13 @@ def _ask_for_sums(server: ServerControl) -> _ServerSums | None:
     )
 
 
-def _trainer_sums(policy: Policy, server_sums: Sequence[_ServerSums]) -> list[dict[str, int]]:
+def _trainer_sums(
+    weights: ServedWeights, server_sums: Sequence[_ServerSums]
+) -> list[dict[str, int]]:
     """The checksums that each server should have. Collective; empty except on rank 0."""
     expected: list[dict[str, int]] = [{} for _ in server_sums]
     dtypes = {one.dtype for one in server_sums}
-    for name, tensor in weights_for_vllm(policy):
+    for name, tensor in weights:
         sums = {dtype: tensor_sum(tensor.to(dtype)) for dtype in dtypes}
         for one, total in zip(server_sums, expected, strict=True):
             key = fused_name(name, one.packed)

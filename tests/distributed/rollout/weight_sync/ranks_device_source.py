@@ -10,7 +10,7 @@ import torch.distributed as dist
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
-from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.worker import build_policy
 
 
@@ -22,7 +22,7 @@ def main(model: str, layout: str) -> None:
     )
     initialize(recipe.parallel, 0)
     policy = build_policy(recipe, trainable=False)
-    source = PolicySource(lambda: weights_for_vllm(policy))
+    source = PolicySource(ServedWeights(policy))
     told = [(facts.name, str(facts.dtype), facts.shape) for facts in source.metadata()]
     # Rank 0 breaks off, as vLLM's sender does when a server fails; the others go to the end.
     source.begin_round()

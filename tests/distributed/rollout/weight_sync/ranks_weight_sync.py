@@ -28,7 +28,7 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.serving.pooled_server import token_count
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.sender import WeightSender, build_sender
-from megatron_resrl.rollout.weight_sync.stream import weights_for_vllm
+from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 from megatron_resrl.rollout.worker import build_policy
 
@@ -66,6 +66,7 @@ def verify(policy: Policy, recipe: schema.Recipe, server: ServerControl, version
     """With the lengths and the number format of the recipe."""
     verify_weights(
         policy,
+        ServedWeights(policy),
         [server],
         version,
         max_length=recipe.data.max_prompt_length + recipe.rollout.max_response_length,
@@ -75,7 +76,7 @@ def verify(policy: Policy, recipe: schema.Recipe, server: ServerControl, version
 
 def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
     """Changes the last bits of one element on the server, through the same API, and verifies."""
-    (tensor,) = (t for name, t in weights_for_vllm(policy) if name == CORRUPTED)
+    (tensor,) = (t for name, t in ServedWeights(policy) if name == CORRUPTED)
     changed = tensor.clone()
     changed[-1, -1] = torch.nextafter(changed[-1, -1], torch.tensor(9.0))
     with tempfile.TemporaryDirectory() as folder:
@@ -95,7 +96,7 @@ def stale_cache(policy: Policy, recipe: schema.Recipe, server: ServerControl) ->
     """Loads other weights and leaves the prefix cache as it was; then verifies."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "all.safetensors"
-        weights = {name: tensor.contiguous().clone() for name, tensor in weights_for_vllm(policy)}
+        weights = {name: tensor.contiguous().clone() for name, tensor in ServedWeights(policy)}
         save_file(weights, path)
         server.post("/start_weight_update")
         server.post("/update_weights", {"update_info": {"path": str(path)}})

@@ -22,6 +22,7 @@ from megatron_resrl.rollout.weight_sync.device_source import PolicySource
 from megatron_resrl.rollout.weight_sync.device_transfer import IpcTransfer, NcclTransfer
 from megatron_resrl.rollout.weight_sync.nccl import NcclFailure
 from megatron_resrl.rollout.weight_sync.packed import as_bytes
+from megatron_resrl.weights.export import TensorFacts
 
 WEIGHTS = [(name, torch.randn(size)) for name, size in [("a", 5), ("b", 40), ("c", 3), ("d", 1)]]
 CONTENT = b"".join(as_bytes(tensor).numpy().tobytes() for _, tensor in WEIGHTS)
@@ -96,8 +97,18 @@ def calls(tmp_path, monkeypatch):
         yield calls
 
 
+class ListedWeights:
+    """`WEIGHTS` as a source takes them."""
+
+    tensors = tuple(TensorFacts(name, value.dtype, tuple(value.shape)) for name, value in WEIGHTS)
+    num_bytes = len(CONTENT)
+
+    def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
+        return iter(WEIGHTS)
+
+
 def source() -> PolicySource:
-    return PolicySource(lambda: iter(WEIGHTS))
+    return PolicySource(ListedWeights())
 
 
 def kinds(lines: list[str]) -> list[str]:

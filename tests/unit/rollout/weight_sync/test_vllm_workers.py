@@ -16,9 +16,10 @@ import torch
 from served_engine import vllm_python
 
 from megatron_resrl.rollout.weight_sync.buckets import in_buckets
-from megatron_resrl.rollout.weight_sync.device_source import ParameterFacts, nccl_introduction
+from megatron_resrl.rollout.weight_sync.device_source import nccl_introduction
 from megatron_resrl.rollout.weight_sync.device_transfer import broadcast_announcement, fill
 from megatron_resrl.rollout.weight_sync.packed import broadcast_buckets, description, packed
+from megatron_resrl.weights.export import TensorFacts
 
 SCRIPT = Path(__file__).with_name("vllm_workers.py")
 BUCKET = 64
@@ -43,7 +44,7 @@ def weights() -> list[tuple[str, torch.Tensor]]:
 
 
 def sent() -> dict[str, Any]:
-    facts = [ParameterFacts(name, each.dtype, tuple(each.shape)) for name, each in weights()]
+    facts = [TensorFacts(name, each.dtype, tuple(each.shape)) for name, each in weights()]
     size = max(fact.num_bytes for fact in facts)
     handles = {"GPU-other": (0,) * 8, GPU: (0,) * 8}
     pickled = {"ipc_handles_pickled": base64.b64encode(pickle.dumps(handles)).decode()}
