@@ -229,7 +229,8 @@ def make_micro_batches(
         length_multiple: Padded lengths are multiples of it, see `alignment`.
         packed: Put the sequences of a micro-batch behind each other, each padded to the multiple
             only, instead of below each other.
-        shared: Feed what packed sequences of a micro-batch share at their beginning once.
+        shared: Feed what sequences of a micro-batch share at their beginning once. A micro-batch in
+            which they share something is packed.
         uniform: Give all micro-batches one shape (the interleaved schedule needs it).
         count_multiple: Append micro-batches without response tokens up to a multiple of it.
         context_parallel_rank: Whose share of each sequence to make.
@@ -251,24 +252,24 @@ def make_micro_batches(
     groups += [()] * (-len(groups) % count_multiple)
     largest = max(1, max(map(len, groups)))
 
-    fed = fed_sequences(batch, shared=shared and packed, multiple=length_multiple)
-    share = _Share(context_parallel_rank, context_parallel_size)
-    if packed:
-        rows = [_packed_row(part, fed, length_multiple) for part in groups]
-        widths = [row.width or length_multiple for row in rows]
-        if uniform:
-            widths = [max(widths)] * len(widths)
-        return [
-            share.packed(batch, part, row, width)
-            for part, row, width in zip(groups, rows, widths, strict=True)
-        ]
-    lengths = [[fed[row].padded(length_multiple) for row in part] for part in groups]
-    widths = [max(own, default=length_multiple) for own in lengths]
+    fed = fed_sequences(batch, shared=shared, multiple=length_multiple)
+    rows = [_packed_row(part, fed, length_multiple) for part in groups]
+    packs = [packed or row.segments.shared for row in rows]
+    if uniform:
+        packs = [any(packs)] * len(packs)
+    widths = [
+        row.width if pack else max((fed[each].padded(length_multiple) for each in part), default=0)
+        for part, row, pack in zip(groups, rows, packs, strict=True)
+    ]
+    widths = [width or length_multiple for width in widths]
     if uniform:
         widths = [max(widths)] * len(widths)
+    share = _Share(context_parallel_rank, context_parallel_size)
     return [
-        share.padded(batch, part, largest if uniform else max(1, len(part)), width)
-        for part, width in zip(groups, widths, strict=True)
+        share.packed(batch, part, row, width)
+        if pack
+        else share.padded(batch, part, largest if uniform else max(1, len(part)), width)
+        for part, row, pack, width in zip(groups, rows, packs, widths, strict=True)
     ]
 
 

@@ -43,7 +43,7 @@ def lay_out(
         batch: On the CPU; the same on all context-parallel ranks, which get their shares of it.
         parts: The rows of each micro-batch.
         packed: Put the sequences of a micro-batch behind each other.
-        shared: Feed what packed sequences of a micro-batch share at their beginning once.
+        shared: Feed what sequences of a micro-batch share at their beginning once.
 
     Returns:
         On the CPU.

@@ -66,7 +66,7 @@ class Policy:
         config: megatron-core configuration.
         modules: This rank's bare model chunks.
         sequence_packing: Micro-batches are packed rather than padded.
-        shared_prompts: What packed sequences of one prompt have in common is fed once.
+        shared_prompts: What sequences of one prompt have in common is fed once in a micro-batch.
         tokenizer_path: Setting `model.tokenizer_path`; a saved policy gets that tokenizer.
     """
 
@@ -115,8 +115,8 @@ class Policy:
             total_updates: Optimizer steps of the whole run, the default length of the
                 learning-rate decay.
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
-            shared_prompts: Feed what sequences of one prompt have in common once, which packs them,
-                too.
+            shared_prompts: Feed what sequences of one prompt have in common once in a micro-batch,
+                which is packed then.
             load_weights: False: only config.json is read, and the weights have no meaning.
             fresh: How weights are drawn instead of loaded; None: they are loaded.
 
@@ -139,7 +139,7 @@ class Policy:
             hf_config,
             config,
             modules,
-            sequence_packing=sequence_packing or shared,
+            sequence_packing=sequence_packing,
             shared_prompts=shared,
             tokenizer_path=model.tokenizer_path,
             training=training,

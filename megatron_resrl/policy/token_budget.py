@@ -23,12 +23,12 @@ class MicroBatchLimit:
     multiple: int = 1
     """Every sequence is padded to a multiple of it."""
     shared: bool = False
-    """What packed sequences of one prompt have in common at their beginning stands in a micro-batch
-    once."""
+    """What sequences of one prompt have in common at their beginning stands in a micro-batch once,
+    which is packed then."""
 
     def lengths_of(self, batch: TokenBatch) -> list[FedLength]:
         """[B] what the model is fed of each sequence of a batch."""
-        return fed_sequences(batch, shared=self.shared and self.packed, multiple=self.multiple)
+        return fed_sequences(batch, shared=self.shared, multiple=self.multiple)
 
     def positions(self, lengths: Sequence[FedLength]) -> int:
         """Positions of a micro-batch of sequences of these lengths."""
@@ -169,7 +169,7 @@ class _Part(NamedTuple):
 
     def positions(self, packed: bool) -> int:
         """Of the model's input."""
-        return self.total if packed else self.sequences * self.longest
+        return self.total if packed or self.saved else self.sequences * self.longest
 
 
 def pack(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:

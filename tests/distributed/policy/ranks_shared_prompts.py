@@ -101,7 +101,9 @@ def own_rows() -> list[int]:
 def measure(layout: Layout, path: Path, shared: str) -> tuple[dict[str, Any], int]:
     """What one way gives, by name, and the positions that the model is fed."""
     # Without a distributed optimizer every rank has all gradients.
-    recipe = replace(layout, distributed_optimizer=False).recipe(path)
+    # Transformer Engine's layers share prompts in fp32 where sequences are packed anyway.
+    packed = layout.packed or "TE_ON_CPU" in os.environ
+    recipe = replace(layout, packed=packed, distributed_optimizer=False).recipe(path)
     recipe = replace(recipe, algorithm=replace(recipe.algorithm, shared_prompts=shared))
     policy = build_policy(recipe)
     rows = own_rows()

@@ -264,10 +264,12 @@ def test_single_pass_gives_the_numbers_of_two_passes(product, ranks, layout):
 def test_shared_prompts_give_the_numbers_of_copies(product, ranks, layout, case):
     shared = product(ranks, f"{layout}={case}")
     copies = product(ranks, f"{layout}={case}, own prompts")
+    # Transformer Engine's kernels take packed fp32 where it is asked for.
+    shares = "TE_ON_CPU" not in os.environ or "packed" in layout
     assert largest_difference(shared["weights"], copies["weights"]) <= TOLERANCE
     for ours, theirs in zip(shared["metrics"], copies["metrics"], strict=True):
         assert ours.keys() == theirs.keys()
-        assert ours["step/shared_prompt_tokens"] > 0
+        assert (ours["step/shared_prompt_tokens"] > 0) == shares
         assert theirs["step/shared_prompt_tokens"] == 0
         for name in ours.keys() - set(OF_THE_LAYOUT):
             assert ours[name] == pytest.approx(theirs[name], rel=1e-5, abs=1e-6), name

@@ -123,7 +123,7 @@ def test_micro_batch_shares_hold_every_fed_token_once(case: Case) -> None:
     assert int((held != 0).sum()) == len(tokens) - fed.shared
     if not options["uniform"] and len(made[0]) == -(-len(sequences) // size):
         assert len(held) == fed.positions
-    if not (packed and shared):
+    if not shared:
         assert sorted(token for token in held.tolist() if token) == sorted(tokens)
         assert fed.shared == 0
 
@@ -176,11 +176,14 @@ def test_micro_batch_shapes_keep_what_options_promise(case: Case) -> None:
     assert all(width * ranks % multiple == 0 for _, width in shapes[0])
     if options["uniform"]:
         assert len(set(shapes[0])) == 1
-    if options["packed"]:
+    packs = [batch.segments is not None for batch in made[0]]
+    assert options["shared"] or packs == [options["packed"]] * len(packs)
+    assert all(packs) or not options["packed"]
+    if all(packs):
         assert all(rows == 1 for rows, _ in shapes[0])
         assert [sum(own) for own in lengths[0]] == [ranks * width for _, width in shapes[0]]
         assert all(length % multiple == 0 for own in lengths[0] for length in own)
-    else:
+    elif not any(packs):
         assert all(1 <= rows <= size for rows, _ in shapes[0])
         longest = max(len(one) for one in sequences)
         assert all(width * ranks < longest + multiple for _, width in shapes[0])
@@ -208,7 +211,7 @@ def test_micro_batches_feed_a_shared_prompt_once() -> None:
         TokenSequence((1, 2, 3), (4, 7)),
         TokenSequence((1, 2, 3), (4,)),
     ]
-    (batch,) = micro_batches(sequences, 4, packed=True, shared=True)
+    (batch,) = micro_batches(sequences, 4, shared=True)
     # A sequence keeps a token of its own: the last of the prompt, where one has no other.
     assert batch.segments == Segments((2, 3, 1, 2, 1), (None, 0, None, 0, 0))
     assert batch.tokens.tolist() == [[1, 2, 3, 4, 5, 9, 3, 4, 3]]
