@@ -39,7 +39,7 @@ BASE: dict[str, Any] = {
     "rollout.max_response_length": LIMIT,
     "correction.warn_kl": None,
     "algorithm.micro_batch_size": 3,
-    "algorithm.shared_prompts": "auto",
+    "algorithm.shared_prompts": "never",
     "resrl.rank": 6,
     "resrl.subspace_method": "rows",
 }
@@ -130,7 +130,8 @@ ONE_PASS = {
 }
 """Much of what one update can have."""
 
-OWN_PROMPTS = {"algorithm.shared_prompts": "never"}
+SHARED = ", shared prompts"
+"""Behind the names of cases in which responses share their prompt."""
 
 CASES: dict[str, Case] = {
     "the defaults": Case({"algorithm.name": "resrl"}, {"algorithm.name": "grpo"}),
@@ -247,11 +248,6 @@ CASES: dict[str, Case] = {
         TWO,
         shows=False,
     ),
-    "one pass, own prompts": Case(ONE_PASS | OWN_PROMPTS, masked=True, flat=True),
-    "much at once, own prompts": Case(HARD | OWN_PROMPTS, masked=True),
-    "packed, own prompts": Case(
-        {"algorithm.sequence_packing": True} | OWN_PROMPTS, TWO, shows=False
-    ),
     "one pass, experts": Case(ONE_PASS, masked=True, flat=True, family="qwen3_moe"),
     "one pass, grpo": Case(
         {"algorithm.name": "grpo", "correction.method": "icepop", "correction.band": (0.8, 1.3)},
@@ -259,6 +255,14 @@ CASES: dict[str, Case] = {
         flat=True,
     ),
 }
+for _name in (
+    *("one pass", "much at once", "one pass, experts", "one pass, grpo", "one pass, token budget"),
+    "much at once, Gemma 3",
+):
+    _case = CASES[_name]
+    CASES[_name + SHARED] = dataclasses.replace(
+        _case, context={**_case.context, "algorithm.shared_prompts": "auto"}
+    )
 CROSSED: dict[str, tuple[Any, ...]] = {
     "resrl.positives": ("score", "advantage"),
     "algorithm.aggregation": ("sequence_mean", "token_mean"),
