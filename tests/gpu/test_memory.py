@@ -31,6 +31,7 @@ SETTINGS = (
     "--rollout.prompts_per_step=1",
     "--rollout.group_size=4",
     "--resrl.diagnose_every=0",
+    "--algorithm.shared_prompts=never",  # A dry run counts copies.
 )
 VARIANTS = {
     "plain": ("--algorithm.micro_batch_size=1",),

@@ -29,6 +29,7 @@ SETTINGS = (
     "--rollout.group_size=4",
     "--algorithm.micro_batch_size=2",
     "--resrl.diagnose_every=0",
+    "--algorithm.shared_prompts=never",  # A dry run counts copies.
     "--resrl.rank=8",
 )
 
