@@ -31,6 +31,8 @@ def shares_prompts(
     if asked == "never":
         return False
     obstacle = _obstacle(model, precision, packed=packed)
+    if obstacle is None and asked == "auto" and uses_transformer_engine():
+        obstacle = "on Transformer Engine's layers they are shared only where `always` asks for it"
     if obstacle is not None and asked == "always":
         raise InputError(
             f"algorithm.shared_prompts = 'always', but {obstacle}; with `auto` every response "
