@@ -13,6 +13,7 @@ from compiled_in_torch import rotation
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_resrl.config.load import load_recipe
+from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.policy.attention import SdpaCoreAttention
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
@@ -33,6 +34,13 @@ def test_policy_of_a_recipe_has_engine_layers(build) -> None:
     assert found[te.Linear] == 2 * layers
     assert found[te.DotProductAttention] == layers
     assert found[te.RMSNorm] == 1
+
+
+def test_shared_prompts_of_engine_layers_are_those_asked_for(build) -> None:
+    assert not build("--algorithm.shared_prompts=auto").shared_prompts
+    assert build("--algorithm.shared_prompts=always").shared_prompts
+    with pytest.raises(InputError, match="packed sequences take 16-bit numbers"):
+        build("--algorithm.shared_prompts=always", "--precision.params_dtype=fp32")
 
 
 def test_policy_of_gemma_has_engine_layers_but_for_attention(tmp_path) -> None:
