@@ -205,7 +205,8 @@ def _blocks(
         for block in blocks_in_range(
             piece.data.shape, strides, shard.start - begin, shard.stop - begin
         ):
-            first = begin + sum(map(lambda i, s: i * s, block.offset, strides)) - shard.start
+            first = begin - shard.start
+            first += sum(i * s for i, s in zip(block.offset, strides, strict=True))
             lead = (1,) * piece.prepend_axis_num  # Layers or experts of a stack.
             view = tensor.as_strided(
                 lead + block.shape, lead + strides, tensor.storage_offset() + first

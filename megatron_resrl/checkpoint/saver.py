@@ -50,10 +50,10 @@ class _Running(NamedTuple):
 class CheckpointSaver(contextlib.AbstractContextManager):
     """Writes checkpoints, one at a time, in a thread of each rank or while the caller waits.
 
-    In the background, a step is held up only while what training changes is copied to host memory
-    (and the optimizer's shards are gathered); planning, writing, checksums, publication and the
-    deletion of old checkpoints happen beside the following steps. The threads agree over a gloo
-    group of their own. Every rank makes the same calls in the same order.
+    In the background, a step is held up only while what training changes is copied to host memory;
+    planning, writing, checksums, publication and the deletion of old checkpoints happen beside the
+    following steps. The threads agree over a gloo group of their own. Every rank makes the same
+    calls in the same order.
     """
 
     def __init__(
