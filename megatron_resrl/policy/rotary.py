@@ -27,6 +27,21 @@ def rotate(states: torch.Tensor, angles: torch.Tensor, factor: float = 1.0) -> t
     return _Rotation.apply(states, cos, sin)
 
 
+def rotate_token(states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the heads of one position, without a gradient; see `rotate`.
+
+    Args:
+        states: [..., head_dim].
+        cos: [1, head_dim] in the type of the states.
+        sin: Likewise.
+
+    Returns:
+        As `states`, contiguous.
+    """
+    rotated = torch.empty(states.shape, dtype=states.dtype)
+    return _rotate_into(rotated, states, cos, sin)
+
+
 class _Rotation(torch.autograd.Function):
     @staticmethod
     def forward(

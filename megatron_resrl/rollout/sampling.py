@@ -13,6 +13,8 @@ from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.engine import SamplingParams
 
+_CACHED_NUMBERS = 2**17
+
 TRAINING_STREAM = 0
 """Second part of a training rollout's seed: (run seed, stream, step)."""
 EVALUATION_STREAM = 1
@@ -44,9 +46,22 @@ def draw_tokens(
         tokens = logits.argmax(-1)
         log_probs = logits.double().log_softmax(-1)
         return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
+    if logits.is_cuda:
+        return _draw_rows(logits, uniform, sampling)
+    # A CPU's caches hold what a few rows make, in float64, for the next operation.
+    rows = max(1, _CACHED_NUMBERS // logits.shape[1])
+    parts = zip(logits.split(rows), uniform.split(rows), strict=True)
+    found = [_draw_rows(*part, sampling) for part in parts]
+    return torch.cat([each for each, _ in found]), torch.cat([each for _, each in found])
+
+
+def _draw_rows(
+    logits: torch.Tensor, uniform: torch.Tensor, sampling: SamplingParams
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`draw_tokens` at a temperature above 0, of all rows at once."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     logits = truncate(logits / sampling.temperature, sampling)
-    weights = (logits - logits.amax(-1, keepdim=True)).exp()
+    weights = logits.sub_(logits.amax(-1, keepdim=True)).exp_()
     # Summed in float64: over a large vocabulary float32 would lose the unlikely tokens.
     cumulative = _running_sum(weights.double())
     total = cumulative[:, -1:]

@@ -16,6 +16,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_resrl.policy.attention import SdpaCoreAttention
 from megatron_resrl.policy.gpt import PolicyModel
+from megatron_resrl.policy.token_step import TokenStep
 
 _WHOLE_SEQUENCES: dict[str, Any] = {
     "sequence_parallel": False,
@@ -46,24 +47,40 @@ class CachedDecoder:
         self.modules = modules
         self.device = next(modules[0].parameters()).device
         self.length = max(len(prompt) for prompt in prompts)
+        self.room = self.length + max_new_tokens
         padding = [self.length - len(prompt) for prompt in prompts]
         self.padding = torch.tensor(padding, device=self.device)
         self.padded = any(padding)
+        self.allowed = self._allowed()
         rows = [[0] * pad + list(prompt) for pad, prompt in zip(padding, prompts, strict=True)]
         self.tokens = torch.tensor(rows, dtype=torch.int64, device=self.device)
-        self.context = StaticInferenceContext(len(prompts), self.length + max_new_tokens)
+        self.context = StaticInferenceContext(len(prompts), self.room)
+        # With them a token takes little work of the host.
+        self.steps = [
+            TokenStep(module, self.room) if TokenStep.takes(module) else None for module in modules
+        ]
 
     def prefill(self) -> torch.Tensor | None:
         """Reads the prompts. Returns the next logits [b, V]; None before the last stage."""
-        logits = self._forward(self.tokens, 0)
+        output = None
+        for index in range(len(self.modules)):
+            output = self._passed_on(index, self._through(index, self.tokens, 0))
+        self.context.sequence_len_offset = self.length
         self.context.enable_decode_mode()
-        return logits
+        return None if output is None else output[:, -1]
 
     def advance(self, tokens: torch.Tensor) -> torch.Tensor | None:
         """Appends one token per row [b]. Returns like `prefill`."""
-        logits = self._forward(tokens[:, None], self.length)
+        first, output = self.length, None
+        for index, step in enumerate(self.steps):
+            if step is None:
+                output = self._through(index, tokens[:, None], first)
+            else:
+                output = self._take(step, tokens, first)
+            output = self._passed_on(index, output)
         self.length += 1
-        return logits
+        self.context.sequence_len_offset = self.length
+        return None if output is None else output[:, -1]
 
     def select(self, rows: torch.Tensor) -> None:
         """Keeps (or repeats) rows of the batch, by index, in the cache and the padding."""
@@ -71,7 +88,15 @@ class CachedDecoder:
         for layer, (keys, values) in memory.items():
             memory[layer] = (keys.index_select(1, rows), values.index_select(1, rows))
         self.padding = self.padding[rows]
+        self.allowed = self._allowed()
         self.context.max_batch_size = len(rows)
+
+    def _allowed(self) -> torch.Tensor | None:
+        """[b, 1, 1, room] of the cache, False at padding; None: no row is padded."""
+        if not self.padded:
+            return None
+        places = torch.arange(self.room, device=self.device)
+        return places >= self.padding[:, None, None, None]
 
     def _mask(self, first: int, last: int) -> torch.Tensor | None:
         """[b, 1, last - first, last], True where attention is forbidden; None: causal."""
@@ -83,28 +108,36 @@ class CachedDecoder:
         # Padding sees itself, so that no row of the softmax is empty.
         return forbidden & (key != query)
 
-    def _forward(self, tokens: torch.Tensor, first: int) -> torch.Tensor | None:
+    def _take(self, step: TokenStep, tokens: torch.Tensor, position: int) -> torch.Tensor:
+        """One token of each row [b] through a chunk; see `TokenStep`, logits as [b, 1, V]."""
+        received = None if step.module.pre_process else self._receive(1, len(tokens))
+        memory = self.context.key_value_memory_dict
+        output = step(tokens, received, memory, position, self.allowed)
+        return output[:, None] if step.module.post_process else output
+
+    def _through(self, index: int, tokens: torch.Tensor, first: int) -> torch.Tensor:
+        """Tokens [b, s] through a chunk: logits [b, s or 1, V], or hidden states [s, b, h]."""
+        module = self.modules[index]
         rows, count = tokens.shape
         positions = torch.arange(first, first + count, device=self.device).expand(rows, -1)
-        mask = self._mask(first, first + count)
-        output = None
-        for index, module in enumerate(self.modules):
-            if not module.pre_process:
-                module.set_input_tensor(self._receive(count, rows))
-            output = module(
-                input_ids=tokens,
-                position_ids=positions,
-                attention_mask=mask,
-                inference_context=self.context,
-                runtime_gather_output=True,
-            )
-            if not module.post_process:
-                self._send(output)
-                output = None
-            elif index != len(self.modules) - 1:
-                raise RuntimeError("the output layer must be in a rank's last model chunk")
-        self.context.sequence_len_offset = first + count
-        return None if output is None else output[:, -1]
+        if not module.pre_process:
+            module.set_input_tensor(self._receive(count, rows))
+        return module(
+            input_ids=tokens,
+            position_ids=positions,
+            attention_mask=self._mask(first, first + count),
+            inference_context=self.context,
+            runtime_gather_output=True,
+        )
+
+    def _passed_on(self, index: int, output: torch.Tensor) -> torch.Tensor | None:
+        """Sends hidden states to the next stage; logits stay."""
+        if not self.modules[index].post_process:
+            self._send(output)
+            return None
+        if index != len(self.modules) - 1:
+            raise RuntimeError("the output layer must be in a rank's last model chunk")
+        return output
 
     def _receive(self, count: int, rows: int) -> torch.Tensor:
         config = self.modules[0].config

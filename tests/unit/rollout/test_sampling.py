@@ -52,6 +52,18 @@ def test_draw_tokens_has_log_probs_of_hugging_face_warpers(seed, temperature, to
     )
 
 
+@pytest.mark.parametrize("changes", [{}, {"temperature": 0.7, "top_k": 900, "top_p": 0.95}])
+def test_draw_tokens_draws_rows_as_if_alone(changes):
+    # More numbers than are drawn from at once, in rows that fill no vector of the processor.
+    logits = torch.randn(37, 8191, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(37, generator=torch.Generator().manual_seed(1)).double()
+    tokens, log_probs = draw_tokens(logits, uniform, _params(**changes))
+    for row in range(37):
+        alone = draw_tokens(logits[row : row + 1], uniform[row : row + 1], _params(**changes))
+        assert torch.equal(tokens[row : row + 1], alone[0])
+        assert torch.equal(log_probs[row : row + 1], alone[1])
+
+
 def test_draw_tokens_follows_the_distribution():
     logits = torch.tensor([2.0, 1.0, 0.0, -1.0, float("-inf")])
     uniform = (torch.arange(10000, dtype=torch.float64) + 0.5) / 10000
