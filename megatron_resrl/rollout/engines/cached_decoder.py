@@ -86,7 +86,7 @@ class CachedDecoder:
         """Keeps (or repeats) rows of the batch, by index, in the cache and the padding."""
         memory = self.context.key_value_memory_dict
         for layer, (keys, values) in memory.items():
-            memory[layer] = (keys.index_select(1, rows), values.index_select(1, rows))
+            memory[layer] = (_rows_of(keys, rows), _rows_of(values, rows))
         self.padding = self.padding[rows]
         self.allowed = self._allowed()
         self.context.max_batch_size = len(rows)
@@ -151,6 +151,11 @@ class CachedDecoder:
         destination = parallel_state.get_pipeline_model_parallel_next_rank()
         group = parallel_state.get_pipeline_model_parallel_group()
         dist.send(hidden.contiguous(), dst=destination, group=group)
+
+
+def _rows_of(memory: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+    """Rows of keys or values [L, b, groups, head_dim], the positions of a head side by side."""
+    return memory.permute(1, 2, 0, 3).index_select(0, rows).permute(2, 0, 1, 3)
 
 
 @contextlib.contextmanager
