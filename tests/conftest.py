@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,6 +23,32 @@ settings.load_profile("without deadlines")
 def reference() -> Path:
     """Folder with reference inputs and outputs; its README.md says where they are from."""
     return Path(__file__).parent / "data"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _policies_end_with_their_module() -> Iterator[None]:
+    """Frees the wrapper of megatron-core around what is trained, which hooks in C++ keep for ever.
+
+    It holds process groups, each of which has threads that wake up a hundred times a second: with
+    those of many tests a worker of pytest would be busy.
+    """
+    yield
+    module = sys.modules.get("megatron.core.distributed")
+    if module is None or torch.distributed.is_initialized() or _threads() < _MANY_THREADS:
+        return
+    for each in gc.get_objects():
+        if type(each) is module.DistributedDataParallel:
+            vars(each).clear()
+    gc.collect()
+
+
+_MANY_THREADS = 50
+"""Of one process: as many as the process groups of one policy have."""
+
+
+def _threads() -> int:
+    folder = Path("/proc/self/task")
+    return len(os.listdir(folder)) if folder.is_dir() else 0
 
 
 @pytest.fixture(scope="module")
