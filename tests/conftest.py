@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from collections.abc import Iterator
@@ -27,19 +26,12 @@ def reference() -> Path:
 
 @pytest.fixture(scope="module", autouse=True)
 def _policies_end_with_their_module() -> Iterator[None]:
-    """Frees the wrapper of megatron-core around what is trained, which hooks in C++ keep for ever.
-
-    It holds process groups, each of which has threads that wake up a hundred times a second: with
-    those of many tests a worker of pytest would be busy.
-    """
+    """Frees what the module has trained, if it left the threads of its process groups."""
     yield
-    module = sys.modules.get("megatron.core.distributed")
-    if module is None or torch.distributed.is_initialized() or _threads() < _MANY_THREADS:
-        return
-    for each in gc.get_objects():
-        if type(each) is module.DistributedDataParallel:
-            vars(each).clear()
-    gc.collect()
+    if not torch.distributed.is_initialized() and _threads() > _MANY_THREADS:
+        import layouts  # Here: few tests need what it imports.
+
+        layouts.free_wrappers()
 
 
 _MANY_THREADS = 50

@@ -20,6 +20,7 @@ from typing import Any
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 
@@ -357,7 +358,7 @@ def main() -> None:
     references = torch.load(models / "references.pt", weights_only=False)
     layouts = {"default": LAYOUTS, "slow": SLOW_LAYOUTS}[sys.argv[2]]
     for name, layout in layouts[int(os.environ["WORLD_SIZE"])].items():
-        platform.initialize(layout.recipe(models).parallel, seed=0)
+        begin_layout(layout.recipe(models).parallel, seed=0)
         for family in layout.families:
             found = measure(layout, models / family, references[family])
             if dist.get_rank() == 0:

@@ -16,6 +16,7 @@ from typing import Any
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core import parallel_state
 from ranks_parity import ALL_DENSE, EXPERTS, MOE, ONE, SELECTIVE, UNIFORM, WINDOWED, Layout
 
@@ -163,7 +164,7 @@ def main() -> None:
     models = Path(sys.argv[1])
     layouts = {"default": LAYOUTS, "slow": SLOW_LAYOUTS}[sys.argv[2]]
     for name, layout in layouts[int(os.environ["WORLD_SIZE"])].items():
-        platform.initialize(layout.recipe(models).parallel, seed=0)
+        begin_layout(layout.recipe(models).parallel, seed=0)
         for family in layout.families:
             own, fed = measure(layout, models / family, "always")
             copies, fed_copies = measure(layout, models / family, "never")

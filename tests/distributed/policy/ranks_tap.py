@@ -16,6 +16,7 @@ from typing import Any
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core import parallel_state
 from ranks_parity import ONE_AND_THREE, THREE_AND_ONE, Layout, largest
 from transformers import AutoModelForCausalLM
@@ -96,7 +97,7 @@ def main() -> None:
     count = len(want)
     for name, layout in LAYOUTS[int(os.environ["WORLD_SIZE"])].items():
         recipe = layout.recipe(path)
-        platform.initialize(recipe.parallel, seed=0)
+        begin_layout(recipe.parallel, seed=0)
         policy = build_policy(recipe, trainable=False)
         found: dict[str, Any] = {
             str(layer): tap(policy, layer, want[layer]) for layer in (*range(count), -1, -2, -count)

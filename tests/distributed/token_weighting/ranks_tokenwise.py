@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from one_step import take_step, training_batch, weigh
 from tiny_rollouts import rollouts
 from torch import Tensor
@@ -70,7 +71,7 @@ def main() -> None:
             precision=PrecisionConfig("fp32"),
             algorithm=AlgorithmConfig(micro_batch_size=3),
         )
-        platform.initialize(recipe.parallel, seed=0)
+        begin_layout(recipe.parallel, seed=0)
         policy = build_policy(recipe, trainable=False)
         weighting = FromNorm(WeightingContext(policy, recipe.resrl, recipe.seed, 64))
         weights = weigh(policy, recipe, training_batch(*rollouts()), weighting).weights

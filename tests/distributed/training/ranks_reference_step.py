@@ -13,6 +13,7 @@ from typing import Any
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from one_step import take_step
 from reference_cases import CASES, COMBINATIONS, LAYOUTS, THINK_MARKERS, recipe, rollouts
 from reference_step import Rollout
@@ -78,8 +79,7 @@ def main() -> None:
         layout, name = pair.split("=", 1)
         parallel = recipe((CASES | COMBINATIONS)[name].settings | LAYOUTS[layout], models).parallel
         if parallel != initialized:
-            # Anew only for another layout: the threads of groups that are replaced stay.
-            platform.initialize(parallel, seed=0)
+            begin_layout(parallel, seed=0)
             initialized = parallel
         found[pair] = run(models, layout, name)
     if dist.get_rank() == 0:
