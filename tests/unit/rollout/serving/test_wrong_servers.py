@@ -188,7 +188,8 @@ def test_server_process_survives_the_warning_of_the_time_limit(tmp_path):
     process = ServerProcess(ServerSpec("server 0", "policy-ours", SLEEPER, {}, tmp_path / "log"))
     wait_until(lambda: psutil.Process(process.pid).children())
     (server,) = psutil.Process(process.pid).children()
-    wait_until(lambda: SLEEPER[-1] in server.cmdline())
+    # Until it runs its own command it is a copy of the guardian.
+    wait_until(lambda: server.cmdline()[: len(SLEEPER)] == list(SLEEPER))
     os.killpg(process.pid, signal.SIGUSR1)
     process.stop()
     assert "status -15" in (tmp_path / "log").read_text()  # SIGTERM ended it, and not SIGUSR1.
