@@ -200,7 +200,7 @@ def ended_by_an_error(recipe: Recipe, work: Path) -> dict[str, Any]:
     }
     with full_disk_of_rank_one():
         found["disk full"] = run("ended on a full disk", time.sleep)
-    saver._LAST_CHANCE_S = 0.5
+    saver._LAST_CHANCE_S = 5.5  # Time enough for what is written before it hangs.
     found["endless"] = run("ended in an endless save", lambda step: released.wait())
     released.set()
     return {"ended by an error": found}

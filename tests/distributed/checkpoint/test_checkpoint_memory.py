@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -31,5 +32,8 @@ def test_save_in_the_background_copies_each_byte_once(found):
     assert COPIED * found["state"] - SLACK < found["background"] < COPIED * found["state"] + SLACK
 
 
+@pytest.mark.skipif(
+    "TE_ON_CPU" in os.environ, reason="layers of Transformer Engine load through copies"
+)
 def test_load_reads_into_place(found):
     assert found["load"] < SLACK

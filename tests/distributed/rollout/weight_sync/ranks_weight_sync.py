@@ -32,7 +32,7 @@ from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 from megatron_resrl.rollout.worker import build_policy
 
-LONG, BEGUN = 2000, 20
+LONG, BEGUN = 4000, 20
 """Tokens of a response that is cut, and those that are there, at least, before it is."""
 CORRUPTED = "model.layers.1.mlp.down_proj.weight"
 

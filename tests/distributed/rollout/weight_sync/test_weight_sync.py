@@ -163,13 +163,13 @@ def test_weight_sync_keeps_a_request_in_flight(llama):
     for version in range(41, 46):
         found = llama.run("in_flight", llama.model(version), version)
         assert found["failed"] == []
-        assert found["lengths"] == [2000, 2000]
+        assert found["lengths"] == [4000, 4000]
         if len(found["versions"]) == 2:
             break  # Otherwise a busy machine sent the weights after the last token.
     (first, begin, cut), (last, again, end) = found["versions"]
     assert (first, last) == (str(version - 1), str(version))
-    assert (begin, end) == (0, 2000)
-    assert 0 < cut == again < 2000
+    assert (begin, end) == (0, 4000)
+    assert 0 < cut == again < 4000
 
 
 def test_weight_sync_reports_a_missing_server_and_updates_others(llama):
