@@ -32,8 +32,7 @@ def test_save_in_the_background_copies_each_byte_once(found):
     assert COPIED * found["state"] - SLACK < found["background"] < COPIED * found["state"] + SLACK
 
 
-@pytest.mark.skipif(
-    "TE_ON_CPU" in os.environ, reason="layers of Transformer Engine load through copies"
-)
 def test_load_reads_into_place(found):
-    assert found["load"] < SLACK
+    # Layers of Transformer Engine read their weights into copies, a quarter of the state, and the
+    # first load takes more (0.64 measured); less than a second state in all.
+    assert found["load"] < (found["state"] if "TE_ON_CPU" in os.environ else SLACK)
