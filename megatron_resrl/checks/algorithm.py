@@ -8,7 +8,7 @@ from dataclasses import replace
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import OptimizerConfig, Recipe
+from megatron_resrl.config.schema import OptimizerConfig, Recipe, WhenExact
 from megatron_resrl.config.shared_prompts import shared_prompts_conflict
 from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.errors import SettingError
@@ -46,18 +46,20 @@ def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
     conflict = single_pass_conflict(
         recipe.algorithm, recipe.correction, recipe.model, recipe.parallel
     )
-    if recipe.algorithm.single_pass == "always" and conflict is not None:
-        problem = f"algorithm.single_pass is always, but {conflict.problem}"
-        fix = f"{conflict.fix}, or set algorithm.single_pass: auto"
-        yield replace(conflict, problem=problem, fix=fix)
+    yield from _against_always("algorithm.single_pass", recipe.algorithm.single_pass, conflict)
 
 
 def _check_shared_prompts(recipe: Recipe) -> Iterator[Problem]:
     conflict = shared_prompts_conflict(recipe.model, recipe.precision)
-    if recipe.algorithm.shared_prompts == "always" and conflict is not None:
-        problem = f"algorithm.shared_prompts is always, but {conflict.problem}"
-        fix = f"{conflict.fix}, or set algorithm.shared_prompts: auto"
-        yield replace(conflict, problem=problem, fix=fix)
+    yield from _against_always(
+        "algorithm.shared_prompts", recipe.algorithm.shared_prompts, conflict
+    )
+
+
+def _against_always(setting: str, asked: WhenExact, conflict: Problem | None) -> Iterator[Problem]:
+    if asked == "always" and conflict is not None:
+        problem = f"{setting} is always, but {conflict.problem}"
+        yield replace(conflict, problem=problem, fix=f"{conflict.fix}, or set {setting}: auto")
 
 
 def _check_token_budgets(recipe: Recipe) -> Iterator[Problem]:

@@ -33,8 +33,18 @@ class Problem:
         """What an error says of a setting."""
         return cls(error.setting, error.value, error.problem, error.fix)
 
+    @property
+    def reason(self) -> str:
+        """The value and what is wrong with it, without what would be right."""
+        return f"{self.setting} is {self.value!r}, and {self.problem}"
+
     def __str__(self) -> str:
         return f"{self.setting} = {self.value!r}: {self.problem}; {self.fix}"
+
+
+def first_problem(*candidates: tuple[bool, Problem]) -> Problem | None:
+    """The problem of the first candidate that applies; None: none does."""
+    return next((problem for applies, problem in candidates if applies), None)
 
 
 class RecipeError(InputError):

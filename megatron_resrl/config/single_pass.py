@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.problems import Problem, first_problem
 from megatron_resrl.config.schema import (
     AlgorithmConfig,
     ModelConfig,
@@ -19,43 +19,50 @@ def single_pass_conflict(
 ) -> Problem | None:
     """The first setting because of which an update cannot be its own scoring pass; None: none."""
     stages = parallel.virtual_pipeline_model_parallel_size
-    for setting, value, needs, problem, fix in (
+    return first_problem(
         (
-            "algorithm.updates_per_step",
-            algorithm.updates_per_step,
             algorithm.updates_per_step > 1,
-            "later updates of a step begin with other weights than the first",
-            "use 1",
+            Problem(
+                "algorithm.updates_per_step",
+                algorithm.updates_per_step,
+                "later updates of a step begin with other weights than the first",
+                "use 1",
+            ),
         ),
         (
-            "correction.method",
-            correction.method,
             correction.method == "sequence_tis",
-            "the factors need the log-probs of whole responses before the update",
-            "use token_tis, icepop or none",
+            Problem(
+                "correction.method",
+                correction.method,
+                "the factors need the log-probs of whole responses before the update",
+                "use token_tis, icepop or none",
+            ),
         ),
         (
-            "parallel.virtual_pipeline_model_parallel_size",
-            stages,
             stages is not None,
-            "interleaved stages do not pass micro-batches one by one",
-            "leave it out",
+            Problem(
+                "parallel.virtual_pipeline_model_parallel_size",
+                stages,
+                "interleaved stages do not pass micro-batches one by one",
+                "leave it out",
+            ),
         ),
         (
-            "model.hidden_dropout",
-            model.hidden_dropout,
             model.hidden_dropout > 0,
-            "updates drop outputs and scoring passes do not",
-            "use 0",
+            Problem(
+                "model.hidden_dropout",
+                model.hidden_dropout,
+                "updates drop outputs and scoring passes do not",
+                "use 0",
+            ),
         ),
         (
-            "model.attention_dropout",
-            model.attention_dropout,
             model.attention_dropout > 0,
-            "updates drop attention weights and scoring passes do not",
-            "use 0",
+            Problem(
+                "model.attention_dropout",
+                model.attention_dropout,
+                "updates drop attention weights and scoring passes do not",
+                "use 0",
+            ),
         ),
-    ):
-        if needs:
-            return Problem(setting, value, problem, fix)
-    return None
+    )

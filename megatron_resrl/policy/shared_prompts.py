@@ -52,7 +52,7 @@ def shares_prompts(
 def _obstacle(model: ModelConfig, precision: PrecisionConfig, *, packed: bool) -> str | None:
     conflict = shared_prompts_conflict(model, precision)
     if conflict is not None:
-        return f"{conflict.setting} is {conflict.value!r}, and {conflict.problem}"
+        return conflict.reason
     if precision.params_dtype == "fp32" and uses_transformer_engine() and not packed:
         return (
             "precision.params_dtype is 'fp32', and Transformer Engine's kernels of packed "

@@ -90,7 +90,7 @@ def _obstacle(weighting: TokenWeighting, recipe: Recipe) -> str | None:
         recipe.algorithm, recipe.correction, recipe.model, recipe.parallel
     )
     if conflict is not None:
-        return f"{conflict.setting} is {conflict.value!r}, and {conflict.problem}"
+        return conflict.reason
     if not isinstance(weighting, SinglePassWeighting):
         return f"the token weighting {type(weighting).__name__} needs one"
     return weighting.obstacle()
