@@ -7,16 +7,16 @@ response; in a micro-batch b rows of s positions, n response tokens.
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from megatron_resrl.platform.distributed import on_device_together
+from megatron_resrl.policy.packed_rows import PackedRow, Place, packed_row
 from megatron_resrl.policy.prefixes import FedLength, with_prefixes
 from megatron_resrl.policy.segments import Segments, zigzag_positions
 
@@ -253,7 +253,7 @@ def make_micro_batches(
     largest = max(1, max(map(len, groups)))
 
     fed = fed_sequences(batch, shared=shared, multiple=length_multiple)
-    rows = [_packed_row(part, fed, length_multiple) for part in groups]
+    rows = [packed_row(part, fed, length_multiple) for part in groups]
     packs = [packed or row.segments.shared for row in rows]
     if uniform:
         packs = [any(packs)] * len(packs)
@@ -273,62 +273,6 @@ def make_micro_batches(
     ]
 
 
-class _Place(NamedTuple):
-    """Where a segment of a sequence lies."""
-
-    row: int
-    """Of the token batch."""
-    line: int
-    """Of the micro-batch."""
-    start: int
-    """First position in the line, of all context-parallel ranks' positions."""
-    first: int
-    """First position in the sequence."""
-    length: int
-    """Positions, padding included."""
-
-
-class _PackedRow(NamedTuple):
-    """Which segments stand behind each other, and what is in them."""
-
-    segments: Segments
-    places: list[_Place]
-
-    @property
-    def width(self) -> int:
-        """Positions."""
-        return sum(self.segments.lengths)
-
-
-def _packed_row(part: Sequence[int], fed: Sequence[FedLength], multiple: int) -> _PackedRow:
-    """Sequences behind each other, a prefix that several share in front of the first of them."""
-    members = Counter(fed[row].prefix for row in part)
-    lengths: list[int] = []
-    prefixes: list[int | None] = []
-    places: list[_Place] = []
-    known: dict[int, int] = {}
-    starts = [0]
-
-    def append(length: int, prefix: int | None) -> int:
-        lengths.append(length)
-        prefixes.append(prefix)
-        starts.append(starts[-1] + length)
-        return len(lengths) - 1
-
-    for row in part:
-        length = fed[row]
-        prefix, shared = None, 0
-        if length.shared and members[length.prefix] > 1:
-            shared = length.shared
-            if length.prefix not in known:
-                known[length.prefix] = append(shared, None)
-            prefix = known[length.prefix]
-            places.append(_Place(row, 0, starts[prefix], 0, shared))
-        own = length.padded(multiple) - shared
-        places.append(_Place(row, 0, starts[append(own, prefix)], shared, own))
-    return _PackedRow(Segments(tuple(lengths), tuple(prefixes)), places)
-
-
 @dataclass(frozen=True)
 class _Share:
     """Makes one context-parallel rank's share of micro-batches."""
@@ -341,11 +285,11 @@ class _Share:
     ) -> MicroBatch:
         """Rows `part` of the batch below each other, `width` whole positions each."""
         positions = self._positions(width).repeat(lines, 1)
-        places = [_Place(row, line, 0, 0, width) for line, row in enumerate(part)]
+        places = [Place(row, line, 0, 0, width) for line, row in enumerate(part)]
         return self._fill(batch, part, positions, places)
 
     def packed(
-        self, batch: TokenBatch, part: tuple[int, ...], row: _PackedRow, width: int
+        self, batch: TokenBatch, part: tuple[int, ...], row: PackedRow, width: int
     ) -> MicroBatch:
         """Rows `part` of the batch behind each other, then padding up to `width` positions."""
         segments = row.segments
@@ -366,7 +310,7 @@ class _Share:
         batch: TokenBatch,
         part: tuple[int, ...],
         position_ids: Tensor,
-        places: list[_Place],
+        places: list[Place],
     ) -> MicroBatch:
         """Puts the tokens of sequences into their places, and finds what predicts their targets."""
         # Token 0 fills the tails: causal attention keeps it from being seen.
