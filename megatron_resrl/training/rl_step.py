@@ -16,7 +16,9 @@ from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.policy.policy import Policy
+from megatron_resrl.policy.prefixes import FedLength
 from megatron_resrl.policy.results import OnFinalStates
+from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.importance import importance_weights
@@ -49,7 +51,7 @@ class StepSettings:
     passes: PassSettings
     """Micro-batches and temperature of scoring passes and updates."""
     single_pass: bool = False
-    """The update is the scoring pass, too; see `single_pass_obstacle`."""
+    """The update is the scoring pass, too; see `takes_single_pass`."""
 
     @classmethod
     def from_recipe(cls, recipe: Recipe, *, single_pass: bool = False) -> StepSettings:
@@ -115,10 +117,11 @@ def rl_step(
     # mini-batch; then every data-parallel replica takes its whole groups.
     mini_batches = split_into_mini_batches(batch.group_ids, settings.updates_per_step)
     graded = _with_loss(algorithm, batch, mini_batches, settings.aggregation)
-    lengths = settings.passes.limit(policy).lengths_of(graded)
+    limit = settings.passes.limit(policy)
+    lengths = limit.lengths_of(graded)
     share = shard_groups(graded, mini_batches, sequence_cost(policy), lengths)
     local = graded.select(share.rows)
-    _warn_of_long_responses(graded, policy, settings.passes, step)
+    _warn_of_long_responses(graded, lengths, limit, step)
 
     score_again = functools.partial(score_batch, policy, settings=settings.passes, timers=timers)
     start = StepStart(step, policy, weighting, graded, local, score_again)
@@ -177,11 +180,9 @@ def _update_after_scoring(
 
 
 def _warn_of_long_responses(
-    batch: TrainingBatch, policy: Policy, passes: PassSettings, step: int
+    batch: TrainingBatch, lengths: Sequence[FedLength], limit: MicroBatchLimit, step: int
 ) -> None:
     """Says which response is above the token budget, where one is: it passes alone."""
-    limit = passes.limit(policy)
-    lengths = limit.lengths_of(batch)
     longest = max(range(len(lengths)), key=lambda row: lengths[row].tokens)
     if dist.get_rank() == 0 and not limit.allows([lengths[longest]]):
         logger.warning(
