@@ -12,6 +12,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from megatron_resrl.checkpoint import checksums, folders
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.platform.run_files import finished_checkpoints, step_of
 
 _OPTIMIZER = "optimizer.state."
@@ -152,7 +153,7 @@ def _is_tensor(entry: Any) -> TypeGuard[TensorStorageMetadata]:
 
 
 def _dtype(entry: TensorStorageMetadata) -> str:
-    return str(entry.properties.dtype).removeprefix("torch.")
+    return dtype_name(entry.properties.dtype)
 
 
 def _kind(name: str) -> str:

@@ -22,6 +22,7 @@ from megatron_resrl.checkpoint import random_state
 from megatron_resrl.checkpoint.folders import CheckpointError
 from megatron_resrl.checkpoint.optimizer_state import OptimizerState, live_optimizer_tensors
 from megatron_resrl.checkpoint.writer import InProcessSaveStrategy, storage_of
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.weights.megatron_failures import named_failures, without_deprecations
 
@@ -62,7 +63,7 @@ def model_identity(policy: Policy) -> dict[str, Any]:
 def optimizer_identity(policy: Policy) -> dict[str, Any]:
     """Settings that must be equal for the optimizer's state to fit, by their recipe names."""
     return {
-        "precision.params_dtype": str(policy.config.params_dtype).removeprefix("torch."),
+        "precision.params_dtype": dtype_name(policy.config.params_dtype),
         "parallel.use_distributed_optimizer": (
             policy.chunks[0].ddp_config.use_distributed_optimizer
         ),

@@ -34,9 +34,10 @@ from megatron_resrl.conversion.model_directory import (
     read_model_config,
     refuse_unmapped_parameters,
 )
-from megatron_resrl.conversion.report import KEPT, ConversionReport, ConversionStats, dtype_name
+from megatron_resrl.conversion.report import KEPT, ConversionReport, ConversionStats
 from megatron_resrl.conversion.torch_dist_source import HF_DTYPES
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.platform.new_directory import atomic_directory
 from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.expected import first_few

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from megatron_resrl.conversion.megatron_layout import Parameter
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.platform.memory_peaks import largest_resident_set
 
 KEPT = "each as it was"
@@ -126,11 +127,6 @@ def _reshaping(parameter: Parameter) -> str | None:
     if parameter.is_vocabulary and parameter.shape != shape:
         return f"vocabulary of {shape[0]} padded to {parameter.shape[0]}"
     return None
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """E.g. bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def _listed(names: tuple[str, ...]) -> str:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from megatron_resrl.doctor.facts.measured import Request
 from megatron_resrl.doctor.pairs import Pair, rounds_of
 from megatron_resrl.platform.clock import device_clock
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.platform.ending import end_with_parent
 from megatron_resrl.platform.launch import device_of
 from megatron_resrl.platform.places import own_place
@@ -112,7 +113,7 @@ def matrix_product(device: torch.device, sizes: Sizes) -> dict[str, Any]:
     parts = [_seconds(multiply, repeats) / repeats for _ in range(5)]
     rates = [2 * sizes.matrix**3 / seconds for seconds in parts]
     return {
-        "dtype": str(dtype).removeprefix("torch."),
+        "dtype": dtype_name(dtype),
         "flops": statistics.median(rates),
         "last": rates[-1],
         "best": max(rates),

@@ -12,6 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from transformers import PretrainedConfig
 
 from megatron_resrl.platform.distributed import device
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.weights.bridge import GroupedNames, bridge_of
 
 _EXPERTS = ".mlp.experts.linear_fc"
@@ -29,7 +30,7 @@ class TensorFacts:
     @property
     def dtype_name(self) -> str:
         """E.g. bfloat16."""
-        return str(self.dtype).removeprefix("torch.")
+        return dtype_name(self.dtype)
 
     @property
     def num_bytes(self) -> int:

@@ -12,6 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from transformers import PretrainedConfig
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.families import family_of
 from megatron_resrl.weights.bridge import GroupedNames, bridge_of
@@ -111,6 +112,6 @@ def save_hf_model(
             writer.add(name, tensor)
     if writes:
         writer.close()
-        dtype = str(model_chunks[0].config.params_dtype).removeprefix("torch.")
+        dtype = dtype_name(model_chunks[0].config.params_dtype)
         write_model_files(hf_config, directory, tokenizer=tokenizer, dtype=dtype)
     dist.barrier()

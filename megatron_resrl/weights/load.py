@@ -25,6 +25,7 @@ from transformers import PretrainedConfig
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.weights.bridge import GroupedNames, bridge_of
 from megatron_resrl.weights.expected import first_few
 from megatron_resrl.weights.files import StoredTensor, stored_tensors
@@ -81,7 +82,7 @@ def _check_finite(
             wrong += _not_finite(bridge._weight_name_mapping_mcore_to_hf(named[name]), stored)
     found = list(dict.fromkeys(name for of_rank in gather_objects(wrong) for name in of_rank))
     if found:
-        dtype = str(model_chunks[0].config.params_dtype).removeprefix("torch.")
+        dtype = dtype_name(model_chunks[0].config.params_dtype)
         raise InputError(
             f"model.path: {directory} holds weights that are NaN or infinite in {dtype}: "
             f"{first_few(found)}; use a whole copy of the model, or a wider precision.params_dtype"

@@ -9,6 +9,7 @@ import torch
 from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.platform.fake_device.ledger import Ledger
 
 aten = torch.ops.aten
@@ -34,11 +35,6 @@ _NOTHING = {
     *(aten.view.default, aten.resize_.default, aten.record_stream.default),
 }
 """Operations without a kernel, besides views."""
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`bfloat16` of torch.bfloat16."""
-    return str(dtype).removeprefix("torch.")
 
 
 def count(ledger: Ledger, func: Any, args: Any, kwargs: Any, out: Any) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from megatron_resrl.platform.dtypes import dtype_name
 from megatron_resrl.rollout.weight_sync.buckets import Bucket
 
 
@@ -55,8 +56,3 @@ def description(bucket: Bucket) -> dict[str, list[Any]]:
         "shapes": [list(tensor.shape) for _, tensor in bucket],
         "tensor_sizes": [tensor.nbytes for _, tensor in bucket],
     }
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """E.g. bfloat16."""
-    return str(dtype).removeprefix("torch.")
