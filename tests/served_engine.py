@@ -93,6 +93,8 @@ class Sent:
 
     seconds: float = 1.0
     num_bytes: int = 0
+    sent_bytes: int = 0
+    changed_fraction: float | None = None
     failed: tuple[str, ...] = ()
 
 

@@ -16,6 +16,7 @@ from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.config.schema_rollout import RolloutConfig, VllmConfig
 from megatron_resrl.config.serving_store import store_address
 from megatron_resrl.errors import InputError
+from megatron_resrl.rollout.weight_sync.choice import transfer_backend
 
 _OF_OUR_SERVERS = (
     *("servers", "nodes", "python", "tensor_parallel_size", "devices", "environment"),
@@ -242,6 +243,12 @@ def _check_weight_transfer(vllm: VllmConfig, placement: str, has_cuda: bool) -> 
     elif value == "ipc" and placement != "colocated":
         problem = "trainer and servers share no GPU (rollout.placement disaggregated)"
         yield Problem(setting, value, problem, "use nccl or auto")
+    if vllm.weight_transfer_delta == "always":
+        backend, why = transfer_backend(vllm, placement, has_cuda=has_cuda)
+        if backend != "file":
+            problem = f"vllm.weight_transfer {backend} ({why}) sends all weights"
+            fix = "use auto, or vllm.weight_transfer file"
+            yield Problem("vllm.weight_transfer_delta", "always", problem, fix)
     if value in ("file", "auto") and not Path(vllm.transfer_dir).is_dir():
         fix = "give a directory that trainer and servers share"
         problem = "there is no such directory"

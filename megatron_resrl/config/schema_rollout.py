@@ -57,6 +57,10 @@ class VllmConfig:
     use their own."""
     bucket_bytes: Annotated[int, at_least(2**20)] = 512 * 2**20
     """Weights sent at once; the memory that a sync needs."""
+    weight_transfer_delta: Literal["auto", "always", "never"] = "auto"
+    """After the first transfer send only what has changed, bit for bit. `always`: needs
+    `weight_transfer: file`. `auto`: with `file`, if the host has memory for it: rank 0 and every
+    server keep the bytes of all weights. `never`: all weights at every transfer."""
 
 
 @dataclass(frozen=True)

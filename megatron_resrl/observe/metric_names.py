@@ -227,7 +227,11 @@ METRICS = {
         "bytes",
     ),
     "sync/seconds": Metric("transfer of the weights to rollout servers", "seconds"),
-    "sync/gb_per_s": Metric("its speed", "GB/s"),
+    "sync/gb_per_s": Metric("its speed: all weights over its time, however they were sent", "GB/s"),
+    "sync/bytes": Metric("bytes that each rollout server got by it", "bytes"),
+    "sync/changed_fraction": Metric(
+        "bytes of the weights that differ from those sent before, if they were compared", "share"
+    ),
     "sync/servers": Metric("servers that got the weights", "servers"),
     "sync/failed_servers": Metric("servers that did not get the weights", "servers"),
     "eval/<set>/avg@<n>": Metric(

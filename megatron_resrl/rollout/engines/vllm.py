@@ -45,7 +45,17 @@ class SyncResult(Protocol):
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of weights that each server got."""
+        """Bytes of the weights that each server has now."""
+        ...
+
+    @property
+    def sent_bytes(self) -> int:
+        """Bytes that each server got for it."""
+        ...
+
+    @property
+    def changed_fraction(self) -> float | None:
+        """Share of the weights' bytes that differ from those sent before; None: not compared."""
         ...
 
     @property
@@ -236,9 +246,12 @@ class VllmEngine(RolloutEngine):
         numbers = {
             "sync/seconds": seconds,
             "sync/gb_per_s": report.num_bytes / 1e9 / seconds,
+            "sync/bytes": float(report.sent_bytes),
             "sync/servers": float(len(servers) - len(failed)),
             "sync/failed_servers": float(len(failed)),
         }
+        if report.changed_fraction is not None:
+            numbers["sync/changed_fraction"] = report.changed_fraction
         return broadcast_object(numbers)
 
     def _wake(self, server: PooledServer) -> bool:

@@ -30,4 +30,13 @@ def transfer_note(vllm: VllmConfig, rollout: RolloutConfig, *, has_cuda: bool) -
     if rollout.engine != "vllm" or rollout.replay is not None:
         return None
     backend, why = transfer_backend(vllm, rollout.placement, has_cuda=has_cuda)
-    return f"weights go to the servers by vllm.weight_transfer {backend}: {why}"
+    note = f"weights go to the servers by vllm.weight_transfer {backend}: {why}"
+    if sends_changes(vllm, backend):
+        delta = vllm.weight_transfer_delta
+        note += f"; after the first transfer what has changed (vllm.weight_transfer_delta {delta})"
+    return note
+
+
+def sends_changes(vllm: VllmConfig, backend: Backend) -> bool:
+    """Whether what has changed is to be sent, by a back end that can."""
+    return backend == "file" and vllm.weight_transfer_delta != "never"

@@ -30,8 +30,8 @@ class Files(Protocol):
         """A folder of this process."""
         ...
 
-    def write(self, path: Path, bucket: Bucket) -> None:
-        """Writes a bucket and empties it."""
+    def write(self, folder: Path, number: int, bucket: Bucket) -> object:
+        """Writes the bucket with this number into a folder, and empties it."""
         ...
 
 
@@ -92,14 +92,14 @@ class FileCopies:
             gather_objects(None)  # Until rank 0 asks.
             if own is not None:
                 (Path(own) / bucket_name(number - 2)).unlink(missing_ok=True)
-                self._write(Path(own) / bucket_name(number), bucket)
+                self._write(Path(own), number, bucket)
             self.problem = next(filter(None, gather_objects(self.problem)), None)
             yield bucket
 
-    def _write(self, path: Path, bucket: Bucket) -> None:
+    def _write(self, folder: Path, number: int, bucket: Bucket) -> None:
         if self.problem is None:
             try:
-                self._files.write(path, bucket)
+                self._files.write(folder, number, bucket)
             except InputError as problem:
                 self.problem = problem
 

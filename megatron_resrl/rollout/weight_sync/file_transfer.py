@@ -7,6 +7,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from megatron_resrl.errors import InputError, RunError
 from megatron_resrl.rollout.weight_sync.buckets import Bucket, in_buckets
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.file_copies import FileCopies, bucket_name
+from megatron_resrl.rollout.weight_sync.last_sent import BucketFile, LastSent
 from megatron_resrl.rollout.weight_sync.receivers import (
     Calls,
     Receivers,
@@ -30,6 +32,20 @@ from megatron_resrl.rollout.weight_sync.receivers import (
 _FOLDER = "megatron-resrl-weights-"
 
 
+@dataclass
+class Traffic:
+    """What a sync has sent."""
+
+    weights: int = 0
+    """Bytes of the weights."""
+    sent: int = 0
+    """Bytes that each server got."""
+    compared: int = 0
+    """Bytes of weights that were compared with those sent before."""
+    changed: int = 0
+    """Of these, bytes that differ."""
+
+
 class FileTransfer:
     """Global rank 0's part of vLLM's back end `megatron_resrl_file`.
 
@@ -38,16 +54,26 @@ class FileTransfer:
     servers that do not see this folder.
     """
 
-    def __init__(self, transfer_dir: str, bucket_bytes: int, *, timeout_s: float) -> None:
+    def __init__(
+        self,
+        transfer_dir: str,
+        bucket_bytes: int,
+        *,
+        timeout_s: float,
+        last_sent: LastSent | None = None,
+    ) -> None:
         """
         Args:
             transfer_dir: Setting `vllm.transfer_dir`.
             bucket_bytes: Setting `vllm.bucket_bytes`.
             timeout_s: Seconds that a server may take to load a bucket.
+            last_sent: Makes the contents of the files; None: all weights, and nothing is kept.
         """
         self.transfer_dir = Path(transfer_dir)
         self.bucket_bytes = bucket_bytes
         self.timeout_s = timeout_s
+        self.last_sent = last_sent or LastSent({}, keep=False)
+        self.in_full = True
 
     def send(
         self,
@@ -57,8 +83,8 @@ class FileTransfer:
         *,
         model_bytes: int,
         copies: FileCopies | None = None,
-    ) -> tuple[int, tuple[str, ...]]:
-        """Sends all weights to all servers.
+    ) -> tuple[Traffic, tuple[str, ...]]:
+        """Sends all weights to all servers, by what has changed unless `in_full` is set.
 
         Args:
             servers: Servers that take the weights.
@@ -68,7 +94,7 @@ class FileTransfer:
             copies: Written on other nodes; None: none.
 
         Returns:
-            Bytes of the weights, and the urls of servers that failed.
+            What was sent, and the urls of servers that failed.
 
         Raises:
             InputError: `vllm.transfer_dir` cannot be used or lacks room; `weights` may not have
@@ -91,26 +117,29 @@ class FileTransfer:
         copies: FileCopies,
         version: int,
         model_bytes: int,
-    ) -> tuple[int, tuple[str, ...]]:
+    ) -> tuple[Traffic, tuple[str, ...]]:
         self._require_room(2 * min(self.bucket_bytes, model_bytes))
         with self.folder() as folder, Receivers(servers) as receivers:
             receivers.each(pause)
             receivers.each(start_update)
-            num_bytes = 0
+            traffic = Traffic()
             loading: Calls = []
             previous: Path | None = None
             for number, bucket in enumerate(buckets):
-                num_bytes += sum(tensor.nbytes for _, tensor in bucket)
+                traffic.weights += sum(tensor.nbytes for _, tensor in bucket)
                 if not receivers.alive:
                     continue
+                written = self.write(Path(folder), number, bucket)
+                traffic.sent += written.num_bytes
+                traffic.compared += written.compared_bytes
+                traffic.changed += written.changed_bytes
                 path = Path(folder) / bucket_name(number)
-                self.write(path, bucket)
                 self._delete_loaded(receivers, loading, previous)
                 loading = receivers.start(partial(self._load, copies=copies, path=path))
                 previous = path
             self._delete_loaded(receivers, loading, previous)
             receivers.each(partial(finish_update, version=version))
-            return num_bytes, tuple(receivers.failures)
+            return traffic, tuple(receivers.failures)
 
     def _load(self, server: ServerControl, *, copies: FileCopies, path: Path) -> None:
         info = {"update_info": {"path": str(copies.path(server, path))}}
@@ -162,27 +191,23 @@ class FileTransfer:
                 f"lower vllm.bucket_bytes ({self.bucket_bytes})"
             )
 
-    def write(self, path: Path, bucket: Bucket) -> None:
-        """Writes a bucket and empties it.
+    def write(self, folder: Path, number: int, bucket: Bucket) -> BucketFile:
+        """Writes the bucket with this number into a folder, and empties it.
+
+        Returns:
+            What was written.
 
         Raises:
             InputError: `vllm.transfer_dir` lacks room or cannot be written to.
         """
-        # Copies where tensors share memory, which safetensors refuses: a tied output matrix, q, k
-        # and v of one parameter.
-        seen: set[int] = set()
-        tensors = {}
-        for name, tensor in bucket:
-            own = tensor.cpu().contiguous()
-            storage = own.untyped_storage().data_ptr()
-            tensors[name] = own.clone() if storage in seen else own
-            seen.add(storage)
+        content = self.last_sent.next_file(number, bucket, in_full=self.in_full)
         bucket.clear()
-        self._require_room(sum(tensor.nbytes for tensor in tensors.values()))
+        self._require_room(content.num_bytes)
         try:
-            save_file(tensors, path)
+            save_file(content.tensors, folder / bucket_name(number), metadata=content.notes)
         except (OSError, SafetensorError) as error:
             raise InputError(
                 f"weights cannot be written to vllm.transfer_dir {str(self.transfer_dir)!r}: "
                 f"{error}"
             ) from error
+        return content

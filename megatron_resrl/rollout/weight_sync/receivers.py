@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from megatron_resrl.rollout.weight_sync.control import ServerControl, ServerFailure
@@ -70,6 +70,29 @@ class Receivers:
     def each(self, action: Action) -> None:
         """`start` and `wait` in one."""
         self.wait(self.start(action))
+
+
+def all_hold(servers: Sequence[ServerControl], identities: Mapping[str, str]) -> bool:
+    """Whether all workers of all servers keep these bytes; asks them. False for no bytes.
+
+    Args:
+        servers: A server that does not answer holds nothing.
+        identities: Number of each bucket -> identity of its bytes.
+    """
+    answers: list[Mapping[str, str]] = []
+
+    def ask(server: ServerControl) -> None:
+        try:
+            answer = server.post("/collective_rpc", {"method": "megatron_resrl_identities"})
+            answers.extend(answer["results"])
+        except ServerFailure:
+            answers.append({})
+
+    if not identities:
+        return False
+    with Receivers(servers) as receivers:
+        receivers.each(ask)
+    return all(answer == identities for answer in answers)
 
 
 def pause(server: ServerControl) -> None:

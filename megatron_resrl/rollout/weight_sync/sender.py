@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
+import psutil
 import torch
 import torch.distributed as dist
 
@@ -18,7 +19,7 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.serving.needed_model import NeededModel
 from megatron_resrl.rollout.weight_sync.backends import chosen_backend
 from megatron_resrl.rollout.weight_sync.buckets import in_buckets
-from megatron_resrl.rollout.weight_sync.choice import transfer_note
+from megatron_resrl.rollout.weight_sync.choice import sends_changes, transfer_note
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
 from megatron_resrl.rollout.weight_sync.device_transfer import (
@@ -27,12 +28,17 @@ from megatron_resrl.rollout.weight_sync.device_transfer import (
     NcclTransfer,
 )
 from megatron_resrl.rollout.weight_sync.file_copies import FileCopies, separate_nodes
-from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
+from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer, Traffic
 from megatron_resrl.rollout.weight_sync.gpu import Gpu
+from megatron_resrl.rollout.weight_sync.last_sent import LastSent
+from megatron_resrl.rollout.weight_sync.receivers import all_hold
 from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
 
 logger = logging.getLogger(__name__)
+
+_SHARE_TO_KEEP = 0.5
+"""Largest share of the host's free memory that kept bytes may take."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,11 @@ class SyncReport:
     seconds: float
     """From the first call until the last server resumed; without the verification."""
     num_bytes: int
-    """Bytes of weights that each server got."""
+    """Bytes of the weights that each server has now."""
+    sent_bytes: int
+    """Bytes that each server got for it."""
+    changed_fraction: float | None
+    """Share of the weights' bytes that differ from those sent before; None: not compared."""
     failed: tuple[str, ...]
     """Urls of servers that failed; all others have the new weights."""
 
@@ -79,8 +89,12 @@ class WeightSender:
         self._verify = verify
         backend = chosen_backend(vllm, rollout.placement)
         logger.info("%s", transfer_note(vllm, rollout, has_cuda=torch.cuda.is_available()))
+        self._vllm = vllm
         self._files = FileTransfer(
-            vllm.transfer_dir, vllm.bucket_bytes, timeout_s=vllm.stall_timeout_s
+            vllm.transfer_dir,
+            vllm.bucket_bytes,
+            timeout_s=vllm.stall_timeout_s,
+            last_sent=LastSent(weights.other_names, keep=sends_changes(vllm, backend)),
         )
         self._copies: FileCopies | None = None
         # Servers on other nodes are those of the trainers' nodes.
@@ -119,13 +133,15 @@ class WeightSender:
         began = time.perf_counter()
         if self._devices is not None:
             num_bytes, failed = self._devices.send(servers, version)
+            traffic = Traffic(num_bytes, num_bytes)
         else:
-            num_bytes, failed = self._send_files(servers, version)
+            traffic, failed = self._send_files(servers, version)
         seconds = time.perf_counter() - began
         if self._verify is not None:
             updated = [server for server in servers if server.url not in failed]
             failed += self._verify(updated, version)
-        return broadcast_object(SyncReport(seconds, num_bytes, failed))
+        changed = traffic.changed / traffic.compared if traffic.compared else None
+        return broadcast_object(SyncReport(seconds, traffic.weights, traffic.sent, changed, failed))
 
     def close(self) -> None:
         """Closes the connections to the servers. Not collective."""
@@ -134,14 +150,15 @@ class WeightSender:
 
     def _send_files(
         self, servers: Sequence[ServerControl], version: int
-    ) -> tuple[int, tuple[str, ...]]:
+    ) -> tuple[Traffic, tuple[str, ...]]:
         """Rank 0 writes, and others where nodes share no directory with it.
 
         All ranks iterate the export to its end, even after an error.
         """
         model_bytes = self._weights.num_bytes  # Plans the export at the first sync.
-        weights = iter(self._weights)
-        result: tuple[int, tuple[str, ...]] = (0, ())
+        self._choose_contents(servers, model_bytes)
+        weights = self._weights.once()
+        result: tuple[Traffic, tuple[str, ...]] = (Traffic(), ())
         problem: InputError | RunError | None = None
         with self._file_copies() as copies:
             if dist.get_rank() == 0:
@@ -167,6 +184,29 @@ class WeightSender:
                 problem.common = True
             raise problem
         return result
+
+    def _choose_contents(self, servers: Sequence[ServerControl], model_bytes: int) -> None:
+        """Whether all weights are sent, and whether their bytes are kept. Collective."""
+        last_sent, keep, in_full = self._files.last_sent, False, True
+        if dist.get_rank() == 0:
+            sent = last_sent.identities()
+            keep = last_sent.keep and (bool(sent) or self._has_memory(servers, model_bytes))
+            in_full = not (keep and all_hold(servers, sent))
+        last_sent.keep, self._files.in_full = broadcast_object((keep, in_full))
+
+    def _has_memory(self, servers: Sequence[ServerControl], model_bytes: int) -> bool:
+        """Whether this host may keep the bytes of the weights: once here, once in every worker."""
+        needed = model_bytes * (1 + len(servers) * self._vllm.tensor_parallel_size)
+        available = psutil.virtual_memory().available
+        if self._vllm.weight_transfer_delta == "always" or needed <= available * _SHARE_TO_KEEP:
+            return True
+        logger.warning(
+            "vllm.weight_transfer_delta auto: all weights are sent at every transfer, because "
+            "keeping those sent last would need %.1f GB of the %.1f GB that are free on this host",
+            needed / 1e9,
+            available / 1e9,
+        )
+        return False
 
     def _file_copies(self) -> FileCopies:
         """Who writes beside rank 0; found out at the first call. Collective."""

@@ -167,6 +167,16 @@ def test_servers_apart_from_the_trainer_do_not_take_its_gpus(
     assert [p.kind for p in of("vllm.devices", found)] == ([kind] if kind else [])
 
 
+@pytest.mark.parametrize(("transfer", "refused"), [("auto", True), ("nccl", True), ("file", False)])
+def test_check_transfer_of_changes_needs_files(monkeypatch, transfer, refused):
+    monkeypatch.setattr("megatron_resrl.checks.facts.cuda_available", lambda: True)
+    found = problems(urls=(URL,), weight_transfer=transfer, weight_transfer_delta="always")
+    assert [each.setting for each in found] == ["vllm.weight_transfer_delta"] * refused
+    if refused:
+        assert "sends all weights" in found[0].problem
+        assert "vllm.weight_transfer file" in found[0].fix
+
+
 def test_check_transfer_needs_its_directory_if_it_may_be_used():
     (problem,) = problems(urls=(URL,), transfer_dir="/nowhere")
     assert (problem.setting, problem.kind) == ("vllm.transfer_dir", "machine")

@@ -38,6 +38,17 @@ def test_transfer_backend_of_the_recipe_wins():
     assert transfer_backend(vllm, "colocated", has_cuda=True) == ("file", "as the recipe says")
 
 
+@pytest.mark.parametrize(
+    ("transfer", "delta", "told"),
+    [("file", "auto", True), ("file", "never", False), ("nccl", "auto", False)],
+)
+@pytest.mark.setting("vllm.weight_transfer_delta")
+def test_transfer_note_tells_whether_changes_are_sent(transfer, delta, told):
+    vllm = VllmConfig(weight_transfer=transfer, weight_transfer_delta=delta)
+    note = transfer_note(vllm, RolloutConfig(engine="vllm"), has_cuda=True)
+    assert (f"what has changed (vllm.weight_transfer_delta {delta})" in note) == told
+
+
 def test_transfer_note_is_none_where_nothing_is_sent():
     assert transfer_note(VllmConfig(), RolloutConfig(), has_cuda=True) is None
     replay = RolloutConfig(engine="vllm", replay="rollouts")

@@ -6,11 +6,12 @@ the back end with vLLM's factory.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from megatron_resrl_buckets import KeptBuckets
 from megatron_resrl_checksums import fused_name, tensor_sum, wrapped
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
@@ -48,7 +49,8 @@ class FileUpdateInfo(WeightTransferUpdateInfo):
     """One bucket of weights."""
 
     path: str
-    """A safetensors file with tensors under their Hugging Face names."""
+    """A safetensors file: the bytes of a bucket or what has changed in them, see `KeptBuckets`; or
+    tensors under their Hugging Face names."""
 
 
 class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
@@ -57,26 +59,60 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
 
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        """Of vLLM's own form."""
+        super().__init__(*arguments, **named)
+        self.kept = KeptBuckets()
+        self._received: set[str] | None = None
+
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """Nothing to open."""
 
     def start_weight_update(self) -> None:
         """Prepares the layers for weights in the format of a checkpoint."""
+        self._received = set()
         initialize_layerwise_reload(self.model)
 
+    def identities(self) -> dict[str, str]:
+        """Number of each kept bucket -> identity of its bytes; none in the middle of an update."""
+        return self.kept.identities() if self._received is None else {}
+
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Loads a bucket; the file may be deleted afterwards."""
+        """Loads a bucket; the file may be deleted afterwards.
+
+        Raises:
+            ValueError: The bytes are not those that the trainer has.
+        """
         with safe_open(update_info.path, framework="pt") as file, disable_mtp_completeness_check():
+            notes = file.metadata() or {}
+            if "number" in notes:
+                self._load(notes, file.get_tensor)
+                return
+            self.kept.clear()
             self.model.load_weights((name, file.get_tensor(name)) for name in file.offset_keys())
+
+    def _load(self, notes: Mapping[str, str], get_tensor: Callable[[str], torch.Tensor]) -> None:
+        """Loads a bucket; its bytes are kept only if that succeeds."""
+        try:
+            self.model.load_weights(self.kept.renewed(notes, get_tensor).tensors())
+        except BaseException:
+            self.kept.clear()
+            raise
+        assert self._received is not None
+        self._received.add(notes["number"])
 
     def finish_weight_update(self) -> None:
         """Finishes layers whose processing had to wait for all buckets."""
+        if self._received != self.kept.identities().keys():
+            self.kept.clear()  # The update was cut off: buckets of a layer may differ in age.
+        self._received = None
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             _pack_experts(self.model)
 
     def shutdown(self) -> None:
-        """Nothing to close."""
+        """Gives up the kept bytes."""
+        self.kept.clear()
 
 
 def _pack_experts(model: torch.nn.Module) -> None:
@@ -100,10 +136,17 @@ class WeightExtension:
     Attributes:
         model_runner: Of vLLM's worker, which gets this class as a base.
         model_config: Of the same worker.
+        weight_transfer_engine: Of the same worker.
     """
 
     model_runner: GPUModelRunner
     model_config: ModelConfig
+    weight_transfer_engine: WeightTransferEngine
+
+    def megatron_resrl_identities(self) -> dict[str, str]:
+        """Number of each bucket of the last sync -> identity of its bytes; none if not kept."""
+        engine = self.weight_transfer_engine
+        return engine.identities() if isinstance(engine, FileTransferEngine) else {}
 
     def megatron_resrl_checksums(self) -> dict[str, Any]:
         """Sums over the weights that this worker computes with.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 
+import torch
 import torch.distributed as dist
 
 from megatron_resrl.config import schema
@@ -12,6 +13,7 @@ from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.rollout.weight_sync.device_source import PolicySource
 from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.weights.bridge import GroupedNames, bridge_of
 
 
 def main(model: str, layout: str) -> None:
@@ -41,9 +43,16 @@ def main(model: str, layout: str) -> None:
     source.begin_round()
     came = [(name, str(tensor.dtype), tuple(tensor.shape)) for name, tensor in source]
     num_bytes = sum(tensor.nbytes for _, tensor in source)
+    # mbridge exports a tied output matrix of the last stage once more.
+    chunks = [GroupedNames(module) for module in policy.modules]
+    with torch.no_grad():
+        bridge = bridge_of(policy.hf_config, policy.modules[0])
+        theirs = dict(bridge.export_weights(chunks))
+    ours = dict(ServedWeights(policy).once())
+    same = list(ours) == list(theirs) and all(torch.equal(ours[n], theirs[n]) for n in ours)
     dist.barrier()
     if dist.get_rank() == 0:
-        result = {"told": told, "came": came, "bytes": [num_bytes, source.num_bytes]}
+        result = {"told": told, "came": came, "bytes": [num_bytes, source.num_bytes], "same": same}
         print("RESULT " + json.dumps(result))
 
 

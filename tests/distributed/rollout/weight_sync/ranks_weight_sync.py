@@ -1,7 +1,7 @@
 """Every rank: sends a model's weights to a server in one layout; rank 0 prints what came of it.
 
-Arguments: what to do (`send`, `in_flight`, `corrupt`, `without_reset`), url of the server, other
-urls joined by commas or `-`, model, version, bytes of a bucket, layout as JSON.
+Arguments: what to do (`send`, `changes`, `in_flight`, `corrupt`, `without_reset`), url of the
+server, other urls joined by commas or `-`, model, version, bytes of a bucket, layout as JSON.
 """
 
 from __future__ import annotations
@@ -74,6 +74,29 @@ def verify(policy: Policy, recipe: schema.Recipe, server: ServerControl, version
     )
 
 
+def changes(
+    sender: WeightSender, policy: Policy, servers: list[ServerControl]
+) -> list[dict[str, Any]]:
+    """Sends all, what has changed, all to servers that have given up their bytes, and changes."""
+    reports = [sender.send(servers, 1)]
+    perturb(policy)
+    reports.append(sender.send(servers, 2))
+    for server in servers:
+        server.post("/shutdown_weight_transfer_engine")
+    for version in (3, 4):
+        perturb(policy)
+        reports.append(sender.send(servers, version))
+    return [asdict(report) for report in reports]
+
+
+@torch.no_grad()
+def perturb(policy: Policy) -> None:
+    """Changes one value in 64 of every parameter, the same ones on all ranks that share it."""
+    for module in policy.modules:
+        for parameter in module.parameters():
+            parameter.view(-1)[::64] *= 1.01
+
+
 def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
     """Changes the last bits of one element on the server, through the same API, and verifies."""
     (tensor,) = (t for name, t in ServedWeights(policy) if name == CORRUPTED)
@@ -117,7 +140,7 @@ def main(task: str, url: str, others: str, model: str, version: str, size: str, 
         parallel=schema.ParallelConfig(**json.loads(layout)),
         data=schema.DataConfig(max_prompt_length=310),
         rollout=schema.RolloutConfig(
-            engine="vllm", max_response_length=200, verify_weights=task == "send"
+            engine="vllm", max_response_length=200, verify_weights=task in ("send", "changes")
         ),
         vllm=schema.VllmConfig(bucket_bytes=int(size), weight_transfer="file"),
     )
@@ -131,6 +154,8 @@ def main(task: str, url: str, others: str, model: str, version: str, size: str, 
         report = sender.send(servers if dist.get_rank() == 0 else [], int(version))
         found = asdict(report)
         assert len(set(gather_objects(report))) == 1
+    elif task == "changes":
+        found = changes(sender, policy, servers if dist.get_rank() == 0 else [])
     elif task == "in_flight":
         found = in_flight(sender, server, int(version))
     elif task == "corrupt":

@@ -22,6 +22,8 @@ def test_policy_source_announces_what_comes_after_a_broken_pass(tmp_path, layout
     found = json.loads(line.removeprefix("RESULT "))
     assert found["told"] == found["came"]
     assert found["bytes"][0] == found["bytes"][1]
+    # The plan's tensors are those of mbridge's own export.
+    assert found["same"]
     names = [name for name, *_ in found["told"]]
     # vLLM on CPU keeps a copy of a tied output matrix.
     assert {"model.embed_tokens.weight", "lm_head.weight"} <= set(names)

@@ -158,6 +158,20 @@ def test_weight_sync_is_the_same_in_many_buckets_and_in_one(served):
     assert served.checksums() == one
 
 
+@pytest.mark.setting("vllm.weight_transfer_delta")
+def test_weight_sync_of_changes_is_verified_in_the_server(served):
+    *_, layout = LAYOUTS[served.family].values()
+    # Every sync compares checksums of the weights in use, and continuations.
+    reports = served.run("changes", served.model(25), 0, layout=layout, bucket=SMALL)
+    assert [report["failed"] for report in reports] == [[]] * 4
+    first, changed, lost, again = (report["sent_bytes"] for report in reports)
+    assert lost == first
+    # A place and a value for each half of every 64th value.
+    assert 0 < changed <= 0.06 * first
+    assert 0 < again <= 0.06 * first
+    assert served.control.get("/weight_info") == {"weight_version": "4"}
+
+
 def test_weight_sync_keeps_a_request_in_flight(llama):
     llama.run("send", llama.model(30), 40)
     for version in range(41, 46):

@@ -6,7 +6,7 @@ import contextlib
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from kept_files import KeptFiles
 from served_engine import one_rank
 
 from megatron_resrl.errors import InputError
@@ -34,7 +34,7 @@ def test_file_copies_write_each_bucket_and_delete_old_ones(tmp_path):
         for number, _ in enumerate(copies.in_step(buckets())):
             written = copies.path(beside, tmp_path / f"{number:05d}.safetensors")
             assert written.parent != tmp_path
-            assert load_file(written)["weight"].tolist() == [number] * 3
+            assert KeptFiles().load(written)["weight"].tolist() == [number] * 3
             assert len(list(written.parent.iterdir())) <= 2
             assert copies.path(elsewhere, tmp_path / "x") == tmp_path / "x"
         assert copies.problem is None
@@ -46,7 +46,7 @@ def test_file_copies_go_on_after_a_failed_write():
         def folder(self):
             return contextlib.nullcontext("/nowhere")
 
-        def write(self, path, bucket):
+        def write(self, folder, number, bucket):
             raise InputError("vllm.transfer_dir is full")
 
     with FileCopies(Full(), writers=(0,)) as copies:

@@ -15,11 +15,12 @@ from threading import Thread
 import pytest
 import torch
 from answering import free_port
-from safetensors.torch import load_file
+from kept_files import KeptFiles
 
 from megatron_resrl.errors import InputError
 from megatron_resrl.rollout.weight_sync.control import ServerControl
 from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer
+from megatron_resrl.rollout.weight_sync.last_sent import LastSent
 
 
 class _Taker(BaseHTTPRequestHandler):
@@ -35,7 +36,7 @@ class _Taker(BaseHTTPRequestHandler):
             if len(self.server.buckets) == self.server.dies_at:
                 self.connection.shutdown(socket.SHUT_RDWR)
                 return
-            self.server.buckets.append(load_file(path))
+            self.server.buckets.append(self.server.kept.load(path))
             self.server.on_disk.append(len(list(path.parent.iterdir())))
         answer = b'{"success": true}'
         self.send_response(200)
@@ -54,6 +55,7 @@ def takers() -> Iterator[list[ThreadingHTTPServer]]:
     for _ in range(2):
         server = ThreadingHTTPServer(("127.0.0.1", 0), _Taker)
         server.routes, server.buckets, server.modes, server.on_disk = [], [], [], []
+        server.kept = KeptFiles()
         server.dies_at = None
         Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         servers.append(server)
@@ -70,7 +72,7 @@ def _control(server: ThreadingHTTPServer) -> ServerControl:
 def _weights() -> dict[str, torch.Tensor]:
     shared = torch.arange(12.0)
     # q, k and v may be views of one parameter.
-    return {"a": shared[:4], "b": shared[4:], "tied": shared[:4], "c": torch.ones(3, 5).T}
+    return {"a": shared[:4], "b": shared[4:], "same": shared[:4], "c": torch.ones(3, 5).T}
 
 
 def _send(transfer: FileTransfer, servers: list, weights: dict | None = None):
@@ -82,13 +84,34 @@ def _send(transfer: FileTransfer, servers: list, weights: dict | None = None):
 
 @pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
 def test_file_transfer_sends_all_tensors_with_any_bucket_size(takers, tmp_path, bucket_bytes):
-    num_bytes, failed = _send(FileTransfer(tmp_path, bucket_bytes, timeout_s=10), takers)
-    assert (num_bytes, failed) == ((4 + 8 + 4 + 15) * 4, ())
+    traffic, failed = _send(FileTransfer(tmp_path, bucket_bytes, timeout_s=10), takers)
+    assert (traffic.weights, failed) == ((4 + 8 + 4 + 15) * 4, ())
     for taker in takers:
         taken = {name: t for bucket in taker.buckets for name, t in bucket.items()}
         assert taken.keys() == _weights().keys()
         assert all(torch.equal(taken[name], value) for name, value in _weights().items())
         assert max(taker.on_disk) <= 2
+
+
+def test_file_transfer_sends_what_has_changed_and_counts_it(takers, tmp_path):
+    last_sent = LastSent({"c": "also"}, keep=True)
+    transfer = FileTransfer(tmp_path, 40, timeout_s=10, last_sent=last_sent)
+    first, _ = _send(transfer, takers)
+    assert (first.compared, first.changed) == (0, 0)
+    assert first.sent >= first.weights
+    changed = _weights()
+    changed["b"] = torch.cat([torch.tensor([-0.0, float("nan")]), changed["b"][2:]])
+    transfer.in_full = False
+    second, failed = _send(transfer, takers, changed)
+    assert failed == ()
+    # Two values differ, in their two upper bytes alone: a place and a value of each.
+    assert (second.compared, second.changed, second.sent) == (first.weights, 2 * 2, 2 * 6)
+    for taker in takers:
+        taken = {name: t for bucket in taker.buckets for name, t in bucket.items()}
+        assert taken.keys() == {*changed, "also"}
+        bits = {name: value.contiguous().view(torch.int32) for name, value in changed.items()}
+        assert all(torch.equal(taken[name].view(torch.int32), bits[name]) for name in bits)
+        assert taker.kept.identities() == last_sent.identities()
 
 
 def test_file_transfer_pauses_resets_the_cache_and_resumes(takers, tmp_path):
@@ -117,9 +140,9 @@ def test_file_transfer_reads_all_weights_without_servers(tmp_path):
     closed = ServerControl(f"http://127.0.0.1:{free_port()}", timeout_s=10)
     stream = iter(_weights().items())
     transfer = FileTransfer(tmp_path, 1, timeout_s=10)
-    num_bytes, failed = transfer.send([closed], stream, 7, model_bytes=10**3)
+    traffic, failed = transfer.send([closed], stream, 7, model_bytes=10**3)
     assert failed == (closed.url,)
-    assert num_bytes == (4 + 8 + 4 + 15) * 4
+    assert (traffic.weights, traffic.sent) == ((4 + 8 + 4 + 15) * 4, 0)
     assert next(stream, None) is None
 
 
