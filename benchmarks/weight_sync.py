@@ -5,11 +5,11 @@
 One rank on CPU, one vLLM server on the same machine, random Llama models that take a real optimizer
 step (Adam, learning rate 1e-6) in every round. Then, in turn:
 
-- `changes`: `WeightSender.send` with the `file` back end and `weight_transfer_delta: always`;
+- `delta`: `WeightSender.send` with the `file` back end and `weight_transfer_delta: always`;
 - the peer, which needs none of our code in the server: the weights are saved as a Hugging Face
   directory on the same file system, then vLLM's own `/collective_rpc reload_weights` reads it, and
   the cache is reset;
-- `all`: a send with `weight_transfer_delta: never`;
+- `full`: a send with `weight_transfer_delta: never`;
 - `first`: a send of all weights that trainer and server keep, as at the start of a run.
 
 A send pauses the server, sends all buckets, resets the cache and resumes. Seconds are those of the
@@ -61,7 +61,7 @@ SIZES: dict[str, dict[str, Any]] = {
     "135M": {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 14},
     "350M": {"hidden_size": 1024, "intermediate_size": 2816, "num_hidden_layers": 24},
 }
-WAYS = ("changes", "peer", "all", "first")
+WAYS = ("delta", "peer", "full", "first")
 VOCABULARY, TOKENS, LEARNING_RATE = 32000, 64, 1e-6
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -198,12 +198,12 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
         with server(settings.vllm_python, model, Path(folder) / "log", recipe) as (control, pid):
             costs = Costs(pid)
             ways: dict[str, Callable[[], Any]] = {
-                "changes": lambda: keeping.send([control], 1),
+                "delta": lambda: keeping.send([control], 1),
                 "peer": lambda: save_and_reload(weights, control, model),
-                "all": lambda: simple.send([control], 1),
+                "full": lambda: simple.send([control], 1),
                 "first": lambda: keeping.send([control], 1),
             }
-            for way in ("first", "peer", "all", "first"):  # warm-up
+            for way in ("first", "peer", "full", "first"):  # warm-up
                 ways[way]()
             for _ in range(settings.repeats):
                 update(policy, generator)
@@ -212,7 +212,7 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
                     if report is not None and report.failed:
                         sys.exit((Path(folder) / "log").read_text()[-3000:])
                     times[way].append((seconds, cpu))
-                    if way == "changes":
+                    if way == "delta":
                         changed.append(report.changed_fraction)
                         sent.append(report.sent_bytes)
             export = costs.of(lambda: [None for _ in weights.once()])[:2]
@@ -269,15 +269,15 @@ def report(
             "server together. `export`: CPU seconds in which the trainer makes Hugging Face "
             "tensors, at every send, + in which it plans that, once per run.",
             "",
-            "| model | MB | MB sent as changes | bytes that changed | changes, s | save + "
-            "reload_weights, s | all, s | first, s | export, s |",
+            "| model | MB | MB of a delta | bytes that changed | delta, s | save and reload, s "
+            "| full, s | first, s | export, s |",
             "|---|---|---|---|---|---|---|---|---|",
             *rows,
             "",
             "Ratios to save and reload in the same round: median (least to largest).",
             "",
-            "| model | changes, clock | changes, CPU | all, clock | all, CPU | first, clock | "
-            "first, CPU |",
+            "| model | delta, clock | delta, CPU | full, clock | full, CPU | first, clock "
+            "| first, CPU |",
             "|---|---|---|---|---|---|---|",
             *spread,
             "",

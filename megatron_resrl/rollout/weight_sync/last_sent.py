@@ -54,6 +54,11 @@ class LastSent:
         self._other_names = other_names
         self._buckets: dict[int, KeptBucket] = {}
 
+    def give_up(self) -> None:
+        """From now on nothing is kept, and all weights are sent."""
+        self.keep = False
+        self._buckets.clear()
+
     def identities(self) -> dict[str, str]:
         """Number of each bucket -> identity of its bytes."""
         return {str(number): bucket.identity for number, bucket in self._buckets.items()}
@@ -64,16 +69,16 @@ class LastSent:
         Args:
             number: Of the bucket, which has the same tensors at every sync.
             bucket: The new weights.
-            in_full: Servers may have other bytes than those sent last.
+            in_full: Whether servers may have other bytes than those sent last.
         """
         tensors = [tensor for _, tensor in bucket]
         kept = self._buckets.get(number)
         if kept is None:
             return self._first_file(number, bucket)
         before = kept.identity
-        changes = kept.replace(tensors)
-        compared, changed = sum(tensor.nbytes for tensor in tensors), changes.values.nbytes
-        if in_full or changes.num_bytes >= kept.content.nbytes:
+        changes, changed = kept.replace(tensors, in_full=in_full)
+        compared = sum(tensor.nbytes for tensor in tensors)
+        if changes is None:
             return BucketFile({"content": kept.content}, _notes(number, kept), compared, changed)
         notes = {"number": str(number), "before": before, "identity": kept.identity}
         content = {"places": changes.places, "values": changes.values}
@@ -86,16 +91,14 @@ class LastSent:
         if not self.keep:
             notes = {"number": str(number), "parts": json.dumps(parts_to_json(parts))}
             return BucketFile({"content": content}, notes)
-        identity = checksum(parts, content)
-        self._buckets[number] = kept = KeptBucket(parts, content, identity)
-        return BucketFile({"content": content}, _notes(number, kept, identity))
+        self._buckets[number] = kept = KeptBucket(parts, content, checksum(parts, content))
+        return BucketFile({"content": content}, _notes(number, kept))
 
 
-def _notes(number: int, kept: KeptBucket, known_checksum: str | None = None) -> dict[str, str]:
+def _notes(number: int, kept: KeptBucket) -> dict[str, str]:
     """Of a file of all bytes that are kept."""
     return {
         "number": str(number),
         "identity": kept.identity,
-        "checksum": known_checksum or checksum(kept.parts, kept.content),
         "parts": json.dumps(parts_to_json(kept.parts)),
     }

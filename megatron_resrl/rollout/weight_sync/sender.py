@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 _SHARE_TO_KEEP = 0.5
 """Largest share of the host's free memory that kept bytes may take."""
+_COST_OF_A_CHANGE = 3
+"""Bytes that are sent for each one that has changed."""
 
 
 @dataclass(frozen=True)
@@ -183,6 +185,7 @@ class WeightSender:
             if isinstance(problem, RunError):
                 problem.common = True
             raise problem
+        self._judge_changes(result[0])
         return result
 
     def _choose_contents(self, servers: Sequence[ServerControl], model_bytes: int) -> None:
@@ -207,6 +210,18 @@ class WeightSender:
             available / 1e9,
         )
         return False
+
+    def _judge_changes(self, traffic: Traffic) -> None:
+        """Gives up comparing weights of which most change, e.g. those in fp32."""
+        last_sent = self._files.last_sent
+        is_useful = traffic.changed * _COST_OF_A_CHANGE < traffic.compared
+        if self._vllm.weight_transfer_delta == "auto" and traffic.compared and not is_useful:
+            last_sent.give_up()
+            logger.info(
+                "vllm.weight_transfer_delta auto: from now on all weights are sent, because an "
+                "update has changed %.0f %% of their bytes",
+                100 * traffic.changed / traffic.compared,
+            )
 
     def _file_copies(self) -> FileCopies:
         """Who writes beside rank 0; found out at the first call. Collective."""

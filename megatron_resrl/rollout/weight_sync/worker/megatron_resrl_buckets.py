@@ -5,8 +5,8 @@ trainer compares the new bytes with those that it has sent, and sends what diffe
 the values of *units* of two bytes. So the number format does not matter, and every bit arrives, of
 NaN and -0, too.
 
-Bytes have an *identity*: a checksum of those that were sent in full, then of each change and the
-identity before it. Equal identities are equal bytes.
+Bytes have an *identity*: a checksum of bytes that were sent in full, else of the changes and the
+identity before them. Equal identities are equal bytes.
 """
 
 from __future__ import annotations
@@ -98,27 +98,38 @@ class KeptBucket:
     def tensors(self) -> Iterator[tuple[str, torch.Tensor]]:
         """Every tensor under each of its names, without copies."""
         for part in self.parts:
-            held = self.content[part.start : part.start + part.num_bytes]
-            tensor = held.view(getattr(torch, part.dtype)).view(part.shape)
+            own = self.content[part.start : part.start + part.num_bytes]
+            tensor = own.view(getattr(torch, part.dtype)).view(part.shape)
             yield part.name, tensor
             if part.also is not None:
                 yield part.also, tensor
 
-    def replace(self, new: Iterable[torch.Tensor]) -> Changes:
-        """Takes over other tensors of the same parts. Returns what has changed."""
-        places, values = [], []
+    def replace(
+        self, new: Iterable[torch.Tensor], *, in_full: bool = False
+    ) -> tuple[Changes | None, int]:
+        """Takes over other tensors of the same parts.
+
+        Args:
+            new: The tensors.
+            in_full: Whether the changes are of no use.
+
+        Returns:
+            What has changed, None if it is of no use or not smaller than the content; and the bytes
+            of the units that differ.
+        """
+        found = _Comparison(self.content.nbytes, in_full=in_full)
         for part, tensor in zip(self.parts, new, strict=True):
             kept = self.content[part.start : part.start + part.room].view(torch.int64).numpy()
-            for place, value in _replace(kept, as_words(tensor).numpy()):
-                places.append(place + part.start // _UNIT)
-                values.append(value)
-        kind = numpy.int32 if self.content.numel() // _UNIT < 2**31 else numpy.int64
-        changes = Changes(
-            torch.from_numpy(numpy.concatenate([*places, numpy.empty(0, kind)]).astype(kind)),
-            torch.from_numpy(numpy.concatenate([*values, numpy.empty(0, numpy.int16)])),
-        )
-        self.identity = changes.identity_after(self.identity)
-        return changes
+            now = as_words(tensor).numpy()
+            for first in range(0, len(kept), _CHUNK):
+                place = part.start // _UNIT + first * _UNITS_PER_WORD
+                found.replace(place, kept[first : first + _CHUNK], now[first : first + _CHUNK])
+        changes = found.changes()
+        if changes is None:
+            self.identity = checksum(self.parts, self.content)
+        else:
+            self.identity = changes.identity_after(self.identity)
+        return changes, found.count * _UNIT
 
     def apply(self, changes: Changes) -> None:
         """Puts changes into the content.
@@ -136,20 +147,52 @@ class KeptBucket:
         self.identity = changes.identity_after(self.identity)
 
 
-def _replace(
-    kept: numpy.ndarray, new: numpy.ndarray
-) -> Iterator[tuple[numpy.ndarray, numpy.ndarray]]:
-    """Copies the words [n] int64 that differ. Yields the places and new values of their units."""
-    for first in range(0, len(kept), _CHUNK):
-        old, now = kept[first : first + _CHUNK], new[first : first + _CHUNK]
+class _Comparison:
+    """Replaces words of a bucket, and finds the units that differ.
+
+    Attributes:
+        count: Units that differ.
+    """
+
+    def __init__(self, content_bytes: int, *, in_full: bool) -> None:
+        """
+        Args:
+            content_bytes: Size of the bucket.
+            in_full: Whether the units are counted alone.
+        """
+        self.count = 0
+        kind = numpy.int32 if content_bytes // _UNIT < 2**31 else numpy.int64
+        self._places = [numpy.empty(0, kind)]
+        self._values = [numpy.empty(0, numpy.int16)]
+        self._bytes_left = 0 if in_full else content_bytes
+
+    def replace(self, place: int, kept: numpy.ndarray, new: numpy.ndarray) -> None:
+        """Replaces words [n] int64 whose first unit has the number `place`."""
+        if self._bytes_left <= 0:
+            differ = kept.view(numpy.int16) != new.view(numpy.int16)
+            self.count += int(numpy.count_nonzero(differ))
+            kept[:] = new
+            return
         # Words first: a quarter of the comparisons, and few words differ.
-        differ = numpy.flatnonzero(old != now)
-        if len(differ):
-            before = old[differ].view(numpy.int16).reshape(-1, _UNITS_PER_WORD)
-            after = now[differ].view(numpy.int16).reshape(-1, _UNITS_PER_WORD)
-            row, lane = numpy.nonzero(before != after)
-            old[differ] = now[differ]
-            yield (first + differ[row]) * _UNITS_PER_WORD + lane, after[row, lane]
+        differ = numpy.flatnonzero(kept != new)
+        before = kept[differ].view(numpy.int16).reshape(-1, _UNITS_PER_WORD)
+        after = new[differ].view(numpy.int16).reshape(-1, _UNITS_PER_WORD)
+        row, lane = numpy.nonzero(before != after)
+        kept[differ] = new[differ]
+        places = place + differ[row] * _UNITS_PER_WORD + lane
+        self._places.append(places.astype(self._places[0].dtype))
+        self._values.append(after[row, lane])
+        self.count += len(row)
+        self._bytes_left -= self._places[-1].nbytes + self._values[-1].nbytes
+
+    def changes(self) -> Changes | None:
+        """All that was found; None if it is not smaller than the bucket."""
+        if self._bytes_left <= 0:
+            return None
+        return Changes(
+            torch.from_numpy(numpy.concatenate(self._places)),
+            torch.from_numpy(numpy.concatenate(self._values)),
+        )
 
 
 class KeptBuckets:
@@ -173,8 +216,8 @@ class KeptBuckets:
 
         Args:
             notes: Header of the file: `number` of the bucket; with all bytes `parts`, and if they
-                are to be kept `identity` and `checksum`; with changes the identity `before` them
-                and the `identity` after them.
+                are to be kept their `identity`; with changes the identity `before` them and the
+                `identity` after them.
             get_tensor: A tensor of the file: its `content`, or `places` and `values`.
 
         Raises:
@@ -186,16 +229,17 @@ class KeptBuckets:
             parts, content = parts_from_json(json.loads(notes["parts"])), get_tensor("content")
             if "identity" not in notes:
                 return KeptBucket(parts, content, "")
+            if bucket is None or bucket.content.shape != content.shape:
+                bucket = KeptBucket(parts, torch.empty_like(content), "")
             # A copy: the tensor of a file is its memory.
-            bucket = KeptBucket(parts, content.clone(), notes["identity"])
-            if checksum(parts, bucket.content) != notes["checksum"]:
-                raise ValueError(f"bucket {number} has other bytes than the trainer has sent")
+            bucket.content.copy_(content)
+            bucket.parts, bucket.identity = tuple(parts), checksum(parts, bucket.content)
         elif bucket is None or bucket.identity != notes["before"]:
             raise ValueError(f"bucket {number} does not have the bytes that have changed")
         else:
             bucket.apply(Changes(get_tensor("places"), get_tensor("values")))
-            if bucket.identity != notes["identity"]:
-                raise ValueError(f"bucket {number} has other changes than the trainer has sent")
+        if bucket.identity != notes["identity"]:
+            raise ValueError(f"bucket {number} has other bytes than the trainer has sent")
         self._buckets[number] = bucket
         return bucket
 

@@ -6,13 +6,14 @@ the back end with vLLM's factory.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron_resrl_buckets import KeptBuckets
 from megatron_resrl_checksums import fused_name, tensor_sum, wrapped
+from megatron_resrl_direct import DirectWeights
 from safetensors import safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -20,6 +21,7 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
+from vllm.logger import init_logger
 from vllm.model_executor.layers.vocab_parallel_embedding import (
     ParallelLMHead,
     VocabParallelEmbedding,
@@ -33,6 +35,8 @@ from vllm.model_executor.model_loader.reload import (
 if TYPE_CHECKING:
     from vllm.config import ModelConfig
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
+
+logger = init_logger("vllm.megatron_resrl")
 
 BACKEND = "megatron_resrl_file"
 _PROBED_ROWS = 256
@@ -49,8 +53,7 @@ class FileUpdateInfo(WeightTransferUpdateInfo):
     """One bucket of weights."""
 
     path: str
-    """A safetensors file: the bytes of a bucket or what has changed in them, see `KeptBuckets`; or
-    tensors under their Hugging Face names."""
+    """A safetensors file: the bytes of a bucket, or what has changed in them; see `KeptBuckets`."""
 
 
 class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
@@ -58,11 +61,13 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
 
     init_info_cls = FileInitInfo
     update_info_cls = FileUpdateInfo
+    supports_draft_weight_update = False
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         """Of vLLM's own form."""
         super().__init__(*arguments, **named)
         self.kept = KeptBuckets()
+        self._direct = DirectWeights(self.model)
         self._received: set[str] | None = None
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
@@ -71,44 +76,52 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
     def start_weight_update(self) -> None:
         """Prepares the layers for weights in the format of a checkpoint."""
         self._received = set()
-        initialize_layerwise_reload(self.model)
+        self._direct.begin()
+        if not self._direct.agrees:
+            initialize_layerwise_reload(self.model)
 
     def identities(self) -> dict[str, str]:
         """Number of each kept bucket -> identity of its bytes; none in the middle of an update."""
         return self.kept.identities() if self._received is None else {}
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
-        """Loads a bucket; the file may be deleted afterwards.
+        """Loads a bucket, whose bytes are kept if that succeeds; the file may then be deleted.
 
         Raises:
             ValueError: The bytes are not those that the trainer has.
         """
-        with safe_open(update_info.path, framework="pt") as file, disable_mtp_completeness_check():
-            notes = file.metadata() or {}
-            if "number" in notes:
-                self._load(notes, file.get_tensor)
-                return
-            self.kept.clear()
-            self.model.load_weights((name, file.get_tensor(name)) for name in file.offset_keys())
-
-    def _load(self, notes: Mapping[str, str], get_tensor: Callable[[str], torch.Tensor]) -> None:
-        """Loads a bucket; its bytes are kept only if that succeeds."""
+        assert self._received is not None
         try:
-            self.model.load_weights(self.kept.renewed(notes, get_tensor).tensors())
+            with safe_open(update_info.path, framework="pt") as file:
+                notes = file.metadata()
+                self._load(list(self.kept.renewed(notes, file.get_tensor).tensors()))
         except BaseException:
             self.kept.clear()
             raise
-        assert self._received is not None
         self._received.add(notes["number"])
+
+    def _load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
+        if self._direct.agrees:
+            self._direct.put(tensors)
+            return
+        self._direct.note(tensors)
+        with disable_mtp_completeness_check():
+            self.model.load_weights(tensors)
 
     def finish_weight_update(self) -> None:
         """Finishes layers whose processing had to wait for all buckets."""
         if self._received != self.kept.identities().keys():
             self.kept.clear()  # The update was cut off: buckets of a layer may differ in age.
         self._received = None
+        if self._direct.agrees:
+            self._direct.finish(self.model_config.dtype)
+            return
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             _pack_experts(self.model)
+        self._direct.compare()
+        if self._direct.agrees:
+            logger.info("New weights are put straight into the model from now on.")
 
     def shutdown(self) -> None:
         """Gives up the kept bytes."""

@@ -1,7 +1,8 @@
 """Every rank: sends a model's weights to a server in one layout; rank 0 prints what came of it.
 
 Arguments: what to do (`send`, `changes`, `in_flight`, `corrupt`, `without_reset`), url of the
-server, other urls joined by commas or `-`, model, version, bytes of a bucket, layout as JSON.
+server, other urls joined by commas or `-`, model, version, bytes of a bucket, number format, layout
+as JSON.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import gather_objects, initialize
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.serving.pooled_server import token_count
+from megatron_resrl.rollout.weight_sync.buckets import Bucket
 from megatron_resrl.rollout.weight_sync.control import ServerControl
+from megatron_resrl.rollout.weight_sync.last_sent import LastSent
 from megatron_resrl.rollout.weight_sync.sender import WeightSender, build_sender
 from megatron_resrl.rollout.weight_sync.stream import ServedWeights
 from megatron_resrl.rollout.weight_sync.verify import verify_weights
@@ -97,17 +100,23 @@ def perturb(policy: Policy) -> None:
             parameter.view(-1)[::64] *= 1.01
 
 
+def load(server: ServerControl, bucket: Bucket, other_names: dict[str, str], version: str) -> None:
+    """Loads one bucket and does nothing else that belongs to a sync."""
+    file = LastSent(other_names, keep=False).next_file(0, bucket, in_full=True)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "bucket.safetensors"
+        save_file(file.tensors, path, metadata=file.notes)
+        server.post("/start_weight_update")
+        server.post("/update_weights", {"update_info": {"path": str(path)}})
+        server.post("/finish_weight_update", {"weight_version": version})
+
+
 def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
     """Changes the last bits of one element on the server, through the same API, and verifies."""
     (tensor,) = (t for name, t in ServedWeights(policy) if name == CORRUPTED)
     changed = tensor.clone()
     changed[-1, -1] = torch.nextafter(changed[-1, -1], torch.tensor(9.0))
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "changed.safetensors"
-        save_file({CORRUPTED: changed}, path)
-        server.post("/start_weight_update")
-        server.post("/update_weights", {"update_info": {"path": str(path)}})
-        server.post("/finish_weight_update", {"weight_version": "corrupt"})
+    load(server, [(CORRUPTED, changed)], {}, "corrupt")
     try:
         verify(policy, recipe, server, 3)
     except RunError as error:
@@ -117,13 +126,8 @@ def corrupt(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str
 
 def stale_cache(policy: Policy, recipe: schema.Recipe, server: ServerControl) -> str:
     """Loads other weights and leaves the prefix cache as it was; then verifies."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "all.safetensors"
-        weights = {name: tensor.contiguous().clone() for name, tensor in ServedWeights(policy)}
-        save_file(weights, path)
-        server.post("/start_weight_update")
-        server.post("/update_weights", {"update_info": {"path": str(path)}})
-        server.post("/finish_weight_update", {"weight_version": "stale"})
+    weights = ServedWeights(policy)
+    load(server, list(weights.once()), weights.other_names, "stale")
     try:
         verify(policy, recipe, server, 4)
     except RunError as error:
@@ -133,10 +137,19 @@ def stale_cache(policy: Policy, recipe: schema.Recipe, server: ServerControl) ->
     return ""
 
 
-def main(task: str, url: str, others: str, model: str, version: str, size: str, layout: str):
+def main(
+    task: str,
+    url: str,
+    others: str,
+    model: str,
+    version: str,
+    size: str,
+    precision: str,
+    layout: str,
+):
     recipe = schema.Recipe(
         model=schema.ModelConfig(path=model),
-        precision=schema.PrecisionConfig("fp32"),
+        precision=schema.PrecisionConfig(precision),
         parallel=schema.ParallelConfig(**json.loads(layout)),
         data=schema.DataConfig(max_prompt_length=310),
         rollout=schema.RolloutConfig(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,8 @@ class Served:
             model,
             version,
         ]
-        arguments += [given.get("bucket", LARGE), json.dumps(layout)]
+        arguments += [given.get("bucket", LARGE), given.get("precision", "fp32")]
+        arguments.append(json.dumps(layout))
         out = run_ranks(SCRIPT, world, *arguments, timeout=240)
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         return json.loads(line.removeprefix("RESULT "))
@@ -76,6 +78,10 @@ class Served:
         """Of each worker."""
         answer = self.control.post("/collective_rpc", {"method": "megatron_resrl_checksums"})
         return [result["sums"] for result in answer["results"]]
+
+    def says(self, text: str) -> bool:
+        """Whether its log has a text."""
+        return text in (self.folder / "log").read_text()
 
     def greedy(self, prompt: list[int]) -> tuple[list[int], list[float]]:
         sampling = {"max_tokens": NEW_TOKENS, "temperature": 0.0, "ignore_eos": True, "logprobs": 0}
@@ -100,11 +106,19 @@ def served(
 ) -> Iterator[Served]:
     """One server per family and size, with random weights of vLLM's own at first."""
     family, workers = request.param
-    folder = tmp_path_factory.mktemp(family)
+    with serving(family, tmp_path_factory.mktemp(family), workers) as found:
+        yield found
+
+
+@contextmanager
+def serving(
+    family: str, folder: Path, workers: int = 1, *, dtype: str = "float32"
+) -> Iterator[Served]:
+    """A server until the block ends."""
     model = write_served(folder / "served", family, seed=1)
     arguments, environment = server_arguments(VllmConfig(weight_transfer="file"), "colocated")
     arguments += ["--tensor-parallel-size", str(workers)]
-    with vllm_server(model, folder / "log", arguments, environment) as url:
+    with vllm_server(model, folder / "log", arguments, environment, dtype=dtype) as url:
         yield Served(family, workers, ServerControl(url), folder)
 
 
@@ -170,6 +184,20 @@ def test_weight_sync_of_changes_is_verified_in_the_server(served):
     assert 0 < changed <= 0.06 * first
     assert 0 < again <= 0.06 * first
     assert served.control.get("/weight_info") == {"weight_version": "4"}
+    # Experts, and parts of tensors, are left to vLLM's loader.
+    is_direct = (served.family, served.workers) not in (("qwen3_moe", 1), ("llama_tied", 2))
+    assert served.says("put straight into the model") == is_direct
+
+
+@pytest.mark.slow
+def test_weight_sync_of_changes_is_verified_in_bf16(tmp_path):
+    # Other kernels than fp32: those of AMX, where the processor has it.
+    with serving("llama_tied", tmp_path, dtype="bfloat16") as served:
+        reports = served.run("changes", served.model(25), 0, bucket=SMALL, precision="bf16")
+        assert [report["failed"] for report in reports] == [[]] * 4
+        first, changed, *_ = (report["sent_bytes"] for report in reports)
+        assert 0 < changed <= 0.06 * first
+        assert served.says("put straight into the model")
 
 
 def test_weight_sync_keeps_a_request_in_flight(llama):

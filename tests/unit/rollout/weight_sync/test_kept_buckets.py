@@ -38,7 +38,9 @@ def two_versions(draw):
         for tensors, values in ((old, bits), (new, changed)):
             tensor = torch.from_numpy(values.view(numpy.uint8)).view(dtype)
             tensors.append((f"weight_{number}", tensor))
-    return old, new
+    # Enough that stays as it is: changes of all the others are smaller than the bytes.
+    rest = ("rest", torch.zeros(1024).bfloat16())
+    return [*old, rest], [*new, rest]
 
 
 def bits_of(tensors) -> list[bytes]:
@@ -56,7 +58,7 @@ def test_changes_reproduce_every_bit_of_the_new_weights(versions):
     old, new = versions
     server, trainer = kept(old), kept(old)
     assert bits_of(server.tensors()) == bits_of(old)
-    changes = trainer.replace([tensor for _, tensor in new])
+    changes, changed_bytes = trainer.replace([tensor for _, tensor in new])
     server.apply(changes)
     assert bits_of(server.tensors()) == bits_of(trainer.tensors()) == bits_of(new)
     assert server.identity == trainer.identity
@@ -65,6 +67,17 @@ def test_changes_reproduce_every_bit_of_the_new_weights(versions):
         b"".join(_padded(bits_of(new))), numpy.uint16
     )
     assert changes.places.tolist() == differ.nonzero()[0].tolist()
+    assert changed_bytes == 2 * len(changes.places)
+
+
+@given(two_versions())
+def test_replace_in_full_takes_every_bit_and_counts(versions):
+    old, new = versions
+    _, changed_bytes = kept(old).replace([tensor for _, tensor in new])
+    bucket = kept(old)
+    assert bucket.replace([tensor for _, tensor in new], in_full=True) == (None, changed_bytes)
+    assert bits_of(bucket.tensors()) == bits_of(new)
+    assert bucket.identity == kept(new).identity
 
 
 def _padded(contents: list[bytes]) -> list[bytes]:
@@ -91,7 +104,7 @@ def test_changes_in_many_chunks_are_found_where_numpy_finds_them():
     new = old.clone()
     where = torch.randperm(len(old), generator=generator)[:5000]
     new[where] = -new[where]
-    changes = kept([("norm", torch.ones(3)), ("weight", old)]).replace([torch.ones(3), new])
+    changes, _ = kept([("norm", torch.ones(3)), ("weight", old)]).replace([torch.ones(3), new])
     # The first tensor takes 16 bytes.
     assert changes.places.tolist() == (where.sort().values + 8).tolist()
     assert changes.values.tolist() == new.view(torch.int16)[where.sort().values].tolist()
@@ -101,9 +114,9 @@ def test_changes_of_strided_and_unaligned_tensors_are_exact():
     base = torch.randn(65).bfloat16()
     old = [("odd", base[1:]), ("transposed", torch.randn(6, 4).T)]
     bucket = kept([(name, tensor.clone()) for name, tensor in old])
-    assert len(bucket.replace([tensor for _, tensor in old]).places) == 0
+    assert len(bucket.replace([tensor for _, tensor in old])[0].places) == 0
     base[-1] = -0.0
-    changes = bucket.replace([tensor for _, tensor in old])
+    changes, _ = bucket.replace([tensor for _, tensor in old])
     assert (changes.places.tolist(), changes.values.tolist()) == ([63], [-(2**15)])
 
 
@@ -140,7 +153,10 @@ def test_last_sent_chooses_changes_where_they_are_smaller():
     assert server.identities() == last_sent.identities() == {"0": second.notes["identity"]}
     # Six bytes for two: not above a third of all.
     weights["a"] = weights["a"] + 1
-    assert next_file().tensors.keys() == {"content"}
+    third = next_file()
+    assert third.tensors.keys() == {"content"}
+    assert third.changed_bytes == 30 * 4 * 2
+    assert torch.equal(dict(renewed(server, third).tensors())["a"], weights["a"])
     assert next_file(in_full=True).tensors.keys() == {"content"}
 
 
@@ -153,7 +169,7 @@ def test_kept_buckets_refuse_changes_of_other_bytes():
     files = []
     for value in (1.0, 2.0):
         file = trainer.next_file(0, [("a", torch.full((9,), value))], in_full=True)
-        # The trainer changes the bytes of a file that was sent.
+        # The trainer changes the bytes of a file that it has sent.
         files.append(replace(file, tensors={"content": file.tensors["content"].clone()}))
     weights = torch.full((9,), 2.0)
     weights[4] = float("nan")
@@ -186,18 +202,28 @@ def test_kept_buckets_refuse_changes_that_are_not_the_trainers():
     weights[3] = 2
     file = trainer.next_file(0, [("a", weights)], in_full=False)
     file.tensors["values"][0] ^= 1
-    with pytest.raises(ValueError, match="bucket 0 has other changes than the trainer has sent"):
+    with pytest.raises(ValueError, match="bucket 0 has other bytes than the trainer has sent"):
         renewed(server, file)
     assert server.identities() == {}
 
 
-def test_last_sent_in_full_keeps_the_identity_of_equal_bytes():
-    trainer, others, restarted = LastSent({}, keep=True), KeptBuckets(), KeptBuckets()
-    for value in (1.0, 2.0):
-        file = trainer.next_file(0, [("a", torch.tensor([value] + [0.0] * 9))], in_full=False)
-        renewed(others, file)
-    renewed(restarted, trainer.next_file(0, [("a", torch.tensor([2.0] + [0.0] * 9))], in_full=True))
-    assert others.identities() == restarted.identities() == trainer.identities()
+def test_last_sent_in_full_has_one_identity_whatever_came_before():
+    rank_0, writer = LastSent({}, keep=True), LastSent({}, keep=True)
+    servers = KeptBuckets(), KeptBuckets()
+
+    def send(value: float, *, in_full: bool) -> None:
+        for trainer, server in zip((rank_0, writer), servers, strict=True):
+            bucket = [("a", torch.tensor([value] + [0.0] * 9))]
+            renewed(server, trainer.next_file(0, bucket, in_full=in_full))
+
+    send(1.0, in_full=False)
+    # As where rank 0 has no server left and another node has one.
+    renewed(servers[1], writer.next_file(0, [("a", torch.ones(10))], in_full=False))
+    assert rank_0.identities() != writer.identities()
+    for in_full in (True, False):
+        send(2.0 + in_full, in_full=in_full)
+        assert rank_0.identities() == writer.identities()
+        assert [server.identities() for server in servers] == [rank_0.identities()] * 2
 
 
 def test_last_sent_without_keep_always_sends_everything():

@@ -132,3 +132,25 @@ def test_weight_sender_keeps_bytes_as_the_recipe_says(
     assert (sender.send(controls, 2).sent_bytes < first.sent_bytes) == kept
     warned = [record for record in caplog.records if "free on this host" in record.message]
     assert bool(warned) == (delta == "auto")
+
+
+@pytest.mark.parametrize(("delta", "keeps"), [("auto", False), ("always", True)])
+def test_weight_sender_auto_gives_up_where_most_has_changed(
+    sender_to, policy, change, caplog, delta, keeps
+):
+    server = Server()
+    sender, controls = sender_to(delta, server)
+    first = sender.send(controls, 1)
+    with torch.no_grad():
+        for parameter in policy.modules[0].parameters():
+            parameter.copy_(torch.randn_like(parameter))
+    with caplog.at_level("INFO"):
+        report = sender.send(controls, 2)
+    assert report.sent_bytes == first.sent_bytes
+    assert report.changed_fraction > 0.9
+    assert ("because an update has changed 100 % of their bytes" in caplog.text) != keeps
+    for version in (3, 4):
+        change()
+        report = sender.send(controls, version)
+        assert server.has(ServedWeights(policy))
+        assert (report.sent_bytes == 6) == bool(server.files.identities()) == keeps
