@@ -8,7 +8,7 @@ have shown that the first tensors are in the model where they would have been pu
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -103,7 +103,8 @@ class DirectWeights:
         Args:
             dtype: Of the model.
         """
-        for module in self._model.modules():
+        modules: Iterator[Any] = self._model.modules()
+        for module in modules:
             if is_deferred_attention_layer(module):
                 module.process_weights_after_loading(dtype)
 
@@ -134,7 +135,7 @@ class DirectWeights:
 
     def _place(self, key: str, whole: torch.Tensor) -> None:
         path, _, name = key.rpartition(".")
-        module = self._model.get_submodule(path)
+        module: Any = self._model.get_submodule(path)
         parameter = getattr(module, name)
         if _is_kept(module, name):
             parameter[: len(whole)].copy_(whole)
