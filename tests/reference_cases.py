@@ -192,6 +192,72 @@ CASES: dict[str, Case] = {
         TWO | {"algorithm.name": "grpo", "algorithm.aggregation": "token_mean"},
         flat=True,
     ),
+    "dr_grpo": Case(
+        {"algorithm.name": "dr_grpo", "algorithm.aggregation": "constant_length"},
+        {"algorithm.name": "grpo"},
+    ),
+    "rloo": Case({"algorithm.name": "rloo"}, {"algorithm.name": "dr_grpo"}),
+    "reinforce_pp": Case(
+        {"algorithm.name": "reinforce_pp"},
+        {"algorithm.name": "rloo", "reward.overlong": "mask"},
+        masked=True,
+    ),
+    "reinforce_pp_baseline": Case(
+        {"algorithm.name": "reinforce_pp_baseline"},
+        LENGTH_SCALING | {"algorithm.name": "reinforce_pp"},
+    ),
+    "psr": Case({"algorithm.name": "psr"}, TWO | {"algorithm.name": "w_reinforce"}),
+    "rft": Case(
+        {"algorithm.name": "rft"},
+        TWO | {"algorithm.name": "psr", "algorithm.aggregation": "token_mean"},
+        flat=True,
+    ),
+    "gspo_token": Case(
+        {
+            "algorithm.name": "gspo_token",
+            "algorithm.options": {"clip_low": 0.02, "clip_high": 0.01},
+        },
+        TWO | {"algorithm.name": "grpo"},
+        masked=True,
+    ),
+    "gmpo": Case(
+        {"algorithm.name": "gmpo", "algorithm.options": {"clip_low": 0.03, "clip_high": 0.02}},
+        TWO | {"algorithm.name": "grpo"},
+        masked=True,
+    ),
+    "sapo": Case(
+        {
+            "algorithm.name": "sapo",
+            "algorithm.options": {"tau_positive": 2.0, "tau_negative": 5.0},
+        },
+        TWO | {"algorithm.name": "grpo"},
+    ),
+    "dppo": Case(
+        {
+            "algorithm.name": "dppo",
+            "algorithm.options": {"clip_low": 1e-3, "clip_high": 2e-3},
+        },
+        TWO | {"algorithm.name": "grpo"},
+    ),
+    "dppo by KL": Case(
+        {
+            "algorithm.name": "dppo",
+            "algorithm.options": {"divergence": "kl", "clip_low": 1e-4, "clip_high": 2e-4},
+        },
+        TWO | {"algorithm.name": "grpo"},
+    ),
+    "dppo, anchor of the engine": Case(
+        {
+            "algorithm.name": "dppo",
+            "algorithm.options": {
+                "anchor": "engine",
+                "clip_low": 2e-3,
+                "clip_high": 3e-3,
+                "ratio_cap": 1.5,
+            },
+        },
+        {"algorithm.name": "grpo"},
+    ),
     "entropy bonus": Case({"algorithm.options": {"entropy_coefficient": 0.3}}, flat=True),
     "rank": Case({"resrl.rank": 3}),
     "sampled positives": Case({"resrl.max_positive_tokens": 8}),

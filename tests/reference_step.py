@@ -3,7 +3,9 @@
 transformers' model on full padded sequences, a full SVD by NumPy in float64 (`reference_weights`),
 the loss token by token in torch, torch's own AdamW. Nothing of the product is imported; settings
 come as the nested dictionary of a recipe. Sources: ResRL, arXiv 2605.00380; PPO, 1707.06347; dual
-clip, 1912.09729; DAPO, 2503.14476; NSR and W-REINFORCE, 2506.01347; IcePop, 2510.18855.
+clip, 1912.09729; DAPO, 2503.14476; PSR, NSR and W-REINFORCE, 2506.01347; IcePop, 2510.18855;
+Dr.GRPO, 2503.20783; RLOO, 2402.14740; REINFORCE++, 2501.03262; GMPO, 2507.20673; SAPO, 2511.20347;
+DPPO, 2602.04879; rejection fine-tuning, 2308.01825.
 
 Shapes: B responses of a step, T positions of the longest response, H hidden size.
 """
@@ -100,6 +102,10 @@ def shaped_reward(rollout: Rollout, settings: Settings) -> float:
 def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list[float]:
     """One per response, whatever is masked later."""
     name, options = settings["algorithm"]["name"], settings["algorithm"]["options"]
+    if name in ("psr", "rft"):
+        return [1.0 if rollout.score > 0 else 0.0 for rollout in rollouts]
+    if name == "reinforce_pp":
+        return [shaped_reward(rollout, settings) for rollout in rollouts]
     if name == "nsr":
         return [0.0 if rollout.score > 0 else -1.0 for rollout in rollouts]
     if name == "w_reinforce":
@@ -109,6 +115,12 @@ def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list
     for rollout in rollouts:
         own = shaped_reward(rollout, settings)
         group = [shaped_reward(r, settings) for r in rollouts if r.group == rollout.group]
+        if name == "rloo":
+            advantages.append(own - (sum(group) - own) / (len(group) - 1))
+            continue
+        if name in ("dr_grpo", "reinforce_pp_baseline"):
+            advantages.append(own - float(np.mean(group)))
+            continue
         if max(group) == min(group):
             advantages.append(0.0)
             continue
@@ -116,6 +128,12 @@ def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list
         scale = scale if options.get("scale_by_std", True) else 1.0
         advantages.append(float((own - np.mean(group)) / scale))
     return advantages
+
+
+def whitened(advantages: Sequence[float], counts: Sequence[int]) -> list[float]:
+    """Over the tokens of all responses, one after the other."""
+    tokens = np.repeat(advantages, counts)
+    return [float((each - tokens.mean()) / tokens.std()) for each in advantages]
 
 
 class _Trainer:
@@ -153,6 +171,9 @@ class _Trainer:
         algorithm = self.settings["algorithm"]
         masked = [self.settings["reward"]["overlong"] == "mask" and r.cut_off for r in rollouts]
         advantages = response_advantages(rollouts, self.settings)
+        if algorithm["name"].startswith("reinforce_pp"):
+            counts = [r.count * (not m) for r, m in zip(rollouts, masked, strict=True)]
+            advantages = whitened(advantages, counts)
         by_advantage = self.settings["resrl"]["positives"] == "advantage"
         positive = [
             (a > 0 if by_advantage and algorithm["name"] == "resrl" else r.score > 0)
@@ -180,14 +201,12 @@ class _Trainer:
                     rollouts, positive, masked, advantages, hidden_BTH, number
                 )
                 weights_BT[rows] = again_BT[rows]
-            counted = [rollouts[i].count * (not masked[i]) for i in rows]
+            only = positive if algorithm["name"] == "rft" else [True] * len(rollouts)
+            counted = [rollouts[i].count * (not masked[i] and only[i]) for i in rows]
             loss, mass, unweighted = torch.zeros(()), 0.0, 0.0
             new_BT, _, entropy_BT = self._forward([rollouts[i] for i in rows])
             for place, i in enumerate(rows):
-                if algorithm["aggregation"] == "token_mean":
-                    share = 1 / sum(counted)
-                else:
-                    share = 1 / rollouts[i].count / sum(count > 0 for count in counted)
+                share = self._share(rollouts[i], counted)
                 if masked[i]:
                     continue
                 tokens = [t for t, drawn in enumerate(rollouts[i].drawn) if drawn]
@@ -204,7 +223,11 @@ class _Trainer:
                         mass += share * abs(a)
                         unweighted += share * abs(advantages[i])
                     loss = loss + share * factor_BT[i][t] * self._token_loss(
-                        new_BT[place, t], float(old_BT[i, t]), a, change.mean()
+                        new_BT[place, t],
+                        float(old_BT[i, t]),
+                        a,
+                        change,
+                        rollouts[i].engine_log_probs[t],
                     )
             norms.append(self._update(loss))
             losses.append(float(loss.detach()))
@@ -215,6 +238,16 @@ class _Trainer:
         metrics = dict(zip(names, means, strict=True))
         metrics["reward/mean"] = float(np.mean([shaped_reward(r, self.settings) for r in rollouts]))
         return metrics, advantages, weights_BT
+
+    def _share(self, rollout: Rollout, counted: Sequence[int]) -> float:
+        """Of a token in the mean over responses with so many tokens."""
+        aggregation = self.settings["algorithm"]["aggregation"]
+        if aggregation == "token_mean":
+            return 1 / sum(counted)
+        responses = sum(count > 0 for count in counted)
+        if aggregation == "constant_length":
+            return 1 / self.settings["rollout"]["max_response_length"] / responses
+        return 1 / rollout.count / responses
 
     def _forward(self, rollouts: Sequence[Rollout]) -> tuple[Tensor, Tensor, Tensor]:
         """[B, T] log p of the response tokens at the sampling temperature, [B, T, H] the tapped
@@ -294,7 +327,7 @@ class _Trainer:
 
     def _part(self, rollout: Rollout) -> float:
         """What one token of a response counts, up to a factor that all responses share."""
-        by_token = self.settings["algorithm"]["aggregation"] == "token_mean"
+        by_token = self.settings["algorithm"]["aggregation"] != "sequence_mean"
         return 1.0 if by_token else 1 / rollout.count
 
     def _thought(self, rollout: Rollout) -> np.ndarray:
@@ -346,18 +379,30 @@ class _Trainer:
         return options.get("likelihood_coefficient", 0.1) * gate * -change_n[fell].sum()
 
     def _token_loss(
-        self, new: Tensor, old: float, advantage: float, response_log_ratio: Tensor
+        self, new: Tensor, old: float, advantage: float, change_n: Tensor, engine: float
     ) -> Tensor:
         """-min(r A, clip(r) A), and for A < 0 at most -dual_clip A; r of the token, or with gspo of
         the response. With cispo -clip(r) A log p, clip(r) a constant."""
         algorithm = dict(self.settings["algorithm"])
-        if algorithm["name"] in ("cispo", "gspo"):
-            algorithm |= algorithm["options"]
+        options, name = algorithm["options"], algorithm["name"]
+        if name == "rft":
+            return -advantage * new
+        if name == "sapo":
+            tau = options["tau_positive" if advantage > 0 else "tau_negative"]
+            return -advantage * 4 / tau / (1 + (-tau * ((new - old).exp() - 1)).exp())
+        if name == "gmpo":
+            return -advantage * self._geometric_mean(change_n, advantage)
+        if name == "dppo":
+            return self._within_divergence(new, old, advantage, engine)
+        if name in ("cispo", "gspo", "gspo_token"):
+            algorithm |= options
         low, high = 1 - algorithm["clip_low"], 1 + algorithm["clip_high"]
         if algorithm["name"] == "cispo":
             return -float((new.detach() - old).exp().clamp(low, high)) * advantage * new
-        if algorithm["name"] == "gspo":
-            new, old = response_log_ratio, 0.0
+        if name == "gspo":
+            new, old = change_n.mean(), 0.0
+        if name == "gspo_token":
+            new, old = float(change_n.detach().mean()) + new - new.detach(), 0.0
         ratio = (new - old).exp()
         objective = torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
         log_ratio = float(new.detach()) - old
@@ -367,6 +412,31 @@ class _Trainer:
         if advantage:
             self._near(log_ratio, np.log(low if advantage < 0 else high))
         return -objective
+
+    def _geometric_mean(self, change_n: Tensor, advantage: float) -> Tensor:
+        """GMPO's ratio of a response, whose tokens are clipped in the direction of the update."""
+        options = self.settings["algorithm"]["options"]
+        if advantage < 0:
+            self._near(change_n.detach().numpy(), -options["clip_low"])
+            return change_n.clamp(min=-options["clip_low"]).mean().exp()
+        self._near(change_n.detach().numpy(), options["clip_high"])
+        return change_n.clamp(max=options["clip_high"]).mean().exp()
+
+    def _within_divergence(
+        self, new: Tensor, old: float, advantage: float, engine: float
+    ) -> Tensor:
+        """DPPO's loss: masked where the update leads further away than a limit."""
+        options = self.settings["algorithm"]["options"]
+        anchor = engine if options.get("anchor") == "engine" else old
+        p, q = float(new.detach().double().exp()), float(np.exp(anchor))
+        limit = options["clip_high" if advantage > 0 else "clip_low"]
+        apart = abs(p - q)
+        if options.get("divergence") == "kl":
+            apart = q * np.log(q / p) + (1 - q) * np.log((1 - q) / (1 - p))
+        self._near(np.log(max(apart, 1e-30)), np.log(limit))
+        if apart > limit and (p - q) * advantage > 0:
+            return 0.0 * new
+        return -min(p / q, options.get("ratio_cap", 20.0)) * advantage * new
 
     def _update(self, loss: Tensor) -> float:
         """One step of AdamW on clipped gradients. Returns their norm before that."""

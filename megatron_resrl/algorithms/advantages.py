@@ -58,6 +58,50 @@ def group_normalised(
     return centred_B.masked_fill(flat_B, 0.0)
 
 
+def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
+    """Each reward less the mean of the other rewards of its group: n / (n - 1) (r - mean).
+
+    Source: RLOO, arXiv 2402.14740.
+
+    Args:
+        rewards: [B] finite, any real dtype and device.
+        group: [B] int64: responses with the same number answer the same prompt.
+
+    Returns:
+        [B] float64 on the CPU. Exactly 0 in groups of one response, which have no others to be
+        compared with, and where all rewards of a group are equal.
+
+    Raises:
+        ValueError: As for `group_normalised`.
+    """
+    centred_B = group_normalised(rewards, group, scale_by_std=False)
+    member_B, size_K = _members(group, len(centred_B))
+    return centred_B * (size_K / (size_K - 1).clamp(min=1))[member_B]
+
+
+def whitened_over_tokens(advantages: Tensor, tokens: Tensor, *, min_variance: float) -> Tensor:
+    """(A - mean) / std, with mean and variance over all tokens of the batch.
+
+    A response counts as often as it has tokens. The variance is that of the population, as in
+    OpenRLHF (the library of REINFORCE++'s authors); the paper leaves it open.
+
+    Args:
+        advantages: [B] float64, the same for all tokens of a response.
+        tokens: [B] integer, generated tokens of each response; not all 0, or all advantages are 0.
+        min_variance: Smaller variances count as this, above 0.
+
+    Returns:
+        [B] float64. Exactly 0 where all advantages that have tokens are equal.
+    """
+    counted_B = tokens > 0
+    if not counted_B.any() or (advantages[counted_B] == advantages[counted_B][0]).all():
+        return torch.zeros_like(advantages)
+    share_B = tokens.double() / tokens.sum()
+    centred_B = advantages - (share_B * advantages).sum()
+    variance = (share_B * centred_B.square()).sum()
+    return centred_B / variance.clamp(min=min_variance).sqrt()
+
+
 def outcome_advantages(scores: Tensor, *, correct: float, incorrect: float) -> Tensor:
     """One advantage for every correct response and one for every other; no baseline.
 

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Aggregation = Literal["token_mean", "sequence_mean"]
+Aggregation = Literal["token_mean", "sequence_mean", "constant_length"]
 
 
 def token_coefficients(
@@ -16,6 +16,7 @@ def token_coefficients(
     aggregation: Aggregation,
     global_tokens: int,
     global_responses: int,
+    max_length: int | None = None,
 ) -> Tensor:
     """The factor c_i of every token of response i, so that sum_i sum_t c_i loss_it is the loss.
 
@@ -25,25 +26,35 @@ def token_coefficients(
     - `sequence_mean`: mean over a response's tokens, then over responses (ResRL,
       arXiv 2605.00380; GRPO, arXiv 2402.03300): 1 / (length_i * global_responses).
     - `token_mean`: mean over all tokens (DAPO, arXiv 2503.14476): 1 / global_tokens.
+    - `constant_length`: sum over a response's tokens, over a length that is the same for all
+      (Dr.GRPO, arXiv 2503.20783), then mean over responses: 1 / (max_length * global_responses).
 
     Args:
         response_lengths: [B] integer, tokens of the responses of this share; B may be 0.
-        aggregation: One of the two above.
+        aggregation: One of the three above.
         global_tokens: Response tokens of the whole mini-batch.
         global_responses: Responses of the whole mini-batch, empty ones included.
+        max_length: Most tokens that a response can have; only `constant_length` needs it.
 
     Returns:
         [B] float64 on the device of the lengths; 0 for responses without tokens.
 
     Raises:
-        ValueError: The denominator needed is not positive, or smaller than this share; lengths
-            that are no counts; unknown aggregation.
+        ValueError: The denominator needed is not positive or not given, or smaller than this share;
+            lengths that are no counts; unknown aggregation.
     """
     _check_lengths(response_lengths)
     _check_denominators(response_lengths, aggregation, global_tokens, global_responses)
     lengths = response_lengths.double()
     if aggregation == "sequence_mean":
         coefficients = 1.0 / (lengths * global_responses)
+    elif aggregation == "constant_length":
+        if max_length is None or max_length <= 0:
+            raise ValueError(
+                f"max_length is {max_length}, the denominator of constant_length; at least 1 is "
+                "right"
+            )
+        coefficients = torch.full_like(lengths, 1.0 / (max_length * global_responses))
     else:
         coefficients = torch.full_like(lengths, 1.0 / global_tokens)
     return coefficients.masked_fill(response_lengths == 0, 0.0)
@@ -65,7 +76,11 @@ def _check_lengths(lengths: Tensor) -> None:
 def _check_denominators(
     lengths: Tensor, aggregation: str, global_tokens: int, global_responses: int
 ) -> None:
-    needed = {"token_mean": "global_tokens", "sequence_mean": "global_responses"}
+    needed = {
+        "token_mean": "global_tokens",
+        "sequence_mean": "global_responses",
+        "constant_length": "global_responses",
+    }
     if aggregation not in needed:
         raise ValueError(
             f"aggregation is {aggregation!r}; one of {', '.join(get_args(Aggregation))} is right"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -30,6 +30,10 @@ class Algorithm(ABC):
 
     name: ClassVar[str]
     """As written in a recipe."""
+    source: ClassVar[str] = ""
+    """Paper and library that its formulas are from."""
+    published_with: ClassVar[Mapping[str, Any]] = {}
+    """Settings of its source that differ from the defaults or matter for its results."""
     needs_hidden_states: ClassVar[bool] = False
     """Whether token weights must be computed from hidden states; else they are all 1."""
     settings: ClassVar[Mapping[str, str]] = CLIP_SETTINGS
@@ -53,6 +57,11 @@ class Algorithm(ABC):
         require_not_negative("entropy_coefficient", self.entropy_coefficient)
 
     @property
+    def corrects_mismatch(self) -> bool:
+        """Whether the loss has the ratio of trainer and engine, so that nothing else may."""
+        return False
+
+    @property
     def needs_entropy_gradient(self) -> bool:
         """Whether the loss differentiates the entropy, which takes time and memory."""
         return self.entropy_coefficient > 0
@@ -73,12 +82,36 @@ class Algorithm(ABC):
             ValueError: Lengths differ or values are not finite.
         """
 
+    def relate_over_step(self, advantages: Tensor, tokens: Tensor) -> Tensor:
+        """The advantages after all responses of the step are seen; by default as they are.
+
+        Args:
+            advantages: [B] from `sample_advantages`.
+            tokens: [B] int64, generated tokens of each response; 0 for responses that are left out
+                of the loss.
+
+        Returns:
+            [B] float64 on the CPU.
+        """
+        return advantages
+
+    def in_denominator(self, positive: Tensor) -> Tensor:
+        """The responses that `algorithm.aggregation` averages over; by default all.
+
+        Args:
+            positive: [B] bool, from `positive`.
+
+        Returns:
+            [B] bool; the loss of the other responses has the coefficient 0.
+        """
+        return torch.ones_like(positive)
+
     def positive(self, scores: Tensor, advantages: Tensor) -> Tensor:
         """The responses whose tokens are to be reinforced; by default the correct ones.
 
         Args:
             scores: [B] raw scores of the verifier.
-            advantages: [B] from `sample_advantages`.
+            advantages: [B] from `relate_over_step`.
 
         Returns:
             [B] bool on the CPU.
@@ -95,7 +128,7 @@ class Algorithm(ABC):
         no response has a loss is not made.
 
         Args:
-            advantages: [B] from `sample_advantages`.
+            advantages: [B] from `relate_over_step`.
             positive: [B] bool, from `positive`.
 
         Returns:

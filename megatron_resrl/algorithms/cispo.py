@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
@@ -24,6 +24,8 @@ class CISPO(GRPO):
     """
 
     name: ClassVar[str] = "cispo"
+    source: ClassVar[str] = "arXiv 2506.13585"
+    published_with: ClassVar[Mapping[str, Any]] = {"algorithm.aggregation": "token_mean"}
     settings: ClassVar[Mapping[str, str]] = {}
 
     clip_low: float = dataclasses.field(default=1.0, kw_only=True)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -17,6 +18,8 @@ class GRPO(Algorithm):
     """A = (r - mean) / (std + eps), the same for all tokens of a response."""
 
     name: ClassVar[str] = "grpo"
+    source: ClassVar[str] = "arXiv 2402.03300"
+    published_with: ClassVar[Mapping[str, Any]] = {"algorithm.aggregation": "sequence_mean"}
 
     eps: float = 1e-6
     """Added to the group's standard deviation; verl's value (TRL and Megatron-RL: 1e-4)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from megatron_resrl.algorithms.grpo import GRPO
 from megatron_resrl.algorithms.losses import LossInputs, LossOutputs
@@ -21,6 +21,8 @@ class GSPO(GRPO):
     """
 
     name: ClassVar[str] = "gspo"
+    source: ClassVar[str] = "arXiv 2507.18071"
+    published_with: ClassVar[Mapping[str, Any]] = {"algorithm.aggregation": "sequence_mean"}
     settings: ClassVar[Mapping[str, str]] = {}
 
     clip_low: float = dataclasses.field(default=3e-4, kw_only=True)

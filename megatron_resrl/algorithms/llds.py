@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,8 @@ class LLDS(GRPO):
     """
 
     name: ClassVar[str] = "llds"
+    source: ClassVar[str] = "arXiv 2512.04220"
+    published_with: ClassVar[Mapping[str, Any]] = {"algorithm.aggregation": "token_mean"}
 
     likelihood_coefficient: float = 0.1
     """lambda (paper: 0.1)."""

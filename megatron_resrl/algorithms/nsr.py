@@ -16,6 +16,7 @@ class NSR(Algorithm):
     """A = 0 on correct responses, -1 on the others; no baseline, shaped rewards play no part."""
 
     name: ClassVar[str] = "nsr"
+    source: ClassVar[str] = "arXiv 2506.01347"
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
         """0 for correct responses, -1 for the others."""

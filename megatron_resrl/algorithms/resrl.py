@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,6 +25,8 @@ class ResRL(GRPO):
     """Positives: A <- positive_weight A. Negatives: A <- w_t A, token by token."""
 
     name: ClassVar[str] = "resrl"
+    source: ClassVar[str] = "arXiv 2605.00380"
+    published_with: ClassVar[Mapping[str, Any]] = {"algorithm.aggregation": "sequence_mean"}
     needs_hidden_states: ClassVar[bool] = True
     settings: ClassVar[Mapping[str, str]] = {
         **CLIP_SETTINGS,

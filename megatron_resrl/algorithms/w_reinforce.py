@@ -17,6 +17,7 @@ class WReinforce(Algorithm):
     """A = lambda on correct responses, -1 on the others; no baseline, no shaped rewards."""
 
     name: ClassVar[str] = "w_reinforce"
+    source: ClassVar[str] = "arXiv 2506.01347"
 
     positive_weight: float = 0.1
     """lambda; 0 is NSR, 1 is REINFORCE with rewards of +1 and -1."""

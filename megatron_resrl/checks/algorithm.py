@@ -29,6 +29,9 @@ def _check_algorithm(recipe: Recipe) -> Iterator[Problem]:
         fix = "correct the option or leave it out"
         yield Problem("algorithm.options", algorithm.options, str(error), fix)
         return
+    if made.corrects_mismatch and recipe.correction.method != "none":
+        problem = f"{algorithm.name} has the ratio of trainer and engine in its loss already"
+        yield Problem("correction.method", recipe.correction.method, problem, "use none")
     for setting, option in unused_settings(recipe, type(made)).items():
         value = getattr(algorithm, setting.removeprefix("algorithm."))
         fix = f"set algorithm.options.{option} instead" if option else "leave it out"

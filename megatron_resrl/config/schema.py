@@ -143,16 +143,20 @@ class AlgorithmConfig:
     """The policy-gradient objective."""
 
     name: str = "resrl"
-    """grpo, nsr, w_reinforce, resrl, cispo, gspo, llds, or `path.py:name` of an `Algorithm` of your
-    own."""
+    """Name of an algorithm, or `path.py:name` of an `Algorithm` of your own. Clipped like PPO:
+    resrl, grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline; only correct or incorrect
+    responses: psr, nsr, w_reinforce, rft; losses of their own: gspo, gspo_token, gmpo, cispo, sapo,
+    dppo, llds."""
     clip_low: Annotated[float, Range(0, 1, low_included=False, high_included=False)] = 0.2
     """PPO clip: smallest ratio is 1 - clip_low."""
     clip_high: Annotated[float, above(0)] = 0.2
     """PPO clip: largest ratio is 1 + clip_high."""
     dual_clip: Annotated[float | None, above(1)] = None
     """Bound on the ratio of tokens with a negative advantage (> 1); None: off."""
-    aggregation: Literal["sequence_mean", "token_mean"] = "sequence_mean"
-    """Mean over a response's tokens, then over responses (paper); or over all tokens."""
+    aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
+    """`sequence_mean`: mean over a response's tokens, then over responses (paper); `token_mean`:
+    mean over all tokens; `constant_length`: sum over a response's tokens divided by
+    `rollout.max_response_length`, then mean over responses (Dr.GRPO)."""
     updates_per_step: Annotated[int, at_least(1)] = 1
     """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it (paper: 4; with
     1 every ratio is 1 and nothing is clipped)."""
@@ -174,12 +178,8 @@ class AlgorithmConfig:
     behind each other. `auto`: where the result is the same, except on Transformer Engine's layers;
     `always`: refuse a run where it is not. `never`: every response carries its own copy."""
     options: dict[str, Any] = field(default_factory=dict)
-    """Options of the algorithm itself. All: `entropy_coefficient` (default 0; above: an entropy
-    bonus). All but nsr and w_reinforce: `scale_by_std` (true; false: Dr. GRPO), `eps` (1e-6).
-    w_reinforce: `positive_weight` (0.1). cispo: `clip_low` (1), `clip_high` (4); gspo: `clip_low`
-    (3e-4), `clip_high` (4e-4), instead of the settings of that name. llds:
-    `likelihood_coefficient` (0.1), `likelihood_tolerance` (1e-3). resrl's others are the section
-    `resrl`."""
+    """Options of the algorithm itself, which `megatron-resrl algorithms` lists. All have
+    `entropy_coefficient` (default 0; above: an entropy bonus)."""
 
 
 @dataclass(frozen=True)

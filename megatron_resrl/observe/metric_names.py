@@ -39,7 +39,7 @@ METRICS = {
     ),
     "approx_kl": Metric(
         "k3 estimate of KL(policy before the step, policy being updated), mean over the tokens of "
-        "responses with a loss; with `gspo` of the ratios of responses",
+        "responses with a loss; with `gspo` and `gspo_token` of the ratios of responses",
         "nats per token",
     ),
     "entropy": Metric(
@@ -47,7 +47,8 @@ METRICS = {
     ),
     "entropy_bonus": Metric("what `entropy_coefficient` takes off the loss", "-"),
     "clip_fraction/low": Metric(
-        "tokens whose ratio (with `cispo`: weight) was clipped from below", "share"
+        "tokens whose ratio (with `cispo`: weight; with `dppo`: divergence) was clipped from below",
+        "share",
     ),
     "clip_fraction/high": Metric("the same from above", "share"),
     "clip_fraction/dual": Metric(

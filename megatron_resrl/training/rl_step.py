@@ -50,6 +50,8 @@ class StepSettings:
     """Importance weights, and the gates on the mismatch of engine and trainer."""
     passes: PassSettings
     """Micro-batches and temperature of scoring passes and updates."""
+    max_response_length: int
+    """Most tokens that a response can have."""
     single_pass: bool = False
     """The update is the scoring pass, too; see `takes_single_pass`."""
 
@@ -73,6 +75,7 @@ class StepSettings:
                 recipe.algorithm.max_tokens_per_micro_batch,
                 recipe.algorithm.max_tokens_per_scoring_micro_batch,
             ),
+            recipe.rollout.max_response_length,
             single_pass,
         )
 
@@ -116,7 +119,7 @@ def rl_step(
     # A_i = (r_i - mean) / std of each group, which responses are positive, and c_i of each
     # mini-batch; then every data-parallel replica takes its whole groups.
     mini_batches = split_into_mini_batches(batch.group_ids, settings.updates_per_step)
-    graded = _with_loss(algorithm, batch, mini_batches, settings.aggregation)
+    graded = _with_loss(algorithm, batch, mini_batches, settings)
     limit = settings.passes.limit(policy)
     lengths = limit.lengths_of(graded)
     share = shard_groups(graded, mini_batches, sequence_cost(policy), lengths)
@@ -216,13 +219,15 @@ def _with_loss(
     algorithm: Algorithm,
     batch: RolloutBatch,
     mini_batches: list[list[int]],
-    aggregation: Aggregation,
+    settings: StepSettings,
 ) -> TrainingBatch:
     """The batch with what the loss makes of each response.
 
     An excluded response's reward stays in its group's statistics: only its own loss is left out.
     """
     advantages = algorithm.sample_advantages(batch.rewards, batch.scores, batch.group_ids)
+    tokens = batch.num_generated_tokens.masked_fill(batch.excluded, 0)
+    advantages = algorithm.relate_over_step(advantages, tokens)
     positive = algorithm.positive(batch.scores, advantages) & ~batch.excluded
     advantages = advantages.masked_fill(batch.excluded, 0.0)
     return TrainingBatch(
@@ -230,5 +235,11 @@ def _with_loss(
         advantages=advantages,
         positive=positive,
         has_loss=algorithm.has_loss(advantages, positive) & ~batch.excluded,
-        coefficients=loss_coefficients(batch, mini_batches, aggregation),
+        coefficients=loss_coefficients(
+            batch,
+            mini_batches,
+            settings.aggregation,
+            algorithm.in_denominator(positive),
+            settings.max_response_length,
+        ),
     )

@@ -114,25 +114,38 @@ def _groups(batch: RolloutBatch, indices: Sequence[int]) -> list[list[int]]:
 
 
 def loss_coefficients(
-    batch: RolloutBatch, mini_batches: Sequence[list[int]], aggregation: Aggregation
+    batch: RolloutBatch,
+    mini_batches: Sequence[list[int]],
+    aggregation: Aggregation,
+    counted: Tensor,
+    max_response_length: int,
 ) -> Tensor:
     """What a generated token of each response counts, with the mini-batches' denominators.
 
     Excluded responses are in no denominator, as in verl's `agg_loss`: the loss is a mean over what
     it is made of.
 
+    Args:
+        batch: Of the step.
+        mini_batches: Rows of each.
+        aggregation: How the losses of tokens are averaged.
+        counted: [B] bool, the responses that the algorithm averages over.
+        max_response_length: Most tokens that a response can have.
+
     Returns:
-        [B] float64; 0 for excluded responses.
+        [B] float64; 0 for excluded responses and those that are not counted.
     """
     coefficients_B = torch.zeros(len(batch), dtype=torch.float64)
+    counted_B = counted & ~batch.excluded
     for indices in mini_batches:
-        counted = [index for index in indices if not batch.excluded[index]]
-        if counted:
-            lengths = batch.num_generated_tokens[counted]
-            coefficients_B[counted] = token_coefficients(
+        rows = [index for index in indices if counted_B[index]]
+        if rows:
+            lengths = batch.num_generated_tokens[rows]
+            coefficients_B[rows] = token_coefficients(
                 lengths,
                 aggregation=aggregation,
                 global_tokens=int(lengths.sum()),
-                global_responses=len(counted),
+                global_responses=len(rows),
+                max_length=max_response_length,
             )
     return coefficients_B

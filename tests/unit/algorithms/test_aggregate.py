@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_resrl.algorithms import token_coefficients
+from megatron_resrl.algorithms import Aggregation, token_coefficients
 
 ROUNDING = 1e-12
 """float64: sums of at most 2000 numbers that add up to at most 1."""
@@ -23,6 +25,7 @@ def coefficients(lengths: list[int], aggregation: str) -> torch.Tensor:
         aggregation=aggregation,
         global_tokens=sum(lengths),
         global_responses=len(lengths),
+        max_length=200,
     )
 
 
@@ -42,7 +45,7 @@ def test_token_coefficients_token_mean_sums_to_one(lengths) -> None:
 
 
 @quickly
-@given(some_lengths, st.sampled_from(["token_mean", "sequence_mean"]), st.data())
+@given(some_lengths, st.sampled_from(get_args(Aggregation)), st.data())
 def test_token_coefficients_of_shares_are_those_of_the_whole(lengths, how, data) -> None:
     cut = data.draw(st.integers(0, len(lengths)))
     parts = [
@@ -51,6 +54,7 @@ def test_token_coefficients_of_shares_are_those_of_the_whole(lengths, how, data)
             aggregation=how,
             global_tokens=sum(lengths),
             global_responses=len(lengths),
+            max_length=200,
         )
         for part in (lengths[:cut], lengths[cut:])
     ]
@@ -60,7 +64,7 @@ def test_token_coefficients_of_shares_are_those_of_the_whole(lengths, how, data)
 @quickly
 @given(
     some_lengths,
-    st.sampled_from(["token_mean", "sequence_mean"]),
+    st.sampled_from(get_args(Aggregation)),
     st.randoms(use_true_random=False),
 )
 def test_token_coefficients_follow_their_responses(lengths, how, random) -> None:
@@ -71,9 +75,10 @@ def test_token_coefficients_follow_their_responses(lengths, how, random) -> None
 
 
 def test_token_coefficients_equal_a_hand_computation() -> None:
-    by_sequence, by_token = (
-        coefficients([4, 1, 0], how) for how in ("sequence_mean", "token_mean")
+    by_sequence, by_token, by_constant = (
+        coefficients([4, 1, 0], how) for how in ("sequence_mean", "token_mean", "constant_length")
     )
+    assert by_constant.tolist() == [1 / 600, 1 / 600, 0]
     assert by_sequence.tolist() == [1 / 12, 1 / 3, 0]
     assert by_token.tolist() == [1 / 5, 1 / 5, 0]
     assert by_sequence.dtype == by_token.dtype == torch.float64
@@ -93,6 +98,7 @@ def test_aggregate_weighs_responses_or_tokens_alike() -> None:
         ("token_mean", 0, 4, r"global_tokens is 0.*token_mean"),
         ("sequence_mean", 9, 0, r"global_responses is 0.*sequence_mean"),
         ("mean", 9, 4, r"aggregation is 'mean'.*token_mean, sequence_mean"),
+        ("constant_length", 9, 4, r"max_length is None.*constant_length"),
     ],
 )
 def test_token_coefficients_refuse_what_they_cannot_aggregate(

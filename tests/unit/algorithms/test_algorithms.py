@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -32,7 +33,7 @@ def token_advantages(algorithm: Algorithm, weights: torch.Tensor) -> torch.Tenso
 
 
 def test_registry_names_are_the_algorithms_names() -> None:
-    assert algorithm_names() == ("grpo", "nsr", "w_reinforce", "resrl", "cispo", "gspo", "llds")
+    assert {"grpo", "resrl", "rloo", "dppo"} < set(algorithm_names())
     for name in algorithm_names():
         assert get_algorithm(name).name == name
 
@@ -75,6 +76,59 @@ def test_grpo_without_scaling_is_the_centring_of_dr_grpo() -> None:
         rtol=1e-15,  # one rounding of the mean
         atol=0,
     )
+
+
+def test_dr_grpo_is_grpo_without_scaling() -> None:
+    ours = get_algorithm("dr_grpo").sample_advantages(REWARDS, SCORES, GROUP)
+    grpo = get_algorithm("grpo", scale_by_std=False).sample_advantages(REWARDS, SCORES, GROUP)
+    assert torch.equal(ours, grpo)
+
+
+def test_rloo_is_the_reward_less_the_mean_of_the_others() -> None:
+    alone = torch.tensor([3, 3, 3, 3, 8, 9])
+    rewards = torch.tensor([1.0, 0.7, 0.0, 0.0, 1.0, 0.4], dtype=torch.float64)
+    found = get_algorithm("rloo").sample_advantages(rewards, SCORES, alone)
+    expected = [1 - 0.7 / 3, 0.7 - 1 / 3, -1.7 / 3, -1.7 / 3, 0.0, 0.0]
+    assert found.tolist() == pytest.approx(expected, rel=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("name", "centred"),
+    [
+        ("reinforce_pp", [1.0, 0.7, 0.0, 0.0, 1.0, 1.0]),
+        ("reinforce_pp_baseline", [0.575, 0.275, -0.425, -0.425, 0.0, 0.0]),
+    ],
+)
+def test_reinforce_pp_whitens_over_the_tokens_of_the_step(name, centred) -> None:
+    algorithm = get_algorithm(name)
+    tokens = torch.tensor([3, 1, 4, 0, 2, 5])
+    advantages = algorithm.sample_advantages(REWARDS, SCORES, GROUP)
+    found = algorithm.relate_over_step(advantages, tokens)
+    # OpenRLHF: one value per token, the mean and the population's variance of all of them.
+    each = np.repeat(centred, tokens.numpy())
+    expected = (np.array(centred) - each.mean()) / each.std()
+    assert found.tolist() == pytest.approx(expected.tolist(), rel=1e-12)
+
+
+def test_reinforce_pp_of_equal_rewards_has_no_advantage() -> None:
+    algorithm = get_algorithm("reinforce_pp")
+    tokens = torch.tensor([3, 0, 7])
+    rewards = torch.tensor([0.3, 0.9, 0.3], dtype=torch.float64)  # The second is left out.
+    assert algorithm.relate_over_step(rewards, tokens).tolist() == [0, 0, 0]
+    assert algorithm.relate_over_step(rewards, torch.zeros(3, dtype=torch.int64)).tolist() == [
+        *(0, 0, 0)
+    ]
+
+
+def test_algorithms_relate_nothing_over_the_step_by_default() -> None:
+    advantages = torch.tensor([0.5, -0.5], dtype=torch.float64)
+    assert get_algorithm("grpo").relate_over_step(advantages, torch.tensor([1, 9])) is advantages
+
+
+@pytest.mark.parametrize("name", ["psr", "rft"])
+def test_psr_gives_one_to_correct_responses_only(name) -> None:
+    advantages = get_algorithm(name).sample_advantages(REWARDS, SCORES, GROUP)
+    assert advantages.tolist() == [1, 1, 0, 0, 1, 1]
 
 
 def test_nsr_gives_minus_one_to_incorrect_responses_only() -> None:
@@ -201,6 +255,13 @@ def test_get_algorithm_answers_an_unknown_option() -> None:
         ("gspo", {"clip_low": 1.0}, r"clip_low = 1.0: .*above 0 and below 1"),
         ("cispo", {"clip_low": 1.1}, r"clip_low = 1.1: .*above 0 and at most 1"),
         ("gspo", {"clip_high": 0.0}, r"clip_high = 0.0: .*above 0"),
+        ("reinforce_pp", {"min_variance": 0}, r"min_variance = 0: .*above 0"),
+        ("gmpo", {"clip_low": 0}, r"clip_low = 0: .*above 0"),
+        ("sapo", {"tau_negative": -1.0}, r"tau_negative = -1.0: .*above 0"),
+        ("dppo", {"divergence": "js"}, r"divergence = 'js': .*tv, kl"),
+        ("dppo", {"anchor": "old"}, r"anchor = 'old': .*trainer, engine"),
+        ("dppo", {"ratio_cap": 1.0}, r"ratio_cap = 1.0: .*above 1"),
+        ("dppo", {"clip_high": 0.0}, r"clip_high = 0.0: .*above 0"),
         ("llds", {"likelihood_coefficient": -1}, r"likelihood_coefficient = -1"),
         ("llds", {"likelihood_tolerance": None}, r"likelihood_tolerance = None: not a number"),
     ],

@@ -76,6 +76,15 @@ def test_check_algorithm_refuses_unusable_options(refused, option, said):
     assert said in problem.problem
 
 
+def test_check_algorithm_corrects_a_mismatch_once(check, refused):
+    dppo = ("--algorithm.name=dppo", "--algorithm.options={anchor: engine}")
+    assert check(*dppo) == []
+    assert check("--algorithm.name=dppo", "--correction.method=token_tis") == []
+    problem = refused(*dppo, "--correction.method=token_tis")
+    assert (problem.setting, problem.fix) == ("correction.method", "use none")
+    assert "dppo has the ratio of trainer and engine" in problem.problem
+
+
 @pytest.mark.parametrize(
     ("override", "fix"),
     [
