@@ -28,7 +28,7 @@ from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingP
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.token_weighting.factory import build_weighting
-from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.algorithm import algorithm_of, weighting_of
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.single_pass import takes_single_pass
 
@@ -132,7 +132,7 @@ def measure_step(options: argparse.Namespace) -> dict[str, Any]:
         policy = build_policy(recipe)
         algorithm = algorithm_of(recipe)
         weighting = build_weighting(
-            algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
+            weighting_of(recipe), policy, recipe.resrl, recipe.rollout, seed=recipe.seed
         )
         settings = StepSettings.from_recipe(
             recipe, single_pass=takes_single_pass(weighting, recipe)

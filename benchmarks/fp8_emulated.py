@@ -97,7 +97,7 @@ class Run:
         from megatron_resrl.rollout.engines.megatron import MegatronEngine
         from megatron_resrl.rollout.worker import build_policy
         from megatron_resrl.token_weighting.factory import build_weighting
-        from megatron_resrl.training.algorithm import algorithm_of
+        from megatron_resrl.training.algorithm import algorithm_of, weighting_of
         from megatron_resrl.training.rl_step import StepSettings
 
         FP8GlobalStateManager.reset()
@@ -110,7 +110,7 @@ class Run:
         self.algorithm = algorithm_of(self.recipe)
         recipe = self.recipe
         self.weighting = build_weighting(
-            self.algorithm, self.policy, recipe.resrl, recipe.rollout, seed=recipe.seed
+            weighting_of(recipe), self.policy, recipe.resrl, recipe.rollout, seed=recipe.seed
         )
         self.settings = StepSettings.from_recipe(recipe)
         self.state: Any = None

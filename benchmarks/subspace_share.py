@@ -61,6 +61,7 @@ from megatron_resrl.subspace import (
 )
 from megatron_resrl.subspace.collectors import COLLECTORS
 from megatron_resrl.token_weighting.factory import build_weighting
+from megatron_resrl.token_weighting.registry import chosen_weighting
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 
 HIDDEN_SIZE = 576
@@ -127,7 +128,13 @@ def time_steps(settings: argparse.Namespace) -> dict[str, Any]:
     policy = build_policy(recipe)
     algorithms = {name: get_algorithm(name) for name in ALGORITHMS}
     weightings = {
-        name: build_weighting(algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed)
+        name: build_weighting(
+            chosen_weighting(recipe.algorithm, recipe.resrl, weighted=algorithm.weighted),
+            policy,
+            recipe.resrl,
+            recipe.rollout,
+            seed=recipe.seed,
+        )
         for name, algorithm in algorithms.items()
     }
     token_ranks = weightings["resrl"].ranks

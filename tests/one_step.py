@@ -25,6 +25,7 @@ from megatron_resrl.rollout.collect import Sample
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.algorithm import weighting_of as chosen_weighting_of
 from megatron_resrl.training.rl_step import StepOutcome, StepSettings, rl_step
 from megatron_resrl.training.scoring import Scores, score_batch
 from megatron_resrl.training.single_pass import takes_single_pass
@@ -51,11 +52,10 @@ def weighting_of(
     policy: Policy,
     recipe: Recipe,
     think_markers: tuple[int, int] | None = None,
-    algorithm: Algorithm | None = None,
 ) -> TokenWeighting:
     """The weighting of a recipe."""
     return build_weighting(
-        algorithm or algorithm_of(recipe),
+        chosen_weighting_of(recipe),
         policy,
         recipe.resrl,
         recipe.rollout,
@@ -101,7 +101,7 @@ def take_step_on(
     observers = standard_observers(
         recipe.resrl, temperature=recipe.rollout.temperature, seed=recipe.seed, timers=timers
     )
-    weighting = weighting_of(policy, recipe, think_markers, algorithm)
+    weighting = weighting_of(policy, recipe, think_markers)
     single = takes_single_pass(weighting, recipe)
     return rl_step(
         policy,

@@ -259,6 +259,33 @@ CASES: dict[str, Case] = {
         {"algorithm.name": "grpo"},
     ),
     "entropy bonus": Case({"algorithm.options": {"entropy_coefficient": 0.3}}, flat=True),
+    "grpo with ResRL's weights": Case({"algorithm.weighting": "resrl"}, {"algorithm.name": "grpo"}),
+    "resrl without weights": Case({"algorithm.weighting": "none"}, LENGTH_SCALING),
+    "rloo with constant weights": Case(
+        {"algorithm.weighting": "constant"},
+        LENGTH_SCALING | {"algorithm.name": "rloo", "resrl.positives": "advantage"},
+    ),
+    "w_reinforce with ResRL's weights": Case(
+        {"algorithm.weighting": "resrl"}, {"algorithm.name": "w_reinforce"}
+    ),
+    "gspo_token with inverted weights": Case(
+        {"algorithm.weighting": "inverted"},
+        TWO
+        | {
+            "algorithm.name": "gspo_token",
+            "algorithm.options": {"clip_low": 0.02, "clip_high": 0.01},
+        },
+        masked=True,
+    ),
+    "gmpo with ResRL's weights": Case(
+        {"algorithm.weighting": "resrl"},
+        TWO
+        | {
+            "algorithm.name": "gmpo",
+            "algorithm.options": {"clip_low": 0.03, "clip_high": 0.02},
+            "resrl.mask_think": True,
+        },
+    ),
     "rank": Case({"resrl.rank": 3}),
     "sampled positives": Case({"resrl.max_positive_tokens": 8}),
     "quantiles": Case({"resrl.quantiles": (0.05, 0.6)}),

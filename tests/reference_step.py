@@ -150,6 +150,9 @@ class _Trainer:
         self.settings = settings
         self.markers = think_markers
         self.margin = float("inf")
+        algorithm = settings["algorithm"]
+        own = settings["resrl"]["weights"] if algorithm["name"] == "resrl" else "none"
+        self.weighting = own if algorithm["weighting"] == "auto" else algorithm["weighting"]
         self.planned = total_steps * settings["algorithm"]["updates_per_step"]
         self.updates = 0
         numbers = settings["optimizer"]
@@ -176,7 +179,7 @@ class _Trainer:
             advantages = whitened(advantages, counts)
         by_advantage = self.settings["resrl"]["positives"] == "advantage"
         positive = [
-            (a > 0 if by_advantage and algorithm["name"] == "resrl" else r.score > 0)
+            (a > 0 if by_advantage and self.weighting != "none" else r.score > 0)
             for r, a in zip(rollouts, advantages, strict=True)
         ]
         advantages = [0.0 if m else a for a, m in zip(advantages, masked, strict=True)]
@@ -216,9 +219,7 @@ class _Trainer:
                 loss = loss - share * entropy_coefficient * entropy_BT[place, tokens].sum()
                 for t in tokens:
                     a = advantages[i]
-                    if algorithm["name"] == "resrl":
-                        right = self.settings["resrl"]["positive_weight"]
-                        a *= right if positive[i] else weights_BT[i, t]
+                    a *= self._positive_weight() if positive[i] else weights_BT[i, t]
                     if not positive[i]:
                         mass += share * abs(a)
                         unweighted += share * abs(advantages[i])
@@ -238,6 +239,13 @@ class _Trainer:
         metrics = dict(zip(names, means, strict=True))
         metrics["reward/mean"] = float(np.mean([shaped_reward(r, self.settings) for r in rollouts]))
         return metrics, advantages, weights_BT
+
+    def _positive_weight(self) -> float:
+        """Factor on the advantages of positives; w_reinforce has one in its advantages."""
+        name = self.settings["algorithm"]["name"]
+        if name == "resrl" or (self.weighting != "none" and name != "w_reinforce"):
+            return self.settings["resrl"]["positive_weight"]
+        return 1.0
 
     def _share(self, rollout: Rollout, counted: Sequence[int]) -> float:
         """Of a token in the mean over responses with so many tokens."""
@@ -284,7 +292,7 @@ class _Trainer:
         """[B, T] 1 where nothing applies."""
         hidden = hidden_BTH.double().numpy()
         weights = np.ones(hidden.shape[:2])
-        if self.settings["algorithm"]["name"] != "resrl":
+        if self.weighting == "none":
             return weights
         resrl = self.settings["resrl"]
         thought = [self._thought(r) for r in rollouts]
@@ -310,13 +318,13 @@ class _Trainer:
                 *(np.stack([hidden[i, t] for i, t in side]) for side in (right, wrong)), resrl
             )
             share = [abs(advantages[i]) * self._part(rollouts[i]) for i, _ in wrong]
-            if resrl["weights"] == "constant":
+            if self.weighting == "constant":
                 found = np.full(
                     len(wrong), np.average(found, weights=share if any(share) else None)
                 )
-            elif resrl["weights"] == "random":
+            elif self.weighting == "random":
                 found = random_weights(found, np.array(share), key, resrl["floor"])
-            elif resrl["weights"] == "inverted":
+            elif self.weighting == "inverted":
                 found = 1 + resrl["floor"] - found
             for (i, t), weight in zip(wrong, found, strict=True):
                 weights[i, t] = weight

@@ -5,18 +5,22 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from megatron_resrl.algorithms.advantages import is_correct
+from megatron_resrl.algorithms.advantages import finite_vector, is_correct
 from megatron_resrl.algorithms.losses import LossInputs, LossOutputs
-from megatron_resrl.algorithms.options import require_not_negative
+from megatron_resrl.algorithms.options import require_choice, require_not_negative
 from megatron_resrl.algorithms.policy_loss import clipped_loss
 
 CLIP_SETTINGS = {name: f"algorithm.{name}" for name in ("clip_low", "clip_high", "dual_clip")}
 """Options of the clipped objective -> settings of a recipe."""
+RESRL_SETTINGS = {name: f"resrl.{name}" for name in ("positive_weight", "positives")}
+"""Options of what token weights do -> settings of a recipe, where ResRL's weights are used."""
+
+Positives = Literal["score", "advantage"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +38,12 @@ class Algorithm(ABC):
     """Paper and library that its formulas are from."""
     published_with: ClassVar[Mapping[str, Any]] = {}
     """Settings of its source that differ from the defaults or matter for its results."""
-    needs_hidden_states: ClassVar[bool] = False
-    """Whether token weights must be computed from hidden states; else they are all 1."""
+    weighted: ClassVar[bool] = False
+    """Whether `algorithm.weighting: auto` is what `resrl.weights` names; else it is none."""
+    learns_from_incorrect: ClassVar[bool] = True
+    """Whether incorrect responses have a loss, so that there is something to weigh."""
+    weighting_settings: ClassVar[Mapping[str, str]] = RESRL_SETTINGS
+    """Like `settings`, where ResRL's weights are used."""
     settings: ClassVar[Mapping[str, str]] = CLIP_SETTINGS
     """Options that have a setting of their own outside of `algorithm.options` -> that setting."""
 
@@ -47,6 +55,10 @@ class Algorithm(ABC):
     """`algorithm.dual_clip`."""
     entropy_coefficient: float = 0.0
     """Factor of the mean entropy, which is subtracted from the loss."""
+    positive_weight: float = 1.0
+    """Factor on the advantages of positive responses."""
+    positives: Positives = "score"
+    """Which responses are positive. `score`: correct by the verifier; `advantage`: A > 0."""
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -55,6 +67,8 @@ class Algorithm(ABC):
             ValueError: One is out of its range.
         """
         require_not_negative("entropy_coefficient", self.entropy_coefficient)
+        require_not_negative("positive_weight", self.positive_weight)
+        require_choice("positives", self.positives, get_args(Positives))
 
     @property
     def corrects_mismatch(self) -> bool:
@@ -107,7 +121,7 @@ class Algorithm(ABC):
         return torch.ones_like(positive)
 
     def positive(self, scores: Tensor, advantages: Tensor) -> Tensor:
-        """The responses whose tokens are to be reinforced; by default the correct ones.
+        """The responses whose tokens are to be reinforced; by default what `positives` says.
 
         Args:
             scores: [B] raw scores of the verifier.
@@ -119,7 +133,8 @@ class Algorithm(ABC):
         Raises:
             ValueError: A score is not finite.
         """
-        return is_correct(scores)
+        correct = is_correct(scores)
+        return correct if self.positives == "score" else finite_vector("advantages", advantages) > 0
 
     def has_loss(self, advantages: Tensor, positive: Tensor) -> Tensor:
         """The responses whose loss may have a gradient; the others are left out of updates.
@@ -141,17 +156,20 @@ class Algorithm(ABC):
     def token_advantages(
         self, advantages: Tensor, positive: Tensor, token_weights: Tensor
     ) -> Tensor:
-        """Advantages that the policy loss uses; by default those of the responses.
+        """Advantages that the policy loss uses; by default `weighted_advantages`.
 
         Args:
             advantages: [n] of the response that each token belongs to.
             positive: [n] bool, from `positive`.
-            token_weights: [n], 1 where no weight applies.
+            token_weights: [n], from `algorithm.weighting`; 1 where no weight applies.
 
         Returns:
             [n] in the dtype and on the device of `advantages`.
+
+        Raises:
+            ValueError: Shapes differ (they would broadcast).
         """
-        return advantages
+        return weighted_advantages(advantages, positive, token_weights, self.positive_weight)
 
     def policy_loss(self, inputs: LossInputs) -> LossOutputs:
         """The loss of a micro-batch; by default the clipped objective (`ppo_clip`).
@@ -172,3 +190,29 @@ class Algorithm(ABC):
             clip_high=self.clip_high,
             dual_clip=self.dual_clip,
         )
+
+
+def weighted_advantages(
+    advantages: Tensor, positive: Tensor, token_weights: Tensor, positive_weight: float
+) -> Tensor:
+    """Positives: positive_weight w_t A. Negatives: w_t A, token by token (ResRL, arXiv 2605.00380).
+
+    Args:
+        advantages: [n] float.
+        positive: [n] bool.
+        token_weights: [n] float.
+        positive_weight: At least 0.
+
+    Returns:
+        [n] in the dtype of the advantages.
+
+    Raises:
+        ValueError: Shapes differ.
+    """
+    if not advantages.shape == positive.shape == token_weights.shape:
+        raise ValueError(
+            f"advantages {list(advantages.shape)}, positive {list(positive.shape)} and "
+            f"token_weights {list(token_weights.shape)} must have the same shape"
+        )
+    weights = token_weights.to(advantages.dtype)
+    return advantages * torch.where(positive, positive_weight * weights, weights)

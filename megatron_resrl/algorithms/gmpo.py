@@ -19,8 +19,8 @@ class GMPO(GRPO):
     """-A exp(mean over the tokens of the clipped log ratio), equation 4.
 
     Every token is clipped by itself, as PPO does: with A > 0 its log ratio counts as at most
-    clip_high, with A < 0 as at least -clip_low. Where token weights give tokens of a response
-    advantages of their own, each token's advantage multiplies the same mean.
+    clip_high, with A < 0 as at least -clip_low. Where token weights give the tokens of a response
+    advantages of their own, the sign of their mean decides, and each multiplies the same ratio.
     """
 
     name: ClassVar[str] = "gmpo"
@@ -43,8 +43,9 @@ class GMPO(GRPO):
         """The loss, and as means over tokens `clip_fraction/low`, `.../high` and `approx_kl`."""
         log_ratio = inputs.log_probs - inputs.old_log_probs
         detached = log_ratio.detach()
-        too_low = (inputs.advantages < 0) & (detached < -self.clip_low)
-        too_high = (inputs.advantages > 0) & (detached > self.clip_high)
+        of_response = inputs.sequence_mean(inputs.advantages)
+        too_low = (of_response < 0) & (detached < -self.clip_low)
+        too_high = (of_response > 0) & (detached > self.clip_high)
         clipped = log_ratio.masked_fill(too_low, -self.clip_low)
         clipped = clipped.masked_fill(too_high, self.clip_high)
         ratio = inputs.sequence_mean(clipped).exp()

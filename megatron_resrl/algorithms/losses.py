@@ -35,7 +35,8 @@ class LossInputs:
     advantages: Tensor
     """[n] fp32: of the tokens, from `Algorithm.token_advantages`."""
     token_weights: Tensor
-    """[n] fp32: 1 where no weight applies; `advantages` have them already."""
+    """[n] fp32, from `algorithm.weighting`: 1 where no weight applies; `advantages` have them
+    already."""
     positive: Tensor
     """[n] bool: whether the token's response is to be reinforced."""
     coefficients: Tensor

@@ -17,6 +17,7 @@ class PSR(Algorithm):
 
     name: ClassVar[str] = "psr"
     source: ClassVar[str] = "arXiv 2506.01347"
+    learns_from_incorrect: ClassVar[bool] = False
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
         """1 for correct responses, 0 for the others."""

@@ -8,11 +8,11 @@ from dataclasses import replace
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import OptimizerConfig, Recipe, WhenExact
+from megatron_resrl.config.schema import OptimizerConfig, Recipe, ResrlConfig, WhenExact
 from megatron_resrl.config.shared_prompts import shared_prompts_conflict
 from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.errors import SettingError
-from megatron_resrl.token_weighting.registry import require_weighting
+from megatron_resrl.token_weighting.registry import chosen_weighting, require_weighting
 
 
 def _check_algorithm(recipe: Recipe) -> Iterator[Problem]:
@@ -38,11 +38,27 @@ def _check_algorithm(recipe: Recipe) -> Iterator[Problem]:
         yield Problem(setting, value, f"{algorithm.name} does not use it", fix)
 
 
-def _check_weighting(weights: str) -> Iterator[Problem]:
+def _check_weighting(recipe: Recipe) -> Iterator[Problem]:
+    from megatron_resrl.algorithms import get_algorithm_class  # It imports torch.
+
+    algorithm, resrl = recipe.algorithm, recipe.resrl
     try:
-        require_weighting(weights)
+        found = get_algorithm_class(algorithm.name)
+    except SettingError:
+        return  # `_check_algorithm` says so.
+    try:
+        # `resrl.weights`, too, where the algorithm has no use for it.
+        require_weighting(chosen_weighting(algorithm, resrl, weighted=True))
     except SettingError as error:
         yield Problem.of(error)
+        return
+    if algorithm.weighting != "auto" and resrl.weights != ResrlConfig.weights:
+        problem = f"algorithm.weighting, which is {algorithm.weighting!r}, decides"
+        yield Problem("resrl.weights", resrl.weights, problem, "leave one of them out")
+    chosen = chosen_weighting(algorithm, resrl, weighted=found.weighted)
+    if chosen.entry.of_resrl and not found.learns_from_incorrect:
+        problem = f"it weighs incorrect responses, of which {algorithm.name} has no loss"
+        yield Problem("algorithm.weighting", algorithm.weighting, problem, "use none")
 
 
 def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
@@ -110,7 +126,7 @@ PASS_CHECKS: tuple[Check, ...] = (
 
 ALGORITHM_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_algorithm(facts.recipe),
-    lambda facts: _check_weighting(facts.recipe.resrl.weights),
+    lambda facts: _check_weighting(facts.recipe),
     *PASS_CHECKS,
     lambda facts: _check_sampling(facts.recipe.rollout.temperature),
     lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),

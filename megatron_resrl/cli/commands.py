@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_resrl.cli import check, doctor, launch, plan, serve, stages, status
+from megatron_resrl.cli import algorithms, check, doctor, launch, plan, serve, stages, status
 from megatron_resrl.cli.command import CliCommand
 
 COMMANDS: dict[str, CliCommand] = {
@@ -11,6 +11,7 @@ COMMANDS: dict[str, CliCommand] = {
     "eval": stages.EVAL,
     "pretrain": stages.PRETRAIN,
     "check": check.CHECK,
+    "algorithms": algorithms.ALGORITHMS,
     "plan": plan.PLAN,
     "launch": launch.LAUNCH,
     "serve": serve.SERVE,

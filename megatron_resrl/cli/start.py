@@ -84,7 +84,9 @@ def prepare_megatron(recipe: RunSettings, *, reads_files: bool = True) -> None:
     """
     passed_through = recipe.model.megatron or recipe.optimizer.megatron or recipe.parallel.ddp
     reads_tokens = isinstance(recipe, PretrainRecipe)
-    own_weighting = isinstance(recipe, Recipe) and split_name(recipe.resrl.weights)
+    own_weighting = isinstance(recipe, Recipe) and any(
+        map(split_name, (recipe.resrl.weights, recipe.algorithm.weighting))
+    )
     if passed_through or (reads_files and (reads_tokens or own_weighting)):
         _adapt()
 

@@ -147,6 +147,11 @@ class AlgorithmConfig:
     resrl, grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline; only correct or incorrect
     responses: psr, nsr, w_reinforce, rft; losses of their own: gspo, gspo_token, gmpo, cispo, sapo,
     dppo, llds."""
+    weighting: str = "auto"
+    """Factor on the advantages of tokens, with any algorithm: `none`; `resrl`, the method as the
+    section `resrl` sets it up; its controls `constant`, `random` and `inverted`; another that
+    `megatron-resrl algorithms` lists; or `path.py:name` of a `TokenWeighting` of your own. `auto`:
+    of the algorithm resrl what `resrl.weights` names, of all others none."""
     clip_low: Annotated[float, Range(0, 1, low_included=False, high_included=False)] = 0.2
     """PPO clip: smallest ratio is 1 - clip_low."""
     clip_high: Annotated[float, above(0)] = 0.2
@@ -195,7 +200,7 @@ class ResrlConfig:
     floor: Annotated[float, PROBABILITY] = 0.1
     """The smallest weight (xi)."""
     positive_weight: Annotated[float, at_least(0)] = 0.1
-    """Factor on the advantages of positive responses."""
+    """Factor on the advantages of positive responses, with ResRL's weights or controls."""
     positives: Literal["score", "advantage"] = "score"
     """`score`: correct by the verifier (the released code); `advantage`: A > 0 (the paper). They
     differ where shaping pushes a correct response below its group's mean."""
@@ -203,10 +208,11 @@ class ResrlConfig:
     """Whose hidden states: an index into Hugging Face's `hidden_states`. -2: the input of the last
     layer; -1: after the final norm; 0: the embeddings."""
     weights: str = "residual"
-    """Name of the token weighting. `residual`: the method. Controls that punish incorrect responses
-    as much, as the loss sees it: `constant`, one weight for all incorrect tokens of a group;
-    `random`, the group's weights dealt to its incorrect tokens. `inverted`: 1 + floor - weight,
-    most where the method punishes least. Or `path.py:name` of a `TokenWeighting` of your own."""
+    """The weighting where `algorithm.weighting` is auto. `residual`: the method. Controls that
+    punish incorrect responses as much, as the loss sees it: `constant`, one weight for all
+    incorrect tokens of a group; `random`, the group's weights dealt to its incorrect tokens.
+    `inverted`: 1 + floor - weight, most where the method punishes least. Or `path.py:name` of a
+    `TokenWeighting` of your own."""
     refresh: Literal["rollout", "minibatch"] = "rollout"
     """`rollout`: reuse the weights of the scoring pass for all updates of the step; `minibatch`:
     compute them anew with the current policy before each update (the released code)."""

@@ -27,7 +27,7 @@ def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
     on_last_stage = recipe.resrl.layer % (layers + 1) >= layers - layers // stages
     if on_last_stage and _negatives_fit(recipe, tokens):
         return 1
-    return 2 if _needs_hidden_states(algorithm.name) else 1
+    return 2 if _reads_states(recipe) else 1
 
 
 def _negatives_fit(recipe: Recipe, tokens: float) -> bool:
@@ -39,7 +39,7 @@ def _negatives_fit(recipe: Recipe, tokens: float) -> bool:
     return in_budget and negatives <= algorithm.micro_batch_size
 
 
-def _needs_hidden_states(algorithm: str) -> bool:
-    from megatron_resrl.algorithms import get_algorithm_class  # It imports torch.
+def _reads_states(recipe: Recipe) -> bool:
+    from megatron_resrl.training.algorithm import weighting_of  # It imports torch.
 
-    return get_algorithm_class(algorithm).needs_hidden_states
+    return weighting_of(recipe).entry.reads_states

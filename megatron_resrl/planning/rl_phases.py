@@ -16,7 +16,7 @@ from megatron_resrl.planning.sample import GroupsOfStep, Sample, whole_step
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.fake_device.device import FakeDevice
 from megatron_resrl.token_weighting.factory import build_weighting
-from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.algorithm import algorithm_of, weighting_of
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.single_pass import takes_single_pass
 
@@ -87,7 +87,7 @@ class RlPhases(RankPhases):
             timers=timers,
         )
         weighting = build_weighting(
-            algorithm, policy, recipe.resrl, recipe.rollout, seed=recipe.seed
+            weighting_of(recipe), policy, recipe.resrl, recipe.rollout, seed=recipe.seed
         )
         single_pass = takes_single_pass(weighting, recipe)
         settings = replace(

@@ -22,3 +22,5 @@ class WeightingContext:
     """Most tokens of correct responses that a group can have beside an incorrect response."""
     think_markers: tuple[int, int] | None = None
     """Token ids between which responses think; None: thinking is not left out."""
+    name: str = "resrl"
+    """Of the weighting, as `registry.ChosenWeighting` has it."""

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-from megatron_resrl.algorithms import Algorithm
 from megatron_resrl.config.schema import ResrlConfig
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.protocol import TokenWeighting
-from megatron_resrl.token_weighting.registry import get_weighting
-from megatron_resrl.token_weighting.uniform import Uniform
+from megatron_resrl.token_weighting.registry import ChosenWeighting, get_weighting
 
 
 def build_weighting(
-    algorithm: Algorithm,
+    chosen: ChosenWeighting,
     policy: Policy,
     settings: ResrlConfig,
     rollout: RolloutConfig,
@@ -21,12 +19,12 @@ def build_weighting(
     seed: int,
     think_markers: tuple[int, int] | None = None,
 ) -> TokenWeighting:
-    """Builds what weighs the tokens of a run's scoring passes.
+    """Builds what weighs the tokens of a run.
 
     Args:
-        algorithm: Without use for weights: `Uniform`.
+        chosen: Which one.
         policy: Whose hidden states are read.
-        settings: `resrl.weights` names the weighting.
+        settings: Of ResRL's weights.
         rollout: Size of groups and longest response.
         seed: Of the run.
         think_markers: Token ids between which responses think, if thinking is masked.
@@ -34,8 +32,7 @@ def build_weighting(
     Raises:
         SettingError: There is no such weighting, or the class in the user's file is none.
     """
-    if not algorithm.needs_hidden_states:
-        return Uniform()
     # One incorrect response at least, or the group is skipped.
     longest = (rollout.group_size - 1) * rollout.max_response_length
-    return get_weighting(WeightingContext(policy, settings, seed, longest, think_markers))
+    context = WeightingContext(policy, settings, seed, longest, think_markers, chosen.name)
+    return get_weighting(chosen, context)

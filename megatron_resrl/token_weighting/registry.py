@@ -1,10 +1,13 @@
-"""The weightings by name, as `resrl.weights` has them, or by file and name."""
+"""The weightings by name, as `algorithm.weighting` and `resrl.weights` have them, or by file and
+name."""
 
 from __future__ import annotations
 
 import inspect
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from megatron_resrl.config.schema import AlgorithmConfig, ResrlConfig
 from megatron_resrl.registry import Registry
 
 # For types alone: the checks of a recipe ask for names and need no megatron-core.
@@ -12,47 +15,117 @@ if TYPE_CHECKING:
     from megatron_resrl.token_weighting.context import WeightingContext
     from megatron_resrl.token_weighting.protocol import TokenWeighting
 
-_REGISTRY = Registry(
-    setting="resrl.weights",
-    kind="token weighting",
-    built_in={
-        "residual": "megatron_resrl.token_weighting.resrl:ResRLWeighting",
-        "constant": "megatron_resrl.token_weighting.resrl:ResRLWeighting",
-        "random": "megatron_resrl.token_weighting.resrl:ResRLWeighting",
-        "inverted": "megatron_resrl.token_weighting.resrl:ResRLWeighting",
-    },
-    member="class",
-    is_member=inspect.isclass,
-    accepts=inspect.isclass,
-)
-"""A class takes a `WeightingContext`. A new weighting adds one line to `built_in`, or stays in a
-file of its own."""
+_RESRL = "megatron_resrl.token_weighting.resrl:ResRLWeighting"
 
 
-def require_weighting(name: str) -> None:
-    """Refuses a value of `resrl.weights`; a user's file is run to see what it has.
+@dataclass(frozen=True)
+class WeightingEntry:
+    """What is known of a weighting before it is imported."""
+
+    place: str
+    """`module:class`; the class takes a `WeightingContext`."""
+    summary: str = "a weighting of the user's"
+    """One line for lists."""
+    source: str = ""
+    """Paper that its formula is from."""
+    reads_states: bool = True
+    """Whether it needs hidden states of the policy."""
+    of_resrl: bool = True
+    """Whether `resrl.positive_weight` and `resrl.positives` belong to it."""
+
+
+WEIGHTINGS: dict[str, WeightingEntry] = {
+    "none": WeightingEntry(
+        "megatron_resrl.token_weighting.fixed:Uniform",
+        "every token counts as its response",
+        reads_states=False,
+        of_resrl=False,
+    ),
+    "resrl": WeightingEntry(
+        _RESRL,
+        "incorrect tokens by their residual to the subspace of the correct ones",
+        "arXiv 2605.00380",
+    ),
+    "constant": WeightingEntry(
+        _RESRL, "control: one weight for all incorrect tokens of a group, with ResRL's sum"
+    ),
+    "random": WeightingEntry(
+        _RESRL, "control: ResRL's weights dealt to the group's incorrect tokens at random"
+    ),
+    "inverted": WeightingEntry(_RESRL, "control: 1 + floor - ResRL's weight"),
+}
+"""A new weighting adds one entry, or stays in a file of its own."""
+
+_OLDER_NAMES = {"residual": "resrl"}
+"""As in `resrl.weights`."""
+
+
+@dataclass(frozen=True)
+class ChosenWeighting:
+    """The weighting that a recipe names."""
+
+    name: str
+    """One of `WEIGHTINGS`, or `path.py:name`."""
+    setting: str
+    """Which setting names it."""
+
+    @property
+    def entry(self) -> WeightingEntry:
+        """What is known of it; a weighting of the user's, or an unknown one, has the defaults."""
+        return WEIGHTINGS.get(self.name, WeightingEntry(self.name))
+
+
+def chosen_weighting(
+    algorithm: AlgorithmConfig, resrl: ResrlConfig, *, weighted: bool
+) -> ChosenWeighting:
+    """What `algorithm.weighting` and `resrl.weights` say together.
+
+    Args:
+        algorithm: With `weighting`.
+        resrl: With `weights`, which decides where `algorithm.weighting` is `auto`.
+        weighted: Whether the algorithm weighs tokens by itself, as `Algorithm.weighted` says.
+    """
+    if algorithm.weighting != "auto":
+        name, setting = algorithm.weighting, "algorithm.weighting"
+    elif weighted:
+        name, setting = resrl.weights, "resrl.weights"
+    else:
+        name, setting = "none", "algorithm.weighting"
+    return ChosenWeighting(_OLDER_NAMES.get(name, name), setting)
+
+
+def require_weighting(chosen: ChosenWeighting) -> None:
+    """Refuses a name; a user's file is run to see what it has.
 
     Raises:
         SettingError: There is no such weighting or file, or the class in it is no weighting.
     """
-    if name not in _REGISTRY.built_in:
-        _find_class(name)
+    if chosen.name not in WEIGHTINGS:
+        _find_class(chosen)
 
 
-def get_weighting(context: WeightingContext) -> TokenWeighting:
-    """Builds the weighting that `resrl.weights` names.
+def get_weighting(chosen: ChosenWeighting, context: WeightingContext) -> TokenWeighting:
+    """Builds a weighting.
 
     Raises:
         SettingError: See `require_weighting`.
     """
-    return _find_class(context.settings.weights)(context)
+    return _find_class(chosen)(context)
 
 
-def _find_class(name: str) -> Any:
-    found, _ = _REGISTRY.find(name)
+def _find_class(chosen: ChosenWeighting) -> Any:
+    registry = Registry(
+        setting=chosen.setting,
+        kind="token weighting",
+        built_in={name: entry.place for name, entry in WEIGHTINGS.items()},
+        member="class",
+        is_member=inspect.isclass,
+        accepts=inspect.isclass,
+    )
+    found, _ = registry.find(chosen.name)
     lacks = [each for each in ("begin", "summarise") if not callable(getattr(found, each, None))]
     lacks += sorted(getattr(found, "__abstractmethods__", ()))
     if lacks:
         problem = f"{found.__name__} does not define {', '.join(lacks)}"
-        raise _REGISTRY.refusal(name, problem, "define it, see TokenWeighting")
+        raise registry.refusal(chosen.name, problem, "define it, see TokenWeighting")
     return found

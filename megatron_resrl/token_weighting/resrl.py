@@ -39,6 +39,8 @@ from megatron_resrl.token_weighting.parts import parts_of_plan
 from megatron_resrl.token_weighting.protocol import TokenWeights
 from megatron_resrl.token_weighting.stages import ReceivingPass, from_tap_stage, loss_elsewhere
 
+_CONTROLS = ("constant", "random", "inverted")
+
 
 class ResRLWeighting:
     """Weights of incorrect tokens from their residuals to the subspace of the correct ones.
@@ -51,7 +53,8 @@ class ResRLWeighting:
     def __init__(self, context: WeightingContext) -> None:
         """
         Args:
-            context: Of the run; `resrl.weights` names the method's weights, or others made of them.
+            context: Of the run; its name says whether the weights are the method's, or others made
+                of them.
         """
         self.policy = context.policy
         self.settings = context.settings
@@ -66,7 +69,7 @@ class ResRLWeighting:
             max_positive_tokens=self.settings.max_positive_tokens,
             quantiles=self.settings.quantiles,
             floor=self.settings.floor,
-            weights=self.settings.weights,
+            weights=context.name if context.name in _CONTROLS else "residual",
         )
         self.ranks = _token_shard_group(self.policy)
 

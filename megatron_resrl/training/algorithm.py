@@ -7,6 +7,7 @@ from typing import Any
 
 from megatron_resrl.algorithms import Algorithm, get_algorithm, get_algorithm_class
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.token_weighting.registry import ChosenWeighting, chosen_weighting
 
 
 def algorithm_of(recipe: Recipe) -> Algorithm:
@@ -17,12 +18,25 @@ def algorithm_of(recipe: Recipe) -> Algorithm:
         SettingError: The user's file or its class cannot be used.
     """
     name, options = recipe.algorithm.name, recipe.algorithm.options
-    settings = get_algorithm_class(name).settings
+    found = get_algorithm_class(name)
+    settings = dict(found.settings)
+    if weighting_of(recipe).entry.of_resrl:
+        settings |= found.weighting_settings
     for option, setting in settings.items():
         if option in options:
             raise ValueError(f"algorithm.options has {option!r}; set {setting} instead")
     values = {option: _value(recipe, setting) for option, setting in settings.items()}
     return get_algorithm(name, **options, **values)
+
+
+def weighting_of(recipe: Recipe) -> ChosenWeighting:
+    """The token weighting of a recipe.
+
+    Raises:
+        SettingError: There is no such algorithm, or its file cannot be used.
+    """
+    weighted = get_algorithm_class(recipe.algorithm.name).weighted
+    return chosen_weighting(recipe.algorithm, recipe.resrl, weighted=weighted)
 
 
 def unused_settings(recipe: Recipe, algorithm: type[Algorithm]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from megatron_resrl.evaluation.run import load_evaluation_sets
 from megatron_resrl.evaluation.sets import EvaluationSet, SetSettings
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
-from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.algorithm import weighting_of
 from megatron_resrl.training.identity import Identity, function_content, identity_of
 from megatron_resrl.user_files import split_name
 
@@ -78,12 +78,12 @@ def rl_identity(recipe: Recipe, questions: Questions) -> Identity:
     contents["reward: function"] = function_content(recipe.reward.function)
     if split_name(recipe.algorithm.name):
         contents["algorithm: class"] = function_content(recipe.algorithm.name)
-    uses_resrl = algorithm_of(recipe).needs_hidden_states
-    if uses_resrl and split_name(recipe.resrl.weights):
-        contents["token weighting: class"] = function_content(recipe.resrl.weights)
+    weighting = weighting_of(recipe)
+    if split_name(weighting.name):
+        contents["token weighting: class"] = function_content(weighting.name)
     if recipe.rollout.environment is not None:
         contents["environment: class"] = function_content(recipe.rollout.environment)
-    return identity_of(recipe, contents, () if uses_resrl else ("resrl.",))
+    return identity_of(recipe, contents, () if weighting.entry.of_resrl else ("resrl.",))
 
 
 def _content(prompts: list[Prompt]) -> str:

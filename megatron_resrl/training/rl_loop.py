@@ -11,10 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from megatron_resrl.algorithms import Algorithm
 from megatron_resrl.checkpoint import TrainerState
-from megatron_resrl.config.schema import Recipe, ResrlConfig
-from megatron_resrl.config.schema_rollout import RolloutConfig
+from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.think import think_marker_ids
@@ -34,7 +32,7 @@ from megatron_resrl.rollout.queue import RolloutQueue
 from megatron_resrl.rollout.worker import RolloutWorker, open_worker
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.token_weighting.protocol import TokenWeighting
-from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.algorithm import algorithm_of, weighting_of
 from megatron_resrl.training.identity import Identity
 from megatron_resrl.training.questions import Questions, read_questions, rl_identity
 from megatron_resrl.training.rl_step import StepSettings, rl_step
@@ -109,7 +107,7 @@ def _train(
     )
     rollouts = _rollouts(recipe, questions.prompts, worker, collector, resumed, start)
     algorithm = algorithm_of(recipe)
-    weighting = _weighting(worker, algorithm, recipe.resrl, recipe.rollout, recipe.seed)
+    weighting = _weighting(worker, recipe)
     single = takes_single_pass(weighting, recipe)
     settings = StepSettings.from_recipe(recipe, single_pass=single)
     observers = standard_observers(
@@ -192,16 +190,15 @@ def prompts_in_flight(extra: Mapping[str, Any]) -> list[list[int]]:
     return extra.get("in_flight", extra.get("begun", []))
 
 
-def _weighting(
-    worker: RolloutWorker,
-    algorithm: Algorithm,
-    resrl: ResrlConfig,
-    rollout: RolloutConfig,
-    seed: int,
-) -> TokenWeighting:
+def _weighting(worker: RolloutWorker, recipe: Recipe) -> TokenWeighting:
     markers = None
-    if resrl.mask_think:
-        markers = think_marker_ids(worker.tokenizer, resrl.think_markers)
+    if recipe.resrl.mask_think:
+        markers = think_marker_ids(worker.tokenizer, recipe.resrl.think_markers)
     return build_weighting(
-        algorithm, worker.policy, resrl, rollout, seed=seed, think_markers=markers
+        weighting_of(recipe),
+        worker.policy,
+        recipe.resrl,
+        recipe.rollout,
+        seed=recipe.seed,
+        think_markers=markers,
     )

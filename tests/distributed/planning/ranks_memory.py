@@ -43,7 +43,7 @@ from megatron_resrl.platform.fake_device.ledger import Ledger
 from megatron_resrl.platform.fake_device.memory import Memory
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.token_weighting.factory import build_weighting
-from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.algorithm import algorithm_of, weighting_of
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.supervised import supervised_step
 
@@ -163,7 +163,7 @@ def packs(recipe: RunSettings) -> bool:
 
 def rl_steps(recipe: Recipe, policy: Policy) -> Step:
     algorithm = algorithm_of(recipe)
-    weighting = build_weighting(algorithm, policy, recipe.resrl, recipe.rollout, seed=0)
+    weighting = build_weighting(weighting_of(recipe), policy, recipe.resrl, recipe.rollout, seed=0)
 
     def take(policy: Policy, step: int, timers: PhaseTimers) -> None:
         observers = standard_observers(recipe.resrl, temperature=1.0, seed=0, timers=timers)

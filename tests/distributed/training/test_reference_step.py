@@ -53,6 +53,7 @@ RANKS = {
         "CP2=gspo",
         "CP2 packed=gmpo",
         "DP2=reinforce_pp",
+        "CP2=gmpo with ResRL's weights",
         "CP2 packed=llds",
         "CP2 packed=much at once over two steps",
         "PP2=much at once, tied matrices",
@@ -235,6 +236,15 @@ def test_controls_have_the_negative_mass_of_the_method(product, arms):
         assert metrics["resrl/negative_mass"] == pytest.approx(method, rel=3e-6)  # fp32
         share = metrics["resrl/negative_mass"] / metrics["resrl/negative_mass_unweighted"]
         assert metrics["resrl/negative_mass_share"] == pytest.approx(share)
+
+
+@pytest.mark.setting("algorithm.weighting")
+def test_grpo_with_resrl_weights_is_resrl_bit_for_bit(product):
+    composed, resrl = (
+        product(1, f"one={name}") for name in ("grpo with ResRL's weights", "the defaults")
+    )
+    assert largest_difference(composed["weights"], resrl["weights"]) == 0
+    assert composed["metrics"] == resrl["metrics"]
 
 
 @pytest.mark.setting("resrl.window_tokens")

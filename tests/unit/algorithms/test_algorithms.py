@@ -38,9 +38,8 @@ def test_registry_names_are_the_algorithms_names() -> None:
         assert get_algorithm(name).name == name
 
 
-def test_algorithms_without_resrl_need_no_hidden_states() -> None:
-    needy = [name for name in algorithm_names() if get_algorithm(name).needs_hidden_states]
-    assert needy == ["resrl"]
+def test_algorithms_but_resrl_weigh_no_tokens_by_themselves() -> None:
+    assert [name for name in algorithm_names() if get_algorithm(name).weighted] == ["resrl"]
 
 
 @pytest.mark.parametrize("name", algorithm_names())
@@ -55,10 +54,18 @@ def test_algorithms_are_frozen_and_give_float64_advantages(name) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in algorithm_names() if name != "resrl"])
-def test_algorithms_without_hidden_states_ignore_token_weights(name) -> None:
+def test_algorithms_multiply_advantages_by_token_weights(name) -> None:
     algorithm = get_algorithm(name)
-    expected = algorithm.sample_advantages(REWARDS, SCORES, GROUP)
-    torch.testing.assert_close(token_advantages(algorithm, torch.zeros(6)), expected, **EXACT)
+    weights = torch.tensor([1.0, 1.0, 0.25, 0.5, 2.0, 0.0])
+    expected = weights * algorithm.sample_advantages(REWARDS, SCORES, GROUP)
+    torch.testing.assert_close(token_advantages(algorithm, weights), expected, **EXACT)
+    assert expected[:2].any() or expected[2:4].any()
+
+
+def test_positive_weight_is_a_factor_on_positives_of_any_algorithm() -> None:
+    plain = token_advantages(get_algorithm("rloo"), torch.ones(6))
+    halved = token_advantages(get_algorithm("rloo", positive_weight=0.5), torch.ones(6))
+    torch.testing.assert_close(halved, plain * torch.tensor([0.5, 0.5, 1, 1, 0.5, 0.5]), **EXACT)
 
 
 def test_grpo_normalises_shaped_rewards_in_their_groups() -> None:
@@ -149,7 +156,7 @@ def test_w_reinforce_with_lambda_zero_is_nsr() -> None:
 
 
 def test_resrl_scales_positives_and_weights_negatives() -> None:
-    weights = torch.tensor([0.5, 0.6, 0.1, 1.0, 0.7, 0.8])
+    weights = torch.tensor([1.0, 1.0, 0.1, 1.0, 1.0, 1.0])
     grpo = get_algorithm("grpo").sample_advantages(REWARDS, SCORES, GROUP)
     factors = torch.tensor([0.1, 0.1, 0.1, 1.0, 0.1, 0.1], dtype=torch.float64)
     factors[2] = weights[2].double()
@@ -231,10 +238,30 @@ def test_algorithm_of_takes_settings_of_the_resrl_section() -> None:
     assert grpo == get_algorithm("grpo")
 
 
+def test_algorithm_of_composes_any_algorithm_with_resrl_weights() -> None:
+    section = ResrlConfig(positive_weight=0.3, positives="advantage")
+
+    def made(name: str, weighting: str, **options: object) -> Algorithm:
+        algorithm = AlgorithmConfig(name=name, weighting=weighting, options=options)
+        return algorithm_of(Recipe(algorithm=algorithm, resrl=section))
+
+    gspo = made("gspo", "resrl")
+    assert gspo == get_algorithm("gspo", positive_weight=0.3, positives="advantage")
+    assert made("gspo", "constant") == gspo
+    assert made("gspo", "none") == get_algorithm("gspo")
+    assert made("gspo", "none", positive_weight=0.5) == get_algorithm("gspo", positive_weight=0.5)
+    with pytest.raises(ValueError, match=r"'positive_weight'; set resrl\.positive_weight instead"):
+        made("gspo", "resrl", positive_weight=0.5)
+    # Its own lambda is not multiplied by another factor.
+    lambdas = made("w_reinforce", "resrl", positive_weight=0.2)
+    assert lambdas == get_algorithm("w_reinforce", positive_weight=0.2, positives="advantage")
+    assert token_advantages(lambdas, torch.ones(6)).max() == 0.2
+
+
 def test_get_algorithm_answers_an_unknown_option() -> None:
     pattern = (
         r"'positive_wieght'.*did you mean 'positive_weight'.*"
-        r"resrl takes: .*eps, scale_by_std, positive_weight, positives"
+        r"resrl takes: .*positive_weight, positives, eps, scale_by_std"
     )
     with pytest.raises(ValueError, match=pattern):
         get_algorithm("resrl", positive_wieght=0.2)

@@ -76,6 +76,21 @@ def test_check_algorithm_refuses_unusable_options(refused, option, said):
     assert said in problem.problem
 
 
+@pytest.mark.setting("algorithm.weighting")
+def test_check_weighting_goes_with_every_algorithm_that_has_a_use(check, refused):
+    assert check("--algorithm.name=gspo_token", "--algorithm.weighting=inverted") == []
+    problem = refused("--algorithm.name=rft", "--algorithm.weighting=constant")
+    assert (problem.setting, problem.fix) == ("algorithm.weighting", "use none")
+    problem = refused("--algorithm.weighting=constnt")
+    assert (problem.setting, problem.value) == ("algorithm.weighting", "constnt")
+    assert "did you mean 'constant'?" in problem.problem
+
+
+def test_check_weighting_refuses_two_names(refused):
+    problem = refused("--algorithm.weighting=constant", "--resrl.weights=random")
+    assert (problem.setting, problem.fix) == ("resrl.weights", "leave one of them out")
+
+
 def test_check_algorithm_corrects_a_mismatch_once(check, refused):
     dppo = ("--algorithm.name=dppo", "--algorithm.options={anchor: engine}")
     assert check(*dppo) == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import types
 from dataclasses import replace
@@ -15,12 +16,13 @@ from one_step import step_recipe, take_step, training_batch, weigh, weighting_of
 from tiny_rollouts import rollouts
 from torch import Tensor
 
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.schema import AlgorithmConfig, Recipe, ResrlConfig
 from megatron_resrl.errors import SettingError
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.subspace.collectors import ROWS_PER_DIMENSION
 from megatron_resrl.token_weighting import registry
 from megatron_resrl.token_weighting.protocol import TokenWeights
+from megatron_resrl.token_weighting.registry import ChosenWeighting
 from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
 
 
@@ -38,7 +40,8 @@ def from_norm(monkeypatch: pytest.MonkeyPatch) -> str:
     module = types.ModuleType("weighting_of_the_test")
     module.FromNorm = FromNorm
     monkeypatch.setitem(sys.modules, module.__name__, module)
-    monkeypatch.setitem(registry._REGISTRY.built_in, "norm", f"{module.__name__}:FromNorm")
+    entry = registry.WeightingEntry(f"{module.__name__}:FromNorm")
+    monkeypatch.setitem(registry.WEIGHTINGS, "norm", entry)
     return "norm"
 
 
@@ -105,9 +108,35 @@ def test_inverted_weights_exchange_floor_and_one(qwen3_on_one_rank: Path) -> Non
 
 
 def test_unknown_weighting_is_refused_with_the_nearest_name() -> None:
-    words = r"resrl\.weights = 'residuals'.*did you mean 'residual'"
+    words = r"algorithm\.weighting = 'reslr'.*did you mean 'resrl'"
     with pytest.raises(SettingError, match=words):
-        registry.require_weighting("residuals")
+        registry.require_weighting(ChosenWeighting("reslr", "algorithm.weighting"))
+
+
+@pytest.mark.parametrize(
+    ("weighting", "weights", "weighted", "name", "setting"),
+    [
+        ("auto", "residual", True, "resrl", "resrl.weights"),
+        ("auto", "random", True, "random", "resrl.weights"),
+        ("auto", "random", False, "none", "algorithm.weighting"),
+        ("constant", "residual", False, "constant", "algorithm.weighting"),
+        ("none", "residual", True, "none", "algorithm.weighting"),
+        ("mine.py:W", "residual", True, "mine.py:W", "algorithm.weighting"),
+    ],
+)
+def test_chosen_weighting_is_the_algorithms_own_by_default(
+    weighting: str, weights: str, weighted: bool, name: str, setting: str
+) -> None:
+    algorithm, resrl = AlgorithmConfig(weighting=weighting), ResrlConfig(weights=weights)
+    chosen = registry.chosen_weighting(algorithm, resrl, weighted=weighted)
+    assert (chosen.name, chosen.setting) == (name, setting)
+
+
+def test_weightings_of_the_package_can_all_be_found() -> None:
+    for name, entry in registry.WEIGHTINGS.items():
+        chosen = ChosenWeighting(name, "algorithm.weighting")
+        assert inspect.isclass(registry._find_class(chosen))
+        assert chosen.entry is entry
 
 
 def test_weighting_of_the_users_own_weighs_like_a_registered_one(
@@ -147,7 +176,7 @@ def test_require_weighting_names_what_is_none(tmp_path: Path, name: str, words: 
     )
     (tmp_path / "broken.py").write_text("1 / 0")
     with pytest.raises(SettingError) as caught:
-        registry.require_weighting(str(tmp_path / name))
+        registry.require_weighting(ChosenWeighting(str(tmp_path / name), "resrl.weights"))
     assert caught.value.setting == "resrl.weights"
     assert words in str(caught.value)
 
