@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -35,7 +34,8 @@ def test_algorithms_listing_is_complete() -> None:
     assert found["weightings"].keys() == WEIGHTINGS.keys()
     known = schema_of(Recipe).settings
     for name, entry in found["algorithms"].items():
-        assert entry["summary"] and entry["source"], name
+        assert entry["summary"], name
+        assert entry["source"], name
         assert all(option["meaning"] for option in entry["options"].values()), name
         assert entry["published_with"].keys() <= known.keys()
         fields = {

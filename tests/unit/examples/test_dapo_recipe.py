@@ -11,7 +11,7 @@ RECIPE = Path(__file__).resolve().parents[3] / "examples" / "algorithms" / "dapo
 
 
 def test_dapo_recipe_has_the_options_of_the_paper() -> None:
-    """Clip-higher, dynamic sampling, token-level loss, soft overlong punishment; no KL, no weights."""
+    """Clip-higher, dynamic sampling, token-level loss, soft overlong punishment; no weights."""
     recipe = load_recipe(str(RECIPE))
     algorithm = algorithm_of(recipe)
     assert (algorithm.name, algorithm.clip_low, algorithm.clip_high) == ("grpo", 0.2, 0.28)
