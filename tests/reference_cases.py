@@ -196,7 +196,7 @@ CASES: dict[str, Case] = {
         {"algorithm.name": "dr_grpo", "algorithm.aggregation": "constant_length"},
         {"algorithm.name": "grpo"},
     ),
-    "rloo": Case({"algorithm.name": "rloo"}, {"algorithm.name": "dr_grpo"}),
+    "rloo": Case({"algorithm.name": "rloo"}, {"algorithm.name": "grpo"}),
     "reinforce_pp": Case(
         {"algorithm.name": "reinforce_pp"},
         {"algorithm.name": "rloo", "reward.overlong": "mask"},
@@ -242,7 +242,7 @@ CASES: dict[str, Case] = {
     "dppo by KL": Case(
         {
             "algorithm.name": "dppo",
-            "algorithm.options": {"divergence": "kl", "clip_low": 1e-4, "clip_high": 2e-4},
+            "algorithm.options": {"divergence": "kl", "clip_low": 1e-5, "clip_high": 2e-5},
         },
         TWO | {"algorithm.name": "grpo"},
     ),

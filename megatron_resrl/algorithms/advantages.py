@@ -76,7 +76,7 @@ def leave_one_out(rewards: Tensor, group: Tensor) -> Tensor:
     """
     centred_B = group_normalised(rewards, group, scale_by_std=False)
     member_B, size_K = _members(group, len(centred_B))
-    return centred_B * (size_K / (size_K - 1).clamp(min=1))[member_B]
+    return centred_B * (size_K.double() / (size_K - 1).clamp(min=1))[member_B]
 
 
 def whitened_over_tokens(advantages: Tensor, tokens: Tensor, *, min_variance: float) -> Tensor:

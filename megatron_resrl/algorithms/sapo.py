@@ -47,8 +47,8 @@ class SAPO(GRPO):
         """The loss, and as a mean over tokens `approx_kl`."""
         log_ratio = inputs.log_probs - inputs.old_log_probs
         detached = log_ratio.detach()
-        tau = torch.where(inputs.advantages > 0, self.tau_positive, self.tau_negative)
-        tau = tau.to(log_ratio.dtype)
+        tau = torch.full_like(detached, self.tau_negative)
+        tau = tau.masked_fill(inputs.advantages > 0, self.tau_positive)
         gate = 4 / tau * torch.sigmoid(tau * torch.expm1(log_ratio.clamp(max=_LARGEST_LOG_RATIO)))
         return LossOutputs(
             mean_of(inputs, -gate * inputs.advantages),

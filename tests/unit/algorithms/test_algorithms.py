@@ -62,7 +62,7 @@ def test_algorithms_multiply_advantages_by_token_weights(name) -> None:
     assert expected[:2].any() or expected[2:4].any()
 
 
-def test_positive_weight_is_a_factor_on_positives_of_any_algorithm() -> None:
+def test_positive_weight_is_a_factor_on_positives() -> None:
     plain = token_advantages(get_algorithm("rloo"), torch.ones(6))
     halved = token_advantages(get_algorithm("rloo", positive_weight=0.5), torch.ones(6))
     torch.testing.assert_close(halved, plain * torch.tensor([0.5, 0.5, 1, 1, 0.5, 0.5]), **EXACT)

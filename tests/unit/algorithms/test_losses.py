@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import pytest
@@ -120,7 +121,7 @@ def gmpo(batch: Batch) -> Tensor:
     for row, length in enumerate(LENGTHS):
         ratio = (batch.log_probs[row, :length] - batch.old_log_probs[row, :length]).exp()
         sign = torch.sign(batch.advantages[row])
-        clipped = ratio.clamp(float(torch.tensor(-0.3).exp()), float(torch.tensor(0.2).exp()))
+        clipped = ratio.clamp(math.exp(-0.3), math.exp(0.2))
         smaller = torch.minimum(ratio**sign, clipped**sign) ** sign
         mean = smaller.prod() ** (1 / length)
         weight = batch.importance_weights[row, :length].mean()
@@ -255,7 +256,7 @@ def test_gspo_clips_whole_responses() -> None:
     assert clipped > 0
 
 
-def test_gspo_token_is_gspo_where_a_response_has_one_advantage() -> None:
+def test_gspo_token_is_gspo_where_advantages_are_equal() -> None:
     batch = Batch.random(apart=0.1)
     options = {"clip_low": 0.05, "clip_high": 0.05}
     inputs = batch.inputs(SEQUENCE_MEAN)
@@ -269,7 +270,7 @@ def test_gspo_token_is_gspo_where_a_response_has_one_advantage() -> None:
     assert gradients[0].any()
 
 
-def test_gspo_token_gives_each_token_the_gradient_of_its_advantage() -> None:
+def test_gspo_token_keeps_the_advantages_of_tokens_apart() -> None:
     batch = Batch.random(apart=0.01)
     inputs = batch.inputs(SEQUENCE_MEAN)
     factor = torch.linspace(0.1, 1.0, len(inputs.log_probs), dtype=torch.float64)

@@ -157,7 +157,7 @@ def test_cli_help_of_a_command_lists_every_setting(command: str) -> None:
         in text
     )
     assert "parallel - How ranks share the model:" in text
-    assert "All but nsr and w_reinforce: `scale_by_std`" in text
+    assert "Options of the algorithm itself, which `megatron-resrl algorithms` lists." in text
 
 
 def test_main_prints_help_and_version() -> None:
