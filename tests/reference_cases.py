@@ -242,7 +242,7 @@ CASES: dict[str, Case] = {
     "dppo by KL": Case(
         {
             "algorithm.name": "dppo",
-            "algorithm.options": {"divergence": "kl", "clip_low": 1e-5, "clip_high": 2e-5},
+            "algorithm.options": {"divergence": "kl", "clip_low": 1e-6, "clip_high": 2e-6},
         },
         TWO | {"algorithm.name": "grpo"},
     ),
