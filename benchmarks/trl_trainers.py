@@ -106,7 +106,7 @@ def ours(
     from megatron_resrl.rollout.collect import grade_responses
     from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
     from megatron_resrl.rollout.worker import open_worker
-    from megatron_resrl.token_weighting.uniform import Uniform
+    from megatron_resrl.token_weighting.fixed import Uniform
     from megatron_resrl.training.journal import Journal
     from megatron_resrl.training.rl_step import StepSettings, rl_step
     from megatron_resrl.training.single_pass import takes_single_pass
