@@ -59,7 +59,7 @@ def _entry(found: type[Algorithm]) -> AlgorithmEntry:
     )
 
 
-def _options(found: type[Algorithm]) -> dict[str, OptionEntry]:
+def _options(found: Any) -> dict[str, OptionEntry]:
     """Fields that a recipe sets by `algorithm.options`, with the docstrings under them."""
     meanings: dict[str, str] = {}
     for each in reversed(found.__mro__[:-1]):
