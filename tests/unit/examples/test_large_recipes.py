@@ -114,3 +114,46 @@ def test_pages_plan_every_large_recipe():
     }
     for case in CASES:
         assert (f"examples/{case.recipe}", case.gpus == 64) in planned, case
+
+
+UPDATE_MEMORY = re.compile(r"^  update +\S.*? ([\d.]+) +([\d.]+)  (?:yes|no) ", re.M)
+"""Peak and needed."""
+STEP = re.compile(
+    r"a step: (?P<step>\S+) s = generation (?P<generation>\S+) \+ scoring (?P<scoring>\S+) "
+    r"\+ update (?P<update>\S+) \+ weight_transfer (?P<weights>\S+)"
+)
+
+
+def _scale_page() -> str:
+    return (ROOT / "docs/scale.md").read_text()
+
+
+def test_scale_table_of_gpus_is_that_of_its_plans():
+    plans = {
+        re.search(r"--nodes (\d+)", plan)[1]: said for plan, said in BLOCK.findall(_scale_page())
+    }
+    rows = re.findall(r"^\| (\d+) \| (\d+) \| (TP.*?) \| (.*) \|$", _scale_page(), re.M)
+    assert {nodes for _, nodes, _, _ in rows} == plans.keys()
+    for gpus, nodes, layout, numbers in rows:
+        said = plans[nodes]
+        assert int(gpus) == 8 * int(nodes)
+        assert layout.removesuffix(" DP1") == re.search(r"GiB each: (TP[^;]*);", said)[1]
+        step = STEP.search(said)
+        names = ("generation", "scoring", "update", "weights", "step")
+        expected = [UPDATE_MEMORY.search(said)[2], *(step[name] for name in names)]
+        assert numbers.split(" | ") == expected
+
+
+def test_scale_table_of_layouts_is_what_plan_prints(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    plan = next(plan for plan, _ in BLOCK.findall(_scale_page()) if "--nodes 8 " in plan)
+    section = _scale_page().split("## Why this layout")[1].split("\n## ")[0]
+    rows = re.findall(
+        r"^\| (.*?) \| (?:`(.*?)`: )?update (.*) s and (.*) GiB, step (.*) s \|$", section, re.M
+    )
+    assert len(rows) == 4
+    for _, options, *numbers in rows:
+        main([*shlex.split(plan), *shlex.split(options)])
+        said = capsys.readouterr().out
+        step = STEP.search(said)
+        assert numbers == [step["update"], UPDATE_MEMORY.search(said)[2], step["step"]], options
