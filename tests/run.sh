@@ -24,6 +24,8 @@ if [[ ${1:-} == --megatron-core ]]; then
 fi
 # Without it the tests that versions of megatron-core agree are skipped, and say so.
 VENV=$venv tools/install.sh megatron-core==0.19.2 || true
+# Without it the tests on sandboxes of bubblewrap are skipped, and say so.
+tools/install.sh bubblewrap || true
 # Without it the tests on a real Slurm are skipped, and say so.
 tools/install.sh slurm || true
 "$venv/bin/ruff" check .

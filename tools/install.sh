@@ -6,6 +6,7 @@
 #   tools/install.sh te-on-cpu         # after dev: Transformer Engine's Python into .te, for tests
 #   tools/install.sh megatron-core==0.19.2    # after dev: into .megatron-core/0.19.2, for tests
 #   tools/install.sh slurm             # Debian's packages of Slurm, as root, for tests
+#   tools/install.sh bubblewrap        # Debian's package, as root, for the reward `code`
 #
 # VENV=DIR chooses the environment (default: .venv in the checkout), PYTHON=EXE the interpreter it
 # is made with. Running it again installs only after pyproject.toml or the constraints have changed.
@@ -67,15 +68,16 @@ if [[ $EXTRAS == te-on-cpu ]]; then
     exit
 fi
 
-if [[ $EXTRAS == slurm ]]; then
-    packages=(slurmctld slurmd slurm-client munge iproute2)
+if [[ $EXTRAS == slurm || $EXTRAS == bubblewrap ]]; then
+    packages=(bubblewrap)
+    [[ $EXTRAS == slurm ]] && packages=(slurmctld slurmd slurm-client munge iproute2)
     dpkg-query -s "${packages[@]}" >/dev/null 2>&1 && exit
-    ((UID == 0)) || fail "Slurm's packages need root"
-    command -v apt-get >/dev/null || fail "Slurm's packages need Debian's apt-get"
-    echo "tools/install.sh: installing Debian's packages of Slurm"
+    ((UID == 0)) || fail "Debian's packages of $EXTRAS need root"
+    command -v apt-get >/dev/null || fail "Debian's packages of $EXTRAS need apt-get"
+    echo "tools/install.sh: installing Debian's packages of $EXTRAS"
     export DEBIAN_FRONTEND=noninteractive
     install=(apt-get install -qq --no-install-recommends "${packages[@]}")
-    # Without a configuration its services do not start.
+    # Without a configuration Slurm's services do not start.
     { "${install[@]}" || { apt-get update -qq && "${install[@]}"; }; } >/dev/null 2>&1 ||
         fail "${packages[*]} cannot be installed"
     exit

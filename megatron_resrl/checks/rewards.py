@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from megatron_resrl.checks.facts import Check, Facts
@@ -12,7 +14,8 @@ from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
-from megatron_resrl.rewards.registry import load_reward
+from megatron_resrl.rewards.registry import RUNS_CODE, load_reward
+from megatron_resrl.sandbox.backends import ask_server, find_backend, wanted_backends
 
 WORKERS_PER_CORE = 4
 
@@ -79,6 +82,48 @@ def _check_workers(workers: int) -> Iterator[Problem]:
         yield Problem("reward.workers", workers, problem, fix, "machine")
 
 
+def _check_code(
+    reward: RewardConfig, sets: Sequence[SetSettings], elsewhere: bool
+) -> Iterator[Problem]:
+    """The sandbox of a recipe that grades programs.
+
+    Args:
+        reward: Of training.
+        sets: Of evaluation.
+        elsewhere: Whether the run is for another machine, which cannot be tried out.
+    """
+    functions = {reward.function, *(each.reward.function for each in sets)}
+    if not functions & set(RUNS_CODE):
+        return
+    code = reward.code
+    if code.timeout_s >= reward.timeout_s:
+        problem = f"a response is given up after reward.timeout_s = {reward.timeout_s:g} s"
+        yield Problem("reward.code.timeout_s", code.timeout_s, problem, "give less than that")
+    if code.packages is not None and not Path(code.packages).is_dir():
+        fix = "make it with pip install --target FOLDER PACKAGES"
+        yield Problem(
+            "reward.code.packages", code.packages, "there is no such folder", fix, "machine"
+        )
+    try:
+        wanted_backends(code)
+    except SettingError as error:
+        yield Problem.of(error)
+        return
+    if elsewhere:
+        return
+    try:
+        backend = find_backend(code)
+        if backend == "remote":
+            ask_server(code)
+    except SettingError as error:
+        yield replace(Problem.of(error), kind="machine")
+        return
+    if backend == "landlock":
+        problem = "programs run under Landlock: they can write no files and start no threads"
+        fix = "allow user namespaces and install bubblewrap for more"
+        yield Problem("reward.code.backend", code.backend, problem, fix, "note")
+
+
 def _of_evaluation_answers(facts: Facts) -> Iterator[Problem]:
     if facts.recipe.rollout.environment is None:  # Else it scores in the function's place.
         yield from _check_evaluation_answers(facts.evaluation_sets[0], facts.evaluation_rows[0])
@@ -92,6 +137,7 @@ def _of_training_answers(facts: Facts) -> Iterator[Problem]:
 REWARD_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_reward(facts.recipe.reward, facts.evaluation_sets[0]),
     lambda facts: _check_workers(facts.recipe.reward.workers),
+    lambda facts: _check_code(facts.recipe.reward, facts.evaluation_sets[0], facts.elsewhere),
     _of_evaluation_answers,
 )
 """For training and evaluation."""

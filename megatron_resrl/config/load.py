@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import yaml
 
 from megatron_resrl.config.problems import Problem, RecipeError
-from megatron_resrl.config.recipe_schema import RecipeSchema, alternatives, schema_of
+from megatron_resrl.config.recipe_schema import RecipeSchema, alternatives, leaf, parent, schema_of
 from megatron_resrl.config.schema import Recipe, RunSettings
 from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.config.stages import Stage
@@ -23,12 +23,14 @@ from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 _FILES = tuple[FileEntry, ...]
 _PATHS = (
     *("output_dir", "model.path", "model.tokenizer_path"),
-    *("reward.function", "algorithm.name"),
+    *("reward.function", "reward.code.packages", "algorithm.name"),
 )
 """Settings with one path; beside those with files."""
 
 R = TypeVar("R", bound=RunSettings)
 """A kind of recipe."""
+B = TypeVar("B")
+"""A recipe or a section."""
 
 
 class _Given(NamedTuple):
@@ -100,12 +102,18 @@ def read_recipe(
     for name, text in options:
         reading.apply_override(name, text)
     values = reading.converted()
-    sections = {
-        name: cls(**{key.partition(".")[2]: values[key] for key in values if _in(key, name)})
-        for name, cls in reading.schema.sections.items()
+    return _built(kind, "", values, reading.schema), reading.problems
+
+
+def _built(cls: type[B], section: str, values: dict[str, Any], schema: RecipeSchema) -> B:
+    """The dataclass of a section with its values and the sections in it; of a recipe for ''."""
+    own = {leaf(name): value for name, value in values.items() if parent(name) == section}
+    inner = {
+        leaf(name): _built(each, name, values, schema)
+        for name, each in schema.sections.items()
+        if parent(name) == section
     }
-    top = {key: value for key, value in values.items() if "." not in key}
-    return kind(**top, **sections), reading.problems
+    return cls(**own, **inner)
 
 
 def recipe_yaml(recipe: RunSettings) -> str:
@@ -127,10 +135,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
-def _in(setting: str, section: str) -> bool:
-    return setting.startswith(f"{section}.")
 
 
 class _Reading:
@@ -221,8 +225,10 @@ class _Reading:
         settings = self.schema.settings
         nested: dict[str, Any] = {}
         for name, value in values.items():
-            section, _, leaf = name.rpartition(".")
-            (nested.setdefault(section, {}) if section else nested)[leaf] = value
+            inner: dict[str, Any] = nested
+            for section in filter(None, parent(name).split(".")):
+                inner = inner.setdefault(section, {})
+            inner[leaf(name)] = value
             if value is None and type(None) not in alternatives(settings[name]):
                 raise argparse.ArgumentError(None, f"{name} is null")  # jsonargparse lets it pass.
         # The parser changes what it is given.

@@ -7,7 +7,7 @@ import functools
 import re
 import types
 import typing
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ class RecipeSchema:
 
     recipe: type[RunSettings]
     sections: dict[str, type]
-    """Section name -> its dataclass."""
+    """Dotted name of every section -> its dataclass."""
     settings: dict[str, Any]
     """Dotted name of every setting -> its type."""
     ranges: dict[str, Range]
@@ -35,10 +35,8 @@ class RecipeSchema:
         return self.parser("recipe", "")
 
     def members(self, section: str) -> list[str]:
-        """Dotted settings of a section; of the top level, with its sections, for ''."""
-        if section:
-            return [setting for setting in self.settings if setting.startswith(f"{section}.")]
-        return [setting for setting in self.settings if "." not in setting] + list(self.sections)
+        """Dotted settings of a section, with the sections in it; of the top level for ''."""
+        return [each for each in (*self.settings, *self.sections) if parent(each) == section]
 
     def mapping_above(self, name: str) -> str | None:
         """The pass-through mapping that a dotted name sets a key of."""
@@ -61,15 +59,33 @@ class RecipeSchema:
             exit_on_error=False,
         )
         group = parser.add_argument_group("run")
-        group.add_class_arguments(self.recipe, as_group=False, skip=set(self.sections))
+        group.add_class_arguments(self.recipe, as_group=False, skip=self._sections_in(""))
         for name, cls in self.sections.items():
             summary = first_sentence(cls.__doc__ or "")
             group = parser.add_argument_group(f"{name} - {summary}")
-            group.add_class_arguments(cls, name, as_group=False)
+            group.add_class_arguments(cls, name, as_group=False, skip=self._sections_in(name))
         for action in parser._actions:
             if action.dest in self.ranges:
                 action.help = f"{action.help} Must be {self.ranges[action.dest]}."
         return parser
+
+    def _sections_in(self, section: str) -> set[str | int]:
+        return {leaf(name) for name in self.sections if parent(name) == section}
+
+
+def parent(name: str) -> str:
+    """The section of a dotted name; '' at the top level."""
+    return name.rpartition(".")[0]
+
+
+def leaf(name: str) -> str:
+    """A dotted name without its section."""
+    return name.rpartition(".")[2]
+
+
+def value_of(recipe: RunSettings, name: str) -> Any:
+    """The value of a setting, or a section, by its dotted name."""
+    return functools.reduce(getattr, name.split("."), recipe)
 
 
 def schema_of(recipe: type[RunSettings]) -> RecipeSchema:
@@ -79,18 +95,23 @@ def schema_of(recipe: type[RunSettings]) -> RecipeSchema:
 
 @functools.cache
 def _read(recipe: Any) -> RecipeSchema:
-    hints = typing.get_type_hints(recipe)
-    sections = {
-        name: hint
-        for name, hint in hints.items()
-        if isinstance(hint, type) and dataclasses.is_dataclass(hint)
-    }
-    settings = {name: hint for name, hint in hints.items() if name not in sections}
-    ranges = {name: each for name, each in field_ranges(recipe).items() if name not in sections}
-    for section, cls in sections.items():
-        settings |= {f"{section}.{name}": hint for name, hint in typing.get_type_hints(cls).items()}
-        ranges |= {f"{section}.{name}": each for name, each in field_ranges(cls).items()}
+    sections = dict(_sections(recipe, ""))
+    settings: dict[str, Any] = {}
+    ranges: dict[str, Range] = {}
+    for section, cls in {"": recipe, **sections}.items():
+        prefix = f"{section}." if section else ""
+        own = {f"{prefix}{name}": hint for name, hint in typing.get_type_hints(cls).items()}
+        settings |= {name: hint for name, hint in own.items() if name not in sections}
+        ranges |= {f"{prefix}{name}": each for name, each in field_ranges(cls).items()}
     return RecipeSchema(recipe, sections, settings, ranges)
+
+
+def _sections(cls: type, prefix: str) -> Iterator[tuple[str, type]]:
+    """Dotted name and dataclass of each section, before those in it."""
+    for name, hint in typing.get_type_hints(cls).items():
+        if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+            yield f"{prefix}{name}", hint
+            yield from _sections(hint, f"{prefix}{name}.")
 
 
 def alternatives(hint: Any) -> tuple[Any, ...]:

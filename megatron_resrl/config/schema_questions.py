@@ -46,11 +46,35 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
+class CodeConfig:
+    """How programs of responses are run, for the reward `code`."""
+
+    backend: Literal["auto", "bubblewrap", "landlock", "remote", "rlimits"] = "auto"
+    """`bubblewrap`: namespaces of their own (the program bwrap); `landlock`: what the kernel can do
+    without those, and programs without threads and files; `auto`: the first of both that works
+    here; `remote`: a SandboxFusion server; `rlimits`: limits only, and programs reach all that this
+    user does."""
+    allow_unsandboxed: bool = False
+    """Accept `rlimits`."""
+    url: str | None = None
+    """Of the SandboxFusion server, e.g. http://sandbox:8080."""
+    timeout_s: Annotated[float, above(0)] = 4.0
+    """Seconds that a program may take for one test; for all tests together where they are asserts.
+    Less than `reward.timeout_s`, which holds for the whole response."""
+    memory_mb: Annotated[int, at_least(64)] = 512
+    """MiB of addresses that a program may have."""
+    packages: str | None = None
+    """Folder of modules that programs and tests may import beside the standard library, as made by
+    `pip install --target FOLDER numpy`."""
+
+
+@dataclass(frozen=True)
 class RewardConfig:
     """How responses are graded."""
 
     function: str = "math"
-    """`math` (math-verify), `integer` (exact integer answer), or `path.py:name`."""
+    """`math` (math-verify), `integer` (exact integer answer), `code` (programs with tests), or
+    `path.py:name`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the function."""
     workers: Annotated[int, at_least(1)] = 2
@@ -76,6 +100,7 @@ class RewardConfig:
     """Tokens before the limit over which the penalty grows from 0."""
     overlong_penalty: Annotated[float, at_least(0)] = 1.0
     """Taken off the reward at the limit."""
+    code: CodeConfig = field(default_factory=CodeConfig)
 
 
 @dataclass(frozen=True)

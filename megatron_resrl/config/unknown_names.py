@@ -36,13 +36,14 @@ def likely_stage(content: dict[Any, Any], options: Sequence[str]) -> Stage | Non
     return best[0] if len(best) == 1 else None
 
 
-def _names(content: dict[Any, Any], sections: set[str]) -> Iterator[str]:
+def _names(content: dict[Any, Any], sections: set[str], prefix: str = "") -> Iterator[str]:
     """Dotted names of the settings in a recipe's nested content."""
     for key, value in content.items():
-        if key in sections and isinstance(value, dict):
-            yield from (f"{key}.{leaf}" for leaf in value)
+        name = f"{prefix}{key}"
+        if name in sections and isinstance(value, dict):
+            yield from _names(value, sections, f"{name}.")
         else:
-            yield str(key)
+            yield name
 
 
 def unknown_setting(

@@ -15,6 +15,7 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.rewards.grader_process import (
@@ -80,6 +81,7 @@ class Grader:
         log: File that takes what the function prints, at most `grader_process.LARGEST_LOG` bytes;
             None: it goes where the caller's goes.
         options: Further keyword arguments of the function.
+        code: How the function `code` runs programs.
 
     Raises:
         InputError: The function cannot be used.
@@ -94,8 +96,9 @@ class Grader:
         memory_gb: float | None = None,
         log: Path | None = None,
         options: dict[str, Any] | None = None,
+        code: CodeConfig | None = None,
     ) -> None:
-        self._reward = load_reward(function_name, options)
+        self._reward = load_reward(function_name, options, code)
         self._quick = function_name in QUICK
         self._together = 1
         self._workers = workers
@@ -112,6 +115,7 @@ class Grader:
                 options or {},
                 memory_gb,
                 log and str(log.absolute()),
+                code,
             ),
             # Not forked: the trainer has threads, and may hold a CUDA context.
             context=multiprocessing.get_context("spawn"),

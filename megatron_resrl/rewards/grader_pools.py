@@ -34,6 +34,7 @@ class GraderPools(contextlib.ExitStack):
                 memory_gb=reward.memory_gb,
                 log=log,
                 options=reward.options,
+                code=reward.code,
             )
             for reward in {reward_key(each): each for each in rewards}.values()
         }

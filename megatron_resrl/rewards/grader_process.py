@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, SupportsFloat
 
+from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.platform.ending import end_with_parent
 from megatron_resrl.rewards.registry import Reward, load_reward, user_folder
 
@@ -59,7 +60,11 @@ _log: int | None = None
 
 
 def start_worker(
-    function_name: str, options: dict[str, Any], memory_gb: float | None, log: str | None
+    function_name: str,
+    options: dict[str, Any],
+    memory_gb: float | None,
+    log: str | None,
+    code: CodeConfig | None = None,
 ) -> None:
     """Loads the function, so that no response's time pays for it.
 
@@ -68,6 +73,7 @@ def start_worker(
         options: Further keyword arguments of the function.
         memory_gb: GiB that grading may take beyond what the loaded process holds; None: any.
         log: File that takes what is printed; None: nothing is redirected.
+        code: How the function `code` runs programs.
     """
     global _reward
     # Signals that end a job are for the trainer, which still needs its graders to end in order.
@@ -81,7 +87,7 @@ def start_worker(
         _redirect(log)
     if folder := user_folder(function_name):
         sys.path.insert(0, str(folder))  # For what the function imports when it is called.
-    _reward = load_reward(function_name, options)
+    _reward = load_reward(function_name, options, code)
     if memory_gb is not None and sys.platform == "linux":
         _limit_memory(memory_gb)
 

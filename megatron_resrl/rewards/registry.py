@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
+from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.errors import SettingError, closest
 from megatron_resrl.registry import Registry
 
@@ -18,6 +19,7 @@ _REGISTRY = Registry(
     built_in={
         "math": "megatron_resrl.rewards.math:math_reward",
         "integer": "megatron_resrl.rewards.integer:integer_reward",
+        "code": "megatron_resrl.rewards.code:code_reward",
     },
     member="function",
     is_member=inspect.isfunction,
@@ -28,12 +30,15 @@ _REGISTRY = Registry(
 QUICK = ("integer",)
 """Functions of ours that take microseconds, whatever they are given: no process guards them."""
 
+RUNS_CODE = ("code",)
+"""Functions of ours that run programs as `reward.code` says."""
+
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
 
 _GIVEN = {
     *("response", "ground_truth", "prompt", "data_source", "extra"),
-    *("solution_str", "extra_info"),
+    *("solution_str", "extra_info", "settings"),
 }
 """Arguments that the grader passes, which no option may replace."""
 
@@ -68,13 +73,16 @@ class Reward:
     """Raises ValueError, with what is wrong and what would be right; None: all are accepted."""
 
 
-def load_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
+def load_reward(
+    name: str, options: Mapping[str, Any] | None = None, code: CodeConfig | None = None
+) -> Reward:
     """Finds a reward function and its check of ground truths.
 
     Args:
-        name: `math`, `integer`, or `path.py:name`. That file is run to find the function, and
-            beside it `check_ground_truth(value)`, which it may have.
+        name: `math`, `integer`, `code`, or `path.py:name`. That file is run to find the function,
+            and beside it `check_ground_truth(value)`, which it may have.
         options: Further keyword arguments that the function is called with.
+        code: How a function of ours that runs programs does so.
 
     Raises:
         SettingError: There is no such file or function, the file raises, or the function cannot be
@@ -84,7 +92,10 @@ def load_reward(name: str, options: Mapping[str, Any] | None = None) -> Reward:
     """
     function, module = _REGISTRY.find(name)
     if name in _REGISTRY.built_in:
-        return Reward(_with_options(name, function, options), getattr(module, CHECK))
+        function = _with_options(name, function, options)
+        if name in RUNS_CODE:
+            function = cast(RewardFunction, functools.partial(function, settings=code))
+        return Reward(function, getattr(module, CHECK))
     if _is_compute_score(function):
         function = _from_compute_score(_with_options(name, function, options))
     else:

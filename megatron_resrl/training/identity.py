@@ -26,7 +26,7 @@ HARMLESS = (
     *("model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers"),
     *("rollout.engine", "rollout.placement", "rollout.verify_weights", "rollout.record"),
     "rollout.max_running_samples",
-    *("reward.workers", "reward.timeout_s", "reward.memory_gb"),
+    *("reward.workers", "reward.timeout_s", "reward.memory_gb", "reward.code."),
     *("correction.warn_kl", "correction.stop_kl"),
     *("algorithm.micro_batch_size", "algorithm.sequence_packing", "algorithm.single_pass"),
     "algorithm.shared_prompts",
@@ -200,10 +200,16 @@ def flat_settings(text: str, like: RunSettings) -> dict[str, Any]:
         text: The recipe as YAML.
         like: Says which names are sections.
     """
+    return _flat_section(yaml.safe_load(text) or {}, like)
+
+
+def _flat_section(values: dict[str, Any], like: Any) -> dict[str, Any]:
     flat: dict[str, Any] = {}
-    for name, value in (yaml.safe_load(text) or {}).items():
-        if dataclasses.is_dataclass(getattr(like, name, None)):
-            flat |= {f"{name}.{field}": each for field, each in value.items()}
+    for name, value in values.items():
+        inner = getattr(like, name, None)
+        if dataclasses.is_dataclass(inner) and isinstance(value, dict):
+            below = _flat_section(value, inner)
+            flat |= {f"{name}.{field}": each for field, each in below.items()}
         else:
             flat[name] = value
     return flat

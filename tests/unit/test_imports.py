@@ -22,6 +22,7 @@ FLOORS = (
     ("policy.families",),
     ("weights",),
     ("policy",),
+    ("sandbox",),
     ("data", "rewards"),
     ("checkpoint", "conversion", "corpus"),
     ("rollout",),

@@ -1,0 +1,1 @@
+"""Runs programs that nobody trusts: in namespaces of their own, bounded, and without a service."""
