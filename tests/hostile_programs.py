@@ -1,6 +1,6 @@
 """Programs that want out, want more than their share, or want a reward that they have not earned.
 
-Each claims to double a number that it reads. `{secret}` is a file that only this test knows, `{home}`
+Each should double a number that it reads. `{secret}` is a file that only the test knows, `{home}`
 the user's home, `{mark}` a name for whatever would be left behind.
 """
 
@@ -186,7 +186,7 @@ if ctypes.CDLL(None).ptrace(16, os.getppid(), 0, 0) == 0:
 """,
     "another program": """
 import os, sys
-for path in ("/bin/sh", "/usr/bin/python3", "/usr/bin/env", os.path.realpath(sys.executable or "/")):
+for path in ("/bin/sh", "/usr/bin/python3", "/usr/bin/env", os.path.realpath(sys.executable)):
     try:
         os.execv(path, [path, "-c", "print(84)"])
     except OSError:

@@ -108,7 +108,7 @@ def read_recipe(
 def _built(cls: type[B], section: str, values: dict[str, Any], schema: RecipeSchema) -> B:
     """The dataclass of a section with its values and the sections in it; of a recipe for ''."""
     own = {leaf(name): value for name, value in values.items() if parent(name) == section}
-    inner = {
+    inner: dict[str, Any] = {
         leaf(name): _built(each, name, values, schema)
         for name, each in schema.sections.items()
         if parent(name) == section

@@ -94,7 +94,7 @@ def load_reward(
     if name in _REGISTRY.built_in:
         function = _with_options(name, function, options)
         if name in RUNS_CODE:
-            function = cast(RewardFunction, functools.partial(function, settings=code))
+            function = functools.partial(cast(Callable[..., float], function), settings=code)
         return Reward(function, getattr(module, CHECK))
     if _is_compute_score(function):
         function = _from_compute_score(_with_options(name, function, options))

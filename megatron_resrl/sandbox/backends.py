@@ -31,8 +31,8 @@ _SETTING = "reward.code.backend"
 _HOW = (
     "install the package bubblewrap (Debian, RHEL) and allow user namespaces (sysctl "
     "user.max_user_namespaces above 0, kernel.apparmor_restrict_unprivileged_userns = 0; docker "
-    "run --security-opt seccomp=unconfined), take a kernel with Landlock (Linux 5.13), or use backend: "
-    "remote"
+    "run --security-opt seccomp=unconfined), take a kernel with Landlock (Linux 5.13), or use "
+    "backend: remote"
 )
 _TRIAL_S = 10.0
 
@@ -84,7 +84,7 @@ def try_backend(backend: Local) -> Trial:
     first, *could = ran.output.decode().splitlines() or [""]
     if first != "runs":
         return Trial(backend, f"a program did not run in it ({_end(ran.errors) or ran.why})")
-    if could and isolation != "none":
+    if could and backend != "rlimits":
         return Trial(backend, f"the kernel lets a program in it do more: it {', '.join(could)}")
     return Trial(backend, None)
 
@@ -100,7 +100,7 @@ def wanted_backends(code: CodeConfig) -> tuple[Backend, ...]:
     if code.backend == "remote" and not code.url:
         raise SettingError(_SETTING, code.backend, "no server is named", "set reward.code.url")
     if code.backend == "rlimits" and not code.allow_unsandboxed:
-        problem = "programs of a model could read, write and send whatever this user can"
+        problem = "programs of a model could reach, read and write whatever this user can"
         fix = "choose auto, or set reward.code.allow_unsandboxed to true if that is meant"
         raise SettingError(_SETTING, code.backend, problem, fix)
     return (code.backend,)

@@ -25,7 +25,7 @@ START_S = 30.0
 _OWN_COUNTS = (5, 14)
 """Linux version from which on processes are counted by user namespace."""
 _CODE = Path(__file__).resolve().parent / "inside"
-_ROOT = "/sandbox"
+_ROOT, _PACKAGES = "/sandbox", "/packages"
 _MODULE = "megatron_resrl.sandbox.inside.zygote"
 _ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
 
@@ -61,7 +61,7 @@ def start(isolation: Isolation, packages: str | None = None) -> Started:
         user=NOBODY if as_root else None,
         own_users=isolation == "namespaces" and _kernel() >= _OWN_COUNTS,
         readable=[*interpreter.folders, *interpreter.libraries, *([packages] if packages else [])],
-        packages=packages,
+        packages=_PACKAGES if packages and isolation == "namespaces" else packages,
     )
     own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     python = [interpreter.executable, "-s", "-S", "-P", "-B", "-m", _MODULE]
@@ -168,7 +168,7 @@ def _files(interpreter: Interpreter, packages: str | None) -> Iterator[str]:
         folder, name = os.path.split(path)
         shown[os.path.join(os.path.realpath(folder), name)] = os.path.realpath(path)
     if packages is not None:
-        shown[packages] = packages
+        shown[_PACKAGES] = packages
     shown[f"{_ROOT}/megatron_resrl/sandbox/inside"] = str(_CODE)
     for name in ("/lib", "/lib64", "/bin", "/usr/lib64"):
         if os.path.islink(name):

@@ -34,9 +34,12 @@ class _Program:
 
     def __init__(self) -> None:
         self._channel = socket_file(CHANNEL)
+        self.asked = False
+        """Whether it may be the program's fault that a test fails."""
 
     def ask(self, start: Remote | None, names: list[str], call: Any) -> Any:
         """Looks something up in the program, or calls it; see `program._answer`."""
+        self.asked = True
         request = encoded((start, names, call), _number_of)
         try:
             self._channel.write(f"{request}\n".encode())
@@ -153,6 +156,8 @@ def examine() -> int:
     with open(RESULTS, "w", encoding="utf-8") as results:
         for number, code in enumerate([job["setup"], *job["tests"]]):
             line = _line(code, scope)
+            if not number and not line.get("passed") and not program.asked:
+                line = {"unusable": f"setup: {line.get('unusable') or line['why']}"}
             if number or not line.get("passed"):
                 print(json.dumps(line), file=results, flush=True)
             if "unusable" in line or line["why"] == "ended":

@@ -11,7 +11,7 @@ import itertools
 import json
 import math
 from collections import deque
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any
@@ -22,7 +22,7 @@ _SMALL = 2**53
 """Integers up to it are numbers in JSON; to write larger ones in decimals would take time that is
 quadratic in their length."""
 
-_SEQUENCES: dict[str, type[Collection[Any]]] = {
+_KINDS: dict[str, Any] = {
     "tuple": tuple,
     "set": set,
     "frozenset": frozenset,
@@ -90,10 +90,9 @@ def _items(value: Any) -> tuple[str, Iterable[Any]] | None:
         return "range", (value.start, value.stop, value.step)
     if isinstance(value, Iterator):
         return "iterator", itertools.islice(value, LONGEST_ITERATOR)
-    for name, kind in {"list": list, **_SEQUENCES}.items():
-        if isinstance(value, kind):
-            return name, value
-    return None
+    if isinstance(value, list):
+        return "list", value
+    return next(((name, value) for name, kind in _KINDS.items() if isinstance(value, kind)), None)
 
 
 def _of_others(value: Any, keep: Callable[[Any], int]) -> Any:
@@ -121,4 +120,4 @@ def _plain(value: Any, find: Callable[[int], Any]) -> Any:
         return dict(items)
     if kind == "range":
         return range(*items)
-    return iter(items) if kind == "iterator" else _SEQUENCES[kind](items)
+    return iter(items) if kind == "iterator" else _KINDS[kind](items)

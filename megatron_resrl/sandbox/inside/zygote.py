@@ -11,6 +11,7 @@ program   gives up the rest, and runs
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import fcntl
 import gc
@@ -78,6 +79,7 @@ def main(connection: socket.socket, setup: Setup) -> None:
     if setup.packages is not None:
         sys.path.append(setup.packages)
     os.environ.clear()
+    vars(builtins).update(exit=sys.exit, quit=sys.exit)  # Elsewhere the module `site` does so.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for runners.
     gc.freeze()
     connection.sendall(b"ready")
@@ -107,14 +109,13 @@ def _run(request: dict[str, object], descriptors: list[int], setup: Setup) -> No
 
 
 def _guard(role: str, status: int, given: list[int], bounds: Bounds, setup: Setup) -> None:
-    if setup.isolation != "namespaces":  # Those end with the sandbox's first process.
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     # A handler of Python makes a signal readable at the other end of a pipe.
     ended, wakes = os.pipe()
     os.set_blocking(wakes, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wakes)
     confinement.drop_privileges(setup.user)
+    _end_with_parent(setup)
     confinement.set_limits(bounds, setup.isolation, setup.own_users)
     started = time.monotonic()
     process = os.fork()
@@ -129,6 +130,11 @@ def _guard(role: str, status: int, given: list[int], bounds: Bounds, setup: Setu
     said = {"code": code, "seconds": time.monotonic() - started}
     os.write(status, json.dumps(said).encode())
     os._exit(0)
+
+
+def _end_with_parent(setup: Setup) -> None:
+    if setup.isolation != "namespaces":  # Those end with the sandbox's first process.
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _wait(process: int, status: int, ended: int, deadline: float) -> int | None:
@@ -151,6 +157,7 @@ def _become_program(role: str, given: list[int], setup: Setup) -> None:
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     os.setsid()
+    _end_with_parent(setup)
     places = [fcntl.fcntl(each, fcntl.F_DUPFD, _FREE) for each in given]
     for place, each in enumerate(places):
         os.dup2(each, place)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from sandboxes import require_any
 
 
 @pytest.fixture
@@ -75,3 +76,36 @@ def test_check_workers_refuses_more_graders_than_cores_run(refused, monkeypatch)
     assert (problem.setting, problem.value, problem.kind) == ("reward.workers", 9, "machine")
     assert "this machine has 2 cores" in problem.problem
     assert "at most 8" in problem.fix
+
+
+def test_check_code_names_tests_that_cannot_be_run(refused, questions):
+    require_any()
+    file = questions({"inputs": ["1"], "outputs": ["1"]}, {"asserts": ["assert f(1"]})
+    problem = refused(f"--data.train_files=[{file}]", "--reward.function=code")
+    assert "cannot use 1 of the first 2 answers" in problem.problem
+    assert "test 0 is no Python" in problem.fix
+
+
+@pytest.mark.parametrize(
+    ("overrides", "setting", "said", "kind"),
+    [
+        (("backend=rlimits",), "backend", "reach", "recipe"),
+        (("backend=remote",), "backend", "no server is named", "recipe"),
+        (("backend=remote", "url=http://127.0.0.1:9/"), "url", "does not run", "machine"),
+        (("timeout_s=20",), "timeout_s", "reward.timeout_s = 10 s", "recipe"),
+        (("packages=/nowhere",), "packages", "no such folder", "machine"),
+    ],
+)
+def test_check_code_refuses_settings(refused, questions, overrides, setting, said, kind):
+    require_any()
+    file = questions({"inputs": ["1"], "outputs": ["1"]})
+    settings = [f"--reward.code.{each}" for each in overrides]
+    files = (f"--data.train_files=[{file}]", "--reward.function=code")
+    problem = refused(*files, *settings)
+    assert problem.setting == f"reward.code.{setting}"
+    assert said in f"{problem.problem} {problem.fix}"
+    assert problem.kind == kind
+
+
+def test_check_code_asks_nothing_of_other_rewards(check):
+    assert check("--reward.code.backend=rlimits") == []

@@ -73,10 +73,13 @@ def test_load_reward_allows_other_positional_names(file: Path) -> None:
     ("name", "said"),
     [
         ("maths", "there is no such reward function (did you mean 'math'?)"),
-        ("", "there is no such reward function; give math, integer, or path.py:name"),
-        ("{file}", "there is no such reward function; give math, integer, or path.py:name"),
-        ("{file}:", "there is no such reward function; give math, integer, or path.py:name"),
-        ("{file}x.py:exact", "there is no file {file}x.py; give math, integer, or path.py:name"),
+        ("", "there is no such reward function; give math, integer, code, or path.py:name"),
+        ("{file}", "there is no such reward function; give math, integer, code, or path.py:name"),
+        ("{file}:", "there is no such reward function; give math, integer, code, or path.py:name"),
+        (
+            "{file}x.py:exact",
+            "there is no file {file}x.py; give math, integer, code, or path.py:name",
+        ),
         ("{file}:exakt", "{file} has no function 'exakt'; its functions are exact, judged, "),
         (
             "{file}:number",

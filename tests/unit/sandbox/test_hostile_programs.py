@@ -1,4 +1,4 @@
-"""Hostile programs in a real sandbox: none gets out, none a reward, and the next one is not hurt."""
+"""Hostile programs in a real sandbox: none gets out or a reward, and the next one is not hurt."""
 
 from __future__ import annotations
 
