@@ -2,20 +2,21 @@
 
     python benchmarks/rewards.py [--responses 400] [--repeats 5] [--output FILE]
 
-* Rewards: `integer`, `math`, and `code` with one test of printed output, two thirds of the responses
-  right. Ours is `Grader`, with its time-out and memory limit for each response; the plain pool is
-  `multiprocessing.Pool.map` over the same function, which a response that hangs would stop. Both are
-  warm. They grade the same responses in turn, so that a noisy machine hits both.
+* Rewards: `integer`, `math`, and `code` with one test of printed output; two thirds of the responses
+  are right. Ours is `Grader`, with a time-out and a memory limit for each response; the plain pool is
+  `multiprocessing.Pool.map` over the same function, which one response that hangs would stop. Both
+  are warm. They grade the same responses in turn, so that a noisy machine hits both.
 * A sandbox: from handing over a program that prints one line to having read how it ended, in a warm
-  sandbox; with a sandbox of its own; and as `python program.py`, without any.
+  sandbox; in a sandbox of its own; and as `python program.py`, without any.
 
-The last line, `reward_ratio=`, is the smallest ratio of ours to the plain pool, of medians, over all
-rewards and numbers of workers.
+The last line, `reward_ratio=`, is the smallest ratio of ours to the plain pool, of medians, over
+all rewards and numbers of workers.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import statistics
 import subprocess
@@ -32,7 +33,7 @@ from machine import describe
 
 from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.rewards.grader import Grader, GradingTask
-from megatron_resrl.rewards.registry import load_reward
+from megatron_resrl.rewards.registry import RewardFunction, load_reward
 from megatron_resrl.sandbox.backends import ISOLATIONS, find_backend
 from megatron_resrl.sandbox.sandbox import Sandbox
 
@@ -61,8 +62,12 @@ def _task(reward: str, right: int, said: int) -> GradingTask:
 def plain(task: tuple[str, GradingTask]) -> float:
     """The verifier without anything around it."""
     reward, of = task
-    function = load_reward(reward).function
-    return function(of.response, of.ground_truth, prompt="", data_source="", extra={})
+    return _function(reward)(of.response, of.ground_truth, prompt="", data_source="", extra={})
+
+
+@functools.cache
+def _function(reward: str) -> RewardFunction:
+    return load_reward(reward).function
 
 
 def compare(reward: str, workers: int, number: int, repeats: int) -> tuple[float, float]:
@@ -158,7 +163,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--output", type=Path, help="Markdown file")
     options = parser.parse_args()
-    before = describe()
+    before = describe(("math-verify", "sympy", "pebble"), threads=1)
     lines, ratio = report(options.responses, options.repeats)
     text = "\n".join(["# Rewards", "", before, "", *lines, ""])
     print(text)
