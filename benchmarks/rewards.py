@@ -2,10 +2,11 @@
 
     python benchmarks/rewards.py [--responses 400] [--repeats 5] [--output FILE]
 
-* Rewards: `integer`, `math`, and `code` with one test of printed output; two thirds of the responses
-  are right. Ours is `Grader`, with a time-out and a memory limit for each response; the plain pool is
-  `multiprocessing.Pool.map` over the same function, which one response that hangs would stop. Both
-  are warm. They grade the same responses in turn, so that a noisy machine hits both.
+* Rewards: `integer`, `math`, and `code` with one test of printed output; two thirds of the
+  responses are right. Ours is `Grader`, with a time-out and a memory limit for each response; the
+  plain pool is `multiprocessing.Pool.map` over the same function, which one response that hangs
+  would stop. Both are warm. They grade the same responses in turn, so that a noisy machine hits
+  both.
 * A sandbox: from handing over a program that prints one line to having read how it ended, in a warm
   sandbox; in a sandbox of its own; and as `python program.py`, without any.
 
