@@ -25,6 +25,7 @@ from megatron_resrl.doctor.facts.measured import (
     limit_of,
 )
 from megatron_resrl.doctor.facts.rank import RankFacts, gather_rank
+from megatron_resrl.doctor.facts.sandbox import SandboxFacts, gather_sandbox
 from megatron_resrl.doctor.facts.software import SoftwareFacts, gather_software, gather_vllm
 from megatron_resrl.doctor.meeting import Meeting
 from megatron_resrl.doctor.needs import Needs
@@ -48,6 +49,8 @@ class Host:
     """Where vLLM servers run; None: none are started there."""
     gpus: GpuFacts = field(default_factory=GpuFacts)
     host: HostFacts = field(default_factory=HostFacts)
+    sandbox: SandboxFacts | None = None
+    """None: the recipe runs no programs of responses."""
     folder: FolderFacts = field(default_factory=lambda: FolderFacts(""))
     between: BetweenFacts | None = None
     """None: it is the only host."""
@@ -132,6 +135,7 @@ def _own_host(options: DoctorOptions, needs: Needs, *, alone: bool) -> Host:
         gpus=gpus,
         # Under a launcher the ranks themselves listen at the port.
         host=gather_host([DEFAULT_PORT] if alone else []),
+        sandbox=None if needs.code is None else gather_sandbox(needs.code),
         folder=gather_folder(needs.output_dir, quick=options.quick),
     )
 

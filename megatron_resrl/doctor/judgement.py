@@ -18,11 +18,12 @@ from megatron_resrl.doctor.rules.links import (
     judge_sums,
     judge_unfinished,
 )
+from megatron_resrl.doctor.rules.sandbox import judge_sandbox
 from megatron_resrl.doctor.rules.software import judge_agreement, judge_software, judge_vllm
 
 AREAS = (
-    *("ranks", "recipe", "software", "vllm", "gpus", "host", "environment", "folder", "hosts"),
-    *("compute", "links"),
+    *("ranks", "recipe", "software", "vllm", "gpus", "host", "environment", "sandbox"),
+    *("folder", "hosts", "compute", "links"),
 )
 """First parts of the names of rules, in the order of the report."""
 
@@ -78,6 +79,8 @@ def _hosts(examination: Examination, needs: Needs) -> Iterator[Finding]:
             yield from at(f"host {name}", found)
         yield from judge_gpus(name, facts.gpus, own, needs.device_memory)
         yield from judge_host(name, facts.host, own, needs, examination.size)
+        if facts.sandbox is not None:
+            yield from at(f"host {name}", judge_sandbox(facts.sandbox))
         yield from judge_numa(name, facts.host, facts.gpus, own)
         for rank in own:
             yield from judge_environment(

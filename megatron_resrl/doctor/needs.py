@@ -9,7 +9,9 @@ from megatron_resrl.checks.facts import gather_facts
 from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.policy.sizes import sizes_of
+from megatron_resrl.rewards.registry import RUNS_CODE
 from megatron_resrl.rollout.weight_sync.choice import transfer_backend
 
 
@@ -34,6 +36,8 @@ class Needs:
     device_memory: int = 0
     """Of each rank: weights, gradients and optimizer; activations come on top."""
     tensor_parallel: int = 1
+    code: CodeConfig | None = None
+    """Where programs of responses run; None: none are."""
 
 
 def needs_of(recipe: RunSettings, python: str, *, has_cuda: bool) -> Needs:
@@ -48,6 +52,7 @@ def needs_of(recipe: RunSettings, python: str, *, has_cuda: bool) -> Needs:
     needs = Needs(
         output_dir=recipe.output_dir,
         tensor_parallel=recipe.parallel.tensor_model_parallel_size,
+        code=recipe.reward.code if isinstance(recipe, Recipe) and _runs_code(recipe) else None,
     )
     if not isinstance(recipe, Recipe) or recipe.rollout.engine != "vllm" or recipe.rollout.replay:
         return needs
@@ -59,6 +64,12 @@ def needs_of(recipe: RunSettings, python: str, *, has_cuda: bool) -> Needs:
         nccl_transfer=backend == "nccl",
         transfer_dir=recipe.vllm.transfer_dir if backend == "file" else "",
     )
+
+
+def _runs_code(recipe: Recipe) -> bool:
+    own = [each.get("reward") for each in recipe.evaluation.files if isinstance(each, dict)]
+    named = [each.get("function") if isinstance(each, dict) else each for each in own]
+    return any(each in RUNS_CODE for each in (recipe.reward.function, *named))
 
 
 def with_sizes(needs: Needs, recipe: RunSettings, world_size: int) -> tuple[Needs, list[Problem]]:

@@ -103,6 +103,7 @@ def _line(area: str, examination: Examination) -> str:
         "vllm": _vllm_line,
         "gpus": _gpu_line,
         "host": _host_line,
+        "sandbox": _sandbox_line,
         "folder": _folder_line,
     }
     if area in lines:
@@ -153,6 +154,10 @@ def _host_line(host: Host) -> str:
         f"{facts.cpus} CPUs, {_round_bytes(facts.memory_total)} of memory, "
         f"{_round_bytes(free)} of {_round_bytes(total)} free in /dev/shm"
     )
+
+
+def _sandbox_line(host: Host) -> str:
+    return (host.sandbox and host.sandbox.backend) or ""
 
 
 def _folder_line(host: Host) -> str:
