@@ -108,7 +108,7 @@ def test_json_has_the_documented_schema():
     assert len(said["links"]) == 6
     assert said["hosts"]["b"]["folder"]["kind"] == "nfs4"
     assert set(said["hosts"]["b"]) == {
-        *("software", "vllm", "gpus", "host", "folder", "between"),
+        *("software", "vllm", "gpus", "host", "sandbox", "folder", "between"),
     }
     assert "requirements" not in said["hosts"]["b"]["software"]
 
