@@ -20,7 +20,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "algorithms.md"
 _TABLES = {
     "algorithms": "| `algorithm.name` | formula | source | published with | options |",
     "options": "| option of every algorithm | default | meaning |",
-    "weightings": "| `algorithm.weighting` | weight of a token | source |",
+    "weightings": "| `algorithm.weighting` | weight of a token | source | options |",
 }
 """Kind -> the first line of its table, by which it is found in the page."""
 
@@ -35,7 +35,7 @@ def tables() -> dict[str, str]:
             for name, each in found["options"].items()
         ],
         "weightings": [
-            (f"`{name}`", each["summary"], each["source"])
+            (f"`{name}`", each["summary"], each["source"], _options(each["options"]))
             for name, each in found["weightings"].items()
         ],
     }
@@ -52,14 +52,17 @@ def with_tables(page: str) -> str:
 
 def _algorithm(name: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
     settings = (f"`{key}: {value}`" for key, value in entry["published_with"].items())
-    options = (f"`{key}` ({json.dumps(each['default'])})" for key, each in entry["options"].items())
     return (
         f"`{name}`",
         entry["summary"],
         entry["source"],
         ", ".join(settings),
-        ", ".join(options),
+        _options(entry["options"]),
     )
+
+
+def _options(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"`{key}` ({json.dumps(each['default'])})" for key, each in options.items())
 
 
 def _table(head: str, rows: list[tuple[str, ...]]) -> str:

@@ -80,12 +80,29 @@ class Algorithm(ABC):
         """Whether the loss differentiates the entropy, which takes time and memory."""
         return self.entropy_coefficient > 0
 
+    def calibrated_rewards(
+        self, rewards: Tensor, scores: Tensor, group: Tensor, mean_log_probs: Tensor
+    ) -> Tensor:
+        """The rewards that `sample_advantages` gets; by default as they are.
+
+        Args:
+            rewards: [B] shaped rewards.
+            scores: [B] raw scores of the verifier.
+            group: [B] int64, the prompt a response belongs to. Groups are whole.
+            mean_log_probs: [B] float64, mean over the generated tokens of their log-probabilities
+                under the distribution that the engine sampled from.
+
+        Returns:
+            [B] float64 on the CPU.
+        """
+        return rewards
+
     @abstractmethod
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
         """One advantage per response.
 
         Args:
-            rewards: [B] shaped rewards (e.g. scaled by length).
+            rewards: [B] from `calibrated_rewards`: shaped (e.g. scaled by length).
             scores: [B] raw scores of the verifier; correct is above 0.
             group: [B] int64, the prompt a response belongs to. Groups are whole.
 

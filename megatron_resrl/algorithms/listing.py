@@ -44,12 +44,14 @@ def algorithm_entries() -> list[AlgorithmEntry]:
 
 def common_options() -> dict[str, OptionEntry]:
     """Options that every algorithm has."""
-    return _options(Algorithm)
+    return option_entries(Algorithm)
 
 
 def _entry(found: type[Algorithm]) -> AlgorithmEntry:
     common = common_options()
-    own = {name: option for name, option in _options(found).items() if common.get(name) != option}
+    own = {
+        name: option for name, option in option_entries(found).items() if common.get(name) != option
+    }
     return AlgorithmEntry(
         found.name,
         first_sentence((found.__doc__ or "").partition("\n\n")[0]),
@@ -59,8 +61,12 @@ def _entry(found: type[Algorithm]) -> AlgorithmEntry:
     )
 
 
-def _options(found: Any) -> dict[str, OptionEntry]:
-    """Fields that a recipe sets by `algorithm.options`, with the docstrings under them."""
+def option_entries(found: Any) -> dict[str, OptionEntry]:
+    """Fields of a dataclass that a recipe sets as options, with the docstrings under them.
+
+    Args:
+        found: An algorithm, or options of a weighting.
+    """
     meanings: dict[str, str] = {}
     for each in reversed(found.__mro__[:-1]):
         meanings |= {
@@ -70,5 +76,5 @@ def _options(found: Any) -> dict[str, OptionEntry]:
     return {
         field.name: OptionEntry(field.default, meanings.get(field.name, ""))
         for field in dataclasses.fields(found)
-        if field.init and field.name not in found.settings
+        if field.init and field.name not in getattr(found, "settings", ())
     }

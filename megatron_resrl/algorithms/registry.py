@@ -35,6 +35,7 @@ _REGISTRY = Registry(
         "gspo_token": "megatron_resrl.algorithms.gspo_token:GSPOToken",
         "gmpo": "megatron_resrl.algorithms.gmpo:GMPO",
         "sapo": "megatron_resrl.algorithms.sapo:SAPO",
+        "lens": "megatron_resrl.algorithms.lens:LENS",
         "dppo": "megatron_resrl.algorithms.dppo:DPPO",
     },
     member="algorithm",

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_resrl.cli.command import CliCommand
 from megatron_resrl.errors import InputError, closest
+from megatron_resrl.token_weighting.registry import WEIGHTINGS
 
 _OPTIONS = ("--json",)
 _WIDTH = 100
@@ -18,7 +19,7 @@ usage: megatron-resrl algorithms [--json]
 
 Every algorithm (`algorithm.name`) and every token weighting (`algorithm.weighting`): one line, the
 paper that its formula is from, the settings that it was published with, and its options
-(`algorithm.options`).
+(`algorithm.options`, `algorithm.weighting_options`).
 
   --json   one JSON object
 """
@@ -37,14 +38,25 @@ def _algorithms(recipe: str | None, options: list[str]) -> int:
 
 def listing() -> dict[str, Any]:
     """What there is: `algorithms`, `options` of all of them, and `weightings`, by name."""
-    from megatron_resrl.algorithms.listing import algorithm_entries, common_options  # torch
-    from megatron_resrl.token_weighting.registry import WEIGHTINGS
+    from megatron_resrl.algorithms.listing import (  # torch
+        algorithm_entries,
+        common_options,
+        option_entries,
+    )
+
+    def described(options: type | None) -> dict[str, Any]:
+        entries = {} if options is None else option_entries(options)
+        return {name: dataclasses.asdict(each) for name, each in entries.items()}
 
     return {
         "algorithms": {each.name: dataclasses.asdict(each) for each in algorithm_entries()},
         "options": {name: dataclasses.asdict(each) for name, each in common_options().items()},
         "weightings": {
-            name: {"summary": each.summary, "source": each.source}
+            name: {
+                "summary": each.summary,
+                "source": each.source,
+                "options": described(each.options),
+            }
             for name, each in WEIGHTINGS.items()
         },
     }
@@ -62,6 +74,7 @@ def _text(found: Mapping[str, Any]) -> str:
     lines += ["", "algorithm.weighting, with any of them:"]
     for name, entry in found["weightings"].items():
         lines += _lines(name, entry["summary"], entry["source"])
+        lines += _option_lines(entry["options"])
     return "\n".join(lines)
 
 

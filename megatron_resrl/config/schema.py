@@ -146,12 +146,15 @@ class AlgorithmConfig:
     """Name of an algorithm, or `path.py:name` of an `Algorithm` of your own. Clipped like PPO:
     resrl, grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline; only correct or incorrect
     responses: psr, nsr, w_reinforce, rft; losses of their own: gspo, gspo_token, gmpo, cispo, sapo,
-    dppo, llds."""
+    dppo, llds, lens."""
     weighting: str = "auto"
     """Factor on the advantages of tokens, with any algorithm: `none`; `resrl`, the method as the
     section `resrl` sets it up; its controls `constant`, `random` and `inverted`; another that
     `megatron-resrl algorithms` lists; or `path.py:name` of a `TokenWeighting` of your own. `auto`:
     of the algorithm resrl what `resrl.weights` names, of all others none."""
+    weighting_options: dict[str, Any] = field(default_factory=dict)
+    """Options of that weighting, which `megatron-resrl algorithms` lists; those of ResRL are the
+    section `resrl`."""
     clip_low: Annotated[float, Range(0, 1, low_included=False, high_included=False)] = 0.2
     """PPO clip: smallest ratio is 1 - clip_low."""
     clip_high: Annotated[float, above(0)] = 0.2

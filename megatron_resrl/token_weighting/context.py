@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from megatron_resrl.config.schema import ResrlConfig
 from megatron_resrl.policy.policy import Policy
@@ -24,3 +25,6 @@ class WeightingContext:
     """Token ids between which responses think; None: thinking is not left out."""
     name: str = "resrl"
     """Of the weighting, as `registry.ChosenWeighting` has it."""
+    options: Any = None
+    """Of the weighting: a dataclass of `options.py`, or the mapping that a recipe gives one of the
+    user's."""

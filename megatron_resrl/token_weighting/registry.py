@@ -4,17 +4,25 @@ name."""
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from megatron_resrl.config.schema import AlgorithmConfig, ResrlConfig
 from megatron_resrl.registry import Registry
+from megatron_resrl.token_weighting.options import (
+    A3POOptions,
+    FilterOptions,
+    ProbabilityOptions,
+    made_options,
+)
 
 # For types alone: the checks of a recipe ask for names and need no megatron-core.
 if TYPE_CHECKING:
     from megatron_resrl.token_weighting.context import WeightingContext
     from megatron_resrl.token_weighting.protocol import TokenWeighting
 
+_PROBABILITIES = "megatron_resrl.token_weighting.probabilities"
 _RESRL = "megatron_resrl.token_weighting.resrl:ResRLWeighting"
 
 
@@ -32,6 +40,10 @@ class WeightingEntry:
     """Whether it needs hidden states of the policy."""
     of_resrl: bool = True
     """Whether `resrl.positive_weight` and `resrl.positives` belong to it."""
+    weighs_incorrect: bool = True
+    """Whether only incorrect responses get weights."""
+    options: type | None = None
+    """Dataclass of its options."""
 
 
 WEIGHTINGS: dict[str, WeightingEntry] = {
@@ -40,6 +52,7 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "every token counts as its response",
         reads_states=False,
         of_resrl=False,
+        weighs_incorrect=False,
     ),
     "resrl": WeightingEntry(
         _RESRL,
@@ -53,6 +66,32 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         _RESRL, "control: ResRL's weights dealt to the group's incorrect tokens at random"
     ),
     "inverted": WeightingEntry(_RESRL, "control: 1 + floor - ResRL's weight"),
+    "negative_filter": WeightingEntry(
+        f"{_PROBABILITIES}:NegativeFilter",
+        "1 for the least likely tokens of an incorrect response, 0 for its others",
+        "arXiv 2606.17250",
+        reads_states=False,
+        of_resrl=False,
+        options=FilterOptions,
+    ),
+    "a3po": WeightingEntry(
+        f"{_PROBABILITIES}:A3PO",
+        "more for the least likely tokens of correct, the most likely of incorrect responses",
+        "arXiv 2512.21625; its code",
+        reads_states=False,
+        of_resrl=False,
+        weighs_incorrect=False,
+        options=A3POOptions,
+    ),
+    "probability": WeightingEntry(
+        f"{_PROBABILITIES}:Probability",
+        "alpha p + 1 - alpha, p the token's probability",
+        "arXiv 2505.12929",
+        reads_states=False,
+        of_resrl=False,
+        weighs_incorrect=False,
+        options=ProbabilityOptions,
+    ),
 }
 """A new weighting adds one entry, or stays in a file of its own."""
 
@@ -68,11 +107,24 @@ class ChosenWeighting:
     """One of `WEIGHTINGS`, or `path.py:name`."""
     setting: str
     """Which setting names it."""
+    given: Mapping[str, Any] = field(default_factory=dict)
+    """`algorithm.weighting_options`."""
 
     @property
     def entry(self) -> WeightingEntry:
         """What is known of it; a weighting of the user's, or an unknown one, has the defaults."""
         return WEIGHTINGS.get(self.name, WeightingEntry(self.name))
+
+    @property
+    def options(self) -> Any:
+        """The options as its class wants them; of a weighting of the user's as they are given.
+
+        Raises:
+            SettingError: See `made_options`.
+        """
+        if self.name not in WEIGHTINGS:
+            return self.given
+        return made_options(self.name, self.entry.options, self.given)
 
 
 def chosen_weighting(
@@ -81,7 +133,7 @@ def chosen_weighting(
     """What `algorithm.weighting` and `resrl.weights` say together.
 
     Args:
-        algorithm: With `weighting`.
+        algorithm: With `weighting` and `weighting_options`.
         resrl: With `weights`, which decides where `algorithm.weighting` is `auto`.
         weighted: Whether the algorithm weighs tokens by itself, as `Algorithm.weighted` says.
     """
@@ -91,16 +143,19 @@ def chosen_weighting(
         name, setting = resrl.weights, "resrl.weights"
     else:
         name, setting = "none", "algorithm.weighting"
-    return ChosenWeighting(_OLDER_NAMES.get(name, name), setting)
+    return ChosenWeighting(_OLDER_NAMES.get(name, name), setting, algorithm.weighting_options)
 
 
 def require_weighting(chosen: ChosenWeighting) -> None:
     """Refuses a name; a user's file is run to see what it has.
 
     Raises:
-        SettingError: There is no such weighting or file, or the class in it is no weighting.
+        SettingError: There is no such weighting or file, the class in it is no weighting, or an
+            option cannot be used.
     """
-    if chosen.name not in WEIGHTINGS:
+    if chosen.name in WEIGHTINGS:
+        _ = chosen.options
+    else:
         _find_class(chosen)
 
 

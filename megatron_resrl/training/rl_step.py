@@ -225,8 +225,15 @@ def _with_loss(
 
     An excluded response's reward stays in its group's statistics: only its own loss is left out.
     """
-    advantages = algorithm.sample_advantages(batch.rewards, batch.scores, batch.group_ids)
-    tokens = batch.num_generated_tokens.masked_fill(batch.excluded, 0)
+    count = batch.num_generated_tokens
+    rewards = algorithm.calibrated_rewards(
+        batch.rewards,
+        batch.scores,
+        batch.group_ids,
+        batch.rollout_log_probs.sum(1) / count.clamp(min=1),
+    )
+    advantages = algorithm.sample_advantages(rewards, batch.scores, batch.group_ids)
+    tokens = count.masked_fill(batch.excluded, 0)
     advantages = algorithm.relate_over_step(advantages, tokens)
     positive = algorithm.positive(batch.scores, advantages) & ~batch.excluded
     advantages = advantages.masked_fill(batch.excluded, 0.0)

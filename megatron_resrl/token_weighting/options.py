@@ -1,0 +1,72 @@
+"""Options of the weightings of the package (`algorithm.weighting_options`); no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from megatron_resrl.config.ranges import (
+    POSITIVE_SHARE,
+    PROBABILITY,
+    at_least,
+    field_ranges,
+    range_problem,
+)
+from megatron_resrl.errors import SettingError, closest
+
+_SETTING = "algorithm.weighting_options"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FilterOptions:
+    """Of `negative_filter`."""
+
+    keep: Annotated[float, POSITIVE_SHARE] = 0.1
+    """Share of an incorrect response's tokens that are punished (paper: 0.1)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class A3POOptions:
+    """Of `a3po`; defaults are the example of its repository."""
+
+    share: Annotated[float, POSITIVE_SHARE] = 0.2
+    """Share of a response's tokens that are scaled."""
+    positive_scale: Annotated[float, at_least(0)] = 5.0
+    """Weight of the least likely tokens of correct responses."""
+    negative_scale: Annotated[float, at_least(0)] = 5.0
+    """Weight of the most likely tokens of incorrect responses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityOptions:
+    """Of `probability`."""
+
+    alpha: Annotated[float, PROBABILITY] = 0.3
+    """How much less a token of probability 0 counts than one of probability 1."""
+
+
+def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:
+    """The options of a weighting as its class wants them.
+
+    Args:
+        name: Of the weighting.
+        kind: One of the classes above; None: there are none.
+        given: `algorithm.weighting_options`.
+
+    Raises:
+        SettingError: An unknown option, with the nearest one, or a value that cannot be used.
+    """
+    ranges = {} if kind is None else field_ranges(kind)
+    for option, value in given.items():
+        if option not in ranges:
+            near = closest(str(option), ranges)
+            problem = f"it has {option!r}{f', did you mean {near!r}?' if near else ''}"
+            fix = f"{name} takes: {', '.join(ranges) or 'no options'}"
+            raise SettingError(_SETTING, dict(given), problem, fix)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            problem = f"{option} is not a number"
+            raise SettingError(_SETTING, dict(given), problem, f"it must be {ranges[option]}")
+        if found := range_problem(value, ranges[option]):
+            raise SettingError(_SETTING, dict(given), f"{option} is {found[0]}", found[1])
+    return None if kind is None else kind(**given)
