@@ -286,6 +286,23 @@ CASES: dict[str, Case] = {
             "resrl.mask_think": True,
         },
     ),
+    "negative filter": Case(
+        {"algorithm.weighting": "negative_filter", "algorithm.weighting_options": {"keep": 0.3}},
+        {"algorithm.name": "grpo"},
+        masked=True,
+    ),
+    "a3po": Case(
+        {
+            "algorithm.weighting": "a3po",
+            "algorithm.weighting_options": {"share": 0.3, "positive_scale": 2.0},
+        },
+        TWO | {"algorithm.name": "rloo"},
+    ),
+    "probability": Case(
+        {"algorithm.weighting": "probability", "algorithm.weighting_options": {"alpha": 0.9}},
+        {"algorithm.name": "resrl"},
+    ),
+    "lens": Case({"algorithm.name": "lens"}, {"algorithm.name": "grpo"}, masked=True, flat=True),
     "rank": Case({"resrl.rank": 3}),
     "sampled positives": Case({"resrl.max_positive_tokens": 8}),
     "quantiles": Case({"resrl.quantiles": (0.05, 0.6)}),

@@ -24,6 +24,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 Settings = dict[str, dict[str, Any]]
+OF_RESRL = ("residual", "resrl", "constant", "random", "inverted")
+"""Weightings that `resrl.positive_weight` belongs to."""
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,14 @@ def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list
         return [reward if rollout.score > 0 else -1.0 for rollout in rollouts]
     advantages = []
     for rollout in rollouts:
+        members = [r for r in rollouts if r.group == rollout.group]
         own = shaped_reward(rollout, settings)
-        group = [shaped_reward(r, settings) for r in rollouts if r.group == rollout.group]
+        group = [shaped_reward(r, settings) for r in members]
+        if name == "lens":
+            own, *group = [lens_reward(r, members, settings) for r in (rollout, *members)]
+            if not any(r.score > 0 for r in members):
+                advantages.append(options.get("alpha", 0.25) * (own - float(np.mean(group))))
+                continue
         if name == "rloo":
             advantages.append(own - (sum(group) - own) / (len(group) - 1))
             continue
@@ -128,6 +136,42 @@ def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list
         scale = scale if options.get("scale_by_std", True) else 1.0
         advantages.append(float((own - np.mean(group)) / scale))
     return advantages
+
+
+def lens_reward(rollout: Rollout, members: Sequence[Rollout], settings: Settings) -> float:
+    """Shaped reward less p / (D - p) / G of incorrect responses, p their geometric mean."""
+    reward = shaped_reward(rollout, settings)
+    if rollout.score > 0:
+        return reward
+
+    def confidence(member: Rollout) -> float:
+        return float(np.exp(np.mean(np.array(member.engine_log_probs)[list(member.drawn)])))
+
+    difficulty = 2 * max(map(confidence, members))
+    inverses = [1 / confidence(member) for member in members if member.score > 0]
+    if inverses:
+        difficulty = max(difficulty, 1 / (sum(inverses) / len(members)))
+    p = confidence(rollout)
+    return reward - p / (difficulty - p) / len(members)
+
+
+def weights_by_probability(rollout: Rollout, positive: bool, algorithm: dict[str, Any]) -> list:
+    """[response tokens] of the weightings that read the engine's log-probs."""
+    options, log_probs = algorithm["weighting_options"], rollout.engine_log_probs
+    if algorithm["weighting"] in ("auto", "none"):
+        return [1.0] * len(log_probs)
+    if algorithm["weighting"] == "probability":
+        alpha = options.get("alpha", 0.2)
+        return [alpha * np.exp(each) + 1 - alpha for each in log_probs]
+    drawn = [t for t, own in enumerate(rollout.drawn) if own]
+    unlikely = sorted(drawn, key=lambda t: log_probs[t])
+    if algorithm["weighting"] == "negative_filter":
+        kept = unlikely[: max(1, int(options.get("keep", 0.1) * len(drawn)))]
+        return [float(positive or t in kept) for t in range(len(log_probs))]
+    count = max(1, int(options.get("share", 0.2) * len(drawn)))
+    chosen = unlikely[:count] if positive else unlikely[-count:]
+    scale = options.get("positive_scale" if positive else "negative_scale", 5.0)
+    return [scale if t in chosen else 1.0 for t in range(len(log_probs))]
 
 
 def whitened(advantages: Sequence[float], counts: Sequence[int]) -> list[float]:
@@ -179,7 +223,7 @@ class _Trainer:
             advantages = whitened(advantages, counts)
         by_advantage = self.settings["resrl"]["positives"] == "advantage"
         positive = [
-            (a > 0 if by_advantage and self.weighting != "none" else r.score > 0)
+            (a > 0 if by_advantage and self.weighting in OF_RESRL else r.score > 0)
             for r, a in zip(rollouts, advantages, strict=True)
         ]
         advantages = [0.0 if m else a for a, m in zip(advantages, masked, strict=True)]
@@ -219,7 +263,7 @@ class _Trainer:
                 loss = loss - share * entropy_coefficient * entropy_BT[place, tokens].sum()
                 for t in tokens:
                     a = advantages[i]
-                    a *= self._positive_weight() if positive[i] else weights_BT[i, t]
+                    a *= weights_BT[i, t] * (self._positive_weight() if positive[i] else 1.0)
                     if not positive[i]:
                         mass += share * abs(a)
                         unweighted += share * abs(advantages[i])
@@ -243,7 +287,7 @@ class _Trainer:
     def _positive_weight(self) -> float:
         """Factor on the advantages of positives; w_reinforce has one in its advantages."""
         name = self.settings["algorithm"]["name"]
-        if name == "resrl" or (self.weighting != "none" and name != "w_reinforce"):
+        if name == "resrl" or (self.weighting in OF_RESRL and name != "w_reinforce"):
             return self.settings["resrl"]["positive_weight"]
         return 1.0
 
@@ -292,7 +336,10 @@ class _Trainer:
         """[B, T] 1 where nothing applies."""
         hidden = hidden_BTH.double().numpy()
         weights = np.ones(hidden.shape[:2])
-        if self.weighting == "none":
+        if self.weighting not in OF_RESRL:
+            for i, r in enumerate(rollouts):
+                found = weights_by_probability(r, positive[i], self.settings["algorithm"])
+                weights[i, : len(found)] = found
             return weights
         resrl = self.settings["resrl"]
         thought = [self._thought(r) for r in rollouts]

@@ -44,10 +44,9 @@ class LENS(GRPO):
             own = group == number
             # Relative to the most likely response: p / (D - p) has no scale.
             p = (mean_log_probs[own] - mean_log_probs[own].max()).double().exp()
-            inverse = (correct_B[own] / p).sum() / len(p)
-            difficulty = torch.clamp(1 / inverse, min=2.0)  # 1 / 0 is infinite only without any.
-            if not correct_B[own].any():
-                difficulty = torch.tensor(2.0, dtype=torch.float64)
+            difficulty = 2.0
+            if correct_B[own].any():
+                difficulty = max(difficulty, float(len(p) / (correct_B[own] / p).sum()))
             penalty = p / (difficulty - p) / len(p)
             calibrated_B[own] -= penalty.masked_fill(correct_B[own], 0.0)
         return calibrated_B

@@ -56,7 +56,7 @@ def _check_weighting(recipe: Recipe) -> Iterator[Problem]:
         problem = f"algorithm.weighting, which is {algorithm.weighting!r}, decides"
         yield Problem("resrl.weights", resrl.weights, problem, "leave one of them out")
     chosen = chosen_weighting(algorithm, resrl, weighted=found.weighted)
-    if chosen.entry.weighs_incorrect and not found.learns_from_incorrect:
+    if chosen.entry.only_incorrect and not found.learns_from_incorrect:
         problem = f"it weighs incorrect responses, of which {algorithm.name} has no loss"
         yield Problem("algorithm.weighting", algorithm.weighting, problem, "use none")
 

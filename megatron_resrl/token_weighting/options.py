@@ -42,8 +42,8 @@ class A3POOptions:
 class ProbabilityOptions:
     """Of `probability`."""
 
-    alpha: Annotated[float, PROBABILITY] = 0.3
-    """How much less a token of probability 0 counts than one of probability 1."""
+    alpha: Annotated[float, PROBABILITY] = 0.2
+    """How much less a token of probability 0 counts than one of probability 1 (its code: 0.2)."""
 
 
 def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:

@@ -84,6 +84,5 @@ def extreme_tokens(values_BT: Tensor, mask_BT: Tensor, share: float) -> Tensor:
     order_BT = values_BT.masked_fill(~mask_BT, torch.inf).argsort(dim=1, stable=True)
     # Rank of each token among its response's: the inverse of the order.
     rank_BT = order_BT.argsort(dim=1, stable=True)
-    count_B = mask_BT.sum(1)
-    taken_B = (count_B * share).long().clamp(min=1)
+    taken_B = (mask_BT.sum(1).double() * share).long().clamp(min=1)
     return mask_BT & (rank_BT < taken_B[:, None])

@@ -40,7 +40,7 @@ class WeightingEntry:
     """Whether it needs hidden states of the policy."""
     of_resrl: bool = True
     """Whether `resrl.positive_weight` and `resrl.positives` belong to it."""
-    weighs_incorrect: bool = True
+    only_incorrect: bool = True
     """Whether only incorrect responses get weights."""
     options: type | None = None
     """Dataclass of its options."""
@@ -52,7 +52,7 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "every token counts as its response",
         reads_states=False,
         of_resrl=False,
-        weighs_incorrect=False,
+        only_incorrect=False,
     ),
     "resrl": WeightingEntry(
         _RESRL,
@@ -80,7 +80,7 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "arXiv 2512.21625; its code",
         reads_states=False,
         of_resrl=False,
-        weighs_incorrect=False,
+        only_incorrect=False,
         options=A3POOptions,
     ),
     "probability": WeightingEntry(
@@ -89,7 +89,7 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "arXiv 2505.12929",
         reads_states=False,
         of_resrl=False,
-        weighs_incorrect=False,
+        only_incorrect=False,
         options=ProbabilityOptions,
     ),
 }

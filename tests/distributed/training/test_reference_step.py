@@ -53,6 +53,7 @@ RANKS = {
         "CP2=gspo",
         "CP2 packed=gmpo",
         "DP2=reinforce_pp",
+        "PP2=a3po",
         "CP2=gmpo with ResRL's weights",
         "CP2 packed=llds",
         "CP2 packed=much at once over two steps",

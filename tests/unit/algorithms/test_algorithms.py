@@ -132,6 +132,25 @@ def test_algorithms_relate_nothing_over_the_step_by_default() -> None:
     assert get_algorithm("grpo").relate_over_step(advantages, torch.tensor([1, 9])) is advantages
 
 
+def test_lens_punishes_confident_mistakes_more() -> None:
+    scores = torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 0.0])
+    group = torch.tensor([0, 0, 0, 0, 1, 1])
+    p = torch.tensor([0.5, 0.4, 0.2, 0.1, 0.6, 0.3], dtype=torch.float64)
+    lens = get_algorithm("lens", alpha=0.5)
+    found = lens.calibrated_rewards(scores, scores, group, p.log())
+    # D = max(4 / (1 / 0.5 + 1 / 0.1), 2 x 0.5) = 1 and 2 x 0.6.
+    expected = [1, -0.4 / 0.6 / 4, -0.2 / 0.8 / 4, 1, -0.6 / 0.6 / 2, -0.3 / 0.9 / 2]
+    assert found.tolist() == pytest.approx(expected, rel=1e-12)
+    # A group of 4 with one correct response that is likely: D = 4 x 0.9 by importance sampling.
+    p = torch.tensor([0.9, 0.3, 0.3, 0.3], dtype=torch.float64)
+    alone = (p > 0.5).double()
+    by_sampling = lens.calibrated_rewards(alone, alone, group[:4], p.log())
+    assert by_sampling.tolist() == pytest.approx([1, *3 * [-0.3 / (3.6 - 0.3) / 4]], rel=1e-12)
+    advantages = lens.sample_advantages(found, scores, group)
+    assert advantages[4:].tolist() == pytest.approx([-0.5 / 6, 0.5 / 6], rel=1e-12)
+    assert torch.equal(advantages[:4], group_normalised(found[:4], group[:4]))
+
+
 @pytest.mark.parametrize("name", ["psr", "rft"])
 def test_psr_gives_one_to_correct_responses_only(name) -> None:
     advantages = get_algorithm(name).sample_advantages(REWARDS, SCORES, GROUP)
@@ -285,6 +304,7 @@ def test_get_algorithm_answers_an_unknown_option() -> None:
         ("reinforce_pp", {"min_variance": 0}, r"min_variance = 0: .*above 0"),
         ("gmpo", {"clip_low": 0}, r"clip_low = 0: .*above 0"),
         ("sapo", {"tau_negative": -1.0}, r"tau_negative = -1.0: .*above 0"),
+        ("lens", {"alpha": -1}, r"alpha = -1: .*at least 0"),
         ("dppo", {"divergence": "js"}, r"divergence = 'js': .*tv, kl"),
         ("dppo", {"anchor": "old"}, r"anchor = 'old': .*trainer, engine"),
         ("dppo", {"ratio_cap": 1.0}, r"ratio_cap = 1.0: .*above 1"),
