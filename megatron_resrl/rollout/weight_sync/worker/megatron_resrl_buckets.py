@@ -174,15 +174,15 @@ class _Comparison:
             kept[:] = new
             return
         # Words first: a quarter of the comparisons, and few words differ.
-        differ = numpy.flatnonzero(kept != new)
-        before = kept[differ].view(numpy.int16).reshape(-1, _UNITS_PER_WORD)
-        after = new[differ].view(numpy.int16).reshape(-1, _UNITS_PER_WORD)
-        row, lane = numpy.nonzero(before != after)
-        kept[differ] = new[differ]
-        places = place + differ[row] * _UNITS_PER_WORD + lane
+        words = numpy.flatnonzero(kept != new)
+        after = new[words]
+        units = numpy.flatnonzero((kept[words] ^ after).view(numpy.int16) != 0)
+        kept[words] = after
+        row, lane = numpy.divmod(units, _UNITS_PER_WORD)
+        places = place + words[row] * _UNITS_PER_WORD + lane
         self._places.append(places.astype(self._places[0].dtype))
-        self._values.append(after[row, lane])
-        self.count += len(row)
+        self._values.append(after.view(numpy.int16)[units])
+        self.count += len(units)
         self._bytes_left -= self._places[-1].nbytes + self._values[-1].nbytes
 
     def changes(self) -> Changes | None:
@@ -230,7 +230,7 @@ class KeptBuckets:
             if "identity" not in notes:
                 return KeptBucket(parts, content, "")
             if bucket is None or bucket.content.shape != content.shape:
-                bucket = KeptBucket(parts, torch.empty_like(content), "")
+                bucket = KeptBucket(parts, _new_bytes(content.numel()), "")
             # A copy: the tensor of a file is its memory.
             bucket.content.copy_(content)
             bucket.parts, bucket.identity = tuple(parts), checksum(parts, bucket.content)
@@ -277,12 +277,17 @@ def parts_from_json(values: Iterable[Any]) -> list[Part]:
 def joined(parts: Iterable[Part], tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """[n] uint8 on the host: the bytes of a bucket; zeros between the tensors."""
     parts = list(parts)
-    content = torch.empty(parts[-1].start + parts[-1].room, dtype=torch.uint8)
+    content = _new_bytes(parts[-1].start + parts[-1].room)
     for part, tensor in zip(parts, tensors, strict=True):
         end = part.start + part.num_bytes
         content[part.start : end].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         content[end : part.start + part.room] = 0
     return content
+
+
+def _new_bytes(size: int) -> torch.Tensor:
+    """[size] uint8, not set; of numpy, which asks for huge pages: a page fault is not cheap."""
+    return torch.from_numpy(numpy.empty(size, numpy.uint8))
 
 
 def as_words(tensor: torch.Tensor) -> torch.Tensor:

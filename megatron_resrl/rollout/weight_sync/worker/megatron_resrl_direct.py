@@ -8,15 +8,16 @@ have shown that the first tensors are in the model where they would have been pu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from megatron_resrl_checksums import fused_name
-from vllm.model_executor.layers.attention import is_deferred_attention_layer
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
 from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
     UnquantizedEmbeddingMethod,
     VocabParallelEmbedding,
 )
@@ -55,6 +56,7 @@ class DirectWeights:
         self._packed = {whole: list(parts) for whole, parts in packed.items()}
         self._model = model
         self._groups: dict[str, _Group] = {}
+        self._has_output = any(_is_output(module) for module in model.modules())
         self._may_agree = all(p.device.type == "cpu" for p in model.parameters())
         self.agrees = False
 
@@ -103,10 +105,10 @@ class DirectWeights:
         Args:
             dtype: Of the model.
         """
-        modules: Iterator[Any] = self._model.modules()
-        for module in modules:
-            if is_deferred_attention_layer(module):
-                module.process_weights_after_loading(dtype)
+        for module in self._model.modules():
+            process: Any = getattr(module, "process_weights_after_loading", None)
+            if isinstance(module, AttentionLayerBase) and process is not None:
+                process(dtype)
 
     def _row_order(self, name: str) -> int:
         for segment in name.split("."):
@@ -126,9 +128,9 @@ class DirectWeights:
             return False
         expected = torch.cat([group.samples[each] for each in group.names])
         found = []
-        if _is_packed(module, name):
+        if self._is_packed(module, name):
             found.append(_packed_sample(module, expected.dtype))
-        if _is_kept(module, name):
+        if self._is_kept(module, name):
             found.append(_sample(parameter))
         # Embeddings have further rows at the end.
         return all(torch.equal(each[: len(expected)].to(expected), expected) for each in found)
@@ -137,9 +139,9 @@ class DirectWeights:
         path, _, name = key.rpartition(".")
         module: Any = self._model.get_submodule(path)
         parameter = getattr(module, name)
-        if _is_kept(module, name):
+        if self._is_kept(module, name):
             parameter[: len(whole)].copy_(whole)
-            if _is_packed(module, name):
+            if self._is_packed(module, name):
                 module.quant_method.process_weights_after_loading(module)
             return
         module.weight = torch.nn.Parameter(whole, requires_grad=False)
@@ -148,15 +150,21 @@ class DirectWeights:
         parameter.data.copy_(module.weight)
         module.weight = parameter
 
+    def _is_packed(self, module: torch.nn.Module, name: str) -> bool:
+        """Whether a kernel multiplies by a copy of a parameter."""
+        if name != "weight" or not hasattr(module, "cpu_linear"):
+            return False
+        # vLLM packs embeddings, too, and multiplies by those of an output matrix if there is one.
+        is_input = isinstance(module, VocabParallelEmbedding) and not _is_output(module)
+        return not (is_input and self._has_output)
 
-def _is_packed(module: torch.nn.Module, name: str) -> bool:
-    """Whether a kernel multiplies by a copy of a parameter."""
-    return name == "weight" and hasattr(module, "cpu_linear")
+    def _is_kept(self, module: torch.nn.Module, name: str) -> bool:
+        """Whether a parameter is used itself; embeddings are looked up in it."""
+        return not self._is_packed(module, name) or isinstance(module, VocabParallelEmbedding)
 
 
-def _is_kept(module: torch.nn.Module, name: str) -> bool:
-    """Whether a parameter is used itself; embeddings are looked up in it."""
-    return not _is_packed(module, name) or isinstance(module, VocabParallelEmbedding)
+def _is_output(module: torch.nn.Module) -> bool:
+    return isinstance(module, ParallelLMHead)
 
 
 def _columns(size: int) -> torch.Tensor:
