@@ -193,7 +193,7 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
         weights = ServedWeights(policy)
         generator = numpy.random.default_rng(0)
         times: dict[str, list[tuple[float, float]]] = {way: [] for way in WAYS}
-        changed, sent = [], []
+        shares, sizes = [], []
         with server(settings.vllm_python, model, Path(folder) / "log", recipe) as (control, pid):
             costs = Costs(pid)
             ways: dict[str, Callable[[], Any]] = {
@@ -214,15 +214,15 @@ def measure(size: str, precision: str, settings: argparse.Namespace) -> dict[str
                         sys.exit((Path(folder) / "log").read_text()[-3000:])
                     times[way].append((seconds, cpu))
                     if way == "delta":
-                        sent.append(report.sent_bytes)
+                        sizes.append(report.sent_bytes)
                         # Not compared once most of the weights have changed, as in fp32.
-                        changed += [report.changed_fraction] * (report.changed_fraction is not None)
+                        shares += [report.changed_fraction] * (report.changed_fraction is not None)
             export = costs.of(lambda: [None for _ in weights.once()])[:2]
             plan = costs.of(lambda: ServedWeights(policy).tensors)[:2]
     return {
         "bytes": weights.num_bytes,
-        "sent": statistics.median(sent),
-        "changed": statistics.median(changed),
+        "sent": statistics.median(sizes),
+        "changed": statistics.median(shares),
         "times": times,
         "export": export,
         "plan": plan,

@@ -16,5 +16,5 @@ class KeptFiles(KeptBuckets):
     def load(self, path: Path) -> dict[str, torch.Tensor]:
         """What the server would load from a file: copies, by name."""
         with safe_open(path, framework="pt") as file:
-            bucket = self.renewed(file.metadata(), file.get_tensor)
+            bucket = self.take(file.metadata(), file.get_tensor)
         return {name: tensor.clone() for name, tensor in bucket.tensors()}

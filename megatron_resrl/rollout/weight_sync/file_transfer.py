@@ -33,17 +33,22 @@ _FOLDER = "megatron-resrl-weights-"
 
 
 @dataclass
-class Traffic:
-    """What a sync has sent."""
+class SyncBytes:
+    """How many bytes a sync was about."""
 
     weights: int = 0
-    """Bytes of the weights."""
+    """All weights."""
     sent: int = 0
-    """Bytes that each server got."""
+    """What each server got."""
     compared: int = 0
-    """Bytes of weights that were compared with those sent before."""
+    """Weights that were compared with those sent before."""
     changed: int = 0
-    """Of these, bytes that differ."""
+    """Of these, units that differ."""
+
+    @property
+    def changed_fraction(self) -> float | None:
+        """Share of the compared weights that differ; None: none were compared."""
+        return self.changed / self.compared if self.compared else None
 
 
 class FileTransfer:
@@ -83,7 +88,7 @@ class FileTransfer:
         *,
         model_bytes: int,
         copies: FileCopies | None = None,
-    ) -> tuple[Traffic, tuple[str, ...]]:
+    ) -> tuple[SyncBytes, tuple[str, ...]]:
         """Sends all weights to all servers, by what has changed unless `in_full` is set.
 
         Args:
@@ -117,29 +122,29 @@ class FileTransfer:
         copies: FileCopies,
         version: int,
         model_bytes: int,
-    ) -> tuple[Traffic, tuple[str, ...]]:
+    ) -> tuple[SyncBytes, tuple[str, ...]]:
         self._require_room(2 * min(self.bucket_bytes, model_bytes))
         with self.folder() as folder, Receivers(servers) as receivers:
             receivers.each(pause)
             receivers.each(start_update)
-            traffic = Traffic()
+            size = SyncBytes()
             loading: Calls = []
             previous: Path | None = None
             for number, bucket in enumerate(buckets):
-                traffic.weights += sum(tensor.nbytes for _, tensor in bucket)
+                size.weights += sum(tensor.nbytes for _, tensor in bucket)
                 if not receivers.alive:
                     continue
                 written = self.write(Path(folder), number, bucket)
-                traffic.sent += written.num_bytes
-                traffic.compared += written.compared_bytes
-                traffic.changed += written.changed_bytes
+                size.sent += written.num_bytes
+                size.compared += written.compared_bytes
+                size.changed += written.changed_bytes
                 path = Path(folder) / bucket_name(number)
                 self._delete_loaded(receivers, loading, previous)
                 loading = receivers.start(partial(self._load, copies=copies, path=path))
                 previous = path
             self._delete_loaded(receivers, loading, previous)
             receivers.each(partial(finish_update, version=version))
-            return traffic, tuple(receivers.failures)
+            return size, tuple(receivers.failures)
 
     def _load(self, server: ServerControl, *, copies: FileCopies, path: Path) -> None:
         info = {"update_info": {"path": str(copies.path(server, path))}}

@@ -11,8 +11,8 @@ import torch
 from megatron_resrl.rollout.weight_sync.buckets import Bucket
 from megatron_resrl.rollout.weight_sync.worker.megatron_resrl_buckets import (
     KeptBucket,
+    bytes_of,
     checksum,
-    joined,
     parts_of,
     parts_to_json,
 )
@@ -25,7 +25,7 @@ class BucketFile:
     tensors: dict[str, torch.Tensor]
     """`content` [n] uint8, or `places` and `values` of what has changed."""
     notes: dict[str, str]
-    """For the header, see `KeptBuckets.renewed`."""
+    """For the header, see `KeptBuckets.take`."""
     compared_bytes: int = 0
     """Bytes of weights that were compared with those sent last."""
     changed_bytes: int = 0
@@ -87,7 +87,7 @@ class LastSent:
     def _first_file(self, number: int, bucket: Bucket) -> BucketFile:
         """All bytes, which are kept if they are to be."""
         parts = parts_of(bucket, self._other_names)
-        content = joined(parts, [tensor for _, tensor in bucket])
+        content = bytes_of(parts, [tensor for _, tensor in bucket])
         if not self.keep:
             notes = {"number": str(number), "parts": json.dumps(parts_to_json(parts))}
             return BucketFile({"content": content}, notes)

@@ -28,7 +28,7 @@ from megatron_resrl.rollout.weight_sync.device_transfer import (
     NcclTransfer,
 )
 from megatron_resrl.rollout.weight_sync.file_copies import FileCopies, separate_nodes
-from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer, Traffic
+from megatron_resrl.rollout.weight_sync.file_transfer import FileTransfer, SyncBytes
 from megatron_resrl.rollout.weight_sync.gpu import Gpu
 from megatron_resrl.rollout.weight_sync.last_sent import LastSent
 from megatron_resrl.rollout.weight_sync.receivers import all_hold
@@ -135,15 +135,15 @@ class WeightSender:
         began = time.perf_counter()
         if self._devices is not None:
             num_bytes, failed = self._devices.send(servers, version)
-            traffic = Traffic(num_bytes, num_bytes)
+            size = SyncBytes(num_bytes, num_bytes)
         else:
-            traffic, failed = self._send_files(servers, version)
+            size, failed = self._send_files(servers, version)
         seconds = time.perf_counter() - began
         if self._verify is not None:
             updated = [server for server in servers if server.url not in failed]
             failed += self._verify(updated, version)
-        changed = traffic.changed / traffic.compared if traffic.compared else None
-        return broadcast_object(SyncReport(seconds, traffic.weights, traffic.sent, changed, failed))
+        report = SyncReport(seconds, size.weights, size.sent, size.changed_fraction, failed)
+        return broadcast_object(report)
 
     def close(self) -> None:
         """Closes the connections to the servers. Not collective."""
@@ -152,7 +152,7 @@ class WeightSender:
 
     def _send_files(
         self, servers: Sequence[ServerControl], version: int
-    ) -> tuple[Traffic, tuple[str, ...]]:
+    ) -> tuple[SyncBytes, tuple[str, ...]]:
         """Rank 0 writes, and others where nodes share no directory with it.
 
         All ranks iterate the export to its end, even after an error.
@@ -160,7 +160,7 @@ class WeightSender:
         model_bytes = self._weights.num_bytes  # Plans the export at the first sync.
         self._choose_contents(servers, model_bytes)
         weights = self._weights.once()
-        result: tuple[Traffic, tuple[str, ...]] = (Traffic(), ())
+        result: tuple[SyncBytes, tuple[str, ...]] = (SyncBytes(), ())
         problem: InputError | RunError | None = None
         with self._file_copies() as copies:
             if dist.get_rank() == 0:
@@ -185,7 +185,7 @@ class WeightSender:
             if isinstance(problem, RunError):
                 problem.common = True
             raise problem
-        self._judge_changes(result[0])
+        self._judge_changes(result[0].changed_fraction)
         return result
 
     def _choose_contents(self, servers: Sequence[ServerControl], model_bytes: int) -> None:
@@ -211,16 +211,16 @@ class WeightSender:
         )
         return False
 
-    def _judge_changes(self, traffic: Traffic) -> None:
+    def _judge_changes(self, changed_fraction: float | None) -> None:
         """Gives up comparing weights of which most change, e.g. those in fp32."""
-        last_sent = self._files.last_sent
-        is_useful = traffic.changed * _COST_OF_A_CHANGE < traffic.compared
-        if self._vllm.weight_transfer_delta == "auto" and traffic.compared and not is_useful:
-            last_sent.give_up()
+        if changed_fraction is None or self._vllm.weight_transfer_delta != "auto":
+            return
+        if changed_fraction * _COST_OF_A_CHANGE >= 1:
+            self._files.last_sent.give_up()
             logger.info(
                 "vllm.weight_transfer_delta auto: from now on all weights are sent, because an "
                 "update has changed %.0f %% of their bytes",
-                100 * traffic.changed / traffic.compared,
+                100 * changed_fraction,
             )
 
     def _file_copies(self) -> FileCopies:

@@ -39,14 +39,14 @@ def test_transfer_backend_of_the_recipe_wins():
 
 
 @pytest.mark.parametrize(
-    ("transfer", "delta", "told"),
+    ("transfer", "delta", "says"),
     [("file", "auto", True), ("file", "never", False), ("nccl", "auto", False)],
 )
 @pytest.mark.setting("vllm.weight_transfer_delta")
-def test_transfer_note_tells_whether_changes_are_sent(transfer, delta, told):
+def test_transfer_note_says_whether_changes_are_sent(transfer, delta, says):
     vllm = VllmConfig(weight_transfer=transfer, weight_transfer_delta=delta)
     note = transfer_note(vllm, RolloutConfig(engine="vllm"), has_cuda=True)
-    assert (f"what has changed (vllm.weight_transfer_delta {delta})" in note) == told
+    assert (f"what has changed (vllm.weight_transfer_delta {delta})" in note) == says
 
 
 def test_transfer_note_is_none_where_nothing_is_sent():

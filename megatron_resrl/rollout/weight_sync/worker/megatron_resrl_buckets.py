@@ -209,10 +209,10 @@ class KeptBuckets:
         """Gives up all of them."""
         self._buckets.clear()
 
-    def renewed(
+    def take(
         self, notes: Mapping[str, str], get_tensor: Callable[[str], torch.Tensor]
     ) -> KeptBucket:
-        """A bucket with the new bytes of a file.
+        """Takes the bytes of a file. Returns the bucket, which has its new bytes.
 
         Args:
             notes: Header of the file: `number` of the bucket; with all bytes `parts`, and if they
@@ -274,7 +274,7 @@ def parts_from_json(values: Iterable[Any]) -> list[Part]:
     ]
 
 
-def joined(parts: Iterable[Part], tensors: Iterable[torch.Tensor]) -> torch.Tensor:
+def bytes_of(parts: Iterable[Part], tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """[n] uint8 on the host: the bytes of a bucket; zeros between the tensors."""
     parts = list(parts)
     content = _new_bytes(parts[-1].start + parts[-1].room)

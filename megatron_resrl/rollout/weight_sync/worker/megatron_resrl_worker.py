@@ -68,21 +68,22 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         super().__init__(*arguments, **named)
         self.kept = KeptBuckets()
         self._direct = DirectWeights(self.model)
-        self._received: set[str] | None = None
+        self._loaded: set[str] | None = None
+        """Numbers of the buckets of the present update; None: there is none."""
 
     def init_transfer_engine(self, init_info: FileInitInfo) -> None:
         """Nothing to open."""
 
     def start_weight_update(self) -> None:
         """Prepares the layers for weights in the format of a checkpoint."""
-        self._received = set()
+        self._loaded = set()
         self._direct.begin()
         if not self._direct.agrees:
             initialize_layerwise_reload(self.model)
 
     def identities(self) -> dict[str, str]:
         """Number of each kept bucket -> identity of its bytes; none in the middle of an update."""
-        return self.kept.identities() if self._received is None else {}
+        return self.kept.identities() if self._loaded is None else {}
 
     def receive_weights(self, update_info: FileUpdateInfo) -> None:
         """Loads a bucket, whose bytes are kept if that succeeds; the file may then be deleted.
@@ -90,15 +91,15 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
         Raises:
             ValueError: The bytes are not those that the trainer has.
         """
-        assert self._received is not None
+        assert self._loaded is not None
         try:
             with safe_open(update_info.path, framework="pt") as file:
                 notes = file.metadata()
-                self._load(list(self.kept.renewed(notes, file.get_tensor).tensors()))
+                self._load(list(self.kept.take(notes, file.get_tensor).tensors()))
         except BaseException:
             self.kept.clear()
             raise
-        self._received.add(notes["number"])
+        self._loaded.add(notes["number"])
 
     def _load(self, tensors: list[tuple[str, torch.Tensor]]) -> None:
         if self._direct.agrees:
@@ -110,9 +111,9 @@ class FileTransferEngine(WeightTransferEngine[FileInitInfo, FileUpdateInfo]):
 
     def finish_weight_update(self) -> None:
         """Finishes layers whose processing had to wait for all buckets."""
-        if self._received != self.kept.identities().keys():
+        if self._loaded != self.kept.identities().keys():
             self.kept.clear()  # The update was cut off: buckets of a layer may differ in age.
-        self._received = None
+        self._loaded = None
         if self._direct.agrees:
             self._direct.finish(self.model_config.dtype)
             return

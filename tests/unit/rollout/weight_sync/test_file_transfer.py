@@ -84,8 +84,8 @@ def _send(transfer: FileTransfer, servers: list, weights: dict | None = None):
 
 @pytest.mark.parametrize("bucket_bytes", [1, 40, 10**6])
 def test_file_transfer_sends_all_tensors_with_any_bucket_size(takers, tmp_path, bucket_bytes):
-    traffic, failed = _send(FileTransfer(tmp_path, bucket_bytes, timeout_s=10), takers)
-    assert (traffic.weights, failed) == ((4 + 8 + 4 + 15) * 4, ())
+    size, failed = _send(FileTransfer(tmp_path, bucket_bytes, timeout_s=10), takers)
+    assert (size.weights, failed) == ((4 + 8 + 4 + 15) * 4, ())
     for taker in takers:
         taken = {name: t for bucket in taker.buckets for name, t in bucket.items()}
         assert taken.keys() == _weights().keys()
@@ -140,9 +140,9 @@ def test_file_transfer_reads_all_weights_without_servers(tmp_path):
     closed = ServerControl(f"http://127.0.0.1:{free_port()}", timeout_s=10)
     stream = iter(_weights().items())
     transfer = FileTransfer(tmp_path, 1, timeout_s=10)
-    traffic, failed = transfer.send([closed], stream, 7, model_bytes=10**3)
+    size, failed = transfer.send([closed], stream, 7, model_bytes=10**3)
     assert failed == (closed.url,)
-    assert (traffic.weights, traffic.sent) == ((4 + 8 + 4 + 15) * 4, 0)
+    assert (size.weights, size.sent) == ((4 + 8 + 4 + 15) * 4, 0)
     assert next(stream, None) is None
 
 

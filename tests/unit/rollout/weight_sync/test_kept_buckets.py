@@ -15,8 +15,8 @@ from megatron_resrl.rollout.weight_sync.worker.megatron_resrl_buckets import (
     Changes,
     KeptBucket,
     KeptBuckets,
+    bytes_of,
     checksum,
-    joined,
     parts_of,
 )
 
@@ -47,22 +47,22 @@ def bits_of(tensors) -> list[bytes]:
     return [tensor.contiguous().view(torch.uint8).numpy().tobytes() for _, tensor in tensors]
 
 
-def kept(tensors) -> KeptBucket:
+def bucket_of(tensors) -> KeptBucket:
     parts = parts_of(tensors, {})
-    content = joined(parts, [tensor for _, tensor in tensors])
+    content = bytes_of(parts, [tensor for _, tensor in tensors])
     return KeptBucket(parts, content, checksum(parts, content))
 
 
 @given(two_versions())
 def test_changes_reproduce_every_bit_of_the_new_weights(versions):
     old, new = versions
-    server, trainer = kept(old), kept(old)
+    server, trainer = bucket_of(old), bucket_of(old)
     assert bits_of(server.tensors()) == bits_of(old)
     changes, changed_bytes = trainer.replace([tensor for _, tensor in new])
     server.apply(changes)
     assert bits_of(server.tensors()) == bits_of(trainer.tensors()) == bits_of(new)
     assert server.identity == trainer.identity
-    assert (server.identity == kept(old).identity) == (len(changes.places) == 0)
+    assert (server.identity == bucket_of(old).identity) == (len(changes.places) == 0)
     differ = numpy.frombuffer(b"".join(_padded(bits_of(old))), numpy.uint16) != numpy.frombuffer(
         b"".join(_padded(bits_of(new))), numpy.uint16
     )
@@ -73,11 +73,11 @@ def test_changes_reproduce_every_bit_of_the_new_weights(versions):
 @given(two_versions())
 def test_replace_in_full_takes_every_bit_and_counts(versions):
     old, new = versions
-    _, changed_bytes = kept(old).replace([tensor for _, tensor in new])
-    bucket = kept(old)
+    _, changed_bytes = bucket_of(old).replace([tensor for _, tensor in new])
+    bucket = bucket_of(old)
     assert bucket.replace([tensor for _, tensor in new], in_full=True) == (None, changed_bytes)
     assert bits_of(bucket.tensors()) == bits_of(new)
-    assert bucket.identity == kept(new).identity
+    assert bucket.identity == bucket_of(new).identity
 
 
 def _padded(contents: list[bytes]) -> list[bytes]:
@@ -87,7 +87,7 @@ def _padded(contents: list[bytes]) -> list[bytes]:
 @given(two_versions())
 def test_checksum_differs_for_other_bytes(versions):
     old, new = versions
-    assert (kept(old).identity == kept(new).identity) == (bits_of(old) == bits_of(new))
+    assert (bucket_of(old).identity == bucket_of(new).identity) == (bits_of(old) == bits_of(new))
 
 
 @pytest.mark.parametrize("place", [0, 2**17 + 5, 2**19 - 1, 2**19 + 3])
@@ -104,7 +104,7 @@ def test_changes_in_many_chunks_are_found_where_numpy_finds_them():
     new = old.clone()
     where = torch.randperm(len(old), generator=generator)[:5000]
     new[where] = -new[where]
-    changes, _ = kept([("norm", torch.ones(3)), ("weight", old)]).replace([torch.ones(3), new])
+    changes, _ = bucket_of([("norm", torch.ones(3)), ("weight", old)]).replace([torch.ones(3), new])
     # The first tensor takes 16 bytes.
     assert changes.places.tolist() == (where.sort().values + 8).tolist()
     assert changes.values.tolist() == new.view(torch.int16)[where.sort().values].tolist()
@@ -113,7 +113,7 @@ def test_changes_in_many_chunks_are_found_where_numpy_finds_them():
 def test_changes_of_strided_and_unaligned_tensors_are_exact():
     base = torch.randn(65).bfloat16()
     old = [("odd", base[1:]), ("transposed", torch.randn(6, 4).T)]
-    bucket = kept([(name, tensor.clone()) for name, tensor in old])
+    bucket = bucket_of([(name, tensor.clone()) for name, tensor in old])
     assert len(bucket.replace([tensor for _, tensor in old])[0].places) == 0
     base[-1] = -0.0
     changes, _ = bucket.replace([tensor for _, tensor in old])
@@ -125,7 +125,7 @@ def test_changes_of_strided_and_unaligned_tensors_are_exact():
     [([0, 8], [1, 2], "outside of the 8 units"), ([-1], [1], "outside"), ([0], [1, 2], "1 places")],
 )
 def test_apply_refuses_changes_of_another_bucket(places, values, said):
-    bucket = kept([("weight", torch.ones(8).bfloat16())])
+    bucket = bucket_of([("weight", torch.ones(8).bfloat16())])
     with pytest.raises(ValueError, match=said):
         bucket.apply(Changes(torch.tensor(places), torch.tensor(values, dtype=torch.int16)))
     assert bits_of(bucket.tensors()) == bits_of([("weight", torch.ones(8).bfloat16())])
@@ -141,7 +141,7 @@ def test_last_sent_chooses_changes_where_they_are_smaller():
     server = KeptBuckets()
     first = next_file()
     assert first.tensors.keys() == {"content"}
-    names = [name for name, _ in renewed(server, first).tensors()]
+    names = [name for name, _ in take(server, first).tensors()]
     assert names == ["a", "also", "b"]
     weights["a"] = weights["a"].clone()
     weights["a"][3, 1] += 1
@@ -149,19 +149,19 @@ def test_last_sent_chooses_changes_where_they_are_smaller():
     assert second.tensors["places"].tolist() == [13]
     assert (second.changed_bytes, second.compared_bytes) == (2, 30 * 4 * 2 + 7 * 4)
     assert second.notes["before"] == first.notes["identity"]
-    assert torch.equal(dict(renewed(server, second).tensors())["also"], weights["a"])
+    assert torch.equal(dict(take(server, second).tensors())["also"], weights["a"])
     assert server.identities() == last_sent.identities() == {"0": second.notes["identity"]}
     # Six bytes for two: not above a third of all.
     weights["a"] = weights["a"] + 1
     third = next_file()
     assert third.tensors.keys() == {"content"}
     assert third.changed_bytes == 30 * 4 * 2
-    assert torch.equal(dict(renewed(server, third).tensors())["a"], weights["a"])
+    assert torch.equal(dict(take(server, third).tensors())["a"], weights["a"])
     assert next_file(in_full=True).tensors.keys() == {"content"}
 
 
-def renewed(server: KeptBuckets, file) -> KeptBucket:
-    return server.renewed(file.notes, file.tensors.__getitem__)
+def take(server: KeptBuckets, file) -> KeptBucket:
+    return server.take(file.notes, file.tensors.__getitem__)
 
 
 def test_kept_buckets_refuse_changes_of_other_bytes():
@@ -177,13 +177,13 @@ def test_kept_buckets_refuse_changes_of_other_bytes():
     assert "before" in change.notes
     for first in ([], files[:1]):
         for file in first:
-            renewed(server, file)
+            take(server, file)
         with pytest.raises(ValueError, match="bucket 0 does not have the bytes that have changed"):
-            renewed(server, change)
+            take(server, change)
         # What a refused change has left is not used again.
         assert server.identities() == {}
-    renewed(server, files[1])
-    assert torch.isnan(dict(renewed(server, change).tensors())["a"]).sum() == 1
+    take(server, files[1])
+    assert torch.isnan(dict(take(server, change).tensors())["a"]).sum() == 1
 
 
 def test_kept_buckets_refuse_bytes_that_are_not_the_trainers():
@@ -191,19 +191,19 @@ def test_kept_buckets_refuse_bytes_that_are_not_the_trainers():
     file = LastSent({}, keep=True).next_file(3, [("a", torch.ones(8))], in_full=True)
     file.tensors["content"][5] ^= 1
     with pytest.raises(ValueError, match="bucket 3 has other bytes than the trainer has sent"):
-        renewed(server, file)
+        take(server, file)
     assert server.identities() == {}
 
 
 def test_kept_buckets_refuse_changes_that_are_not_the_trainers():
     trainer, server = LastSent({}, keep=True), KeptBuckets()
     weights = torch.ones(8)
-    renewed(server, trainer.next_file(0, [("a", weights)], in_full=False))
+    take(server, trainer.next_file(0, [("a", weights)], in_full=False))
     weights[3] = 2
     file = trainer.next_file(0, [("a", weights)], in_full=False)
     file.tensors["values"][0] ^= 1
     with pytest.raises(ValueError, match="bucket 0 has other bytes than the trainer has sent"):
-        renewed(server, file)
+        take(server, file)
     assert server.identities() == {}
 
 
@@ -214,11 +214,11 @@ def test_last_sent_in_full_has_one_identity_whatever_came_before():
     def send(value: float, *, in_full: bool) -> None:
         for trainer, server in zip((rank_0, writer), servers, strict=True):
             bucket = [("a", torch.tensor([value] + [0.0] * 9))]
-            renewed(server, trainer.next_file(0, bucket, in_full=in_full))
+            take(server, trainer.next_file(0, bucket, in_full=in_full))
 
     send(1.0, in_full=False)
     # As where rank 0 has no server left and another node has one.
-    renewed(servers[1], writer.next_file(0, [("a", torch.ones(10))], in_full=False))
+    take(servers[1], writer.next_file(0, [("a", torch.ones(10))], in_full=False))
     assert rank_0.identities() != writer.identities()
     for in_full in (True, False):
         send(2.0 + in_full, in_full=in_full)
@@ -232,6 +232,6 @@ def test_last_sent_without_keep_always_sends_everything():
         file = last_sent.next_file(0, [("a", torch.ones(8))], in_full=False)
         assert file.tensors.keys() == {"content"}
         server = KeptBuckets()
-        assert torch.equal(dict(renewed(server, file).tensors())["a"], torch.ones(8))
+        assert torch.equal(dict(take(server, file).tensors())["a"], torch.ones(8))
         assert server.identities() == {}
     assert last_sent.identities() == {}
