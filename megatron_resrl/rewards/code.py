@@ -11,6 +11,7 @@ from megatron_resrl.rewards.code_block import last_program
 from megatron_resrl.rewards.code_results import same_output, same_value
 from megatron_resrl.rewards.code_tests import CalledTests, PrintedTests, Tests, read_tests
 from megatron_resrl.sandbox.backends import make_runner
+from megatron_resrl.sandbox.local import LocalRunner
 from megatron_resrl.sandbox.runners import Exam, Runner, Unusable
 
 
@@ -60,6 +61,20 @@ def check_ground_truth(value: Any) -> None:
         ValueError: With what is wrong and what would be right.
     """
     read_tests(value)
+
+
+def prepare(settings: CodeConfig | None) -> None:
+    """Starts the sandbox of this process.
+
+    Args:
+        settings: Of the sandbox; None: the defaults.
+
+    Raises:
+        SettingError: There is none.
+    """
+    runner = _runner(settings or CodeConfig())
+    if isinstance(runner, LocalRunner):
+        runner.run("", "")
 
 
 def _passed(runner: Runner, program: str, tests: Tests, every: bool) -> Iterator[bool]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,16 @@ def read_tests(value: Any) -> Tests:
     Raises:
         ValueError: There are none that could be run; says what is wrong and would be right.
     """
+    return _read_text(value) if isinstance(value, str) else _read(value)
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_text(text: str) -> Tests:
+    """All responses of a group have the same tests."""
+    return _read(_from_json(text))
+
+
+def _read(value: Any) -> Tests:
     value = _from_json(value)
     if isinstance(value, (list, tuple)):
         value = {"asserts": value}

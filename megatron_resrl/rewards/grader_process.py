@@ -88,6 +88,8 @@ def start_worker(
     if folder := user_folder(function_name):
         sys.path.insert(0, str(folder))  # For what the function imports when it is called.
     _reward = load_reward(function_name, options, code)
+    if _reward.prepare is not None:
+        _reward.prepare()
     if memory_gb is not None and sys.platform == "linux":
         _limit_memory(memory_gb)
 

@@ -71,6 +71,8 @@ class Reward:
     function: RewardFunction
     check: Callable[[Any], None] | None
     """Raises ValueError, with what is wrong and what would be right; None: all are accepted."""
+    prepare: Callable[[], None] | None = None
+    """What takes long, once in each process and before its first response; None: nothing does."""
 
 
 def load_reward(
@@ -93,9 +95,11 @@ def load_reward(
     function, module = _REGISTRY.find(name)
     if name in _REGISTRY.built_in:
         function = _with_options(name, function, options)
-        if name in RUNS_CODE:
-            function = functools.partial(cast(Callable[..., float], function), settings=code)
-        return Reward(function, getattr(module, CHECK))
+        if name not in RUNS_CODE:
+            return Reward(function, getattr(module, CHECK))
+        function = functools.partial(cast(Callable[..., float], function), settings=code)
+        prepare = functools.partial(module.prepare, code)
+        return Reward(function, getattr(module, CHECK), prepare)
     if _is_compute_score(function):
         function = _from_compute_score(_with_options(name, function, options))
     else:

@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron_resrl.sandbox.calls import Calls, NoAnswer
 from megatron_resrl.sandbox.runners import Exam, Missing, Unusable
-from megatron_resrl.sandbox.sandbox import Program, Ran, Sandbox
+from megatron_resrl.sandbox.sandbox import TRIES, Program, Ran, Sandbox
 
 
 class LocalRunner:
@@ -52,25 +52,29 @@ class LocalRunner:
     def examine(self, program: str, exam: Exam, *, every: bool) -> list[bool]:
         """See `runners.Runner.examine`."""
         job = {"setup": exam.setup, "tests": exam.tests, "names": exam.names, "every": every}
-        tested, channel = self._serving(program, self._seconds)
-        try:
-            with channel:
-                examiner = self._sandbox.begin(
-                    "examiner",
-                    json.dumps(job).encode(),
-                    seconds=self._seconds,
-                    channel=channel,
-                )
-        except BaseException:
-            tested.close()
-            raise
-        found, _ = self._sandbox.finish([examiner, tested], until=examiner)
+        for _ in range(TRIES):
+            found = self._examined(program, json.dumps(job).encode())
+            if found.why != "lost":
+                break
         lines = [json.loads(line) for line in found.results.split(b"\n")[:-1]]
         for line in lines:
             if "unusable" in line:
                 raise Unusable(line["unusable"])
         passed = [bool(line["passed"]) for line in lines][: len(exam.tests)]
         return passed + [False] * (len(exam.tests) - len(passed))
+
+    def _examined(self, program: str, job: bytes) -> Ran:
+        """How the examiner of a program ended."""
+        tested, channel = self._serving(program, self._seconds)
+        try:
+            with channel:
+                examiner = self._sandbox.begin(
+                    "examiner", job, seconds=self._seconds, channel=channel
+                )
+        except BaseException:
+            tested.close()
+            raise
+        return self._sandbox.finish([examiner, tested], until=examiner)[0]
 
     def _serving(self, program: str, seconds: float) -> tuple[Program, socket.socket]:
         """A program whose functions can be called, and the channel by which."""

@@ -26,6 +26,10 @@ KEPT_ERRORS = 16 * 2**10
 GRACE_S = 5.0
 """Seconds beyond a program's time after which its sandbox, which does not answer, is ended."""
 
+TRIES = 2
+"""Of a program whose sandbox was lost: what ends it may be another program's doing, or the
+machine's."""
+
 
 @dataclass(frozen=True)
 class Ran:
@@ -38,12 +42,13 @@ class Ran:
     results: bytes = b""
     """Of an examiner."""
     why: Literal["", "time", "output", "lost"] = ""
-    """`time`: it took too long; `output`: it printed too much; `lost`: its sandbox ended."""
+    """`time`: it took too long; `output`: it printed too much; `lost`: nobody said how it ended,
+    because its sandbox has ended or does not answer."""
     seconds: float = 0.0
     """Of its process, without what it took to start."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Program:
     """A program that runs."""
 
@@ -109,7 +114,7 @@ class Sandbox:
         started.process.communicate()
 
     def run(self, role: Role, job: bytes, given: bytes = b"", *, seconds: float) -> Ran:
-        """Runs a program to its end.
+        """Runs a program to its end; a second time, in a new sandbox, if it was lost.
 
         Args:
             role: What it does.
@@ -120,7 +125,10 @@ class Sandbox:
         Raises:
             CannotStart: There is no such sandbox here.
         """
-        [ran] = self.finish([self.begin(role, job, given, seconds=seconds)])
+        for _ in range(TRIES):
+            [ran] = self.finish([self.begin(role, job, given, seconds=seconds)])
+            if ran.why != "lost":
+                break
         return ran
 
     def begin(
@@ -187,7 +195,9 @@ class Sandbox:
         found = [_ran(each) for each in programs]
         for each in programs:
             each.close()
-        if any(each.why == "lost" for each in found):
+        # The end of others than `until` was not waited for.
+        ended = found if until is None else [found[programs.index(until)]]
+        if any(each.why == "lost" for each in ended):
             self.close()
         return found
 
@@ -222,7 +232,8 @@ def _read(programs: Sequence[Program], until: Program | None) -> None:
             if not piece:
                 poll.unregister(descriptor)
                 del whose[descriptor]
-            if program.too_long or (program is until and program.status not in whose):
+            ended = all(each is not program for each in whose.values())
+            if program.too_long or (program is until and ended):
                 return
 
 

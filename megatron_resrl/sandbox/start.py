@@ -128,18 +128,27 @@ def _start_bubblewrap(
     try:
         process = _popen([*command, "--", *python], [*descriptors, tells, waits], _ROOT)
         os.close(tells)
-        tells = -1
-        with open(told, closefd=False) as info:
-            number = json.loads(_whole(info.fileno()) or "{}").get("child-pid")
-        if number is not None:
-            for name in ("uid_map", "gid_map"):
-                Path(f"/proc/{number}/{name}").write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n")
+        tells = -1  # Its other end shows when bubblewrap has ended.
+        _map_users(told)
         os.write(goes_on, b"1")
     finally:
         for each in (told, tells, waits, goes_on):
             if each >= 0:
                 os.close(each)
     return process
+
+
+def _map_users(info: int) -> None:
+    """Gives the user namespace that bubblewrap tells of root, and nobody, of this one.
+
+    Args:
+        info: Descriptor by which it tells the number of its process; nothing if it has failed,
+            which its errors explain.
+    """
+    number = json.loads(_whole(info) or "{}").get("child-pid")
+    if number is not None:
+        for name in ("uid_map", "gid_map"):
+            Path(f"/proc/{number}/{name}").write_text(f"0 0 1\n{NOBODY} {NOBODY} 1\n")
 
 
 def _whole(descriptor: int) -> str:

@@ -17,7 +17,7 @@ from typing import Any
 from megatron_resrl.sandbox.inside.program import CHANNEL, JOB, RESULTS, read_all, socket_file
 from megatron_resrl.sandbox.inside.values import decoded, encoded
 
-LARGEST_ANSWER = 16 * 2**20
+LARGEST_ANSWER = 4 * 2**20
 """Bytes of one answer of the program."""
 
 

@@ -85,6 +85,7 @@ def test_values_that_are_no_data_stay_where_they_are() -> None:
         '{"dict": [[1]]}',
         '{"int": 5}',
         '{"fraction": "1/0"}',
+        '{"fraction": "1e999999999"}',
         '{"tuple": 5}',
         "[" * 100000,
     ],
