@@ -96,14 +96,14 @@ def main(connection: socket.socket, setup: Setup) -> None:
 
 def _run(request: dict[str, object], descriptors: list[int], setup: Setup) -> None:
     """The runner: makes the guard, and is it where there are no namespaces."""
-    if setup.isolation == "namespaces":
-        confinement.fresh_namespaces()
-        if os.fork():
-            os._exit(0)
-        confinement.fresh_tmp()
-    bounds = Bounds(float(str(request["seconds"])), int(str(request["memory"])))
-    status, *given = descriptors
-    with contextlib.suppress(BaseException):  # Nothing of a guard is a program's to see.
+    with contextlib.suppress(BaseException):  # Who waits for the program hears that it is lost.
+        if setup.isolation == "namespaces":
+            confinement.fresh_namespaces()
+            if os.fork():
+                os._exit(0)
+            confinement.fresh_tmp()
+        bounds = Bounds(float(str(request["seconds"])), int(str(request["memory"])))
+        status, *given = descriptors
         _guard(str(request["role"]), status, given, bounds, setup)
     os._exit(1)
 
