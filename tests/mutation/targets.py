@@ -31,6 +31,10 @@ class Target:
 
 TARGETS = {
     "algorithms": Target(("algorithms",), (("tests/unit/algorithms",), (_STEP,))),
+    "sandbox": Target(
+        ("sandbox", "rewards/code.py", "rewards/code_tests.py", "rewards/code_results.py"),
+        (("tests/unit/sandbox", "tests/unit/rewards/test_rewards_code.py"),),
+    ),
     "subspace": Target(
         ("subspace", "token_weighting"),
         (

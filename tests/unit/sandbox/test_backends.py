@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from megatron_resrl.errors import SettingError
 from megatron_resrl.rewards.code import code_reward
 from megatron_resrl.sandbox import backends
 from megatron_resrl.sandbox.backends import Local, find_backend, try_backend
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture
@@ -45,19 +49,27 @@ def test_find_backend_does_without_bubblewrap(monkeypatch: pytest.MonkeyPatch) -
     assert "install the package bubblewrap" in str(caught.value)
 
 
-@pytest.mark.usefixtures("untried")
-def test_find_backend_says_why_namespaces_are_closed(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    # As bubblewrap says where the kernel or a container forbids user namespaces.
-    (tmp_path / "bwrap").write_text(
-        "#!/bin/sh\necho 'bwrap: No permissions to create new namespace' >&2\nexit 1\n"
+def test_find_backend_does_without_user_namespaces() -> None:
+    """In a user namespace that allows no others, as a kernel or container may."""
+    require_backend("bubblewrap")
+    require_backend("landlock")
+    program = (
+        "from megatron_resrl.config.schema_questions import CodeConfig\n"
+        "from megatron_resrl.sandbox.backends import find_backend, try_backend\n"
+        "print(find_backend(CodeConfig()))\n"
+        "print(try_backend('bubblewrap').problem)\n"
     )
-    (tmp_path / "bwrap").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
-    assert shutil.which("bwrap") == str(tmp_path / "bwrap")
-    problem = try_backend("bubblewrap").problem
-    assert problem == "bwrap: No permissions to create new namespace"
+    close = 'echo 0 > /proc/sys/user/max_user_namespaces && exec "$@"'
+    found = subprocess.run(
+        ["unshare", "-Ur", "sh", "-c", close, "sh", sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    chosen, problem = found.stdout.splitlines()
+    assert chosen == "landlock"
+    assert problem.startswith("bwrap: Creating new namespace failed")
 
 
 @pytest.mark.usefixtures("untried")
