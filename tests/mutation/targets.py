@@ -32,7 +32,7 @@ class Target:
 TARGETS = {
     "algorithms": Target(("algorithms",), (("tests/unit/algorithms",), (_STEP,))),
     "sandbox": Target(
-        ("sandbox", "rewards/code.py", "rewards/code_tests.py", "rewards/code_results.py"),
+        ("sandbox",),
         (("tests/unit/sandbox", "tests/unit/rewards/test_rewards_code.py"),),
     ),
     "subspace": Target(

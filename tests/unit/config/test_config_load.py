@@ -258,3 +258,27 @@ def test_load_recipe_help_lists_settings_with_docstrings() -> None:
         assert f"--{setting} " in text
     assert "Ranks over which each layer's matrices are split." in text
     assert "(type: float, default: 1e-06)" in text
+
+
+def test_load_recipe_reads_sections_in_sections(tmp_path: Path) -> None:
+    text = "reward:\n  workers: 3\n  code:\n    memory_mb: 100\n    timeout_s: 2\n"
+    recipe = load_recipe(write(tmp_path, text), ["--reward.code.backend=landlock"])
+    assert recipe.reward.workers == 3
+    code = recipe.reward.code
+    assert (code.memory_mb, code.timeout_s, code.backend) == (100, 2.0, "landlock")
+    assert load_recipe(write(tmp_path, recipe_yaml(recipe))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("cod: 1", "reward.cod = 1: there is no such setting"),
+        ("code: {memry_mb: 1}", "did you mean reward.code.memory_mb?"),
+        ("code: 3", "write its settings below it, e.g. reward.code.backend"),
+        ("code: {backend: docker}", "reward.code.backend = 'docker': wrong type"),
+        ("code: {memory_mb: 1.5}", "give an integer"),
+    ],
+)
+def test_load_recipe_names_wrong_inner_settings(tmp_path: Path, content: str, said: str) -> None:
+    [message] = messages(write(tmp_path, f"reward:\n  {content}\n"))
+    assert said in message
