@@ -82,6 +82,21 @@ def _check_workers(workers: int) -> Iterator[Problem]:
         yield Problem("reward.workers", workers, problem, fix, "machine")
 
 
+def sandbox_note(facts: Facts) -> str | None:
+    """Where programs of responses would run on this machine; None: there are none, or nowhere."""
+    reward = facts.recipe.reward
+    if facts.elsewhere or not _runs_code(reward, facts.evaluation_sets[0]):
+        return None
+    try:
+        return f"programs of responses run in: {find_backend(reward.code)}"
+    except SettingError:
+        return None  # The checks say why.
+
+
+def _runs_code(reward: RewardConfig, sets: Sequence[SetSettings]) -> bool:
+    return any(each.function in RUNS_CODE for each in (reward, *(each.reward for each in sets)))
+
+
 def _check_code(
     reward: RewardConfig, sets: Sequence[SetSettings], elsewhere: bool
 ) -> Iterator[Problem]:
@@ -92,8 +107,7 @@ def _check_code(
         sets: Of evaluation.
         elsewhere: Whether the run is for another machine, which cannot be tried out.
     """
-    functions = {reward.function, *(each.reward.function for each in sets)}
-    if not functions & set(RUNS_CODE):
+    if not _runs_code(reward, sets):
         return
     code = reward.code
     if code.timeout_s >= reward.timeout_s:

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from megatron_resrl.checks.data import first_prompt
 from megatron_resrl.checks.facts import Facts, Target, gather_facts
 from megatron_resrl.checks.recipe import inspect_facts
+from megatron_resrl.checks.rewards import sandbox_note
 from megatron_resrl.checks.sizes import plan as size_lines
 from megatron_resrl.cli.command import CliCommand, print_settings
 from megatron_resrl.cli.start import prepare_megatron
@@ -70,12 +71,14 @@ def _check(path: str | None, overrides: list[str]) -> int:
 
 
 def _rollout_lines(facts: Facts) -> Iterator[str]:
-    """What only reinforcement learning has: the first prompt, and the way of the weights."""
+    """What only reinforcement learning has: the first prompt, where weights go, the sandbox."""
     if prompt := first_prompt(facts):
         yield prompt
     recipe = facts.recipe
     if chosen := transfer_note(recipe.vllm, recipe.rollout, has_cuda=facts.has_cuda):
         yield chosen
+    if sandbox := sandbox_note(facts):
+        yield sandbox
 
 
 def _take_options(overrides: list[str]) -> tuple[_Options, list[str]]:

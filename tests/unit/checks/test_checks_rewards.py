@@ -5,7 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
-from sandboxes import require_any
+from sandboxes import require_any, require_backend
+from tiny_recipe import write_recipe
+
+from megatron_resrl.checks.facts import gather_facts
+from megatron_resrl.checks.rewards import sandbox_note
+from megatron_resrl.config.load import load_recipe
 
 
 @pytest.fixture
@@ -109,3 +114,13 @@ def test_check_code_refuses_settings(refused, questions, overrides, setting, sai
 
 def test_check_code_asks_nothing_of_other_rewards(check):
     assert check("--reward.code.backend=rlimits") == []
+
+
+def test_check_says_where_programs_run(model, tmp_path):
+    require_backend("bubblewrap")
+    recipe = str(write_recipe(tmp_path, model))
+    programs = load_recipe(recipe, ["--reward.function=code"])
+    assert sandbox_note(gather_facts(programs, 1)[0]) == "programs of responses run in: bubblewrap"
+    refused = load_recipe(recipe, ["--reward.function=code", "--reward.code.backend=rlimits"])
+    assert sandbox_note(gather_facts(refused, 1)[0]) is None
+    assert sandbox_note(gather_facts(load_recipe(recipe), 1)[0]) is None
