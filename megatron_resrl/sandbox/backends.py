@@ -49,9 +49,9 @@ reach("opens sockets", socket.socket)
 reach("starts processes", lambda: os.fork() or os._exit(0))
 reach("reads other files", lambda: open("/etc/passwd"))
 reach("lists /proc", lambda: os.listdir("/proc"))
-reach("writes files", lambda: open("/etc/written", "w"))
+reach("opens them to write", lambda: open("/etc/passwd", "r+"))
 """
-"""What no program may be able to do; printed if it can."""
+"""What no program may be able to do; printed if it can. It changes nothing where it can."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def try_backend(backend: Local) -> Trial:
     first, *could = ran.output.decode().splitlines() or [""]
     if first != "runs":
         return Trial(backend, f"a program did not run in it ({_end(ran.errors) or ran.why})")
-    if could and backend != "rlimits":
+    if could and backend != "rlimits":  # Which promises nothing.
         return Trial(backend, f"the kernel lets a program in it do more: it {', '.join(could)}")
     return Trial(backend, None)
 
