@@ -121,7 +121,11 @@ def recipe_of(step: Measured, model: str = "") -> Recipe:
         ),
         vllm=VllmConfig(urls=urls, arguments={"gpu-memory-utilization": 0.6}),
         algorithm=AlgorithmConfig(
-            name="grpo", updates_per_step=4, micro_batch_size=rows, sequence_packing=True
+            name="grpo",
+            updates_per_step=4,
+            micro_batch_size=rows,
+            sequence_packing=True,
+            shared_prompts="never",
         ),
     )
 

@@ -72,7 +72,8 @@ def write_config(folder: Path, *, experts: bool = False, **sizes: int) -> Path:
 
 
 def recipe_for(model: Path, *settings: str) -> Recipe:
-    """Groups of 4, micro-batches of 2, two prompts and two passes unless `settings` say more."""
+    """Groups of 4, micro-batches of 2, two prompts with a copy for each response, and two passes
+    unless `settings` say more."""
     own = (
         f"model.path={model}",
         "rollout.prompts_per_step=2",
@@ -81,6 +82,7 @@ def recipe_for(model: Path, *settings: str) -> Recipe:
         "data.max_prompt_length=24",
         "algorithm.micro_batch_size=2",
         "algorithm.single_pass=never",
+        "algorithm.shared_prompts=never",
         "resrl.rank=4",
     )
     return load_recipe(None, [f"--{setting}" for setting in (*own, *settings)])

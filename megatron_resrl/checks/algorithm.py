@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
-from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import OptimizerConfig, Recipe, ResrlConfig, WhenExact
+from megatron_resrl.config.problems import Problem, against_always
+from megatron_resrl.config.schema import OptimizerConfig, Recipe, ResrlConfig
 from megatron_resrl.config.shared_prompts import shared_prompts_conflict
 from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.errors import SettingError
@@ -65,20 +64,12 @@ def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
     conflict = single_pass_conflict(
         recipe.algorithm, recipe.correction, recipe.model, recipe.parallel
     )
-    yield from _against_always("algorithm.single_pass", recipe.algorithm.single_pass, conflict)
+    yield from against_always("algorithm.single_pass", recipe.algorithm.single_pass, conflict)
 
 
 def _check_shared_prompts(recipe: Recipe) -> Iterator[Problem]:
     conflict = shared_prompts_conflict(recipe.model, recipe.precision)
-    yield from _against_always(
-        "algorithm.shared_prompts", recipe.algorithm.shared_prompts, conflict
-    )
-
-
-def _against_always(setting: str, asked: WhenExact, conflict: Problem | None) -> Iterator[Problem]:
-    if asked == "always" and conflict is not None:
-        problem = f"{setting} is always, but {conflict.problem}"
-        yield replace(conflict, problem=problem, fix=f"{conflict.fix}, or set {setting}: auto")
+    yield from against_always("algorithm.shared_prompts", recipe.algorithm.shared_prompts, conflict)
 
 
 def _check_token_budgets(recipe: Recipe) -> Iterator[Problem]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from megatron_resrl.errors import InputError, SettingError
@@ -45,6 +45,19 @@ class Problem:
 def first_problem(*candidates: tuple[bool, Problem]) -> Problem | None:
     """The problem of the first candidate that applies; None: none does."""
     return next((problem for applies, problem in candidates if applies), None)
+
+
+def against_always(setting: str, asked: str, conflict: Problem | None) -> Iterator[Problem]:
+    """What keeps a setting from being `always`, as it is asked to be.
+
+    Args:
+        setting: Dotted name.
+        asked: Its value.
+        conflict: The setting in its way; None: none.
+    """
+    if asked == "always" and conflict is not None:
+        problem = f"{setting} is always, but {conflict.problem}"
+        yield replace(conflict, problem=problem, fix=f"{conflict.fix}, or set {setting}: auto")
 
 
 class RecipeError(InputError):

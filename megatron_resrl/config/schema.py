@@ -181,10 +181,10 @@ class AlgorithmConfig:
     """The same for scoring passes, which hold less; None: as for updates."""
     sequence_packing: bool = False
     """Put the responses of a micro-batch behind each other instead of padding them."""
-    shared_prompts: WhenExact = "never"
+    shared_prompts: WhenExact = "auto"
     """Feed the policy a prompt once for all of its responses in a micro-batch, which then stand
-    behind each other. `auto`: where the result is the same, except on Transformer Engine's layers;
-    `always`: refuse a run where it is not. `never`: every response carries its own copy."""
+    behind each other. `auto`: where the result is the same; `always`: refuse a run where it is not.
+    `never`: every response carries its own copy."""
     options: dict[str, Any] = field(default_factory=dict)
     """Options of the algorithm itself, which `megatron-resrl algorithms` lists. All have
     `entropy_coefficient` (default 0; above: an entropy bonus)."""

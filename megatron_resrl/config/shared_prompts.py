@@ -1,9 +1,34 @@
-"""Which settings keep the responses of a group from sharing their prompt in the policy."""
+"""Which settings keep sequences from sharing their prompt in the policy."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from megatron_resrl.config.problems import Problem, first_problem
-from megatron_resrl.config.schema import ModelConfig, PrecisionConfig
+from megatron_resrl.config.schema import (
+    AlgorithmConfig,
+    ModelConfig,
+    PrecisionConfig,
+    WhenExact,
+)
+from megatron_resrl.config.schema_rollout import RolloutConfig
+
+
+class Sharing(NamedTuple):
+    """Whether sequences are to share what they have in common at their beginning."""
+
+    asked: WhenExact = "never"
+    setting: str = "algorithm.shared_prompts"
+    """That asks for it."""
+
+
+def sharing_of(algorithm: AlgorithmConfig, rollout: RolloutConfig) -> Sharing:
+    """What `algorithm.shared_prompts` asks for; `auto` is `never` where no micro-batch has two
+    responses to a prompt."""
+    together = min(rollout.group_size, algorithm.micro_batch_size)
+    if algorithm.shared_prompts == "auto" and together == 1:
+        return Sharing("never")
+    return Sharing(algorithm.shared_prompts)
 
 
 def shared_prompts_conflict(model: ModelConfig, precision: PrecisionConfig) -> Problem | None:

@@ -60,19 +60,22 @@ class Stage:
             found["FP8 weights"] = int(2 * (in_layers / layout.tensor + experts))
         return found
 
-    def saved_bytes(self, tokens: float) -> float:
+    def saved_bytes(self, tokens: float, copied_keys: float = 0.0) -> float:
         """What the backward pass of one layer needs of a micro-batch.
 
         Per token: the inputs and outputs of both norms, 4 h, divided under sequence parallelism;
         queries, keys and values twice, around the rotary embedding, and attention's output; gate,
-        up and their product.
+        up and their product. Attention to shared prompts holds keys and values once more.
         """
         layout, model = self.layout, self.layout.model
         kept = 4 * model.hidden / layout.token_share
         inside = 3 * model.queries + 4 * model.keys + 3 * model.active_inner
         if layout.recompute == "selective":
-            inside -= model.queries  # The core attention's output is made again.
-        return layout.item * tokens / layout.context * (kept + inside / layout.tensor)
+            # The core attention's output is made again, and so are copies of keys.
+            inside, copied_keys = inside - model.queries, 0.0
+        copies = 2 * model.keys * copied_keys / layout.tensor
+        per_token = kept + inside / layout.tensor
+        return layout.item * (tokens / layout.context * per_token + copies)
 
     def in_flight(self, micro_batches: int) -> float:
         """Micro-batches whose activations a rank holds at once.
@@ -87,19 +90,20 @@ class Stage:
         warm_up = (layout.chunks - 1) * layout.stages + 2 * behind + 1
         return min(micro_batches, warm_up / layout.chunks)
 
-    def activation_bytes(self, tokens: float, in_flight: float) -> float:
+    def activation_bytes(self, work: StepWork, in_flight: float) -> float:
         """Of `in_flight` micro-batches, one of them in a layer that is being recomputed."""
-        layout = self.layout
+        layout, tokens = self.layout, work.tokens
+        saved = self.saved_bytes(tokens, work.copied_keys)
         kept = layout.layers - layout.recomputed
         inputs = layout.item * tokens / layout.context * layout.model.hidden / layout.token_share
-        per_micro_batch = kept * self.saved_bytes(tokens) + layout.recomputed * inputs
-        working = self.saved_bytes(tokens) if layout.recomputed else 0.0
+        per_micro_batch = kept * saved + layout.recomputed * inputs
+        working = saved if layout.recomputed else 0.0
         return in_flight * per_micro_batch + working + _LOGIT_BYTES * self.last
 
-    def forward_flops(self, tokens: float, row: float, targets: float) -> float:
+    def forward_flops(self, tokens: float, pairs: float, targets: float) -> float:
         """Of a micro-batch on one rank: 2 for each weight and token, 2 (q + q) for each pair of
-        tokens that attend (half of all pairs), and the logits of targets."""
-        attention = self.attention_flops(tokens, row)
+        tokens that attend, and the logits of targets."""
+        attention = self.attention_flops(pairs)
         return self.weight_flops(tokens) + attention + self.logit_flops(targets)
 
     def weight_flops(self, tokens: float) -> float:
@@ -108,10 +112,10 @@ class Stage:
         shared = layout.layers * tokens * layout.model.layer_flops(0)
         return shared / layout.tensor / layout.context
 
-    def attention_flops(self, tokens: float, row: float) -> float:
+    def attention_flops(self, pairs: float) -> float:
         """Of them, those of the core attention, which selective recomputation does again."""
         layout = self.layout
-        shared = layout.layers * tokens * 4 * layout.model.queries * row / 2
+        shared = layout.layers * 4 * layout.model.queries * pairs
         return shared / layout.tensor / layout.context
 
     def logit_flops(self, targets: float) -> float:
@@ -125,7 +129,7 @@ class Stage:
     ) -> dict[str, float]:
         """Of `count` micro-batches, by dtype, each part as often as a forward pass has it."""
         layout = self.layout
-        plain = attention * self.attention_flops(work.tokens, work.row)
+        plain = attention * self.attention_flops(work.pairs)
         plain += logits * self.logit_flops(work.targets)
         parts = {layout.plain_dtype: count * plain}
         products = count * weights * self.weight_flops(work.tokens)
@@ -228,7 +232,9 @@ def estimate(layout: Layout, work: StepWork, largest: StepWork) -> list[RankReco
     """
     found = []
     for rank, (role, stage) in enumerate(stages_of(layout).items()):
-        phases = (_scoring(stage, work, largest),) if work.scoring else ()
+        phases: tuple[PhaseRecord, ...] = ()
+        if work.scoring is not None and largest.scoring is not None:
+            phases = (_scoring(stage, work.scoring, largest.scoring),)
         found.append(RankRecord(rank, role, (*phases, _update(stage, work, largest))))
     return found
 
@@ -238,7 +244,7 @@ def _scoring(stage: Stage, work: StepWork, largest: StepWork) -> PhaseRecord:
     count = layout.scheduled(work.micro_batches)
     static = stage.static_bytes
     # A layer's tensors are freed when the next one has its input.
-    working = stage.saved_bytes(largest.tokens) + _LOGIT_BYTES * stage.last
+    working = stage.saved_bytes(largest.tokens, largest.copied_keys) + _LOGIT_BYTES * stage.last
     kinds = static | {"activations": int(working)}
     return _record(
         "scoring",
@@ -264,7 +270,7 @@ def _update(stage: Stage, work: StepWork, largest: StepWork) -> PhaseRecord:
     attention = 3.5 + (1 if layout.recompute == "selective" else again)
     static = stage.static_bytes
     in_flight = stage.in_flight(layout.scheduled(work.micro_batches_per_update))
-    memory = stage.activation_bytes(largest.tokens, in_flight)
+    memory = stage.activation_bytes(largest, in_flight)
     parameters = sum(stage.parameters)
     # Gradient, master and moments are read, and all but the gradient written, with the weight.
     optimizer = (4 * 4 + 3 * 4 + layout.item) * parameters / layout.optimizer_ranks

@@ -1,10 +1,11 @@
-"""How often a response with a loss goes forward through the policy in a step."""
+"""How often a response with a loss goes forward through the policy in a step, and beside which."""
 
 from __future__ import annotations
 
 import math
 
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.shared_prompts import shared_prompts_conflict, sharing_of
 from megatron_resrl.config.single_pass import single_pass_conflict
 
 
@@ -28,6 +29,25 @@ def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
     if on_last_stage and _negatives_fit(recipe, tokens):
         return 1
     return 2 if _reads_states(recipe) else 1
+
+
+def responses_to_a_prompt(recipe: Recipe, *, by_correctness: bool) -> int:
+    """Responses that share their prompt, where they fit into one micro-batch; 1: each has a copy.
+
+    From the recipe alone, like `forward_passes`.
+
+    Args:
+        recipe: Without problems.
+        by_correctness: Where weights come from hidden states, correct responses pass before the
+            incorrect ones.
+    """
+    asked = sharing_of(recipe.algorithm, recipe.rollout).asked
+    if asked == "never" or shared_prompts_conflict(recipe.model, recipe.precision) is not None:
+        return 1
+    group = recipe.rollout.group_size
+    if by_correctness and _reads_states(recipe):
+        return math.ceil(group / 2)
+    return group
 
 
 def _negatives_fit(recipe: Recipe, tokens: float) -> bool:

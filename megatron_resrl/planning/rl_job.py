@@ -121,8 +121,16 @@ class RlJob(Job):
             f"responses of {step.lengths.mean:.0f} tokens (at most {step.lengths.limit}); "
             f"{step.micro_batches} micro-batches of {step.micro_batch_size} on each replica, "
             f"{step.updates} update{'s' if step.updates > 1 else ''}, "
-            f"{step.passes} forward pass{'es' if step.passes > 1 else ''}"
+            f"{step.passes} forward pass{'es' if step.passes > 1 else ''}{self._prompts_in_words()}"
         )
+
+    def _prompts_in_words(self) -> str:
+        step = self.step
+        if step.together == 1:
+            return ""
+        copies = step.micro_batch_size * step.row_tokens
+        fed = step.work.tokens
+        return f"; shared prompts: {fed:.0f} tokens of a micro-batch instead of {copies:.0f}"
 
     def step_json(self) -> dict[str, Any]:
         """See `Job.step_json`."""
@@ -134,6 +142,8 @@ class RlJob(Job):
             "micro_batches": step.micro_batches,
             "updates": step.updates,
             "passes": step.passes,
+            "shared_prompts": step.together > 1,
+            "micro_batch_tokens": step.work.tokens,
         }
 
     def workloads(self) -> tuple[Any, Any]:

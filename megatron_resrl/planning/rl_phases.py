@@ -7,6 +7,7 @@ from dataclasses import replace
 from megatron.core import parallel_state
 
 from megatron_resrl.config.schema import Recipe
+from megatron_resrl.config.shared_prompts import sharing_of
 from megatron_resrl.diagnostics.standard import standard_observers
 from megatron_resrl.planning.decoding import Decoding
 from megatron_resrl.planning.rank_phases import RankPhases
@@ -41,6 +42,7 @@ class RlPhases(RankPhases):
             recipe,
             total_updates=recipe.steps * recipe.algorithm.updates_per_step,
             sequence_packing=recipe.algorithm.sequence_packing,
+            sharing=sharing_of(recipe.algorithm, recipe.rollout),
         )
 
     @property

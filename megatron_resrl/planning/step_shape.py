@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.lengths import Lengths
-from megatron_resrl.planning.passes import forward_passes
+from megatron_resrl.planning.passes import forward_passes, responses_to_a_prompt
 from megatron_resrl.planning.step_work import StepWork, replicas_of
 
 
@@ -30,6 +30,10 @@ class StepShape:
     packed: bool
     passes: int = 2
     """Forward passes of a response; see `forward_passes`."""
+    together: int = 1
+    """Responses that share a prompt in an update; see `responses_to_a_prompt`."""
+    scored_together: int = 1
+    """The same in a scoring pass."""
 
     @classmethod
     def of(
@@ -53,6 +57,8 @@ class StepShape:
         limit = rollout.max_response_length
         prompt = prompt_tokens or recipe.data.max_prompt_length
         lengths = Lengths(response_tokens or limit, limit)
+        passes = forward_passes(recipe, layers, prompt + lengths.mean)
+        together = responses_to_a_prompt(recipe, by_correctness=passes == 1)
         return cls(
             prompts=rollout.prompts_per_step,
             group_size=rollout.group_size,
@@ -61,8 +67,10 @@ class StepShape:
             replicas=replicas_of(recipe.parallel, world_size),
             updates=recipe.algorithm.updates_per_step,
             micro_batch_size=recipe.algorithm.micro_batch_size,
-            packed=recipe.algorithm.sequence_packing,
-            passes=forward_passes(recipe, layers, prompt + lengths.mean),
+            packed=recipe.algorithm.sequence_packing or together > 1,
+            passes=passes,
+            together=together,
+            scored_together=responses_to_a_prompt(recipe, by_correctness=True),
         )
 
     @property
@@ -105,14 +113,23 @@ class StepShape:
     @property
     def work(self) -> StepWork:
         """What the step asks of a replica."""
+        scoring = self._work(self.scored_together, None) if self.passes > 1 else None
+        return self._work(self.together, scoring)
+
+    def _work(self, together: int, scoring: StepWork | None) -> StepWork:
+        """With micro-batches in which so many neighbours share a prompt."""
+        size, prompt, response = self.micro_batch_size, self.prompt_tokens, self.response_row
+        prompts = max(1.0, size / together)
         return StepWork(
             replicas=self.replicas,
             updates=self.updates,
             micro_batches=self.micro_batches,
             micro_batches_per_update=self.micro_batches_per_update,
-            tokens=self.micro_batch_size * self.row_tokens,
+            tokens=prompts * prompt + size * response,
             row=self.row_tokens,
-            targets=self.micro_batch_size * self.lengths.mean,
-            scoring=self.passes > 1,
+            pairs=prompts * prompt**2 / 2 + size * (prompt * response + response**2 / 2),
+            targets=size * self.lengths.mean,
+            scoring=scoring,
             logits_twice=True,
+            copied_keys=size * prompt if together > 1 else 0.0,
         )

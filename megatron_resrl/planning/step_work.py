@@ -21,13 +21,19 @@ class StepWork:
     tokens: float
     """Of a micro-batch, padding included."""
     row: float
-    """Tokens of one of its sequences, which attend to each other."""
+    """Tokens of one of its sequences."""
+    pairs: float
+    """Of a token and one that it attends to, in a micro-batch."""
     targets: float
     """Tokens of a micro-batch whose next token is scored."""
-    scoring: bool
-    """Whether a pass without gradient over all micro-batches comes before the updates."""
+    scoring: StepWork | None
+    """Of the pass without gradient over all micro-batches before the updates; None: there is no
+    such pass."""
     logits_twice: bool
     """Whether an update makes its logits again for the backward pass instead of keeping them."""
+    copied_keys: float = 0.0
+    """Tokens of a micro-batch whose keys and values attention holds once more, because sequences
+    share them."""
 
 
 def replicas_of(parallel: ParallelConfig, world_size: int) -> int:

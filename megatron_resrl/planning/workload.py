@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.rollout.batch import RolloutBatch
 
-_TOKEN = 1
-"""Every token is this one; nothing reads them."""
+_DIGITS = 32
+"""Tokens that tell prompts and responses apart; nothing else reads them."""
 _LOG_PROB = -1.0
 
 
@@ -38,15 +39,17 @@ class Workload:
             group_size: Responses of each.
         """
         count = groups * group_size
-        # One row's memory, seen count times: only what a replica selects of them is made.
-        row = torch.full((1, self.prompt_tokens + self.response_tokens), _TOKEN)
+        group_ids = torch.arange(groups).repeat_interleave(group_size)
+        place = torch.arange(group_size).repeat(groups)
+        # Responses share their group's prompt and differ in their first token.
+        tokens = [_numbered(group_ids, self.prompt_tokens), _numbered(place, self.response_tokens)]
+        # The rest is one row's memory, seen count times.
         mask = torch.ones(1, self.response_tokens, dtype=torch.bool)
         log_probs = torch.full((1, self.response_tokens), _LOG_PROB, dtype=torch.float64)
         zeros, false = torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.bool)
-        place = torch.arange(group_size).repeat(groups)
         scores = (place % 2).double()
         return RolloutBatch(
-            token_ids=row.expand(count, -1),
+            token_ids=torch.cat(tokens, dim=1),
             prompt_lengths=zeros + self.prompt_tokens,
             response_lengths=zeros + self.response_tokens,
             loss_mask=mask.expand(count, -1),
@@ -54,11 +57,17 @@ class Workload:
             rewards=scores,
             scores=scores,
             excluded=false,
-            group_ids=torch.arange(groups).repeat_interleave(group_size),
+            group_ids=group_ids,
             index_in_group=place,
-            prompt_ids=torch.arange(groups).repeat_interleave(group_size),
+            prompt_ids=group_ids,
             weight_versions=torch.zeros(count, 2, dtype=torch.int64),
             truncated=false,
             timed_out=false,
             killed=false,
         )
+
+
+def _numbered(numbers: Tensor, length: int) -> Tensor:
+    """[len(numbers), length] tokens, which begin with the digits of each number, the last first."""
+    exponents = torch.arange(length).clamp(max=12)
+    return numbers[:, None] // _DIGITS**exponents % _DIGITS

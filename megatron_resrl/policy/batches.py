@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from megatron_resrl.platform.distributed import on_device_together
 from megatron_resrl.policy.packed_rows import PackedRow, Place, packed_row
-from megatron_resrl.policy.prefixes import FedLength, with_prefixes
+from megatron_resrl.policy.prefixes import FedLength, rows_of_prompts, with_prefixes
 from megatron_resrl.policy.segments import Segments, zigzag_positions
 
 
@@ -85,6 +85,15 @@ class TokenBatch:
             ),
             loss_mask=padded(masks, torch.bool),
         )
+
+    def rows_together(self, fed: Sequence[int], multiple: int) -> list[list[int]]:
+        """Rows that may share a prefix: those of one prompt.
+
+        Args:
+            fed: [B] tokens that the model is fed of each.
+            multiple: Of padded lengths.
+        """
+        return rows_of_prompts(self.token_ids, self.prompt_lengths)
 
     def select(self: Batch, rows: Sequence[int] | Tensor) -> Batch:
         """The batch of these rows, in their order; L and T stay."""
@@ -191,12 +200,13 @@ def fed_sequences(batch: TokenBatch, *, shared: bool, multiple: int) -> list[Fed
 
     Args:
         batch: On the CPU.
-        shared: What sequences of one prompt have in common may be fed once.
+        shared: What sequences have in common at their beginning may be fed once.
         multiple: Of padded lengths.
     """
     lengths = fed_lengths(batch)
     if shared:
-        return with_prefixes(batch.token_ids, batch.prompt_lengths, lengths, multiple)
+        groups = batch.rows_together(lengths, multiple)
+        return with_prefixes(batch.token_ids, groups, lengths, multiple)
     return [FedLength(length) for length in lengths]
 
 

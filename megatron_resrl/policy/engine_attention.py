@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import enum
 import functools
+import importlib
 from typing import Any
 
 import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_resrl.policy.attention import gather_keys
 from megatron_resrl.policy.packing import PackedSequences
@@ -35,6 +37,12 @@ def with_shared_prefixes(core_attention: type[torch.nn.Module]) -> type:
     """
 
     class WithSharedPrefixes(core_attention):  # type: ignore[valid-type,misc]  # A base known when it runs.
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs)
+            # Without a fused kernel the mask is made of the lengths of queries and of keys, not of
+            # queries alone. Transformer Engine sets the same where it caches keys.
+            self.unfused_attention.attention_type = "cross"
+
         def forward(
             self,
             query: torch.Tensor,
@@ -78,6 +86,35 @@ def with_shared_prefixes(core_attention: type[torch.nn.Module]) -> type:
         f"{core_attention.__name__}WithSharedPrefixes"
     )
     return WithSharedPrefixes
+
+
+def has_fused_kernel(config: TransformerConfig) -> bool:
+    """Whether Transformer Engine attends to shared prefixes without a matrix of all scores.
+
+    Its own choice of a kernel is asked: of a piece with keys of a prefix, packed, in the model's
+    number format.
+    """
+    utils: Any = importlib.import_module(
+        "transformer_engine.pytorch.attention.dot_product_attention.utils"
+    )
+    tensor_ranks = config.tensor_model_parallel_size
+    choice = utils.get_attention_backend(
+        utils.AttentionParams(
+            qkv_dtype=config.params_dtype,
+            qkv_layout="thd_thd_thd",
+            num_heads=config.num_attention_heads // tensor_ranks,
+            num_gqa_groups=max(1, config.num_query_groups // tensor_ranks),
+            # Odd: older kernels want multiples of 64, which pieces are not.
+            max_seqlen_q=65,
+            max_seqlen_kv=129,
+            head_dim_qk=config.kv_channels,
+            head_dim_v=config.kv_channels,
+            attn_mask_type=_Mask.padding_causal_bottom_right.name,
+            deterministic=config.deterministic_mode,
+        )
+    )
+    use_flash_attention, _, use_fused_attention, *_ = choice
+    return bool(use_flash_attention or use_fused_attention)
 
 
 def _of_each_piece(states: torch.Tensor, packed: PackedSequences) -> torch.Tensor:

@@ -24,8 +24,8 @@ from megatron_resrl.config.schema import (
     OptimizerConfig,
     ParallelConfig,
     PrecisionConfig,
-    WhenExact,
 )
+from megatron_resrl.config.shared_prompts import Sharing
 from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.balancing import (
     balances_experts,
@@ -36,7 +36,7 @@ from megatron_resrl.policy.batches import MicroBatch, TokenBatch, parts_in_order
 from megatron_resrl.policy.cross_entropy import TokenLoss, vocab_parallel_cross_entropy
 from megatron_resrl.policy.gpt import PolicyModel, build_model_chunks
 from megatron_resrl.policy.hidden_states import HiddenStateLocations, OnHiddenStates
-from megatron_resrl.policy.layout_batches import lay_out
+from megatron_resrl.policy.layout_batches import lay_out, length_multiple
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
 from megatron_resrl.policy.optimizer import (
@@ -57,6 +57,8 @@ from megatron_resrl.policy.shared_prompts import shares_prompts
 from megatron_resrl.weights.fresh import FreshWeights, draw_weights
 from megatron_resrl.weights.load import load_model_weights
 
+_COPIES = Sharing("never")
+
 
 class Policy:
     """A megatron-core GPT with its optimizer.
@@ -66,7 +68,8 @@ class Policy:
         config: megatron-core configuration.
         modules: This rank's bare model chunks.
         sequence_packing: Micro-batches are packed rather than padded.
-        shared_prompts: What sequences of one prompt have in common is fed once in a micro-batch.
+        shared_prompts: What sequences have in common at their beginning, such as their prompt, is
+            fed once in a micro-batch.
         tokenizer_path: Setting `model.tokenizer_path`; a saved policy gets that tokenizer.
     """
 
@@ -101,7 +104,7 @@ class Policy:
         optimizer: OptimizerConfig | None = None,
         total_updates: int = 1,
         sequence_packing: bool = False,
-        shared_prompts: WhenExact = "never",
+        sharing: Sharing = _COPIES,
         load_weights: bool = True,
         fresh: FreshWeights | None = None,
     ) -> Policy:
@@ -115,17 +118,17 @@ class Policy:
             total_updates: Optimizer steps of the whole run, the default length of the
                 learning-rate decay.
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
-            shared_prompts: Feed what sequences of one prompt have in common once in a micro-batch,
-                which is packed then.
+            sharing: Whether what sequences have in common at their beginning is fed once in a
+                micro-batch, which is packed then.
             load_weights: False: only config.json is read, and the weights have no meaning.
             fresh: How weights are drawn instead of loaded; None: they are loaded.
 
         Raises:
             InputError: The model cannot be used, or its prompts cannot be shared as asked.
         """
-        shared = shares_prompts(shared_prompts, model, precision, packed=sequence_packing)
         hf_config = read_hf_config(model.path, model.tokenizer_path)
         config = transformer_config(hf_config, model, parallel, precision)
+        shared = shares_prompts(sharing, model, precision, config, packed=sequence_packing)
         modules = build_model_chunks(hf_config, config)
         modules = [module.to(device(), config.params_dtype) for module in modules]
         if fresh is not None and load_weights:
@@ -173,6 +176,11 @@ class Policy:
         if self._training is None:
             raise ValueError("this policy only scores: build it with an optimizer to train it")
         return self._training
+
+    @property
+    def prefix_multiple(self) -> int | None:
+        """What the lengths of shared beginnings are multiples of; None: none is shared."""
+        return length_multiple(self.config) if self.shared_prompts else None
 
     @property
     def tensor_parallel_group(self) -> dist.ProcessGroup:

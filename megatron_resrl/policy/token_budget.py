@@ -172,11 +172,11 @@ class _Part(NamedTuple):
         return self.total if packed or self.saved else self.sequences * self.longest
 
 
-def pack(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
+def pack(lengths: Sequence[FedLength], budget: int) -> list[tuple[int, ...]]:
     """Fills packed micro-batches of any number of sequences, see `MicroBatchLimit.cut`.
 
     Args:
-        lengths: Tokens of each sequence.
+        lengths: Of each sequence, as the model is fed it.
         budget: Tokens of a micro-batch.
 
     Returns:
@@ -186,9 +186,8 @@ def pack(lengths: Sequence[int], budget: int) -> list[tuple[int, ...]]:
         ValueError: A sequence is longer than the budget.
     """
     for index, length in enumerate(lengths):
-        if length > budget:
-            raise ValueError(f"sequence {index} has {length} tokens, the budget is {budget}")
+        if length.tokens > budget:
+            raise ValueError(f"sequence {index} has {length.tokens} tokens, the budget is {budget}")
     limit = MicroBatchLimit(len(lengths), budget, packed=True)
-    fed = [FedLength(length) for length in lengths]
-    parts = limit.cut([(index,) for index in range(len(lengths))], fed)
+    parts = limit.cut([(index,) for index in range(len(lengths))], lengths)
     return sorted(tuple(sorted(part)) for part in parts)

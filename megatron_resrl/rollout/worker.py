@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_resrl.config.schema import Recipe, RewardConfig
+from megatron_resrl.config.shared_prompts import Sharing, sharing_of
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.platform.ending import Deadline
@@ -38,10 +39,9 @@ class RolloutWorker:
 
 def build_policy(recipe: Recipe, *, trainable: bool = True) -> Policy:
     """The policy of a recipe of reinforcement learning, see `Policy.build`. Collective."""
-    shared_prompts = recipe.algorithm.shared_prompts
-    together = min(recipe.rollout.group_size, recipe.algorithm.micro_batch_size)
-    if shared_prompts == "auto" and (together == 1 or not trainable):
-        shared_prompts = "never"  # No micro-batch has two responses to a prompt.
+    sharing = sharing_of(recipe.algorithm, recipe.rollout)
+    if sharing.asked == "auto" and not trainable:
+        sharing = Sharing("never")  # Nothing is scored.
     return Policy.build(
         recipe.model,
         recipe.parallel,
@@ -49,7 +49,7 @@ def build_policy(recipe: Recipe, *, trainable: bool = True) -> Policy:
         optimizer=recipe.optimizer if trainable else None,
         total_updates=recipe.steps * recipe.algorithm.updates_per_step,
         sequence_packing=recipe.algorithm.sequence_packing,
-        shared_prompts=shared_prompts,
+        sharing=sharing,
     )
 
 

@@ -31,17 +31,22 @@ SETTINGS = (
     "--rollout.prompts_per_step=1",
     "--rollout.group_size=4",
     "--resrl.diagnose_every=0",
-    "--algorithm.shared_prompts=never",  # A dry run counts copies.
 )
 VARIANTS = {
     "plain": ("--algorithm.micro_batch_size=1",),
+    "shared": ("--algorithm.micro_batch_size=4",),
     "recomputed": (
+        "--algorithm.shared_prompts=never",
         "--algorithm.micro_batch_size=2",
         "--model.recompute_granularity=full",
         "--model.recompute_method=uniform",
         "--model.recompute_num_layers=1",
     ),
-    "packed": ("--algorithm.micro_batch_size=2", "--algorithm.sequence_packing=true"),
+    "packed": (
+        "--algorithm.shared_prompts=never",
+        "--algorithm.micro_batch_size=2",
+        "--algorithm.sequence_packing=true",
+    ),
 }
 
 

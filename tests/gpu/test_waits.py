@@ -29,9 +29,13 @@ SETTINGS = (
     "--rollout.group_size=4",
     "--algorithm.micro_batch_size=2",
     "--resrl.diagnose_every=0",
-    "--algorithm.shared_prompts=never",  # A dry run counts copies.
     "--resrl.rank=8",
 )
+VARIANTS = {
+    "padded": ("--algorithm.shared_prompts=never",),
+    "packed": ("--algorithm.shared_prompts=never", "--algorithm.sequence_packing=true"),
+    "shared": (),
+}
 
 
 @contextlib.contextmanager
@@ -60,11 +64,11 @@ def line_of(place: str) -> str:
     return place.partition(" (")[0]
 
 
-@pytest.mark.parametrize("packed", ["false", "true"], ids=["padded", "packed"])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_step_waits_as_often_as_a_dry_run_says(
-    one_rank: None, llama: Path, cuda: bool, measured: Measured, tmp_path: Path, packed: str
+    one_rank: None, llama: Path, cuda: bool, measured: Measured, tmp_path: Path, variant: str
 ) -> None:
-    settings = (f"--model.path={llama}", *SETTINGS, f"--algorithm.sequence_packing={packed}")
+    settings = (f"--model.path={llama}", *SETTINGS, *VARIANTS[variant])
     phases = dry_phases(tmp_path / "record.json", WORKLOAD, settings)
     expected: Counter[str] = Counter()
     for name in PHASES:

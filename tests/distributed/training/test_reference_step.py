@@ -290,7 +290,8 @@ def test_single_pass_gives_the_numbers_of_two_passes(product, ranks, layout):
 def test_shared_prompts_give_the_numbers_of_copies(product, ranks, layout, case):
     shared = product(ranks, f"{layout}={case}{SHARED}")
     copies = product(ranks, f"{layout}={case}")
-    shares = "TE_ON_CPU" not in os.environ
+    # Transformer Engine's layers share prompts in fp32 where sequences are packed anyway.
+    shares = "TE_ON_CPU" not in os.environ or layout.endswith("packed")
     assert largest_difference(shared["weights"], copies["weights"]) <= SHARED_TOLERANCE
     for ours, theirs in zip(shared["metrics"], copies["metrics"], strict=True):
         assert ours.keys() == theirs.keys()

@@ -6,6 +6,8 @@ What is not Transformer Engine's own is kept small:
 * Questions about the device are answered as an H100 with CUDA 12.9 would; the one for MXFP8 as a
   B200.
 * Fused attention takes fp32 as well, so that comparisons can be sharp.
+* Masks of its own attention, which has no kernel, are made on the CPU. With TE_WITHOUT_CUDNN=1 it
+  is the only one.
 * A request of the ring of context-parallel ranks is waited for once; gloo refuses the second wait,
   which NCCL allows.
 * What NCCL gathers in one call, the scales and data of blocks, gloo gathers one after the other.
@@ -15,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import os
+import sys
 import textwrap
 import types
 from collections.abc import Iterator
@@ -26,14 +30,18 @@ import torch
 from compiled_in_torch import (
     attention,
     optimizers,
+    packed_layouts,
     packed_ring,
     products,
     quantization,
     rotation,
 )
+from megatron_resrl.platform.engine_python import kinds
 from megatron_resrl.platform.engine_python.load import load_engine, name_layouts_and_masks
 
-ANSWERED = (attention, optimizers, packed_ring, products, quantization, rotation)
+ANSWERED = (
+    *(attention, optimizers, packed_layouts, packed_ring, products, quantization, rotation),
+)
 
 
 def install() -> None:
@@ -41,6 +49,10 @@ def install() -> None:
     _answer_device_queries()
     functions = (function for file in ANSWERED for function in file.FUNCTIONS)
     load_engine(functions, where="on a CPU")
+    if os.environ.get("TE_WITHOUT_CUDNN"):
+        compiled: Any = sys.modules["transformer_engine_torch"]
+        nothing = kinds.NVTE_Fused_Attn_Backend.NVTE_No_Backend
+        compiled.get_fused_attn_backend = lambda *args: nothing
     name_layouts_and_masks(attention.LAYOUTS, attention.MASKS)
     _allow_what_a_cpu_needs()
     _allow_scales_of_blocks()
@@ -105,8 +117,13 @@ def _allow_what_a_cpu_needs() -> None:
             construct(*args, **kwargs)
 
     TransformerEngineBaseModule.__init__ = construct_as_on_cuda
-    _also_fp32(backends, backends.FusedAttention, "forward")
-    _also_fp32(utils, utils, "get_attention_backend")
+    narrow = "[torch.float16, torch.bfloat16]"
+    wide = "[torch.float16, torch.bfloat16, torch.float32]"
+    _rewrite(backends, backends.FusedAttention, "forward", {narrow: wide})
+    with_fp8 = "[torch.bfloat16, torch.float16, torch.float8_e4m3fn]"
+    _rewrite(utils, utils, "get_attention_backend", {narrow: wide, with_fp8: wide})
+    for name in ("get_padding_mask", "get_full_mask"):
+        _rewrite(utils, utils, name, {'device="cuda"': 'device="cpu"'})
 
 
 def _allow_scales_of_blocks() -> None:
@@ -121,19 +138,16 @@ def _allow_scales_of_blocks() -> None:
     )
 
 
-def _also_fp32(module: Any, owner: Any, name: str) -> None:
-    """Rewrites a function that takes 16-bit tensors only."""
+def _rewrite(module: Any, owner: Any, name: str, changes: dict[str, str]) -> None:
+    """Exchanges parts of a function's source, at least one of which it has."""
     source = textwrap.dedent(inspect.getsource(getattr(owner, name)))
-    wider = source.replace(
-        "[torch.float16, torch.bfloat16]", "[torch.float16, torch.bfloat16, torch.float32]"
-    ).replace(
-        "[torch.bfloat16, torch.float16, torch.float8_e4m3fn]",
-        "[torch.bfloat16, torch.float16, torch.float32]",
-    )
-    if wider == source:
-        raise RuntimeError(f"{module.__name__}.{name} no longer lists the types it takes")
+    changed = source
+    for own, other in changes.items():
+        changed = changed.replace(own, other)
+    if changed == source:
+        raise RuntimeError(f"{module.__name__}.{name} has none of {list(changes)} any longer")
     scope: dict[str, Any] = {}
-    exec(compile(wider, f"{module.__file__} ({name})", "exec"), vars(module), scope)
+    exec(compile(changed, f"{module.__file__} ({name})", "exec"), vars(module), scope)
     setattr(owner, name, scope[name])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections import Counter
 
 import pytest
@@ -15,10 +16,14 @@ from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.engine_python import kinds
 from megatron_resrl.policy.attention import SdpaCoreAttention
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
+
+CHOICE = "transformer_engine.pytorch.attention.dot_product_attention.dot_product_attention"
+"""Module that keeps which attention was chosen."""
 
 
 def test_policy_of_a_recipe_has_engine_layers(build) -> None:
@@ -36,11 +41,48 @@ def test_policy_of_a_recipe_has_engine_layers(build) -> None:
     assert found[te.RMSNorm] == 1
 
 
-def test_shared_prompts_of_engine_layers_are_those_asked_for(build) -> None:
-    assert not build("--algorithm.shared_prompts=auto").shared_prompts
-    assert build("--algorithm.shared_prompts=always").shared_prompts
+def test_shared_prompts_of_engine_layers_have_a_kernel(build, monkeypatch, caplog) -> None:
+    assert build("--algorithm.shared_prompts=auto").shared_prompts
+    assert not build(
+        "--algorithm.shared_prompts=auto", "--precision.params_dtype=fp32"
+    ).shared_prompts
     with pytest.raises(InputError, match="packed sequences take 16-bit numbers"):
         build("--algorithm.shared_prompts=always", "--precision.params_dtype=fp32")
+    # What remains stores a score for each pair of a query and a key.
+    nothing = kinds.NVTE_Fused_Attn_Backend.NVTE_No_Backend
+    monkeypatch.setattr(transformer_engine_torch, "get_fused_attn_backend", lambda *args: nothing)
+    caplog.set_level("INFO")
+    assert not build("--algorithm.shared_prompts=auto").shared_prompts
+    assert "would store the scores of all pairs of tokens" in caplog.text
+    assert build("--algorithm.shared_prompts=always").shared_prompts
+
+
+def test_shared_prompts_hold_in_the_engines_own_attention(build, monkeypatch) -> None:
+    """No kernel is answered here: Transformer Engine's own Python makes masks, scores and sums."""
+    nothing = kinds.NVTE_Fused_Attn_Backend.NVTE_No_Backend
+    monkeypatch.setattr(transformer_engine_torch, "get_fused_attn_backend", lambda *args: nothing)
+    module = importlib.import_module(CHOICE)
+    backends = module._attention_backends | {"backend_selection_requires_update": True}
+    monkeypatch.setattr(module, "_attention_backends", backends)
+    sequences = [TokenSequence((3, 4, 5, 6, 7), tuple(range(9, 9 + n))) for n in (4, 1, 6)]
+    sequences.append(TokenSequence((8, 3), (9, 9, 4)))
+    found = {}
+    for asked in ("never", "always"):
+        policy = build(
+            "--precision.params_dtype=fp32",
+            "--algorithm.sequence_packing=true",
+            f"--algorithm.shared_prompts={asked}",
+        )
+        (batch,) = policy.micro_batches(TokenBatch.from_sequences(sequences), 4)
+        (scores,) = policy.score([batch])
+        policy.update([batch], lambda log_probs, _, batch: (-log_probs.sum() / 14, None))
+        assert not backends["use_fused_attention"]
+        (buffer,) = policy.chunks[0].buffers
+        found[asked] = batch.tokens.numel(), scores.log_probs, buffer.grad_data.clone()
+    # The prompt's last token is fed for each response, because one of them has no other.
+    assert found["never"][0] - found["always"][0] == 2 * 4
+    for copies, shared in zip(found["never"][1:], found["always"][1:], strict=True):
+        torch.testing.assert_close(shared, copies, rtol=0, atol=2e-6)
 
 
 def test_policy_of_gemma_has_engine_layers_but_for_attention(tmp_path) -> None:

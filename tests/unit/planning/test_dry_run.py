@@ -36,6 +36,22 @@ def test_dry_run_counts_matrix_flops_of_the_model(model):
     assert update == pytest.approx(forward + backward, rel=0.01)
 
 
+@pytest.mark.setting("algorithm.shared_prompts")
+def test_dry_run_takes_the_shared_prompts_of_the_recipe(model):
+    settings = ("algorithm.shared_prompts=auto", "algorithm.micro_batch_size=4")
+    copies, shared = phases_of(model), phases_of(model, *settings)
+    # The prompts of 24 tokens of both groups go through the layers once instead of four times; in
+    # scoring twice, because correct responses come first.
+    layers = 4 * (128 * (128 + 64 + 64 + 128) + 3 * 128 * 384)
+    for phase, passes, prompts in (("scoring", 1, 2), ("update", 3, 1)):
+        found = [each[phase].matrix_flops["bfloat16"] for each in (copies, shared)]
+        less = passes * 2 * 2 * layers * (4 - prompts) * 24
+        # A kernel with a mask leaves none of the 39 x 63 scores of a response out.
+        pairs = 4 * 63 * 63 / 2 - prompts * 24 * 24 / 2 - 4 * 39 * 63
+        less += 2 * (3.5 if passes == 3 else 1) * 4 * 4 * 128 * pairs
+        assert found[0] - found[1] == pytest.approx(less, rel=0.001)
+
+
 @pytest.mark.setting("algorithm.single_pass")
 def test_dry_run_takes_the_single_pass_of_the_recipe(model):
     two, one = phases_of(model), phases_of(model, SINGLE_PASS)

@@ -60,6 +60,22 @@ def test_engine_dry_run_waits_do_not_grow_with_micro_batches(model):
     assert [more[name] - few[name] for name in ("scoring", "update")] == [0, 0]
 
 
+@pytest.mark.slow
+def test_engine_dry_run_shares_prompts(model):
+    settings = ("algorithm.shared_prompts=auto", "algorithm.micro_batch_size=4")
+    phases = phases_of(model, VLLM, *settings, layers=ENGINE)
+    # Of each group: 24 tokens once, and 39 of each response, which see them and themselves.
+    # Scoring has them twice, because correct responses come first.
+    for name, prompts, passes, scores, heads in (("scoring", 2, 1, 1, 1), ("update", 1, 3, 3.5, 4)):
+        tokens = prompts * 24 + 4 * 39
+        pairs = prompts * 24 * 24 / 2 + 4 * 39 * (24 + 39 / 2)
+        products = 2 * (passes * LAYERS * tokens + heads * 4 * HEAD)
+        expected = 2 * (products + scores * 4 * 4 * pairs * 128)
+        assert phases[name].matrix_flops["bfloat16"] == pytest.approx(expected, rel=0.01)
+    waits = {name: sum(each.count for each in phases[name].waits) for name in PER_STEP}
+    assert all(waits[name] <= limit for name, limit in PER_STEP.items()), waits
+
+
 def test_engine_dry_run_counts_fp8(model):
     phases = phases_of(model, VLLM, *TP2, *fp8("tensorwise"), rank=1, world_size=2, layers=ENGINE)
     # Rows are 64 tokens long, for FP8 products take multiples of 16; two ranks share the matrices.

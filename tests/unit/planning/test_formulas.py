@@ -99,8 +99,33 @@ def test_forward_flops_are_two_for_each_weight_and_token() -> None:
     without_attention = stage.forward_flops(1000, 0, 1000)
     assert without_attention == pytest.approx(2 * model.active_parameters * 1000)
     # A row of 4096: on average 2048 tokens are attended to, by two products.
-    attention = stage.forward_flops(1000, 4096, 1000) - without_attention
+    attention = stage.forward_flops(1000, 1000 * 2048, 1000) - without_attention
     assert attention == pytest.approx(32 * 1000 * 4 * 4096 * 2048)
+
+
+def test_shared_prompts_take_one_prompt_through_the_layers() -> None:
+    copies = step(tokens=1024, rows=4)
+    shared = dataclasses.replace(copies, together=8)
+    assert (copies.work.tokens, shared.work.tokens) == (4 * 3072, 2048 + 4 * 1024)
+    # A response sees the prompt and the half of itself.
+    assert copies.work.pairs == 4 * 3072**2 / 2
+    assert shared.work.pairs == 2048**2 / 2 + 4 * 1024 * (2048 + 512)
+    assert shared.work.targets == copies.work.targets
+    # A micro-batch of two groups has two prompts.
+    assert dataclasses.replace(shared, micro_batch_size=16).work.tokens == 2 * 2048 + 16 * 1024
+
+
+def test_shared_prompts_hold_less_but_for_their_keys() -> None:
+    of = layout(LLAMA_8B, 8)
+    copies = step(tokens=1024, rows=4)
+    shared = dataclasses.replace(copies, together=8)
+    held = {
+        name: phases(of, each, "all stages")["update"].peak_by_kind["activations"] - 2**30
+        for name, each in (("copies", copies), ("shared", shared))
+    }
+    # Keys and values of the prompt are there for each of the four responses.
+    keys = 32 * 2 * 2 * 1024 * 4 * 2048
+    assert held["shared"] - keys == pytest.approx(held["copies"] * 6144 / 12288)
 
 
 def test_full_recomputation_costs_a_forward_pass() -> None:
@@ -109,7 +134,7 @@ def test_full_recomputation_costs_a_forward_pass() -> None:
         for recompute in (None, "full")
     )
     stage, work = Stage(layout(LLAMA_8B, 8), first=True, last=True), step().work
-    layers = stage.forward_flops(work.tokens, work.row, 0)
+    layers = stage.forward_flops(work.tokens, work.pairs, 0)
     again = full.matrix_flops["bfloat16"] - plain.matrix_flops["bfloat16"]
     assert again == pytest.approx(work.micro_batches * layers, rel=1e-6)
     assert full.peak_by_kind["activations"] < 0.2 * plain.peak_by_kind["activations"]

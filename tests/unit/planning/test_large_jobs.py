@@ -234,3 +234,26 @@ def test_dry_run_of_70b_on_engine_layers(root):
     tokens = 2 * (2048 + 4096)
     flops = fp8["scoring"].matrix_flops["float8_e4m3fn"]
     assert flops == pytest.approx(2 * weights * tokens, rel=0.01)
+
+
+@pytest.mark.slow  # 45 s of one core.
+@needs_engine
+def test_dry_run_of_70b_shares_prompts_on_engine_layers(root):
+    with engine_on_path():
+        copies, shared = (
+            of_70b(
+                root,
+                "algorithm.micro_batch_size=2",
+                f"algorithm.shared_prompts={asked}",
+                layers=ENGINE,
+            )
+            for asked in ("never", "auto")
+        )
+    # A micro-batch has a prompt of 2048 tokens and two responses of 4096 instead of two of each.
+    held = [each["update"].peak_by_kind["activations"] for each in (copies, shared)]
+    assert held[1] / held[0] == pytest.approx(10 / 12, rel=0.05)
+    for name in ("scoring", "update"):
+        sends = [sent(each[name], "tensor", "reduce_scatter") for each in (copies, shared)]
+        assert sends[1][0] == sends[0][0]
+        assert sends[1][1] / sends[0][1] == pytest.approx(10 / 12, rel=0.01)
+    assert not too_many_waits(shared)

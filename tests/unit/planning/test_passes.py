@@ -39,13 +39,41 @@ def test_forward_passes_are_those_of_the_run(settings, passes):
     assert forward_passes(recipe, LAYERS, 64) == passes
 
 
+@pytest.mark.parametrize(
+    ("settings", "responses"),
+    [
+        ((), 1),
+        (("algorithm.shared_prompts=auto",), 4),
+        # Correct responses pass before the incorrect ones.
+        (("algorithm.shared_prompts=auto", SINGLE_PASS), 2),
+        (("algorithm.shared_prompts=auto", SINGLE_PASS, GRPO), 4),
+        (("algorithm.shared_prompts=auto", "algorithm.micro_batch_size=1"), 1),
+        (("algorithm.shared_prompts=always", "algorithm.micro_batch_size=1"), 4),
+        (("algorithm.shared_prompts=auto", "precision.fp8=hybrid"), 1),
+        (("algorithm.shared_prompts=auto", "model.hidden_dropout=0.1"), 1),
+    ],
+)
+def test_step_shares_prompts_as_the_run_does(settings, responses):
+    step = StepShape.of(recipe_for(Path("nowhere"), *settings), 1, LAYERS)
+    assert step.together == responses
+    assert step.packed == (responses > 1)
+
+
+def test_scoring_pass_has_correct_responses_together():
+    settings = ("algorithm.shared_prompts=auto", "algorithm.micro_batch_size=4")
+    work = StepShape.of(recipe_for(Path("nowhere"), *settings), 1, LAYERS).work
+    # Two correct responses of each of two prompts; an update has the four of one.
+    assert (work.scoring.tokens, work.tokens) == (2 * 24 + 4 * 40, 24 + 4 * 40)
+    assert work.scoring.targets == work.targets
+
+
 def test_step_of_one_pass_has_no_scoring():
     one, two = (
         StepShape.of(recipe_for(Path("nowhere"), setting), 1, LAYERS).work
         for setting in (SINGLE_PASS, "algorithm.single_pass=never")
     )
-    assert not one.scoring
-    assert two.scoring
+    assert one.scoring is None
+    assert two.scoring.tokens == two.tokens
     # The loss makes logits again for the backward pass either way.
     assert one.logits_twice
     assert two.logits_twice

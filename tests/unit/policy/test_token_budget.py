@@ -14,7 +14,7 @@ from megatron_resrl.policy.token_budget import Fed, MicroBatchLimit, pack
 
 @given(st.lists(st.integers(1, 50), max_size=40), st.integers(50, 120))
 def test_pack_puts_each_sequence_into_one_bin_with_room(lengths, budget):
-    bins = pack(lengths, budget)
+    bins = pack(list(map(FedLength, lengths)), budget)
     assert sorted(index for each in bins for index in each) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in each) <= budget for each in bins)
     # Two bins that are at most half full would be one.
@@ -22,12 +22,12 @@ def test_pack_puts_each_sequence_into_one_bin_with_room(lengths, budget):
 
 
 def test_pack_fills_bins_with_the_longest_first():
-    assert pack([3, 9, 4, 6, 1], 10) == [(0,), (1, 4), (2, 3)]
+    assert pack(list(map(FedLength, [3, 9, 4, 6, 1])), 10) == [(0,), (1, 4), (2, 3)]
 
 
 def test_pack_refuses_a_sequence_above_the_budget():
     with pytest.raises(ValueError, match="sequence 1 has 11 tokens, the budget is 10"):
-        pack([3, 11], 10)
+        pack([FedLength(3), FedLength(11)], 10)
 
 
 @given(

@@ -101,7 +101,7 @@ def test_shared_prompts_stand_in_a_micro_batch_once(qwen3_on_one_rank: Path, cap
     recipe = recipe_of(qwen3_on_one_rank, shared_prompts="auto")
     (batch,) = build_policy(recipe).micro_batches(tokens, 4)
     assert batch.tokens.numel() == sum(lengths) - 3 * prompt
-    assert "responses to one prompt share it" in caplog.text
+    assert "what sequences of a micro-batch have in common is fed once" in caplog.text
     for exact in (
         recipe_of(qwen3_on_one_rank, shared_prompts="never"),
         recipe_of(qwen3_on_one_rank, shared_prompts="auto", micro_batch_size=1),
