@@ -13,9 +13,10 @@ from megatron_resrl.checks.files import check_files, check_tokenizer
 from megatron_resrl.checks.first_rows import FIRST_ROWS, problem_of
 from megatron_resrl.checks.notes import note_evaluation, note_warm_up
 from megatron_resrl.checks.weights import WEIGHT_CHECKS
-from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.problems import Problem, against_always
 from megatron_resrl.config.schema_questions import FileEntry
-from megatron_resrl.config.schema_sft import SftBatchConfig
+from megatron_resrl.config.schema_sft import SftBatchConfig, SftRecipe
+from megatron_resrl.config.shared_prompts import shared_prompts_conflict
 from megatron_resrl.data.assistant_turns import TurnTokens
 from megatron_resrl.data.conversations import ConversationFile, read_conversations
 from megatron_resrl.data.file_entries import kind_of
@@ -47,6 +48,11 @@ def _check_budget(batch: SftBatchConfig, max_length: int) -> Iterator[Problem]:
         problem = "only packed micro-batches have a token budget"
         fix = "leave it out, or set batch.sequence_packing to true"
         yield Problem("batch.tokens_per_micro_batch", budget, problem, fix)
+
+
+def _check_shared_prefixes(recipe: SftRecipe) -> Iterator[Problem]:
+    conflict = shared_prompts_conflict(recipe.model, recipe.precision)
+    yield from against_always("batch.shared_prefixes", recipe.batch.shared_prefixes, conflict)
 
 
 def _check_positions(setting: str, tokens: int, positions: int | None) -> Iterator[Problem]:
@@ -99,6 +105,7 @@ def _note_length(facts: SftFacts) -> Iterator[Problem]:
 SFT_BATCH_CHECKS: tuple[Callable[[SftFacts], Iterator[Problem]], ...] = (
     lambda facts: check_batch(facts.recipe.batch.global_batch_size, 1, facts.data_parallel_size),
     lambda facts: _check_budget(facts.recipe.batch, facts.recipe.data.max_length),
+    lambda facts: _check_shared_prefixes(facts.recipe),
     lambda facts: _check_positions(
         "data.max_length",
         facts.recipe.data.max_length,

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from megatron_resrl.config.ranges import above, at_least
-from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.config.schema import RunSettings, WhenExact
 from megatron_resrl.config.schema_questions import FileEntry
 
 
@@ -22,6 +22,10 @@ class SftBatchConfig:
     """Put conversations behind each other, as many as fit into `tokens_per_micro_batch`."""
     tokens_per_micro_batch: Annotated[int | None, at_least(1)] = None
     """Token budget of a packed micro-batch; default: `data.max_length`."""
+    shared_prefixes: WhenExact = "never"
+    """Feed the model once what conversations of a micro-batch have in common at their beginning,
+    such as a system message and its tools. `auto`: where the result is the same; `always`: refuse a
+    run where it is not. `never`: every conversation is fed whole."""
 
 
 @dataclass(frozen=True)

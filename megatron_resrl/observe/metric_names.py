@@ -114,7 +114,8 @@ METRICS = {
     ),
     "step/padding": Metric("padding in the positions that updates feed the model", "share"),
     "step/shared_prompt_tokens": Metric(
-        "tokens that updates need not feed the model again, because responses share their prompt",
+        "tokens that updates need not feed the model again, because responses share their prompt; "
+        "of `sft`, because conversations share their beginning",
         "tokens",
     ),
     "step/imbalance": Metric(

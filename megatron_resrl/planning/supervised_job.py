@@ -104,8 +104,8 @@ class PretrainJob(SupervisedJob):
         count = math.ceil(own / batch.micro_batch_size)
         tokens = batch.micro_batch_size * length
         return StepWork(
-            *(self.replicas, 1, count, count, tokens, row, tokens),
-            scoring=False,
+            *(self.replicas, 1, count, count, tokens, row, tokens * row / 2, tokens),
+            scoring=None,
             logits_twice=False,
         )
 
@@ -227,15 +227,17 @@ class SftJob(SupervisedJob):
     def _work(self, conversations: tuple[tuple[int, int], ...]) -> StepWork:
         fed = [prompt + response - 1 for prompt, response in conversations]
         count = math.ceil(self._own / len(conversations))
+        tokens, row = sum(fed), max(fed) + 1
         return StepWork(
             replicas=self.replicas,
             updates=1,
             micro_batches=count,
             micro_batches_per_update=count,
-            tokens=sum(fed),
-            row=max(fed) + 1,
+            tokens=tokens,
+            row=row,
+            pairs=tokens * row / 2,
             targets=sum(response for _, response in conversations),
-            scoring=False,
+            scoring=None,
             logits_twice=False,
         )
 

@@ -9,6 +9,7 @@ from megatron.core import parallel_state
 
 from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_sft import SftRecipe
+from megatron_resrl.config.shared_prompts import Sharing
 from megatron_resrl.data.fine_tuning import Example
 from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.planning.rank_phases import RankPhases
@@ -119,7 +120,13 @@ class SftPhases(SupervisedPhases):
         self.recipe = recipe
         self.workload = workload
         packing = recipe.batch.sequence_packing
-        super().__init__(device, recipe, total_updates=recipe.steps, sequence_packing=packing)
+        super().__init__(
+            device,
+            recipe,
+            total_updates=recipe.steps,
+            sequence_packing=packing,
+            sharing=Sharing(recipe.batch.shared_prefixes, "batch.shared_prefixes"),
+        )
 
     @property
     def micro_batches(self) -> int:
@@ -133,7 +140,9 @@ class SftPhases(SupervisedPhases):
 
     def batch(self, micro_batches: int) -> SupervisedBatch:
         """See `SupervisedPhases.batch`."""
-        return fine_tuning_batch(self.recipe, self.workload, micro_batches)
+        return fine_tuning_batch(
+            self.recipe, self.workload, micro_batches, self.policy.prefix_multiple
+        )
 
 
 def pretraining_batch(
@@ -147,15 +156,21 @@ def pretraining_batch(
 
 
 def fine_tuning_batch(
-    recipe: SftRecipe, workload: SftWorkload, micro_batches: int
+    recipe: SftRecipe,
+    workload: SftWorkload,
+    micro_batches: int,
+    prefix_multiple: int | None = None,
 ) -> SupervisedBatch:
-    """So many micro-batches of the workload's conversations."""
-    examples = [_example(*lengths) for lengths in workload.conversations]
-    return supervised_batch(examples * micro_batches, recipe.batch, recipe.data.max_length)
+    """So many micro-batches of the workload's conversations, which begin differently."""
+    lengths = workload.conversations * micro_batches
+    examples = [_example(number, *each) for number, each in enumerate(lengths)]
+    return supervised_batch(examples, recipe.batch, recipe.data.max_length, prefix_multiple)
 
 
-def _example(prompt: int, response: int) -> Example:
-    """A conversation; its answer is learned."""
+def _example(number: int, prompt: int, response: int) -> Example:
+    """A conversation whose first token is its number; its answer is learned."""
+    tokens = numpy.full(prompt + response, _TOKEN, numpy.int32)
+    tokens[0] = number
     targets = numpy.arange(prompt + response) >= prompt
     record = PromptRecord(0, [], None, "", {})
-    return Example(numpy.full(prompt + response, _TOKEN, numpy.int32), targets, record)
+    return Example(tokens, targets, record)

@@ -39,7 +39,7 @@ def rows_of_prompts(token_ids: Tensor, prompt_lengths: Tensor) -> list[list[int]
 
 
 def rows_that_begin_alike(token_ids: Tensor, fed: Sequence[int], multiple: int) -> list[list[int]]:
-    """Rows in groups, so that one prefix for each group saves the most tokens.
+    """Rows in groups with one prefix each: of runs of neighbours, those that save the most tokens.
 
     In the order of their tokens, rows that begin alike are neighbours. What a run of neighbours
     saves is the shortest beginning that two of them have in common, once for each but the first.

@@ -32,6 +32,7 @@ HARMLESS = (
     "algorithm.shared_prompts",
     *("algorithm.max_tokens_per_micro_batch", "algorithm.max_tokens_per_scoring_micro_batch"),
     *("batch.micro_batch_size", "batch.sequence_packing", "batch.tokens_per_micro_batch", "epochs"),
+    "batch.shared_prefixes",
     *("resrl.subspace_method", "resrl.window_tokens"),
     *("resrl.diagnose_every", "resrl.interference_tokens", "resrl.logit_factor"),
 )

@@ -16,6 +16,7 @@ from typing import Any
 import torch.distributed as dist
 
 from megatron_resrl.config.schema_sft import SftBatchConfig, SftRecipe
+from megatron_resrl.config.shared_prompts import Sharing
 from megatron_resrl.data.fine_tuning import Example, FilePart, digest, put_together, read_part
 from megatron_resrl.data.sampler import PromptSampler
 from megatron_resrl.data.tokenizer import load_tokenizer
@@ -61,6 +62,7 @@ def train(recipe: SftRecipe) -> None:
             optimizer=recipe.optimizer,
             total_updates=recipe.steps,
             sequence_packing=recipe.batch.sequence_packing,
+            sharing=Sharing(recipe.batch.shared_prefixes, "batch.shared_prefixes"),
             load_weights=start.checkpoint is None,
         )
         session.attempts(start, partial(_train, recipe, session, data, identity, policy))
@@ -152,7 +154,9 @@ def _train(
         for step in run.steps():
             drawn = [data.examples[index] for index in sampler.next_batch()]
             own = replica_share(drawn)
-            batch = supervised_batch(own, recipe.batch, recipe.data.max_length)
+            batch = supervised_batch(
+                own, recipe.batch, recipe.data.max_length, policy.prefix_multiple
+            )
             outcome = supervised_step(policy, batch, 0.0, session.timers)
             metrics = outcome.metrics | {
                 "data/epoch": sampler.epochs,

@@ -62,7 +62,8 @@ class SftEvaluation:
         replicas = parallel_state.get_data_parallel_world_size()
         for start in range(0, len(examples), settings.global_batch_size):
             own = examples[start : start + settings.global_batch_size][replica::replicas]
-            yield supervised_batch(own, settings, self._recipe.data.max_length)
+            limit, multiple = self._recipe.data.max_length, self._policy.prefix_multiple
+            yield supervised_batch(own, settings, limit, multiple)
 
     def _answers(self, examples: Sequence[Example], number: int) -> list[Response]:
         """What the policy says in place of the assistant's first turn. Collective."""

@@ -28,6 +28,8 @@ class SupervisedBatch:
     """Its sequences; `loss_mask` says which response tokens are targets."""
     parts: Sequence[Sequence[int]]
     """The rows of each micro-batch."""
+    shared_tokens: int | None = None
+    """Tokens that the model need not be fed again; None: nothing is shared."""
 
     @property
     def num_targets(self) -> int:
@@ -42,7 +44,8 @@ class SupervisedOutcome:
     metrics: dict[str, float]
     """`loss` (nats per target), `targets`, `grad_norm`, `learning_rate`, and where it has a
     coefficient `z_loss`, the part of the objective that `loss` leaves out. With a loss that
-    balances experts `moe_aux_loss`, without its coefficient."""
+    balances experts `moe_aux_loss`, without its coefficient. Where beginnings are shared
+    `step/shared_prompt_tokens`."""
     finite: bool
     """False: the update was skipped because a gradient was not finite."""
 
@@ -75,6 +78,9 @@ def supervised_step(
         "grad_norm": result.grad_norm,
         "learning_rate": result.learning_rate,
     }
+    if batch.shared_tokens is not None:
+        saved = _sum_over_replicas(batch.shared_tokens)
+        metrics["step/shared_prompt_tokens"] = float(saved)
     if z_loss_coefficient:
         metrics["z_loss"] = z_loss_coefficient * squared_normaliser / targets
     if result.balancing_loss is not None:

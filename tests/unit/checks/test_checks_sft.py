@@ -54,6 +54,20 @@ def test_checks_name_the_setting_of_fine_tuning(tmp_path, model, override, setti
     assert said in problem.problem
 
 
+@pytest.mark.parametrize(
+    ("conflict", "said"),
+    [
+        ("--model.hidden_dropout=0.1", "drops other outputs"),
+        ("--model.attention_dropout=0.1", "drops other attention weights"),
+    ],
+)
+def test_checks_refuse_shared_prefixes_that_are_not_exact(tmp_path, model, conflict, said):
+    assert found(tmp_path, model, conflict, "--batch.shared_prefixes=auto") == []
+    (problem,) = found(tmp_path, model, conflict, "--batch.shared_prefixes=always")
+    assert said in problem.problem
+    assert problem.fix.endswith("or set batch.shared_prefixes: auto")
+
+
 def test_checks_of_a_batch_know_the_copies_of_the_model(tmp_path, model):
     (problem,) = found(tmp_path, model, "--batch.global_batch_size=9", world_size=2)
     assert problem.problem == "not divisible by 2 data-parallel copies of the model"
