@@ -268,6 +268,7 @@ CASES: dict[str, Case] = {
     "w_reinforce with ResRL's weights": Case(
         {"algorithm.weighting": "resrl"}, {"algorithm.name": "w_reinforce"}
     ),
+    "nsr with ResRL's weights": Case({"algorithm.weighting": "resrl"}, {"algorithm.name": "nsr"}),
     "gspo_token with inverted weights": Case(
         {"algorithm.weighting": "inverted"},
         TWO

@@ -40,7 +40,7 @@ class WeightingEntry:
     """Whether it needs hidden states of the policy."""
     of_resrl: bool = True
     """Whether `resrl.positive_weight` and `resrl.positives` belong to it."""
-    only_incorrect: bool = True
+    only_incorrect: bool = False
     """Whether only incorrect responses get weights."""
     options: type | None = None
     """Dataclass of its options."""
@@ -52,26 +52,31 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "every token counts as its response",
         reads_states=False,
         of_resrl=False,
-        only_incorrect=False,
     ),
     "resrl": WeightingEntry(
         _RESRL,
         "incorrect tokens by their residual to the subspace of the correct ones",
         "arXiv 2605.00380",
+        only_incorrect=True,
     ),
     "constant": WeightingEntry(
-        _RESRL, "control: one weight for all incorrect tokens of a group, with ResRL's sum"
+        _RESRL,
+        "control: one weight for all incorrect tokens of a group, with ResRL's sum",
+        only_incorrect=True,
     ),
     "random": WeightingEntry(
-        _RESRL, "control: ResRL's weights dealt to the group's incorrect tokens at random"
+        _RESRL,
+        "control: ResRL's weights dealt to the group's incorrect tokens at random",
+        only_incorrect=True,
     ),
-    "inverted": WeightingEntry(_RESRL, "control: 1 + floor - ResRL's weight"),
+    "inverted": WeightingEntry(_RESRL, "control: 1 + floor - ResRL's weight", only_incorrect=True),
     "negative_filter": WeightingEntry(
         f"{_PROBABILITIES}:NegativeFilter",
         "1 for the least likely tokens of an incorrect response, 0 for its others",
         "arXiv 2606.17250",
         reads_states=False,
         of_resrl=False,
+        only_incorrect=True,
         options=FilterOptions,
     ),
     "a3po": WeightingEntry(
@@ -80,7 +85,6 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "arXiv 2512.21625; its code",
         reads_states=False,
         of_resrl=False,
-        only_incorrect=False,
         options=A3POOptions,
     ),
     "probability": WeightingEntry(
@@ -89,7 +93,6 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         "arXiv 2505.12929",
         reads_states=False,
         of_resrl=False,
-        only_incorrect=False,
         options=ProbabilityOptions,
     ),
 }

@@ -79,6 +79,7 @@ def test_check_algorithm_refuses_unusable_options(refused, option, said):
 @pytest.mark.setting("algorithm.weighting")
 def test_check_weighting_wants_something_to_weigh(check, refused):
     assert check("--algorithm.name=gspo_token", "--algorithm.weighting=inverted") == []
+    assert check("--algorithm.name=rft", "--algorithm.weighting=probability") == []
     problem = refused("--algorithm.name=rft", "--algorithm.weighting=constant")
     assert (problem.setting, problem.fix) == ("algorithm.weighting", "use none")
     problem = refused("--algorithm.weighting=constnt")
