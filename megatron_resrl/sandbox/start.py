@@ -129,7 +129,12 @@ def _start_bubblewrap(
         process = _popen([*command, "--", *python], [*descriptors, tells, waits], _ROOT)
         os.close(tells)
         tells = -1  # Its other end shows when bubblewrap has ended.
-        _map_users(told)
+        try:
+            _map_users(told)
+        except OSError:
+            process.kill()
+            process.communicate()
+            raise
         os.write(goes_on, b"1")
     finally:
         for each in (told, tells, waits, goes_on):

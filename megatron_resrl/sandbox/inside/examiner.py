@@ -36,6 +36,7 @@ class _Program:
         self._channel = socket_file(CHANNEL)
         self.asked = False
         """Whether it may be the program's fault that a test fails."""
+        self.ended = False
 
     def ask(self, start: Remote | None, names: list[str], call: Any) -> Any:
         """Looks something up in the program, or calls it; see `program._answer`."""
@@ -45,15 +46,15 @@ class _Program:
             self._channel.write(f"{request}\n".encode())
             self._channel.flush()
             line = self._channel.readline(LARGEST_ANSWER)
-        except OSError:
-            line = b""
-        if not line.endswith(b"\n"):
-            raise ProgramEnded
-        match decoded(line, lambda number: Remote(self, int(number), [])):
+            answer = decoded(line, lambda number: Remote(self, int(number), []))
+        except (OSError, ValueError):  # Nothing, too much, or nonsense.
+            answer = None
+        match answer:
             case ("value", value):
                 return value
             case ("error", str(kind), str(text)):
                 raise _error(kind, text)
+        self.ended = True
         raise ProgramEnded
 
 
@@ -156,6 +157,8 @@ def examine() -> int:
     with open(RESULTS, "w", encoding="utf-8") as results:
         for number, code in enumerate([job["setup"], *job["tests"]]):
             line = _line(code, scope)
+            if program.ended:  # Whatever a test has caught.
+                line = {"passed": False, "why": "ended"}
             if not number and not line.get("passed") and not program.asked:
                 line = {"unusable": f"setup: {line.get('unusable') or line['why']}"}
             if number or not line.get("passed"):

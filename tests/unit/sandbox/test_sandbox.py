@@ -145,6 +145,13 @@ def kept(): return Stack()
     assert runner.examine(source, exam, every=False) == [True] * 3 + [False] * 5
 
 
+def test_sandbox_fails_tests_that_catch_the_end_of_a_program(runner: LocalRunner) -> None:
+    exam = Exam(("try:\n    f(1)\nexcept:\n    pass", "assert True"), "", ("f",))
+    for ends in ("import os\ndef f(x): os._exit(0)", "import os\ndef f(x): os.write(4, b'[\\n')"):
+        assert runner.examine(ends, exam, every=True) == [False, False]
+    assert runner.examine("def f(x): 1 / 0", exam, every=True) == [True, True]
+
+
 @pytest.mark.parametrize("setup", ["import absent", "assert False", "1 / 0", "undefined"])
 def test_sandbox_says_that_tests_cannot_be_run(runner: LocalRunner, setup: str) -> None:
     exam = Exam(("assert f(1) == 1",), setup, ("f",))
