@@ -15,7 +15,8 @@ from megatron_resrl.errors import InputError
 
 _LISTING = """
 import ctypes, glob, json, os, sys
-for path in glob.glob(os.path.join(sys.argv[1], "lib-dynload", "*.so")):
+modules = glob.glob(os.path.join(sys.argv[1], "lib-dynload", "*.so"))
+for path in [*modules, *sys.argv[2:]]:
     try:
         ctypes.CDLL(path)
     except OSError:
@@ -31,6 +32,13 @@ ctypes.CDLL(None).dl_iterate_phdr(take, None)
 print(json.dumps(names))
 """
 """Names of shared libraries, as the loader finds them, that the standard library needs."""
+LOADER_CACHE = "/etc/ld.so.cache"
+"""Where the loader looks up libraries."""
+_OF_WHEELS = (
+    *("libstdc++.so.6", "libgcc_s.so.1", "libm.so.6", "libdl.so.2", "librt.so.1"),
+    *("libpthread.so.0", "libutil.so.1"),
+)
+"""Libraries of the system that binary packages may count on (PEP 600)."""
 _LIMIT_S = 60.0
 
 
@@ -58,7 +66,7 @@ def find_interpreter() -> Interpreter:
     folders = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib")}
     base = {os.path.realpath(each.replace(sys.prefix, sys.base_prefix)) for each in folders}
     platform_library = sysconfig.get_path("platstdlib").replace(sys.prefix, sys.base_prefix)
-    command = [executable, "-I", "-S", "-c", _LISTING, platform_library]
+    command = [executable, "-I", "-S", "-c", _LISTING, platform_library, *_OF_WHEELS]
     try:
         found = subprocess.run(command, capture_output=True, check=True, timeout=_LIMIT_S)
         names = json.loads(found.stdout)

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from megatron_resrl.sandbox.inside.confinement import Isolation
 from megatron_resrl.sandbox.inside.zygote import Setup
-from megatron_resrl.sandbox.interpreter import Interpreter, find_interpreter
+from megatron_resrl.sandbox.interpreter import LOADER_CACHE, Interpreter, find_interpreter
 
 NOBODY = 65534
 START_S = 30.0
@@ -27,7 +27,7 @@ _OWN_COUNTS = (5, 14)
 _CODE = Path(__file__).resolve().parent / "inside"
 _ROOT, _PACKAGES = "/sandbox", "/packages"
 _MODULE = "megatron_resrl.sandbox.inside.zygote"
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1"}
 
 
 class CannotStart(Exception):
@@ -60,7 +60,10 @@ def start(isolation: Isolation, packages: str | None = None) -> Started:
         isolation=isolation,
         user=NOBODY if as_root else None,
         own_users=isolation == "namespaces" and _kernel() >= _OWN_COUNTS,
-        readable=[*interpreter.folders, *interpreter.libraries, *([packages] if packages else [])],
+        readable=[
+            *(*interpreter.folders, *interpreter.libraries, LOADER_CACHE),
+            *([packages] if packages else []),
+        ],
         packages=_PACKAGES if packages and isolation == "namespaces" else packages,
     )
     own, its = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -195,7 +198,7 @@ def _files(interpreter: Interpreter, packages: str | None) -> Iterator[str]:
         yield from ("--ro-bind", source, path)
     for path in interpreter.hidden:
         yield from ("--tmpfs", path, "--remount-ro", path)
-    yield from ("--ro-bind-try", "/etc/ld.so.cache", "/etc/ld.so.cache")
+    yield from ("--ro-bind-try", LOADER_CACHE, LOADER_CACHE)
     for name in ("null", "zero", "full", "random", "urandom"):
         yield from ("--dev-bind", f"/dev/{name}", f"/dev/{name}")
     yield from ("--dir", "/tmp", "--chdir", "/tmp", "--remount-ro", "/")

@@ -76,9 +76,10 @@ def main(connection: socket.socket, setup: Setup) -> None:
         __import__(name)
     # Programs import the standard library and `packages`; what is ours has been imported.
     sys.path.remove(os.environ["PYTHONPATH"])
+    os.environ.clear()
     if setup.packages is not None:
         sys.path.append(setup.packages)
-    os.environ.clear()
+        os.environ.update(OPENBLAS_NUM_THREADS="1", OMP_NUM_THREADS="1")  # numpy's would be many.
     vars(builtins).update(exit=sys.exit, quit=sys.exit)  # Elsewhere the module `site` does so.
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # Nobody waits for runners.
     gc.freeze()

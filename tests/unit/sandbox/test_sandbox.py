@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 from sandboxes import BACKENDS, require_backend
@@ -67,6 +68,15 @@ print(asyncio.run(later()), hashlib.sha256(b"").hexdigest()[:4])
 """
     ran = runner.run(source, "")
     assert ran.output == b"ran e3b0\n", ran.errors
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_sandbox_runs_compiled_packages(backend: Local) -> None:
+    require_backend(backend)
+    packages = str(Path(np.__file__).parents[1])
+    with Sandbox(ISOLATIONS[backend], memory_mb=512, packages=packages) as sandbox:
+        ran = sandbox.run("script", b"import numpy\nprint(numpy.eye(2) @ [1, 2])", seconds=LIMIT_S)
+    assert ran.output == b"[1. 2.]\n", ran.errors
 
 
 def test_sandbox_starts_every_program_alike(runner: LocalRunner) -> None:
