@@ -89,7 +89,7 @@ def _read(value: Any) -> Tests:
 
 
 def _exam(value: Mapping[str, Any]) -> Exam:
-    asserts = value["asserts"]
+    asserts = _from_json(value["asserts"])
     tests = [asserts] if isinstance(asserts, str) else _items(value, "asserts")
     setup, entry = value.get("setup") or "", value.get("entry_point")
     if isinstance(setup, (list, tuple)):
@@ -119,8 +119,7 @@ def _defines_check(tests: Sequence[Any]) -> bool:
 
 
 def _items(value: Mapping[str, Any], name: str) -> list[Any]:
-    items = value[name]
-    items = items.tolist() if hasattr(items, "tolist") else items
+    items = _from_json(value[name])
     if not isinstance(items, (list, tuple)) or not items:
         raise ValueError(f"{name} is {shown(items)}: give a list of at least one")
     return list(items)

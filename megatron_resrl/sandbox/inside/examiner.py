@@ -85,9 +85,16 @@ class Remote:
     """
 
     __slots__ = ("_names", "_program", "_start")
+    _names: list[str]
+    _program: _Program
+    _start: int | None
 
     def __init__(self, program: _Program, start: int | None, names: list[str]) -> None:
-        self._program, self._start, self._names = program, start, names
+        for name, value in zip(self.__slots__, (names, program, start), strict=True):
+            object.__setattr__(self, name, value)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._program.ask(self._origin(), [*self._names, "__setattr__"], ([name, value], {}))
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):

@@ -122,6 +122,8 @@ def test_same_value_compares_data(result: Any, expected: Any, same: bool) -> Non
         ASSERTS["asserts"],
         np.array(ASSERTS["asserts"], dtype=object),
         HUMAN_EVAL,
+        {"asserts": json.dumps(ASSERTS["asserts"])},
+        {name: json.dumps(items) for name, items in PRINTED.items()},
         {"asserts": ["assert sum(10, 15) == 6"], "entry_point": "sum"},
         {"asserts": ["assert math.isclose(f(1), 2)"], "setup": ["import math", "x = 1"]},
     ],

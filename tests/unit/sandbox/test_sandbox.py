@@ -139,7 +139,9 @@ def kept(): return Stack()
     tests = (
         "assert math.isclose(root(2), 1.41421356, rel_tol=1e-6)",
         "stack = Stack()\nstack.push(1).push(2)\n"
-        "assert stack.size() == 2 and stack.items == [1, 2]",
+        "assert stack.size() == 2 and stack.items == [1, 2]\n"
+        "stack.top, stack.below = 2, Stack()\n"
+        "assert stack.top == 2 and stack.below.size() == 0",
         "try:\n    root(-1)\nexcept ValueError as error:\n    assert 'negative' in str(error)\n"
         "else:\n    raise AssertionError",
         "assert root(4) == 3",
