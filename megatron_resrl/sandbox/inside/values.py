@@ -28,6 +28,10 @@ _KINDS: dict[str, Any] = {
     "frozenset": frozenset,
     "deque": deque,
 }
+_TYPES: dict[str, type] = {
+    each.__name__: each
+    for each in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
+}
 _TEXTS: dict[str, Callable[[str], Any]] = {
     "int": lambda text: int(text, 16),
     "float": float,
@@ -101,6 +105,9 @@ def _of_others(value: Any, keep: Callable[[Any], int]) -> Any:
         return {"bytes": bytes(value).hex()}
     if isinstance(value, (complex, Decimal, Fraction)):
         return {type(value).__name__.lower(): str(value)}
+    for name, each in _TYPES.items():
+        if value is each:
+            return {"type": name}
     if hasattr(type(value), "tolist"):  # An array or scalar of numpy.
         return _tagged(value.tolist(), keep)
     return {"object": keep(value)}
@@ -114,6 +121,8 @@ def _plain(value: Any, find: Callable[[int], Any]) -> Any:
     [(kind, inner)] = value.items()
     if kind in _TEXTS and isinstance(inner, str):
         return _TEXTS[kind](inner)
+    if kind == "type":
+        return _TYPES[inner]
     if kind == "object":
         return find(inner)
     items = [_plain(each, find) for each in inner]

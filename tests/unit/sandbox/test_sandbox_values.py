@@ -60,6 +60,7 @@ def test_values_of_other_kinds_arrive_as_plain_ones() -> None:
     assert crossed(OrderedDict(a=1)) == {"a": 1}
     assert crossed(range(1, 9, 2)) == range(1, 9, 2)
     assert list(crossed(number**2 for number in range(3))) == [0, 1, 4]
+    assert crossed([int, dict]) == [int, dict]
     assert math.isnan(crossed(float("nan")))
     assert crossed(10**10000) == 10**10000
     assert crossed([Decimal("1.10"), Fraction(1, 3)]) == [Decimal("1.10"), Fraction(1, 3)]
@@ -79,6 +80,7 @@ def test_values_that_are_no_data_stay_where_they_are() -> None:
         "{}",
         '{"tuple": [1], "set": [2]}',
         '{"unknown": [1]}',
+        '{"type": "object"}',
         '{"range": [0, 1, 0]}',
         '{"bytes": "zz"}',
         '{"set": [[1]]}',
