@@ -132,12 +132,11 @@ def make_optimizer(
 
 
 def _update_in_one_kernel(optimizer: MegatronOptimizer) -> None:
-    """Has torch's Adam on a CPU read and write each element once, as the Adams for GPUs do."""
+    """Has torch's Adam read and write each element once, as Transformer Engine's and Apex's do."""
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part.optimizer, torch.optim.Adam):
             for group in part.param_groups:
-                if all(each.device.type == "cpu" for each in group["params"]):
-                    group["fused"] = True
+                group["fused"] = True
 
 
 def learning_rate_schedule(

@@ -203,7 +203,8 @@ def main(dense: str, experts: str, kind: str, *names: str) -> None:
             recipe = recipe_of(name, Path(experts if name in WITH_EXPERTS else dense))
             initialize(recipe.parallel, 0)
             found[name] = measured(recipe, counted, load_weights=rank is None)
-        print(json.dumps(found))
+        # One write for the line: the ranks share their output.
+        sys.stdout.write(f"{json.dumps(found)}\n")
 
 
 if __name__ == "__main__":
