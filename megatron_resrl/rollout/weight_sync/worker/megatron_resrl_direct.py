@@ -83,6 +83,8 @@ class DirectWeights:
         if self._may_agree and needed <= self._groups.keys():
             self.agrees = all(self._is_in_place(*each) for each in self._groups.items())
             self._may_agree = self.agrees
+            for group in self._groups.values():
+                group.samples.clear()
 
     @torch.no_grad()
     def put(self, tensors: Tensors) -> None:
@@ -132,8 +134,10 @@ class DirectWeights:
             found.append(_packed_sample(module, expected.dtype))
         if self._is_kept(module, name):
             found.append(_sample(parameter))
-        # Embeddings have further rows at the end.
-        return all(torch.equal(each[: len(expected)].to(expected), expected) for each in found)
+        if isinstance(module, VocabParallelEmbedding):
+            # vLLM pads the vocabulary.
+            found = [sample[: len(expected)] for sample in found]
+        return all(torch.equal(sample.to(expected), expected) for sample in found)
 
     def _place(self, key: str, whole: torch.Tensor) -> None:
         path, _, name = key.rpartition(".")
