@@ -230,7 +230,7 @@ class KeptBuckets:
             if "identity" not in notes:
                 return KeptBucket(parts, content, "")
             if bucket is None or bucket.content.shape != content.shape:
-                bucket = KeptBucket(parts, _new_bytes(content.numel()), "")
+                bucket = KeptBucket(parts, torch.empty_like(content), "")
             # A copy: the tensor of a file is its memory.
             bucket.content.copy_(content)
             bucket.parts, bucket.identity = tuple(parts), checksum(parts, bucket.content)
@@ -277,17 +277,12 @@ def parts_from_json(values: Iterable[Any]) -> list[Part]:
 def bytes_of(parts: Iterable[Part], tensors: Iterable[torch.Tensor]) -> torch.Tensor:
     """[n] uint8 on the host: the bytes of a bucket; zeros between the tensors."""
     parts = list(parts)
-    content = _new_bytes(parts[-1].start + parts[-1].room)
+    content = torch.empty(parts[-1].start + parts[-1].room, dtype=torch.uint8)
     for part, tensor in zip(parts, tensors, strict=True):
         end = part.start + part.num_bytes
         content[part.start : end].view(tensor.dtype).view(tensor.shape).copy_(tensor)
         content[end : part.start + part.room] = 0
     return content
-
-
-def _new_bytes(size: int) -> torch.Tensor:
-    """[size] uint8, not set; of numpy, which asks for huge pages: a page fault is not cheap."""
-    return torch.from_numpy(numpy.empty(size, numpy.uint8))
 
 
 def as_words(tensor: torch.Tensor) -> torch.Tensor:
