@@ -19,7 +19,10 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron_resrl.config.schema import OptimizerConfig, ParallelConfig
 from megatron_resrl.platform.distributed import any_rank
 from megatron_resrl.platform.meetings import meeting
+from megatron_resrl.policy.batches import MicroBatch
 from megatron_resrl.policy.gpt import PolicyModel
+from megatron_resrl.policy.results import BeforeStep, UpdateResult
+from megatron_resrl.policy.schedule import AfterForward, LastStage, run_pipeline
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,40 @@ class Training:
         optimizer, scheduler = make_optimizer(chunks, settings, parallel, total_steps)
         finish_parameter_gather(chunks)
         return cls(chunks, optimizer, scheduler)
+
+    def step(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        last_stage: LastStage,
+        after_forward: AfterForward | None,
+        before_step: BeforeStep | None,
+    ) -> UpdateResult:
+        """Forward and backward passes, and one optimizer step. Collective.
+
+        Args:
+            micro_batches: Of this replica.
+            last_stage: Makes the loss of each.
+            after_forward: See `run_pipeline`.
+            before_step: See `Policy.update`.
+
+        Returns:
+            The outcome; weights are untouched if a gradient was not finite on any rank.
+        """
+        chunks, optimizer = self.chunks, self.optimizer
+        zero_gradients(chunks, optimizer)
+        collected = run_pipeline(
+            chunks, micro_batches, last_stage, forward_only=False, after_forward=after_forward
+        )
+        if before_step is not None:
+            before_step(collected)
+        self.scheduler.step(increment=1)
+        learning_rate = optimizer.param_groups[0]["lr"]
+        if not gradients_are_finite(chunks):
+            finish_parameter_gather(chunks)
+            return UpdateResult(False, float("nan"), learning_rate, collected)
+        applied, grad_norm, _ = optimizer.step()
+        finish_parameter_gather(chunks)
+        return UpdateResult(bool(applied), float(grad_norm), learning_rate, collected)
 
 
 def wrap_in_ddp(

@@ -39,12 +39,7 @@ from megatron_resrl.policy.hidden_states import HiddenStateLocations, OnHiddenSt
 from megatron_resrl.policy.layout_batches import lay_out, length_multiple
 from megatron_resrl.policy.log_probs import vocab_parallel_log_probs
 from megatron_resrl.policy.model_config import read_hf_config, transformer_config
-from megatron_resrl.policy.optimizer import (
-    Training,
-    finish_parameter_gather,
-    gradients_are_finite,
-    zero_gradients,
-)
+from megatron_resrl.policy.optimizer import Training
 from megatron_resrl.policy.results import (
     BeforeStep,
     LossFunction,
@@ -115,8 +110,7 @@ class Policy:
             parallel: Layout; its process groups exist.
             precision: Number formats.
             optimizer: Makes gradient buffers and an optimizer; None: the policy only scores.
-            total_updates: Optimizer steps of the whole run, the default length of the
-                learning-rate decay.
+            total_updates: Optimizer steps of the whole run, the default length of the decay.
             sequence_packing: Pack the sequences of a micro-batch instead of padding them.
             sharing: Whether what sequences have in common at their beginning is fed once in a
                 micro-batch, which is packed then.
@@ -228,13 +222,8 @@ class Policy:
         self, batch: TokenBatch, parts: Sequence[Sequence[int]]
     ) -> list[MicroBatch]:
         """Like `micro_batches`, with the rows of each micro-batch given. Collective as that."""
-        made = lay_out(
-            self.config,
-            batch,
-            parts,
-            packed=self.sequence_packing,
-            shared=self.shared_prompts,
-        )
+        packed, shared = self.sequence_packing, self.shared_prompts
+        made = lay_out(self.config, batch, parts, packed=packed, shared=shared)
         return [micro_batch.to(device()) for micro_batch in made]
 
     def score(
@@ -363,21 +352,7 @@ class Policy:
         before_step: BeforeStep | None = None,
     ) -> UpdateResult:
         self.train()
-        chunks, optimizer = self.chunks, self.optimizer
-        zero_gradients(chunks, optimizer)
-        collected = run_pipeline(
-            chunks, micro_batches, last_stage, forward_only=False, after_forward=after_forward
-        )
-        if before_step is not None:
-            before_step(collected)
-        self.scheduler.step(increment=1)
-        learning_rate = optimizer.param_groups[0]["lr"]
-        if not gradients_are_finite(chunks):
-            finish_parameter_gather(chunks)
-            return UpdateResult(False, float("nan"), learning_rate, collected)
-        applied, grad_norm, _ = optimizer.step()
-        finish_parameter_gather(chunks)
-        return UpdateResult(bool(applied), float(grad_norm), learning_rate, collected)
+        return self._require_training().step(micro_batches, last_stage, after_forward, before_step)
 
     def leave_out_update(self) -> None:
         """Moves the learning-rate schedule past an update that is not made.
