@@ -300,8 +300,7 @@ def _complete_adam_state(policy: Policy) -> None:
             if inner.state.get(parameter):
                 continue
             if isinstance(inner, _TORCH_ADAM):
-                step = torch.tensor(0.0, device=parameter.device)  # Where fused kernels read it.
-                inner.state[parameter] = _moments(parameter) | {"step": step}
+                inner.state[parameter] = _moments(parameter) | {"step": torch.tensor(0.0)}
             elif hasattr(inner, "initialize_state"):  # Transformer Engine's FusedAdam.
                 remainders = inner.store_param_remainders and parameter.dtype is torch.bfloat16
                 inner.initialize_state(parameter, remainders)

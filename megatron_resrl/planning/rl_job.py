@@ -130,7 +130,7 @@ class RlJob(Job):
             return ""
         copies = step.micro_batch_size * step.row_tokens
         fed = step.work.tokens
-        return f"; shared prompts: {fed:.0f} tokens of a micro-batch instead of {copies:.0f}"
+        return f"\nshared prompts: {fed:.0f} tokens of a micro-batch instead of {copies:.0f}"
 
     def step_json(self) -> dict[str, Any]:
         """See `Job.step_json`."""

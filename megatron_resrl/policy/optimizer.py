@@ -169,11 +169,16 @@ def make_optimizer(
 
 
 def _update_in_one_kernel(optimizer: MegatronOptimizer) -> None:
-    """Has torch's Adam read and write each element once, as Transformer Engine's and Apex's do."""
+    """Has torch's Adam on a CPU read and write each element once, as the Adams for GPUs do.
+
+    On a GPU, which has Transformer Engine's or Apex's, its count of steps would be on the device,
+    and every save would wait for it.
+    """
     for part in getattr(optimizer, "chained_optimizers", [optimizer]):
         if isinstance(part.optimizer, torch.optim.Adam):
             for group in part.param_groups:
-                group["fused"] = True
+                if all(each.device.type == "cpu" for each in group["params"]):
+                    group["fused"] = True
 
 
 def learning_rate_schedule(

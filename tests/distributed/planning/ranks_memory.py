@@ -144,7 +144,7 @@ def measured(recipe: RunSettings, counted: Any, *, load_weights: bool) -> dict[s
         sequence_packing=packs(recipe),
     )
     for group in policy.optimizer.param_groups:
-        group["foreach"] = True  # As torch chooses on CUDA.
+        group.update(foreach=True, fused=None)  # As torch chooses on CUDA.
     found = {"build": counted.memory.total}
     step_of = rl_steps(recipe, policy) if isinstance(recipe, Recipe) else supervised_steps(recipe)
     for step in (1, 2):

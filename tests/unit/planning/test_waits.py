@@ -40,9 +40,8 @@ PER_STEP = {
     },
     "update": {
         "platform/distributed.py": 2,
-        # The norm of all gradients, of weights and of experts.
-        "policy/policy.py": 2,
-        "policy/optimizer.py": 1,
+        # The norm of all gradients, of weights and of experts; whether they are finite.
+        "policy/optimizer.py": 3,
         "training/updating.py": 1,
     },
     # Copies to pinned memory, for which the writing thread waits.

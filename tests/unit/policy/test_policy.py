@@ -36,7 +36,7 @@ def test_policy_without_an_optimizer_says_that_it_only_scores(scorer: Policy) ->
         scorer.leave_out_update()
 
 
-def test_adam_of_torch_updates_in_one_kernel(tmp_path: Path) -> None:
+def test_adam_on_a_cpu_updates_in_one_kernel(tmp_path: Path) -> None:
     model, parallel = ModelConfig(path=str(write_model(tmp_path))), ParallelConfig()
     settings = OptimizerConfig(lr=1e-2, lr_warmup_steps=0, weight_decay=0.1, clip_grad=1e9)
     initialize(parallel, seed=0)
