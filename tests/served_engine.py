@@ -82,7 +82,7 @@ def served_recipe(model: Path, output: Path, **vllm: Any) -> Recipe:
         model=ModelConfig(path=str(model)),
         precision=PrecisionConfig(params_dtype="fp32"),
         data=DataConfig(max_prompt_length=256),
-        rollout=RolloutConfig(engine="vllm", max_response_length=4000),
+        rollout=RolloutConfig(engine="vllm", max_response_length=3840),
         vllm=VllmConfig(python=vllm_python()[0], arguments=arguments, **vllm),
     )
 

@@ -31,7 +31,7 @@ from megatron_resrl.rollout.weight_sync.control import ServerControl
 pytestmark = pytest.mark.vllm
 PROMPTS = [[3 + prompt, 4, 5, 6, 7] for prompt in range(8)]
 SAMPLING = SamplingParams(200, (), n=4)
-FLAGS = ["--load-format", "auto", "--skip-tokenizer-init", "--max-model-len", "2304"]
+FLAGS = ["--load-format", "auto", "--skip-tokenizer-init", "--max-model-len", "4096"]
 
 
 @pytest.fixture(scope="module")

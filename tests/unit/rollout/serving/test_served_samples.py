@@ -138,7 +138,7 @@ def tokens_made(engine) -> float:
 def test_vllm_engine_responses_carry_weight_versions(engine):
     engine.update_weights(7)
     earlier = tokens_made(engine)
-    pending = engine.begin(GenerationRequest(PROMPTS[:1], SamplingParams(4000, ()), seed=(8,)))
+    pending = engine.begin(GenerationRequest(PROMPTS[:1], SamplingParams(3800, ()), seed=(8,)))
     wait_until(lambda: tokens_made(engine) > earlier + len(PROMPTS[0]))
     engine.update_weights(8)
     ((before,),) = pending.result()
