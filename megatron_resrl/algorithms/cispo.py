@@ -8,10 +8,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from megatron_resrl.algorithms.grpo import GRPO
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.algorithms.losses import (
+    LossInputs,
+    LossOutputs,
+    approximate_kl,
+    mean_of,
+)
 from megatron_resrl.algorithms.options import require_above, require_between
 
 
@@ -51,6 +54,6 @@ class CISPO(GRPO):
             token_means={
                 "clip_fraction/low": (log_ratio < low).sum(),
                 "clip_fraction/high": (log_ratio > high).sum(),
-                "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+                "approx_kl": approximate_kl(log_ratio).sum(),
             },
         )

@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 
 from megatron_resrl.algorithms.grpo import GRPO
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.algorithms.losses import (
+    LossInputs,
+    LossOutputs,
+    approximate_kl,
+    mean_of,
+)
 from megatron_resrl.algorithms.options import require_above, require_choice
 
 Divergence = Literal["tv", "kl"]
@@ -82,7 +87,7 @@ class DPPO(GRPO):
             token_means={
                 "clip_fraction/low": too_low.sum(),
                 "clip_fraction/high": too_high.sum(),
-                "approx_kl": (torch.expm1(log_ratio) - log_ratio).sum(),
+                "approx_kl": approximate_kl(log_ratio).sum(),
             },
         )
 

@@ -7,10 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
-
 from megatron_resrl.algorithms.grpo import GRPO
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.algorithms.losses import (
+    LossInputs,
+    LossOutputs,
+    approximate_kl,
+    mean_of,
+)
 from megatron_resrl.algorithms.options import require_above
 
 
@@ -54,6 +57,6 @@ class GMPO(GRPO):
             token_means={
                 "clip_fraction/low": too_low.sum(),
                 "clip_fraction/high": too_high.sum(),
-                "approx_kl": (torch.expm1(detached) - detached).sum(),
+                "approx_kl": approximate_kl(detached).sum(),
             },
         )

@@ -120,6 +120,14 @@ def mean_of(inputs: LossInputs, per_token: Tensor) -> Tensor:
     return (inputs.coefficients * per_token * inputs.importance_weights).sum()
 
 
+def approximate_kl(log_ratio: Tensor) -> Tensor:
+    """exp(x) - 1 - x of x = log pi - log pi_old, for each token: at least 0, and in the mean over
+    tokens of pi_old the KL divergence of pi_old from pi (k3 of Schulman, "Approximating KL
+    divergence", 2020).
+    """
+    return torch.expm1(log_ratio) - log_ratio
+
+
 def entropy_bonus(inputs: LossInputs, coefficient: float) -> LossOutputs:
     """-coefficient x entropy, averaged over the mini-batch as the rest of the loss.
 

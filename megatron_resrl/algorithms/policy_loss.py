@@ -8,7 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.algorithms.losses import (
+    LossInputs,
+    LossOutputs,
+    approximate_kl,
+    mean_of,
+)
 from megatron_resrl.config.ranges import field_ranges, require_in_range
 from megatron_resrl.config.schema import AlgorithmConfig
 
@@ -94,7 +99,7 @@ def ppo_clip(
         clipped_low=too_low,
         clipped_high=too_high & (advantages > 0),
         dual_clipped=dual_clipped,
-        approx_kl=torch.expm1(detached_log_ratio) - detached_log_ratio,
+        approx_kl=approximate_kl(detached_log_ratio),
     )
 
 

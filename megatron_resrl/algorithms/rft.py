@@ -7,10 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.algorithms.losses import (
+    LossInputs,
+    LossOutputs,
+    approximate_kl,
+    mean_of,
+)
 from megatron_resrl.algorithms.psr import PSR
 
 
@@ -42,5 +46,5 @@ class RFT(PSR):
         log_ratio = inputs.log_probs.detach() - inputs.old_log_probs
         return LossOutputs(
             mean_of(inputs, -inputs.advantages * inputs.log_probs),
-            token_means={"approx_kl": (torch.expm1(log_ratio) - log_ratio).sum()},
+            token_means={"approx_kl": approximate_kl(log_ratio).sum()},
         )

@@ -10,7 +10,12 @@ from typing import Any, ClassVar
 import torch
 
 from megatron_resrl.algorithms.grpo import GRPO
-from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, mean_of
+from megatron_resrl.algorithms.losses import (
+    LossInputs,
+    LossOutputs,
+    approximate_kl,
+    mean_of,
+)
 from megatron_resrl.algorithms.options import require_above
 
 _LARGEST_LOG_RATIO = 20.0
@@ -52,5 +57,5 @@ class SAPO(GRPO):
         gate = 4 / tau * torch.sigmoid(tau * torch.expm1(log_ratio.clamp(max=_LARGEST_LOG_RATIO)))
         return LossOutputs(
             mean_of(inputs, -gate * inputs.advantages),
-            token_means={"approx_kl": (torch.expm1(detached) - detached).sum()},
+            token_means={"approx_kl": approximate_kl(detached).sum()},
         )

@@ -13,6 +13,7 @@ from megatron_resrl.algorithms import (
     log_ratios,
     weight_sums,
 )
+from megatron_resrl.algorithms.losses import approximate_kl
 from megatron_resrl.diagnostics.replicas import gather_from_replicas, speaks_for_replica
 from megatron_resrl.rollout.batch import RolloutBatch
 
@@ -76,7 +77,7 @@ def measure_mismatch(pair: LogProbPair, correction: Correction | None = None) ->
         log_prob_max=float(log_prob.max()),
         probability=float(probability.sum()),
         probability_max=float(probability.max()),
-        kl=float((torch.expm1(log_ratio) - log_ratio).sum()),
+        kl=float(approximate_kl(log_ratio).sum()),
         token_weights=weight_sums(log_ratio),
         sequence_weights=weight_sums(pair.log_ratio.sum(1)[mask.any(1)]),
         importance_weights=float(correction.factors[mask].double().sum()) if correction else 0.0,
