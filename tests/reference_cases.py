@@ -12,7 +12,7 @@ from typing import Any
 
 import tiny_families as tiny
 import torch
-from reference_step import Rollout
+from reference_advantages import Rollout
 
 from megatron_resrl.config.schema import Recipe
 

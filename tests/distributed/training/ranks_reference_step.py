@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from layouts import begin_layout
 from one_step import take_step
+from reference_advantages import Rollout
 from reference_cases import CASES, COMBINATIONS, LAYOUTS, THINK_MARKERS, recipe, rollouts
-from reference_step import Rollout
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.data.prompts import Prompt, PromptRecord
