@@ -149,9 +149,9 @@ class AlgorithmConfig:
     dppo, llds, lens."""
     weighting: str = "auto"
     """Factor on the advantages of tokens, with any algorithm: `none`; `resrl`, the method as the
-    section `resrl` sets it up; its controls `constant`, `random` and `inverted`; another that
-    `megatron-resrl algorithms` lists; or `path.py:name` of a `TokenWeighting` of your own. `auto`:
-    of the algorithm resrl what `resrl.weights` names, of all others none."""
+    section `resrl` sets it up; its controls `constant`, `random` and `inverted`; another, such as
+    `shear`, that `megatron-resrl algorithms` lists; or `path.py:name` of a `TokenWeighting` of your
+    own. `auto`: of the algorithm resrl what `resrl.weights` names, of all others none."""
     weighting_options: dict[str, Any] = field(default_factory=dict)
     """Options of that weighting, which `megatron-resrl algorithms` lists; those of ResRL are the
     section `resrl`."""

@@ -164,6 +164,11 @@ METRICS = {
     "resrl/spectrum_top_energy": Metric("the first direction's share of the energy", "share"),
     "resrl/spectrum_condition": Metric("largest over smallest singular value used", "-"),
     "resrl/spectrum_effective_rank": Metric("exp(entropy) of the captured spectrum", "dimensions"),
+    "shear/compared_fraction": Metric("groups that have correct and incorrect responses", "share"),
+    "shear/mean_weight_correct": Metric(
+        "token weight, mean over tokens of correct responses, then over compared groups", "-"
+    ),
+    "shear/mean_weight_incorrect": Metric("the same of incorrect responses", "-"),
     "lld/log_likelihood_change": Metric(
         "change of the log-likelihood of correct responses over the step, per response; below 0: "
         "displaced",

@@ -7,6 +7,7 @@ import math
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.shared_prompts import shared_prompts_conflict, sharing_of
 from megatron_resrl.config.single_pass import single_pass_conflict
+from megatron_resrl.token_weighting.registry import WeightingEntry
 
 
 def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
@@ -22,13 +23,14 @@ def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
     """
     algorithm = recipe.algorithm
     conflict = single_pass_conflict(algorithm, recipe.correction, recipe.model, recipe.parallel)
-    if algorithm.single_pass == "never" or conflict is not None:
+    weighting = _weighting_entry(recipe)
+    if algorithm.single_pass == "never" or conflict is not None or weighting.whole_groups:
         return 2
     stages = recipe.parallel.pipeline_model_parallel_size
     on_last_stage = recipe.resrl.layer % (layers + 1) >= layers - layers // stages
     if on_last_stage and _negatives_fit(recipe, tokens):
         return 1
-    return 2 if _reads_states(recipe) else 1
+    return 2 if weighting.reads_states else 1
 
 
 def responses_to_a_prompt(recipe: Recipe, *, by_correctness: bool) -> int:
@@ -45,7 +47,8 @@ def responses_to_a_prompt(recipe: Recipe, *, by_correctness: bool) -> int:
     if asked == "never" or shared_prompts_conflict(recipe.model, recipe.precision) is not None:
         return 1
     group = recipe.rollout.group_size
-    if by_correctness and _reads_states(recipe):
+    weighting = _weighting_entry(recipe)
+    if by_correctness and weighting.reads_states and not weighting.whole_groups:
         return math.ceil(group / 2)
     return group
 
@@ -59,7 +62,7 @@ def _negatives_fit(recipe: Recipe, tokens: float) -> bool:
     return in_budget and negatives <= algorithm.micro_batch_size
 
 
-def _reads_states(recipe: Recipe) -> bool:
+def _weighting_entry(recipe: Recipe) -> WeightingEntry:
     from megatron_resrl.training.algorithm import weighting_of  # It imports torch.
 
-    return weighting_of(recipe).entry.reads_states
+    return weighting_of(recipe).entry

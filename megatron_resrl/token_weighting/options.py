@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from megatron_resrl.config.ranges import (
     POSITIVE_SHARE,
     PROBABILITY,
+    above,
     at_least,
     field_ranges,
     range_problem,
@@ -46,6 +47,29 @@ class ProbabilityOptions:
     """How much less a token of probability 0 counts than one of probability 1 (its code: 0.2)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShearOptions:
+    """Of `shear`."""
+
+    span: Annotated[int, at_least(1)] = 100
+    """Tokens of a span (paper: 100)."""
+    stride: Annotated[int, at_least(1)] = 25
+    """Tokens from the start of a span to that of the next (paper: 25); at most `span`."""
+    epsilon: Annotated[float, above(0)] = 0.05
+    """Weight of the entropy in the distance, as a multiple of the group's mean norm of states."""
+    iterations: Annotated[int, at_least(1)] = 50
+    """Of Sinkhorn's algorithm."""
+
+    def __post_init__(self) -> None:
+        """Checks what ranges cannot say.
+
+        Raises:
+            ValueError: Tokens would be in no span.
+        """
+        if self.stride > self.span:
+            raise ValueError(f"stride is {self.stride}; it must be at most span, {self.span}")
+
+
 def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:
     """The options of a weighting as its class wants them.
 
@@ -69,4 +93,13 @@ def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:
             raise SettingError(_SETTING, dict(given), problem, f"it must be {ranges[option]}")
         if found := range_problem(value, ranges[option]):
             raise SettingError(_SETTING, dict(given), f"{option} is {found[0]}", found[1])
-    return None if kind is None else kind(**given)
+        if isinstance(getattr(kind, option), int) and not isinstance(value, int):
+            problem = f"{option} is not a whole number"
+            raise SettingError(_SETTING, dict(given), problem, f"use e.g. {getattr(kind, option)}")
+    if kind is None:
+        return None
+    try:
+        return kind(**given)
+    except ValueError as error:
+        problem, _, fix = str(error).partition("; ")
+        raise SettingError(_SETTING, dict(given), problem, fix) from None

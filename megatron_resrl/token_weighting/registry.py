@@ -14,6 +14,7 @@ from megatron_resrl.token_weighting.options import (
     A3POOptions,
     FilterOptions,
     ProbabilityOptions,
+    ShearOptions,
     made_options,
 )
 
@@ -42,6 +43,8 @@ class WeightingEntry:
     """Whether `resrl.positive_weight` and `resrl.positives` belong to it."""
     only_incorrect: bool = False
     """Whether only incorrect responses get weights."""
+    whole_groups: bool = False
+    """Whether no token of a group has a weight before all its responses are scored."""
     options: type | None = None
     """Dataclass of its options."""
 
@@ -94,6 +97,14 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         reads_states=False,
         of_resrl=False,
         options=ProbabilityOptions,
+    ),
+    "shear": WeightingEntry(
+        "megatron_resrl.token_weighting.shear:ShearWeighting",
+        "distance of the token's span of states to the nearest span of the other side",
+        "arXiv 2604.23318",
+        of_resrl=False,
+        whole_groups=True,
+        options=ShearOptions,
     ),
 }
 """A new weighting adds one entry, or stays in a file of its own."""

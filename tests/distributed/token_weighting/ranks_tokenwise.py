@@ -1,7 +1,7 @@
-"""Token-wise weights of the same responses in every layout of this world size.
+"""Weights of the same responses in every layout of this world size: token-wise ones and SHEAR's.
 
-Arguments: folder of the models, output file. Rank 0 writes layout -> weights [B, T], and how far
-the weights of the policy are apart after a step in one pass and one in two.
+Arguments: folder of the models, output file. Rank 0 writes layout -> both weights [B, T], and how
+far the weights of the policy are apart after a step in one pass and one in two.
 """
 
 from __future__ import annotations
@@ -26,8 +26,11 @@ from megatron_resrl.config.schema import (
     Recipe,
 )
 from megatron_resrl.platform import distributed as platform
+from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.token_weighting.context import WeightingContext
+from megatron_resrl.token_weighting.options import ShearOptions
+from megatron_resrl.token_weighting.shear import ShearWeighting
 from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
 from megatron_resrl.weights.hugging_face import export_weights
 
@@ -49,6 +52,13 @@ class FromNorm(TokenwiseWeighting):
     def weights(self, hidden: Tensor) -> Tensor:
         norm = hidden.double().norm(dim=1)
         return norm / (1 + norm)
+
+
+def shear_of(policy: Policy, recipe: Recipe) -> ShearWeighting:
+    """With spans so short that every response has several."""
+    options = ShearOptions(span=4, stride=2)
+    context = WeightingContext(policy, recipe.resrl, recipe.seed, 64, options=options)
+    return ShearWeighting(context)
 
 
 def after_a_step(recipe: Recipe, single_pass: str) -> tuple[Tensor, float]:
@@ -75,12 +85,14 @@ def main() -> None:
         policy = build_policy(recipe, trainable=False)
         weighting = FromNorm(WeightingContext(policy, recipe.resrl, recipe.seed, 64))
         weights = weigh(policy, recipe, training_batch(*rollouts()), weighting).weights
+        shear = weigh(policy, recipe, training_batch(*rollouts()), shear_of(policy, recipe)).weights
         # All ranks have the same weights, whichever stage saw the states.
-        everywhere = platform.gather_objects(weights)
-        assert all(torch.equal(each, weights) for each in everywhere)
+        everywhere = platform.gather_objects((weights, shear))
+        assert all(torch.equal(one, weights) for one, _ in everywhere)
+        assert all(torch.equal(two, shear) for _, two in everywhere)
         (one, passes), (two, _) = (after_a_step(recipe, mode) for mode in ("always", "never"))
         assert passes == 1
-        found[name] = weights, float((one - two).abs().max())
+        found[name] = weights, shear, float((one - two).abs().max())
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[2])
     platform.shutdown()

@@ -32,6 +32,7 @@ GRPO = "algorithm.name=grpo"
         ((PIPELINE, "resrl.layer=1"), 2),
         ((PIPELINE, "resrl.layer=2"), 1),
         ((PIPELINE, "resrl.layer=1", GRPO), 1),
+        (("algorithm.weighting=shear",), 2),
     ],
 )
 def test_forward_passes_are_those_of_the_run(settings, passes):
@@ -47,6 +48,7 @@ def test_forward_passes_are_those_of_the_run(settings, passes):
         # Correct responses pass before the incorrect ones.
         (("algorithm.shared_prompts=auto", SINGLE_PASS), 2),
         (("algorithm.shared_prompts=auto", SINGLE_PASS, GRPO), 4),
+        (("algorithm.shared_prompts=auto", "algorithm.weighting=shear"), 4),
         (("algorithm.shared_prompts=auto", "algorithm.micro_batch_size=1"), 1),
         (("algorithm.shared_prompts=always", "algorithm.micro_batch_size=1"), 4),
         (("algorithm.shared_prompts=auto", "precision.fp8=hybrid"), 1),
