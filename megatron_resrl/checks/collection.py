@@ -39,15 +39,18 @@ def _check_record(rollout: RolloutConfig) -> Iterator[Problem]:
 
 
 def _check_replay(
-    rollout: RolloutConfig, evaluation_files: tuple[FileEntry, ...], last_step: int
+    rollout: RolloutConfig, evaluated: tuple[FileEntry, ...], last_step: int
 ) -> Iterator[Problem]:
     directory = rollout.replay
     if directory is None:
         return
-    if rollout.engine != "megatron" and evaluation_files:
+    if rollout.engine != "megatron" and evaluated:
         problem = "evaluations generate, and with rollout.replay no engine is started"
-        fix = "set it to [] or use rollout.engine megatron, where the policy itself decodes"
-        yield Problem("evaluation.files", evaluation_files, problem, fix)
+        fix = (
+            "set it and evaluation.suites to [] or use rollout.engine megatron, where the policy "
+            "itself decodes"
+        )
+        yield Problem("evaluation.files", evaluated, problem, fix)
     # Here, because torch takes a second to import, which `--help` need not wait for.
     from megatron_resrl.rollout.recording import Recording, sampling_settings
 
@@ -79,7 +82,7 @@ COLLECTION_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_dynamic_sampling(facts.recipe.rollout),
     lambda facts: _check_record(facts.recipe.rollout),
     lambda facts: _check_replay(
-        facts.recipe.rollout, facts.recipe.evaluation.files, facts.recipe.steps
+        facts.recipe.rollout, facts.recipe.evaluation.entries, facts.recipe.steps
     ),
 )
 """For training only."""

@@ -50,9 +50,7 @@ def _tokenizer_is_usable(facts: Facts) -> bool:
     return not isinstance(facts.tokenizer, SettingError) and not problems
 
 
-def _check_rows(
-    setting: str, files: Sequence[FirstRows], tokenizer: Any, data: DataConfig
-) -> Iterator[Problem]:
+def _check_rows(files: Sequence[FirstRows], tokenizer: Any, data: DataConfig) -> Iterator[Problem]:
     """Formats and tokenizes the first questions of each file."""
     said: set[str] = set()
     count = min(FIRST_ROWS, max(1, _FORMATTED // len(files)))
@@ -64,7 +62,7 @@ def _check_rows(
             # What is said of a setting or a template is the same for every file.
             same = _PLACE.sub("", str(error).replace(each.file.path, ""))
             if same not in said:
-                yield problem_of(setting, each.file.path, error)
+                yield problem_of(each.setting, each.file.path, error)
             said.add(same)
             continue
         lengths = [len(ids) for ids in encoded]
@@ -97,14 +95,14 @@ def _of_training_rows(facts: Facts) -> Iterator[Problem]:
     files, problems = facts.training_rows
     yield from problems
     if files and _tokenizer_is_usable(facts):
-        yield from _check_rows("data.train_files", files, facts.tokenizer, facts.recipe.data)
+        yield from _check_rows(files, facts.tokenizer, facts.recipe.data)
 
 
 def _of_evaluation_rows(facts: Facts) -> Iterator[Problem]:
     files, problems = facts.evaluation_rows
     yield from problems
     if files and _tokenizer_is_usable(facts):
-        yield from _check_rows("evaluation.files", files, facts.tokenizer, facts.recipe.data)
+        yield from _check_rows(files, facts.tokenizer, facts.recipe.data)
 
 
 DATA_ROW_CHECKS: tuple[Check, ...] = (

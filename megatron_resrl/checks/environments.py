@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.errors import SettingError
+from megatron_resrl.evaluation.sets import SetSettings
 from megatron_resrl.rollout.environments.registry import get_environment
+
+
+def _check_sets(environment: str | None, sets: Sequence[SetSettings]) -> Iterator[Problem]:
+    """A run has one environment, in which all its sets are asked."""
+    for each in sets:
+        if each.environment is not None and each.environment != environment:
+            problem = f"its tasks need rollout.environment {each.environment}"
+            fix = f"set that, and evaluate {each.name} in a run of its own"
+            yield Problem(each.setting, each.name, problem, fix)
+    needed = {each.environment for each in sets if each.environment is not None}
+    others = [each for each in sets if each.environment is None]
+    if others and environment in needed:
+        problem = f"its questions would be tasks of rollout.environment {environment}"
+        fix = "evaluate it in a run of its own"
+        yield Problem(others[0].setting, others[0].name, problem, fix)
 
 
 def _check_environment(rollout: RolloutConfig) -> Iterator[Problem]:
@@ -24,4 +40,7 @@ def _check_environment(rollout: RolloutConfig) -> Iterator[Problem]:
         yield Problem.of(error)
 
 
-ENVIRONMENT_CHECKS: tuple[Check, ...] = (lambda facts: _check_environment(facts.recipe.rollout),)
+ENVIRONMENT_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_environment(facts.recipe.rollout),
+    lambda facts: _check_sets(facts.recipe.rollout.environment, facts.evaluation_sets[0]),
+)

@@ -119,7 +119,7 @@ class Facts(RunFacts):
 
     @functools.cached_property
     def evaluation_sets(self) -> tuple[list[SetSettings], list[Problem]]:
-        """The sets of `evaluation.files`, and what is wrong with its entries."""
+        """The sets of `evaluation.files` and `evaluation.suites`, and what is wrong with both."""
         recipe = self.recipe
         return resolve_sets(
             recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
@@ -133,8 +133,14 @@ class Facts(RunFacts):
     @functools.cached_property
     def evaluation_rows(self) -> tuple[list[FirstRows], list[Problem]]:
         """The first rows of the evaluation files, and what is wrong with these files."""
-        files = [each.file for each in self.evaluation_sets[0]]
-        return read_first_rows("evaluation.files", files, self.recipe.data)
+        found: list[FirstRows] = []
+        problems: list[Problem] = []
+        sets = self.evaluation_sets[0]
+        for setting in dict.fromkeys(each.setting for each in sets):
+            files = [each.file for each in sets if each.setting == setting]
+            rows, wrong = read_first_rows(setting, files, self.recipe.data)
+            found, problems = found + rows, problems + wrong
+        return found, problems
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.file_entries import KNOWN, kind_of
 from megatron_resrl.data.question_files import QuestionFile, pattern_problem
 from megatron_resrl.errors import SettingError
-from megatron_resrl.evaluation.sets import SetSettings
+from megatron_resrl.evaluation.sets import FILES_SETTING, SetSettings
 from megatron_resrl.weights.vocabulary import TOKENIZER_FILES, tokens_beyond
 
 
@@ -49,12 +49,15 @@ def _check_training_files(
 def _check_evaluation_files(
     entries: tuple[FileEntry, ...], sets: Sequence[SetSettings]
 ) -> Iterator[Problem]:
-    yield from check_files("evaluation.files", [each.file.path for each in sets], "questions")
+    # What is read of suites has said which of their files are missing.
+    paths = [each.file.path for each in sets if each.setting == FILES_SETTING]
+    yield from check_files(FILES_SETTING, paths, "questions")
     names = [each.name for each in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         problem = f"two files share the name {', '.join(map(repr, twice))} in the metrics"
         fix = "give one file another name, e.g. {path: FILE, name: NAME}"
-        yield Problem("evaluation.files", entries, problem, fix)
+        settings = [each.setting for each in sets if each.name in twice]
+        yield Problem(settings[-1], entries, problem, fix)
 
 
 def _check_pass_at(evaluation: EvaluationConfig, sets: Sequence[SetSettings]) -> Iterator[Problem]:
@@ -70,7 +73,7 @@ def _check_pass_at(evaluation: EvaluationConfig, sets: Sequence[SetSettings]) ->
         ):
             problem = f"pass@k needs k samples, and the set has samples_per_prompt {samples}"
             said = {"path": each.file.path, "pass_at": list(each.pass_at)}
-            yield Problem("evaluation.files", said, problem, f"use k from 1 to {samples}")
+            yield Problem(each.setting, said, problem, f"use k from 1 to {samples}")
 
 
 def _check_answer_pattern(pattern: str | None) -> Iterator[Problem]:
@@ -131,7 +134,9 @@ def _check_length_scaling(reward: RewardConfig) -> Iterator[Problem]:
 
 RUN_CHECKS: tuple[Check, ...] = (
     lambda facts: iter(facts.evaluation_sets[1]),
-    lambda facts: _check_evaluation_files(facts.recipe.evaluation.files, facts.evaluation_sets[0]),
+    lambda facts: _check_evaluation_files(
+        facts.recipe.evaluation.entries, facts.evaluation_sets[0]
+    ),
     lambda facts: _check_pass_at(facts.recipe.evaluation, facts.evaluation_sets[0]),
     lambda facts: _check_answer_pattern(facts.recipe.data.answer_pattern),
     check_chat_template,

@@ -23,6 +23,8 @@ _WHOLE_BYTES = 4_000_000
 class FirstRows:
     """Questions at the start of a file."""
 
+    setting: str
+    """That names the file."""
     file: QuestionFile
     records: list[PromptRecord]
     whole: bool
@@ -54,7 +56,7 @@ def read_first_rows(
         try:
             limit = None if whole else FIRST_ROWS
             records, _ = read_records(file, tools_key=data.tools_key, limit=limit)
-            found.append(FirstRows(file, records, whole))
+            found.append(FirstRows(setting, file, records, whole))
         except InputError as error:
             problems.append(problem_of(setting, file.path, error))
     return found, problems

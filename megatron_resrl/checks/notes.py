@@ -40,9 +40,9 @@ def _note_learning_rate(lr: float) -> Iterator[Problem]:
         yield _note("optimizer.lr", lr, problem, "the paper uses 1e-6")
 
 
-def note_evaluation(every: int, files: Sequence[FileEntry], steps: int) -> Iterator[Problem]:
+def note_evaluation(every: int, entries: Sequence[FileEntry], steps: int) -> Iterator[Problem]:
     """An interval between evaluations that says nothing."""
-    if every and not files:
+    if every and not entries:
         problem = "there are no evaluation.files, so that nothing is evaluated"
         yield _note("evaluation.every", every, problem, "give files or set it to 0")
     elif every > steps:
@@ -121,7 +121,7 @@ NOTES: tuple[Check, ...] = (
         facts.recipe.steps * facts.recipe.algorithm.updates_per_step,
     ),
     lambda facts: note_evaluation(
-        facts.recipe.evaluation.every, facts.recipe.evaluation.files, facts.recipe.steps
+        facts.recipe.evaluation.every, facts.recipe.evaluation.entries, facts.recipe.steps
     ),
     lambda facts: _note_temperature("rollout.temperature", facts.recipe.rollout.temperature),
     lambda facts: _note_temperature("evaluation.temperature", facts.recipe.evaluation.temperature),

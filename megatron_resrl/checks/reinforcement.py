@@ -48,14 +48,14 @@ TRAIN_CHECKS: tuple[Check, ...] = (
 """Of `train`."""
 
 
-def _check_anything_to_evaluate(files: Sequence[FileEntry]) -> Iterator[Problem]:
-    if not files:
-        fix = "give files with questions, or a folder of them"
+def _check_anything_to_evaluate(entries: Sequence[FileEntry]) -> Iterator[Problem]:
+    if not entries:
+        fix = "give files with questions, or a folder of them, or name evaluation.suites"
         yield Problem("evaluation.files", (), "there is nothing to evaluate", fix)
 
 
 EVAL_CHECKS: tuple[Check, ...] = (
     *_SHARED_CHECKS,
-    lambda facts: _check_anything_to_evaluate(facts.recipe.evaluation.files),
+    lambda facts: _check_anything_to_evaluate(facts.recipe.evaluation.entries),
 )
 """Of `eval`."""

@@ -30,7 +30,7 @@ def _check_reward(reward: RewardConfig, sets: Sequence[SetSettings]) -> Iterator
         _, problem = _loaded(each.reward)
         if problem is not None:
             said = {"path": each.file.path, "reward": each.file.own["reward"]}
-            yield Problem("evaluation.files", said, problem.problem, problem.fix)
+            yield Problem(each.setting, said, problem.problem, problem.fix)
 
 
 def _check_evaluation_answers(
@@ -39,7 +39,7 @@ def _check_evaluation_answers(
     rows = {each.file: each for each in files}
     for each in sets:
         if each.file in rows:
-            yield from _check_answers("evaluation.files", rows[each.file], each.reward)
+            yield from _check_answers(each.setting, rows[each.file], each.reward)
 
 
 def _check_training_answers(reward: RewardConfig, files: Sequence[FirstRows]) -> Iterator[Problem]:

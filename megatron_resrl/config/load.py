@@ -23,7 +23,7 @@ from megatron_resrl.config.yaml_source import correction, parse_yaml, read_yaml
 _FILES = tuple[FileEntry, ...]
 _PATHS = (
     *("output_dir", "model.path", "model.tokenizer_path"),
-    *("reward.function", "reward.code.packages", "algorithm.name"),
+    *("reward.function", "reward.code.packages", "algorithm.name", "evaluation.suites_dir"),
 )
 """Settings with one path; beside those with files."""
 

@@ -15,6 +15,7 @@ from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
 from megatron_resrl.data.file_entries import set_name
 from megatron_resrl.data.messages import read_messages, read_tools
 from megatron_resrl.data.question_files import (
+    QUESTION,
     QuestionFile,
     pattern_problem,
     question_files,
@@ -114,6 +115,8 @@ def read_records(
         if messages is None:
             empty["prompt"].append(f"{where}, {asked}")
             continue
+        if file.prompt_template is not None:
+            messages = _templated(messages, file.prompt_template)
         if file.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": file.system_prompt}, *messages]
         key, answer = _answer(row, file.answer_key, where)
@@ -245,6 +248,16 @@ def _answer(row: dict[str, Any], answer_key: str | None, where: str) -> tuple[st
             f"it has {columns(row)}"
         )
     return key, answer
+
+
+def _templated(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """The messages with the last of the user's put into a template."""
+    users = [number for number, each in enumerate(messages) if each["role"] == "user"]
+    changed = list(messages)
+    for number in users[-1:]:
+        content = messages[number]["content"]
+        changed[number] = messages[number] | {"content": template.replace(QUESTION, content)}
+    return changed
 
 
 def _tools(row: dict[str, Any], key: str, where: str) -> list[dict[str, Any]] | None:

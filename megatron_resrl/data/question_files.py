@@ -12,6 +12,9 @@ from megatron_resrl.config.schema import DataConfig
 from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.file_entries import resolve_entries
 
+QUESTION = "{question}"
+"""In a prompt template: stands for the question."""
+
 _OWN_KEYS = ("prompt_key", "answer_key", "answer_pattern", "system_prompt")
 """Settings of `data` that an entry may have for itself."""
 
@@ -33,6 +36,9 @@ class QuestionFile:
     None: all of it."""
     system_prompt: str | None = None
     """Put before the messages of every prompt that does not begin with one; None: nothing."""
+    prompt_template: str | None = None
+    """What the user says, with `{question}` where the question stands; None: the question alone. Of
+    a chat the last message of the user is the question."""
     data_source: str | None = None
     """Given to reward functions; None: as the row or the file's name says."""
     own: dict[str, Any] = field(default_factory=dict, compare=False)
@@ -74,16 +80,21 @@ def resolve_files(
         data: Says what an entry does not say.
         own_keys: Keys that an entry may also have; they become `QuestionFile.own`, unchecked.
     """
-    wrong = [problem for entry in entries for problem in _wrong_pattern(setting, entry)]
+    wrong = [problem for entry in entries for problem in _wrong_texts(setting, entry)]
     defaults = {key: getattr(data, key) for key in _OWN_KEYS}
     files, problems = resolve_entries(setting, entries, QuestionFile, defaults, own_keys=own_keys)
     return files, problems + wrong
 
 
-def _wrong_pattern(setting: str, entry: FileEntry | QuestionFile) -> Iterator[Problem]:
-    value = entry.get("answer_pattern") if isinstance(entry, dict) else None
-    if isinstance(value, str) and (found := pattern_problem(value)):
-        yield Problem(setting, entry, f"answer_pattern {value!r}: {found[0]}", found[1])
+def _wrong_texts(setting: str, entry: FileEntry | QuestionFile) -> Iterator[Problem]:
+    if not isinstance(entry, dict):
+        return
+    pattern, template = entry.get("answer_pattern"), entry.get("prompt_template")
+    if isinstance(pattern, str) and (found := pattern_problem(pattern)):
+        yield Problem(setting, entry, f"answer_pattern {pattern!r}: {found[0]}", found[1])
+    if isinstance(template, str) and QUESTION not in template:
+        fix = f"write {QUESTION} where the question is to stand"
+        yield Problem(setting, entry, "its prompt_template has no place for the question", fix)
 
 
 def pattern_problem(pattern: str) -> tuple[str, str] | None:

@@ -10,6 +10,7 @@ from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe, RunSettings
 from megatron_resrl.config.schema_questions import CodeConfig
+from megatron_resrl.evaluation.suites import SUITES
 from megatron_resrl.policy.sizes import sizes_of
 from megatron_resrl.rewards.registry import RUNS_CODE
 from megatron_resrl.rollout.weight_sync.choice import transfer_backend
@@ -67,8 +68,12 @@ def needs_of(recipe: RunSettings, python: str, *, has_cuda: bool) -> Needs:
 
 
 def _runs_code(recipe: Recipe) -> bool:
-    own = [each.get("reward") for each in recipe.evaluation.files if isinstance(each, dict)]
+    own = [each.get("reward") for each in recipe.evaluation.entries if isinstance(each, dict)]
     named = [each.get("function") if isinstance(each, dict) else each for each in own]
+    suites = [
+        each.get("suite") if isinstance(each, dict) else each for each in recipe.evaluation.suites
+    ]
+    named += [SUITES[name].reward for name in suites if name in SUITES]
     return any(each in RUNS_CODE for each in (recipe.reward.function, *named))
 
 

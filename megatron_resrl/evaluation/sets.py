@@ -14,10 +14,12 @@ from megatron_resrl.config.schema import (
     RewardConfig,
     RolloutConfig,
 )
+from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
+from megatron_resrl.evaluation.suite_entries import SUITES_SETTING, suite_entries
 
-SETTING = "evaluation.files"
+FILES_SETTING = "evaluation.files"
 
 _KINDS: dict[str, tuple[type[Any], ...]] = {
     "samples_per_prompt": (int,),
@@ -47,6 +49,10 @@ class SetSettings:
     """Largest number of new tokens of a response."""
     max_prompts: int | None
     """Only the first rows of the file are read; None: all."""
+    setting: str = FILES_SETTING
+    """That names it, for messages."""
+    environment: str | None = None
+    """What `rollout.environment` has to be; None: the questions need none."""
 
     @property
     def top_k(self) -> int:
@@ -80,7 +86,7 @@ def evaluation_sets(
     reward: RewardConfig,
     max_response_length: int,
 ) -> list[SetSettings]:
-    """The sets of a recipe, in the order of `evaluation.files`; arguments as for `resolve_sets`.
+    """The sets of a recipe, first those of `evaluation.files`; arguments as for `resolve_sets`.
 
     Raises:
         RecipeError: An entry is malformed, or names no file.
@@ -99,13 +105,19 @@ def resolve_sets(
 ) -> tuple[list[SetSettings], list[Problem]]:
     """Like `evaluation_sets`, but what is wrong is returned; a missing file counts as a file.
 
+    A missing file of a suite is among the problems.
+
     Args:
         evaluation: What holds where an entry says nothing, and the entries.
         data: Columns and system prompt where an entry says nothing.
         reward: That of training, for sets without one of their own.
         max_response_length: That of training; a set's may be smaller.
     """
-    files, problems = resolve_files(SETTING, evaluation.files, data, own_keys=OWN_KEYS)
+    suites, problems = suite_entries(evaluation.suites, evaluation.suites_dir)
+    named: list[tuple[str, FileEntry, str | None]] = [
+        *((FILES_SETTING, entry, None) for entry in evaluation.files),
+        *((SUITES_SETTING, entry, suite.environment) for suite, entry in suites),
+    ]
     shared: dict[str, Any] = {
         "samples_per_prompt": evaluation.samples_per_prompt,
         "temperature": evaluation.temperature,
@@ -115,17 +127,19 @@ def resolve_sets(
         "max_response_length": max_response_length,
     }
     sets: list[SetSettings] = []
-    for file in files:
-        wrong = list(_wrong_numbers(file, max_response_length)) + list(_wrong_reward(file))
-        # A pattern may stand for many files, of which each would say the same.
-        problems += [each for each in wrong if each not in problems]
-        if wrong:
-            continue
-        own = dict(file.own)
-        own_reward = _own_reward(reward, own.pop("reward", None))
-        if "pass_at" in own:
-            own["pass_at"] = tuple(own["pass_at"])
-        sets.append(SetSettings(file=file, reward=own_reward, **(shared | own)))
+    for setting, entry, environment in named:
+        files, wrong_entry = resolve_files(setting, [entry], data, own_keys=OWN_KEYS)
+        problems += wrong_entry
+        for file in files:
+            wrong = list(_wrong_numbers(setting, file, max_response_length))
+            wrong += _wrong_reward(setting, file)
+            # A pattern may stand for many files, of which each would say the same.
+            problems += [each for each in wrong if each not in problems]
+            if not wrong:
+                own = shared | {"setting": setting, "environment": environment} | file.own
+                own["reward"] = _own_reward(reward, own.get("reward"))
+                own["pass_at"] = tuple(own["pass_at"])
+                sets.append(SetSettings(file=file, **own))
     return sets, problems
 
 
@@ -137,35 +151,35 @@ def _own_reward(shared: RewardConfig, own: str | Mapping[str, Any] | None) -> Re
     return replace(shared, function=own["function"], options=dict(own.get("options") or {}))
 
 
-def _wrong_numbers(file: QuestionFile, max_response_length: int) -> Iterator[Problem]:
+def _wrong_numbers(setting: str, file: QuestionFile, max_response_length: int) -> Iterator[Problem]:
     for name, value in file.own.items():
         said: dict[str, Any] = {"path": file.path, name: value}
         if name in _KINDS:
             if type(value) not in _KINDS[name]:
                 kind = "an integer" if float not in _KINDS[name] else "a number"
-                yield Problem(SETTING, said, f"{name} is {value!r}", f"give {kind}")
+                yield Problem(setting, said, f"{name} is {value!r}", f"give {kind}")
             elif found := range_problem(value, _RANGES[name]):
-                yield Problem(SETTING, said, f"{name}: {found[0]}", found[1])
+                yield Problem(setting, said, f"{name}: {found[0]}", found[1])
             elif name == "max_response_length" and value > max_response_length:
                 problem = f"more than rollout.max_response_length, which is {max_response_length}"
-                yield Problem(SETTING, said, problem, "raise that one, or use fewer tokens here")
+                yield Problem(setting, said, problem, "raise that one, or use fewer tokens here")
         elif name == "pass_at":
             good = isinstance(value, (list, tuple)) and all(type(k) is int for k in value)
             if not good:
-                yield Problem(SETTING, said, f"pass_at is {value!r}", "give a list like [1, 4]")
+                yield Problem(setting, said, f"pass_at is {value!r}", "give a list like [1, 4]")
 
 
-def _wrong_reward(file: QuestionFile) -> Iterator[Problem]:
+def _wrong_reward(setting: str, file: QuestionFile) -> Iterator[Problem]:
     own = file.own.get("reward", "math")
     fix = "give the name of a function, or {function: NAME, options: {...}}"
     said = {"path": file.path, "reward": own}
     if isinstance(own, Mapping):
         unknown = [key for key in own if key not in ("function", "options")]
         if unknown:
-            yield Problem(SETTING, said, f"a reward has no key {unknown[0]!r}", fix)
+            yield Problem(setting, said, f"a reward has no key {unknown[0]!r}", fix)
         elif not isinstance(own.get("function"), str):
-            yield Problem(SETTING, said, "its reward has no function", fix)
+            yield Problem(setting, said, "its reward has no function", fix)
         elif not isinstance(own.get("options") or {}, Mapping):
-            yield Problem(SETTING, said, "the options of its reward are no mapping", fix)
+            yield Problem(setting, said, "the options of its reward are no mapping", fix)
     elif not isinstance(own, str):
-        yield Problem(SETTING, said, f"its reward is {own!r}", fix)
+        yield Problem(setting, said, f"its reward is {own!r}", fix)

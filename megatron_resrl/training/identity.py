@@ -42,6 +42,7 @@ not. What the optimizer cannot take is refused with the checkpoint."""
 
 _BY_CONTENT = (
     *("model.path", "model.tokenizer_path", "data.train_files", "evaluation.files"),
+    *("evaluation.suites", "evaluation.suites_dir"),
     *("reward.function", "rollout.environment"),
 )
 """Settings that name a place: what lies there counts."""

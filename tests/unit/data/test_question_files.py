@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from megatron_resrl.config.load import load_recipe, recipe_yaml
 from megatron_resrl.config.problems import RecipeError
 from megatron_resrl.config.schema import DataConfig
 from megatron_resrl.data.file_entries import kind_of, set_name
+from megatron_resrl.data.prompts import load_prompts
 from megatron_resrl.data.question_files import question_files, resolve_files
 
 
@@ -54,9 +56,34 @@ def test_question_files_keep_the_keys_of_an_entry_apart() -> None:
     assert plain.system_prompt == special.system_prompt == "be brief"
 
 
+def test_prompt_template_frames_the_last_question(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    chat = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Hello"},
+        {"role": "assistant", "content": "Hello."},
+        {"role": "user", "content": "{x}?"},
+    ]
+    rows = [{"prompt": "What is {1}?", "answer": 1}, {"prompt": chat, "answer": 1}]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"path": str(path), "prompt_template": "Q: {question} Use \\boxed{}."}
+    (file,) = question_files("data.train_files", [entry], DataConfig(system_prompt="Think."))
+    plain, framed = load_prompts(file)
+    assert plain.messages == [
+        {"role": "system", "content": "Think."},
+        {"role": "user", "content": "Q: What is {1}? Use \\boxed{}."},
+    ]
+    assert framed.messages[:3] == chat[:3]
+    assert framed.messages[3] == {"role": "user", "content": "Q: {x}? Use \\boxed{}."}
+
+
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
+        (
+            {"path": "a.jsonl", "prompt_template": "Question: {q}"},
+            "no place for the question; write {question} where the question is to stand",
+        ),
         ("", "it is empty; give the path of a file"),
         ({"prompt_key": "q"}, "it has no path; give {path: FILE"),
         ({"path": "a.jsonl", "promptkey": "q"}, "no key 'promptkey'; did you mean prompt_key?"),

@@ -20,6 +20,10 @@ def test_needs_name_the_sandbox_of_recipes_with_code() -> None:
     files = ("a.jsonl", {"path": "b.jsonl", "reward": {"function": "code"}})
     evaluated = Recipe(evaluation=EvaluationConfig(files=files))
     assert needs_of(evaluated, "python", has_cuda=False).code == CodeConfig()
+    suites = Recipe(evaluation=EvaluationConfig(suites=("aime24", {"suite": "mbpp_plus"})))
+    assert needs_of(suites, "python", has_cuda=False).code == CodeConfig()
+    mathematics = Recipe(evaluation=EvaluationConfig(suites=("aime24",)))
+    assert needs_of(mathematics, "python", has_cuda=False).code is None
 
 
 def test_sandbox_of_a_host_that_has_one_is_no_finding() -> None:
