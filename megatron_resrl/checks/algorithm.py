@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from megatron_resrl.checks.facts import Check
 from megatron_resrl.checks.parallel import TRAINING_BATCH_CHECKS
 from megatron_resrl.config.problems import Problem, against_always
-from megatron_resrl.config.schema import OptimizerConfig, Recipe, ResrlConfig
+from megatron_resrl.config.schema import AlgorithmConfig, OptimizerConfig, Recipe, ResrlConfig
 from megatron_resrl.config.shared_prompts import shared_prompts_conflict
 from megatron_resrl.config.single_pass import single_pass_conflict
 from megatron_resrl.errors import SettingError
@@ -58,6 +58,13 @@ def _check_weighting(recipe: Recipe) -> Iterator[Problem]:
     if chosen.entry.only_incorrect and not found.learns_from_incorrect:
         problem = f"it weighs incorrect responses, of which {algorithm.name} has no loss"
         yield Problem("algorithm.weighting", algorithm.weighting, problem, "use none")
+
+
+def _check_mini_batches(algorithm: AlgorithmConfig) -> Iterator[Problem]:
+    if algorithm.mini_batches == "balanced" and algorithm.updates_per_step == 1:
+        problem = "algorithm.updates_per_step is 1: one mini-batch has all groups"
+        fix = "leave it out, or set algorithm.updates_per_step above 1"
+        yield Problem("algorithm.mini_batches", "balanced", problem, fix)
 
 
 def _check_single_pass(recipe: Recipe) -> Iterator[Problem]:
@@ -118,6 +125,7 @@ PASS_CHECKS: tuple[Check, ...] = (
 ALGORITHM_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_algorithm(facts.recipe),
     lambda facts: _check_weighting(facts.recipe),
+    lambda facts: _check_mini_batches(facts.recipe.algorithm),
     *PASS_CHECKS,
     lambda facts: _check_sampling(facts.recipe.rollout.temperature),
     lambda facts: _check_layer(facts.recipe.resrl.layer, facts.hf_config.get("num_hidden_layers")),

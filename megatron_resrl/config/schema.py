@@ -168,6 +168,10 @@ class AlgorithmConfig:
     updates_per_step: Annotated[int, at_least(1)] = 1
     """Mini-batches (optimizer steps) per step; `prompts_per_step` is divided by it (paper: 4; with
     1 every ratio is 1 and nothing is clipped)."""
+    mini_batches: Literal["as_sampled", "balanced"] = "as_sampled"
+    """Which groups share a mini-batch, where a step has several. `as_sampled`: neighbours;
+    `balanced`: such that positive and negative responses are as even in all of them (arXiv
+    2605.08666). Groups are whole either way."""
     single_pass: WhenExact = "auto"
     """Make the old log-probs and the token weights in the update itself, so that a response with a
     loss goes through the policy once and not twice. `auto`: where the result is the same; `always`:

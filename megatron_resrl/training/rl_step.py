@@ -6,6 +6,7 @@ import functools
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch.distributed as dist
 
@@ -25,6 +26,7 @@ from megatron_resrl.training.importance import importance_weights
 from megatron_resrl.training.scoring import PassSettings, Scores, score_batch
 from megatron_resrl.training.sharing import (
     MiniBatch,
+    balanced_mini_batches,
     loss_coefficients,
     sequence_cost,
     shard_groups,
@@ -42,6 +44,8 @@ class StepSettings:
 
     updates_per_step: int
     """Mini-batches of whole groups, one optimizer step each."""
+    mini_batches: Literal["as_sampled", "balanced"]
+    """Which groups share one."""
     aggregation: Aggregation
     """How the losses of tokens are averaged."""
     refresh_weights: bool
@@ -65,6 +69,7 @@ class StepSettings:
         """
         return cls(
             recipe.algorithm.updates_per_step,
+            recipe.algorithm.mini_batches,
             recipe.algorithm.aggregation,
             recipe.resrl.refresh == "minibatch",
             recipe.correction,
@@ -118,8 +123,7 @@ def rl_step(
     """
     # A_i = (r_i - mean) / std of each group, which responses are positive, and c_i of each
     # mini-batch; then every data-parallel replica takes its whole groups.
-    mini_batches = split_into_mini_batches(batch.group_ids, settings.updates_per_step)
-    graded = _with_loss(algorithm, batch, mini_batches, settings)
+    graded, mini_batches = _with_loss(algorithm, batch, settings)
     limit = settings.passes.limit(policy)
     lengths = limit.lengths_of(graded)
     share = shard_groups(graded, mini_batches, sequence_cost(policy), lengths)
@@ -216,12 +220,9 @@ def _score(
 
 
 def _with_loss(
-    algorithm: Algorithm,
-    batch: RolloutBatch,
-    mini_batches: list[list[int]],
-    settings: StepSettings,
-) -> TrainingBatch:
-    """The batch with what the loss makes of each response.
+    algorithm: Algorithm, batch: RolloutBatch, settings: StepSettings
+) -> tuple[TrainingBatch, list[list[int]]]:
+    """The batch with what the loss makes of each response, and the rows of each mini-batch.
 
     An excluded response's reward stays in its group's statistics: only its own loss is left out.
     """
@@ -237,11 +238,17 @@ def _with_loss(
     advantages = algorithm.relate_over_step(advantages, tokens)
     positive = algorithm.positive(batch.scores, advantages) & ~batch.excluded
     advantages = advantages.masked_fill(batch.excluded, 0.0)
-    return TrainingBatch(
+    has_loss = algorithm.has_loss(advantages, positive) & ~batch.excluded
+    groups, count = batch.group_ids, settings.updates_per_step
+    if settings.mini_batches == "balanced":
+        mini_batches = balanced_mini_batches(groups, positive, has_loss, count)
+    else:
+        mini_batches = split_into_mini_batches(groups, count)
+    graded = TrainingBatch(
         **vars(batch),
         advantages=advantages,
         positive=positive,
-        has_loss=algorithm.has_loss(advantages, positive) & ~batch.excluded,
+        has_loss=has_loss,
         coefficients=loss_coefficients(
             batch,
             mini_batches,
@@ -250,3 +257,4 @@ def _with_loss(
             settings.max_response_length,
         ),
     )
+    return graded, mini_batches

@@ -46,6 +46,34 @@ def split_into_mini_batches(group_ids: Tensor, count: int) -> list[list[int]]:
     return [(number_B == number).nonzero().flatten().tolist() for number in range(count)]
 
 
+def balanced_mini_batches(
+    group_ids: Tensor, positive: Tensor, has_loss: Tensor, count: int
+) -> list[list[int]]:
+    """Deals the step's groups so that every mini-batch has about the same surplus of positives.
+
+    The surplus is the number of positive responses less that of negative ones, of those that have a
+    loss: signals of both signs can cancel within each update (arXiv 2605.08666, which keeps the
+    groups whole and balances positive and negative responses of an update, and does not say by
+    which procedure).
+
+    Args:
+        group_ids: [B] int64, from 0 without gaps.
+        positive: [B] bool.
+        has_loss: [B] bool.
+        count: Mini-batches, as many groups in each; groups that are left over are in none.
+
+    Returns:
+        Rows of each mini-batch, ascending.
+    """
+    groups = int(group_ids.max()) + 1
+    sign_B = torch.where(positive, 1, -1) * has_loss
+    surplus_G = torch.zeros(groups, dtype=torch.int64).index_add_(0, group_ids, sign_B)
+    surplus_G = surplus_G[: groups // count * count]
+    # From 0 on, for dealing: all mini-batches have as many groups, and are raised by as much.
+    hands = deal_groups((surplus_G - surplus_G.min()).tolist(), count)
+    return [torch.isin(group_ids, torch.tensor(hand)).nonzero()[:, 0].tolist() for hand in hands]
+
+
 @dataclass(frozen=True)
 class Share:
     """What one data-parallel replica has of a step."""

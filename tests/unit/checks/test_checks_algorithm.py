@@ -169,6 +169,14 @@ def test_shared_prompts_that_would_not_be_exact_are_refused(check, refused, conf
     assert problem.fix.endswith("or set algorithm.shared_prompts: auto")
 
 
+def test_balanced_mini_batches_need_several(check, refused):
+    balanced = "--algorithm.mini_batches=balanced"
+    assert check(balanced, "--algorithm.updates_per_step=2", "--rollout.prompts_per_step=2") == []
+    problem = refused(balanced)
+    assert problem.setting == "algorithm.mini_batches"
+    assert "one mini-batch has all groups" in problem.problem
+
+
 @pytest.mark.parametrize("kind", ["micro_batch", "scoring_micro_batch"])
 def test_token_budgets_hold_the_longest_response(check, refused, kind):
     lengths = ("--data.max_prompt_length=20", "--rollout.max_response_length=13")
