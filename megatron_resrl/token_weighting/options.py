@@ -16,7 +16,7 @@ from megatron_resrl.config.ranges import (
 )
 from megatron_resrl.errors import SettingError, closest
 
-_SETTING = "algorithm.weighting_options"
+OPTIONS_SETTING = "algorithm.weighting_options"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,14 @@ class ShearOptions:
             raise ValueError(f"stride is {self.stride}; it must be at most span, {self.span}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class ControlOptions:
+    """Of `shuffled` and `averaged`, which take the options of the weighting beside it."""
+
+    of: str = "resrl"
+    """The weighting that is controlled."""
+
+
 def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:
     """The options of a weighting as its class wants them.
 
@@ -82,24 +90,26 @@ def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:
         SettingError: An unknown option, with the nearest one, or a value that cannot be used.
     """
     ranges = {} if kind is None else field_ranges(kind)
+
+    def refusal(problem: str, fix: str) -> SettingError:
+        return SettingError(OPTIONS_SETTING, dict(given), problem, fix)
+
     for option, value in given.items():
         if option not in ranges:
             near = closest(str(option), ranges)
             problem = f"it has {option!r}{f', did you mean {near!r}?' if near else ''}"
-            fix = f"{name} takes: {', '.join(ranges) or 'no options'}"
-            raise SettingError(_SETTING, dict(given), problem, fix)
+            raise refusal(problem, f"{name} takes: {', '.join(ranges) or 'no options'}")
         if isinstance(value, bool) or not isinstance(value, (int, float)):
-            problem = f"{option} is not a number"
-            raise SettingError(_SETTING, dict(given), problem, f"it must be {ranges[option]}")
+            raise refusal(f"{option} is not a number", f"it must be {ranges[option]}")
         if found := range_problem(value, ranges[option]):
-            raise SettingError(_SETTING, dict(given), f"{option} is {found[0]}", found[1])
-        if isinstance(getattr(kind, option), int) and not isinstance(value, int):
-            problem = f"{option} is not a whole number"
-            raise SettingError(_SETTING, dict(given), problem, f"use e.g. {getattr(kind, option)}")
+            raise refusal(f"{option} is {found[0]}", found[1])
+        default = getattr(kind, option)
+        if isinstance(default, int) and not isinstance(value, int):
+            raise refusal(f"{option} is not a whole number", f"use e.g. {default}")
     if kind is None:
         return None
     try:
         return kind(**given)
     except ValueError as error:
         problem, _, fix = str(error).partition("; ")
-        raise SettingError(_SETTING, dict(given), problem, fix) from None
+        raise refusal(problem, fix) from None

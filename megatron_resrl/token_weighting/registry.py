@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from megatron_resrl.config.schema import AlgorithmConfig, ResrlConfig
+from megatron_resrl.errors import SettingError
 from megatron_resrl.registry import Registry
 from megatron_resrl.token_weighting.options import (
+    OPTIONS_SETTING,
     A3POOptions,
+    ControlOptions,
     FilterOptions,
     ProbabilityOptions,
     ShearOptions,
@@ -25,6 +28,7 @@ if TYPE_CHECKING:
 
 _PROBABILITIES = "megatron_resrl.token_weighting.probabilities"
 _RESRL = "megatron_resrl.token_weighting.resrl:ResRLWeighting"
+_CONTROL = "megatron_resrl.token_weighting.control:ControlWeighting"
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,18 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         only_incorrect=True,
     ),
     "inverted": WeightingEntry(_RESRL, "control: 1 + floor - ResRL's weight", only_incorrect=True),
+    "shuffled": WeightingEntry(
+        _CONTROL,
+        "control: a weighting's weights dealt to the tokens of the same response at random",
+        whole_groups=True,
+        options=ControlOptions,
+    ),
+    "averaged": WeightingEntry(
+        _CONTROL,
+        "control: of a weighting's weights the mean of each response, for all of its tokens",
+        whole_groups=True,
+        options=ControlOptions,
+    ),
     "negative_filter": WeightingEntry(
         f"{_PROBABILITIES}:NegativeFilter",
         "1 for the least likely tokens of an incorrect response, 0 for its others",
@@ -125,19 +141,41 @@ class ChosenWeighting:
     """`algorithm.weighting_options`."""
 
     @property
+    def controlled(self) -> ChosenWeighting | None:
+        """The weighting that it is a control of; None: it is no control of another."""
+        found = WEIGHTINGS.get(self.name)
+        if found is None or found.options is not ControlOptions:
+            return None
+        name = str(self.given.get("of", ControlOptions.of))
+        rest = {option: value for option, value in self.given.items() if option != "of"}
+        return ChosenWeighting(_OLDER_NAMES.get(name, name), OPTIONS_SETTING, rest)
+
+    @property
     def entry(self) -> WeightingEntry:
         """What is known of it; a weighting of the user's, or an unknown one, has the defaults."""
-        return WEIGHTINGS.get(self.name, WeightingEntry(self.name))
+        found = WEIGHTINGS.get(self.name, WeightingEntry(self.name))
+        if self.controlled is None:
+            return found
+        of = self.controlled.entry
+        return replace(
+            found,
+            reads_states=of.reads_states,
+            of_resrl=of.of_resrl,
+            only_incorrect=of.only_incorrect,
+        )
 
     @property
     def options(self) -> Any:
-        """The options as its class wants them; of a weighting of the user's as they are given.
+        """The options as its class wants them; of a weighting of the user's as they are given, and
+        of a control the weighting that is controlled.
 
         Raises:
             SettingError: See `made_options`.
         """
         if self.name not in WEIGHTINGS:
             return self.given
+        if self.controlled is not None:
+            return self.controlled
         return made_options(self.name, self.entry.options, self.given)
 
 
@@ -167,7 +205,12 @@ def require_weighting(chosen: ChosenWeighting) -> None:
         SettingError: There is no such weighting or file, the class in it is no weighting, or an
             option cannot be used.
     """
-    if chosen.name in WEIGHTINGS:
+    if chosen.controlled is not None:
+        if chosen.controlled.controlled is not None:
+            problem, fix = "a control cannot be controlled", "name another weighting as `of`"
+            raise SettingError(OPTIONS_SETTING, dict(chosen.given), problem, fix)
+        require_weighting(chosen.controlled)
+    elif chosen.name in WEIGHTINGS:
         _ = chosen.options
     else:
         _find_class(chosen)

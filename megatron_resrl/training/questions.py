@@ -79,8 +79,9 @@ def rl_identity(recipe: Recipe, questions: Questions) -> Identity:
     if split_name(recipe.algorithm.name):
         contents["algorithm: class"] = function_content(recipe.algorithm.name)
     weighting = weighting_of(recipe)
-    if split_name(weighting.name):
-        contents["token weighting: class"] = function_content(weighting.name)
+    named = (weighting.controlled or weighting).name
+    if split_name(named):
+        contents["token weighting: class"] = function_content(named)
     if recipe.rollout.environment is not None:
         contents["environment: class"] = function_content(recipe.rollout.environment)
     return identity_of(recipe, contents, () if weighting.entry.of_resrl else ("resrl.",))
