@@ -239,11 +239,11 @@ def _with_loss(
     positive = algorithm.positive(batch.scores, advantages) & ~batch.excluded
     advantages = advantages.masked_fill(batch.excluded, 0.0)
     has_loss = algorithm.has_loss(advantages, positive) & ~batch.excluded
-    groups, count = batch.group_ids, settings.updates_per_step
+    groups, updates = batch.group_ids, settings.updates_per_step
     if settings.mini_batches == "balanced":
-        mini_batches = balanced_mini_batches(groups, positive, has_loss, count)
+        mini_batches = balanced_mini_batches(groups, positive, has_loss, updates)
     else:
-        mini_batches = split_into_mini_batches(groups, count)
+        mini_batches = split_into_mini_batches(groups, updates)
     graded = TrainingBatch(
         **vars(batch),
         advantages=advantages,
