@@ -11,10 +11,11 @@ from typing import Any
 from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import RewardConfig
+from megatron_resrl.config.schema import Recipe, RewardConfig
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
 from megatron_resrl.rewards.registry import RUNS_CODE, load_reward
+from megatron_resrl.rollout.environments.registry import runs_code
 from megatron_resrl.sandbox.backends import ask_server, find_backend, wanted_backends
 
 WORKERS_PER_CORE = 4
@@ -84,32 +85,33 @@ def _check_workers(workers: int) -> Iterator[Problem]:
 
 def sandbox_note(facts: Facts) -> str | None:
     """Where programs of responses would run on this machine; None: there are none, or nowhere."""
-    reward = facts.recipe.reward
-    if facts.elsewhere or not _runs_code(reward, facts.evaluation_sets[0]):
+    if facts.elsewhere or not _runs_code(facts.recipe, facts.evaluation_sets[0]):
         return None
     try:
-        return f"programs of responses run in: {find_backend(reward.code)}"
+        return f"programs of responses run in: {find_backend(facts.recipe.reward.code)}"
     except SettingError:
         return None  # The checks say why.
 
 
-def _runs_code(reward: RewardConfig, sets: Sequence[SetSettings]) -> bool:
-    return any(each.function in RUNS_CODE for each in (reward, *(each.reward for each in sets)))
+def _runs_code(recipe: Recipe, sets: Sequence[SetSettings]) -> bool:
+    rewards = (recipe.reward, *(each.reward for each in sets))
+    rollout = recipe.rollout
+    return any(each.function in RUNS_CODE for each in rewards) or runs_code(
+        rollout.environment, rollout.environment_options
+    )
 
 
-def _check_code(
-    reward: RewardConfig, sets: Sequence[SetSettings], elsewhere: bool
-) -> Iterator[Problem]:
-    """The sandbox of a recipe that grades programs.
+def _check_code(recipe: Recipe, sets: Sequence[SetSettings], elsewhere: bool) -> Iterator[Problem]:
+    """The sandbox of a recipe that grades programs, or whose environment runs them.
 
     Args:
-        reward: Of training.
+        recipe: With the reward of training and the environment.
         sets: Of evaluation.
         elsewhere: Whether the run is for another machine, which cannot be tried out.
     """
-    if not _runs_code(reward, sets):
+    if not _runs_code(recipe, sets):
         return
-    code = reward.code
+    reward, code = recipe.reward, recipe.reward.code
     if code.timeout_s >= reward.timeout_s:
         problem = f"a response is given up after reward.timeout_s = {reward.timeout_s:g} s"
         yield Problem("reward.code.timeout_s", code.timeout_s, problem, "give less than that")
@@ -151,7 +153,7 @@ def _of_training_answers(facts: Facts) -> Iterator[Problem]:
 REWARD_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_reward(facts.recipe.reward, facts.evaluation_sets[0]),
     lambda facts: _check_workers(facts.recipe.reward.workers),
-    lambda facts: _check_code(facts.recipe.reward, facts.evaluation_sets[0], facts.elsewhere),
+    lambda facts: _check_code(facts.recipe, facts.evaluation_sets[0], facts.elsewhere),
     _of_evaluation_answers,
 )
 """For training and evaluation."""

@@ -48,7 +48,7 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """How programs of responses are run, for the reward `code`."""
+    """How programs of responses are run, for the reward `code` and the tool `python`."""
 
     backend: Literal["auto", "bubblewrap", "landlock", "remote", "rlimits"] = "auto"
     """`bubblewrap`: namespaces of their own (the program bwrap); `landlock`: what the kernel can do

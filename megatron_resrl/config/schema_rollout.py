@@ -99,8 +99,8 @@ class RolloutConfig:
     max_refills: Annotated[int, at_least(0)] = 4
     """Rounds of replacement per step; after them such groups stay."""
     environment: str | None = None
-    """What answers the policy between turns: a registered name (`calculator`, ...) or
-    `path.py:name`; None: one turn."""
+    """What answers the policy between turns: `calculator`, `python`, `search`, `tools`,
+    `number_game`, or `path.py:name`; None: one turn."""
     environment_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     max_turns: Annotated[int, at_least(1)] = 8

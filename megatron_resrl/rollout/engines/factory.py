@@ -35,7 +35,7 @@ def make_engine(
     settings = recipe.rollout
     if settings.environment is None:
         return _single_turn_engine(recipe, policy, trainable=trainable)
-    make = get_environment(settings.environment, settings.environment_options)
+    make = get_environment(settings.environment, settings.environment_options, recipe.reward.code)
     observations = ObservationTokens(
         tokenizer,
         make().role,

@@ -9,17 +9,11 @@ the run's reward function grades.
 from __future__ import annotations
 
 import ast
-import json
 import operator
-import re
-from collections.abc import Callable
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from megatron_resrl.data.prompts import PromptRecord
-from megatron_resrl.rollout.environments.environment import Observation
-
-_CALL = re.compile(r"<tool_call>(.*?)</tool_call>", re.DOTALL)
-_FORM = '{"name": "calculator", "arguments": {"expression": "..."}}'
+from megatron_resrl.rollout.environments.tool_calls import Role, ToolEnvironment, text_argument
 
 MAX_CHARACTERS = 200
 """Of an expression."""
@@ -40,25 +34,26 @@ _UNARY: dict[type[ast.unaryop], Callable[[Any], Any]] = {
 }
 
 
-class Calculator:
-    """Answers the calls of a turn, one line each; ends where a turn has none."""
+class CalculatorTool:
+    """See `Tool`."""
 
-    def __init__(self, role: Literal["tool", "user"] = "tool") -> None:
+    name = "calculator"
+    form = '{"expression": "..."}'
+
+    def run(self, arguments: Mapping[str, Any]) -> str:
+        """The value of the argument `expression`, see `calculate`."""
+        return _shown(calculate(text_argument(arguments, "expression")))
+
+
+class Calculator(ToolEnvironment):
+    """The environment whose only tool is the calculator."""
+
+    def __init__(self, role: Role = "tool") -> None:
         """
         Args:
             role: Who says the results, for chat templates that know no tools: user.
         """
-        self.role = role
-
-    def reset(self, record: PromptRecord, seed: tuple[int, ...]) -> None:
-        """A calculator remembers nothing."""
-
-    def step(self, action: str) -> Observation:
-        """See `Environment.step`. The answer to what cannot be computed is an error message."""
-        calls = _CALL.findall(action)
-        if not calls:
-            return Observation(done=True)
-        return Observation("\n".join(_answer(call) for call in calls))
+        super().__init__([CalculatorTool()], role)
 
 
 def calculate(expression: str) -> int | float:
@@ -78,27 +73,6 @@ def calculate(expression: str) -> int | float:
         raise ValueError("the result is too large") from None
     except (SyntaxError, RecursionError, MemoryError):
         raise ValueError("this is not an arithmetic expression") from None
-
-
-def _answer(call: str) -> str:
-    try:
-        return _shown(calculate(_expression(call)))
-    except ValueError as error:
-        return f"error: {error}"
-
-
-def _expression(call: str) -> str:
-    try:
-        parsed = json.loads(call)
-    except (json.JSONDecodeError, RecursionError):
-        raise ValueError(f"the call is not JSON like {_FORM}") from None
-    if not isinstance(parsed, dict) or parsed.get("name") != "calculator":
-        raise ValueError("the only tool is calculator")
-    arguments = parsed.get("arguments")
-    expression = arguments.get("expression") if isinstance(arguments, dict) else None
-    if not isinstance(expression, str):
-        raise ValueError(f"the call is not like {_FORM}")
-    return expression
 
 
 def _value(node: ast.expr) -> int | float:

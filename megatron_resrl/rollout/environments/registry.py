@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.errors import SettingError
 from megatron_resrl.registry import Registry
 from megatron_resrl.rollout.environments.environment import Environment
+from megatron_resrl.rollout.environments.packages import MissingPackage
 
 _REGISTRY = Registry(
     setting="rollout.environment",
@@ -16,21 +19,34 @@ _REGISTRY = Registry(
     built_in={
         "calculator": "megatron_resrl.rollout.environments.calculator:Calculator",
         "number_game": "megatron_resrl.rollout.environments.number_game:NumberGame",
+        "python": "megatron_resrl.rollout.environments.python_tool:Python",
+        "search": "megatron_resrl.rollout.environments.search:Search",
+        "tools": "megatron_resrl.rollout.environments.tools:Tools",
     },
     member="class",
     is_member=inspect.isclass,
     accepts=callable,
 )
 ROLES = ("tool", "user")
+_TAKES_CODE = ("python", "tools")
+"""Environments of ours that get `reward.code`, beside their options."""
 
 
-def get_environment(name: str, options: dict[str, Any]) -> Callable[[], Environment]:
+def runs_code(name: str | None, options: dict[str, Any]) -> bool:
+    """Whether an environment of ours runs programs as `reward.code` says."""
+    return name == "python" or (name == "tools" and "python" in (options.get("tools") or ()))
+
+
+def get_environment(
+    name: str, options: dict[str, Any], code: CodeConfig | None = None
+) -> Callable[[], Environment]:
     """Finds an environment and makes one, to see that it can be made.
 
     Args:
-        name: `calculator`, `number_game`, or `path.py:name` of a class or function that returns
-            an `Environment`. That file is run to find it.
+        name: A built-in name, or `path.py:name` of a class or function that returns an
+            `Environment`. That file is run to find it.
         options: Its keyword arguments.
+        code: How an environment of ours that runs programs does so; None: the defaults.
 
     Returns:
         Makes the environment of an episode.
@@ -41,20 +57,28 @@ def get_environment(name: str, options: dict[str, Any]) -> Callable[[], Environm
     """
     factory, _ = _REGISTRY.find(name)
     _require_accepted(name, factory, options)
+    if name in _TAKES_CODE:
+        factory = functools.partial(factory, code=code)
     try:
         made = factory(**options)
+    except MissingPackage as error:
+        problem, _, fix = str(error).partition("; ")
+        raise _REGISTRY.refusal(name, problem, fix) from error
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
         problem = f"{name} refuses them ({cause})"
         raise _wrong_options(options, problem, "correct the options") from error
     _require_environment(name, made)
-    return lambda: factory(**options)
+    return functools.partial(factory, **options)
 
 
 def _require_accepted(
     name: str, factory: Callable[..., Environment], options: dict[str, Any]
 ) -> None:
     signature = inspect.signature(factory)
+    if name in _TAKES_CODE:
+        own = [each for each in signature.parameters.values() if each.name != "code"]
+        signature = signature.replace(parameters=own)
     try:
         signature.bind(**options)
     except TypeError as error:

@@ -116,6 +116,18 @@ def test_check_code_asks_nothing_of_other_rewards(check):
     assert check("--reward.code.backend=rlimits") == []
 
 
+@pytest.mark.parametrize(
+    "environment",
+    [
+        ("--rollout.environment=python",),
+        ("--rollout.environment=tools", "--rollout.environment_options={tools: {python: {}}}"),
+    ],
+)
+def test_check_code_looks_at_the_tool_python(refused, environment):
+    problem = refused(*environment, "--reward.code.backend=rlimits")
+    assert problem.setting == "reward.code.backend"
+
+
 def test_check_says_where_programs_run(model, tmp_path):
     require_backend("bubblewrap")
     recipe = str(write_recipe(tmp_path, model))
