@@ -100,7 +100,7 @@ class RolloutConfig:
     """Rounds of replacement per step; after them such groups stay."""
     environment: str | None = None
     """What answers the policy between turns: `calculator`, `python`, `search`, `tools`,
-    `number_game`, or `path.py:name`; None: one turn."""
+    `gymnasium`, `openenv`, `number_game`, or `path.py:name`; None: one turn."""
     environment_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     max_turns: Annotated[int, at_least(1)] = 8

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -24,6 +24,15 @@ class PromptRecord:
     """JSON schemas of the tools that the chat template shows."""
     place: str = field(default="", compare=False)
     """File and line or row, for messages."""
+
+    def opened(self, text: str) -> PromptRecord:
+        """The question with more text at the end of the user's last message, after an empty line,
+        or in a message of the user's where the last message is another's."""
+        *before, last = self.messages
+        if last["role"] != "user":
+            return replace(self, messages=[*self.messages, {"role": "user", "content": text}])
+        content = "\n\n".join(filter(None, (last["content"], text)))
+        return replace(self, messages=[*before, last | {"content": content}])
 
     def __str__(self) -> str:
         return self.place or f"prompt {self.index} of {self.data_source}"

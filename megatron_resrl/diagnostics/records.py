@@ -10,7 +10,7 @@ from megatron_resrl.rollout.collect import Sample
 def readable(sample: Sample) -> dict[str, Any]:
     """What a person wants to see of a sample."""
     record = {
-        "prompt": sample.prompt.record.messages[-1]["content"],
+        "prompt": sample.question,
         "response": sample.text,
         "ground_truth": str(sample.prompt.record.ground_truth),
         "score": sample.score,
@@ -25,7 +25,7 @@ def complete(sample: Sample) -> dict[str, Any]:
     """All of a sample, token ids included, so that a step that went wrong can be looked into."""
     record = readable(sample) | {
         "group": sample.group,
-        "prompt_ids": list(sample.prompt.token_ids),
+        "prompt_ids": list(sample.prompt_ids),
         "response_ids": list(sample.response.token_ids),
         "log_probs": list(sample.response.log_probs),
     }

@@ -56,7 +56,17 @@ class Sample:
     def tokens(self) -> TokenSequence:
         """Prompt and response ids as the policy is trained on them."""
         response = self.response
-        return TokenSequence(self.prompt.token_ids, response.token_ids, response.response_mask)
+        return TokenSequence(self.prompt_ids, response.token_ids, response.response_mask)
+
+    @property
+    def prompt_ids(self) -> tuple[int, ...]:
+        """The tokens before the response, with the environment's opening."""
+        return self.response.prompt_ids(self.prompt.token_ids)
+
+    @property
+    def question(self) -> str:
+        """The last message before the response, with the environment's opening."""
+        return _question(self.prompt, self.response)
 
 
 def grade_responses(
@@ -93,7 +103,7 @@ def grade_responses(
         GradingTask(
             response=text,
             ground_truth=prompts[group].record.ground_truth,
-            prompt=prompts[group].record.messages[-1]["content"],
+            prompt=_question(prompts[group], response),
             data_source=prompts[group].record.data_source,
             extra=prompts[group].record.extra,
             sample=f"prompt {prompts[group].record.index}",
@@ -122,6 +132,11 @@ def grade_responses(
         )
         for (group, response), text, grade in zip(pairs, texts, grades, strict=True)
     ]
+
+
+def _question(prompt: Prompt, response: Response) -> str:
+    record, opening = prompt.record, response.opening
+    return (record if opening is None else record.opened(opening.text)).messages[-1]["content"]
 
 
 def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grade]:

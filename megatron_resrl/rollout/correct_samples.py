@@ -79,7 +79,7 @@ def _correct(
         row: dict[str, Any] = {
             "step": step,
             "score": score,
-            PROMPT_IDS: list(group.prompt_ids),
+            PROMPT_IDS: list(response.prompt_ids(group.prompt_ids)),
             RESPONSE_IDS: list(response.token_ids),
         }
         if response.response_mask is not None:

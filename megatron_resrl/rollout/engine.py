@@ -66,6 +66,15 @@ class SamplingParams:
 
 
 @dataclass(frozen=True)
+class Opening:
+    """What an environment said before the first turn, at the end of the prompt."""
+
+    text: str
+    prompt_ids: tuple[int, ...]
+    """The whole prompt, in the place of the question's own tokens."""
+
+
+@dataclass(frozen=True)
 class Response:
     """One sampled response: one turn of the policy, or several with an environment's messages."""
 
@@ -84,6 +93,12 @@ class Response:
     steps taken before."""
     score: float | None = None
     """The environment's verdict; None: a grader decides."""
+    opening: Opening | None = None
+    """The same for all responses of a group; None: the prompt is as in the question's file."""
+
+    def prompt_ids(self, question: tuple[int, ...]) -> tuple[int, ...]:
+        """The tokens before the response: the opening's, otherwise those of the question."""
+        return question if self.opening is None else self.opening.prompt_ids
 
     @property
     def num_generated_tokens(self) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.engine import Opening, Response
 
 SCHEMA = pa.schema(
     [
@@ -29,12 +29,17 @@ SCHEMA = pa.schema(
         ("last_version", pa.int64()),
         ("score", pa.float64()),
         ("graded_score", pa.float64()),
+        ("opening", pa.string()),
+        ("opened_prompt_ids", pa.list_(pa.int32())),
     ]
 )
 """One row per response. `round` and `index` name the group, `group` is its number in the step
 (null: the step does not have it), `sample` the response's number in the group, `graded_score` what
-the verifier gave it (null: not graded yet); the other columns are the fields of `Response`."""
+the verifier gave it (null: not graded yet), `opened_prompt_ids` the prompt with the environment's
+`opening` (null: it has none); the other columns are the fields of `Response`."""
 
+LATER_COLUMNS = ("graded_score", "opening", "opened_prompt_ids")
+"""Tables of earlier versions lack some of them."""
 
 RUN_KEY = b"megatron_resrl.run"
 """Entry of the schema's metadata: identity of the run that generated the groups."""
@@ -107,6 +112,8 @@ def to_table(groups: Sequence[Group]) -> pa.Table:
             None if group.graded_scores is None else group.graded_scores[sample]
             for group, sample, _ in rows
         ],
+        [response.opening and response.opening.text for _, _, response in rows],
+        [response.opening and response.opening.prompt_ids for _, _, response in rows],
     ]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.table(arrays, schema=SCHEMA)
@@ -121,7 +128,7 @@ def from_table(table: pa.Table) -> list[Group]:
         members = list(rows)
         first = members[0]
         responses = [_response(row) for row in members]
-        # Tables of earlier versions lack the column.
+        # See `LATER_COLUMNS`.
         scores = tuple(row.get("graded_score") for row in members)
         groups.append(
             Group(
@@ -137,7 +144,7 @@ def from_table(table: pa.Table) -> list[Group]:
 
 
 def _response(row: dict[str, Any]) -> Response:
-    mask = row["response_mask"]
+    mask, opening = row["response_mask"], row.get("opening")
     return Response(
         tuple(row["token_ids"]),
         tuple(row["log_probs"]),
@@ -145,4 +152,5 @@ def _response(row: dict[str, Any]) -> Response:
         None if mask is None else tuple(mask),
         (row["first_version"], row["last_version"]),
         row["score"],
+        None if opening is None else Opening(opening, tuple(row["opened_prompt_ids"])),
     )

@@ -21,6 +21,7 @@ from megatron_resrl.config.schema import RolloutConfig
 from megatron_resrl.errors import RunError
 from megatron_resrl.platform.distributed import run_on_rank_zero
 from megatron_resrl.rollout.group_table import (
+    LATER_COLUMNS,
     RUN_KEY,
     SCHEMA,
     Group,
@@ -96,7 +97,9 @@ class Recording:
             table = pq.read_table(path)
         except (OSError, pa.ArrowException) as error:
             raise RecordingError(f"{path} cannot be read: {error}") from error
-        if table.schema.names not in (SCHEMA.names, SCHEMA.names[:-1]):
+        names = [name for name in SCHEMA.names if name in table.schema.names]
+        lacking = set(SCHEMA.names) - set(names)
+        if table.schema.names != names or not lacking <= set(LATER_COLUMNS):
             raise RecordingError(
                 f"{path} has columns {', '.join(table.schema.names)}; a recording has "
                 f"{', '.join(SCHEMA.names)}"

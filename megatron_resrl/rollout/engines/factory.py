@@ -12,6 +12,7 @@ from megatron_resrl.rollout.engines.absent import AbsentEngine
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.environments.chat import ObservationTokens
 from megatron_resrl.rollout.environments.episodes import EpisodeEngine
+from megatron_resrl.rollout.environments.opening import opening_encoder
 from megatron_resrl.rollout.environments.registry import get_environment
 
 
@@ -47,6 +48,7 @@ def make_engine(
         make,
         tokenizer,
         observations,
+        open_prompt=opening_encoder(tokenizer, recipe.data),
         name=settings.environment,
         max_turns=settings.max_turns,
         timeout_s=recipe.reward.timeout_s,

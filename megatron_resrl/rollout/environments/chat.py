@@ -58,15 +58,21 @@ class ObservationTokens:
         Returns:
             Token ids. The template's end of the turn is not repeated where the policy drew it.
         """
-        for special in self._special:
-            text = text.replace(special, "")
-        ids = self._tokenizer(self._between(text), add_special_tokens=False)["input_ids"]
+        ids = self._tokenizer(self._between(self.plain(text)), add_special_tokens=False)[
+            "input_ids"
+        ]
         if self._templated and turn and turn[-1] in ids:
             place = ids.index(turn[-1])
             # Some templates put a space before the end-of-turn token.
             if not self._tokenizer.decode(ids[:place]).strip():
                 ids = ids[place + 1 :]
         return tuple(ids)
+
+    def plain(self, text: str) -> str:
+        """What an environment says, without special tokens written in it."""
+        for special in self._special:
+            text = text.replace(special, "")
+        return text
 
     def _between(self, text: str) -> str:
         """The rendered conversation from the end of the policy's turn on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from megatron_resrl.data.prompts import PromptRecord
+from megatron_resrl.data.records import PromptRecord
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,24 @@ class Observation:
 class Environment(Protocol):
     """One episode. A new object is made for every sample, with `rollout.environment_options`.
 
-    The opening of the episode is the prompt of the data file, which is why `reset` returns nothing:
-    what an environment says first has to be the same for all samples of a group.
+    One that holds something (a connection, a process) also has `close()`, which is called once,
+    after the episode has ended.
     """
 
     role: Literal["tool", "user"]
     """Who says the observations, in the chat template. An attribute of the class will do."""
 
-    def reset(self, record: PromptRecord, seed: tuple[int, ...]) -> None:
+    def reset(self, record: PromptRecord, seed: tuple[int, ...]) -> str | None:
         """Begins the episode.
 
         Args:
             record: The question: messages, ground truth and further columns of its row.
             seed: Names the episode's random numbers, e.g. for `numpy.random.default_rng(seed)`;
-                the same whenever the same step is run again.
+                the same for all samples of a group, and whenever the same step is run again.
+
+        Returns:
+            The opening, which is shown at the end of the prompt; it has to be the same for all
+            samples of a group. None: the prompt of the data file is all.
         """
         ...
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 
-from megatron_resrl.data.prompts import PromptRecord
+from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rollout.engine import (
     DeferredRollout,
     GenerationRequest,
     OnGroup,
+    Opening,
     PendingRollout,
     Response,
     RolloutEngine,
@@ -28,7 +29,15 @@ from megatron_resrl.rollout.engine import (
 )
 from megatron_resrl.rollout.environments.chat import ObservationTokens
 from megatron_resrl.rollout.environments.environment import Environment, Observation
-from megatron_resrl.rollout.environments.running import Call, EnvironmentFailed, run_calls
+from megatron_resrl.rollout.environments.running import (
+    Call,
+    EnvironmentFailed,
+    failure_of,
+    run_calls,
+)
+
+OpenPrompt = Callable[[PromptRecord, str], tuple[int, ...]]
+"""(question, opening) -> token ids of the prompt; raises ValueError where there is none."""
 
 
 @dataclass
@@ -38,6 +47,7 @@ class _Episode:
     group: int
     """Place of the prompt in the request."""
     prompt_ids: tuple[int, ...]
+    """With the opening."""
     record: PromptRecord
     key: int
     """Names its random numbers: index of the prompt * samples of a prompt + sample."""
@@ -45,6 +55,7 @@ class _Episode:
     """Names it in errors."""
     owner: int
     """The rank that has its environment."""
+    opening: Opening | None = None
     token_ids: list[int] = field(default_factory=list)
     log_probs: list[float] = field(default_factory=list)
     mask: list[bool] = field(default_factory=list)
@@ -71,6 +82,7 @@ class _Episode:
             None if all(self.mask) else tuple(self.mask),
             (self.first_version, self.last_version),
             self.score,
+            self.opening,
         )
 
 
@@ -92,6 +104,7 @@ class EpisodeEngine(WrappingEngine):
         tokenizer: Any,
         observations: ObservationTokens,
         *,
+        open_prompt: OpenPrompt,
         name: str,
         max_turns: int,
         timeout_s: float,
@@ -102,6 +115,7 @@ class EpisodeEngine(WrappingEngine):
             environment: Makes the environment of one episode.
             tokenizer: Decodes turns for the environment.
             observations: Encodes the environment's messages.
+            open_prompt: Makes the prompt of an environment's opening.
             name: Of the environment, for errors.
             max_turns: Turns of the policy in one episode.
             timeout_s: Seconds that each call of an environment may take.
@@ -112,6 +126,7 @@ class EpisodeEngine(WrappingEngine):
         self._environment = environment
         self._tokenizer = tokenizer
         self._observations = observations
+        self._open_prompt = open_prompt
         self._name = name
         self.max_turns = max_turns
         self._timeout_s = timeout_s
@@ -139,12 +154,11 @@ class EpisodeEngine(WrappingEngine):
             for episode, observation in zip(running, observations, strict=True):
                 last = turn == self.max_turns - 1
                 self._observe(episode, observation, request.sampling.max_new_tokens, last=last)
+            self._close([each for each in running if each.finish_reason is not None], environments)
             self._finish_groups(episodes, finished, request.on_group)
         return [finished[group] for group in range(len(request.prompts))]
 
-    def _reset(
-        self, request: GenerationRequest
-    ) -> tuple[list[_Episode], Mapping[int, Environment]]:
+    def _reset(self, request: GenerationRequest) -> tuple[list[_Episode], dict[int, Environment]]:
         """Begins all episodes.
 
         Returns:
@@ -169,12 +183,39 @@ class EpisodeEngine(WrappingEngine):
 
         environments: dict[int, Environment] = {}
 
-        def reset(episode: _Episode) -> None:
-            environments[episode.key] = environment = self._environment()
-            environment.reset(episode.record, (*request.seed, episode.key))
+        indices = request.prompt_indices
 
-        self._on_owners(episodes, lambda each: Call(partial(reset, each), f"reset, {each.where}"))
+        def reset(episode: _Episode) -> str | None:
+            environments[episode.key] = environment = self._environment()
+            return _text(environment.reset(episode.record, (*request.seed, indices[episode.group])))
+
+        openings = self._on_owners(
+            episodes, lambda each: Call(partial(reset, each), f"reset, {each.where}")
+        )
+        self._open(episodes, openings)
         return episodes, environments
+
+    def _open(self, episodes: Sequence[_Episode], texts: Sequence[str | None]) -> None:
+        """Gives episodes the openings of their environments. The same on all ranks."""
+        first: dict[int, tuple[str | None, Opening | None]] = {}
+        for episode, text in zip(episodes, texts, strict=True):
+            if episode.group not in first:
+                opening = None if text is None else self._opening(episode, text)
+                first[episode.group] = text, opening
+            expected, episode.opening = first[episode.group]
+            if text != expected:
+                problem = f"began with {text!r}, and with {expected!r} for sample 0 of the group"
+                raise failure_of(self._name, f"reset, {episode.where}", problem)
+            if episode.opening is not None:
+                episode.prompt_ids = episode.opening.prompt_ids
+
+    def _opening(self, episode: _Episode, text: str) -> Opening:
+        text = self._observations.plain(text)
+        try:
+            return Opening(text, self._open_prompt(episode.record, text))
+        except ValueError as error:
+            where = f"reset, {episode.where}"
+            raise failure_of(self._name, where, f"made no usable prompt: {error}") from error
 
     def _take_turn(
         self, running: Sequence[_Episode], sampling: SamplingParams, seed: tuple[int, ...]
@@ -205,6 +246,13 @@ class EpisodeEngine(WrappingEngine):
             return Call(lambda: _plain(environments[episode.key].step(action)), where)
 
         return self._on_owners(running, call)
+
+    def _close(self, ended: Sequence[_Episode], environments: dict[int, Environment]) -> None:
+        def call(episode: _Episode) -> Call:
+            close = getattr(environments.pop(episode.key), "close", _nothing)
+            return Call(close, f"close, {episode.where}")
+
+        self._on_owners(ended, call)
 
     def _on_owners(self, episodes: Sequence[_Episode], call: Callable[[_Episode], Call]) -> list:
         """Calls each environment on its rank; all ranks get the results, or raise. Collective."""
@@ -254,6 +302,16 @@ class EpisodeEngine(WrappingEngine):
             finished[group] = [each.response() for each in samples]
             if on_group and dist.get_rank() == 0:
                 on_group(group, finished[group])
+
+
+def _nothing() -> None:
+    """In the place of a method that an environment lacks."""
+
+
+def _text(opening: Any) -> str | None:
+    if opening is not None and not (isinstance(opening, str) and opening):
+        raise TypeError(f"reset returned {opening!r}, which is neither a text nor None")
+    return opening
 
 
 def _plain(observation: Any) -> Observation:

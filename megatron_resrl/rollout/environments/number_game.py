@@ -6,7 +6,7 @@ import re
 
 import numpy as np
 
-from megatron_resrl.data.prompts import PromptRecord
+from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.rollout.environments.environment import Observation
 
 _INTEGER = re.compile(r"-?\d{1,18}")
@@ -25,7 +25,7 @@ class NumberGame:
             low: Smallest number that can be hidden.
             high: Largest one.
             secret: `answer`: the number is the question's ground truth, the same for all samples;
-                `random`: drawn for each sample.
+                `random`: drawn anew whenever the question is asked.
             turn_cost: Taken off the score of 1, down to 0, for each guess before the right one.
 
         Raises:

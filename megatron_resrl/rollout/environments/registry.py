@@ -18,7 +18,9 @@ _REGISTRY = Registry(
     kind="environment",
     built_in={
         "calculator": "megatron_resrl.rollout.environments.calculator:Calculator",
+        "gymnasium": "megatron_resrl.rollout.environments.gymnasium_game:GymnasiumGame",
         "number_game": "megatron_resrl.rollout.environments.number_game:NumberGame",
+        "openenv": "megatron_resrl.rollout.environments.openenv:OpenEnv",
         "python": "megatron_resrl.rollout.environments.python_tool:Python",
         "search": "megatron_resrl.rollout.environments.search:Search",
         "tools": "megatron_resrl.rollout.environments.tools:Tools",

@@ -56,16 +56,17 @@ def run_calls(name: str, calls: Sequence[Call], timeout_s: float) -> list[Any]:
             thread.join(max(0.0, deadline - monotonic()))
             if thread.is_alive():
                 problem = f"did not return within reward.timeout_s = {timeout_s:g} seconds"
-                raise _failure(name, call.where, problem)
+                raise failure_of(name, call.where, problem)
             if thread.error is not None:
                 error = thread.error
                 problem = f"raised {type(error).__name__}: {error}"
-                raise _failure(name, call.where, problem) from error
+                raise failure_of(name, call.where, problem) from error
             returned.append(thread.value)
     return returned
 
 
-def _failure(name: str, where: str, problem: str) -> EnvironmentFailed:
+def failure_of(name: str, where: str, problem: str) -> EnvironmentFailed:
+    """The error of an environment, by its name, and of the call `where` it failed."""
     return EnvironmentFailed(f"rollout.environment = {name!r} {problem} ({where})")
 
 

@@ -16,7 +16,13 @@ import torch
 import torch.distributed as dist
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
-from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
+from megatron_resrl.config.schema import (
+    DataConfig,
+    ModelConfig,
+    ParallelConfig,
+    PrecisionConfig,
+    Recipe,
+)
 from megatron_resrl.data.prompts import Prompt, PromptRecord
 from megatron_resrl.platform.distributed import initialize, shutdown
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
@@ -25,6 +31,7 @@ from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingP
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.environments.chat import ObservationTokens
 from megatron_resrl.rollout.environments.episodes import EpisodeEngine
+from megatron_resrl.rollout.environments.opening import opening_encoder
 from megatron_resrl.rollout.environments.registry import get_environment
 from megatron_resrl.rollout.environments.running import EnvironmentFailed
 from megatron_resrl.rollout.worker import build_policy
@@ -96,7 +103,14 @@ def play(model: Path, environments: Path, layout: dict) -> dict:
     def episodes(name: str) -> EpisodeEngine:
         make = get_environment(f"{environments}:{name}", {})
         return EpisodeEngine(
-            engine, make, tokenizer, observations, name=name, max_turns=MAX_TURNS, timeout_s=5.0
+            engine,
+            make,
+            tokenizer,
+            observations,
+            open_prompt=opening_encoder(tokenizer, DataConfig(apply_chat_template=False)),
+            name=name,
+            max_turns=MAX_TURNS,
+            timeout_s=5.0,
         )
 
     reported: list[int] = []

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_resrl.config.schema import RolloutConfig
-from megatron_resrl.rollout.engine import Response
+from megatron_resrl.rollout.engine import Opening, Response
 from megatron_resrl.rollout.group_table import Group, from_table, to_table
 from megatron_resrl.rollout.recording import Recording, RecordingError, sampling_settings
 
@@ -30,7 +30,9 @@ def responses(draw: st.DrawFn) -> Response:
     versions = draw(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)))
     score = draw(st.none() | st.floats(-1, 1))
     reason = draw(st.sampled_from(["stop", "length"]))
-    return Response(tuple(tokens), tuple(log_probs), reason, mask, versions, score)
+    ids = st.lists(st.integers(0, 99), max_size=3).map(tuple)
+    opening = draw(st.none() | st.builds(Opening, st.text(max_size=3), ids))
+    return Response(tuple(tokens), tuple(log_probs), reason, mask, versions, score, opening)
 
 
 @given(st.lists(st.lists(responses(), min_size=1, max_size=3), max_size=3))

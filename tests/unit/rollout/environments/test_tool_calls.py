@@ -59,7 +59,7 @@ def test_tool_environment_says_what_is_wrong_with_a_call(action: str, said: str)
     assert not observation.done
 
 
-def test_tool_environment_takes_a_call_without_an_end_for_the_answer() -> None:
+def test_tool_environment_takes_an_open_call_for_the_answer() -> None:
     observation = ToolEnvironment([Echo("one")]).step('<tool_call>{"name": "one"}')
     assert observation.done
     assert observation.score is None
