@@ -75,7 +75,7 @@ class GymnasiumGame(TextGame):
 
     def _numbers(self) -> Any:
         """The actions of a discrete space; None: another one."""
-        space = getattr(self._game, "action_space", None)
+        space: Any = getattr(self._game, "action_space", None)
         if type(space).__name__ != "Discrete":
             return None
         return range(int(space.start), int(space.start + space.n))
