@@ -26,6 +26,7 @@ from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.algorithm import weighting_of as chosen_weighting_of
+from megatron_resrl.training.other_models import OtherModels
 from megatron_resrl.training.rl_step import StepOutcome, StepSettings, rl_step
 from megatron_resrl.training.scoring import Scores, score_batch
 from megatron_resrl.training.single_pass import takes_single_pass
@@ -73,6 +74,7 @@ def take_step(
     think_markers: tuple[int, int] | None = None,
     algorithm: Algorithm | None = None,
     timers: PhaseTimers | None = None,
+    others: OtherModels | None = None,
 ) -> StepOutcome:
     """One `rl_step` as a run of the recipe takes it."""
     return take_step_on(
@@ -83,6 +85,7 @@ def take_step(
         think_markers=think_markers,
         algorithm=algorithm,
         timers=timers,
+        others=others,
     )
 
 
@@ -95,6 +98,7 @@ def take_step_on(
     think_markers: tuple[int, int] | None = None,
     algorithm: Algorithm | None = None,
     timers: PhaseTimers | None = None,
+    others: OtherModels | None = None,
 ) -> StepOutcome:
     """`take_step` on tensors."""
     algorithm, timers = algorithm or algorithm_of(recipe), timers or PhaseTimers()
@@ -112,6 +116,7 @@ def take_step_on(
         step,
         timers,
         observers,
+        others,
     )
 
 

@@ -28,6 +28,8 @@ class Rollout:
     drawn: tuple[bool, ...]
     """Which of its tokens the policy drew."""
     engine_log_probs: tuple[float, ...]
+    penalty: float = 0.0
+    """What its reward loses by its distance from a reference."""
 
     @property
     def count(self) -> int:
@@ -45,7 +47,7 @@ def shaped_reward(rollout: Rollout, settings: Settings) -> float:
     if reward["overlong"] == "penalize":
         points = [limit - reward["overlong_buffer"], limit]
         value -= float(np.interp(len(rollout.response), points, [0.0, reward["overlong_penalty"]]))
-    return value
+    return value - rollout.penalty
 
 
 def response_advantages(rollouts: Sequence[Rollout], settings: Settings) -> list[float]:

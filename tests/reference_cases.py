@@ -259,6 +259,33 @@ CASES: dict[str, Case] = {
         {"algorithm.name": "grpo"},
     ),
     "entropy bonus": Case({"algorithm.options": {"entropy_coefficient": 0.3}}, flat=True),
+    "KL in the loss": Case(
+        {"algorithm.kl_coefficient": 0.5}, TWO | {"algorithm.name": "grpo"}, flat=True
+    ),
+    **{
+        f"KL in the loss, {estimator}": Case(
+            {"algorithm.kl_estimator": estimator},
+            TWO | {"algorithm.kl_coefficient": 0.5, "correction.method": "token_tis"},
+            masked=True,
+        )
+        for estimator in ("k1", "k2")
+    },
+    "KL in the loss, one pass": Case(
+        {"algorithm.kl_coefficient": 1.0},
+        DECAY | {"algorithm.name": "grpo", "rollout.temperature": 0.7, "reward.overlong": "mask"},
+        masked=True,
+        flat=True,
+    ),
+    "KL in the reward": Case(
+        {"algorithm.kl_in": "reward"},
+        {"algorithm.kl_coefficient": 0.2, "algorithm.name": "rloo", "rollout.temperature": 0.7},
+        masked=True,
+        flat=True,
+    ),
+    "KL in the reward, k3": Case(
+        {"algorithm.kl_estimator": "k3"},
+        TWO | LENGTH_SCALING | {"algorithm.kl_coefficient": 0.2, "algorithm.kl_in": "reward"},
+    ),
     "grpo with ResRL's weights": Case({"algorithm.weighting": "resrl"}, {"algorithm.name": "grpo"}),
     "resrl without weights": Case({"algorithm.weighting": "none"}, LENGTH_SCALING),
     "rloo with constant weights": Case(

@@ -13,8 +13,9 @@ Shapes: B responses of a step, T positions of the longest response, H hidden siz
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -93,6 +94,7 @@ class _Trainer:
         algorithm = settings["algorithm"]
         own = settings["resrl"]["weights"] if algorithm["name"] == "resrl" else "none"
         self.weighting = own if algorithm["weighting"] == "auto" else algorithm["weighting"]
+        self.start = copy.deepcopy(model)
         self.planned = total_steps * settings["algorithm"]["updates_per_step"]
         self.updates = 0
         numbers = settings["optimizer"]
@@ -113,7 +115,8 @@ class _Trainer:
         """Metrics, advantages [B] and the token weights [B, T] that the updates used."""
         algorithm = self.settings["algorithm"]
         masked = [self.settings["reward"]["overlong"] == "mask" and r.cut_off for r in rollouts]
-        advantages = response_advantages(rollouts, self.settings)
+        start_BT = self._start_log_probs(rollouts)
+        advantages = response_advantages(self._penalised(rollouts, start_BT), self.settings)
         if algorithm["name"].startswith("reinforce_pp"):
             counts = [r.count * (not m) for r, m in zip(rollouts, masked, strict=True)]
             advantages = whitened(advantages, counts)
@@ -128,7 +131,8 @@ class _Trainer:
         weights_BT = self._token_weights(rollouts, positive, masked, advantages, hidden_BTH, number)
         factor_BT = self._corrections(rollouts, old_BT)
         entropy_coefficient = algorithm["options"].get("entropy_coefficient", 0.0)
-        second_term = entropy_coefficient > 0 or algorithm["name"] == "llds"
+        kl_coefficient = algorithm["kl_coefficient"] * (algorithm["kl_in"] == "loss")
+        second_term = entropy_coefficient + kl_coefficient > 0 or algorithm["name"] == "llds"
         groups = max(r.group for r in rollouts) + 1
         size = groups // algorithm["updates_per_step"]
         losses, norms, masses, plain = [], [], [], []
@@ -157,6 +161,8 @@ class _Trainer:
                 if algorithm["name"] == "llds":
                     loss = loss + share * self._fall(change, advantages[i])
                 loss = loss - share * entropy_coefficient * entropy_BT[place, tokens].sum()
+                apart = self._divergence(new_BT[place, tokens] - start_BT[i, tokens], "k3")
+                loss = loss + share * kl_coefficient * apart.sum()
                 for t in tokens:
                     a = advantages[i]
                     a *= weights_BT[i, t] * (self._positive_weight() if positive[i] else 1.0)
@@ -179,6 +185,32 @@ class _Trainer:
         metrics = dict(zip(names, means, strict=True))
         metrics["reward/mean"] = float(np.mean([shaped_reward(r, self.settings) for r in rollouts]))
         return metrics, advantages, weights_BT
+
+    def _start_log_probs(self, rollouts: Sequence[Rollout]) -> Tensor:
+        """[B, T] under the weights that the run began with."""
+        trained, self.model = self.model, self.start
+        with torch.no_grad():
+            found, _, _ = self._forward(rollouts)
+        self.model = trained
+        return found
+
+    def _penalised(self, rollouts: Sequence[Rollout], start_BT: Tensor) -> list[Rollout]:
+        """With what their rewards lose by the KL divergence from the start."""
+        algorithm = self.settings["algorithm"]
+        if algorithm["kl_in"] != "reward":
+            return list(rollouts)
+        found = []
+        for i, r in enumerate(rollouts):
+            apart = torch.tensor(r.engine_log_probs) - start_BT[i, : len(r.response)]
+            apart = self._divergence(apart.double(), "k1")[torch.tensor(r.drawn)]
+            found.append(replace(r, penalty=algorithm["kl_coefficient"] * float(apart.sum())))
+        return found
+
+    def _divergence(self, x: Tensor, default: str) -> Tensor:
+        """Schulman's estimates of KL(pi, pi_start) from x = log pi - log pi_start."""
+        estimator = self.settings["algorithm"]["kl_estimator"]
+        estimator = default if estimator == "auto" else estimator
+        return {"k1": x, "k2": x**2 / 2, "k3": (-x).exp() - 1 + x}[estimator]
 
     def _positive_weight(self) -> float:
         """Factor on the advantages of positives; w_reinforce has one in its advantages."""

@@ -12,6 +12,7 @@ from megatron_resrl.algorithms.correction import (
     log_ratios,
     weight_sums,
 )
+from megatron_resrl.algorithms.kl_penalty import KlPenalty
 from megatron_resrl.algorithms.losses import LossInputs, LossOutputs, LossSums, entropy_bonus
 from megatron_resrl.algorithms.policy_loss import PolicyLoss, ppo_clip
 from megatron_resrl.algorithms.registry import (
@@ -25,6 +26,7 @@ __all__ = [
     "Algorithm",
     "Correction",
     "CorrectionMethod",
+    "KlPenalty",
     "LossInputs",
     "LossOutputs",
     "LossSums",

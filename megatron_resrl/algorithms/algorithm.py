@@ -11,12 +11,15 @@ import torch
 from torch import Tensor
 
 from megatron_resrl.algorithms.advantages import finite_vector, is_correct
+from megatron_resrl.algorithms.kl_penalty import KlPenalty
 from megatron_resrl.algorithms.losses import LossInputs, LossOutputs
 from megatron_resrl.algorithms.options import require_choice, require_not_negative
 from megatron_resrl.algorithms.policy_loss import clipped_loss
 
 CLIP_SETTINGS = {name: f"algorithm.{name}" for name in ("clip_low", "clip_high", "dual_clip")}
 """Options of the clipped objective -> settings of a recipe."""
+KL_SETTING = {"kl": "algorithm.kl_coefficient"}
+"""The field of every algorithm that several settings make, and the first of them."""
 RESRL_SETTINGS = {name: f"resrl.{name}" for name in ("positive_weight", "positives")}
 """Options of what token weights do -> settings of a recipe, where ResRL's weights are used."""
 
@@ -42,6 +45,10 @@ class Algorithm(ABC):
     """Whether `algorithm.weighting: auto` is what `resrl.weights` names; else it is none."""
     learns_from_incorrect: ClassVar[bool] = True
     """Whether incorrect responses have a loss, so that there is something to weigh."""
+    learns_from_rewards: ClassVar[bool] = True
+    """Whether rewards, and not only scores, are in the advantages."""
+    needs_teacher: ClassVar[bool] = False
+    """Whether the loss has the stream `teacher_log_probs` of the section `teacher`."""
     weighting_settings: ClassVar[Mapping[str, str]] = RESRL_SETTINGS
     """Like `settings`, where ResRL's weights are used."""
     settings: ClassVar[Mapping[str, str]] = CLIP_SETTINGS
@@ -59,6 +66,8 @@ class Algorithm(ABC):
     """Factor on the advantages of positive responses."""
     positives: Positives = "score"
     """Which responses are positive. `score`: correct by the verifier; `advantage`: A > 0."""
+    kl: KlPenalty | None = None
+    """`algorithm.kl_coefficient` and what goes with it, which the trainer applies; None: 0."""
 
     def __post_init__(self) -> None:
         """Checks the options.
@@ -74,6 +83,11 @@ class Algorithm(ABC):
     def corrects_mismatch(self) -> bool:
         """Whether the loss has the ratio of trainer and engine, so that nothing else may."""
         return False
+
+    @property
+    def kl_in_loss(self) -> bool:
+        """Whether the loss has a KL penalty, and so a gradient of every response."""
+        return self.kl is not None and self.kl.place == "loss"
 
     @property
     def needs_entropy_gradient(self) -> bool:
@@ -156,8 +170,8 @@ class Algorithm(ABC):
     def has_loss(self, advantages: Tensor, positive: Tensor) -> Tensor:
         """The responses whose loss may have a gradient; the others are left out of updates.
 
-        By default those with an advantage, or all of them with an entropy bonus. An update in which
-        no response has a loss is not made.
+        By default those with an advantage, or all of them with an entropy bonus or a KL penalty in
+        the loss. An update in which no response has a loss is not made.
 
         Args:
             advantages: [B] from `relate_over_step`.
@@ -166,7 +180,7 @@ class Algorithm(ABC):
         Returns:
             [B] bool.
         """
-        if self.entropy_coefficient > 0:
+        if self.entropy_coefficient > 0 or self.kl_in_loss:
             return torch.ones_like(positive)
         return advantages != 0
 
@@ -191,8 +205,8 @@ class Algorithm(ABC):
     def policy_loss(self, inputs: LossInputs) -> LossOutputs:
         """The loss of a micro-batch; by default the clipped objective (`ppo_clip`).
 
-        The trainer adds the entropy bonus. Collective over context-parallel ranks if it uses
-        `sequence_sum` or `sequence_mean`.
+        The trainer adds the entropy bonus and the KL penalty. Collective over context-parallel
+        ranks if it uses `sequence_sum` or `sequence_mean`.
 
         Args:
             inputs: The micro-batch's generated tokens on this rank.

@@ -9,7 +9,7 @@ from typing import Any
 
 import docstring_parser
 
-from megatron_resrl.algorithms.algorithm import Algorithm
+from megatron_resrl.algorithms.algorithm import KL_SETTING, Algorithm
 from megatron_resrl.algorithms.registry import algorithm_names, get_algorithm_class
 from megatron_resrl.config.recipe_schema import first_sentence
 
@@ -76,5 +76,5 @@ def option_entries(found: Any) -> dict[str, OptionEntry]:
     return {
         field.name: OptionEntry(field.default, meanings.get(field.name, ""))
         for field in dataclasses.fields(found)
-        if field.init and field.name not in getattr(found, "settings", ())
+        if field.init and field.name not in {*getattr(found, "settings", ()), *KL_SETTING}
     }

@@ -54,7 +54,9 @@ class LossInputs:
     sequences: int
     """S."""
     extra: Mapping[str, Tensor] = field(default_factory=dict)
-    """[n] fp32 each, further streams by name: `old_entropy`, before the step's first update."""
+    """[n] fp32 each, further streams by name: `old_entropy`, before the step's first update;
+    `reference_log_probs` with `algorithm.kl_coefficient`; `teacher_log_probs` of the section
+    `teacher`, if the algorithm has `needs_teacher`."""
     add_over_ranks: Callable[[Tensor], Tensor] = _no_other_ranks
     """Sum of a tensor over the context-parallel ranks, differentiable. Collective."""
 

@@ -17,6 +17,7 @@ class NSR(Algorithm):
 
     name: ClassVar[str] = "nsr"
     source: ClassVar[str] = "arXiv 2506.01347"
+    learns_from_rewards: ClassVar[bool] = False
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:
         """0 for correct responses, -1 for the others."""

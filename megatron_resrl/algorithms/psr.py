@@ -17,6 +17,7 @@ class PSR(Algorithm):
 
     name: ClassVar[str] = "psr"
     source: ClassVar[str] = "arXiv 2506.01347"
+    learns_from_rewards: ClassVar[bool] = False
     learns_from_incorrect: ClassVar[bool] = False
 
     def sample_advantages(self, rewards: Tensor, scores: Tensor, group: Tensor) -> Tensor:

@@ -37,6 +37,7 @@ _REGISTRY = Registry(
         "sapo": "megatron_resrl.algorithms.sapo:SAPO",
         "lens": "megatron_resrl.algorithms.lens:LENS",
         "dppo": "megatron_resrl.algorithms.dppo:DPPO",
+        "distillation": "megatron_resrl.algorithms.distillation:Distillation",
     },
     member="algorithm",
     is_member=_is_algorithm,

@@ -1,6 +1,8 @@
 """REINFORCE++ and its form with a group baseline: normalised over the step (arXiv 2501.03262).
 
-The papers' KL to a reference, part of the reward in one and of the loss in the other, is left out.
+The papers' KL to a reference is `algorithm.kl_coefficient`, with `algorithm.kl_in: reward` in the
+one and `loss` in the other. In the reward it is that of the whole response; the paper takes it off
+the rewards of tokens, so that a token's advantage has the KL of the tokens from it on.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ class WReinforce(Algorithm):
 
     name: ClassVar[str] = "w_reinforce"
     source: ClassVar[str] = "arXiv 2506.01347"
+    learns_from_rewards: ClassVar[bool] = False
     weighting_settings: ClassVar[Mapping[str, str]] = {"positives": "resrl.positives"}
 
     positive_weight: float = 0.1

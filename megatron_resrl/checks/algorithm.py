@@ -31,6 +31,9 @@ def _check_algorithm(recipe: Recipe) -> Iterator[Problem]:
     if made.corrects_mismatch and recipe.correction.method != "none":
         problem = f"{algorithm.name} has the ratio of trainer and engine in its loss already"
         yield Problem("correction.method", recipe.correction.method, problem, "use none")
+    if made.kl is not None and made.kl.place == "reward" and not made.learns_from_rewards:
+        problem = f"{algorithm.name} makes its advantages of scores, which have no penalty"
+        yield Problem("algorithm.kl_in", "reward", problem, "use loss")
     for setting, option in unused_settings(recipe, type(made)).items():
         value = getattr(algorithm, setting.removeprefix("algorithm."))
         fix = f"set algorithm.options.{option} instead" if option else "leave it out"

@@ -16,6 +16,7 @@ from megatron_resrl.checks.files import DATA_CHECKS, RUN_CHECKS
 from megatron_resrl.checks.model import RESPONSE_CHECKS
 from megatron_resrl.checks.notes import NOTES
 from megatron_resrl.checks.rewards import ANSWER_CHECKS, REWARD_CHECKS
+from megatron_resrl.checks.teacher import TEACHER_CHECKS
 from megatron_resrl.checks.vllm import VLLM_CHECKS
 from megatron_resrl.checks.weights import WEIGHT_CHECKS
 from megatron_resrl.config.problems import Problem
@@ -36,6 +37,7 @@ _SHARED_CHECKS: tuple[Check, ...] = (
 TRAIN_CHECKS: tuple[Check, ...] = (
     *_SHARED_CHECKS,
     *ALGORITHM_CHECKS,
+    *TEACHER_CHECKS,
     *CORRECTION_CHECKS,
     *DATA_CHECKS,
     *ANSWER_CHECKS,

@@ -33,6 +33,13 @@ _CALLED = {
         "norm_adv_by_std_in_grpo scale_rewards normalize_rewards entropy_coeff entropy_coef "
         "entropy_loss_coef"
     ),
+    "algorithm.kl_coefficient": (
+        "kl_coef kl_loss_coef use_kl_loss beta reference_policy_kl_penalty init_kl_coef"
+    ),
+    "algorithm.kl_estimator": (
+        "kl_loss_type kl_penalty reference_policy_kl_type use_kl_estimator_k3"
+    ),
+    "algorithm.kl_in": "use_kl_in_reward",
     "algorithm.name": (
         "adv_estimator advantage_estimator loss_mode importance_sampling_level "
         "sequence_level_importance_ratios"
@@ -96,11 +103,8 @@ _CALLED = {
 """Settings that do the same -> other trainers' names."""
 
 _MISSING = {
-    "there is no KL term and no reference model": (
-        "kl_coef kl_loss_coef use_kl_loss kl_loss_type use_kl_in_reward beta "
-        "sync_ref_model reference_policy_kl_penalty init_kl_coef kl_ctrl ref_model "
-        "use_kl_estimator_k3 kl_target"
-    ),
+    "the reference has the weights that the run began with, and the factor of the KL penalty is "
+    "constant": "sync_ref_model ref_model ref_model_sync_steps kl_ctrl kl_target",
     "there are no adapters; all weights are trained": (
         "lora_rank lora_alpha lora peft_config use_peft target_modules"
     ),

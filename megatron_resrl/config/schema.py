@@ -21,6 +21,7 @@ from megatron_resrl.config.ranges import (
 from megatron_resrl.config.schema_health import HealthConfig
 from megatron_resrl.config.schema_questions import DataConfig, EvaluationConfig, RewardConfig
 from megatron_resrl.config.schema_rollout import CorrectionConfig, RolloutConfig, VllmConfig
+from megatron_resrl.config.schema_teacher import TeacherConfig
 
 WhenExact = Literal["auto", "always", "never"]
 """`auto`: where the result is the same; `always`: refuse a run where it is not."""
@@ -146,7 +147,7 @@ class AlgorithmConfig:
     """Name of an algorithm, or `path.py:name` of an `Algorithm` of your own. Clipped like PPO:
     resrl, grpo, dr_grpo, rloo, reinforce_pp, reinforce_pp_baseline; only correct or incorrect
     responses: psr, nsr, w_reinforce, rft; losses of their own: gspo, gspo_token, gmpo, cispo, sapo,
-    dppo, llds, lens."""
+    dppo, llds, lens. Learning from a teacher: distillation."""
     weighting: str = "auto"
     """Factor on the advantages of tokens, with any algorithm: `none`; `resrl`, the method as the
     section `resrl` sets it up; its controls `constant`, `random` and `inverted`; another, such as
@@ -161,6 +162,15 @@ class AlgorithmConfig:
     """PPO clip: largest ratio is 1 + clip_high."""
     dual_clip: Annotated[float | None, above(1)] = None
     """Bound on the ratio of tokens with a negative advantage (> 1); None: off."""
+    kl_coefficient: Annotated[float, at_least(0)] = 0.0
+    """Factor of a penalty on the KL divergence of the policy from the weights that the run began
+    with, which stay on host memory; 0: none. One more forward pass per step."""
+    kl_estimator: Literal["auto", "k1", "k2", "k3"] = "auto"
+    """Of x = log pi - log pi_ref of each token: k1 = x; k2 = x^2 / 2; k3 = exp(-x) - 1 + x. `auto`:
+    k3 in the loss, k1 in the reward. In the loss k1 is no penalty: its gradient is 0 on average."""
+    kl_in: Literal["loss", "reward"] = "loss"
+    """`loss`: the mean over tokens, as `aggregation` says, is added to the loss (GRPO). `reward`:
+    the sum over a response's tokens is taken off its reward before advantages are made (RLOO)."""
     aggregation: Literal["sequence_mean", "token_mean", "constant_length"] = "sequence_mean"
     """`sequence_mean`: mean over a response's tokens, then over responses (paper); `token_mean`:
     mean over all tokens; `constant_length`: sum over a response's tokens divided by
@@ -344,6 +354,7 @@ class Recipe(RunSettings):
     vllm: VllmConfig = field(default_factory=VllmConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     resrl: ResrlConfig = field(default_factory=ResrlConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class StepStart:
     """Those of this replica."""
     score_again: Callable[[TrainingBatch], ScoresLike]
     """Scores of a selection of `local` under the policy as it is now. Collective."""
+    streams: Mapping[str, Tensor]
+    """[B, T] fp32 log-probabilities of `local` under other models, by their names in
+    `LossInputs.extra`; meaningful on the last stage."""
 
 
 @dataclass

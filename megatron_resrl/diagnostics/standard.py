@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_resrl.config.schema import ResrlConfig
 from megatron_resrl.diagnostics.displaced_likelihood import DisplacedLikelihood
+from megatron_resrl.diagnostics.divergence import Divergence
 from megatron_resrl.diagnostics.interference import Interference
 from megatron_resrl.diagnostics.observer import StepObservers
 from megatron_resrl.diagnostics.step_metrics import StepMetrics
@@ -27,5 +28,6 @@ def standard_observers(
             StepMetrics(every),
             Interference(settings, temperature, seed, timers),
             DisplacedLikelihood(every, timers),
+            Divergence(),
         ]
     )

@@ -121,6 +121,24 @@ METRICS = {
     "step/imbalance": Metric(
         "floating-point operations of the busiest replica's updates over the mean", "-"
     ),
+    "reference/kl": Metric(
+        "with `algorithm.kl_coefficient`: KL(policy before the step, reference), k3 estimate, mean "
+        "over the generated tokens; with `kl_in: reward` the policy's log-probabilities are the "
+        "engine's",
+        "nats per token",
+    ),
+    "reference/loss": Metric(
+        "with `algorithm.kl_in: loss`: what the penalty adds to the loss", "-"
+    ),
+    "reference/reward_penalty": Metric(
+        "with `algorithm.kl_in: reward`: what the penalty takes off a reward, mean over responses",
+        "reward",
+    ),
+    "distillation/reverse_kl": Metric(
+        "with `distillation`: log-probability of the policy before the step less the teacher's, "
+        "mean over the generated tokens",
+        "nats per token",
+    ),
     "mismatch/log_prob_mean": Metric(
         "absolute difference of log-probabilities between engine and trainer", "nats"
     ),
@@ -264,7 +282,7 @@ METRICS = {
     "time/data": Metric("reading sequences", "seconds"),
     "time/rollout": Metric("generating", "seconds"),
     "time/reward": Metric("grading after the last response", "seconds"),
-    "time/scoring": Metric("the scoring pass", "seconds"),
+    "time/scoring": Metric("the scoring pass, and that of a reference", "seconds"),
     "time/subspace": Metric("bases and token weights", "seconds"),
     "time/update": Metric("updates", "seconds"),
     "time/sync": Metric("weights to the engine", "seconds"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 from megatron_resrl.planning.model_layout import Layout
 from megatron_resrl.planning.records import PhaseRecord, RankRecord, Traffic
+from megatron_resrl.planning.scaling import combined
 from megatron_resrl.planning.seconds import KERNELS_PER_LAYER
 from megatron_resrl.planning.step_work import StepWork
 
@@ -234,7 +235,8 @@ def estimate(layout: Layout, work: StepWork, largest: StepWork) -> list[RankReco
     for rank, (role, stage) in enumerate(stages_of(layout).items()):
         phases: tuple[PhaseRecord, ...] = ()
         if work.scoring is not None and largest.scoring is not None:
-            phases = (_scoring(stage, work.scoring, largest.scoring),)
+            once = _scoring(stage, work.scoring, largest.scoring)
+            phases = (combined([(once, work.scoring_passes)], like=once),)
         found.append(RankRecord(rank, role, (*phases, _update(stage, work, largest))))
     return found
 

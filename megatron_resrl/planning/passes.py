@@ -33,6 +33,11 @@ def forward_passes(recipe: Recipe, layers: int, tokens: float) -> int:
     return 2 if weighting.reads_states else 1
 
 
+def reference_passes(recipe: Recipe) -> int:
+    """Further forward passes: of the weights that the run began with, and of a teacher's."""
+    return int(recipe.algorithm.kl_coefficient > 0) + int(recipe.teacher.path is not None)
+
+
 def responses_to_a_prompt(recipe: Recipe, *, by_correctness: bool) -> int:
     """Responses that share their prompt, where they fit into one micro-batch; 1: each has a copy.
 

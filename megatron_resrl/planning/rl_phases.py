@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import torch
 from megatron.core import parallel_state
 
+from megatron_resrl.algorithms import Algorithm
+from megatron_resrl.algorithms.distillation import TEACHER
+from megatron_resrl.algorithms.kl_penalty import REFERENCE
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.config.shared_prompts import sharing_of
 from megatron_resrl.diagnostics.standard import standard_observers
+from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.planning.decoding import Decoding
 from megatron_resrl.planning.rank_phases import RankPhases
 from megatron_resrl.planning.recorder import RecordingTimers
@@ -16,12 +21,48 @@ from megatron_resrl.planning.records import PhaseRecord
 from megatron_resrl.planning.sample import GroupsOfStep, Sample, whole_step
 from megatron_resrl.planning.workload import Workload
 from megatron_resrl.platform.fake_device.device import FakeDevice
+from megatron_resrl.policy.policy import Policy
+from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.training.algorithm import algorithm_of, weighting_of
+from megatron_resrl.training.other_models import OtherModel, OtherModels
 from megatron_resrl.training.rl_step import StepSettings, rl_step
+from megatron_resrl.training.scoring import PassSettings, Scores, score_batch
 from megatron_resrl.training.single_pass import takes_single_pass
 
 STEP_PHASES = ("scoring", "subspace", "update")
+
+
+class NoPass:
+    """An `OtherModel` on a server elsewhere, whose answers are not waited for."""
+
+    def log_probs(
+        self, batch: RolloutBatch, settings: PassSettings, timers: PhaseTimers
+    ) -> torch.Tensor:
+        """See `OtherModel.log_probs`."""
+        return Scores.none(batch).log_probs
+
+
+class ReferencePass:
+    """An `OtherModel` that takes as much as the copy of a policy on host memory."""
+
+    def __init__(self, device: FakeDevice, policy: Policy) -> None:
+        """
+        Args:
+            device: Whose host copies are counted.
+            policy: Without numbers, so that its own weights are as good as others.
+        """
+        self._device = device
+        self._policy = policy
+
+    def log_probs(
+        self, batch: RolloutBatch, settings: PassSettings, timers: PhaseTimers
+    ) -> torch.Tensor:
+        """See `OtherModel.log_probs`."""
+        weights = (each for module in self._policy.modules for each in module.parameters())
+        # The policy's own to the host and back, the reference's to the device.
+        self._device.ledger.host_copies += 3 * sum(each.nbytes for each in weights)
+        return score_batch(self._policy, batch, settings, timers).log_probs
 
 
 class RlPhases(RankPhases):
@@ -68,6 +109,16 @@ class RlPhases(RankPhases):
         runs = {size: self._take_step(size) for size in sample.sizes(groups)}
         return found | whole_step(runs, sample, groups)
 
+    def _others(self, algorithm: Algorithm) -> OtherModels:
+        """See `training.other_models.other_models`."""
+        found: dict[str, OtherModel] = {}
+        if algorithm.kl is not None:
+            found[REFERENCE] = ReferencePass(self.device, self.policy)
+        if algorithm.needs_teacher:
+            path = self.recipe.teacher.path
+            found[TEACHER] = NoPass() if path is None else ReferencePass(self.device, self.policy)
+        return found
+
     def _take_step(
         self, groups: int, *, updates: int = 1, warm_up: bool = False
     ) -> dict[str, PhaseRecord]:
@@ -101,6 +152,7 @@ class RlPhases(RankPhases):
             settings = replace(settings, passes=replace(settings.passes, micro_batch_size=2))
         replicas = parallel_state.get_data_parallel_world_size()
         batch = self.workload.batch(groups * replicas, group_size)
-        rl_step(policy, algorithm, weighting, batch, settings, 1, timers, observers)
+        others = self._others(algorithm)
+        rl_step(policy, algorithm, weighting, batch, settings, 1, timers, observers, others)
         self._name_state()
         return self.recorder.take()

@@ -7,7 +7,11 @@ from dataclasses import dataclass
 
 from megatron_resrl.config.schema import Recipe
 from megatron_resrl.planning.lengths import Lengths
-from megatron_resrl.planning.passes import forward_passes, responses_to_a_prompt
+from megatron_resrl.planning.passes import (
+    forward_passes,
+    reference_passes,
+    responses_to_a_prompt,
+)
 from megatron_resrl.planning.step_work import StepWork, replicas_of
 
 
@@ -29,7 +33,7 @@ class StepShape:
     micro_batch_size: int
     packed: bool
     passes: int = 2
-    """Forward passes of a response; see `forward_passes`."""
+    """Forward passes of a response, those of a reference included; see `forward_passes`."""
     together: int = 1
     """Responses that share a prompt in an update; see `responses_to_a_prompt`."""
     scored_together: int = 1
@@ -68,7 +72,7 @@ class StepShape:
             updates=recipe.algorithm.updates_per_step,
             micro_batch_size=recipe.algorithm.micro_batch_size,
             packed=recipe.algorithm.sequence_packing or together > 1,
-            passes=passes,
+            passes=passes + reference_passes(recipe),
             together=together,
             scored_together=responses_to_a_prompt(recipe, by_correctness=True),
         )
@@ -130,6 +134,7 @@ class StepShape:
             pairs=prompts * prompt**2 / 2 + size * (prompt * response + response**2 / 2),
             targets=size * self.lengths.mean,
             scoring=scoring,
+            scoring_passes=self.passes - 1,
             logits_twice=True,
             copied_keys=size * prompt if together > 1 else 0.0,
         )

@@ -27,10 +27,12 @@ class StepWork:
     targets: float
     """Tokens of a micro-batch whose next token is scored."""
     scoring: StepWork | None
-    """Of the pass without gradient over all micro-batches before the updates; None: there is no
+    """Of a pass without gradient over all micro-batches before the updates; None: there is no
     such pass."""
     logits_twice: bool
     """Whether an update makes its logits again for the backward pass instead of keeping them."""
+    scoring_passes: int = 1
+    """How many of them, where there is one."""
     copied_keys: float = 0.0
     """Tokens of a micro-batch whose keys and values attention holds once more, because sequences
     share them."""

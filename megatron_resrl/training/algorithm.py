@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from megatron_resrl.algorithms import Algorithm, get_algorithm, get_algorithm_class
-from megatron_resrl.config.schema import Recipe
+from megatron_resrl.algorithms import Algorithm, KlPenalty, get_algorithm, get_algorithm_class
+from megatron_resrl.algorithms.algorithm import KL_SETTING
+from megatron_resrl.config.schema import AlgorithmConfig, Recipe
 from megatron_resrl.token_weighting.registry import ChosenWeighting, chosen_weighting
 
 
@@ -22,11 +23,21 @@ def algorithm_of(recipe: Recipe) -> Algorithm:
     settings = dict(found.settings)
     if weighting_of(recipe).entry.of_resrl:
         settings |= found.weighting_settings
-    for option, setting in settings.items():
+    for option, setting in (settings | KL_SETTING).items():
         if option in options:
             raise ValueError(f"algorithm.options has {option!r}; set {setting} instead")
     values = {option: _value(recipe, setting) for option, setting in settings.items()}
-    return get_algorithm(name, **options, **values)
+    return get_algorithm(name, **options, **values, kl=kl_penalty(recipe.algorithm))
+
+
+def kl_penalty(settings: AlgorithmConfig) -> KlPenalty | None:
+    """The penalty that a recipe asks for; None: none."""
+    if settings.kl_coefficient == 0:
+        return None
+    estimator = settings.kl_estimator
+    if estimator == "auto":
+        estimator = "k3" if settings.kl_in == "loss" else "k1"
+    return KlPenalty(settings.kl_coefficient, estimator, settings.kl_in)
 
 
 def weighting_of(recipe: Recipe) -> ChosenWeighting:

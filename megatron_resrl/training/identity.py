@@ -26,6 +26,7 @@ HARMLESS = (
     *("model.recompute_granularity", "model.recompute_method", "model.recompute_num_layers"),
     *("rollout.engine", "rollout.placement", "rollout.verify_weights", "rollout.record"),
     "rollout.max_running_samples",
+    *("teacher.url", "teacher.timeout_s", "teacher.retries"),
     *("reward.workers", "reward.timeout_s", "reward.memory_gb", "reward.code."),
     *("correction.warn_kl", "correction.stop_kl"),
     *("algorithm.micro_batch_size", "algorithm.sequence_packing", "algorithm.single_pass"),
@@ -43,6 +44,7 @@ not. What the optimizer cannot take is refused with the checkpoint."""
 _BY_CONTENT = (
     *("model.path", "model.tokenizer_path", "data.train_files", "evaluation.files"),
     *("evaluation.suites", "evaluation.suites_dir"),
+    "teacher.path",
     *("reward.function", "rollout.environment"),
 )
 """Settings that name a place: what lies there counts."""

@@ -21,6 +21,7 @@ from megatron_resrl.policy.model_config import read_hf_config
 from megatron_resrl.training.algorithm import weighting_of
 from megatron_resrl.training.identity import Identity, function_content, identity_of
 from megatron_resrl.user_files import split_name
+from megatron_resrl.weights.model_digest import model_digests
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,10 @@ def rl_identity(recipe: Recipe, questions: Questions) -> Identity:
         contents["token weighting: class"] = function_content(named)
     if recipe.rollout.environment is not None:
         contents["environment: class"] = function_content(recipe.rollout.environment)
+    teacher = recipe.teacher.path
+    if teacher is not None:
+        tokenizer = recipe.model.tokenizer_path or recipe.model.path
+        contents["teacher: weights"] = model_digests(teacher, tokenizer)["weights"]
     return identity_of(recipe, contents, () if weighting.entry.of_resrl else ("resrl.",))
 
 

@@ -34,6 +34,7 @@ from megatron_resrl.token_weighting.factory import build_weighting
 from megatron_resrl.token_weighting.protocol import TokenWeighting
 from megatron_resrl.training.algorithm import algorithm_of, weighting_of
 from megatron_resrl.training.identity import Identity
+from megatron_resrl.training.other_models import OtherModels, other_models
 from megatron_resrl.training.questions import Questions, read_questions, rl_identity
 from megatron_resrl.training.rl_step import StepSettings, rl_step
 from megatron_resrl.training.session import Session, open_session
@@ -63,9 +64,11 @@ def train(recipe: Recipe) -> None:
             tokenizer=questions.tokenizer,
             judged=questions.judged(recipe.reward),
         ) as worker:
+            # Before a checkpoint is loaded: the policy has the weights of `model.path`.
+            others = other_models(algorithm_of(recipe), recipe.teacher, worker.policy)
             session.attempts(
                 start,
-                lambda start: _train(recipe, session, questions, identity, start, worker),
+                lambda start: _train(recipe, session, questions, identity, start, worker, others),
             )
 
 
@@ -86,6 +89,7 @@ def _train(
     identity: Identity,
     start: StartingPoint,
     worker: RolloutWorker,
+    others: OtherModels,
 ) -> None:
     policy, timers = worker.policy, session.timers
     resumed = session.resume(start, policy)
@@ -134,7 +138,7 @@ def _train(
             samples = rollout.samples
             batch = RolloutBatch.from_samples(samples)
             outcome = rl_step(
-                policy, algorithm, weighting, batch, settings, step, timers, observers
+                policy, algorithm, weighting, batch, settings, step, timers, observers, others
             )
             without_signal.count(step, samples, outcome.left_out)
             with phase(timers, "sync"):

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch.distributed as dist
+from torch import Tensor
 
 from megatron_resrl.algorithms import Aggregation, Algorithm
+from megatron_resrl.algorithms.kl_penalty import REFERENCE
 from megatron_resrl.config.schema import CorrectionConfig, Recipe
 from megatron_resrl.diagnostics.observer import StepObservers, StepStart, StepState
 from megatron_resrl.observe.phases import phase
@@ -23,6 +25,8 @@ from megatron_resrl.policy.token_budget import MicroBatchLimit
 from megatron_resrl.rollout.batch import RolloutBatch, TrainingBatch
 from megatron_resrl.token_weighting.protocol import TokenWeighting, TokenWeights
 from megatron_resrl.training.importance import importance_weights
+from megatron_resrl.training.kl_rewards import RewardPenalties, reward_penalties
+from megatron_resrl.training.other_models import OtherModels
 from megatron_resrl.training.scoring import PassSettings, Scores, score_batch
 from megatron_resrl.training.sharing import (
     MiniBatch,
@@ -105,6 +109,7 @@ def rl_step(
     step: int,
     timers: PhaseTimers,
     observers: StepObservers,
+    others: OtherModels | None = None,
 ) -> StepOutcome:
     """Takes the optimizer steps of one batch of graded groups. Collective.
 
@@ -117,21 +122,30 @@ def rl_step(
         step: Number of the step, a key of random choices.
         timers: Phases are timed here.
         observers: See the step's parts, and give its metrics.
+        others: Models that score the responses, too; those that the algorithm needs.
 
     Raises:
         MismatchTooLarge: On all ranks, before the first update, see `correction.stop_kl`.
     """
-    # A_i = (r_i - mean) / std of each group, which responses are positive, and c_i of each
-    # mini-batch; then every data-parallel replica takes its whole groups.
-    graded, mini_batches = _with_loss(algorithm, batch, settings)
+    # What the KL divergence takes off rewards; A_i = (r_i - mean) / std of each group, which
+    # responses are positive, and c_i of each mini-batch; then every data-parallel replica takes its
+    # whole groups.
+    others, penalties = dict(others or {}), None
+    if algorithm.kl is not None and algorithm.kl.place == "reward":
+        with phase(timers, "scoring"):
+            penalties = reward_penalties(
+                algorithm.kl, batch, policy, others.pop(REFERENCE), settings.passes, timers
+            )
+    graded, mini_batches = _with_loss(algorithm, batch, settings, penalties)
     limit = settings.passes.limit(policy)
     lengths = limit.lengths_of(graded)
     share = shard_groups(graded, mini_batches, sequence_cost(policy), lengths)
     local = graded.select(share.rows)
     _warn_of_long_responses(graded, lengths, limit, step)
+    streams = _score_by_others(others, local, settings.passes, timers)
 
     score_again = functools.partial(score_batch, policy, settings=settings.passes, timers=timers)
-    start = StepStart(step, policy, weighting, graded, local, score_again)
+    start = StepStart(step, policy, weighting, graded, local, score_again, streams)
     if settings.single_pass and graded.has_loss.any():
         state, metrics = update_in_single_pass(
             start, algorithm, settings.correction, settings.passes, observers, timers
@@ -141,7 +155,19 @@ def rl_step(
             start, algorithm, share.mini_batches, settings, observers, timers
         )
     metrics |= {"step/imbalance": share.imbalance} | observers.after_updates(state)
+    if penalties is not None:
+        metrics |= penalties.metrics
     return StepOutcome(metrics, all(update.applied for update in state.updates), state.left_out)
+
+
+def _score_by_others(
+    others: OtherModels, local: RolloutBatch, settings: PassSettings, timers: PhaseTimers
+) -> dict[str, Tensor]:
+    """[local, T] log-probabilities of this replica's responses under each. Collective."""
+    if not others:
+        return {}
+    with phase(timers, "scoring"):
+        return {name: each.log_probs(local, settings, timers) for name, each in others.items()}
 
 
 def _update_after_scoring(
@@ -173,7 +199,7 @@ def _update_after_scoring(
             weights = state.token_weights = weights.replaced(mini_batch.rows, later)
         # Pass 2: the algorithm's loss on A_it = w_it A_i (positives: lambda A_i). A response
         # without a loss has no gradient: it counts in the denominators only.
-        targets = Targets.of(local, scores, weights.weights, importance.weights)
+        targets = Targets.of(local, scores, weights.weights, importance.weights, start.streams)
         rows = [row for row in mini_batch.rows if local.has_loss[row]]
         with phase(timers, "update"):
             progress(number, len(parts))
@@ -220,7 +246,10 @@ def _score(
 
 
 def _with_loss(
-    algorithm: Algorithm, batch: RolloutBatch, settings: StepSettings
+    algorithm: Algorithm,
+    batch: RolloutBatch,
+    settings: StepSettings,
+    penalties: RewardPenalties | None,
 ) -> tuple[TrainingBatch, list[list[int]]]:
     """The batch with what the loss makes of each response, and the rows of each mini-batch.
 
@@ -228,7 +257,7 @@ def _with_loss(
     """
     count = batch.num_generated_tokens
     rewards = algorithm.calibrated_rewards(
-        batch.rewards,
+        batch.rewards if penalties is None else batch.rewards - penalties.of_responses,
         batch.scores,
         batch.group_ids,
         batch.rollout_log_probs.sum(1) / count.clamp(min=1),

@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -144,7 +144,7 @@ def update_in_single_pass(
         later = limit.cut([(row,) for row in again], lengths)
         parts = [*observed.parts, *later]
         micro_batches = policy.micro_batches_of(local, parts)
-        update = _Update(algorithm, policy, local, observed, correction)
+        update = _Update(algorithm, policy, local, observed, correction, start.streams)
         settled: list[tuple[StepState, ImportanceWeights]] = []
 
         def before_step(collected: list[Any]) -> None:
@@ -217,8 +217,10 @@ class _Update:
         batch: TrainingBatch,
         observed: UpdatePass,
         correction: CorrectionConfig,
+        streams: Mapping[str, Tensor],
     ) -> None:
         self._observed = observed
+        self._streams = streams
         self._correction = correction
         self._has_loss = batch.has_loss
         self._targets = ResponseTargets.of_responses(batch).to(device())
@@ -241,11 +243,13 @@ class _Update:
 
     def _of_tokens(self, batch: MicroBatch, log_probs: Tensor, entropy: Tensor) -> TokenTargets:
         old_log_probs = log_probs.detach()
+        token = batch.sequence_index, batch.response_position
+        streams = {name: stream[token] for name, stream in self._streams.items()}
         return TokenTargets(
             old_log_probs=old_log_probs,
             token_weights=self._observed.weights_of(batch),
             importance_weights=self._importance(batch, old_log_probs),
-            extra={"old_entropy": entropy.detach()},
+            extra={"old_entropy": entropy.detach(), **streams},
         )
 
     def _importance(self, batch: MicroBatch, log_probs: Tensor) -> Tensor:

@@ -68,14 +68,15 @@ class Targets(ResponseTargets):
         scores: Scores,
         token_weights: torch.Tensor,
         importance_weights: torch.Tensor,
+        streams: Mapping[str, torch.Tensor] | None = None,
     ) -> Targets:
-        """The targets of a replica's batch, from what the scoring pass gave."""
+        """The targets of a replica's batch, from what the scoring pass and other models gave."""
         return cls(
             **vars(ResponseTargets.of_responses(batch)),
             old_log_probs=scores.log_probs,
             token_weights=token_weights,
             importance_weights=importance_weights,
-            extra={"old_entropy": scores.entropy},
+            extra={"old_entropy": scores.entropy, **(streams or {})},
         )
 
     def of_tokens(
@@ -204,6 +205,8 @@ def loss_of_tokens(
     outputs = algorithm.policy_loss(inputs)
     if algorithm.entropy_coefficient > 0:
         outputs = outputs + entropy_bonus(inputs, algorithm.entropy_coefficient)
+    if algorithm.kl is not None and algorithm.kl_in_loss:
+        outputs = outputs + algorithm.kl.loss(inputs)
     negative_share = targets.coefficients[sequence] * ~inputs.positive
     unweighted = targets.advantages[sequence]
     reported = {

@@ -135,3 +135,24 @@ def test_train_ends_with_the_error_of_a_reward_and_sample(tmp_path):
     assert "KeyError: 'no such unit'" in done.stderr
     assert "response:" in done.stderr
     assert "ground truth:" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.setting("algorithm.kl_coefficient")
+def test_train_resumes_with_its_start_as_the_reference(tmp_path):
+    # A run evaluates at its end, too, which is step 2 for one of them.
+    settings = {
+        "algorithm__kl_coefficient": 0.5,
+        "algorithm__updates_per_step": 2,
+        "evaluation__every": 2,
+    }
+    for name in ("straight", "stopped"):
+        recipe = write_task(tmp_path / name, **settings)
+        for steps in (2, 4) if name == "stopped" else (4,):
+            # The same length of the schedule for both.
+            done = _train(recipe, f"--steps={steps}", "--optimizer.lr_decay_steps=4")
+            assert done.returncode == 0, done.stderr
+    assert "resumed after step 2" in done.stderr
+    assert_same_run(tmp_path / "stopped" / "run", tmp_path / "straight" / "run")
+    kl = [line["reference/kl"] for line in read_metrics(tmp_path / "stopped" / "run")[1:]]
+    assert kl[0] < 1e-9 < 1e-4 < kl[2]

@@ -25,6 +25,8 @@ from megatron_resrl.rewards.grader import Grader
 from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
 from megatron_resrl.rollout.worker import build_policy
+from megatron_resrl.training.algorithm import algorithm_of
+from megatron_resrl.training.other_models import other_models
 from megatron_resrl.weights.hugging_face import export_weights
 
 
@@ -64,10 +66,11 @@ def run(models: Path, layout: str, name: str) -> dict[str, Any]:
     settings = recipe(case.settings | LAYOUTS[layout], models / case.family)
     policy = build_policy(settings)
     markers = THINK_MARKERS if settings.resrl.mask_think else None
+    others = other_models(algorithm_of(settings), settings.teacher, policy)
     metrics = []
     for step in range(1, settings.steps + 1):
         samples = graded(rollouts(step, case), settings)
-        done = take_step(policy, settings, samples, step, think_markers=markers)
+        done = take_step(policy, settings, samples, step, think_markers=markers, others=others)
         metrics.append(done.metrics)
     return {"weights": dict(export_weights(policy.modules, policy.hf_config)), "metrics": metrics}
 

@@ -55,6 +55,18 @@ def test_check_reward_needs_a_length_floor_beyond_its_plateau(refused):
     assert "3500" in problem.problem
 
 
+@pytest.mark.parametrize("name", ["nsr", "psr", "w_reinforce", "rft"])
+def test_kl_in_rewards_that_nobody_reads_is_refused(check, refused, name):
+    settings = (f"--algorithm.name={name}", "--algorithm.kl_coefficient=0.1")
+    assert check(*settings) == []
+    assert refused(*settings, "--algorithm.kl_in=reward").setting == "algorithm.kl_in"
+
+
+def test_kl_as_an_option_is_refused_with_the_setting(refused):
+    problem = refused("--algorithm.options={kl: 0.1}")
+    assert "set algorithm.kl_coefficient instead" in problem.problem
+
+
 def test_unknown_algorithms_are_refused_with_the_nearest(refused):
     problem = refused("--algorithm.name=resrll")
     assert (problem.setting, problem.value) == ("algorithm.name", "resrll")

@@ -59,13 +59,13 @@ def test_foreign_names_map_to_ours_and_are_none_of_ours() -> None:
     [
         ("actor_rollout_ref.rollout.n", "use rollout.group_size"),
         ("trainer.total_epochs", "a run's length is counted in steps"),
-        ("algorithm.kl_coef", "there is no KL term"),
+        ("algorithm.kl_coef", "use algorithm.kl_coefficient;"),
         ("optimizer.learning_rate", "use optimizer.lr;"),
         ("model.name", "use model.path"),
         ("reward.weights", "there is one reward function"),
         ("rollout.stop", "use rollout.stop_token_ids"),
-        ("beta", "there is no KL term"),
-        ("use_kl_loss", "there is no KL term"),
+        ("beta", "use algorithm.kl_coefficient;"),
+        ("kl_ctrl.kl_target", "the reference has the weights that the run began with"),
         ("resrl.split_groups", "it is gone: each data-parallel replica has whole groups"),
     ],
 )

@@ -52,6 +52,28 @@ def test_dry_run_takes_the_shared_prompts_of_the_recipe(model):
         assert found[0] - found[1] == pytest.approx(less, rel=0.001)
 
 
+@pytest.mark.setting("algorithm.kl_coefficient")
+def test_dry_run_counts_the_pass_of_a_reference(model):
+    without, found = phases_of(model), phases_of(model, "algorithm.kl_coefficient=0.1")
+    flops = [each["scoring"].matrix_flops["bfloat16"] for each in (without, found)]
+    assert flops[1] == 2 * flops[0]
+    assert found["update"].matrix_flops == without["update"].matrix_flops
+    # The weights go down and up, and the reference's up.
+    weights = 2 * (2 * 1024 * 128 + 4 * (128 * 384 * 4 + 2 * 128) + 128)
+    copied = found["scoring"].host_copy_bytes - without["scoring"].host_copy_bytes
+    assert copied == pytest.approx(3 * weights, rel=0.01)
+    assert found["update"].peak_bytes == pytest.approx(without["update"].peak_bytes, rel=0.01)
+
+
+def test_dry_run_takes_a_step_of_distillation(model):
+    found = [
+        phases_of(model, "algorithm.name=distillation", f"teacher.{teacher}")["scoring"]
+        for teacher in ("url=http://a/v1", f"path={model}")
+    ]
+    flops = [each.matrix_flops["bfloat16"] for each in found]
+    assert flops[1] == 2 * flops[0]
+
+
 @pytest.mark.setting("algorithm.single_pass")
 def test_dry_run_takes_the_single_pass_of_the_recipe(model):
     two, one = phases_of(model), phases_of(model, SINGLE_PASS)

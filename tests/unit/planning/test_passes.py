@@ -40,6 +40,22 @@ def test_forward_passes_are_those_of_the_run(settings, passes):
     assert forward_passes(recipe, LAYERS, 64) == passes
 
 
+@pytest.mark.setting("algorithm.kl_coefficient")
+@pytest.mark.parametrize(("single_pass", "own"), [("auto", 1), ("never", 2)])
+def test_plan_counts_the_pass_of_a_reference(single_pass, own):
+    settings = (f"algorithm.single_pass={single_pass}", "algorithm.kl_coefficient=0.1")
+    step = StepShape.of(recipe_for(Path("nowhere"), *settings), 1, LAYERS)
+    assert step.passes == own + 1
+    assert step.work.scoring_passes == own
+    assert step.work.scoring is not None
+
+
+@pytest.mark.parametrize(("teacher", "passes"), [("path=nowhere", 2), ("url=http://a", 1)])
+def test_plan_counts_the_pass_of_a_frozen_teacher(teacher, passes):
+    settings = ("algorithm.name=distillation", f"teacher.{teacher}", SINGLE_PASS)
+    assert StepShape.of(recipe_for(Path("nowhere"), *settings), 1, LAYERS).passes == passes
+
+
 @pytest.mark.parametrize(
     ("settings", "responses"),
     [

@@ -62,6 +62,8 @@ def test_identity_of_the_same_run_has_no_changes():
         {"rollout__engine": "vllm"},
         {"correction__stop_kl": 1.0},
         {"algorithm__micro_batch_size": 1},
+        {"teacher__url": "http://elsewhere/v1"},
+        {"teacher__path": "moved"},
         {"model__path": "moved"},  # What lies there is compared.
         {"data__train_files": ("moved.jsonl",)},
         {"data__max_prompt_length": 9},
@@ -78,6 +80,8 @@ def test_identity_only_lists_what_leaves_the_objective(settings):
     [
         {"algorithm__name": "grpo"},
         {"algorithm__clip_high": 0.3},
+        {"algorithm__kl_coefficient": 0.1},
+        {"teacher__model": "larger"},
         {"resrl__rank": 9},
         {"reward__length_scaling": True},
         {"correction__method": "icepop"},
