@@ -13,6 +13,7 @@ import tiny_families as tiny
 import torch
 from answering import Answer, Request, answering
 from one_step import score, take_step
+from teaching import serving, write_teacher
 from tiny_rollouts import rollouts
 from vllm_server import vllm_server, write_served
 
@@ -40,14 +41,7 @@ Server = Callable[[Request], Answer]
 @pytest.fixture(scope="module")
 def teacher_folder(qwen3_on_one_rank: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The policy's model with other weights."""
-    folder = tmp_path_factory.mktemp("teacher")
-    model = tiny.read_model(qwen3_on_one_rank)
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for each in model.parameters():
-            each += 0.05 * torch.randn(each.shape, generator=generator)
-    model.save_pretrained(folder)
-    return folder
+    return write_teacher(qwen3_on_one_rank, tmp_path_factory.mktemp("teacher"))
 
 
 def recipe_of(model: Path, **teacher: Any) -> Recipe:
@@ -72,26 +66,6 @@ def expected_log_probs(folder: Path, batch: RolloutBatch) -> torch.Tensor:
         taken = log_probs[:-1].gather(1, tokens[1:, None])[:, 0]
         found[row, :response] = taken[prompt - 1 :]
     return found
-
-
-def serving(model: Any, seen: list[Request] | None = None) -> Server:
-    """A server of one model, as vLLM answers."""
-    lock = threading.Lock()
-
-    def answer(request: Request) -> Answer:
-        if seen is not None:
-            seen.append(request)
-        if request.route == "/v1/models":
-            return 200, {"data": [{"id": "large"}]}
-        tokens = torch.tensor(request.body["prompt"])
-        with lock, torch.no_grad():
-            log_probs = model(tokens[None]).logits[0].log_softmax(-1)
-        entries: list[Any] = [None]
-        for place, token in enumerate(tokens.tolist()[1:]):
-            entries.append({str(token): {"logprob": float(log_probs[place, token]), "rank": 1}})
-        return 200, {"choices": [{"text": "", "prompt_logprobs": entries}]}
-
-    return answer
 
 
 def scores_of(others: OtherModels, recipe: Recipe, batch: RolloutBatch) -> torch.Tensor:
