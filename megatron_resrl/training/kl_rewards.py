@@ -1,4 +1,7 @@
-"""The KL penalty as a part of the rewards (`algorithm.kl_in: reward`)."""
+"""The KL penalty as a part of the rewards (`algorithm.kl_in: reward`).
+
+Shapes: S responses of the step, B of them of this replica, T tokens of the longest.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ class RewardPenalties:
     """Of a step's responses; the same on all ranks."""
 
     of_responses: Tensor
-    """[B] float64 on the CPU: what each reward loses."""
+    """[S] float64 on the CPU: what each reward loses."""
     metrics: dict[str, float]
 
 
@@ -43,7 +46,7 @@ def reward_penalties(
 
     Args:
         penalty: Of the run.
-        batch: Of the step, B responses.
+        batch: Of the step.
         policy: Whose layout shares the responses.
         reference: Scores them.
         settings: Of its pass.
@@ -52,21 +55,21 @@ def reward_penalties(
     lengths = settings.limit(policy).lengths_of(batch)
     rows = shard_groups(batch, [list(range(len(batch)))], sequence_cost(policy), lengths).rows
     local = batch.select(rows)
-    reference_bT = reference.log_probs(local, settings, timers).cpu()
+    reference_BT = reference.log_probs(local, settings, timers).cpu()
     own = None
     if speaks_for_replica():
-        drawn_bT, mask_bT = local.rollout_log_probs, local.loss_mask
-        lost_b = penalty.of_responses(drawn_bT, reference_bT, mask_bT)
-        kl = estimated_kl((drawn_bT - reference_bT)[mask_bT], "k3")
-        own = (rows, lost_b, float(kl.sum()))
-    penalties_B, total = torch.zeros(len(batch), dtype=torch.float64), 0.0
-    for places, lost_b, kl_sum in gather_from_replicas(own):
-        penalties_B[places] = lost_b
+        drawn_BT, mask_BT = local.rollout_log_probs, local.loss_mask
+        lost_B = penalty.of_responses(drawn_BT, reference_BT, mask_BT)
+        kl = estimated_kl((drawn_BT - reference_BT)[mask_BT], "k3")
+        own = (rows, lost_B, float(kl.sum()))
+    penalties_S, total = torch.zeros(len(batch), dtype=torch.float64), 0.0
+    for places, lost_B, kl_sum in gather_from_replicas(own):
+        penalties_S[places] = lost_B
         total += kl_sum
     return RewardPenalties(
-        penalties_B,
+        penalties_S,
         {
             "reference/kl": total / int(batch.loss_mask.sum()),
-            "reference/reward_penalty": float(penalties_B.mean()),
+            "reference/reward_penalty": float(penalties_S.mean()),
         },
     )
