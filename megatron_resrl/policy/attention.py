@@ -22,6 +22,7 @@ from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.policy.packing import PackedSequences
 from megatron_resrl.policy.rotary import rotate
 from megatron_resrl.policy.segments import Segments, natural_order
+from megatron_resrl.policy.short_pieces import StackedPieces, stacked_pieces
 
 _STACKED_DIMENSIONS = 5
 
@@ -110,12 +111,33 @@ class SdpaCoreAttention(MegatronModule):
             segments, pieces = packed_seq_params.segments, packed_seq_params.pieces
         if group is not None and ranks > 1:
             key, value = gather_keys(key, value, segments, group)
+        context: dict[int, torch.Tensor] = {}
+        if not query.is_cuda:
+            for call in stacked_pieces(pieces, segments.lengths, self.tokens_before):
+                parts = self._attend_stacked(query, key, value, call)
+                context.update(zip(call.numbers, parts, strict=True))
         keys, values = (x.split(segments.lengths) for x in (key, value))
-        context = []
-        for piece, queries in zip(pieces, query.split([p.queries for p in pieces]), strict=True):
-            seen = (_joined(piece.keys_of(parts)) for parts in (keys, values))
-            context.append(self._attend(queries, *seen))
-        return torch.cat(context)
+        queries = query.split([piece.queries for piece in pieces])
+        for number, piece in enumerate(pieces):
+            if number not in context:
+                seen = (_joined(piece.keys_of(parts)) for parts in (keys, values))
+                context[number] = self._attend(queries[number], *seen)
+        return torch.cat([context[number] for number in range(len(pieces))])
+
+    def _attend_stacked(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: StackedPieces
+    ) -> tuple[torch.Tensor, ...]:
+        """[queries, 1, heads * head_dim] of each piece of the call."""
+        # [s, 1, heads, head_dim] -> [n, heads, Q, head_dim]
+        stacked = (
+            x.index_select(0, places.flatten())
+            .unflatten(0, places.shape)
+            .squeeze(2)
+            .transpose(1, 2)
+            for x, places in ((query, call.queries), (key, call.keys), (value, call.keys))
+        )
+        context = self._kernel(*stacked, call.allowed).transpose(1, 2).flatten(0, 1)
+        return context.index_select(0, call.kept).flatten(1)[:, None].split(call.lengths)
 
     def _attend(
         self,
@@ -125,7 +147,7 @@ class SdpaCoreAttention(MegatronModule):
         attention_mask: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """One sequence per row; without a mask the queries are the last of the keys' positions."""
-        queries, batch = query.shape[:2]
+        queries = query.shape[0]
         allowed = None if attention_mask is None else ~attention_mask
         if self.tokens_before is not None:
             # Keys too old for the first query are too old for all.
@@ -142,7 +164,20 @@ class SdpaCoreAttention(MegatronModule):
                 band = band.triu(keys - queries - self.tokens_before)
             allowed = band if allowed is None else allowed & band
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        heads, groups = query.shape[1], key.shape[1]
+        context = self._kernel(query, key, value, allowed)
+        # [b, heads, q, head_dim] -> [q, b, heads * head_dim]
+        return context.permute(2, 0, 1, 3).flatten(2)
+
+    def _kernel(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        allowed: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """torch's attention of [b, heads, q, head_dim]; without a mask it is causal."""
+        batch, heads, queries, _ = query.shape
+        groups = key.shape[1]
         if queries == 1:
             # Decoding: the heads of a group attend to the same keys, like queries of one head.
             query = query.reshape(batch, groups, heads // groups, -1)
@@ -162,8 +197,7 @@ class SdpaCoreAttention(MegatronModule):
             scale=self.softmax_scale,
             enable_gqa=key.shape[1] != query.shape[1],
         )
-        # [b, heads, q, head_dim] -> [q, b, heads * head_dim]
-        return context.reshape(batch, heads, queries, -1).permute(2, 0, 1, 3).flatten(2)
+        return context.reshape(batch, heads, queries, -1)
 
 
 def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
