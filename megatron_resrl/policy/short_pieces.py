@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron_resrl.policy.segments import Piece
 
-SHORT = 128
+SHORT = 32
 """Keys of a piece up to which a call costs more than what is padded for saving it."""
 
 

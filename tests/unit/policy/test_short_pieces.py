@@ -66,7 +66,7 @@ def test_short_pieces_attend_as_each_alone(row: str, window: int | None) -> None
     assert stacked_pieces(packed.pieces, segments.lengths, None)
     found = made_attention(window)(*inputs, None, packed_seq_params=packed)[:, 0]
     expected = exact(inputs, segments, window)
-    # fp32 rounding of values of size 1, and of sums over 128 keys in the gradients.
+    # fp32 rounding of values of size 1, and of sums over dozens of queries in the gradients.
     torch.testing.assert_close(found.double(), expected, atol=2e-6, rtol=0)
     factors = torch.randn(found.shape, generator=generator)
     ours = torch.autograd.grad((found * factors).sum(), inputs)
