@@ -22,7 +22,7 @@ from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.policy.packing import PackedSequences
 from megatron_resrl.policy.rotary import rotate
 from megatron_resrl.policy.segments import Segments, natural_order
-from megatron_resrl.policy.short_pieces import StackedPieces, stacked_pieces
+from megatron_resrl.policy.short_pieces import Calls, StackedPieces, calls_of
 
 _STACKED_DIMENSIONS = 5
 
@@ -111,33 +111,34 @@ class SdpaCoreAttention(MegatronModule):
             segments, pieces = packed_seq_params.segments, packed_seq_params.pieces
         if group is not None and ranks > 1:
             key, value = gather_keys(key, value, segments, group)
-        context: dict[int, torch.Tensor] = {}
-        if not query.is_cuda:
-            for call in stacked_pieces(pieces, segments.lengths, self.tokens_before):
-                parts = self._attend_stacked(query, key, value, call)
-                context.update(zip(call.numbers, parts, strict=True))
-        keys, values = (x.split(segments.lengths) for x in (key, value))
-        queries = query.split([piece.queries for piece in pieces])
-        for number, piece in enumerate(pieces):
-            if number not in context:
-                seen = (_joined(piece.keys_of(parts)) for parts in (keys, values))
-                context[number] = self._attend(queries[number], *seen)
-        return torch.cat([context[number] for number in range(len(pieces))])
+        if query.is_cuda:
+            calls = Calls((), tuple(range(len(pieces))), None)
+        else:
+            calls = calls_of(pieces, segments.lengths, self.tokens_before)
+        context = [self._attend_stacked(query, key, value, each) for each in calls.stacked]
+        if calls.alone:
+            keys, values = (x.split(segments.lengths) for x in (key, value))
+            queries = query.split([piece.queries for piece in pieces])
+            for number in calls.alone:
+                seen = (_joined(pieces[number].keys_of(parts)) for parts in (keys, values))
+                context.append(self._attend(queries[number], *seen))
+        together = _joined(context)
+        return together if calls.order is None else together.index_select(0, calls.order)
 
     def _attend_stacked(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, call: StackedPieces
-    ) -> tuple[torch.Tensor, ...]:
-        """[queries, 1, heads * head_dim] of each piece of the call."""
+    ) -> torch.Tensor:
+        """[tokens, 1, heads * head_dim] of the call's pieces, behind one another."""
         # [s, 1, heads, head_dim] -> [n, heads, Q, head_dim]
         stacked = (
-            x.index_select(0, places.flatten())
+            x.squeeze(1)
+            .index_select(0, places.flatten())
             .unflatten(0, places.shape)
-            .squeeze(2)
             .transpose(1, 2)
             for x, places in ((query, call.queries), (key, call.keys), (value, call.keys))
         )
-        context = self._kernel(*stacked, call.allowed).transpose(1, 2).flatten(0, 1)
-        return context.index_select(0, call.kept).flatten(1)[:, None].split(call.lengths)
+        context = self._kernel(*stacked, call.allowed).transpose(1, 2).flatten(2).flatten(0, 1)
+        return context.index_select(0, call.kept)[:, None]
 
     def _attend(
         self,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -323,42 +324,44 @@ class _Share:
         places: list[Place],
     ) -> MicroBatch:
         """Puts the tokens of sequences into their places, and finds what predicts their targets."""
+        # NumPy, whose calls cost a fraction of torch's: there are several for every sequence.
+        token_ids, loss_mask = batch.token_ids.numpy(), batch.loss_mask.numpy()
+        prompts, responses = batch.prompt_lengths.tolist(), batch.response_lengths.tolist()
         # Token 0 fills the tails: causal attention keeps it from being seen.
-        tokens = torch.zeros_like(position_ids)
-        padding = torch.ones_like(position_ids, dtype=torch.bool)
+        tokens = np.zeros(position_ids.shape, dtype=np.int64)
+        padding = np.ones(position_ids.shape, dtype=bool)
         lines = len(tokens)
-        columns: list[list[Tensor]] = [[], [], [], []]
+        columns: list[list[np.ndarray]] = [[], [], [], []]
         for row, line, whole_start, first, length in places:
-            prompt = int(batch.prompt_lengths[row])
-            response = int(batch.response_lengths[row])
-            whole = batch.token_ids[row, : prompt + response]
+            prompt, response = prompts[row], responses[row]
+            whole = token_ids[row, : prompt + response]
             fed = whole[:-1]
             # Positions of the sequence that this context-parallel rank has.
-            start, local = whole_start // self.size, first + self._positions(length)
-            real = (local < len(fed)).nonzero().flatten()
+            start, local = whole_start // self.size, first + self._positions(length).numpy()
+            real = (local < len(fed)).nonzero()[0]
             tokens[line, start + real] = fed[local[real]]
             padding[line, start + real] = False
             # The state at position t predicts the token at t + 1: response token t + 1 - prompt.
             target = local - (prompt - 1)
-            predicting = ((target >= 0) & (target < response)).nonzero().flatten()
-            predicting = predicting[batch.loss_mask[row, target[predicting]]]
+            predicting = ((target >= 0) & (target < response)).nonzero()[0]
+            predicting = predicting[loss_mask[row, target[predicting]]]
             target = target[predicting]
             # States are flattened as [s, b].
             columns[0].append((start + predicting) * lines + line)
             columns[1].append(whole[prompt + target])
-            columns[2].append(torch.full_like(target, row))
+            columns[2].append(np.full_like(target, row))
             columns[3].append(target)
-        empty = torch.empty(0, dtype=torch.int64)
+        empty = np.empty(0, dtype=np.int64)
         state_index, targets, sequence_index, response_position = (
-            torch.cat([empty, *column]) for column in columns
+            torch.from_numpy(np.concatenate([empty, *column])) for column in columns
         )
         return MicroBatch(
-            tokens=tokens,
+            tokens=torch.from_numpy(tokens),
             position_ids=position_ids,
             state_index=state_index,
             targets=targets,
             sequence_index=sequence_index,
             response_position=response_position,
             sequences=part,
-            padding=padding if padding.any() else None,
+            padding=torch.from_numpy(padding) if padding.any() else None,
         )

@@ -36,35 +36,52 @@ class StackedPieces:
     """[n, 1, Q, K] bool: which keys a query sees; a padded query sees the first key."""
     kept: Tensor
     """[tokens] int64: places in [n * Q] of what is no padding, piece by piece."""
-    lengths: tuple[int, ...]
-    """Queries of each piece."""
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The calls for the pieces of a row."""
+
+    stacked: tuple[StackedPieces, ...]
+    """No piece is in two of them."""
+    alone: tuple[int, ...]
+    """Numbers of the pieces that have a call of their own."""
+    order: Tensor | None
+    """[s] int64: where the row's tokens are behind one another after these calls; None: in
+    their order."""
 
 
 @functools.lru_cache(maxsize=16)
-def stacked_pieces(
+def calls_of(
     pieces: tuple[Piece, ...], lengths: tuple[int, ...], tokens_before: int | None
-) -> tuple[StackedPieces, ...]:
-    """The calls for all short pieces of a row that are not alone of their size.
+) -> Calls:
+    """Stacks all short pieces that are not the only ones of their size.
 
     Args:
         pieces: Of the row, in order of their queries.
         lengths: Of the row's segments, which hold the keys.
         tokens_before: Keys before its own that a query sees; None: all.
-
-    Returns:
-        Calls; no piece is in two of them.
     """
     alike = defaultdict(list)
     for number, piece in enumerate(pieces):
         if piece.num_keys <= SHORT:
             # Of one power of two each, so that less than half of either is padding.
             alike[piece.queries.bit_length(), piece.num_keys.bit_length()].append(number)
+    groups = [numbers for numbers in alike.values() if len(numbers) > 1]
+    together = {number for numbers in groups for number in numbers}
+    alone = tuple(number for number in range(len(pieces)) if number not in together)
     first_queries = [0, *itertools.accumulate(piece.queries for piece in pieces)]
     first_keys = [0, *itertools.accumulate(lengths)]
-    return tuple(
-        _stacked(numbers, pieces, first_queries, first_keys, tokens_before)
-        for numbers in alike.values()
-        if len(numbers) > 1
+    places = [
+        place
+        for number in itertools.chain(*groups, alone)
+        for place in range(first_queries[number], first_queries[number + 1])
+    ]
+    in_order = places == sorted(places)
+    return Calls(
+        tuple(_stacked(each, pieces, first_queries, first_keys, tokens_before) for each in groups),
+        alone,
+        None if in_order else torch.tensor(places).argsort(),
     )
 
 
@@ -76,29 +93,25 @@ def _stacked(
     tokens_before: int | None,
 ) -> StackedPieces:
     chosen = [pieces[number] for number in numbers]
-    most_queries = max(piece.queries for piece in chosen)
-    most_keys = max(piece.num_keys for piece in chosen)
-    queries = torch.zeros(len(chosen), most_queries, dtype=torch.int64)
-    keys = torch.zeros(len(chosen), most_keys, dtype=torch.int64)
-    for row, (number, piece) in enumerate(zip(numbers, chosen, strict=True)):
-        begin = first_queries[number]
-        queries[row, : piece.queries] = torch.arange(begin, begin + piece.queries)
-        parts = [first_keys[of] + torch.arange(count) for of, count in piece.keys]
-        keys[row, : piece.num_keys] = torch.cat(parts)
-    query, key = torch.arange(most_queries), torch.arange(most_keys)
-    of_queries = torch.tensor([piece.queries for piece in chosen])[:, None]
+    num_queries = torch.tensor([piece.queries for piece in chosen])[:, None]
+    num_keys = torch.tensor([piece.num_keys for piece in chosen])[:, None]
+    query, key = torch.arange(int(num_queries.max())), torch.arange(int(num_keys.max()))
+    real = query < num_queries
+    begins = torch.tensor([first_queries[number] for number in numbers])[:, None]
+    seen = [
+        [first_keys[of] + place for of, count in piece.keys for place in range(count)]
+        for piece in chosen
+    ]
     # [n, Q, 1]: the key that is the query's own.
-    own = (torch.tensor([p.num_keys for p in chosen])[:, None] - of_queries + query)[..., None]
+    own = (num_keys - num_queries + query)[..., None]
     allowed = key <= own
     if tokens_before is not None:
         allowed &= key >= own - tokens_before
-    real = query < of_queries
     allowed = torch.where(real[..., None], allowed, key == 0)
     return StackedPieces(
         numbers=tuple(numbers),
-        queries=queries,
-        keys=keys,
+        queries=torch.where(real, begins + query, 0),
+        keys=torch.tensor([each + [0] * (len(key) - len(each)) for each in seen]),
         allowed=allowed[:, None],
         kept=real.flatten().nonzero()[:, 0],
-        lengths=tuple(piece.queries for piece in chosen),
     )

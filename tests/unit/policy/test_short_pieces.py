@@ -11,7 +11,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron_resrl.policy.attention import SdpaCoreAttention
 from megatron_resrl.policy.packing import PackedSequences
 from megatron_resrl.policy.segments import Segments, natural_order
-from megatron_resrl.policy.short_pieces import SHORT, stacked_pieces
+from megatron_resrl.policy.short_pieces import SHORT, calls_of
 
 HEADS, GROUPS, SIZE = 4, 2, 8
 
@@ -63,7 +63,7 @@ def test_short_pieces_attend_as_each_alone(row: str, window: int | None) -> None
         for heads in (HEADS, GROUPS, GROUPS)
     ]
     packed = PackedSequences.of(segments, torch.arange(tokens))
-    assert stacked_pieces(packed.pieces, segments.lengths, None)
+    assert calls_of(packed.pieces, segments.lengths, None).stacked
     found = made_attention(window)(*inputs, None, packed_seq_params=packed)[:, 0]
     expected = exact(inputs, segments, window)
     # fp32 rounding of values of size 1, and of sums over dozens of queries in the gradients.
@@ -78,7 +78,7 @@ def test_short_pieces_attend_as_each_alone(row: str, window: int | None) -> None
 @pytest.mark.parametrize("rank", [0, 1])
 def test_short_pieces_of_a_context_parallel_rank(rank: int) -> None:
     segments = Segments((4, 8, 4, 4, 8), (None, 0, 0, None, None))
-    calls = stacked_pieces(segments.pieces(rank, 2), segments.lengths, None)
+    calls = calls_of(segments.pieces(rank, 2), segments.lengths, None).stacked
     # Rank 0 holds tokens 0 and 3 of the first segment, 0, 1, 6 and 7 of the second, and so on.
     own = natural_order(segments.lengths, 2).argsort().view(2, -1)[rank]
     for call in calls:
@@ -95,6 +95,7 @@ def test_short_pieces_of_a_context_parallel_rank(rank: int) -> None:
 
 
 def test_short_pieces_leave_long_ones_and_single_ones() -> None:
-    segments = Segments.apart((SHORT + 1, SHORT + 1, 3, 60, SHORT, SHORT))
-    calls = stacked_pieces(segments.pieces(), segments.lengths, None)
-    assert [call.numbers for call in calls] == [(4, 5)]
+    segments = Segments.apart((SHORT + 1, SHORT + 1, 3, 9, SHORT, SHORT))
+    calls = calls_of(segments.pieces(), segments.lengths, None)
+    assert [call.numbers for call in calls.stacked] == [(4, 5)]
+    assert calls.alone == (0, 1, 2, 3)
