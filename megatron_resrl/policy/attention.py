@@ -130,14 +130,13 @@ class SdpaCoreAttention(MegatronModule):
     ) -> torch.Tensor:
         """[tokens, 1, heads * head_dim] of the call's pieces, behind one another."""
         # [s, 1, heads, head_dim] -> [n, heads, Q, head_dim]
-        stacked = (
-            x.squeeze(1)
-            .index_select(0, places.flatten())
-            .unflatten(0, places.shape)
-            .transpose(1, 2)
+        query, key, value = (
+            x.squeeze(1).index_select(0, places.flatten()).unflatten(0, places.shape)
             for x, places in ((query, call.queries), (key, call.keys), (value, call.keys))
         )
-        context = self._kernel(*stacked, call.allowed).transpose(1, 2).flatten(2).flatten(0, 1)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
+        context = self._kernel(query, key, value, call.allowed).transpose(1, 2)
+        context = context.flatten(2).flatten(0, 1)
         return context.index_select(0, call.kept)[:, None]
 
     def _attend(
