@@ -8,6 +8,8 @@ from megatron_resrl.checks.facts import Check
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import CheckpointConfig
 from megatron_resrl.errors import closest
+from megatron_resrl.evaluation.answers import answer_reader
+from megatron_resrl.evaluation.metrics import question_values
 from megatron_resrl.evaluation.sets import SetSettings
 
 _EVALUATION = "eval/"
@@ -19,11 +21,19 @@ def evaluation_metric_names(sets: Sequence[SetSettings]) -> list[str]:
         f"{each.name}/{kind}"
         for each in sets
         for kind in (
-            f"avg@{each.samples_per_prompt}",
-            *(f"pass@{k}" for k in each.pass_at),
+            *_named_values(each),
             *("response_length", "questions", "dropped", "timeouts", "truncated"),
         )
     ]
+
+
+def _named_values(settings: SetSettings) -> list[str]:
+    """Of one question without a right answer."""
+    size = settings.samples_per_prompt
+    ks = [k for k in settings.pass_at if 1 <= k <= size]
+    nothing = [[""] * size]
+    answers = None if answer_reader(settings.reward) is None else nothing
+    return list(question_values([[0.0] * size], ks, answers, nothing))
 
 
 def check_best_metric(

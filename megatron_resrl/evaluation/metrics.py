@@ -1,8 +1,11 @@
-"""Averages over samples, and the unbiased pass@k."""
+"""Averages over samples, the unbiased pass@k and pass^k, votes, and how much responses differ."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+
+from megatron_resrl.evaluation.diversity import NGRAMS, distinct_answers, distinct_n
+from megatron_resrl.evaluation.majority import consensus_at_k
 
 
 def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
@@ -32,6 +35,25 @@ def pass_at_k(num_samples: int, num_correct: int, k: int) -> float:
     return 1.0 - all_wrong
 
 
+def pass_hat_k(num_samples: int, num_correct: int, k: int) -> float:
+    """Estimates the probability that all of k samples are correct, without bias: pass^k.
+
+    C(c, k) / C(n, k): the share of all k-subsets of the n samples that are all correct. That is
+    one minus pass@k of the opposite verdicts.
+
+    Args:
+        num_samples: n.
+        num_correct: c, of those n.
+        k: From 1 to n.
+
+    Raises:
+        ValueError: A number is out of range.
+
+    Source: Yao et al. 2024, tau-bench, arXiv 2406.12045, section 4.
+    """
+    return 1.0 - pass_at_k(num_samples, num_samples - num_correct, k)
+
+
 def avg_at_k(scores: Sequence[Sequence[float]]) -> float:
     """The mean score over samples, then over prompts.
 
@@ -47,16 +69,35 @@ def avg_at_k(scores: Sequence[Sequence[float]]) -> float:
 
 
 def evaluation_metrics(
-    scores_per_prompt: Sequence[Sequence[float]], ks: Iterable[int]
+    scores_per_prompt: Sequence[Sequence[float]],
+    ks: Iterable[int],
+    answers: Sequence[Sequence[str]] | None = None,
+    texts: Sequence[Sequence[str]] | None = None,
 ) -> dict[str, float]:
-    """Reduces the scores of an evaluation.
+    """Reduces an evaluation: the means of `question_values` over prompts; arguments as there."""
+    avg_at_k(scores_per_prompt)
+    values = question_values(scores_per_prompt, ks, answers, texts)
+    return {name: sum(several) / len(several) for name, several in values.items()}
+
+
+def question_values(
+    scores_per_prompt: Sequence[Sequence[float]],
+    ks: Iterable[int],
+    answers: Sequence[Sequence[str]] | None = None,
+    texts: Sequence[Sequence[str]] | None = None,
+) -> dict[str, list[float]]:
+    """What an evaluation says of each question.
 
     Args:
         scores_per_prompt: [prompts][n samples]; above 0 is correct.
         ks: Each from 1 to n.
+        answers: [prompts][n samples], see `answers.answer_reader`; None: there are none to count.
+        texts: [prompts][n samples]; None: they are not compared.
 
     Returns:
-        `avg@<n>`, the mean score, and `pass@<k>` for every k, the mean over prompts.
+        [prompts] of `avg@<n>`, the mean score, and of `pass@<k>` for every k. With several samples
+        also of `pass^<k>` for every k above 1; of `cons@<k>` for those and n, and
+        `distinct_answers`; and of `distinct-<n>`, see `diversity`.
 
     Raises:
         ValueError: Prompts differ in their number of samples, there is none, or a k is out of
@@ -65,10 +106,21 @@ def evaluation_metrics(
     sizes = sorted({len(samples) for samples in scores_per_prompt})
     if len(sizes) > 1:
         raise ValueError(f"all prompts need equally many samples, found {sizes}")
-    average = avg_at_k(scores_per_prompt)
-    correct = [sum(score > 0 for score in samples) for samples in scores_per_prompt]
-    metrics = {f"avg@{sizes[0]}": average}
-    for k in ks:
-        estimates = [pass_at_k(sizes[0], count, k) for count in correct]
-        metrics[f"pass@{k}"] = sum(estimates) / len(estimates)
-    return metrics
+    (size,) = sizes or [0]
+    ks = list(ks)
+    verdicts = [[score > 0 for score in samples] for samples in scores_per_prompt]
+    correct = list(map(sum, verdicts))
+    values = {f"avg@{size}": [sum(samples) / size for samples in scores_per_prompt]}
+    values |= {f"pass@{k}": [pass_at_k(size, count, k) for count in correct] for k in ks}
+    if size == 1:
+        return values
+    several = [k for k in ks if k > 1]
+    values |= {f"pass^{k}": [pass_hat_k(size, count, k) for count in correct] for k in several}
+    if answers is not None:
+        for k in sorted({*several, size}):
+            pairs = zip(answers, verdicts, strict=True)
+            values[f"cons@{k}"] = [consensus_at_k(*pair, k) for pair in pairs]
+        values["distinct_answers"] = [float(distinct_answers(each)) for each in answers]
+    if texts is not None:
+        values |= {f"distinct-{n}": [distinct_n(each, n) for each in texts] for n in NGRAMS}
+    return values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import math
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_resrl.config.schema import EvaluationConfig
-from megatron_resrl.evaluation.metrics import evaluation_metrics
+from megatron_resrl.evaluation.answers import answer_reader
+from megatron_resrl.evaluation.bootstrap import mean_intervals
+from megatron_resrl.evaluation.metrics import question_values
 from megatron_resrl.evaluation.sets import EvaluationSet
 from megatron_resrl.observe.json_lines import json_line
 from megatron_resrl.rollout.collect import Sample
@@ -38,6 +41,34 @@ class SetResult:
             scores[sample.group].append(sample.score)
         return scores
 
+    def answers(self) -> list[list[str]] | None:
+        """[questions][samples] as the verifier reads them, see `answer_reader`; None: not at all.
+
+        What could not be graded in time or in memory has none: reading it may not end.
+        """
+        reader = answer_reader(self.questions.settings.reward)
+        if reader is None or any(sample.response.score is not None for sample in self.samples):
+            return None
+        answers: list[list[str]] = [[] for _ in self.questions.prompts]
+        for sample in self.samples:
+            lost = sample.timed_out or sample.killed
+            answers[sample.group].append("" if lost else reader(sample.text))
+        return answers
+
+    @functools.cached_property
+    def values(self) -> dict[str, list[float]]:
+        """[questions] of every metric that is a mean over them, see `question_values`."""
+        texts: list[list[str]] = [[] for _ in self.questions.prompts]
+        for sample in self.samples:
+            texts[sample.group].append(sample.text)
+        ks = self.questions.settings.pass_at
+        return question_values(self.scores(), ks, self.answers(), texts)
+
+    def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
+        """Metric -> its interval over questions, see `mean_intervals`; none with one question."""
+        found = mean_intervals(list(self.values.values()), (seed,))
+        return dict(zip(self.values, found or (), strict=found is not None))
+
     def counts(self) -> dict[str, int]:
         """How many questions and responses there were, and what is to be known of them."""
         return {
@@ -49,10 +80,10 @@ class SetResult:
         }
 
     def metrics(self) -> dict[str, float]:
-        """`avg@<n>`, `pass@<k>`, `response_length`, `questions`, `dropped` (out of the average),
+        """The means of `values`, `response_length`, `questions`, `dropped` (out of the average),
         `timeouts` (graded as wrong) and `truncated`, a share of the responses."""
         counts, responses = self.counts(), len(self.samples)
-        found = evaluation_metrics(self.scores(), self.questions.settings.pass_at)
+        found = {name: sum(each) / len(each) for name, each in self.values.items()}
         found["response_length"] = (
             sum(s.response.num_generated_tokens for s in self.samples) / responses
         )
@@ -99,6 +130,7 @@ class SetResult:
     def lines(self, step: int | None) -> Iterator[dict[str, Any]]:
         """One record for each question, with its responses."""
         grouped = itertools.groupby(self.samples, key=lambda sample: sample.group)
+        answers = self.answers()
         for group, samples in grouped:
             record = self.questions.prompts[group].record
             yield {
@@ -106,7 +138,10 @@ class SetResult:
                 "row": record.index,
                 "question": record.messages[-1]["content"],
                 "ground_truth": str(record.ground_truth),
-                "responses": [_readable(sample) for sample in samples],
+                "responses": [
+                    _readable(sample) | ({} if answers is None else {"answer": answers[group][n]})
+                    for n, sample in enumerate(samples)
+                ],
             }
 
 

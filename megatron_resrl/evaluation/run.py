@@ -6,7 +6,7 @@ import datetime
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,8 +143,8 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
             results = graded_sets(sets, worker, recipe.seed)
         metrics = _named_metrics(results)
         if dist.get_rank() == 0:
-            for name, value in metrics.items():
-                print(f"{name}: {value:.4f}")
+            for line in _lines(metrics, results, recipe.seed):
+                print(line)
             for path in _write(results, metrics, recipe):
                 print(f"written: {path}")
     return metrics
@@ -156,6 +156,18 @@ def _named_metrics(results: Sequence[SetResult]) -> dict[str, float]:
         for result in results
         for name, value in result.metrics().items()
     }
+
+
+def _lines(metrics: Mapping[str, float], results: Sequence[SetResult], seed: int) -> Iterator[str]:
+    """Metric, value, and its interval where it has one."""
+    intervals = {
+        f"eval/{result.questions.name}/{name}": interval
+        for result in results
+        for name, interval in result.intervals(seed).items()
+    }
+    for name, value in metrics.items():
+        low_high = "  [{:.4f}, {:.4f}]".format(*intervals[name]) if name in intervals else ""
+        yield f"{name}: {value:.4f}{low_high}"
 
 
 def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Recipe) -> list[Path]:
@@ -177,6 +189,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
                 **result.counts(),
                 "reward": result.questions.settings.reward.function,
                 "standard_error": result.standard_error(),
+                "intervals": result.intervals(recipe.seed),
                 "dropped_rows": result.questions.dropped,
             }
             for result in results

@@ -263,6 +263,18 @@ METRICS = {
         "mean score of n responses per question of the set, mean over questions", "score"
     ),
     "eval/<set>/pass@<k>": Metric("unbiased estimate that one of k responses is correct", "share"),
+    "eval/<set>/pass^<k>": Metric("unbiased estimate that all of k responses are correct", "share"),
+    "eval/<set>/cons@<k>": Metric(
+        "unbiased estimate that the answer of most of k responses is correct", "share"
+    ),
+    "eval/<set>/distinct_answers": Metric(
+        "different answers to a question, mean over questions", "answers"
+    ),
+    "eval/<set>/distinct-<n>": Metric(
+        "different word n-grams over all n-grams of the responses to a question, mean over "
+        "questions",
+        "share",
+    ),
     "eval/<set>/response_length": Metric("mean length of the responses", "tokens"),
     "eval/<set>/questions": Metric("questions in the averages", "questions"),
     "eval/<set>/dropped": Metric("questions left out, too long or without answer", "questions"),

@@ -41,10 +41,15 @@ def integer_reward(
         ValueError: The ground truth is not an integer.
     """
     right = _accepted(ground_truth)
+    return float(last_integer(response) in right)
+
+
+def last_integer(response: str) -> str:
+    """The last number of a response in plain digits; empty: there is none, or it is no integer."""
     numbers = list(_NUMBER.finditer(_plain_minus(response)))
     if not numbers or numbers[-1]["rest"]:
-        return 0.0
-    return float(_canonical(numbers[-1]) in right)
+        return ""
+    return _canonical(numbers[-1])
 
 
 def check_ground_truth(value: Any) -> None:

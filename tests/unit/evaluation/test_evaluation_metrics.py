@@ -80,6 +80,8 @@ def test_evaluation_is_reduced_to_named_metrics() -> None:
             "pass@1": (1 / 2 + 0 + 1 / 4) / 3,
             "pass@2": (5 / 6 + 0 + 1 / 2) / 3,
             "pass@4": 2 / 3,
+            "pass^2": (1 / 6 + 0 + 0) / 3,
+            "pass^4": 0,
         },
         abs=ROUNDING,
     )
