@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from megatron_resrl.cli import algorithms, check, doctor, launch, plan, serve, stages, status
+from megatron_resrl.cli import (
+    algorithms,
+    check,
+    compare,
+    doctor,
+    launch,
+    plan,
+    serve,
+    stages,
+    status,
+)
 from megatron_resrl.cli.command import CliCommand
 
 COMMANDS: dict[str, CliCommand] = {
@@ -10,6 +20,7 @@ COMMANDS: dict[str, CliCommand] = {
     "sft": stages.SFT,
     "eval": stages.EVAL,
     "pretrain": stages.PRETRAIN,
+    "compare": compare.COMPARE,
     "check": check.CHECK,
     "algorithms": algorithms.ALGORITHMS,
     "plan": plan.PLAN,

@@ -15,8 +15,8 @@ from megatron_resrl.config.schema import EvaluationConfig
 from megatron_resrl.evaluation.answers import answer_reader
 from megatron_resrl.evaluation.bootstrap import mean_intervals
 from megatron_resrl.evaluation.metrics import question_values
+from megatron_resrl.evaluation.responses import write_responses
 from megatron_resrl.evaluation.sets import EvaluationSet
-from megatron_resrl.observe.json_lines import json_line
 from megatron_resrl.rollout.collect import Sample
 
 logger = logging.getLogger(__name__)
@@ -167,9 +167,7 @@ def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None)
         path = folder / f"{result.questions.name}.jsonl"
         if path.exists():
             path.rename(_unused(path))
-        with path.open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as file:
-            for line in result.lines(step):
-                file.write(json_line(line))
+        write_responses(path, result.lines(step))
         paths.append(path)
     return paths
 

@@ -188,6 +188,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
             result.questions.name: {
                 **result.counts(),
                 "reward": result.questions.settings.reward.function,
+                "settings": result.questions.settings.as_asked(),
                 "standard_error": result.standard_error(),
                 "intervals": result.intervals(recipe.seed),
                 "dropped_rows": result.questions.dropped,

@@ -59,6 +59,12 @@ class SetSettings:
         """0: evaluations keep all tokens, and `top_p` alone cuts the distribution."""
         return 0
 
+    def as_asked(self) -> dict[str, Any]:
+        """What of it decides how its numbers compare with others', as plain values."""
+        names = ("samples_per_prompt", "temperature", "top_p", "max_response_length")
+        own = {name: getattr(self, name) for name in names}
+        return own | {"prompt_template": self.file.prompt_template}
+
     @property
     def name(self) -> str:
         """In the metrics: the file's name without its ending, or the entry's `name`."""

@@ -32,7 +32,7 @@ FLOORS = (
     ("training",),
     ("checks",),
     ("planning",),
-    ("doctor", "launch", "status"),
+    ("doctor", "launch", "status", "comparison"),
     ("cli",),
     ("__main__",),
 )

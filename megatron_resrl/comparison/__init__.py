@@ -1,0 +1,1 @@
+"""What evaluations of several runs say of each other, question by question."""
