@@ -7,9 +7,10 @@ import json
 from megatron_resrl.cli.command import CliCommand
 from megatron_resrl.errors import InputError, closest
 
-_OPTIONS = ("--metric", "--sets", "--seed", "--json")
+_OPTIONS = ("--metric", "--sets", "--seed", "--plot", "--json")
 _HELP = """\
-usage: megatron-resrl compare BASELINE OTHER [OTHER ...] [--metric NAME] [--sets A,B] [--json]
+usage: megatron-resrl compare BASELINE OTHER [OTHER ...] [--metric NAME] [--sets A,B]
+                              [--plot FILE] [--json]
 
 Compares evaluations of several arms with that of the first, question by question: differences,
 intervals over questions and seeds together, p-values corrected for several arms (Holm), the
@@ -22,6 +23,7 @@ questions in the evaluation.
   --metric NAME    avg (the mean score), pass@K, pass^K or cons@K
   --sets A,B       only these sets
   --seed N         of the resamples (0)
+  --plot FILE      differences and intervals as a picture (extra `plot`)
   --json           one JSON object
 """
 
@@ -38,6 +40,10 @@ def _compare(first: str | None, arguments: list[str]) -> int:
         raise InputError(f"compare: --seed {seed}: give a number from 0 on")
     metric = options.get("--metric", "avg")
     found = compare(read_arms(arms), metric=metric, sets=sets, seed=int(seed))
+    if "--plot" in options:
+        from megatron_resrl.comparison.plot import plot_comparison
+
+        plot_comparison(found, options["--plot"])
     print(json.dumps(found, indent=1) if "--json" in options else comparison_text(found))
     return 0
 
@@ -64,10 +70,16 @@ def _options(arguments: list[str]) -> tuple[list[str], dict[str, str]]:
     return arms, options
 
 
+def _no_settings(arguments: list[str]) -> list[str]:
+    _options(arguments)
+    return []
+
+
 COMPARE = CliCommand(
     _compare,
     """\
 evaluations of several runs, question by question, with intervals and what could have been
 found (BASELINE OTHER ... [--metric pass@8] [--json]; `compare --help`)""",
     lambda: print(_HELP, end=""),
+    settings_of=_no_settings,
 )

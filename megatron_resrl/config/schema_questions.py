@@ -113,13 +113,6 @@ class EvaluationConfig:
     have a `reward` of its own (a function's name, or {function: NAME, options: {...}}),
     samples_per_prompt, temperature, top_p, pass_at, max_prompts, and a max_response_length that is
     not above that of `rollout`."""
-    suites: tuple[FileEntry, ...] = ()
-    """Public benchmarks, each a set: aime24, aime25, amc23, math500, minerva, olympiad, gsm8k,
-    humaneval_plus, mbpp_plus, livecodebench, codeforces, bfcl, alfworld, webshop, countdown. An
-    entry {suite: NAME, path: FILE} may have every key of an entry of `files`, which wins over the
-    suite's; the suite wins over the settings of this section."""
-    suites_dir: str = "suites"
-    """Folder with <suite>.parquet or <suite>.jsonl, as tools/prepare_data.py writes them."""
     every: Annotated[int, at_least(0)] = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     samples_per_prompt: Annotated[int, at_least(1)] = 4
@@ -134,6 +127,15 @@ class EvaluationConfig:
     """Use only the first questions of each file."""
     keep_responses: bool = True
     """Write every response with its score below `<output_dir>/evaluation`."""
+    response_format: Literal["jsonl", "parquet"] = "jsonl"
+    """Kind of these files."""
+    suites: tuple[FileEntry, ...] = ()
+    """Public benchmarks, each a set: aime24, aime25, amc23, math500, minerva, olympiad, gsm8k,
+    humaneval_plus, mbpp_plus, livecodebench, codeforces, bfcl, alfworld, webshop, countdown. An
+    entry {suite: NAME, path: FILE} may have every key of an entry of `files`, which wins over the
+    suite's; the suite wins over the settings of this section."""
+    suites_dir: str = "suites"
+    """Folder with <suite>.parquet or <suite>.jsonl, as tools/prepare_data.py writes them."""
 
     @property
     def entries(self) -> tuple[FileEntry, ...]:

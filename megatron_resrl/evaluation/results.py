@@ -150,13 +150,16 @@ def responses_folder(evaluation: EvaluationConfig, output_dir: str) -> Path | No
     return Path(output_dir) / SUMMARY if evaluation.keep_responses else None
 
 
-def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None) -> list[Path]:
-    """Writes `<folder>/<set>.jsonl` for each set; files that are there get out of the way.
+def keep_responses(
+    results: Sequence[SetResult], folder: Path, step: int | None, ending: str = "jsonl"
+) -> list[Path]:
+    """Writes `<folder>/<set>.<ending>` for each set; files that are there get out of the way.
 
     Args:
         results: Of one evaluation.
         folder: Made if absent.
         step: Training steps taken; None: not in training.
+        ending: `evaluation.response_format`.
 
     Returns:
         The files.
@@ -164,7 +167,7 @@ def keep_responses(results: Sequence[SetResult], folder: Path, step: int | None)
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for result in results:
-        path = folder / f"{result.questions.name}.jsonl"
+        path = folder / f"{result.questions.name}.{ending}"
         if path.exists():
             path.rename(_unused(path))
         write_responses(path, result.lines(step))
@@ -182,7 +185,8 @@ def unused_names(directory: Path) -> tuple[Path, Path]:
     for number in itertools.count():
         name = f"{SUMMARY}.{number}" if number else SUMMARY
         summary, folder = directory / f"{name}.json", directory / name
-        if not summary.exists() and not any(folder.glob("*.jsonl")):
+        kept = (*folder.glob("*.jsonl"), *folder.glob("*.parquet"))
+        if not summary.exists() and not kept:
             return summary, folder
     raise AssertionError
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch.distributed as dist
 import yaml
+from megatron.core import parallel_state
 
 from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
@@ -25,6 +26,7 @@ from megatron_resrl.evaluation.results import (
     unused_names,
 )
 from megatron_resrl.evaluation.sets import EvaluationSet, SetSettings, evaluation_sets
+from megatron_resrl.evaluation.unfinished import Unfinished, unfinished_evaluation
 from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.phases import named_phase
@@ -68,6 +70,7 @@ def evaluate_sets(
     seed: int,
     step: int,
     folder: Path | None,
+    ending: str = "jsonl",
 ) -> dict[str, float]:
     """Samples and grades every set with the policy's current weights. Collective.
 
@@ -77,21 +80,33 @@ def evaluate_sets(
         seed: Of the run.
         step: Training steps taken.
         folder: Rank 0 writes the responses to `step_<step>` below it; None: they are not kept.
+        ending: `evaluation.response_format`.
 
     Returns:
         `eval/<set>/<metric>`, see `SetResult.metrics`.
     """
     results = graded_sets(sets, worker, seed)
     if folder is not None and dist.get_rank() == 0:
-        keep_responses(results, folder / f"step_{step:06d}", step)
+        keep_responses(results, folder / f"step_{step:06d}", step, ending)
     return _named_metrics(results)
 
 
-def graded_sets(sets: Sequence[EvaluationSet], worker: RolloutWorker, seed: int) -> list[SetResult]:
+def graded_sets(
+    sets: Sequence[EvaluationSet],
+    worker: RolloutWorker,
+    seed: int,
+    unfinished: Unfinished | None = None,
+) -> list[SetResult]:
     """All responses to every set, graded. Collective.
 
     The random numbers are the same at every call, so that two evaluations of one run differ by
     the weights alone. Scores are the verifier's, without length scaling.
+
+    Args:
+        sets: Questions.
+        worker: Answers and grades them.
+        seed: Of the run.
+        unfinished: Keeps what is generated; None: nothing does.
     """
     results = []
     for number, each in enumerate(sets):
@@ -99,7 +114,10 @@ def graded_sets(sets: Sequence[EvaluationSet], worker: RolloutWorker, seed: int)
         sampling = SamplingParams.of(settings, worker.stop_token_ids, settings.samples_per_prompt)
         key = (seed, EVALUATION_STREAM, number)
         request = GenerationRequest.of_prompts(each.prompts, sampling, key)
-        responses = worker.engine.generate(request)
+        if unfinished is None:
+            responses = worker.engine.generate(request)
+        else:
+            responses = unfinished.generate(worker.engine, request, number)
         require_finite_responses(
             each.prompts,
             responses,
@@ -123,7 +141,8 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
 
     Prints the metrics, and writes them to `<output_dir>/evaluation.json` with what they were
     measured with, and the responses to `<output_dir>/evaluation/<set>.jsonl`. An earlier
-    evaluation's files stay: this one's have a number then.
+    evaluation's files stay: this one's have a number then. What an evaluation that was stopped has
+    generated with the same settings and model is used.
     """
     if recipe.rollout.record or recipe.rollout.replay:
         logger.warning(
@@ -140,13 +159,17 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
         sets = load_evaluation_sets(wanted, recipe.data, tokenizer, vocab_size)
         judged = [(each.settings.reward, each.prompts) for each in sets]
         with open_worker(recipe, trainable=False, tokenizer=tokenizer, judged=judged) as worker:
-            results = graded_sets(sets, worker, recipe.seed)
+            replicas = parallel_state.get_data_parallel_world_size(with_context_parallel=True)
+            unfinished = unfinished_evaluation(recipe, sets, replicas)
+            results = graded_sets(sets, worker, recipe.seed, unfinished)
         metrics = _named_metrics(results)
         if dist.get_rank() == 0:
             for line in _lines(metrics, results, recipe.seed):
                 print(line)
             for path in _write(results, metrics, recipe):
                 print(f"written: {path}")
+        if unfinished is not None:
+            unfinished.discard()
     return metrics
 
 
@@ -176,7 +199,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
     summary, folder = unused_names(directory)
     kept: list[Path] = []
     if recipe.evaluation.keep_responses:
-        kept = keep_responses(results, folder, step=None)
+        kept = keep_responses(results, folder, None, recipe.evaluation.response_format)
     now = datetime.datetime.now(datetime.UTC)
     content = {
         "model": str(Path(recipe.model.path).absolute()),

@@ -169,6 +169,10 @@ class GenerationRequest:
         """The second last part of the key of every prompt's random numbers."""
         return range(len(self.prompts)) if self.indices is None else self.indices
 
+    def of_round(self, training_round: TrainingRound) -> GenerationRequest:
+        """The same request under a name that a log finds it by."""
+        return replace(self, training_round=training_round)
+
     def select(self, places: Sequence[int], on_group: OnGroup | None) -> GenerationRequest:
         """The request for some of the prompts, which draw what they would in the whole one.
 

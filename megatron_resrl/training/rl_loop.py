@@ -128,7 +128,9 @@ def _train(
         headline="reward/mean",
         state=state,
         phases=PHASES,
-        evaluate=lambda step: evaluate_sets(sets, worker, recipe.seed, step, kept),
+        evaluate=lambda step: evaluate_sets(
+            sets, worker, recipe.seed, step, kept, recipe.evaluation.response_format
+        ),
         evaluate_every=recipe.evaluation.every,
         on_saved=lambda step: log.discard(until=step),
     )

@@ -210,6 +210,19 @@ def test_compare_prints_a_table(capsys, tmp_path):
     assert "budgets: no difference found" in lines
 
 
+def test_compare_draws_a_picture(capsys, tmp_path):
+    pytest.importorskip("matplotlib")
+    base = write_evaluation(tmp_path / "base", {"a": responses("a", HARD)})
+    other = write_evaluation(tmp_path / "other", {"a": responses("a", EASY)})
+    picture = tmp_path / "differences.png"
+    assert main(["compare", base, other, "--plot", str(picture)]) == 0
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    capsys.readouterr()
+    assert "--plot a.nothing: Format 'nothing'" in refusal(
+        capsys, base, other, "--plot", "a.nothing"
+    )
+
+
 def test_compare_refuses_what_it_cannot_compare(capsys, tmp_path):
     sets = {"a": responses("a", HARD)}
     base = write_evaluation(tmp_path / "base", sets)

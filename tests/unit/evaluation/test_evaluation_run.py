@@ -12,6 +12,7 @@ from tiny_task import write_task
 from megatron_resrl import __version__
 from megatron_resrl.checks.recipe import check_recipe
 from megatron_resrl.config.load import load_recipe
+from megatron_resrl.evaluation.responses import read_responses
 from megatron_resrl.evaluation.results import (
     SetResult,
     keep_responses,
@@ -147,6 +148,31 @@ def test_keep_responses_keeps_line_ends_inside_of_text(worker, quick, tmp_path):
     assert json.loads(lines[0])["responses"][0]["response"] == "a\u2028b\x85c\nd"
     # What was there has moved.
     assert (tmp_path / "heldout.1.jsonl").read_text() == path.read_text()
+
+
+@pytest.mark.setting("evaluation.response_format")
+def test_response_format_parquet_keeps_the_same_records(worker, quick, tmp_path):
+    recipe = replace(quick, output_dir=str(tmp_path))
+    sets = questions_of(recipe, worker)
+    parquet = replace(recipe.evaluation, response_format="parquet")
+    folder = responses_folder(parquet, recipe.output_dir)
+    evaluate_sets(sets, worker, recipe.seed, 20, folder, parquet.response_format)
+    evaluate_sets(sets, worker, recipe.seed, 20, folder, recipe.evaluation.response_format)
+    path = tmp_path / "evaluation" / "step_000020" / "heldout.parquet"
+    records = read_responses(path)
+    assert records == read_responses(path.with_suffix(".jsonl"))
+    assert [len(record["responses"]) for record in records] == [3, 3, 3]
+    (result,) = graded_sets(sets, worker, recipe.seed)
+    odd = SetResult(
+        sets[0], [replace(s, text="half \ud83d", transcript="t") for s in result.samples]
+    )
+    (path,) = keep_responses([odd], tmp_path, None, "parquet")
+    (first, *_) = read_responses(path)
+    assert first["responses"][0]["response"] == "half \\ud83d"
+    assert first["responses"][0]["transcript"] == "t"
+    assert unused_names(tmp_path)[1].name == "evaluation"
+    keep_responses([odd], tmp_path / "evaluation", None, "parquet")
+    assert unused_names(tmp_path)[1].name == "evaluation.1"
 
 
 def test_unused_names_leave_files_that_exist_alone(tmp_path):

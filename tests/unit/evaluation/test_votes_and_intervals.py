@@ -58,7 +58,7 @@ def test_consensus_of_many_samples_agrees_with_draws():
     assert consensus_at_k(answers, verdicts, 9) == pytest.approx(np.mean(votes), abs=4 * error)
 
 
-def test_consensus_counts_an_answer_that_was_not_always_graded_by_its_share():
+def test_consensus_counts_a_half_graded_answer_by_its_share():
     assert consensus_at_k(["a", "a", "b"], [True, False, False], 3) == 0.5
     with pytest.raises(ValueError, match="cons@3 of 2 samples: give a k from 1 to 2"):
         consensus_at_k(["a", "b"], [True, False], 3)
