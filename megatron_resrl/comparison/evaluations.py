@@ -15,6 +15,7 @@ from megatron_resrl.evaluation.responses import read_responses
 from megatron_resrl.platform.run_files import METRICS, read_lines, read_object
 
 _STEP = re.compile(r"step_(\d{6,})")
+_AT_K = re.compile(r"(?:pass|cons)[@^](\d+)")
 _EARLIER = re.compile(r".*\.\d+")
 """Name of a set's file that a later evaluation has moved out of its way."""
 
@@ -53,15 +54,14 @@ class SetResponses:
         answers = None
         if all("answer" in each for several in responses for each in several):
             answers = [[each["answer"] or "" for each in several] for several in responses]
-        kind, at, number = metric.partition("@") if "@" in metric else metric.partition("^")
-        ks = [int(number)] if number.isdecimal() else []
+        match = _AT_K.fullmatch(metric)
         try:
-            found = question_values(scores, ks if kind != "avg" else [], answers)
+            found = question_values(scores, [int(match[1])] if match else [], answers)
         except ValueError as error:
             raise InputError(f"the set {self.name}: {error}") from None
         name = next(iter(found)) if metric == "avg" else metric
-        if name not in found or (kind == "avg" and metric not in ("avg", name)):
-            known = ", ".join(["avg", "pass@K", *(["pass^K", "cons@K"] if at else []), *found])
+        if name not in found:
+            known = "avg, pass@K, and of several samples pass^K, cons@K and distinct_answers"
             raise InputError(f"--metric {metric}: the set {self.name} has {known}")
         return found[name]
 
