@@ -29,7 +29,7 @@ def training_overlap(arms: Sequence[Arm], sets: Sequence[CommonSet]) -> list[dic
         For each arm `arm`, and `questions`: set -> rows of the set's file that were trained on; or
         `unknown`: why the training questions could not be read.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for arm in arms:
         try:
             trained = set().union(*(_training_questions(run.recipe) for run in arm.runs))
