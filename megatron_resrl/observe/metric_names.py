@@ -182,6 +182,11 @@ METRICS = {
     "resrl/spectrum_top_energy": Metric("the first direction's share of the energy", "share"),
     "resrl/spectrum_condition": Metric("largest over smallest singular value used", "-"),
     "resrl/spectrum_effective_rank": Metric("exp(entropy) of the captured spectrum", "dimensions"),
+    "nthr/compared_fraction": Metric("groups with correct and incorrect responses", "share"),
+    "nthr/mean_weight": Metric(
+        "token weight, mean over the incorrect tokens of a compared group, and over these groups",
+        "-",
+    ),
     "shear/compared_fraction": Metric("groups that have correct and incorrect responses", "share"),
     "shear/mean_weight_correct": Metric(
         "token weight, mean over tokens of correct responses, then over compared groups", "-"

@@ -92,7 +92,7 @@ def logit_factors(
     shard = VocabularyShard(output_weight, vocab_size, temperature, group)
     chunks = [slice(start, start + chunk_columns) for start in range(0, shard.valid, chunk_columns)]
     # First pass over the vocabulary: the normalisers.
-    log_normaliser_N = _log_normaliser(shard, hidden_NH, chunks)
+    log_normaliser_N = log_normaliser(shard, hidden_NH, chunks)
     positives = len(hidden_positive)
     factors_PQ = torch.zeros(
         positives, len(hidden_negative), dtype=torch.float64, device=hidden_NH.device
@@ -161,7 +161,7 @@ def _ratio(part: Tensor, whole: Tensor) -> Tensor:
     return torch.where(whole == part, torch.ones_like(whole), part / whole)
 
 
-def _log_normaliser(shard: VocabularyShard, hidden_NH: Tensor, chunks: Sequence[slice]) -> Tensor:
+def log_normaliser(shard: VocabularyShard, hidden_NH: Tensor, chunks: Sequence[slice]) -> Tensor:
     """[N] log of the sum of exp(logits) over the whole vocabulary."""
     local_N = torch.full(
         hidden_NH.shape[:1], float("-inf"), dtype=shard.logits_dtype, device=hidden_NH.device

@@ -23,6 +23,8 @@ class WeightingContext:
     """Most tokens of correct responses that a group can have beside an incorrect response."""
     think_markers: tuple[int, int] | None = None
     """Token ids between which responses think; None: thinking is not left out."""
+    temperature: float = 1.0
+    """Divides the logits, as when the responses were sampled."""
     name: str = "resrl"
     """Of the weighting, as `registry.ChosenWeighting` has it."""
     options: Any = None

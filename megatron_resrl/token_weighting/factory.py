@@ -35,6 +35,13 @@ def build_weighting(
     # One incorrect response at least, or the group is skipped.
     longest = (rollout.group_size - 1) * rollout.max_response_length
     context = WeightingContext(
-        policy, settings, seed, longest, think_markers, chosen.name, chosen.options
+        policy,
+        settings,
+        seed,
+        longest,
+        think_markers,
+        temperature=rollout.temperature,
+        name=chosen.name,
+        options=chosen.options,
     )
     return get_weighting(chosen, context)

@@ -78,6 +78,16 @@ class ControlOptions:
     """The weighting that is controlled."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class NTHROptions:
+    """Of `nthr`."""
+
+    beta: Annotated[float, at_least(0)] = 1.0
+    """Factor of the threshold above which tokens are selected (paper: 1)."""
+    eta: Annotated[float, PROBABILITY] = 0.0
+    """Weight of the tokens that are selected (paper's experiments: 0)."""
+
+
 def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:
     """The options of a weighting as its class wants them.
 

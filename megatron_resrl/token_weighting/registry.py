@@ -16,6 +16,7 @@ from megatron_resrl.token_weighting.options import (
     A3POOptions,
     ControlOptions,
     FilterOptions,
+    NTHROptions,
     ProbabilityOptions,
     ShearOptions,
     made_options,
@@ -121,6 +122,15 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         of_resrl=False,
         whole_groups=True,
         options=ShearOptions,
+    ),
+    "nthr": WeightingEntry(
+        "megatron_resrl.token_weighting.nthr:NTHRWeighting",
+        "eta for incorrect tokens whose penalty would lower correct responses most, else 1",
+        "arXiv 2505.18830",
+        of_resrl=False,
+        only_incorrect=True,
+        whole_groups=True,
+        options=NTHROptions,
     ),
 }
 """A new weighting adds one entry, or stays in a file of its own."""

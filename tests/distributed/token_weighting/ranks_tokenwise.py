@@ -1,6 +1,6 @@
-"""Weights of the same responses in every layout of this world size: token-wise ones and SHEAR's.
+"""Weights of the same responses in every layout of this world size: token-wise, SHEAR's, NTHR's.
 
-Arguments: folder of the models, output file. Rank 0 writes layout -> both weights [B, T], and how
+Arguments: folder of the models, output file. Rank 0 writes layout -> these weights [B, T], and how
 far the weights of the policy are apart after a step in one pass and one in two.
 """
 
@@ -29,7 +29,8 @@ from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.token_weighting.context import WeightingContext
-from megatron_resrl.token_weighting.options import ShearOptions
+from megatron_resrl.token_weighting.nthr import NTHRWeighting
+from megatron_resrl.token_weighting.options import NTHROptions, ShearOptions
 from megatron_resrl.token_weighting.shear import ShearWeighting
 from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
 from megatron_resrl.weights.hugging_face import export_weights
@@ -61,6 +62,14 @@ def shear_of(policy: Policy, recipe: Recipe) -> ShearWeighting:
     return ShearWeighting(context)
 
 
+def nthr_of(policy: Policy, recipe: Recipe) -> NTHRWeighting:
+    """With a weight for selected tokens that no other has."""
+    context = WeightingContext(
+        policy, recipe.resrl, recipe.seed, 64, options=NTHROptions(beta=0.7, eta=0.25)
+    )
+    return NTHRWeighting(context)
+
+
 def after_a_step(recipe: Recipe, single_pass: str) -> tuple[Tensor, float]:
     """All weights of the policy as one vector, and the passes of the step."""
     algorithm = replace(recipe.algorithm, single_pass=single_pass)
@@ -87,12 +96,13 @@ def main() -> None:
         weights = weigh(policy, recipe, training_batch(*rollouts()), weighting).weights
         shear = weigh(policy, recipe, training_batch(*rollouts()), shear_of(policy, recipe)).weights
         # All ranks have the same weights, whichever stage saw the states.
-        everywhere = platform.gather_objects((weights, shear))
-        assert all(torch.equal(one, weights) for one, _ in everywhere)
-        assert all(torch.equal(two, shear) for _, two in everywhere)
+        nthr = weigh(policy, recipe, training_batch(*rollouts()), nthr_of(policy, recipe)).weights
+        everywhere = platform.gather_objects((weights, shear, nthr))
+        for own, others in zip((weights, shear, nthr), zip(*everywhere, strict=True), strict=True):
+            assert all(torch.equal(each, own) for each in others)
         (one, passes), (two, _) = (after_a_step(recipe, mode) for mode in ("always", "never"))
         assert passes == 1
-        found[name] = weights, shear, float((one - two).abs().max())
+        found[name] = weights, shear, nthr, float((one - two).abs().max())
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[2])
     platform.shutdown()

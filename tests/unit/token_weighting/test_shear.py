@@ -20,7 +20,7 @@ from megatron_resrl.errors import SettingError
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.token_weighting.options import ShearOptions
 from megatron_resrl.token_weighting.registry import ChosenWeighting, require_weighting
-from megatron_resrl.token_weighting.shear import ShearReport, ShearWeighting
+from megatron_resrl.token_weighting.shear import ShearWeighting
 from megatron_resrl.token_weighting.span_distances import (
     euclidean,
     nearest_opposing,
@@ -28,6 +28,7 @@ from megatron_resrl.token_weighting.span_distances import (
     span_starts,
     token_maxima,
 )
+from megatron_resrl.token_weighting.whole_groups import SidesReport
 
 OPTIONS = {"span": 4, "stride": 3, "epsilon": 0.1, "iterations": 20}
 SINKHORN = OPTIONS["epsilon"], OPTIONS["iterations"]
@@ -189,7 +190,7 @@ def test_shear_trains_a_step_with_weights_of_both_sides(
 
 def test_shear_summary_is_the_mean_weight_of_each_side() -> None:
     weighting = ShearWeighting(SimpleNamespace(policy=None, options=ShearOptions()))
-    reports = [ShearReport(1.0, 3.0), ShearReport(math.nan, math.nan), ShearReport(2.0, 5.0)]
+    reports = [SidesReport(1.0, 3.0), SidesReport(math.nan, math.nan), SidesReport(2.0, 5.0)]
     assert weighting.summarise(reports, detailed=False) == {
         "shear/compared_fraction": 2 / 3,
         "shear/mean_weight_correct": 1.5,
