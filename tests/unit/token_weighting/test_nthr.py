@@ -128,7 +128,7 @@ def test_nthr_selects_the_tokens_of_the_formula(qwen3_on_one_rank: Path, masked:
             assert found[row][batch.loss_mask[row]].tolist() == expected[place].tolist()
             assert (found[row][~batch.loss_mask[row]] == 1).all()
             selected += int((expected[place] == ETA).sum())
-    assert 5 < selected < int(batch.loss_mask.sum()) - 40
+    assert 1 < selected < int(batch.loss_mask.sum()) / 2
     metrics = take_step(policy, recipe, samples).metrics
     assert metrics["update/applied"] == 1
     assert metrics["nthr/compared_fraction"] == 0.75
