@@ -103,6 +103,16 @@ class RolloutConfig:
     `gymnasium`, `openenv`, `number_game`, or `path.py:name`; None: one turn."""
     environment_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
+    environment_processes: Annotated[int, at_least(0)] = 0
+    """Episodes that one rank plays at once, each with its environment in a process of its own,
+    which is ended and replaced where it hangs or crashes; 0: all at once, in threads of the
+    trainer."""
+    environment_failure: Literal["stop", "zero"] = "stop"
+    """An environment that raises, crashes, is late (`reward.timeout_s` for each call) or answers
+    nonsense: `stop` ends the run; `zero` ends its episode, with a score of 0."""
+    environment_patience_s: Annotated[float, above(0)] = 5.0
+    """Seconds that episodes wait for the environments of others before they take their next turn
+    without them."""
     max_turns: Annotated[int, at_least(1)] = 8
     """Turns of the policy in one episode; `max_response_length` bounds all of them together."""
     record: str | None = None

@@ -108,6 +108,13 @@ METRICS = {
     "episode/turns_max": Metric("the same of the longest episode", "turns"),
     "episode/observations_mean": Metric("messages of the environment", "messages"),
     "episode/observation_tokens_mean": Metric("tokens of these messages", "tokens"),
+    "episode/failed": Metric(
+        "episodes whose environment failed, with `rollout.environment_failure: zero`", "share"
+    ),
+    "episode/failed_raised": Metric("those whose environment raised", "share"),
+    "episode/failed_malformed": Metric("those that got no observation as it should be", "share"),
+    "episode/failed_late": Metric("those that were not answered in time", "share"),
+    "episode/failed_crashed": Metric("those whose environment ended its process", "share"),
     "step/passes": Metric(
         "forward passes of a response that has a loss, those of `resrl.refresh` not counted",
         "passes",

@@ -95,6 +95,8 @@ class Response:
     """The environment's verdict; None: a grader decides."""
     opening: Opening | None = None
     """The same for all responses of a group; None: the prompt is as in the question's file."""
+    failure: str | None = None
+    """How the environment failed, and ended the episode with it; see `running.Reason`."""
 
     def prompt_ids(self, question: tuple[int, ...]) -> tuple[int, ...]:
         """The tokens before the response: the opening's, otherwise those of the question."""

@@ -31,6 +31,7 @@ SCHEMA = pa.schema(
         ("graded_score", pa.float64()),
         ("opening", pa.string()),
         ("opened_prompt_ids", pa.list_(pa.int32())),
+        ("failure", pa.string()),
     ]
 )
 """One row per response. `round` and `index` name the group, `group` is its number in the step
@@ -38,7 +39,7 @@ SCHEMA = pa.schema(
 the verifier gave it (null: not graded yet), `opened_prompt_ids` the prompt with the environment's
 `opening` (null: it has none); the other columns are the fields of `Response`."""
 
-LATER_COLUMNS = ("graded_score", "opening", "opened_prompt_ids")
+LATER_COLUMNS = ("graded_score", "opening", "opened_prompt_ids", "failure")
 """Tables of earlier versions lack some of them."""
 
 RUN_KEY = b"megatron_resrl.run"
@@ -114,6 +115,7 @@ def to_table(groups: Sequence[Group]) -> pa.Table:
         ],
         [response.opening and response.opening.text for _, _, response in rows],
         [response.opening and response.opening.prompt_ids for _, _, response in rows],
+        [response.failure for _, _, response in rows],
     ]
     arrays = [pa.array(c, f.type) for c, f in zip(columns, SCHEMA, strict=True)]
     return pa.table(arrays, schema=SCHEMA)
@@ -153,4 +155,5 @@ def _response(row: dict[str, Any]) -> Response:
         (row["first_version"], row["last_version"]),
         row["score"],
         None if opening is None else Opening(opening, tuple(row["opened_prompt_ids"])),
+        row.get("failure"),
     )

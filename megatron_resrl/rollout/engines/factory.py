@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,12 @@ from megatron_resrl.rollout.engine import RolloutEngine
 from megatron_resrl.rollout.engines.absent import AbsentEngine
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.environments.chat import ObservationTokens
-from megatron_resrl.rollout.environments.episodes import EpisodeEngine
+from megatron_resrl.rollout.environments.environment import Environment
+from megatron_resrl.rollout.environments.episodes import EpisodeEngine, EpisodeSettings
 from megatron_resrl.rollout.environments.opening import opening_encoder
+from megatron_resrl.rollout.environments.processes import ProcessSeats
 from megatron_resrl.rollout.environments.registry import get_environment
+from megatron_resrl.rollout.environments.seats import LocalSeats, Seats
 
 
 def make_engine(
@@ -45,13 +49,29 @@ def make_engine(
     )
     return EpisodeEngine(
         _single_turn_engine(recipe, policy, trainable=trainable),
-        make,
+        _seats(recipe, make),
         tokenizer,
         observations,
-        open_prompt=opening_encoder(tokenizer, recipe.data),
-        name=settings.environment,
-        max_turns=settings.max_turns,
-        timeout_s=recipe.reward.timeout_s,
+        opening_encoder(tokenizer, recipe.data),
+        EpisodeSettings(
+            settings.environment,
+            settings.max_turns,
+            settings.environment_patience_s,
+            settings.environment_failure,
+        ),
+    )
+
+
+def _seats(recipe: Recipe, make: Callable[[], Environment]) -> Seats:
+    settings, timeout_s = recipe.rollout, recipe.reward.timeout_s
+    if not settings.environment_processes:
+        return LocalSeats(make, timeout_s)
+    return ProcessSeats(
+        settings.environment or "",
+        settings.environment_options,
+        recipe.reward.code,
+        count=settings.environment_processes,
+        timeout_s=timeout_s,
     )
 
 

@@ -30,10 +30,11 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
 from megatron_resrl.rollout.environments.chat import ObservationTokens
-from megatron_resrl.rollout.environments.episodes import EpisodeEngine
+from megatron_resrl.rollout.environments.episodes import EpisodeEngine, EpisodeSettings
 from megatron_resrl.rollout.environments.opening import opening_encoder
 from megatron_resrl.rollout.environments.registry import get_environment
 from megatron_resrl.rollout.environments.running import EnvironmentFailed
+from megatron_resrl.rollout.environments.seats import LocalSeats
 from megatron_resrl.rollout.worker import build_policy
 
 LAYOUTS = {
@@ -104,13 +105,11 @@ def play(model: Path, environments: Path, layout: dict) -> dict:
         make = get_environment(f"{environments}:{name}", {})
         return EpisodeEngine(
             engine,
-            make,
+            LocalSeats(make, timeout_s=5.0),
             tokenizer,
             observations,
-            open_prompt=opening_encoder(tokenizer, DataConfig(apply_chat_template=False)),
-            name=name,
-            max_turns=MAX_TURNS,
-            timeout_s=5.0,
+            opening_encoder(tokenizer, DataConfig(apply_chat_template=False)),
+            EpisodeSettings(name, MAX_TURNS, patience_s=60.0, on_failure="stop"),
         )
 
     reported: list[int] = []

@@ -30,9 +30,11 @@ def responses(draw: st.DrawFn) -> Response:
     versions = draw(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)))
     score = draw(st.none() | st.floats(-1, 1))
     reason = draw(st.sampled_from(["stop", "length"]))
-    ids = st.lists(st.integers(0, 99), max_size=3).map(tuple)
-    opening = draw(st.none() | st.builds(Opening, st.text(max_size=3), ids))
-    return Response(tuple(tokens), tuple(log_probs), reason, mask, versions, score, opening)
+    prompts = st.lists(st.integers(0, 99), max_size=3).map(tuple)
+    opening = draw(st.none() | st.builds(Opening, st.text(max_size=3), prompts))
+    failure = draw(st.none() | st.just("late"))
+    ids = tuple(tokens)
+    return Response(ids, tuple(log_probs), reason, mask, versions, score, opening, failure)
 
 
 @given(st.lists(st.lists(responses(), min_size=1, max_size=3), max_size=3))

@@ -62,8 +62,8 @@ def test_make_engine_gives_the_environment_options_and_turns(recipe, policy):
     rollout = RolloutConfig(environment="number_game", environment_options={"high": 5}, max_turns=3)
     settings = replace(recipe, rollout=rollout)
     episodes = make_engine(settings, policy, load_tokenizer(recipe.model), trainable=True)
-    assert episodes._environment().high == 5
-    assert episodes.max_turns == 3
+    assert episodes.seats.make().high == 5
+    assert episodes.settings.max_turns == 3
 
 
 @pytest.mark.setting("vllm.transfer_dir", "vllm.bucket_bytes", "rollout.verify_weights")

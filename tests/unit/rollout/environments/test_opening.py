@@ -111,7 +111,7 @@ def test_episodes_close_each_environment_once(play: Play) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("Different", r"began with '\d', and with '\d' for sample 0 of the group \(reset, sample"),
+        ("Different", r"began with '\d', and with '\d' for another sample of the group"),
         ("Nothing", "reset returned '', which is neither a text nor None"),
         ("Number", "reset returned 7, which is neither a text nor None"),
     ],
