@@ -100,7 +100,8 @@ class RolloutConfig:
     """Rounds of replacement per step; after them such groups stay."""
     environment: str | None = None
     """What answers the policy between turns: `calculator`, `python`, `search`, `tools`,
-    `gymnasium`, `openenv`, `number_game`, or `path.py:name`; None: one turn."""
+    `gymnasium`, `openenv`, `textworld`, `scienceworld`, `number_game`, or `path.py:name`; None:
+    one turn."""
     environment_options: dict[str, Any] = field(default_factory=dict)
     """Keyword arguments of the environment."""
     environment_processes: Annotated[int, at_least(0)] = 0
