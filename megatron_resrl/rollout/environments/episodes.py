@@ -8,6 +8,7 @@ with them.
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -142,21 +143,18 @@ class _Rollout:
 
     def _seat_waiting(self) -> None:
         """Begins episodes while their rank has seats."""
-        count = self._engine.seats.count
-        for rank in range(dist.get_world_size()):
-            own = [place for place, episode in enumerate(self._episodes) if episode.owner == rank]
-            stages = [self._episodes[place].stage for place in own]
-            waiting = [
-                place for place, stage in zip(own, stages, strict=True) if stage == "waiting"
-            ]
+        waiting: dict[int, list[int]] = {}
+        busy: Counter[int] = Counter()
+        for place, episode in enumerate(self._episodes):
+            if episode.stage == "waiting":
+                waiting.setdefault(episode.owner, []).append(place)
             # One that is lost has given its seat back when it is ready.
-            busy = sum(
-                stage in ("resetting", "stepping", "closing")
-                or (stage == "ready" and not self._episodes[place].lost)
-                for place, stage in zip(own, stages, strict=True)
-            )
-            free = len(waiting) if count is None else count - busy
-            for place in waiting[: max(0, free)]:
+            elif episode.stage != "over" and not (episode.stage == "ready" and episode.lost):
+                busy[episode.owner] += 1
+        count = self._engine.seats.count
+        for rank, places in waiting.items():
+            free = len(places) if count is None else count - busy[rank]
+            for place in places[: max(0, free)]:
                 self._reset(place)
 
     def _reset(self, place: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import time
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -19,7 +20,7 @@ from megatron_resrl.rollout.environments.seats import LocalSeat, Seat
 START_S = 120.0
 """Seconds within which a process has found its environment."""
 END_S = 2.0
-"""Seconds that a process gets to end by itself."""
+"""Seconds that processes get to end by themselves."""
 _READY = "ready"
 
 
@@ -63,7 +64,10 @@ class ProcessSeats:
     def close(self) -> None:
         """Ends all processes."""
         for process in self._all:
-            process.end()
+            process.leave()
+        deadline = time.monotonic() + END_S
+        for process in self._all:
+            process.end(deadline - time.monotonic())
         self._all, self._idle = [], []
 
 
@@ -87,34 +91,38 @@ class _Process:
             CallFailed: There is none. The process has been ended if it does not answer.
         """
         if not self._started:
-            self._receive(START_S)
+            too_slow = Failure("late", f"did not start its process within {START_S:g} seconds")
+            self._receive(START_S, too_slow)
             self._started = True
         try:
             self._pipe.send((method, arguments))
         except OSError:
             raise self._crashed() from None
-        kind, value = self._receive(self._timeout_s)
+        kind, value = self._receive(self._timeout_s, late(self._timeout_s))
         if kind == "failure":
             raise CallFailed(value)
         return value
 
-    def end(self) -> None:
-        """Ends the process."""
+    def leave(self) -> None:
+        """Has the process end by itself, if it does not hang: nobody is there any more."""
         self.ended = True
-        self._pipe.close()  # It ends by itself when nobody is there.
-        self._process.join(END_S)
+        self._pipe.close()
+
+    def end(self, seconds: float = 0.0) -> None:
+        """Ends the process.
+
+        Args:
+            seconds: That it gets to end by itself.
+        """
+        self.leave()
+        self._process.join(max(0.0, seconds))
         self._process.kill()
         self._process.join()
 
-    def kill(self) -> None:
-        """Ends the process at once."""
-        self._process.kill()
-        self.end()
-
-    def _receive(self, seconds: float) -> Any:
+    def _receive(self, seconds: float, too_slow: Failure) -> Any:
         if not self._pipe.poll(seconds):
-            self.kill()
-            raise CallFailed(late(seconds))
+            self.end()
+            raise CallFailed(too_slow)
         try:
             return self._pipe.recv()
         except (EOFError, OSError):
@@ -123,7 +131,7 @@ class _Process:
     def _crashed(self) -> CallFailed:
         self._process.join(END_S)
         code = self._process.exitcode
-        self.kill()
+        self.end()
         how = f"signal {-code}" if code is not None and code < 0 else f"exit status {code}"
         return CallFailed(Failure("crashed", f"ended its process with {how}"))
 
@@ -148,7 +156,7 @@ class _ProcessSeat:
         try:
             self._process.call("close")
         except CallFailed:
-            self._process.kill()  # What else is broken in it nobody knows.
+            self._process.end()  # What else is broken in it nobody knows.
             raise
         self._idle.append(self._process)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -109,7 +110,8 @@ def play(tmp_path: Path, recipe: Recipe, policy: Policy) -> Play:
         try:
             return engine.generate(GenerationRequest.of_prompts(prompts, SAMPLING, (4, 2)))
         finally:
-            engine.seats.close()
+            engine.close()
+            assert not multiprocessing.active_children()
 
     return played
 
