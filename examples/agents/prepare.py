@@ -61,7 +61,10 @@ def make_tokenizer(agent: str) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = WhitespaceSplit()
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=SPECIAL[0], eos_token=SPECIAL[2]
+        tokenizer_object=tokenizer,
+        pad_token=SPECIAL[0],
+        eos_token=SPECIAL[2],
+        unk_token=SPECIAL[3],
     )
     fast.add_special_tokens({"additional_special_tokens": [SPECIAL[1]]})
     fast.chat_template = CHAT_TEMPLATE
