@@ -199,6 +199,11 @@ METRICS = {
         "token weight, mean over tokens of correct responses, then over compared groups", "-"
     ),
     "shear/mean_weight_incorrect": Metric("the same of incorrect responses", "-"),
+    "thr/compared_fraction": Metric("groups with correct and incorrect responses", "share"),
+    "thr/mean_weight_correct": Metric(
+        "token weight, mean over tokens of correct responses, then over compared groups", "-"
+    ),
+    "thr/mean_weight_incorrect": Metric("the same of incorrect responses", "-"),
     "lld/log_likelihood_change": Metric(
         "change of the log-likelihood of correct responses over the step, per response; below 0: "
         "displaced",

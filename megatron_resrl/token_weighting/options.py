@@ -11,6 +11,7 @@ from megatron_resrl.config.ranges import (
     PROBABILITY,
     above,
     at_least,
+    between,
     field_ranges,
     range_problem,
 )
@@ -86,6 +87,17 @@ class NTHROptions:
     """Factor of the threshold above which tokens are selected (paper: 1)."""
     eta: Annotated[float, PROBABILITY] = 0.0
     """Weight of the tokens that are selected (paper's experiments: 0)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class THROptions:
+    """Of `thr`."""
+
+    p: Annotated[float, between(-1, 1)] = 0.1
+    """How much more tokens count that make correct responses likelier, and how much less the others
+    (paper: 0.1 for exploitation, -0.1 for exploration)."""
+    threshold: Annotated[float, at_least(0)] = 1.0
+    """Factor of the threshold below which tokens do not count."""
 
 
 def made_options(name: str, kind: type | None, given: Mapping[str, Any]) -> Any:

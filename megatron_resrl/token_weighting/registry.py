@@ -19,6 +19,7 @@ from megatron_resrl.token_weighting.options import (
     NTHROptions,
     ProbabilityOptions,
     ShearOptions,
+    THROptions,
     made_options,
 )
 
@@ -131,6 +132,14 @@ WEIGHTINGS: dict[str, WeightingEntry] = {
         only_incorrect=True,
         whole_groups=True,
         options=NTHROptions,
+    ),
+    "thr": WeightingEntry(
+        "megatron_resrl.token_weighting.thr:THRWeighting",
+        "[abs(THR) > tau] (1 + sign(THR) p), THR the effect on the likelihood of correct responses",
+        "arXiv 2510.03669",
+        of_resrl=False,
+        whole_groups=True,
+        options=THROptions,
     ),
 }
 """A new weighting adds one entry, or stays in a file of its own."""

@@ -34,6 +34,7 @@ from megatron_resrl.token_weighting.whole_groups import (
     SidesReport,
     WholeGroupPass,
     rows_of_groups,
+    summary_of_sides,
 )
 
 
@@ -58,15 +59,7 @@ class ShearWeighting:
 
     def summarise(self, reports: Sequence[SidesReport], *, detailed: bool) -> dict[str, float]:
         """`shear/..`: how many groups are compared, and the mean weight of each side."""
-        if not reports:
-            return {}
-        compared = [each for each in reports if each.compared]
-        found = {"shear/compared_fraction": len(compared) / len(reports)}
-        if compared:
-            for side in ("correct", "incorrect"):
-                mean = sum(getattr(each, side) for each in compared) / len(compared)
-                found[f"shear/mean_weight_{side}"] = mean
-        return found
+        return summary_of_sides("shear", reports)
 
 
 class ShearPass(WholeGroupPass):

@@ -145,6 +145,24 @@ class WholeGroupPass(abc.ABC):
         self._reports[int(self._batch.group_ids[rows[0]])] = mean_2
 
 
+def summary_of_sides(name: str, reports: Sequence[SidesReport]) -> dict[str, float]:
+    """How many groups have both sides, and the mean weight of each side over these groups.
+
+    Args:
+        name: What the names of the metrics begin with.
+        reports: May be empty.
+    """
+    if not reports:
+        return {}
+    compared = [each for each in reports if each.compared]
+    found = {f"{name}/compared_fraction": len(compared) / len(reports)}
+    if compared:
+        for side in ("correct", "incorrect"):
+            mean = sum(getattr(each, side) for each in compared) / len(compared)
+            found[f"{name}/mean_weight_{side}"] = mean
+    return found
+
+
 def rows_of_groups(batch: TrainingBatch) -> list[list[int]]:
     """Rows of each group, as the groups begin in the batch."""
     groups: dict[int, list[int]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Weights of the same responses in every layout of this world size: token-wise, SHEAR's, NTHR's.
+"""Weights of the same responses in every layout of this world size: token-wise, of whole groups.
 
 Arguments: folder of the models, output file. Rank 0 writes layout -> these weights [B, T], and how
 far the weights of the policy are apart after a step in one pass and one in two.
@@ -30,8 +30,9 @@ from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.token_weighting.context import WeightingContext
 from megatron_resrl.token_weighting.nthr import NTHRWeighting
-from megatron_resrl.token_weighting.options import NTHROptions, ShearOptions
+from megatron_resrl.token_weighting.options import NTHROptions, ShearOptions, THROptions
 from megatron_resrl.token_weighting.shear import ShearWeighting
+from megatron_resrl.token_weighting.thr import THRWeighting
 from megatron_resrl.token_weighting.tokenwise import TokenwiseWeighting
 from megatron_resrl.weights.hugging_face import export_weights
 
@@ -70,6 +71,14 @@ def nthr_of(policy: Policy, recipe: Recipe) -> NTHRWeighting:
     return NTHRWeighting(context)
 
 
+def thr_of(policy: Policy, recipe: Recipe) -> THRWeighting:
+    """With a threshold that some tokens are below."""
+    context = WeightingContext(
+        policy, recipe.resrl, recipe.seed, 64, options=THROptions(threshold=3.0)
+    )
+    return THRWeighting(context)
+
+
 def after_a_step(recipe: Recipe, single_pass: str) -> tuple[Tensor, float]:
     """All weights of the policy as one vector, and the passes of the step."""
     algorithm = replace(recipe.algorithm, single_pass=single_pass)
@@ -97,12 +106,12 @@ def main() -> None:
         shear = weigh(policy, recipe, training_batch(*rollouts()), shear_of(policy, recipe)).weights
         # All ranks have the same weights, whichever stage saw the states.
         nthr = weigh(policy, recipe, training_batch(*rollouts()), nthr_of(policy, recipe)).weights
-        everywhere = platform.gather_objects((weights, shear, nthr))
-        for own, others in zip((weights, shear, nthr), zip(*everywhere, strict=True), strict=True):
-            assert all(torch.equal(each, own) for each in others)
+        thr = weigh(policy, recipe, training_batch(*rollouts()), thr_of(policy, recipe)).weights
+        own = torch.stack((weights, shear, nthr, thr))
+        assert all(torch.equal(each, own) for each in platform.gather_objects(own))
         (one, passes), (two, _) = (after_a_step(recipe, mode) for mode in ("always", "never"))
         assert passes == 1
-        found[name] = weights, shear, nthr, float((one - two).abs().max())
+        found[name] = weights, shear, nthr, thr, float((one - two).abs().max())
     if dist.get_rank() == 0:
         torch.save(found, sys.argv[2])
     platform.shutdown()
