@@ -35,13 +35,14 @@ def resample_weights(generator: np.random.Generator, size: int, resamples: int) 
 
 
 def mean_intervals(
-    values: Sequence[Sequence[float]], seed: Sequence[int]
+    values: Sequence[Sequence[float]], seed: Sequence[int], *, resamples: int = RESAMPLES
 ) -> list[tuple[float, float]] | None:
     """Percentile intervals at `LEVEL` of means over questions.
 
     Args:
         values: [quantities][questions], all resampled together.
         seed: Of the random numbers.
+        resamples: At least 100.
 
     Returns:
         Low and high for each quantity; None with fewer than two questions.
@@ -50,9 +51,9 @@ def mean_intervals(
     if values_QN.ndim != 2 or values_QN.shape[1] < 2:
         return None
     generator = np.random.default_rng(list(seed))
+    counts = [min(_AT_ONCE, resamples - start) for start in range(0, resamples, _AT_ONCE)]
     means = [
-        resample_weights(generator, values_QN.shape[1], _AT_ONCE) @ values_QN.T
-        for _ in range(RESAMPLES // _AT_ONCE)
+        resample_weights(generator, values_QN.shape[1], count) @ values_QN.T for count in counts
     ]
     return [(float(low), float(high)) for low, high in quantiles(np.concatenate(means)).T]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,8 +29,10 @@ def recipe_path(tmp_path_factory):
     )
 
 
-def kill_evaluation(recipe_path, output):
-    """Runs the command until the first group of its third part is there."""
+@pytest.fixture(scope="module")
+def stopped(recipe_path, tmp_path_factory):
+    """What the command left when it was killed at the first group of its third part."""
+    output = tmp_path_factory.mktemp("stopped")
     command = [
         *(sys.executable, str(TESTS / "faulty_train.py"), "--stage", "eval", "--action", "kill"),
         *("--at", "group:2/0", "--on_rank", "0"),
@@ -39,6 +42,7 @@ def kill_evaluation(recipe_path, output):
     environment = dict(os.environ, OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(path))
     ended = subprocess.run(command, check=False, env=environment, cwd=TESTS.parent)
     assert ended.returncode == -signal.SIGKILL
+    return output
 
 
 def generated():
@@ -52,12 +56,11 @@ def parts(output):
     return sorted(path.name.split("_group")[0] for path in (output / FOLDER).rglob("*.parquet"))
 
 
-def test_unfinished_evaluation_goes_on_to_the_same_numbers(recipe_path, tmp_path):
+def test_unfinished_evaluation_goes_on_to_the_same_numbers(recipe_path, stopped, tmp_path):
     recipe = load_recipe(str(recipe_path))
     whole = evaluate(replace(recipe, output_dir=str(tmp_path / "whole")))
     assert not (tmp_path / "whole" / FOLDER).exists()
-    output = tmp_path / "killed"
-    kill_evaluation(recipe_path, output)
+    output = shutil.copytree(stopped, tmp_path / "killed")
     left = parts(output)
     assert left == ["round_0", "round_0", "round_1", "round_1", "round_2"]
     assert not (output / "evaluation.json").exists()
@@ -73,9 +76,9 @@ def test_unfinished_evaluation_goes_on_to_the_same_numbers(recipe_path, tmp_path
     assert kept[0].read_text() == kept[1].read_text()
 
 
-def test_unfinished_evaluation_with_other_settings_is_not_used(recipe_path, tmp_path):
-    recipe = replace(load_recipe(str(recipe_path)), output_dir=str(tmp_path))
-    kill_evaluation(recipe_path, tmp_path)
+def test_unfinished_evaluation_with_other_settings_is_not_used(recipe_path, stopped, tmp_path):
+    output = shutil.copytree(stopped, tmp_path / "killed")
+    recipe = replace(load_recipe(str(recipe_path)), output_dir=str(output))
     seen = generated()
     evaluation = replace(recipe.evaluation, temperature=0.3)
     evaluate(replace(recipe, evaluation=evaluation))

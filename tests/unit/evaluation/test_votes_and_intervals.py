@@ -145,7 +145,7 @@ def test_mean_intervals_cover_the_population_mean():
     for trial in range(trials):
         solved = generator.beta(0.5, 0.5, size=60)
         values = generator.binomial(16, solved) / 16
-        ((low, high),) = mean_intervals([values], (trial,))
+        ((low, high),) = mean_intervals([values], (trial,), resamples=500)
         covered += low <= 0.5 <= high
     # 95 % +- 3 standard errors of 300 trials (1.26 % each), and 1 % that percentiles lack with 60.
     assert 0.95 - 0.048 <= covered / trials <= 0.95 + 0.038
