@@ -24,7 +24,7 @@ FLOORS = (
     ("policy",),
     ("sandbox",),
     ("data", "rewards"),
-    ("checkpoint", "conversion", "corpus"),
+    ("checkpoint", "conversion", "corpus", "preparation"),
     ("rollout",),
     ("token_weighting",),
     ("diagnostics",),

@@ -1,0 +1,1 @@
+"""Public question files, formatted, without duplicates, and split."""

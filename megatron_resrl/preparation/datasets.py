@@ -1,0 +1,138 @@
+"""The public sets: where each is published, under which licence, and how its rows are read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_resrl.data.rows import read_rows
+from megatron_resrl.errors import InputError, closest
+from megatron_resrl.preparation.maths import maths_question
+from megatron_resrl.preparation.question import Format
+from megatron_resrl.preparation.sources import Download
+
+Rows = Iterator[tuple[str, dict[str, Any]]]
+"""Each with where it stands."""
+
+
+def _all_rows(paths: Sequence[Path]) -> Rows:
+    for path in paths:
+        yield from read_rows(path)
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A public set of questions."""
+
+    form: Format
+    licence: str
+    downloads: tuple[Download, ...]
+    training: bool = False
+    """Copies are removed by default; an evaluation keeps all of its questions."""
+    read: Callable[[Sequence[Path]], Rows] = field(default=_all_rows)
+    """The rows of its files."""
+
+
+def _github(
+    repository: str, commit: str, path: str, sha256: str | None, name: str = ""
+) -> Download:
+    url = f"https://raw.githubusercontent.com/{repository}/{commit}/{path}"
+    return Download(url, sha256, name)
+
+
+_MIT, _APACHE = "MIT", "Apache-2.0"
+_GSM8K = (
+    "openai/grade-school-math",
+    "3101c7d5072418e28b9008a6636bde82a006892c",
+    "grade_school_math/data",
+)
+_SIMPLE_RL = (
+    "hkust-nlp/simpleRL-reason",
+    "cf1c7858bfc145a27aa733e75d930d34f0d318a6",
+    "examples/simplelr_math_eval/data",
+)
+_RLVR = ("TianHongZXY/RLVR-Decomposed", "a5d4e7c1df6016ebd7396bd6db83d885120adb6d", "data")
+
+
+def _simple_rl(folder: str, sha256: str, name: str) -> Dataset:
+    repository, commit, base = _SIMPLE_RL
+    download = _github(repository, commit, f"{base}/{folder}/test.jsonl", sha256, f"{name}.jsonl")
+    return Dataset(maths_question, _MIT, (download,))
+
+
+def _maths(
+    place: tuple[str, str, str], path: str, sha256: str, name: str, licence: str, *, training: bool
+) -> Dataset:
+    repository, commit, base = place
+    download = _github(repository, commit, f"{base}/{path}", sha256, name)
+    return Dataset(maths_question, licence, (download,), training)
+
+
+DATASETS: dict[str, Dataset] = {
+    "gsm8k": _maths(
+        *(_GSM8K, "test.jsonl"),
+        "3730d312f6e3440559ace48831e51066acaca737f6eabec99bccb9e4b3c39d14",
+        *("gsm8k.jsonl", _MIT),
+        training=False,
+    ),
+    "gsm8k_train": _maths(
+        *(_GSM8K, "train.jsonl"),
+        "17f347dc51477c50d4efb83959dbb7c56297aba886e5544ee2aaed3024813465",
+        *("gsm8k_train.jsonl", _MIT),
+        training=True,
+    ),
+    "math_train": _maths(
+        *(_RLVR, "math/train.parquet"),
+        "964fc8055e7febe17a52de2f015c050c2a2da408aac5d9e205d950141f204b05",
+        *("math_train.parquet", _APACHE),
+        training=True,
+    ),
+    "dapo_math_17k": _maths(
+        ("MasterVito/SvS", "9fd8f35375b31b8632b52e715296c264a3ad4176", "data"),
+        "dapo_math_17k.parquet",
+        "246ae23df97c9eae8126cb4da780e9a0a31d10110e16eed144bcecbf2132d535",
+        *("dapo_math_17k.parquet", _APACHE),
+        training=True,
+    ),
+    "aime24": _simple_rl(
+        "aime24", "af2b8bd2aa911b6333ad0df32f3ca05c7ae8ed10f1731f4372c8ae26990bf7ac", "aime24"
+    ),
+    "aime25": _maths(
+        *(_RLVR, "aime2025/test.parquet"),
+        "7756f285a5dc5f3a0475d0b5b9b65a30cbfe63bb72e72c20215f040de7c2230d",
+        *("aime25.parquet", _APACHE),
+        training=False,
+    ),
+    "amc23": _simple_rl(
+        "amc23", "43707e1ca784602d8479de24ee8ce36609dbebc46dd152b0b12a46611aa898a4", "amc23"
+    ),
+    "math500": _simple_rl(
+        "math500", "35dc41080a3680858b27fa7e0533d2d547825316fc5dafe5d316f4ccc5a06132", "math500"
+    ),
+    "minerva": _simple_rl(
+        "minerva_math",
+        "0e656b430d3a0a1dab6aa853f453ba3805e28e2cabe4fc72486a897cc09d8ba2",
+        "minerva",
+    ),
+    "olympiad": _simple_rl(
+        "olympiadbench",
+        "bb8c1e38a16ea9eacb77530315a674d883f267fbff79183effc53681b4fcc416",
+        "olympiad",
+    ),
+}
+"""Name of the set, and of the file that is made of it."""
+
+
+def find_dataset(name: str) -> Dataset:
+    """A set by its name.
+
+    Raises:
+        InputError: There is none; names the nearest.
+    """
+    if name in DATASETS:
+        return DATASETS[name]
+    near = closest(name, DATASETS)
+    fix = f"did you mean {near}?" if near else f"there are {', '.join(DATASETS)}"
+    raise InputError(f"--dataset = {name!r}: there is no such set; {fix}")

@@ -1,0 +1,41 @@
+"""How often a model answered each question, from the responses that an evaluation kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_resrl.data.rows import read_rows
+from megatron_resrl.errors import InputError
+from megatron_resrl.preparation.overlap import normalised
+from megatron_resrl.preparation.question import Question, required
+
+
+def read_pass_rates(paths: Sequence[str]) -> Callable[[Question], float | None]:
+    """Reads kept responses.
+
+    Args:
+        paths: Files that `evaluation.keep_responses` wrote; questions of several count together.
+
+    Returns:
+        The share of correct responses (score above 0) to a question; None: it was not asked.
+
+    Raises:
+        InputError: A file cannot be read, or holds something else.
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for path in paths:
+        for where, line in read_rows(Path(path)):
+            responses = required(line, where, "responses")
+            key = normalised(str(required(line, where, "question")))
+            try:
+                correct = sum(float(each["score"]) > 0 for each in responses)
+            except (TypeError, KeyError, ValueError):
+                raise InputError(
+                    f"{where}: its responses have no scores; give the file of an evaluation, "
+                    "OUTPUT_DIR/evaluation/NAME.jsonl"
+                ) from None
+            before = counts.get(key, (0, 0))
+            counts[key] = before[0] + correct, before[1] + len(responses)
+    rates = {key: correct / asked for key, (correct, asked) in counts.items()}
+    return lambda question: rates.get(normalised(question.asked))
