@@ -4,12 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.errors import InputError, closest
+from megatron_resrl.preparation.countdown import countdown_question
 from megatron_resrl.preparation.maths import maths_question
+from megatron_resrl.preparation.programs import (
+    contest_question,
+    function_question,
+    mbpp_question,
+    mbpp_rows,
+)
 from megatron_resrl.preparation.question import Format
 from megatron_resrl.preparation.sources import Download
 
@@ -33,6 +41,8 @@ class Dataset:
     """Copies are removed by default; an evaluation keeps all of its questions."""
     read: Callable[[Sequence[Path]], Rows] = field(default=_all_rows)
     """The rows of its files."""
+    page: str = ""
+    """Where its files are listed, if they are not fetched from here."""
 
 
 def _github(
@@ -42,7 +52,29 @@ def _github(
     return Download(url, sha256, name)
 
 
-_MIT, _APACHE = "MIT", "Apache-2.0"
+_MIT, _APACHE, _CC_BY = "MIT", "Apache-2.0", "CC-BY-4.0"
+_MBPP = _github(
+    *("OckBench/OckBench", "b72752a0ba5989d3c212675ec60d3eedcd838628"),
+    "data/mbpp.jsonl",
+    "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f",
+)
+
+
+def _uft(part: str, sha256: str) -> Download:
+    return _github(
+        *("liumy2010/UFT", "ad3c8ec7d258d4e4cf3f359dd75925d0f127a520"),
+        f"data/countdown/{part}.parquet",
+        *(sha256, f"countdown_{part}.parquet"),
+    )
+
+
+def _hugging_face(repository: str, part: str) -> Download:
+    """A part of a data set that Hugging Face serves as Parquet."""
+    url = f"https://huggingface.co/datasets/{repository}/resolve/refs%2Fconvert%2Fparquet"
+    name = f"{repository.rpartition('/')[2]}/{part}.parquet"
+    return Download(f"{url}/{part}/0000.parquet", None, name)
+
+
 _GSM8K = (
     "openai/grade-school-math",
     "3101c7d5072418e28b9008a6636bde82a006892c",
@@ -120,6 +152,61 @@ DATASETS: dict[str, Dataset] = {
         "olympiadbench",
         "bb8c1e38a16ea9eacb77530315a674d883f267fbff79183effc53681b4fcc416",
         "olympiad",
+    ),
+    "humaneval": Dataset(
+        function_question,
+        _MIT,
+        (
+            _github(
+                *("openai/human-eval", "6d43fb980f9fee3c892a914eda09951f772ad10d"),
+                "data/HumanEval.jsonl.gz",
+                "b796127e635a67f93fb35c04f4cb03cf06f38c8072ee7cee8833d7bee06979ef",
+            ),
+        ),
+    ),
+    "humaneval_plus": Dataset(
+        function_question, _APACHE, (_hugging_face("evalplus/humanevalplus", "default/test"),)
+    ),
+    "mbpp": Dataset(mbpp_question, _CC_BY, (_MBPP,), read=partial(mbpp_rows, 11, 510)),
+    "mbpp_train": Dataset(
+        mbpp_question, _CC_BY, (_MBPP,), training=True, read=partial(mbpp_rows, 601, 974)
+    ),
+    "mbpp_plus": Dataset(
+        mbpp_question, _APACHE, (_hugging_face("evalplus/mbppplus", "default/test"),)
+    ),
+    "livecodebench": Dataset(
+        contest_question,
+        "CC (the contests' authors)",
+        tuple(
+            Download(
+                "https://huggingface.co/datasets/livecodebench/code_generation_lite/resolve/main/"
+                f"test{part}.jsonl",
+                None,
+                f"livecodebench/test{part}.jsonl",
+            )
+            for part in ("", 2, 3, 4, 5, 6)
+        ),
+    ),
+    "codeforces": Dataset(
+        contest_question, _CC_BY, (), page="https://huggingface.co/datasets/open-r1/codeforces"
+    ),
+    "deepcoder": Dataset(
+        contest_question,
+        _MIT,
+        (),
+        training=True,
+        page="https://huggingface.co/datasets/agentica-org/DeepCoder-Preview-Dataset",
+    ),
+    "countdown": Dataset(
+        countdown_question,
+        _APACHE,
+        (_uft("test", "aef0cbfc076b527d3b89f7c14a679bd0c8426a4294285b78366df5b49d9dcd02"),),
+    ),
+    "countdown_train": Dataset(
+        countdown_question,
+        _APACHE,
+        (_uft("train", "33f346623a744da8ea00305e6a9b8a46d452354251f166bfcf30589db1909045"),),
+        training=True,
     ),
 }
 """Name of the set, and of the file that is made of it."""

@@ -71,6 +71,11 @@ def prepare_data(
         held_out=held_out,
     )
     options.check()
+    if not source and not described.downloads:
+        raise InputError(
+            f"{dataset} is not fetched from here: get its files from {described.page}, and name "
+            "them with --source"
+        )
     folder = Path(output)
     paths = _new_paths(folder, dataset, with_held_out=held_out > 0)
     evaluation = _evaluation_questions(options.against)
