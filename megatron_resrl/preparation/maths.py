@@ -10,6 +10,7 @@ from megatron_resrl.data.rows import is_blank, parsed
 from megatron_resrl.errors import InputError
 from megatron_resrl.preparation.question import Question, first_of, kept
 from megatron_resrl.rewards.final_answer import boxed
+from megatron_resrl.rewards.math import check_ground_truth
 
 _PROMPTS = ("problem", "question", "prompt", "source_prompt")
 _ANSWERS = (
@@ -32,7 +33,8 @@ def maths_question(row: dict[str, Any], where: str, source: str) -> Question | N
 
     The answer is the field `answer` or one that stands for it in other layouts; without one, what
     the solution's last `\boxed{}` holds. Of a solution that ends in `#### answer`, as GSM8K's,
-    it is the part behind the mark.
+    it is the part behind the mark. An answer that the reward `math` cannot judge, such as a
+    sentence, is none: it would end the run that asks the question.
     """
     key, prompt = first_of(row, where, *_PROMPTS)
     messages = read_messages(prompt, row, f"{where}, {key}")
@@ -46,6 +48,10 @@ def maths_question(row: dict[str, Any], where: str, source: str) -> Question | N
     text = _without_frame(messages[0]["content"])
     answer = _answer(row, where)
     if answer is None:
+        return None
+    try:
+        check_ground_truth(answer)
+    except ValueError:
         return None
     return Question(text, answer, text, source, kept(row, *_KEPT))
 

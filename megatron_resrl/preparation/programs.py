@@ -19,6 +19,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.preparation.question import Question, first_of, kept, required
 from megatron_resrl.rewards.code_results import same_value
 from megatron_resrl.sandbox.backends import make_runner
+from megatron_resrl.sandbox.inside.examiner import tested_names
 from megatron_resrl.sandbox.runners import Missing, Runner
 
 _BY_PROPERTY = {
@@ -70,8 +71,20 @@ def mbpp_question(row: dict[str, Any], where: str, source: str) -> Question | No
     # MBPP+ has a program of many tests, which begin with those that are shown.
     tests = [row["test"]] if row.get("test") else shown
     truth = {"setup": "\n".join(lines), "asserts": tests}
+    if not tested_names("\n".join(tests)):
+        # Tasks such as "write sum": what tests call looks like a builtin.
+        truth["entry_point"] = _defined(required(row, where, "code"), shown, where)
     prompt = "\n".join([text, "Your program should pass these tests:", "", *shown])
     return Question(prompt, json.dumps(truth), text, source, kept(row, *_KEPT))
+
+
+def _defined(code: str, tests: Sequence[str], where: str) -> str:
+    """The function of a solution that tests call."""
+    used = {node.id for node in ast.walk(ast.parse("\n".join(tests))) if isinstance(node, ast.Name)}
+    for each in ast.parse(code).body:
+        if isinstance(each, ast.FunctionDef) and each.name in used:
+            return each.name
+    raise InputError(f"{where}: its tests call nothing of its code; repair or leave the row out")
 
 
 def mbpp_rows(first: int, last: int, paths: Sequence[Path]) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -59,6 +59,7 @@ def test_maths_question_leaves_rows_without_answer_out() -> None:
     row = {"prompt": "Q", "reward_model": {"ground_truth": {"target": "", "solution": "x"}}}
     assert maths_question(row, "row 0", "set") is None
     assert maths_question({"problem": "Q", "solution": "No box."}, "row 0", "set") is None
+    assert maths_question({"problem": "Q", "answer": "E_{1},E_{2}"}, "", "s") is None
     assert maths_question({"problem": " ", "answer": "1"}, "row 0", "set") is None
 
 

@@ -128,6 +128,19 @@ def test_mbpp_question_shows_its_tests() -> None:
     assert graded("def add_one(x):\n    return 2", question) == 0
 
 
+def test_mbpp_question_names_what_looks_like_a_builtin() -> None:
+    require_any()
+    row = {"text": "Sum of common divisors.", "task_id": 11, "test_list": ["assert sum(4, 6) == 3"]}
+    code = "def helper():\n    pass\n\ndef sum(a, b):\n    return 3\n"
+    question = mbpp_question(row | {"code": code}, "row 0", "mbpp")
+    assert question is not None
+    assert json.loads(question.answer)["entry_point"] == "sum"
+    assert graded(code, question) == 1
+    assert graded("def sum(a, b):\n    return 4", question) == 0
+    with pytest.raises(InputError, match="row 4: its tests call nothing of its code"):
+        mbpp_question(row | {"code": "x = 1"}, "row 4", "mbpp")
+
+
 def test_mbpp_question_tests_more_than_it_shows() -> None:
     """The layout of MBPP+: a program of many tests beside the three that are shown."""
     require_any()
