@@ -40,13 +40,15 @@ def test_agent_of_an_example_trains_on_several_turns(tmp_path: Path, agent: str)
         [*command, *given], capture_output=True, text=True, timeout=900, check=False
     )
     assert done.returncode == 0, done.stderr
-    steps = [line for line in read_metrics(tmp_path / "run") if "loss" in line]
+    steps = [line for line in read_metrics(tmp_path / "run") if "episode/turns_mean" in line]
     assert len(steps) == STEPS
     for line in steps:
-        assert math.isfinite(line["loss"])
         assert line["episode/turns_mean"] > 1
         assert line["episode/failed"] == 0
         assert 0 <= line["reward/mean"] <= 1
+    # Where all episodes of every group score alike, a step has no loss.
+    for line in (line for line in steps if "loss" in line):
+        assert math.isfinite(line["loss"])
         assert line["mismatch/log_prob_max"] < 1e-3
     samples = [json.loads(line) for line in (tmp_path / "run" / "samples.jsonl").open()]
     # The opening of the game is part of the prompt.
