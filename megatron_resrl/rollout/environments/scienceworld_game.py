@@ -48,7 +48,8 @@ class ScienceWorldGame(TextGame):
         self._game: Any = None
 
     def begin(self, record: PromptRecord, seed: int) -> str | None:
-        """See `TextGame.begin`: the task, the place, and what the agent has.
+        """See `TextGame.begin`: the task. The place is not shown, because every simulator lists
+        what is there in an order of its own, and a group begins alike.
 
         Raises:
             ValueError: There is no such task or variation.
@@ -74,7 +75,7 @@ class ScienceWorldGame(TextGame):
         self._game.envStepLimit = self._step_limit
         self._game.load(task, variation, self._simplification)
         _, info = self._game.reset()
-        return "\n\n".join(info[name].strip() for name in ("taskDesc", "look", "inv"))
+        return info["taskDesc"].strip()
 
     def play(self, command: str) -> Played:
         """See `TextGame.play`."""
