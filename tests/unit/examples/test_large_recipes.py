@@ -17,6 +17,7 @@ from megatron_resrl.checks.recipe import inspect_recipe
 from megatron_resrl.cli import main
 from megatron_resrl.config.load import load_recipe
 from megatron_resrl.config.stages import STAGES, Stage
+from megatron_resrl.preparation.prepare import prepare_data
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "examples"
@@ -36,7 +37,8 @@ class Case:
 
 CASES = (
     Case("gsm8k_qwen3_0.6b_1gpu/recipe.yaml", "qwen3-0.6b", 1),
-    Case("math_qwen3_4b_8xh100/recipe.yaml", "qwen3-4b", 8),
+    Case("paper/math/recipe.yaml", "qwen3-4b", 8),
+    Case("paper/code/recipe.yaml", "qwen3-4b", 8),
     Case("math_qwen3_8b_32xh100_async/recipe.yaml", "qwen3-8b", 16),
     Case("llama3_70b_64xh100_fp8/recipe.yaml", "llama-3.1-70b", 64),
     Case("qwen3_30b_a3b_32xh100/recipe.yaml", "qwen3-30b-a3b", 32),
@@ -75,12 +77,45 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "examples").symlink_to(EXAMPLES)
     data = folder / "data"
     shutil.copytree(QUESTIONS, data)
-    for name in ("minerva", "olympiad"):
-        shutil.copy(QUESTIONS / "math500.parquet", data / f"{name}.parquet")
+    _write_prepared(data)
     row = {"messages": [{"role": r, "content": "3 4"} for r in ("user", "assistant")]}
     for name in ("conversations", "conversations_heldout"):
         (data / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
     return folder
+
+
+def _write_prepared(folder: Path) -> None:
+    """Files of tools/prepare_data.py, where recipes name those."""
+    task = {"problem": "3 4", "tests": [{"input": "3", "output": "4"}]}
+    published = {name: QUESTIONS / f"{name}.parquet" for name in ("aime25", "dapo_math_17k")}
+    published |= dict.fromkeys(("minerva", "olympiad"), QUESTIONS / "math500.parquet")
+    function = {
+        "prompt": 'def four():\n    """3 4"""\n',
+        "entry_point": "four",
+        "test": "def check(candidate):\n    assert candidate() == 4\n",
+    }
+    for name in ("deepcoder", "codeforces", "livecodebench", "humaneval_plus"):
+        published[name] = folder / f"{name}_published.jsonl"
+        published[name].write_text(json.dumps(function if name == "humaneval_plus" else task))
+    for name, source in published.items():
+        (folder / f"{name}.parquet").unlink(missing_ok=True)
+        prepare_data(name, str(folder), source=[str(source)])
+
+
+SIZES = re.compile(r"^\| (Qwen3-\S+) \| (?:`(.*?)`)? ?\|$", re.M)
+"""Model and options, in the pages of the paper's recipes."""
+
+
+@pytest.mark.parametrize("kind", ["math", "code"])
+def test_paper_recipe_fits_in_every_size(kind, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    sizes = SIZES.findall((EXAMPLES / f"paper/{kind}/README.md").read_text())
+    assert [model for model, _ in sizes] == ["Qwen3-1.7B", "Qwen3-4B", "Qwen3-8B"]
+    for model, options in sizes:
+        shape = f"--model.path=examples/models/{model.lower()}"
+        given = [*shlex.split(options), shape, "--quick", "--response_tokens=1000"]
+        assert main(["plan", f"examples/paper/{kind}/recipe.yaml", *given]) == 0, model
+        assert capsys.readouterr().out.rstrip().endswith("\nfits"), model
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.recipe}-{case.gpus}")
