@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
 _BARE_BOX = re.compile(r"\\[A-Za-z]+|-?\d[\d.,]*\d|-?\d|[A-Za-z]")
@@ -81,6 +82,10 @@ _NUMBER = re.compile(
     re.VERBOSE,
 )
 _LETTER = re.compile(r"\\?[A-Za-z]+(?:_\{?\w+\}?)?")
+_ANSWER_LINE = re.compile(r"\banswer\**[ \t]*:([^\n]*)", re.IGNORECASE)
+
+AnswerForm = Literal["auto", "boxed", "last_number", "answer_line", "hashes"]
+"""What counts as the final answer, see `answer_in`."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,36 @@ def final_answer(response: str) -> str:
             return _last_expression(rest[retracted.end() :])
         return _joined(response, boxes)
     return _after_hashes(response) or stated(response) or _last_expression(response)
+
+
+def answer_in(response: str, form: AnswerForm) -> str:
+    r"""The final answer of a response that has to be written in a certain form.
+
+    Args:
+        response: Decoded text.
+        form: `auto`: see `final_answer`. `boxed`: the last `\boxed{}`, and nothing else.
+            `last_number`: the last number, inside of formulas too. `answer_line`: what follows the
+            last "Answer:" on its line (DAPO, arXiv 2503.14476). `hashes`: what follows the last
+            `####` (GSM8K).
+
+    Returns:
+        LaTeX or plain text; empty if there is no answer in this form.
+    """
+    if form == "boxed":
+        boxes, unfinished = _boxes(response)
+        return "" if unfinished or not boxes else _joined(response, boxes)
+    if form == "last_number":
+        numbers = _NUMBER.findall(response)
+        return numbers[-1].strip() if numbers else ""
+    if form == "answer_line":
+        lines = _ANSWER_LINE.findall(response)
+        return _answer_of(lines[-1]) if lines else ""
+    return _after_hashes(response) if form == "hashes" else final_answer(response)
+
+
+def _answer_of(line: str) -> str:
+    text = line.strip(" *\t\r")
+    return boxed(text) or _formula_of(text) or text.removesuffix(".")
 
 
 def boxed(text: str) -> str | None:

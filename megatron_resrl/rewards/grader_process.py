@@ -17,7 +17,7 @@ from typing import Any, SupportsFloat
 
 from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.platform.ending import end_with_parent
-from megatron_resrl.rewards.registry import Reward, load_reward, user_folder
+from megatron_resrl.rewards.registry import TOKENS, Reward, load_reward, user_folder
 
 SHOWN_CHARACTERS = 600
 """Of each part of a sample in an error message."""
@@ -41,6 +41,8 @@ class GradingTask:
     extra: dict[str, Any]
     sample: str
     """Names the sample in errors."""
+    response_tokens: int = 0
+    """Tokens that the policy generated; given to functions that have this argument."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def grade_some(
 
 def grade(reward: Reward, task: GradingTask) -> Outcome:
     """Runs a reward function."""
+    tokens = {TOKENS: task.response_tokens} if reward.takes_tokens else {}
     try:
         returned = reward.function(
             task.response,
@@ -131,6 +134,7 @@ def grade(reward: Reward, task: GradingTask) -> Outcome:
             prompt=task.prompt,
             data_source=task.data_source,
             extra=task.extra,
+            **tokens,
         )
     except MemoryError:
         return OutOfMemory()

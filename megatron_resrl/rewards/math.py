@@ -16,7 +16,7 @@ from math_verify import LatexExtractionConfig, parse, verify
 from sympy.core.relational import Equality
 
 from megatron_resrl.rewards.exactness import contradicts, same_number
-from megatron_resrl.rewards.final_answer import boxed, final_answer, stated
+from megatron_resrl.rewards.final_answer import AnswerForm, answer_in, boxed, stated
 from megatron_resrl.rewards.ground_truths import accepted_answers, shown
 from megatron_resrl.rewards.spelling import exact_decimal, normalised
 from megatron_resrl.rewards.units import Value, same_unit, value_of
@@ -41,11 +41,17 @@ SENTENCE_WORDS = 6
 
 
 def math_reward(
-    response: str, ground_truth: Any, *, prompt: str = "", data_source: str = "", extra: Any = None
+    response: str,
+    ground_truth: Any,
+    *,
+    prompt: str = "",
+    data_source: str = "",
+    extra: Any = None,
+    answer: AnswerForm = "auto",
 ) -> float:
     r"""1 if the response's final answer equals the ground truth mathematically, otherwise 0.
 
-    Which text is the final answer says `final_answer`; how it may be written, `normalised`.
+    Which text is the final answer says `answer_in`; how it may be written, `normalised`.
     Equality is math-verify's, numerical or symbolic: 1/2, 0.5 and \frac{1}{2} are the same; exact
     numbers are compared exactly. Units count where both have one that is known.
 
@@ -58,6 +64,7 @@ def math_reward(
         prompt: Not used.
         data_source: Not used.
         extra: Not used.
+        answer: The form that the final answer has to have.
 
     Raises:
         ValueError: The ground truth is no answer.
@@ -65,8 +72,8 @@ def math_reward(
     Source: https://github.com/huggingface/Math-Verify
     """
     golds = [_read_gold(text) for text in accepted_answers(ground_truth)]
-    answer = final_answer(response)
-    return float(bool(answer) and any(_is_right(gold, answer) for gold in golds))
+    found = answer_in(response, answer)
+    return float(bool(found) and any(_is_right(gold, found) for gold in golds))
 
 
 def check_ground_truth(value: Any) -> None:

@@ -7,11 +7,13 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol, cast
 
 from megatron_resrl.config.schema_questions import CodeConfig
-from megatron_resrl.errors import SettingError, closest
+from megatron_resrl.errors import SettingError
 from megatron_resrl.registry import Registry
+from megatron_resrl.rewards.options import require_known_options, require_right_values
 
 _REGISTRY = Registry(
     setting="reward.function",
@@ -19,7 +21,12 @@ _REGISTRY = Registry(
     built_in={
         "math": "megatron_resrl.rewards.math:math_reward",
         "integer": "megatron_resrl.rewards.integer:integer_reward",
+        "multiple_choice": "megatron_resrl.rewards.multiple_choice:multiple_choice_reward",
         "code": "megatron_resrl.rewards.code:code_reward",
+        "function_calling": "megatron_resrl.rewards.function_calling:function_calling_reward",
+        "countdown": "megatron_resrl.rewards.countdown:countdown_reward",
+        "format": "megatron_resrl.rewards.response_format:format_reward",
+        "length": "megatron_resrl.rewards.length:length_reward",
     },
     member="function",
     is_member=inspect.isfunction,
@@ -27,7 +34,7 @@ _REGISTRY = Registry(
 )
 """The function `check_ground_truth` of a reward's module judges ground truths."""
 
-QUICK = ("integer",)
+QUICK = ("integer", "length")
 """Functions of ours that take microseconds, whatever they are given: no process guards them."""
 
 RUNS_CODE = ("code",)
@@ -36,11 +43,13 @@ RUNS_CODE = ("code",)
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
 
-_GIVEN = {
-    *("response", "ground_truth", "prompt", "data_source", "extra"),
-    *("solution_str", "extra_info", "settings"),
-}
-"""Arguments that the grader passes, which no option may replace."""
+CHECK_OPTIONS = "check_options"
+"""Name of the function, in a module of ours, that refuses options which do not go together."""
+
+TOKENS = "response_tokens"
+"""Argument that a function gets only if it has it: the tokens that the policy generated."""
+
+_SETTING = "reward.options"
 
 
 class RewardFunction(Protocol):
@@ -73,6 +82,8 @@ class Reward:
     """Raises ValueError, with what is wrong and what would be right; None: all are accepted."""
     prepare: Callable[[], None] | None = None
     """What takes long, once in each process and before its first response; None: nothing does."""
+    takes_tokens: bool = False
+    """The function has the argument `response_tokens`."""
 
 
 def load_reward(
@@ -81,8 +92,8 @@ def load_reward(
     """Finds a reward function and its check of ground truths.
 
     Args:
-        name: `math`, `integer`, `code`, or `path.py:name`. That file is run to find the function,
-            and beside it `check_ground_truth(value)`, which it may have.
+        name: One of ours, or `path.py:name`. That file is run to find the function, and beside it
+            `check_ground_truth(value)`, which it may have.
         options: Further keyword arguments that the function is called with.
         code: How a function of ours that runs programs does so.
 
@@ -93,19 +104,34 @@ def load_reward(
             extra_info)`, or not with these options.
     """
     function, module = _REGISTRY.find(name)
+    options = dict(options or {})
     if name in _REGISTRY.built_in:
-        function = _with_options(name, function, options)
-        if name not in RUNS_CODE:
-            return Reward(function, getattr(module, CHECK))
-        function = functools.partial(cast(Callable[..., float], function), settings=code)
-        prepare = functools.partial(module.prepare, code)
-        return Reward(function, getattr(module, CHECK), prepare)
+        return _built_in(name, function, module, options, code)
     if _is_compute_score(function):
         function = _from_compute_score(_with_options(name, function, options))
     else:
         function = _with_options(name, function, options)
         _require_callable(name, function)
-    return Reward(function, getattr(module, CHECK, None))
+    return Reward(function, getattr(module, CHECK, None), takes_tokens=_takes_tokens(function))
+
+
+def _built_in(
+    name: str, function: Any, module: ModuleType, options: dict[str, Any], code: CodeConfig | None
+) -> Reward:
+    require_known_options(_SETTING, name, function, options)
+    require_right_values(_SETTING, name, function, options)
+    if own_check := getattr(module, CHECK_OPTIONS, None):
+        try:
+            own_check(**options)
+        except ValueError as error:
+            problem, _, fix = str(error).rpartition(": ")
+            raise SettingError(_SETTING, options, problem, fix) from None
+    check, tokens = getattr(module, CHECK), _takes_tokens(function)
+    function = functools.partial(function, **options) if options else function
+    if name not in RUNS_CODE:
+        return Reward(function, check, takes_tokens=tokens)
+    function = functools.partial(cast(Callable[..., float], function), settings=code)
+    return Reward(function, check, functools.partial(module.prepare, code))
 
 
 def get_reward(name: str) -> RewardFunction:
@@ -137,20 +163,15 @@ def _with_options(
     """The function with its options given; a function without any stays itself."""
     if not options or not callable(function):
         return function
-    parameters = inspect.signature(function).parameters.values()
-    taken = {
-        each.name
-        for each in parameters
-        if each.kind in (each.KEYWORD_ONLY, each.POSITIONAL_OR_KEYWORD)
-    } - _GIVEN
-    takes_any = any(each.kind is each.VAR_KEYWORD for each in parameters)
-    for option in options:
-        if option in _GIVEN or not (takes_any or option in taken):
-            near = closest(str(option), taken)
-            fix = f"did you mean {near}?" if near else f"its own are {', '.join(taken) or 'none'}"
-            problem = f"the function {name} takes no option {option!r}"
-            raise SettingError("reward.options", dict(options), problem, fix)
+    require_known_options(_SETTING, name, function, options)
     return functools.partial(function, **options)
+
+
+def _takes_tokens(function: Any) -> bool:
+    try:
+        return TOKENS in inspect.signature(function).parameters
+    except (TypeError, ValueError):
+        return False
 
 
 def _is_compute_score(function: Any) -> bool:
@@ -189,7 +210,8 @@ def _require_callable(name: str, function: Any) -> None:
     except ValueError:  # Some functions written in C have no signature.
         return
     try:
-        signature.bind("", "", prompt="", data_source="", extra={})
+        tokens = {TOKENS: 0} if _takes_tokens(function) else {}
+        signature.bind("", "", prompt="", data_source="", extra={}, **tokens)
     except TypeError as error:
         problem = f"{signature} cannot be called as {wanted} ({error})"
         raise _REGISTRY.refusal(name, problem, "unused arguments can go to **context") from None

@@ -107,6 +107,7 @@ def grade_responses(
             data_source=prompts[group].record.data_source,
             extra=prompts[group].record.extra,
             sample=f"prompt {prompts[group].record.index}",
+            response_tokens=response.num_generated_tokens,
         )
         for (group, response), text in zip(pairs, texts, strict=True)
         if response.score is None
