@@ -74,8 +74,8 @@ class RewardConfig:
     """How responses are graded."""
 
     function: str = "math"
-    """`math` (math-verify), `integer` (exact integer answer), `multiple_choice`, `code` (programs with
-    tests), `function_calling`, `countdown`, `format`, `length`, or `path.py:name`."""
+    """`math` (math-verify), `integer` (exact integer answer), `multiple_choice`, `code` (programs
+    with tests), `function_calling`, `countdown`, `format`, `length`, or `path.py:name`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the function."""
     workers: Annotated[int, at_least(1)] = 2
