@@ -12,13 +12,25 @@ from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe, RewardConfig
+from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
-from megatron_resrl.rewards.registry import RUNS_CODE, load_reward
+from megatron_resrl.rewards.parts import (
+    SETTING,
+    Part,
+    named_functions,
+    parts_of,
+    require_judged,
+)
+from megatron_resrl.rewards.registry import RUNS_CODE, WITHOUT_ANSWERS, load_reward
 from megatron_resrl.rollout.environments.registry import runs_code
 from megatron_resrl.sandbox.backends import ask_server, find_backend, wanted_backends
 
 WORKERS_PER_CORE = 4
+
+
+_Checks = list[tuple[Part, Callable[[Any], None] | None]]
+"""The functions of a reward, each with its check of ground truths."""
 
 
 def _check_reward(reward: RewardConfig, sets: Sequence[SetSettings]) -> Iterator[Problem]:
@@ -32,6 +44,16 @@ def _check_reward(reward: RewardConfig, sets: Sequence[SetSettings]) -> Iterator
         if problem is not None:
             said = {"path": each.file.path, "reward": each.file.own["reward"]}
             yield Problem(each.setting, said, problem.problem, problem.fix)
+
+
+def _check_deciding(reward: RewardConfig) -> Iterator[Problem]:
+    """Says so where what decides about correct responses knows nothing of answers."""
+    checks, _ = _loaded(reward)
+    if not reward.functions or not checks or checks[0][0].name not in WITHOUT_ANSWERS:
+        return
+    first = checks[0][0].name
+    problem = f"{first} is the first function, so that it decides which responses are correct"
+    yield Problem(SETTING, first, problem, "put the function that judges answers first", "note")
 
 
 def _check_evaluation_answers(
@@ -48,31 +70,52 @@ def _check_training_answers(reward: RewardConfig, files: Sequence[FirstRows]) ->
         yield from _check_answers("data.train_files", rows, reward)
 
 
-def _loaded(reward: RewardConfig) -> tuple[Callable[[Any], None] | None, Problem | None]:
-    """The function's check of ground truths, and why it cannot be used."""
-    function = reward.function
+def _loaded(reward: RewardConfig) -> tuple[_Checks, Problem | None]:
+    """The functions' checks of ground truths, and why they cannot be used."""
     try:
-        return load_reward(function, reward.options).check, None
+        parts = parts_of(reward)
     except SettingError as error:
-        return None, Problem.of(error)
+        return [], Problem.of(error)
+    checks: _Checks = []
+    for part in parts:
+        try:
+            checks.append((part, load_reward(part.name, part.options).check))
+        except SettingError as error:
+            problem = Problem.of(error)
+            return [], replace(problem, setting=SETTING) if reward.functions else problem
+    return checks, None
 
 
 def _check_answers(setting: str, rows: FirstRows, reward: RewardConfig) -> Iterator[Problem]:
-    check, _ = _loaded(reward)
-    if check is None:
+    checks, _ = _loaded(reward)
+    if not checks:
         return
     records = rows.records[:FIRST_ROWS]
+    try:
+        require_judged([part for part, _ in checks], [record.data_source for record in records])
+    except SettingError as error:
+        yield Problem(setting, rows.file.path, error.problem, error.fix)
+    for part, check in checks:
+        own = [record for record in records if part.judges(record.data_source)]
+        wrong = _wrong_answers(own, check) if check is not None else []
+        if wrong:
+            record, refusal = wrong[0]
+            count = f"{len(wrong)} of the first {len(own)} answers"
+            function = f"function {part.name}" if reward.functions else "function"
+            problem = f"the reward {function} cannot use {count}, the first is that of {record}"
+            yield Problem(setting, rows.file.path, problem, str(refusal))
+
+
+def _wrong_answers(
+    records: Sequence[PromptRecord], check: Callable[[Any], None]
+) -> list[tuple[PromptRecord, Exception]]:
     wrong = []
     for record in records:
         try:
             check(record.ground_truth)
         except Exception as error:  # A user's check may raise anything.
             wrong.append((record, error))
-    if wrong:
-        record, refusal = wrong[0]
-        count = f"{len(wrong)} of the first {len(records)} answers"
-        problem = f"the reward function cannot use {count}, the first is that of {record}"
-        yield Problem(setting, rows.file.path, problem, str(refusal))
+    return wrong
 
 
 def _check_workers(workers: int) -> Iterator[Problem]:
@@ -96,9 +139,9 @@ def sandbox_note(facts: Facts) -> str | None:
 def _runs_code(recipe: Recipe, sets: Sequence[SetSettings]) -> bool:
     rewards = (recipe.reward, *(each.reward for each in sets))
     rollout = recipe.rollout
-    return any(each.function in RUNS_CODE for each in rewards) or runs_code(
-        rollout.environment, rollout.environment_options
-    )
+    return any(
+        name in RUNS_CODE for each in rewards for name in named_functions(each)
+    ) or runs_code(rollout.environment, rollout.environment_options)
 
 
 def _check_code(recipe: Recipe, sets: Sequence[SetSettings], elsewhere: bool) -> Iterator[Problem]:
@@ -152,6 +195,7 @@ def _of_training_answers(facts: Facts) -> Iterator[Problem]:
 
 REWARD_CHECKS: tuple[Check, ...] = (
     lambda facts: _check_reward(facts.recipe.reward, facts.evaluation_sets[0]),
+    lambda facts: _check_deciding(facts.recipe.reward),
     lambda facts: _check_workers(facts.recipe.reward.workers),
     lambda facts: _check_code(facts.recipe, facts.evaluation_sets[0], facts.elsewhere),
     _of_evaluation_answers,

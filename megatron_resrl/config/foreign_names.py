@@ -69,6 +69,7 @@ _CALLED = {
     "vllm.tensor_parallel_size and vllm.servers": "vllm_tensor_parallel_size vllm_num_engines",
     "vllm.arguments": "gpu_memory_utilization vllm_gpu_memory_utilization enforce_eager",
     "optimizer.megatron": "param_offload optimizer_offload cpu_offload adam_offload",
+    "reward.functions": "reward_weights reward.weights",
     "reward.function": "custom_reward_function reward_funcs remote_rm_url reward_fn",
     "evaluation.every": "test_freq eval_steps val_period",
     "evaluation.files": "val_files eval_dataset",
@@ -125,8 +126,8 @@ _MISSING = {
     "responses are drawn with temperature, top_p and top_k only": (
         "repetition_penalty min_p presence_penalty frequency_penalty"
     ),
-    "there is one reward function; combine several in your own (reward.function path.py:name)": (
-        "reward_weights reward.weights reward_model_path reward_pretrain"
+    "rewards are functions, not models; reward.functions combines several": (
+        "reward_model_path reward_pretrain"
     ),
     "the launcher says it: torchrun --nnodes N --nproc-per-node G, or srun": (
         "nnodes n_gpus_per_node num_nodes gpus_per_node actor_num_nodes"

@@ -78,6 +78,11 @@ class RewardConfig:
     with tests), `function_calling`, `countdown`, `format`, `length`, or `path.py:name`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the function."""
+    functions: tuple[dict[str, Any], ...] = ()
+    """Several functions in place of `function`: {name: NAME, weight: 1.0, options: {...},
+    data_sources: [...]}. The reward is the weighted sum of those that judge the row; the first of
+    these decides what is correct. Names or patterns of data sources choose the rows of a function;
+    none: all rows."""
     workers: Annotated[int, at_least(1)] = 2
     """Grader processes per rank."""
     timeout_s: Annotated[float, above(0)] = 10.0
@@ -110,9 +115,9 @@ class EvaluationConfig:
 
     files: tuple[FileEntry, ...] = ()
     """Files as in data.train_files; each file is a set with metrics of its own. An entry may also
-    have a `reward` of its own (a function's name, or {function: NAME, options: {...}}),
-    samples_per_prompt, temperature, top_p, pass_at, max_prompts, and a max_response_length that is
-    not above that of `rollout`."""
+    have a `reward` of its own (a function's name, {function: NAME, options: {...}}, or a list as
+    in reward.functions), samples_per_prompt, temperature, top_p, pass_at, max_prompts, and a
+    max_response_length that is not above that of `rollout`."""
     every: Annotated[int, at_least(0)] = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     samples_per_prompt: Annotated[int, at_least(1)] = 4

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from megatron_resrl.checks.facts import gather_facts
 from megatron_resrl.checks.sizes import disk_needed
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import Recipe, RunSettings
+from megatron_resrl.config.schema import Recipe, RewardConfig, RunSettings
 from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.evaluation.suites import SUITES
 from megatron_resrl.policy.sizes import sizes_of
+from megatron_resrl.rewards.parts import named_functions
 from megatron_resrl.rewards.registry import RUNS_CODE
 from megatron_resrl.rollout.weight_sync.choice import transfer_backend
 
@@ -74,7 +75,9 @@ def _runs_code(recipe: Recipe) -> bool:
         each.get("suite") if isinstance(each, dict) else each for each in recipe.evaluation.suites
     ]
     named += [SUITES[name].reward for name in suites if name in SUITES]
-    return any(each in RUNS_CODE for each in (recipe.reward.function, *named))
+    lists = [RewardConfig(functions=tuple(each)) for each in own if isinstance(each, (list, tuple))]
+    functions = [name for each in (recipe.reward, *lists) for name in named_functions(each)]
+    return any(each in RUNS_CODE for each in (*functions, *named) if isinstance(each, str))
 
 
 def with_sizes(needs: Needs, recipe: RunSettings, world_size: int) -> tuple[Needs, list[Problem]]:

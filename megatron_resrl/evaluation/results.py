@@ -198,13 +198,15 @@ def _unused(path: Path) -> Path:
 
 
 def _readable(sample: Sample) -> dict[str, Any]:
-    record = {
+    record: dict[str, Any] = {
         "response": sample.text,
         "score": sample.score,
         "timed_out": sample.timed_out,
         "finish_reason": sample.response.finish_reason,
         "tokens": sample.response.num_generated_tokens,
     }
+    if sample.parts:
+        record["functions"] = dict(sample.parts)
     return record if sample.transcript is None else record | {"transcript": sample.transcript}
 
 

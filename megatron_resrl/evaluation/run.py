@@ -16,7 +16,7 @@ from megatron.core import parallel_state
 
 from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
-from megatron_resrl.config.schema import DataConfig, Recipe
+from megatron_resrl.config.schema import DataConfig, Recipe, RewardConfig
 from megatron_resrl.data.prompts import read_prompts
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.data.tokenizer import load_tokenizer
@@ -31,6 +31,7 @@ from megatron_resrl.platform.distributed import process_groups
 from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
+from megatron_resrl.rewards.parts import named_functions
 from megatron_resrl.rollout.collect import grade_responses
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.finite import require_finite_responses
@@ -193,6 +194,10 @@ def _lines(metrics: Mapping[str, float], results: Sequence[SetResult], seed: int
         yield f"{name}: {value:.4f}{low_high}"
 
 
+def _named(reward: RewardConfig) -> str | list[str]:
+    return reward.function if not reward.functions else list(named_functions(reward))
+
+
 def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Recipe) -> list[Path]:
     directory = Path(recipe.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
@@ -210,7 +215,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
         "sets": {
             result.questions.name: {
                 **result.counts(),
-                "reward": result.questions.settings.reward.function,
+                "reward": _named(result.questions.settings.reward),
                 "settings": result.questions.settings.as_asked(),
                 "standard_error": result.standard_error(),
                 "intervals": result.intervals(recipe.seed),

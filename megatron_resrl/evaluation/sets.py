@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,7 +17,9 @@ from megatron_resrl.config.schema import (
 from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
+from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.suite_entries import SUITES_SETTING, suite_entries
+from megatron_resrl.rewards.parts import parts_of
 
 FILES_SETTING = "evaluation.files"
 
@@ -149,12 +151,17 @@ def resolve_sets(
     return sets, problems
 
 
-def _own_reward(shared: RewardConfig, own: str | Mapping[str, Any] | None) -> RewardConfig:
+def _own_reward(
+    shared: RewardConfig, own: str | Sequence[Any] | Mapping[str, Any] | None
+) -> RewardConfig:
     if own is None:
         return shared
     if isinstance(own, str):
-        return replace(shared, function=own, options={})
-    return replace(shared, function=own["function"], options=dict(own.get("options") or {}))
+        return replace(shared, function=own, options={}, functions=())
+    if not isinstance(own, Mapping):
+        return replace(shared, function=RewardConfig().function, options={}, functions=tuple(own))
+    options = dict(own.get("options") or {})
+    return replace(shared, function=own["function"], options=options, functions=())
 
 
 def _wrong_numbers(setting: str, file: QuestionFile, max_response_length: int) -> Iterator[Problem]:
@@ -177,7 +184,7 @@ def _wrong_numbers(setting: str, file: QuestionFile, max_response_length: int) -
 
 def _wrong_reward(setting: str, file: QuestionFile) -> Iterator[Problem]:
     own = file.own.get("reward", "math")
-    fix = "give the name of a function, or {function: NAME, options: {...}}"
+    fix = "give the name of a function, {function: NAME, options: {...}}, or a list of functions"
     said = {"path": file.path, "reward": own}
     if isinstance(own, Mapping):
         unknown = [key for key in own if key not in ("function", "options")]
@@ -187,5 +194,10 @@ def _wrong_reward(setting: str, file: QuestionFile) -> Iterator[Problem]:
             yield Problem(setting, said, "its reward has no function", fix)
         elif not isinstance(own.get("options") or {}, Mapping):
             yield Problem(setting, said, "the options of its reward are no mapping", fix)
+    elif isinstance(own, (list, tuple)) and own:
+        try:
+            parts_of(RewardConfig(functions=tuple(own)))
+        except SettingError as error:
+            yield Problem(setting, said, error.problem, error.fix)
     elif not isinstance(own, str):
         yield Problem(setting, said, f"its reward is {own!r}", fix)

@@ -66,6 +66,11 @@ METRICS = {
     "data/tokens": Metric("of `sft`: tokens of the step's conversations", "tokens"),
     "reward/mean": Metric("of all responses, with length scaling and penalties", "reward"),
     "reward/score_mean": Metric("the verifier's score, without them", "score"),
+    "reward/<function>/mean": Metric(
+        "with `reward.functions`: scores by one of them, without its weight, over the responses "
+        "that it judges",
+        "score",
+    ),
     "reward/timeouts": Metric(
         "responses whose grading took longer than `reward.timeout_s`; they score 0", "responses"
     ),

@@ -6,10 +6,10 @@ import contextlib
 import logging
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,15 @@ class Grade:
     killed: bool = False
     """It asked for more than `reward.memory_gb`, or the system killed its process, as it does when
     memory runs out; the score is 0 for that."""
+    combined: float | None = None
+    """Of several functions: the weighted sum of their scores; None: there is one, with weight 1."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of several functions: the score by each of those that judge the row, by its label."""
+
+    @property
+    def reward(self) -> float:
+        """What counts before length scaling and penalties."""
+        return self.score if self.combined is None else self.combined
 
 
 class RewardError(InputError):

@@ -1,4 +1,4 @@
-"""Graders of a run: one pool of processes for each reward function."""
+"""Graders of a run: one pool of processes for each function with its options."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from megatron_resrl.config.schema import RewardConfig
+from megatron_resrl.rewards.combined import CombinedGrader
 from megatron_resrl.rewards.grader import Grader
+from megatron_resrl.rewards.parts import Part, parts_of
 
 
-def reward_key(reward: RewardConfig) -> str:
-    """Equal for rewards that one pool serves."""
-    return json.dumps([reward.function, reward.options], sort_keys=True, default=repr)
+def _key(part: Part) -> str:
+    """Equal for functions that one pool serves."""
+    return json.dumps([part.name, part.options], sort_keys=True, default=repr)
 
 
 class GraderPools(contextlib.ExitStack):
@@ -22,22 +24,26 @@ class GraderPools(contextlib.ExitStack):
     Args:
         rewards: Equal functions with equal options share a pool of `workers` processes.
         log: File that takes what the functions print.
+
+    Raises:
+        InputError: A function cannot be used.
     """
 
     def __init__(self, rewards: Iterable[RewardConfig], log: Path) -> None:
         super().__init__()
-        self._graders = {
-            reward_key(reward): Grader(
-                reward.function,
-                workers=reward.workers,
-                timeout_s=reward.timeout_s,
-                memory_gb=reward.memory_gb,
-                log=log,
-                options=reward.options,
-                code=reward.code,
-            )
-            for reward in {reward_key(each): each for each in rewards}.values()
-        }
+        self._graders: dict[str, Grader] = {}
+        for reward in rewards:
+            for part in parts_of(reward):
+                if _key(part) not in self._graders:
+                    self._graders[_key(part)] = Grader(
+                        part.name,
+                        workers=reward.workers,
+                        timeout_s=reward.timeout_s,
+                        memory_gb=reward.memory_gb,
+                        log=log,
+                        options=dict(part.options),
+                        code=reward.code,
+                    )
 
     def __enter__(self) -> GraderPools:
         super().__enter__()
@@ -45,6 +51,11 @@ class GraderPools(contextlib.ExitStack):
             self.enter_context(grader)
         return self
 
-    def of(self, reward: RewardConfig) -> Grader:
-        """The pool of a reward that this object was made with."""
-        return self._graders[reward_key(reward)]
+    def of(self, reward: RewardConfig) -> Grader | CombinedGrader:
+        """What grades by a reward that this object was made with."""
+        parts = self.parts_of(reward)
+        return CombinedGrader(parts) if reward.functions else parts[0][1]
+
+    def parts_of(self, reward: RewardConfig) -> list[tuple[Part, Grader]]:
+        """The functions of such a reward, each with its pool."""
+        return [(part, self._graders[_key(part)]) for part in parts_of(reward)]

@@ -40,6 +40,9 @@ QUICK = ("integer", "length")
 RUNS_CODE = ("code",)
 """Functions of ours that run programs as `reward.code` says."""
 
+WITHOUT_ANSWERS = ("format", "length")
+"""Functions of ours that look at no ground truth."""
+
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
 

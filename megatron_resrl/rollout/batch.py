@@ -29,7 +29,8 @@ class RolloutBatch(TokenBatch):
     """[B, T] float64: of each generated token under the distribution that the engine sampled from;
     0 elsewhere."""
     rewards: Tensor
-    """[B] float64: scores after length scaling and overlong penalty."""
+    """[B] float64: scores, or weighted sums of several functions' scores, after length scaling and
+    overlong penalty."""
     scores: Tensor
     """[B] float64: of the verifier or the environment; correct is above 0."""
     excluded: Tensor

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch.distributed as dist
@@ -13,6 +13,7 @@ from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.batches import TokenSequence
+from megatron_resrl.rewards.combined import CombinedGrader
 from megatron_resrl.rewards.grader import (
     Grade,
     Grader,
@@ -20,6 +21,7 @@ from megatron_resrl.rewards.grader import (
     RewardError,
     describe_sample,
 )
+from megatron_resrl.rewards.parts import described
 from megatron_resrl.rewards.shaping import length_scaled, overlong_penalty
 from megatron_resrl.rollout.engine import Response
 
@@ -38,9 +40,10 @@ class Sample:
     """The decoded response, of several turns the last; for graders and people. The loss uses the
     token ids."""
     score: float
-    """The environment's, otherwise the verifier's."""
+    """The environment's, otherwise the verifier's; of several functions that of the first."""
     reward: float
-    """The score after length scaling and overlong penalty; what advantages are made of."""
+    """The score, or the weighted sum of several functions' scores, after length scaling and
+    overlong penalty; what advantages are made of."""
     timed_out: bool
     """The grader did not finish, and the score is 0 for that."""
     killed: bool = False
@@ -48,6 +51,8 @@ class Sample:
     transcript: str | None = None
     """All turns and what the environment said between them, special tokens included; None: one
     turn."""
+    parts: Mapping[str, float] = field(default_factory=dict)
+    """Of several functions: the score by each of those that judge the row."""
     excluded: bool = False
     """No part of the loss, of its denominators or of the subspace, though its reward counts in the
     group's statistics."""
@@ -72,7 +77,7 @@ class Sample:
 def grade_responses(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[Response]],
-    grader: Grader,
+    grader: Grader | CombinedGrader,
     tokenizer: Any,
     reward: RewardConfig,
     *,
@@ -125,9 +130,10 @@ def grade_responses(
             response=response,
             text=text,
             score=grade.score,
-            reward=_shaped(grade.score, response, reward, length_limit),
+            reward=_shaped(grade, response, reward, length_limit),
             timed_out=grade.timed_out,
             killed=grade.killed,
+            parts=grade.parts,
             transcript=_transcript(response, tokenizer),
             excluded=mask_cut_off and response.finish_reason == "length",
         )
@@ -135,12 +141,21 @@ def grade_responses(
     ]
 
 
+def part_metrics(samples: Sequence[Sample]) -> dict[str, float]:
+    """`reward/<function>/mean` of each of several functions, over the responses that it judges."""
+    scores: dict[str, list[float]] = {}
+    for sample in samples:
+        for name, score in sample.parts.items():
+            scores.setdefault(name, []).append(score)
+    return {f"reward/{name}/mean": sum(scores[name]) / len(scores[name]) for name in sorted(scores)}
+
+
 def _question(prompt: Prompt, response: Response) -> str:
     record, opening = prompt.record, response.opening
     return (record if opening is None else record.opened(opening.text)).messages[-1]["content"]
 
 
-def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader) -> list[Grade]:
+def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader | CombinedGrader) -> list[Grade]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     try:
         mine: list[Grade] | RewardError = grader.grade(tasks[rank::ranks])
@@ -171,7 +186,7 @@ def _report_lost(
         if not any(lost):
             continue
         first = describe_sample(tasks[lost.index(True)])
-        function = f"reward.function = {reward.function!r}"
+        function = described(reward)
         if all(lost) and len(tasks) > 1:
             raise RewardError(
                 f"{function}: all {len(tasks)} responses {cause}; make the function faster or "
@@ -194,12 +209,12 @@ def _transcript(response: Response, tokenizer: Any) -> str | None:
 
 
 def _shaped(
-    score: float, response: Response, reward: RewardConfig, length_limit: int | None
+    grade: Grade, response: Response, reward: RewardConfig, length_limit: int | None
 ) -> float:
-    shaped = score
-    if reward.length_scaling:
+    shaped = grade.reward
+    if reward.length_scaling and grade.score > 0:
         shaped = length_scaled(
-            score,
+            shaped,
             response.num_generated_tokens,
             full_until=reward.length_full_until,
             floor_at=reward.length_floor_at,

@@ -10,8 +10,9 @@ from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
+from megatron_resrl.rewards.combined import CombinedGrader
 from megatron_resrl.rewards.grader import Grader
-from megatron_resrl.rollout.collect import Sample, grade_responses, penalty_of
+from megatron_resrl.rollout.collect import Sample, grade_responses, part_metrics, penalty_of
 from megatron_resrl.rollout.engine import (
     GenerationRequest,
     PendingRollout,
@@ -84,7 +85,7 @@ class Collector:
     """Generates, replays or resumes."""
     sampling: SamplingParams
     selection: SelectionRule
-    grader: Grader
+    grader: Grader | CombinedGrader
     tokenizer: Any
     reward: RewardConfig
     require_finite: RequireFinite
@@ -205,6 +206,7 @@ class Collector:
             "reward/overlong_masked": sum(sample.excluded for sample in samples) / len(samples),
             "reward/overlong_penalty_mean": sum(penalties) / len(samples),
         }
+        metrics |= part_metrics(samples)
         if self.plays_episodes:
             metrics |= episode_metrics([sample.response for sample in samples])
         return metrics

@@ -6,31 +6,43 @@ from collections.abc import Sequence
 
 import torch.distributed as dist
 
-from megatron_resrl.data.prompts import Prompt
+from megatron_resrl.data.records import Prompt, PromptRecord
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rewards.grader import Grader, RewardError
+from megatron_resrl.rewards.parts import Part, require_judged
 
 
 def require_ground_truths(
-    prompts: Sequence[Prompt], grader: Grader, function: str, *, environment: str | None = None
+    prompts: Sequence[Prompt],
+    graders: Sequence[tuple[Part, Grader]],
+    *,
+    environment: str | None = None,
 ) -> None:
-    """Refuses questions whose answer the reward function cannot use. Collective.
+    """Refuses questions whose answer a reward function cannot use. Collective.
 
     Args:
         prompts: The same on all ranks, which share them.
-        grader: This rank's grader processes.
-        function: Name of the reward function, for messages.
+        graders: The functions of the reward, each with this rank's grader processes.
         environment: Setting `rollout.environment`; an environment scores in the function's place,
             and nothing is asked.
 
     Raises:
-        InputError: On every rank, with the first such row, its value and the remedy.
+        InputError: On every rank, with the first such row, its value and the remedy; or no function
+            judges a row.
         RewardError: On every rank: grader processes cannot be used.
     """
     if environment is not None:
         return
     records = [prompt.record for prompt in prompts]
+    sources = dict.fromkeys(record.data_source for record in records)
+    require_judged([part for part, _ in graders], sources)
+    for part, grader in graders:
+        own = [record for record in records if part.judges(record.data_source)]
+        _require_usable(own, grader, part.name)
+
+
+def _require_usable(records: Sequence[PromptRecord], grader: Grader, function: str) -> None:
     # Many questions share an answer, and many files are used twice.
     distinct = {repr(record.ground_truth): record.ground_truth for record in records}
     values = list(distinct.values())

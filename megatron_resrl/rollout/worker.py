@@ -81,10 +81,7 @@ def open_worker(
             with named_phase("reading of ground truths"):
                 for reward, prompts in judged:
                     require_ground_truths(
-                        prompts,
-                        graders.of(reward),
-                        reward.function,
-                        environment=recipe.rollout.environment,
+                        prompts, graders.parts_of(reward), environment=recipe.rollout.environment
                     )
             with named_phase("start of the model"):
                 policy = build_policy(recipe, trainable=trainable)

@@ -18,6 +18,7 @@ from megatron_resrl.evaluation.run import load_evaluation_sets
 from megatron_resrl.evaluation.sets import EvaluationSet, SetSettings
 from megatron_resrl.platform.phases import named_phase
 from megatron_resrl.policy.model_config import read_hf_config
+from megatron_resrl.rewards.parts import parts_of
 from megatron_resrl.training.algorithm import weighting_of
 from megatron_resrl.training.identity import Identity, function_content, identity_of
 from megatron_resrl.user_files import split_name
@@ -74,9 +75,8 @@ def rl_identity(recipe: Recipe, questions: Questions) -> Identity:
     contents |= {f"evaluation: questions of {each.name}": _content(each.prompts) for each in sets}
     for each in sets:
         if each.settings.reward != recipe.reward:
-            function = function_content(each.settings.reward.function)
-            contents[f"evaluation: reward of {each.name}"] = function
-    contents["reward: function"] = function_content(recipe.reward.function)
+            contents[f"evaluation: reward of {each.name}"] = _functions(each.settings.reward)
+    contents["reward: function"] = _functions(recipe.reward)
     if split_name(recipe.algorithm.name):
         contents["algorithm: class"] = function_content(recipe.algorithm.name)
     weighting = weighting_of(recipe)
@@ -90,6 +90,10 @@ def rl_identity(recipe: Recipe, questions: Questions) -> Identity:
         tokenizer = recipe.model.tokenizer_path or recipe.model.path
         contents["teacher: weights"] = model_digests(teacher, tokenizer)["weights"]
     return identity_of(recipe, contents, () if weighting.entry.of_resrl else ("resrl.",))
+
+
+def _functions(reward: RewardConfig) -> str:
+    return ", ".join(function_content(part.name) for part in parts_of(reward))
 
 
 def _content(prompts: list[Prompt]) -> str:

@@ -9,6 +9,7 @@ from sandboxes import require_any, require_backend
 from tiny_recipe import write_recipe
 
 from megatron_resrl.checks.facts import gather_facts
+from megatron_resrl.checks.recipe import inspect_recipe
 from megatron_resrl.checks.rewards import sandbox_note
 from megatron_resrl.config.load import load_recipe
 
@@ -136,3 +137,62 @@ def test_check_says_where_programs_run(model, tmp_path):
     refused = load_recipe(recipe, ["--reward.function=code", "--reward.code.backend=rlimits"])
     assert sandbox_note(gather_facts(refused, 1)[0]) is None
     assert sandbox_note(gather_facts(load_recipe(recipe), 1)[0]) is None
+
+
+@pytest.mark.parametrize(
+    ("functions", "setting", "said"),
+    [
+        ("[{name: maths}]", "reward.functions", "did you mean 'math'?"),
+        ("[{name: math, options: {answer: box}}]", "reward.functions", "answer is 'box'"),
+        ("[{name: math}, {name: integer, weight: x}]", "reward.functions", "weight is no number"),
+        ("[{name: math, data_sources: [a, b]}]", "data.train_files", "no function judges rows"),
+        (
+            "[{name: math}, {name: countdown, data_sources: [quest*]}]",
+            "data.train_files",
+            "the reward function countdown cannot use 1 of the first 2 answers",
+        ),
+    ],
+)
+def test_check_refuses_functions_that_cannot_be_used(refused, tmp_path, functions, setting, said):
+    rows = [
+        {"prompt": "3", "answer": "4", "data_source": "questions"},
+        {"prompt": "3", "answer": '{"numbers": [1], "target": 1}', "data_source": "quest"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows if "countdown" in functions else rows[:1])))
+    if "countdown" in functions:
+        functions = functions.replace("{name: math}", "{name: math, data_sources: [questions]}")
+    problem = refused(f"--data.train_files=[{file}]", f"--reward.functions={functions}")
+    assert problem.setting == setting
+    assert said in f"{problem.problem} {problem.fix}"
+
+
+def test_check_judges_rows_by_their_own_functions(check, tmp_path):
+    rows = [
+        {"prompt": "3", "answer": "4", "data_source": "sums"},
+        {"prompt": "3", "answer": "C", "data_source": "choices"},
+    ]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    functions = (
+        "[{name: integer, data_sources: sums}, {name: multiple_choice, data_sources: [choi*]}, "
+        "{name: format, weight: 0.1}]"
+    )
+    settings = (f"--data.train_files=[{file}]", f"--reward.functions={functions}")
+    assert check(*settings) == []
+    entry = f"{{path: {file}, reward: {functions}}}"
+    assert check(*settings, f"--evaluation.files=[{entry}]") == []
+
+
+def test_check_says_where_format_decides_what_is_correct(model, tmp_path):
+    def notes(functions):
+        recipe = load_recipe(
+            str(write_recipe(tmp_path, model)), [f"--reward.functions={functions}"]
+        )
+        found = inspect_recipe(recipe, 1)
+        return [each for each in found if each.setting == "reward.functions"]
+
+    (note,) = notes("[{name: format}, {name: integer}]")
+    assert note.kind == "note"
+    assert "decides which responses are correct" in note.problem
+    assert notes("[{name: integer}, {name: format}]") == []

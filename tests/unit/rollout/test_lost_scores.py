@@ -20,6 +20,7 @@ from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.diagnostics.step_metrics import batch_metrics
 from megatron_resrl.errors import InputError
 from megatron_resrl.rewards.grader import Grader, RewardError
+from megatron_resrl.rewards.parts import Part
 from megatron_resrl.rollout.batch import RolloutBatch
 from megatron_resrl.rollout.collect import Sample, grade_responses
 from megatron_resrl.rollout.engine import Response
@@ -108,11 +109,11 @@ def test_ground_truths_that_cannot_be_used_end_the_run_early(tmp_path: Path) -> 
     good = prompts_of(tmp_path / "good.jsonl", ["4", 1e-05, ["4", "4.0"], r"\frac{1}{2}"])
     bad = prompts_of(tmp_path / "bad.jsonl", ["4", True, "4", {"target": "3"}, True])
     with Grader("math", workers=1, timeout_s=30.0) as grader:
-        require_ground_truths(good, grader, "math")
+        require_ground_truths(good, [(Part("math"), grader)])
         with pytest.raises(InputError) as error:
-            require_ground_truths(good + bad, grader, "math")
+            require_ground_truths(good + bad, [(Part("math"), grader)])
         assert str(error.value) == (
             "reward.function = 'math' cannot use the answers of 3 of 9 questions; the first, "
             f"{tmp_path / 'bad.jsonl'}, line 2: the ground truth is True: give a number or text"
         )
-        require_ground_truths(bad, grader, "math", environment="calculator")
+        require_ground_truths(bad, [(Part("math"), grader)], environment="calculator")
