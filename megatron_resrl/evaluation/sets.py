@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -151,9 +151,8 @@ def resolve_sets(
     return sets, problems
 
 
-def _own_reward(
-    shared: RewardConfig, own: str | Sequence[Any] | Mapping[str, Any] | None
-) -> RewardConfig:
+def _own_reward(shared: RewardConfig, own: Any) -> RewardConfig:
+    """The reward of an entry that `_wrong_reward` finds nothing wrong with."""
     if own is None:
         return shared
     if isinstance(own, str):

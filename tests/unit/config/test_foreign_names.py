@@ -62,7 +62,7 @@ def test_foreign_names_map_to_ours_and_are_none_of_ours() -> None:
         ("algorithm.kl_coef", "use algorithm.kl_coefficient;"),
         ("optimizer.learning_rate", "use optimizer.lr;"),
         ("model.name", "use model.path"),
-        ("reward.weights", "there is one reward function"),
+        ("reward.weights", "use reward.functions"),
         ("rollout.stop", "use rollout.stop_token_ids"),
         ("beta", "use algorithm.kl_coefficient;"),
         ("kl_ctrl.kl_target", "the reference has the weights that the run began with"),

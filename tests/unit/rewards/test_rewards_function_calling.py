@@ -111,7 +111,7 @@ def test_read_calls_finds_none_in_other_texts(response: str) -> None:
         "[" + "1," * 999,
     ],
 )
-def test_a_broken_call_scores_0_whatever_is_right(response: str) -> None:
+def test_broken_calls_score_0_whatever_is_right(response: str) -> None:
     response = response.replace("{F}", F)
     with pytest.raises(BrokenCall):
         read_calls(response)
