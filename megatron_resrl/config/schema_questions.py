@@ -75,7 +75,8 @@ class RewardConfig:
 
     function: str = "math"
     """`math` (math-verify), `integer` (exact integer answer), `multiple_choice`, `code` (programs
-    with tests), `function_calling`, `countdown`, `format`, `length`, or `path.py:name`."""
+    with tests), `function_calling`, `countdown`, `format`, `length`, `remote`, `judge`, or
+    `path.py:name`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the function."""
     functions: tuple[dict[str, Any], ...] = ()

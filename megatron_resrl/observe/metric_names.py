@@ -74,6 +74,11 @@ METRICS = {
     "reward/timeouts": Metric(
         "responses whose grading took longer than `reward.timeout_s`; they score 0", "responses"
     ),
+    "reward/unanswered": Metric(
+        "with the rewards `remote` and `judge`: responses that got no score, or nonsense in its "
+        "place; they score 0",
+        "responses",
+    ),
     "reward/killed": Metric(
         "responses whose grading took more than `reward.memory_gb`, or whose grader the system "
         "killed; they score 0",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from megatron_resrl.rewards.grader import Grade, Grader, GradingTask
+from megatron_resrl.rewards.grader import Grade, GradingTask, ResponseGrader
 from megatron_resrl.rewards.parts import Part, require_judged
 
 
@@ -16,7 +16,7 @@ class CombinedGrader:
         parts: At least one; graders may be shared.
     """
 
-    def __init__(self, parts: Sequence[tuple[Part, Grader]]) -> None:
+    def __init__(self, parts: Sequence[tuple[Part, ResponseGrader]]) -> None:
         self.parts = tuple(parts)
 
     def grade(self, tasks: Sequence[GradingTask]) -> list[Grade]:
@@ -51,4 +51,5 @@ def _combined(several: Sequence[tuple[Part, Grade]]) -> Grade:
         parts={part.label: grade.score for part, grade in several},
         timed_out=any(grade.timed_out for _, grade in several),
         killed=any(grade.killed for _, grade in several),
+        unanswered=any(grade.unanswered for _, grade in several),
     )

@@ -11,7 +11,7 @@ from concurrent.futures import TimeoutError
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pebble import ProcessExpired, ProcessPool
 
@@ -56,6 +56,8 @@ class Grade:
     killed: bool = False
     """It asked for more than `reward.memory_gb`, or the system killed its process, as it does when
     memory runs out; the score is 0 for that."""
+    unanswered: bool = False
+    """A server gave no score, or nonsense in its place; the score is 0 for that."""
     combined: float | None = None
     """Of several functions: the weighted sum of their scores; None: there is one, with weight 1."""
     parts: Mapping[str, float] = field(default_factory=dict)
@@ -65,6 +67,16 @@ class Grade:
     def reward(self) -> float:
         """What counts before length scaling and penalties."""
         return self.score if self.combined is None else self.combined
+
+
+class ResponseGrader(Protocol):
+    """Judges responses by one function."""
+
+    def grade(self, tasks: Sequence[GradingTask]) -> list[Grade]:
+        """The grades of responses, in order; raises `RewardError`."""
+
+    def check_ground_truths(self, values: Sequence[Any]) -> list[str | None]:
+        """What is wrong with each ground truth; None: nothing."""
 
 
 class RewardError(InputError):

@@ -27,6 +27,8 @@ _REGISTRY = Registry(
         "countdown": "megatron_resrl.rewards.countdown:countdown_reward",
         "format": "megatron_resrl.rewards.response_format:format_reward",
         "length": "megatron_resrl.rewards.length:length_reward",
+        "remote": "megatron_resrl.rewards.remote:RemoteReward",
+        "judge": "megatron_resrl.rewards.judge:JudgeReward",
     },
     member="function",
     is_member=inspect.isfunction,
@@ -39,6 +41,9 @@ QUICK = ("integer", "length")
 
 RUNS_CODE = ("code",)
 """Functions of ours that run programs as `reward.code` says."""
+
+ASKS_SERVERS = ("remote", "judge")
+"""Rewards of ours that are no functions but a `served.ServedReward`."""
 
 WITHOUT_ANSWERS = ("format", "length")
 """Functions of ours that look at no ground truth."""
@@ -123,13 +128,16 @@ def _built_in(
 ) -> Reward:
     require_known_options(_SETTING, name, function, options)
     require_right_values(_SETTING, name, function, options)
-    if own_check := getattr(module, CHECK_OPTIONS, None):
+    own_check = function if name in ASKS_SERVERS else getattr(module, CHECK_OPTIONS, None)
+    if own_check is not None:
         try:
-            own_check(**options)
+            own = own_check(**options)
         except ValueError as error:
             problem, _, fix = str(error).rpartition(": ")
             raise SettingError(_SETTING, options, problem, fix) from None
     check, tokens = getattr(module, CHECK), _takes_tokens(function)
+    if name in ASKS_SERVERS:
+        return Reward(own, check)
     function = functools.partial(function, **options) if options else function
     if name not in RUNS_CODE:
         return Reward(function, check, takes_tokens=tokens)

@@ -16,8 +16,8 @@ from megatron_resrl.policy.batches import TokenSequence
 from megatron_resrl.rewards.combined import CombinedGrader
 from megatron_resrl.rewards.grader import (
     Grade,
-    Grader,
     GradingTask,
+    ResponseGrader,
     RewardError,
     describe_sample,
 )
@@ -51,6 +51,8 @@ class Sample:
     transcript: str | None = None
     """All turns and what the environment said between them, special tokens included; None: one
     turn."""
+    unanswered: bool = False
+    """A server gave no score, and the score is 0 for that."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Of several functions: the score by each of those that judge the row."""
     excluded: bool = False
@@ -77,7 +79,7 @@ class Sample:
 def grade_responses(
     prompts: Sequence[Prompt],
     responses: Sequence[Sequence[Response]],
-    grader: Grader | CombinedGrader,
+    grader: ResponseGrader | CombinedGrader,
     tokenizer: Any,
     reward: RewardConfig,
     *,
@@ -133,6 +135,7 @@ def grade_responses(
             reward=_shaped(grade, response, reward, length_limit),
             timed_out=grade.timed_out,
             killed=grade.killed,
+            unanswered=grade.unanswered,
             parts=grade.parts,
             transcript=_transcript(response, tokenizer),
             excluded=mask_cut_off and response.finish_reason == "length",
@@ -155,7 +158,9 @@ def _question(prompt: Prompt, response: Response) -> str:
     return (record if opening is None else record.opened(opening.text)).messages[-1]["content"]
 
 
-def _grade_over_ranks(tasks: Sequence[GradingTask], grader: Grader | CombinedGrader) -> list[Grade]:
+def _grade_over_ranks(
+    tasks: Sequence[GradingTask], grader: ResponseGrader | CombinedGrader
+) -> list[Grade]:
     rank, ranks = dist.get_rank(), dist.get_world_size()
     try:
         mine: list[Grade] | RewardError = grader.grade(tasks[rank::ranks])
@@ -181,6 +186,7 @@ def _report_lost(
         f"ran out of memory or were killed by the system (reward.memory_gb = {reward.memory_gb})": [
             g.killed for g in grades
         ],
+        "got no score from the server, or nonsense in its place": [g.unanswered for g in grades],
     }
     for cause, lost in causes.items():
         if not any(lost):
@@ -190,7 +196,7 @@ def _report_lost(
         if all(lost) and len(tasks) > 1:
             raise RewardError(
                 f"{function}: all {len(tasks)} responses {cause}; make the function faster or "
-                f"smaller, or raise the limit. The first:\n{first}"
+                f"smaller, raise the limit, or look at the server. The first:\n{first}"
             )
         if dist.get_rank() == 0:
             logger.warning(

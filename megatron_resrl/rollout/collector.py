@@ -11,7 +11,9 @@ from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.observe.phases import phase
 from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.rewards.combined import CombinedGrader
-from megatron_resrl.rewards.grader import Grader
+from megatron_resrl.rewards.grader import ResponseGrader
+from megatron_resrl.rewards.parts import named_functions
+from megatron_resrl.rewards.registry import ASKS_SERVERS
 from megatron_resrl.rollout.collect import Sample, grade_responses, part_metrics, penalty_of
 from megatron_resrl.rollout.engine import (
     GenerationRequest,
@@ -85,7 +87,7 @@ class Collector:
     """Generates, replays or resumes."""
     sampling: SamplingParams
     selection: SelectionRule
-    grader: Grader | CombinedGrader
+    grader: ResponseGrader | CombinedGrader
     tokenizer: Any
     reward: RewardConfig
     require_finite: RequireFinite
@@ -207,6 +209,8 @@ class Collector:
             "reward/overlong_penalty_mean": sum(penalties) / len(samples),
         }
         metrics |= part_metrics(samples)
+        if any(name in ASKS_SERVERS for name in named_functions(self.reward)):
+            metrics["reward/unanswered"] = float(sum(sample.unanswered for sample in samples))
         if self.plays_episodes:
             metrics |= episode_metrics([sample.response for sample in samples])
         return metrics

@@ -9,13 +9,13 @@ import torch.distributed as dist
 from megatron_resrl.data.records import Prompt, PromptRecord
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
-from megatron_resrl.rewards.grader import Grader, RewardError
+from megatron_resrl.rewards.grader import ResponseGrader, RewardError
 from megatron_resrl.rewards.parts import Part, require_judged
 
 
 def require_ground_truths(
     prompts: Sequence[Prompt],
-    graders: Sequence[tuple[Part, Grader]],
+    graders: Sequence[tuple[Part, ResponseGrader]],
     *,
     environment: str | None = None,
 ) -> None:
@@ -42,7 +42,7 @@ def require_ground_truths(
         _require_usable(own, grader, part.name)
 
 
-def _require_usable(records: Sequence[PromptRecord], grader: Grader, function: str) -> None:
+def _require_usable(records: Sequence[PromptRecord], grader: ResponseGrader, function: str) -> None:
     # Many questions share an answer, and many files are used twice.
     distinct = {repr(record.ground_truth): record.ground_truth for record in records}
     values = list(distinct.values())
