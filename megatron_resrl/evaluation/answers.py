@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from megatron_resrl.config.schema import RewardConfig
-from megatron_resrl.rewards.final_answer import final_answer
+from megatron_resrl.rewards.final_answer import AnswerForm, answer_in
 from megatron_resrl.rewards.integer import last_integer
 from megatron_resrl.rewards.spelling import normalised
 
@@ -19,8 +20,12 @@ def answer_reader(reward: RewardConfig) -> AnswerReader | None:
     Two answers of `math` are one vote if they are spelled alike after `normalised`: 1/2 and 0.5 are
     two, because whether they are equal would have to be asked of each pair.
     """
-    return {"math": _mathematical, "integer": last_integer}.get(reward.function)
+    if reward.functions:
+        return None  # Which of them reads a response depends on its row.
+    form = reward.options.get("answer", "auto")
+    readers = {"math": functools.partial(_mathematical, form=form), "integer": last_integer}
+    return readers.get(reward.function)
 
 
-def _mathematical(response: str) -> str:
-    return "".join(normalised(final_answer(response)).split())
+def _mathematical(response: str, form: AnswerForm) -> str:
+    return "".join(normalised(answer_in(response, form)).split())
