@@ -13,6 +13,8 @@ from megatron_resrl.data.rows import read_rows
 from megatron_resrl.errors import InputError
 from megatron_resrl.observe.json_lines import json_line
 
+FUNCTIONS = "functions"
+"""Of a response that several reward functions judge: the score by each."""
 _RESPONSE = pa.struct(
     [
         ("response", pa.string()),
@@ -22,6 +24,7 @@ _RESPONSE = pa.struct(
         ("tokens", pa.int64()),
         ("answer", pa.string()),
         ("transcript", pa.string()),
+        (FUNCTIONS, pa.map_(pa.string(), pa.float64())),
     ]
 )
 SCHEMA = pa.schema(
@@ -58,7 +61,11 @@ def read_responses(path: Path) -> list[dict[str, Any]]:
         if not isinstance(record.get("responses"), list) or "row" not in record:
             raise InputError(f"{where}: it is no question with responses of an evaluation")
         responses = [
-            {name: value for name, value in each.items() if value is not None}
+            {
+                name: dict(value) if name == FUNCTIONS else value  # Parquet has pairs.
+                for name, value in each.items()
+                if value is not None
+            }
             for each in record["responses"]
         ]
         records.append(record | {"responses": responses})
