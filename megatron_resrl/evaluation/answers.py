@@ -23,7 +23,10 @@ def answer_reader(reward: RewardConfig) -> AnswerReader | None:
     if reward.functions:
         return None  # Which of them reads a response depends on its row.
     form = reward.options.get("answer", "auto")
-    readers = {"math": functools.partial(_mathematical, form=form), "integer": last_integer}
+    readers: dict[str, AnswerReader] = {
+        "math": functools.partial(_mathematical, form=form),
+        "integer": last_integer,
+    }
     return readers.get(reward.function)
 
 
