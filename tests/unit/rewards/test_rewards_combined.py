@@ -102,7 +102,7 @@ def test_part_judges_names_and_patterns(sources: tuple[str, ...], judged: list[s
     [
         ({"functions": ("math",)}, "reward.functions = 'math': an entry is no mapping"),
         ({"functions": ({},)}, "it has no name; write [{name: math"),
-        ({"functions": ({"name": "math", "wieght": 2},)}, "'wieght', did you mean 'weight'?"),
+        ({"functions": ({"name": "math", "weights": 2},)}, "'weights', did you mean 'weight'?"),
         ({"functions": ({"name": "math", "weight": "2"},)}, "its weight is no number"),
         ({"functions": ({"name": "math", "weight": True},)}, "its weight is no number"),
         ({"functions": ({"name": "math", "weight": float("nan")},)}, "its weight is no number"),

@@ -154,7 +154,7 @@ def test_length_falls_linearly_beyond_its_bounds(
     ("name", "options", "said"),
     [
         ("math", {"answer": "box"}, "answer is 'box', which is of another type; give one of auto"),
-        ("math", {"anwser": "boxed"}, "no option 'anwser'; did you mean answer?"),
+        ("math", {"answers": "boxed"}, "no option 'answers'; did you mean answer?"),
         ("integer", {"answer": "boxed"}, "no option 'answer'; its own are none"),
         ("code", {"partial_credit": 1}, "partial_credit is 1, .*; give true or false"),
         ("length", {"longest": 1.5}, "longest is 1.5, .*; give an integer or null"),

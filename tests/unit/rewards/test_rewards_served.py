@@ -218,7 +218,7 @@ def test_judge_shows_question_answer_and_reference() -> None:
         ("remote", {}, "the function remote needs the option url; give url"),
         ("remote", {"url": "host:80"}, "url is 'host:80'; give an address like http://"),
         ("remote", {"url": "http://h", "tries": 0}, "tries is 0, out of range"),
-        ("remote", {"url": "http://h", "modle": "m"}, "takes no option 'modle'"),
+        ("remote", {"url": "http://h", "models": "m"}, "takes no option 'models'"),
         ("judge", {"url": "http://h"}, "needs the option model"),
         ("judge", {"url": "http://h", "modl": "m"}, "'modl'; did you mean model"),
         ("judge", {"url": "http://h", "model": "m", "template": "x"}, "write {response} into it"),
