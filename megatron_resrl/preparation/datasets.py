@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.errors import InputError, closest
+from megatron_resrl.preparation.calls import ANSWERS, bfcl_question, bfcl_rows, toolrl_question
 from megatron_resrl.preparation.countdown import countdown_question
 from megatron_resrl.preparation.maths import maths_question
 from megatron_resrl.preparation.programs import (
@@ -58,6 +59,44 @@ _MBPP = _github(
     "data/mbpp.jsonl",
     "ccf64ceae9c5403bf50a044cb6d505bfd2a2963ee58338ba268fd65beab92a9f",
 )
+_BFCL_SHA256 = {
+    "simple_python": "82dd63ba502eb2520c6b5d1d9a5c4b590e03ff261565175561f6228a367d1991",
+    "multiple": "aef168155ebd74b7ac2401198b201343bc7d16d7a3d7e0d4e6d8ee82c6969b2a",
+    "parallel": "19f51a82eff42e5d62541aa500115a056eb78f437c2ba1f10415fd7c8e5dda84",
+    "parallel_multiple": "8863ea8433239f55c5f016154cf0830853c89f693c6ea270396a2fa121960579",
+    "irrelevance": "2b6ed4c2e992cdcf5f1678a701851f944bef7550ee026ed1ddb89efed5be01a6",
+}
+_BFCL_ANSWERS_SHA256 = {
+    "simple_python": "90cd5bc653690ee8e459b5b3f3fc9458606f7f3fcbf795bb51b7dc581f8c86dc",
+    "multiple": "244e00ce9395df948bcafc7bee64e8f9c87ef70887587d83cae45b13699f3047",
+    "parallel": "8a6aa19c1adddc6a5a2f7e40f9dbf30cc7e95815e7b830c90589ab318229e0f0",
+    "parallel_multiple": "5ebf24f458c1f16300c05505d83d6f0a1b68b79be273a033febd0d4f840507e3",
+}
+
+
+def _bfcl() -> tuple[Download, ...]:
+    """Questions of one turn in Python, with their answers."""
+    answers = {f"{ANSWERS}/{name}": sha256 for name, sha256 in _BFCL_ANSWERS_SHA256.items()}
+    found = []
+    for key, sha256 in (_BFCL_SHA256 | answers).items():
+        folder, _, name = f"/{key}".rpartition("/")
+        path = f"{folder}/BFCL_v4_{name}.json".lstrip("/")
+        found.append(
+            _github(
+                *("ShishirPatil/gorilla", "6ea57973c7a6097fd7c5915698c54c17c5b1b6c8"),
+                f"berkeley-function-call-leaderboard/bfcl_eval/data/{path}",
+                *(sha256, f"bfcl/{path}"),
+            )
+        )
+    return tuple(found)
+
+
+def _toolrl(part: str, sha256: str | None) -> Download:
+    return _github(
+        *("qiancheng0/ToolRL", "8cee13ec0ca72f0461da372a93a6fd8140dbb840"),
+        f"dataset/rlla_4k/{part}.parquet",
+        *(sha256, f"toolrl_{part}.parquet"),
+    )
 
 
 def _uft(part: str, sha256: str) -> Download:
@@ -196,6 +235,13 @@ DATASETS: dict[str, Dataset] = {
         (),
         training=True,
         page="https://huggingface.co/datasets/agentica-org/DeepCoder-Preview-Dataset",
+    ),
+    "bfcl": Dataset(bfcl_question, _APACHE, _bfcl(), read=bfcl_rows),
+    "toolrl": Dataset(toolrl_question, _APACHE, (_toolrl("train", None),), training=True),
+    "toolrl_test": Dataset(
+        toolrl_question,
+        _APACHE,
+        (_toolrl("test", "f7f300ebe755fd04985c83e18097d5a94a08619d72809fe06128ed3f00da7554"),),
     ),
     "countdown": Dataset(
         countdown_question,

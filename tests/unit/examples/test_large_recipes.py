@@ -39,6 +39,7 @@ CASES = (
     Case("gsm8k_qwen3_0.6b_1gpu/recipe.yaml", "qwen3-0.6b", 1),
     Case("paper/math/recipe.yaml", "qwen3-4b", 8),
     Case("paper/code/recipe.yaml", "qwen3-4b", 8),
+    Case("paper/function_calling/recipe.yaml", "qwen3-4b", 8),
     Case("math_qwen3_8b_32xh100_async/recipe.yaml", "qwen3-8b", 16),
     Case("llama3_70b_64xh100_fp8/recipe.yaml", "llama-3.1-70b", 64),
     Case("qwen3_30b_a3b_32xh100/recipe.yaml", "qwen3-30b-a3b", 32),
@@ -87,6 +88,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _write_prepared(folder: Path) -> None:
     """Files of tools/prepare_data.py, where recipes name those."""
     task = {"problem": "3 4", "tests": [{"input": "3", "output": "4"}]}
+    asked = {
+        "id": "irrelevance_0",
+        "question": [[{"role": "user", "content": "3 4"}]],
+        "function": [{"name": "add", "parameters": {"type": "dict", "properties": {}}}],
+    }
     published = {name: QUESTIONS / f"{name}.parquet" for name in ("aime25", "dapo_math_17k")}
     published |= dict.fromkeys(("minerva", "olympiad"), QUESTIONS / "math500.parquet")
     function = {
@@ -94,6 +100,9 @@ def _write_prepared(folder: Path) -> None:
         "entry_point": "four",
         "test": "def check(candidate):\n    assert candidate() == 4\n",
     }
+    published["toolrl"] = QUESTIONS / "toolrl_test.parquet"
+    published["bfcl"] = folder / "bfcl_published.jsonl"
+    published["bfcl"].write_text(json.dumps(asked))
     for name in ("deepcoder", "codeforces", "livecodebench", "humaneval_plus"):
         published[name] = folder / f"{name}_published.jsonl"
         published[name].write_text(json.dumps(function if name == "humaneval_plus" else task))
@@ -106,7 +115,7 @@ SIZES = re.compile(r"^\| (Qwen3-\S+) \| (?:`(.*?)`)? ?\|$", re.M)
 """Model and options, in the pages of the paper's recipes."""
 
 
-@pytest.mark.parametrize("kind", ["math", "code"])
+@pytest.mark.parametrize("kind", ["math", "code", "function_calling"])
 def test_paper_recipe_fits_in_every_size(kind, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     sizes = SIZES.findall((EXAMPLES / f"paper/{kind}/README.md").read_text())
