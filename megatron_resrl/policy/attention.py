@@ -21,7 +21,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from megatron_resrl.platform.distributed import on_device
 from megatron_resrl.policy.packing import PackedSequences
 from megatron_resrl.policy.rotary import rotate
-from megatron_resrl.policy.segments import Segments, natural_order
+from megatron_resrl.policy.segments import Piece, Segments, natural_order
 from megatron_resrl.policy.short_pieces import Calls, StackedPieces, calls_of
 
 _STACKED_DIMENSIONS = 5
@@ -111,6 +111,17 @@ class SdpaCoreAttention(MegatronModule):
             segments, pieces = packed_seq_params.segments, packed_seq_params.pieces
         if group is not None and ranks > 1:
             key, value = gather_keys(key, value, segments, group)
+        return self._attend_pieces(query, key, value, segments, pieces)
+
+    def _attend_pieces(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        segments: Segments,
+        pieces: tuple[Piece, ...],
+    ) -> torch.Tensor:
+        """A row of [s, 1, heads, head_dim]: queries of pieces, keys and values of segments."""
         if query.is_cuda:
             calls = Calls((), tuple(range(len(pieces))), None)
         else:
