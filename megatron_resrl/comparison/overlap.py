@@ -13,13 +13,9 @@ from megatron_resrl.data.prompts import read_records
 from megatron_resrl.data.question_files import QUESTION, resolve_files
 from megatron_resrl.errors import InputError
 from megatron_resrl.evaluation.suites import SUITES
+from megatron_resrl.preparation.overlap import normalised
 
 _COLUMNS = ("prompt_key", "answer_key", "answer_pattern")
-
-
-def plain(question: str) -> str:
-    """A question without what copies of it differ in: case, punctuation and white space."""
-    return "".join(filter(str.isalnum, question.casefold())) or question
 
 
 def training_overlap(arms: Sequence[Arm], sets: Sequence[CommonSet]) -> list[dict[str, Any]]:
@@ -38,7 +34,9 @@ def training_overlap(arms: Sequence[Arm], sets: Sequence[CommonSet]) -> list[dic
             continue
         rows = {
             common.name: [
-                row for row in common.rows if plain(_question(arm.runs[0], common, row)) in trained
+                row
+                for row in common.rows
+                if normalised(_question(arm.runs[0], common, row)) in trained
             ]
             for common in sets
         }
@@ -69,5 +67,5 @@ def _training_questions(recipe: Mapping[str, Any]) -> set[str]:
     for file in files:
         plain_file = dataclasses.replace(file, prompt_template=None, system_prompt=None)
         records, _ = read_records(plain_file, tools_key=None)
-        questions |= {plain(str(record.messages[-1]["content"])) for record in records}
+        questions |= {normalised(str(record.messages[-1]["content"])) for record in records}
     return questions

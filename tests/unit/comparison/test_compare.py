@@ -9,8 +9,8 @@ import pytest
 import yaml
 
 from megatron_resrl.cli import main
-from megatron_resrl.comparison.overlap import plain
 from megatron_resrl.evaluation.responses import write_responses
+from megatron_resrl.preparation.overlap import normalised
 
 SETTINGS = {
     "samples_per_prompt": 2,
@@ -194,7 +194,7 @@ def test_compare_finds_training_questions_in_the_evaluation(capsys, tmp_path):
     assert main(["compare", base, seen]) == 0
     said = capsys.readouterr().out
     assert "training questions of seen: 1 are in a (rows 3)" in said
-    assert plain("Find $x^2$, now!") == "findx2now"
+    assert normalised("Find $x^2$, now!") == "findx2now"
 
 
 def test_compare_prints_a_table(capsys, tmp_path):

@@ -59,11 +59,7 @@ GROUND_TRUTHS = {
 }
 
 
-GRADED = [
-    name
-    for name, suite in SUITES.items()
-    if suite.environment is None and suite.reward in ("math", "code")
-]
+GRADED = [name for name, suite in SUITES.items() if suite.environment is None]
 """What can be graded without an environment."""
 
 
