@@ -85,7 +85,8 @@ class WholeGroupPass(abc.ABC):
 
     def finish(self) -> TokenWeights:
         """See `WeightingPass.finish`."""
-        means = torch.stack(list(self._reports.values())).tolist()
+        # Read from the device at once; a replica may have no group.
+        means = torch.stack(list(self._reports.values())).tolist() if self._reports else []
         reports = {
             group: SidesReport(*pair) for group, pair in zip(self._reports, means, strict=True)
         }
