@@ -122,7 +122,7 @@ class SdpaCoreAttention(MegatronModule):
         pieces: tuple[Piece, ...],
     ) -> torch.Tensor:
         """A row of [s, 1, heads, head_dim]: queries of pieces, keys and values of segments."""
-        if query.is_cuda:
+        if query.is_cuda or query.shape[1] > 1:  # Not packed: a few long pieces.
             calls = Calls((), tuple(range(len(pieces))), None)
         else:
             calls = calls_of(pieces, segments.lengths, self.tokens_before)

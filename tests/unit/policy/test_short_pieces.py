@@ -99,3 +99,21 @@ def test_short_pieces_leave_long_ones_and_single_ones() -> None:
     calls = calls_of(segments.pieces(), segments.lengths, None)
     assert [call.numbers for call in calls.stacked] == [(4, 5)]
     assert calls.alone == (0, 1, 2, 3)
+
+
+def test_short_pieces_of_rows_below_each_other() -> None:
+    # The second of two context-parallel ranks: of 8 positions it has 2 to 5.
+    segments = Segments.apart((8,))
+    pieces = segments.pieces(1, 2)
+    assert calls_of(pieces, segments.lengths, None).stacked
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(tokens, 2, heads, SIZE, generator=generator)
+        for tokens, heads in ((4, HEADS), (8, GROUPS), (8, GROUPS))
+    )
+    found = made_attention(None)._attend_pieces(query, key, value, segments, pieces)
+    whole = torch.cat([torch.zeros(2, 2, HEADS, SIZE), query, torch.zeros(2, 2, HEADS, SIZE)])
+    for row in range(2):
+        expected = exact([x[:, row] for x in (whole, key, value)], segments, None)[2:6]
+        # fp32 rounding of values of size 1.
+        torch.testing.assert_close(found[:, row].double(), expected, atol=2e-6, rtol=0)
