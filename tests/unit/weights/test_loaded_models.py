@@ -28,7 +28,8 @@ WEIGHTS = "model.safetensors"
 HEAD = "lm_head.weight"
 EMBEDDING = "model.embed_tokens.weight"
 UP = "model.layers.1.mlp.up_proj.weight"
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5
+"""fp32: log-probs reach -30, where one rounding is 2e-6; some CPUs' products leave ten of them."""
 
 
 class ActivationFormat(enum.Enum):
