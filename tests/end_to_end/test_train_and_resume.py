@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tiny_task import read_metrics, write_task
 
 from megatron_resrl.checks.checkpoint import evaluation_metric_names
-from megatron_resrl.config.schema import EvaluationConfig, Recipe
+from megatron_resrl.config.schema import EvaluationConfig, Recipe, RewardConfig
 from megatron_resrl.evaluation.sets import evaluation_sets
 
 
@@ -44,7 +44,7 @@ def test_train_writes_metrics_samples_checkpoint_and_model(straight):
     assert [line["step"] for line in metrics] == [0, 1, 2, 3, 4]
     evaluation = EvaluationConfig(("heldout.jsonl",), 0, 2)
     recipe = Recipe(evaluation=evaluation)
-    sets = evaluation_sets(evaluation, recipe.data, recipe.reward, 8)
+    sets = evaluation_sets(evaluation, recipe.data, RewardConfig("reward.py:even"), 8)
     logged = {f"eval/{name}" for name in evaluation_metric_names(sets)}
     assert logged == {name for name in metrics[0] if name.startswith("eval/")}
     assert logged < set(metrics[-1])

@@ -53,7 +53,11 @@ def test_algorithms_are_frozen_and_give_float64_advantages(name) -> None:
     assert positive.tolist() == [True, True, False, False, True, True]
 
 
-@pytest.mark.parametrize("name", [name for name in algorithm_names() if name != "resrl"])
+WEIGHED = [name for name in algorithm_names() if name not in ("resrl", "distillation")]
+"""Of distillation the advantages are the tokens' own: `test_distillation.py`."""
+
+
+@pytest.mark.parametrize("name", WEIGHED)
 def test_algorithms_multiply_advantages_by_token_weights(name) -> None:
     algorithm = get_algorithm(name)
     weights = torch.tensor([1.0, 1.0, 0.25, 0.5, 2.0, 0.0])
@@ -280,7 +284,7 @@ def test_algorithm_of_composes_any_algorithm_with_resrl_weights() -> None:
 def test_get_algorithm_answers_an_unknown_option() -> None:
     pattern = (
         r"'positive_wieght'.*did you mean 'positive_weight'.*"
-        r"resrl takes: .*positive_weight, positives, eps, scale_by_std"
+        r"resrl takes: .*positive_weight, positives, kl, eps, scale_by_std"
     )
     with pytest.raises(ValueError, match=pattern):
         get_algorithm("resrl", positive_wieght=0.2)

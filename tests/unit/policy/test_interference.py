@@ -73,7 +73,9 @@ def test_padding_rows_change_nothing_whatever_they_hold():
     *batch, weight = tokens()
     clean = logit_factors(*batch, weight[:VOCABULARY], vocab_size=VOCABULARY)
     weight[VOCABULARY:] = 1e6
-    assert torch.equal(logit_factors(*batch, weight, vocab_size=VOCABULARY), clean)
+    found = logit_factors(*batch, weight, vocab_size=VOCABULARY)
+    # Some CPUs round products of a longer matrix's rows otherwise; one padded row would give 1e6.
+    torch.testing.assert_close(found, clean, atol=1e-6, rtol=0)
 
 
 def test_interference_cosines_are_those_of_the_angles():

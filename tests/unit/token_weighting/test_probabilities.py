@@ -32,7 +32,7 @@ BATCH = SimpleNamespace(
 def weights(name: str, **options: Any) -> Tensor:
     algorithm = AlgorithmConfig(weighting=name, weighting_options=options)
     chosen = chosen_weighting(algorithm, ResrlConfig(), weighted=False)
-    context = WeightingContext(None, ResrlConfig(), 0, 0, None, name, chosen.options)
+    context = WeightingContext(None, ResrlConfig(), 0, 0, name=name, options=chosen.options)
     return get_weighting(chosen, context).weights(BATCH)
 
 
