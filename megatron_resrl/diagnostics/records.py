@@ -18,6 +18,8 @@ def readable(sample: Sample) -> dict[str, Any]:
         "tokens": sample.response.num_generated_tokens,
         "finish_reason": sample.response.finish_reason,
     }
+    if sample.parts:
+        record["functions"] = dict(sample.parts)
     return record if sample.transcript is None else record | {"transcript": sample.transcript}
 
 
