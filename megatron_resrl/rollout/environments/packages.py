@@ -12,12 +12,13 @@ class MissingPackage(InputError):
     """A package is not installed; says how to install it."""
 
 
-def import_package(module: str, *, extra: str) -> Any:
+def import_package(module: str, *, extra: str | None = None, source: str = "") -> Any:
     """A module of an optional package.
 
     Args:
         module: Its dotted name.
         extra: Of this project, which installs the package.
+        source: How to install a package that no extra can.
 
     Raises:
         MissingPackage: It, or something that it needs, is not installed.
@@ -25,7 +26,7 @@ def import_package(module: str, *, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        install = source if extra is None else f"pip install 'megatron-resrl[{extra}]'"
         raise MissingPackage(
-            f"the package of {module} is not installed ({error}); pip install "
-            f"'megatron-resrl[{extra}]'"
+            f"the package of {module} is not installed ({error}); {install}"
         ) from error

@@ -17,6 +17,7 @@ _REGISTRY = Registry(
     setting="rollout.environment",
     kind="environment",
     built_in={
+        "alfworld": "megatron_resrl.rollout.environments.alfworld_game:ALFWorldGame",
         "calculator": "megatron_resrl.rollout.environments.calculator:Calculator",
         "gymnasium": "megatron_resrl.rollout.environments.gymnasium_game:GymnasiumGame",
         "number_game": "megatron_resrl.rollout.environments.number_game:NumberGame",
@@ -26,6 +27,7 @@ _REGISTRY = Registry(
         "search": "megatron_resrl.rollout.environments.search:Search",
         "textworld": "megatron_resrl.rollout.environments.textworld_game:TextWorldGame",
         "tools": "megatron_resrl.rollout.environments.tools:Tools",
+        "webshop": "megatron_resrl.rollout.environments.webshop_game:WebShopGame",
     },
     member="class",
     is_member=inspect.isclass,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,6 +76,11 @@ class TextGame(ABC):
             return action.strip()
         found = self._pattern.findall(action)
         return found[-1].strip() if found else None
+
+
+def with_commands(text: str, commands: Iterable[str]) -> str:
+    """A text of a game, and under it the commands that the game takes now, in their order."""
+    return f"{text}\n\nPossible commands: {', '.join(commands)}"
 
 
 def _seed_of(record: PromptRecord, seed: tuple[int, ...]) -> int:

@@ -22,6 +22,7 @@ def record(**extra: object) -> PromptRecord:
 @pytest.mark.parametrize(
     ("name", "module", "options"),
     [
+        ("alfworld", "alfworld", {}),
         ("gymnasium", "gymnasium", {"id": "FrozenLake-v1"}),
         ("openenv", "websockets", {"url": "http://127.0.0.1:1"}),
         ("scienceworld", "scienceworld", {}),
@@ -32,7 +33,7 @@ def test_get_environment_says_which_package_is_missing(
     monkeypatch: pytest.MonkeyPatch, name: str, module: str, options: dict
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)  # An import of it fails.
-    said = rf"rollout\.environment = '{name}'.*{module} is not installed.*\[{name}\]"
+    said = rf"rollout\.environment = '{name}'.*{module}\S* is not installed.*\[{name}\]"
     with pytest.raises(SettingError, match=said):
         get_environment(name, options)
 
