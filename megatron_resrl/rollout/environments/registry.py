@@ -27,6 +27,9 @@ _REGISTRY = Registry(
         "search": "megatron_resrl.rollout.environments.search:Search",
         "textworld": "megatron_resrl.rollout.environments.textworld_game:TextWorldGame",
         "tools": "megatron_resrl.rollout.environments.tools:Tools",
+        "verifiers": (
+            "megatron_resrl.rollout.environments.verifiers_environment:VerifiersEnvironment"
+        ),
         "webshop": "megatron_resrl.rollout.environments.webshop_game:WebShopGame",
     },
     member="class",

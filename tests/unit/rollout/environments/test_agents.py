@@ -27,6 +27,7 @@ def record(**extra: object) -> PromptRecord:
         ("openenv", "websockets", {"url": "http://127.0.0.1:1"}),
         ("scienceworld", "scienceworld", {}),
         ("textworld", "textworld", {}),
+        ("verifiers", "verifiers", {"id": "wordle"}),
     ],
 )
 def test_get_environment_says_which_package_is_missing(
