@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import gc
 import sys
+from typing import Any
 
 import torch.distributed as dist
 
 from megatron_resrl.config.schema import ParallelConfig
+
+LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
+    1: {"one": {}},
+    2: {
+        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "PP2": {"pipeline_model_parallel_size": 2},
+        "CP2": {"context_parallel_size": 2},
+        "DP2": {},
+    },
+}
+"""Number of ranks -> name -> settings of layouts with one kind of parallelism each."""
 
 
 def free_wrappers() -> None:

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 from typing import Any
 
-from megatron_resrl.algorithms.algorithm import Algorithm
+from megatron_resrl.algorithms.algorithm import KL_SETTING, Algorithm
 from megatron_resrl.errors import closest
 from megatron_resrl.registry import Registry
 
@@ -70,12 +70,15 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
     """
     algorithm_class = get_algorithm_class(name)
     known = [field.name for field in dataclasses.fields(algorithm_class) if field.init]
+    elsewhere = algorithm_class.settings | KL_SETTING
     for option in options:
         if option not in known:
             near = closest(str(option), known)
+            hint = f", did you mean {elsewhere.get(near, near)!r}?" if near else ""
+            own = [each for each in known if each not in elsewhere]
             raise ValueError(
-                f"algorithm.options has {option!r}{f', did you mean {near!r}?' if near else ''}; "
-                f"{name} takes: {', '.join(known) or 'no options'}"
+                f"algorithm.options has {option!r}{hint}; "
+                f"{name} takes: {', '.join(own) or 'no options'}"
             )
     return algorithm_class(**options)
 

@@ -79,10 +79,9 @@ def _loaded(reward: RewardConfig) -> tuple[_Checks, Problem | None]:
     checks: _Checks = []
     for part in parts:
         try:
-            checks.append((part, load_reward(part.name, part.options).check))
+            checks.append((part, load_reward(part.name, part.options, None, part.places).check))
         except SettingError as error:
-            problem = Problem.of(error)
-            return [], replace(problem, setting=SETTING) if reward.functions else problem
+            return [], Problem.of(error)
     return checks, None
 
 

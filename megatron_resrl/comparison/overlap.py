@@ -10,7 +10,7 @@ from megatron_resrl.comparison.arms import Arm, CommonSet
 from megatron_resrl.comparison.evaluations import Evaluation
 from megatron_resrl.config.schema import DataConfig
 from megatron_resrl.data.prompts import read_records
-from megatron_resrl.data.question_files import QUESTION, resolve_files
+from megatron_resrl.data.question_files import resolve_files, without_template
 from megatron_resrl.errors import InputError
 from megatron_resrl.evaluation.suites import SUITES
 from megatron_resrl.preparation.overlap import normalised
@@ -49,9 +49,7 @@ def _question(run: Evaluation, common: CommonSet, row: int) -> str:
     text = str(run.sets[common.name].records[row]["question"])
     suite = SUITES.get(common.name)
     own = run.settings.get(common.name, {}).get("prompt_template")
-    template = own or (suite.prompt_template if suite else None) or QUESTION
-    before, _, after = template.partition(QUESTION)
-    return text.removeprefix(before).removesuffix(after)
+    return without_template(text, own or (suite.prompt_template if suite else None))
 
 
 def _training_questions(recipe: Mapping[str, Any]) -> set[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.evaluation.plot import Points, draw_points, new_figure, save_figure
 
 
 def plot_comparison(found: Mapping[str, Any], path: str) -> None:
@@ -19,25 +20,17 @@ def plot_comparison(found: Mapping[str, Any], path: str) -> None:
     Raises:
         InputError: Matplotlib is not installed, or does not write such files.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise InputError("--plot needs matplotlib: pip install 'megatron-resrl[plot]'") from error
     blocks = found["sets"]
-    figure = Figure(figsize=(3.2 * len(blocks), 1.2 + 0.4 * len(blocks[0]["arms"])))
-    panels = figure.subplots(1, len(blocks), sharey=True, squeeze=False)[0]
+    figure, panels = new_figure(len(blocks), len(blocks[0]["arms"]))
     for panel, block in zip(panels, blocks, strict=True):
-        rows = [row for row in block["arms"] if "difference" in row]
-        low = [row["difference"] - row["interval"][0] for row in rows]
-        high = [row["interval"][1] - row["difference"] for row in rows]
-        panel.errorbar(
-            [row["difference"] for row in rows], range(len(rows)), xerr=[low, high], fmt="o"
-        )
+        rows = {row["arm"]: row for row in block["arms"] if "difference" in row}
+        differences = {name: row["difference"] for name, row in rows.items()}
+        intervals = {name: row["interval"] for name, row in rows.items()}
+        draw_points(panel, list(rows), Points("difference", differences, intervals))
         panel.axvline(0, color="grey", linewidth=1)
-        panel.set_yticks(range(len(rows)), [row["arm"] for row in rows])
         panel.set_title(block["set"])
         panel.set_xlabel(f"{found['metric']}, over {found['baseline']}")
     try:
-        figure.savefig(path, bbox_inches="tight", dpi=150)
+        save_figure(figure, path)
     except ValueError as error:
         raise InputError(f"--plot {Path(path).name}: {error}") from error

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_resrl.evaluation.bootstrap import LEVEL
+from megatron_resrl.observe.text_table import columns
 
 _SHOWN = 8
 """Rows of questions that are named."""
@@ -40,11 +41,7 @@ def _lines(found: Mapping[str, Any]) -> Iterator[str]:
 
 def _table(block: Mapping[str, Any]) -> Iterator[str]:
     heads = ("arm", "runs", "value", "tokens", "difference", "interval", "p (Holm)", "detectable")
-    rows = [heads, *map(_cells, block["arms"])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(heads))]
-    for row in rows:
-        first, *rest = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"  {'  '.join([first, *rest])}".rstrip()
+    return columns([heads, *map(_cells, block["arms"])])
 
 
 def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:

@@ -97,6 +97,12 @@ def _wrong_texts(setting: str, entry: FileEntry | QuestionFile) -> Iterator[Prob
         yield Problem(setting, entry, "its prompt_template has no place for the question", fix)
 
 
+def without_template(text: str, template: str | None) -> str:
+    """The question in a prompt that a template gave words around it; None: there was none."""
+    before, _, after = (template or QUESTION).partition(QUESTION)
+    return text.removeprefix(before).removesuffix(after)
+
+
 def pattern_problem(pattern: str) -> tuple[str, str] | None:
     """Why an answer pattern cannot be used, and what would be right; None: it can."""
     try:

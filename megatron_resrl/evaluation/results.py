@@ -17,7 +17,7 @@ from megatron_resrl.evaluation.bootstrap import mean_intervals
 from megatron_resrl.evaluation.metrics import question_values
 from megatron_resrl.evaluation.responses import write_responses
 from megatron_resrl.evaluation.sets import EvaluationSet
-from megatron_resrl.rollout.collect import Sample
+from megatron_resrl.rollout.collect import Sample, part_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -64,6 +64,11 @@ class SetResult:
         ks = self.questions.settings.pass_at
         return question_values(self.scores(), ks, self.answers(), texts)
 
+    @property
+    def average(self) -> str:
+        """Name of the mean score, `avg@<n>`."""
+        return f"avg@{self.questions.settings.samples_per_prompt}"
+
     def intervals(self, seed: int) -> dict[str, tuple[float, float]]:
         """Metric -> its interval over questions, see `mean_intervals`; none with one question."""
         found = mean_intervals(list(self.values.values()), (seed,))
@@ -81,14 +86,15 @@ class SetResult:
 
     def metrics(self) -> dict[str, float]:
         """The means of `values`, `response_length`, `questions`, `dropped` (out of the average),
-        `timeouts` (graded as wrong) and `truncated`, a share of the responses."""
+        `timeouts` (graded as wrong), `truncated`, a share of the responses, and `part_metrics`."""
         counts, responses = self.counts(), len(self.samples)
         found = {name: sum(each) / len(each) for name, each in self.values.items()}
         found["response_length"] = (
             sum(s.response.num_generated_tokens for s in self.samples) / responses
         )
         found |= {name: float(counts[name]) for name in ("questions", "dropped", "timeouts")}
-        return found | {"truncated": counts["truncated"] / responses}
+        found["truncated"] = counts["truncated"] / responses
+        return found | part_metrics(self.samples)
 
     def standard_error(self) -> float | None:
         """Of the mean score, over questions: the samples of one question are not independent.

@@ -6,7 +6,7 @@ import datetime
 import itertools
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from megatron_resrl.config.schema import DataConfig, Recipe, RewardConfig
 from megatron_resrl.data.prompts import read_prompts
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.data.tokenizer import load_tokenizer
+from megatron_resrl.evaluation.plot import EXTRA, has_matplotlib, plot_evaluation
+from megatron_resrl.evaluation.report import Intervals, evaluation_lines
 from megatron_resrl.evaluation.results import (
     SetResult,
     keep_responses,
@@ -140,10 +142,11 @@ def graded_sets(
 def evaluate(recipe: Recipe) -> dict[str, float]:
     """The `eval` command: evaluates the model of `recipe.model.path`.
 
-    Prints the metrics, and writes them to `<output_dir>/evaluation.json` with what they were
-    measured with, and the responses to `<output_dir>/evaluation/<set>.jsonl`. An earlier
-    evaluation's files stay: this one's have a number then. What an evaluation that was stopped has
-    generated with the same settings and model is used.
+    Prints the metrics and a table, and writes them to `<output_dir>/evaluation.json` with what they
+    were measured with, a picture beside it, and the responses to `<output_dir>/evaluation/<set>`
+    with the ending of `evaluation.response_format`. An earlier evaluation's files stay: this one's
+    have a number then. What an evaluation that was stopped has generated with the same settings and
+    model is used.
     """
     if recipe.rollout.record or recipe.rollout.replay:
         logger.warning(
@@ -165,9 +168,10 @@ def evaluate(recipe: Recipe) -> dict[str, float]:
             results = graded_sets(sets, worker, recipe.seed, unfinished)
         metrics = _named_metrics(results)
         if dist.get_rank() == 0:
-            for line in _lines(metrics, results, recipe.seed):
+            intervals = {each.questions.name: each.intervals(recipe.seed) for each in results}
+            for line in evaluation_lines(results, intervals):
                 print(line)
-            for path in _write(results, metrics, recipe):
+            for path in _write(results, intervals, metrics, recipe):
                 print(f"written: {path}")
         if unfinished is not None:
             unfinished.discard()
@@ -182,23 +186,13 @@ def _named_metrics(results: Sequence[SetResult]) -> dict[str, float]:
     }
 
 
-def _lines(metrics: Mapping[str, float], results: Sequence[SetResult], seed: int) -> Iterator[str]:
-    """Metric, value, and its interval where it has one."""
-    intervals = {
-        f"eval/{result.questions.name}/{name}": interval
-        for result in results
-        for name, interval in result.intervals(seed).items()
-    }
-    for name, value in metrics.items():
-        low_high = "  [{:.4f}, {:.4f}]".format(*intervals[name]) if name in intervals else ""
-        yield f"{name}: {value:.4f}{low_high}"
-
-
 def _named(reward: RewardConfig) -> str | list[str]:
     return reward.function if not reward.functions else list(named_functions(reward))
 
 
-def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Recipe) -> list[Path]:
+def _write(
+    results: Sequence[SetResult], intervals: Intervals, metrics: dict[str, float], recipe: Recipe
+) -> list[Path]:
     directory = Path(recipe.output_dir)
     directory.mkdir(parents=True, exist_ok=True)
     summary, folder = unused_names(directory)
@@ -218,7 +212,7 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
                 "reward": _named(result.questions.settings.reward),
                 "settings": result.questions.settings.as_asked(),
                 "standard_error": result.standard_error(),
-                "intervals": result.intervals(recipe.seed),
+                "intervals": intervals[result.questions.name],
                 "dropped_rows": result.questions.dropped,
             }
             for result in results
@@ -226,4 +220,9 @@ def _write(results: Sequence[SetResult], metrics: dict[str, float], recipe: Reci
         "recipe": yaml.safe_load(recipe_yaml(recipe)),
     }
     summary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    return [summary, *kept]
+    if not has_matplotlib():
+        logger.info("no picture is drawn without matplotlib: %s", EXTRA)
+        return [summary, *kept]
+    picture = summary.with_suffix(".png")
+    plot_evaluation(results, intervals, str(picture))
+    return [summary, picture, *kept]

@@ -312,6 +312,11 @@ METRICS = {
     "eval/<set>/perplexity": Metric("its exponential", "-"),
     "eval/<set>/targets": Metric("tokens that it is the mean over", "tokens"),
     "eval/<set>/truncated": Metric("responses cut off at the length limit", "share"),
+    "eval/<set>/reward/<function>/mean": Metric(
+        "with several functions: scores by one of them, without its weight, over the responses "
+        "that it judges",
+        "score",
+    ),
     "tokens_per_second": Metric("fed to the model, all ranks together", "tokens/s"),
     "model_tflops_per_gpu": Metric(
         "operations of the model, forward and backward, without recomputation", "TFLOP/s"

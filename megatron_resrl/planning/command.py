@@ -11,6 +11,7 @@ from megatron_resrl.checks.facts import RunFacts, gather_facts
 from megatron_resrl.checks.fp8 import check_fp8_device
 from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import RunSettings
+from megatron_resrl.observe.text_table import columns
 from megatron_resrl.planning.forecast import Forecast, forecast
 from megatron_resrl.planning.formulas import estimate
 from megatron_resrl.planning.gpus import Gpu, find_gpu
@@ -22,7 +23,7 @@ from megatron_resrl.planning.micro_batch import micro_batch_of
 from megatron_resrl.planning.model_layout import Layout
 from megatron_resrl.planning.options import PlanOptions
 from megatron_resrl.planning.recipe_checks import check_options, problems_of
-from megatron_resrl.planning.report import GIB, columns, layout_words, report
+from megatron_resrl.planning.report import GIB, layout_words, report
 from megatron_resrl.planning.search import Ranked, candidates, search
 from megatron_resrl.planning.stages import STAGES_TO_PLAN
 from megatron_resrl.policy.model_shape import ModelShape

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
+from megatron_resrl.observe.text_table import columns
 from megatron_resrl.planning.fit import ASLEEP_BYTES, MARGIN_BYTES, MARGIN_SHARE
 from megatron_resrl.planning.forecast import ONCE, Forecast
 from megatron_resrl.planning.layers import layers_sentence
@@ -17,21 +18,6 @@ _SMALL_BYTES, _SMALL_S = 10**7, 0.01
 
 _LINES = 5
 """Lines of waits of a phase."""
-
-
-def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Aligned lines: words to the left, numbers (all rows but the first) to the right."""
-    widths = [max(len(row[place]) for row in rows) for place in range(len(rows[0]))]
-    right = [
-        all(row[place][:1].isdigit() or row[place] in ("", "-") for row in rows[1:])
-        for place in range(len(rows[0]))
-    ]
-    for row in rows:
-        cells = (
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        )
-        yield "  " + "  ".join(cells).rstrip()
 
 
 def report(found: Forecast) -> Iterator[str]:

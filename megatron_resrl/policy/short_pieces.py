@@ -26,8 +26,6 @@ SHORT = 32
 class StackedPieces:
     """What one call of the kernel takes."""
 
-    numbers: tuple[int, ...]
-    """Of its pieces, ascending."""
     queries: Tensor
     """[n, Q] int64: places in the row's queries; 0 beyond the end of a piece."""
     keys: Tensor
@@ -109,7 +107,6 @@ def _stacked(
         allowed &= key >= own - tokens_before
     allowed = torch.where(real[..., None], allowed, key == 0)
     return StackedPieces(
-        numbers=tuple(numbers),
         queries=torch.where(real, begins + query, 0),
         keys=torch.tensor([each + [0] * (len(key) - len(each)) for each in seen]),
         allowed=allowed[:, None],

@@ -30,7 +30,7 @@ from megatron_resrl.rewards.grader_process import (
     shortened,
     start_worker,
 )
-from megatron_resrl.rewards.registry import QUICK, absolute_name, load_reward
+from megatron_resrl.rewards.registry import QUICK, FunctionPlaces, absolute_name, load_reward
 
 __all__ = ["Grade", "Grader", "GradingTask", "RewardError", "describe_sample"]
 
@@ -103,6 +103,7 @@ class Grader:
             None: it goes where the caller's goes.
         options: Further keyword arguments of the function.
         code: How the function `code` runs programs.
+        places: See `load_reward`.
 
     Raises:
         InputError: The function cannot be used.
@@ -118,14 +119,15 @@ class Grader:
         log: Path | None = None,
         options: dict[str, Any] | None = None,
         code: CodeConfig | None = None,
+        places: FunctionPlaces | None = None,
     ) -> None:
-        self._reward = load_reward(function_name, options, code)
+        self._reward = load_reward(function_name, options, code, places)
+        self._setting = f"{(places or FunctionPlaces()).name} = {function_name!r}"
         self._quick = function_name in QUICK
         self._together = 1
         self._workers = workers
         if log is not None:
             log.parent.mkdir(parents=True, exist_ok=True)
-        self._function_name = function_name
         self._timeout_s = timeout_s
         self._log = log
         self._pool = ProcessPool(
@@ -175,9 +177,8 @@ class Grader:
             progress(len(grades), len(tasks))
             if EARLY == len(grades) < len(tasks) and all(each.timed_out for each in grades):
                 logger.warning(
-                    "reward.function = %r: the first %d of %d responses all timed out after "
-                    "%g s (reward.timeout_s)",
-                    *(self._function_name, EARLY, len(tasks), self._timeout_s),
+                    "%s: the first %d of %d responses all timed out after %g s (reward.timeout_s)",
+                    *(self._setting, EARLY, len(tasks), self._timeout_s),
                 )
         return grades
 
@@ -261,7 +262,7 @@ class Grader:
         except (BrokenProcessPool, RuntimeError) as error:
             where = "what they printed before" if self._log is None else str(self._log)
             raise RewardError(
-                f"reward.function = {self._function_name!r}: its processes ended and cannot be "
+                f"{self._setting}: its processes ended and cannot be "
                 f"replaced ({error}); {where} says why"
             ) from error
         finally:
@@ -278,14 +279,14 @@ class Grader:
             if error.exitcode == -signal.SIGKILL:  # As the system does when memory runs out.
                 return Grade(score=0.0, timed_out=False, killed=True)
             problem = f"crashed its process (exit status {error.exitcode})"
-            raise RewardError(_describe(self._function_name, problem, task)) from None
+            raise RewardError(_describe(self._setting, problem, task)) from None
         return self._grade(task, outcome)
 
     def _grade(self, task: GradingTask, outcome: Outcome) -> Grade:
         if isinstance(outcome, OutOfMemory):
             return Grade(score=0.0, timed_out=False, killed=True)
         if isinstance(outcome, Failure):
-            text = _describe(self._function_name, outcome.problem, task)
+            text = _describe(self._setting, outcome.problem, task)
             raise RewardError(f"{text}\n{outcome.traceback}".rstrip())
         return Grade(score=outcome, timed_out=False)
 
@@ -332,5 +333,5 @@ def describe_sample(task: GradingTask) -> str:
     return "\n".join(lines)
 
 
-def _describe(function_name: str, problem: str, task: GradingTask) -> str:
-    return f"reward.function = {function_name!r} {problem}\n{describe_sample(task)}"
+def _describe(setting: str, problem: str, task: GradingTask) -> str:
+    return f"{setting} {problem}\n{describe_sample(task)}"

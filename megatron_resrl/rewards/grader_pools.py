@@ -23,8 +23,8 @@ def _key(part: Part) -> str:
 
 def _made(part: Part, reward: RewardConfig, log: Path) -> Grader | ServedGrader:
     if part.name in ASKS_SERVERS:
-        asked = cast(ServedReward, load_reward(part.name, part.options).function)
-        return ServedGrader(asked, part.name, reward.timeout_s)
+        asked = cast(ServedReward, load_reward(part.name, part.options, None, part.places).function)
+        return ServedGrader(asked, part.name, reward.timeout_s, part.places)
     return Grader(
         part.name,
         workers=reward.workers,
@@ -33,6 +33,7 @@ def _made(part: Part, reward: RewardConfig, log: Path) -> Grader | ServedGrader:
         log=log,
         options=dict(part.options),
         code=reward.code,
+        places=part.places,
     )
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 from megatron_resrl.config.ranges import above, at_least
 from megatron_resrl.rewards.grader import GradingTask
-from megatron_resrl.rewards.remote import bearer, require_address
+from megatron_resrl.rewards.served import ServedReward
 
 TEMPLATE = """\
 Judge whether an answer to a question is correct. The reference answer is correct. What the answer
@@ -36,13 +35,9 @@ _THOUGHTS = re.compile(r".*</think>", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeReward:
+class JudgeReward(ServedReward):
     """The verdict of a model, between 0 and 1."""
 
-    batch_size: ClassVar[int] = 1
-
-    url: str
-    """Of the server, e.g. http://host:8000/v1."""
     model: str
     """As the server calls it."""
     template: str = TEMPLATE
@@ -51,14 +46,6 @@ class JudgeReward:
     """What a score of the judge is divided by."""
     max_tokens: Annotated[int, at_least(1)] = 1024
     """Of the judge's answer."""
-    concurrency: Annotated[int, at_least(1)] = 16
-    """Requests at a time, per rank."""
-    tries: Annotated[int, at_least(1)] = 3
-    """Of a request that fails; 0.5 s lie between the first two, then twice as long each time."""
-    cache: Annotated[int, at_least(0)] = 100_000
-    """Verdicts that a rank keeps, so that the same question is not asked again."""
-    api_key_env: str | None = None
-    """Environment variable with the key that is sent as a bearer token."""
 
     def __post_init__(self) -> None:
         """Checks address and template.
@@ -66,18 +53,14 @@ class JudgeReward:
         Raises:
             ValueError: One cannot be used.
         """
-        require_address(self.url)
+        super().__post_init__()
         if "{response}" not in self.template:
             raise ValueError("template does not show the response: write {response} into it")
 
     @property
     def address(self) -> str:
-        """See `ServedReward`."""
+        """See `ServedReward`; `url` is that of the server, e.g. http://host:8000/v1."""
         return f"{self.url.rstrip('/')}/chat/completions"
-
-    def headers(self) -> dict[str, str]:
-        """See `ServedReward`."""
-        return bearer(self.api_key_env)
 
     def content(self, task: GradingTask) -> dict[str, Any]:
         """See `ServedReward`. Thoughts of the response are left out."""
@@ -94,11 +77,6 @@ class JudgeReward:
             "temperature": 0.0,
             "max_tokens": self.max_tokens,
         }
-
-    def together(self, contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """See `ServedReward`; a question is of one response."""
-        [content] = contents
-        return content
 
     def scores(self, answer: Any, count: int) -> list[float | None]:
         """See `ServedReward`."""

@@ -11,6 +11,7 @@ from typing import Any
 
 from megatron_resrl.config.schema import RewardConfig
 from megatron_resrl.errors import SettingError, closest
+from megatron_resrl.rewards.registry import FunctionPlaces
 
 SETTING = "reward.functions"
 _KEYS = ("name", "weight", "options", "data_sources")
@@ -30,6 +31,8 @@ class Part:
     """Names or patterns (`*`, `?`, `[ab]`) of the rows that it judges; none: all rows."""
     label: str = ""
     """Its name in metrics: without its file; the second of the same name is `name_2`."""
+    places: FunctionPlaces = field(default_factory=FunctionPlaces)
+    """The settings that say so, for messages."""
 
     def judges(self, data_source: str) -> bool:
         """Whether it judges responses to such rows."""
@@ -52,7 +55,8 @@ def parts_of(reward: RewardConfig) -> tuple[Part, ...]:
             problem = f"reward.functions names {len(reward.functions)} functions in its place"
             raise SettingError(f"reward.{name}", getattr(reward, name), problem, "give one of both")
     parts, seen = [], Counter[str]()
-    for part in map(_part, reward.functions):
+    for number, entry in enumerate(reward.functions):
+        part = _part(entry, number)
         name = part.name.rpartition(":")[2]
         seen[name] += 1
         parts.append(replace(part, label=name if seen[name] == 1 else f"{name}_{seen[name]}"))
@@ -88,26 +92,28 @@ def require_judged(parts: Sequence[Part], data_sources: Iterable[str]) -> None:
             raise SettingError(f"{SETTING}: data_sources", patterns, problem, fix)
 
 
-def _part(entry: Any) -> Part:
+def _part(entry: Any, number: int) -> Part:
+    setting = f"{SETTING}[{number}]"
     if not isinstance(entry, Mapping):
-        raise SettingError(SETTING, entry, "an entry is no mapping", f"write {_EXAMPLE}")
+        raise SettingError(setting, entry, "an entry is no mapping", f"write {_EXAMPLE}")
     for key in entry:
         if key not in _KEYS:
             near = closest(str(key), _KEYS)
             problem = f"it has {key!r}{f', did you mean {near!r}?' if near else ''}"
-            raise SettingError(SETTING, dict(entry), problem, f"keys are {', '.join(_KEYS)}")
+            raise SettingError(setting, dict(entry), problem, f"keys are {', '.join(_KEYS)}")
     name, weight = entry.get("name"), entry.get("weight", 1.0)
     options, sources = entry.get("options") or {}, entry.get("data_sources") or ()
     sources = [sources] if isinstance(sources, str) else sources
     if not isinstance(name, str):
-        raise SettingError(SETTING, dict(entry), "it has no name", f"write {_EXAMPLE}")
+        raise SettingError(setting, dict(entry), "it has no name", f"write {_EXAMPLE}")
     if type(weight) not in (int, float) or not math.isfinite(weight):
-        raise SettingError(SETTING, dict(entry), "its weight is no number", "give one, such as 0.1")
+        raise SettingError(setting, dict(entry), "its weight is no number", "give one, such as 0.1")
     if not isinstance(options, Mapping):
         raise SettingError(
-            SETTING, dict(entry), "its options are no mapping", "write {name: value}"
+            setting, dict(entry), "its options are no mapping", "write {name: value}"
         )
     if not isinstance(sources, (list, tuple)) or not all(isinstance(s, str) for s in sources):
         fix = "write [gsm8k, 'math*']"
-        raise SettingError(SETTING, dict(entry), "its data_sources are no list of names", fix)
-    return Part(name, float(weight), dict(options), tuple(sources))
+        raise SettingError(setting, dict(entry), "its data_sources are no list of names", fix)
+    places = FunctionPlaces(f"{setting}.name", f"{setting}.options")
+    return Part(name, float(weight), dict(options), tuple(sources), places=places)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, cast
@@ -57,7 +57,13 @@ CHECK_OPTIONS = "check_options"
 TOKENS = "response_tokens"
 """Argument that a function gets only if it has it: the tokens that the policy generated."""
 
-_SETTING = "reward.options"
+
+@dataclass(frozen=True)
+class FunctionPlaces:
+    """Where a recipe names a function and its options, for messages."""
+
+    name: str = "reward.function"
+    options: str = "reward.options"
 
 
 class RewardFunction(Protocol):
@@ -95,7 +101,10 @@ class Reward:
 
 
 def load_reward(
-    name: str, options: Mapping[str, Any] | None = None, code: CodeConfig | None = None
+    name: str,
+    options: Mapping[str, Any] | None = None,
+    code: CodeConfig | None = None,
+    places: FunctionPlaces | None = None,
 ) -> Reward:
     """Finds a reward function and its check of ground truths.
 
@@ -104,6 +113,7 @@ def load_reward(
             `check_ground_truth(value)`, which it may have.
         options: Further keyword arguments that the function is called with.
         code: How a function of ours that runs programs does so.
+        places: The settings that say so; None: `reward.function` and `reward.options`.
 
     Raises:
         SettingError: There is no such file or function, the file raises, or the function cannot be
@@ -111,30 +121,37 @@ def load_reward(
             `RewardFunction` or a `compute_score(data_source, solution_str, ground_truth,
             extra_info)`, or not with these options.
     """
-    function, module = _REGISTRY.find(name)
+    places = places or FunctionPlaces()
+    registry = replace(_REGISTRY, setting=places.name)
+    function, module = registry.find(name)
     options = dict(options or {})
-    if name in _REGISTRY.built_in:
-        return _built_in(name, function, module, options, code)
+    if name in registry.built_in:
+        return _built_in(name, function, module, options, code, places.options)
     if _is_compute_score(function):
-        function = _from_compute_score(_with_options(name, function, options))
+        function = _from_compute_score(_with_options(name, function, options, places.options))
     else:
-        function = _with_options(name, function, options)
-        _require_callable(name, function)
+        function = _with_options(name, function, options, places.options)
+        _require_callable(name, function, registry)
     return Reward(function, getattr(module, CHECK, None), takes_tokens=_takes_tokens(function))
 
 
 def _built_in(
-    name: str, function: Any, module: ModuleType, options: dict[str, Any], code: CodeConfig | None
+    name: str,
+    function: Any,
+    module: ModuleType,
+    options: dict[str, Any],
+    code: CodeConfig | None,
+    setting: str,
 ) -> Reward:
-    require_known_options(_SETTING, name, function, options)
-    require_right_values(_SETTING, name, function, options)
+    require_known_options(setting, name, function, options)
+    require_right_values(setting, name, function, options)
     own_check = function if name in ASKS_SERVERS else getattr(module, CHECK_OPTIONS, None)
     if own_check is not None:
         try:
             own = own_check(**options)
         except ValueError as error:
             problem, _, fix = str(error).rpartition(": ")
-            raise SettingError(_SETTING, options, problem, fix) from None
+            raise SettingError(setting, options, problem, fix) from None
     check, tokens = getattr(module, CHECK), _takes_tokens(function)
     if name in ASKS_SERVERS:
         return Reward(own, check)
@@ -169,12 +186,12 @@ def absolute_name(name: str) -> str:
 
 
 def _with_options(
-    name: str, function: RewardFunction, options: Mapping[str, Any] | None
+    name: str, function: RewardFunction, options: Mapping[str, Any] | None, setting: str
 ) -> RewardFunction:
     """The function with its options given; a function without any stays itself."""
     if not options or not callable(function):
         return function
-    require_known_options(_SETTING, name, function, options)
+    require_known_options(setting, name, function, options)
     return functools.partial(function, **options)
 
 
@@ -211,11 +228,11 @@ def _from_compute_score(function: Any) -> RewardFunction:
     return reward
 
 
-def _require_callable(name: str, function: Any) -> None:
+def _require_callable(name: str, function: Any, registry: Registry) -> None:
     wanted = "f(response, ground_truth, *, prompt, data_source, extra) -> float"
     if not callable(function):
         problem = f"it is of type {type(function).__name__}, not a function"
-        raise _REGISTRY.refusal(name, problem, f"give one like {wanted}")
+        raise registry.refusal(name, problem, f"give one like {wanted}")
     try:
         signature = inspect.signature(function)
     except ValueError:  # Some functions written in C have no signature.
@@ -225,4 +242,4 @@ def _require_callable(name: str, function: Any) -> None:
         signature.bind("", "", prompt="", data_source="", extra={}, **tokens)
     except TypeError as error:
         problem = f"{signature} cannot be called as {wanted} ({error})"
-        raise _REGISTRY.refusal(name, problem, "unused arguments can go to **context") from None
+        raise registry.refusal(name, problem, "unused arguments can go to **context") from None

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import httpx
 
+from megatron_resrl.config.ranges import at_least
+from megatron_resrl.errors import SettingError
 from megatron_resrl.platform.phases import progress
 from megatron_resrl.rewards.grader import Grade, GradingTask, RewardError, describe_sample
+from megatron_resrl.rewards.registry import FunctionPlaces
 
 FIRST_WAIT_S = 0.5
 """Before the second try of a request; each further wait is twice as long."""
@@ -27,35 +33,50 @@ class NoAnswer(Exception):
     """It did not answer in time."""
 
 
-class ServedReward(Protocol):
+@dataclass(frozen=True, kw_only=True)
+class ServedReward(ABC):
     """Options of a reward that a server gives, and what requests and answers hold."""
 
-    concurrency: int
-    """Requests at a time."""
-    tries: int
-    """Of a request."""
-    cache: int
-    """Scores that are kept."""
-    batch_size: int
-    """Responses of a request."""
+    url: str
+    """Of the server, e.g. http://host:8000/score."""
+    concurrency: Annotated[int, at_least(1)] = 16
+    """Requests at a time, per rank."""
+    tries: Annotated[int, at_least(1)] = 3
+    """Of a request that fails; 0.5 s lie between the first two, then twice as long each time."""
+    cache: Annotated[int, at_least(0)] = 100_000
+    """Scores that a rank keeps, so that the same request is not made again."""
+    api_key_env: str | None = None
+    """Environment variable with the key that is sent as a bearer token."""
+
+    def __post_init__(self) -> None:
+        """Checks the address.
+
+        Raises:
+            ValueError: It is none.
+        """
+        if not self.url.startswith(("http://", "https://")):
+            raise ValueError(f"url is {self.url!r}: give an address like http://host:8000/score")
 
     @property
     def address(self) -> str:
         """Where requests are posted."""
+        return self.url
 
-    def headers(self) -> dict[str, str]:
-        """Of requests.
+    @property
+    def together(self) -> int:
+        """Responses of a request."""
+        return 1
 
-        Raises:
-            SettingError: A key is missing.
-        """
-
+    @abstractmethod
     def content(self, task: GradingTask) -> dict[str, Any]:
         """JSON that asks for one response."""
 
-    def together(self, contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
-        """JSON that asks for `batch_size` responses or fewer."""
+    def joined(self, contents: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """JSON that asks for `together` responses or fewer."""
+        [content] = contents
+        return content
 
+    @abstractmethod
     def scores(self, answer: Any, count: int) -> list[float | None]:
         """The scores in an answer; None: nonsense in place of one.
 
@@ -71,13 +92,19 @@ class ServedGrader:
         reward: What to ask.
         name: Of the function, for messages.
         timeout_s: Seconds that a server may take for one try.
+        places: Of the function, for messages.
+
+    Raises:
+        SettingError: There is no key where the options say.
     """
 
-    def __init__(self, reward: ServedReward, name: str, timeout_s: float) -> None:
+    def __init__(
+        self, reward: ServedReward, name: str, timeout_s: float, places: FunctionPlaces
+    ) -> None:
         self._reward = reward
         self._name = name
         self._client = httpx.Client(
-            headers=reward.headers(),
+            headers=_key_header(reward.api_key_env, f"{places.options}.api_key_env"),
             timeout=timeout_s,
             limits=httpx.Limits(max_connections=reward.concurrency),
         )
@@ -108,7 +135,7 @@ class ServedGrader:
             key: Grade(self._known[key], timed_out=False) for key in first if key in self._known
         }
         new = [key for key in dict.fromkeys(keys) if key not in grades]
-        size = self._reward.batch_size
+        size = self._reward.together
         batches = [new[start : start + size] for start in range(0, len(new), size)]
         threads = ThreadPoolExecutor(self._reward.concurrency)
         try:
@@ -127,8 +154,7 @@ class ServedGrader:
 
     def _ask(self, tasks: Sequence[GradingTask]) -> list[Grade]:
         """The grades of the responses of one request."""
-        contents = [self._reward.content(task) for task in tasks]
-        content = contents[0] if self._reward.batch_size == 1 else self._reward.together(contents)
+        content = self._reward.joined([self._reward.content(task) for task in tasks])
         try:
             answer = self._answer(content, tasks[0])
         except NoAnswer as error:
@@ -170,6 +196,15 @@ class ServedGrader:
                 self._known[key] = grade.score
         while len(self._known) > self._reward.cache:
             self._known.popitem(last=False)
+
+
+def _key_header(variable: str | None, setting: str) -> dict[str, str]:
+    """The header with the key of an environment variable; None: none."""
+    if variable is None:
+        return {}
+    if not (key := os.environ.get(variable)):
+        raise SettingError(setting, variable, "there is no such environment variable", "export it")
+    return {"Authorization": f"Bearer {key}"}
 
 
 def _key(content: dict[str, Any]) -> str:

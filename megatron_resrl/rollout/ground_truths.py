@@ -39,10 +39,10 @@ def require_ground_truths(
     require_judged([part for part, _ in graders], sources)
     for part, grader in graders:
         own = [record for record in records if part.judges(record.data_source)]
-        _require_usable(own, grader, part.name)
+        _require_usable(own, grader, part)
 
 
-def _require_usable(records: Sequence[PromptRecord], grader: ResponseGrader, function: str) -> None:
+def _require_usable(records: Sequence[PromptRecord], grader: ResponseGrader, part: Part) -> None:
     # Many questions share an answer, and many files are used twice.
     distinct = {repr(record.ground_truth): record.ground_truth for record in records}
     values = list(distinct.values())
@@ -63,6 +63,6 @@ def _require_usable(records: Sequence[PromptRecord], grader: ResponseGrader, fun
     bad = [record for record in records if repr(record.ground_truth) in wrong]
     if bad:
         raise InputError(
-            f"reward.function = {function!r} cannot use the answers of {len(bad)} of "
+            f"{part.places.name} = {part.name!r} cannot use the answers of {len(bad)} of "
             f"{len(records)} questions; the first, {bad[0]}: {wrong[repr(bad[0].ground_truth)]}"
         )

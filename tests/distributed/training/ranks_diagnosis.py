@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from layouts import LAYOUTS
 from one_step import take_step
 from tiny_rollouts import rollouts
 
@@ -28,15 +29,6 @@ from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import save_hf_model
 
-LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
-    1: {"one": {}},
-    2: {
-        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-        "PP2": {"pipeline_model_parallel_size": 2},
-        "CP2": {"context_parallel_size": 2},
-        "DP2": {},
-    },
-}
 REFRESHES = ("rollout", "minibatch")
 
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import Any
 
 import torch.distributed as dist
-from layouts import begin_layout
+from layouts import LAYOUTS, begin_layout
 from one_step import take_step
 from tiny_rollouts import rollouts
 
@@ -29,16 +28,6 @@ from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.training.algorithm import algorithm_of
 from megatron_resrl.training.other_models import other_models
-
-LAYOUTS: dict[int, dict[str, dict[str, Any]]] = {
-    1: {"one": {}},
-    2: {
-        "TP2+SP": {"tensor_model_parallel_size": 2, "sequence_parallel": True},
-        "PP2": {"pipeline_model_parallel_size": 2},
-        "CP2": {"context_parallel_size": 2},
-        "DP2": {},
-    },
-}
 
 
 def main() -> None:

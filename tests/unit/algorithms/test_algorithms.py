@@ -284,7 +284,7 @@ def test_algorithm_of_composes_any_algorithm_with_resrl_weights() -> None:
 def test_get_algorithm_answers_an_unknown_option() -> None:
     pattern = (
         r"'positive_wieght'.*did you mean 'positive_weight'.*"
-        r"resrl takes: .*positive_weight, positives, kl, eps, scale_by_std"
+        r"resrl takes: .*positive_weight, positives, eps, scale_by_std"
     )
     with pytest.raises(ValueError, match=pattern):
         get_algorithm("resrl", positive_wieght=0.2)

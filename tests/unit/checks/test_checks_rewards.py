@@ -142,9 +142,17 @@ def test_check_says_where_programs_run(model, tmp_path):
 @pytest.mark.parametrize(
     ("functions", "setting", "said"),
     [
-        ("[{name: maths}]", "reward.functions", "did you mean 'math'?"),
-        ("[{name: math, options: {answer: box}}]", "reward.functions", "answer is 'box'"),
-        ("[{name: math}, {name: integer, weight: x}]", "reward.functions", "weight is no number"),
+        ("[{name: maths}]", "reward.functions[0].name", "did you mean 'math'?"),
+        (
+            "[{name: math, options: {answer: box}}]",
+            "reward.functions[0].options",
+            "answer is",
+        ),
+        (
+            "[{name: math}, {name: integer, weight: x}]",
+            "reward.functions[1]",
+            "weight is no",
+        ),
         ("[{name: math, data_sources: [a, b]}]", "data.train_files", "no function judges rows"),
         (
             "[{name: math}, {name: countdown, data_sources: [quest*]}]",

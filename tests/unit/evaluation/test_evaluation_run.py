@@ -12,6 +12,7 @@ from tiny_task import write_task
 from megatron_resrl import __version__
 from megatron_resrl.checks.recipe import check_recipe
 from megatron_resrl.config.load import load_recipe
+from megatron_resrl.evaluation.plot import has_matplotlib
 from megatron_resrl.evaluation.responses import read_responses
 from megatron_resrl.evaluation.results import (
     SetResult,
@@ -238,6 +239,9 @@ def test_eval_prints_the_paths_it_wrote(recipe, tmp_path, capsys):
     said = capsys.readouterr().out
     assert f"written: {tmp_path / 'evaluation.json'}" in said
     assert f"written: {tmp_path / 'evaluation' / 'heldout.jsonl'}" in said
+    assert "\n\n  set      questions  samples" in said
+    picture = tmp_path / "evaluation.png"
+    assert (f"written: {picture}" in said) == picture.exists() == has_matplotlib()
 
 
 @pytest.mark.setting("reward.options")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -82,7 +83,7 @@ def test_short_pieces_of_a_context_parallel_rank(rank: int) -> None:
     # Rank 0 holds tokens 0 and 3 of the first segment, 0, 1, 6 and 7 of the second, and so on.
     own = natural_order(segments.lengths, 2).argsort().view(2, -1)[rank]
     for call in calls:
-        rows = torch.arange(len(call.numbers))[:, None].expand_as(call.queries).flatten()
+        rows = torch.arange(len(call.queries))[:, None].expand_as(call.queries).flatten()
         for place in call.kept.tolist():
             row, column = int(rows[place]), place % call.queries.shape[1]
             token = int(own[call.queries.flatten()[place]])
@@ -90,14 +91,15 @@ def test_short_pieces_of_a_context_parallel_rank(rank: int) -> None:
             # A query's last key is its own token, and no key is behind it.
             assert seen[-1] == token
             assert seen == sorted(seen)
-    kept = [number for call in calls for number in call.numbers]
-    assert len(kept) == len(set(kept)) >= 6
+    begins = [int(piece[0]) for call in calls for piece in call.queries]
+    assert len(begins) == len(set(begins)) >= 6
 
 
 def test_short_pieces_leave_long_ones_and_single_ones() -> None:
     segments = Segments.apart((SHORT + 1, SHORT + 1, 3, 9, SHORT, SHORT))
     calls = calls_of(segments.pieces(), segments.lengths, None)
-    assert [call.numbers for call in calls.stacked] == [(4, 5)]
+    begins = list(itertools.accumulate(segments.lengths, initial=0))
+    assert [call.queries[:, 0].tolist() for call in calls.stacked] == [begins[4:6]]
     assert calls.alone == (0, 1, 2, 3)
 
 

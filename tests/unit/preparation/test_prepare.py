@@ -13,6 +13,7 @@ import pytest
 from questions import load_prompts
 
 from megatron_resrl.errors import InputError
+from megatron_resrl.evaluation.responses import write_responses
 from megatron_resrl.preparation.prepare import prepare_data
 
 TOOL = Path(__file__).resolve().parents[3] / "tools/prepare_data.py"
@@ -97,6 +98,36 @@ def test_prepare_data_keeps_what_a_model_gets_sometimes(source: str, tmp_path: P
     assert card(tmp_path / "a")["pass_rates"] == removed
     prepare_data("gsm8k_train", str(tmp_path / "b"), keep_between=[0.5, 1.0], **options)
     assert pq.read_table(tmp_path / "b/gsm8k_train.parquet")["pass_rate"].to_pylist() == [0.75, 1]
+
+
+@pytest.mark.parametrize("folder", ["evaluation", "evaluation.1"])
+def test_prepare_data_reads_pass_rates_in_parquet(source, tmp_path, folder) -> None:
+    """With words around the questions, which the summary of the evaluation tells."""
+    template = "Think. {question} End with a number."
+    around = {"gsm8k_train": {"settings": {"prompt_template": template}}}
+    (tmp_path / f"{folder}.json").write_text(json.dumps({"sets": around}))
+    (tmp_path / folder).mkdir()
+    kept = [
+        {
+            "row": n,
+            "question": template.replace("{question}", SUMS[n][0]),
+            "responses": [{"response": "r", "score": float(each < n)} for each in range(4)],
+        }
+        for n in range(5)
+    ]
+    rates = tmp_path / folder / "gsm8k_train.parquet"
+    write_responses(rates, kept)
+    prepare_data(
+        "gsm8k_train",
+        str(tmp_path / "out"),
+        source=[source],
+        pass_rates=[str(rates)],
+        near=1.0,
+    )
+    table = pq.read_table(tmp_path / "out" / "gsm8k_train.parquet")
+    assert table.select(["prompt", "pass_rate"]).to_pylist() == [
+        {"prompt": SUMS[n][0], "pass_rate": n / 4} for n in (1, 2, 3)
+    ]
 
 
 def test_prepare_data_holds_a_share_out(source: str, tmp_path: Path) -> None:

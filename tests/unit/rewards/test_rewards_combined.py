@@ -100,7 +100,7 @@ def test_part_judges_names_and_patterns(sources: tuple[str, ...], judged: list[s
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"functions": ("math",)}, "reward.functions = 'math': an entry is no mapping"),
+        ({"functions": ("math",)}, "reward.functions[0] = 'math': an entry is no mapping"),
         ({"functions": ({},)}, "it has no name; write [{name: math"),
         ({"functions": ({"name": "math", "weights": 2},)}, "'weights', did you mean 'weight'?"),
         ({"functions": ({"name": "math", "weight": "2"},)}, "its weight is no number"),
@@ -119,6 +119,21 @@ def test_parts_of_refuses_malformed_entries(settings: dict[str, Any], said: str)
     with pytest.raises(InputError) as caught:
         parts_of(RewardConfig(**settings))
     assert said in str(caught.value)
+
+
+def test_messages_name_the_entry_of_a_function(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text("def score(response, ground_truth, **context):\n    1 / 0\n")
+    mine = f"{tmp_path / 'mine.py'}:score"
+    reward = RewardConfig(functions=({"name": "integer"}, {"name": mine}), workers=1)
+    with GraderPools([reward], tmp_path / "log") as pools, pytest.raises(InputError) as caught:
+        pools.of(reward).grade([task("7")])
+    assert str(caught.value).startswith(f"reward.functions[1].name = '{mine}' raised Zero")
+    wanting = {"name": "remote", "options": {"url": "http://h", "api_key_env": "NO_SUCH_KEY"}}
+    with pytest.raises(InputError, match=r"^reward\.functions\[1\]\.options\.api_key_env = 'NO_S"):
+        GraderPools([RewardConfig(functions=({"name": "integer"}, wanting))], tmp_path / "log")
+    odd = {"name": "length", "options": {"longst": 3}}
+    with pytest.raises(InputError, match=r"^reward\.functions\[0\]\.options = .*longest"):
+        GraderPools([RewardConfig(functions=(odd,))], tmp_path / "log")
 
 
 def test_grade_refuses_rows_that_no_function_judges() -> None:

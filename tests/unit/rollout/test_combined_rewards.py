@@ -76,7 +76,10 @@ def test_ground_truths_are_read_by_the_functions_of_a_row(tmp_path: Path) -> Non
     with GraderPools([REWARD], tmp_path / "log") as pools:
         graders = pools.parts_of(REWARD)
         require_ground_truths([prompt("7", "sums"), prompt("a rose", "poems")], graders)
-        with pytest.raises(InputError, match=r"1 of 2 questions.*'a rose', not an integer"):
+        with pytest.raises(
+            InputError,
+            match=r"^reward\.functions\[0\]\.name = .*1 of 2 questions.*'a rose', not an integer",
+        ):
             require_ground_truths([prompt("7", "sums"), prompt("a rose", "sums")], graders)
         with pytest.raises(InputError, match=r"no function judges rows.*'poems'"):
             require_ground_truths([prompt("7", "poems")], graders[:1])
