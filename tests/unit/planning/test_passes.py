@@ -33,6 +33,8 @@ GRPO = "algorithm.name=grpo"
         ((PIPELINE, "resrl.layer=2"), 1),
         ((PIPELINE, "resrl.layer=1", GRPO), 1),
         (("algorithm.weighting=shear",), 2),
+        (("algorithm.weighting=nthr",), 2),
+        (("algorithm.weighting=thr",), 2),
     ],
 )
 def test_forward_passes_are_those_of_the_run(settings, passes):
