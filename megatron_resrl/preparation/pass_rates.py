@@ -48,6 +48,7 @@ def read_pass_rates(paths: Sequence[str]) -> Callable[[Question], float | None]:
 
 def _prompt_template(path: Path) -> str | None:
     """The `prompt_template` of a file's set, from the summary of the evaluation."""
-    content = read_object(path.parent.with_name(f"{path.parent.name}.json")) or {}
+    folder = path.absolute().parent
+    content = read_object(folder.parent / f"{folder.name}.json") or {}
     settings = content.get("sets", {}).get(path.stem, {}).get("settings", {})
     return settings.get("prompt_template")

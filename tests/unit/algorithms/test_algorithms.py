@@ -284,10 +284,15 @@ def test_algorithm_of_composes_any_algorithm_with_resrl_weights() -> None:
 def test_get_algorithm_answers_an_unknown_option() -> None:
     pattern = (
         r"'positive_wieght'.*did you mean 'positive_weight'.*"
-        r"resrl takes: .*positive_weight, positives, eps, scale_by_std"
+        r"grpo takes: entropy_coefficient, positive_weight, positives, eps, scale_by_std$"
     )
     with pytest.raises(ValueError, match=pattern):
+        get_algorithm("grpo", positive_wieght=0.2)
+    pattern = r"'positive_wieght'.*did you mean 'resrl\.positive_weight'.*resrl takes: entropy_"
+    with pytest.raises(ValueError, match=pattern):
         get_algorithm("resrl", positive_wieght=0.2)
+    with pytest.raises(ValueError, match=r"'kll', did you mean 'algorithm\.kl_coefficient'\?"):
+        get_algorithm("grpo", kll=0.2)
     with pytest.raises(ValueError, match=r"'name'.*nsr takes: .*entropy_coefficient"):
         get_algorithm("nsr", **{"name": "grpo"})
 
