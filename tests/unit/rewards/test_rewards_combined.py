@@ -131,8 +131,8 @@ def test_messages_name_the_entry_of_a_function(tmp_path: Path) -> None:
     wanting = {"name": "remote", "options": {"url": "http://h", "api_key_env": "NO_SUCH_KEY"}}
     with pytest.raises(InputError, match=r"^reward\.functions\[1\]\.options\.api_key_env = 'NO_S"):
         GraderPools([RewardConfig(functions=({"name": "integer"}, wanting))], tmp_path / "log")
-    odd = {"name": "length", "options": {"longst": 3}}
-    with pytest.raises(InputError, match=r"^reward\.functions\[0\]\.options = .*longest"):
+    odd = {"name": "length", "options": {"shortist": 3}}
+    with pytest.raises(InputError, match=r"^reward\.functions\[0\]\.options = .*shortest"):
         GraderPools([RewardConfig(functions=(odd,))], tmp_path / "log")
 
 
