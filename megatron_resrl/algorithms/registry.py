@@ -70,7 +70,7 @@ def get_algorithm(name: str, /, **options: Any) -> Algorithm:
     """
     algorithm_class = get_algorithm_class(name)
     known = [field.name for field in dataclasses.fields(algorithm_class) if field.init]
-    elsewhere = algorithm_class.settings | KL_SETTING
+    elsewhere = {**algorithm_class.settings, **KL_SETTING}
     for option in options:
         if option not in known:
             near = closest(str(option), known)
