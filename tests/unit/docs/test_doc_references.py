@@ -34,7 +34,7 @@ CODE = re.compile(r"`([^`\n]+)`")
 PATH = re.compile(rf"(?:{FOLDERS})/[\w./*-]*")
 DEFINITION = re.compile(r"((?:[\w-]+/)*[\w-]+\.py)(?:::?\s?)([A-Za-z_][\w.]*)")
 SETTING = re.compile(rf"((?:{'|'.join(name for name, _ in SECTIONS)})\.[a-z_0-9]+)(?:[:= ].*)?")
-FILE_ENDINGS = (".bin", ".json", ".log", ".md", ".py", ".safetensors", ".yaml")
+FILE_ENDINGS = (".bin", ".json", ".log", ".md", ".png", ".py", ".safetensors", ".yaml")
 
 
 def name_of(page: Path) -> str:
