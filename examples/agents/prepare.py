@@ -12,14 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from tiny_policy import UNKNOWN, make_tokenizer, write_tiny_policy
 
 RULES = {
     "textworld": "You play a text adventure. Say one command, such as: look",
@@ -35,11 +34,6 @@ COMMANDS = {
         *("focus on orange", "focus on avocado seed", "open door to hallway"),
     ],
 }
-CHAT_TEMPLATE = (
-    "{% for m in messages %}<|im_start|> {{ m['role'] }} {{ m['content'] }} <|im_end|> {% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|> assistant {% endif %}"
-)
-SPECIAL = ("<|pad|>", "<|im_start|>", "<|im_end|>", "<|unknown|>")
 GAMES = 8
 """Questions: different games of the same size."""
 FORMAT_STEPS = 100
@@ -53,24 +47,6 @@ def questions(agent: str) -> list[dict[str, Any]]:
     return [row | {"task": "find-plant"} for row in rows] if agent == "scienceworld" else rows
 
 
-def make_tokenizer(agent: str) -> PreTrainedTokenizerFast:
-    """One token per word of the rules and commands; all other words are one token together."""
-    texts = ["system user assistant tool", RULES[agent], *COMMANDS[agent]]
-    words = list(dict.fromkeys([*SPECIAL, *" ".join(texts).split()]))
-    model = WordLevel({word: place for place, word in enumerate(words)}, unk_token=SPECIAL[3])
-    tokenizer = Tokenizer(model)
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token=SPECIAL[0],
-        eos_token=SPECIAL[2],
-        unk_token=SPECIAL[3],
-    )
-    fast.add_special_tokens({"additional_special_tokens": [SPECIAL[1]]})
-    fast.chat_template = CHAT_TEMPLATE
-    return fast
-
-
 def conversation(agent: str, generator: random.Random) -> list[dict[str, str]]:
     """Random commands, answered with words that the model does not know."""
     texts = [RULES[agent]]
@@ -81,41 +57,16 @@ def conversation(agent: str, generator: random.Random) -> list[dict[str, str]]:
 
 
 def write_tiny_model(agent: str, directory: Path) -> None:
-    """Saves the tiny model and its tokenizer; one that is there is kept."""
-    if (directory / "config.json").is_file():
-        return
-    torch.manual_seed(0)
-    generator = random.Random(0)
-    tokenizer = make_tokenizer(agent)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        max_position_embeddings=1024,
-        tie_word_embeddings=True,
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+    """Saves the tiny model and its tokenizer; words beyond rules and commands are one token."""
+    texts = ["system user assistant tool", RULES[agent], *COMMANDS[agent]]
+    write_tiny_policy(
+        directory,
+        make_tokenizer(texts, UNKNOWN),
+        partial(conversation, agent),
+        positions=1024,
+        steps=FORMAT_STEPS,
+        batch=16,
     )
-    model = AutoModelForCausalLM.from_config(config)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(FORMAT_STEPS):
-        talks = [conversation(agent, generator) for _ in range(16)]
-        texts = [tokenizer.apply_chat_template(talk, tokenize=False) for talk in talks]
-        batch = tokenizer(texts, padding=True, return_tensors="pt", add_special_tokens=False)
-        labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
-        labels = labels.masked_fill(labels == tokenizer.unk_token_id, -100)
-        loss = model(
-            input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], labels=labels
-        ).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    model.save_pretrained(directory)
-    tokenizer.save_pretrained(directory)
 
 
 def main() -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from megatron_resrl.checks.facts import Check
-from megatron_resrl.config.problems import Problem
+from megatron_resrl.config.problems import Kind, Problem
 from megatron_resrl.config.schema_rollout import RolloutConfig
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
+from megatron_resrl.rollout.environments.packages import MissingPackage
 from megatron_resrl.rollout.environments.registry import get_environment
 
 
@@ -37,7 +39,8 @@ def _check_environment(rollout: RolloutConfig) -> Iterator[Problem]:
     try:
         get_environment(rollout.environment, rollout.environment_options)
     except SettingError as error:
-        yield Problem.of(error)
+        kind: Kind = "machine" if isinstance(error.__cause__, MissingPackage) else "recipe"
+        yield replace(Problem.of(error), kind=kind)
 
 
 ENVIRONMENT_CHECKS: tuple[Check, ...] = (

@@ -40,6 +40,8 @@ CASES = (
     Case("paper/math/recipe.yaml", "qwen3-4b", 8),
     Case("paper/code/recipe.yaml", "qwen3-4b", 8),
     Case("paper/function_calling/recipe.yaml", "qwen3-4b", 8),
+    Case("paper/agents/alfworld/recipe.yaml", "qwen3-4b", 8),
+    Case("paper/agents/webshop/recipe.yaml", "qwen3-4b", 8),
     Case("math_qwen3_8b_32xh100_async/recipe.yaml", "qwen3-8b", 16),
     Case("llama3_70b_64xh100_fp8/recipe.yaml", "llama-3.1-70b", 64),
     Case("qwen3_30b_a3b_32xh100/recipe.yaml", "qwen3-30b-a3b", 32),
@@ -82,6 +84,10 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     row = {"messages": [{"role": r, "content": "3 4"} for r in ("user", "assistant")]}
     for name in ("conversations", "conversations_heldout"):
         (data / f"{name}.jsonl").write_text(f"{json.dumps(row)}\n" * 2)
+    for name, column in (("alfworld", {"game": "3 4"}), ("webshop", {"goal": 3})):
+        task = json.dumps({"prompt": "3 4", "answer": "-"} | column)
+        for part in ("", "_train"):
+            (data / f"{name}{part}.jsonl").write_text(f"{task}\n")
     return folder
 
 
@@ -115,7 +121,10 @@ SIZES = re.compile(r"^\| (Qwen3-\S+) \| (?:`(.*?)`)? ?\|$", re.M)
 """Model and options, in the pages of the paper's recipes."""
 
 
-@pytest.mark.parametrize("kind", ["math", "code", "function_calling"])
+KINDS = ("math", "code", "function_calling", "agents/alfworld", "agents/webshop")
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_paper_recipe_fits_in_every_size(kind, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     sizes = SIZES.findall((EXAMPLES / f"paper/{kind}/README.md").read_text())
@@ -133,7 +142,7 @@ def test_large_recipe_has_no_problem_on_its_gpus(case, place, monkeypatch):
     shape = [f"--model.path=models/{case.model}"]
     recipe = load_recipe(str(EXAMPLES / case.recipe), shape, STAGES[case.stage])
     problems = inspect_recipe(recipe, case.gpus, case.stage, "cuda")
-    # A downloaded model has weights, and a corpus its token files.
+    # A downloaded model has weights, a corpus its token files, and an environment its package.
     assert [str(each) for each in problems if each.kind == "recipe"] == []
 
 

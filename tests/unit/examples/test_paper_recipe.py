@@ -72,7 +72,7 @@ def test_paper_suites_are_sampled_as_in_the_paper():
         assert recipe.data.train_files[0]["prompt_template"] == suite.prompt_template
 
 
-@pytest.mark.parametrize("kind", ["code", "function_calling"])
+@pytest.mark.parametrize("kind", ["code", "function_calling", "agents/alfworld", "agents/webshop"])
 def test_paper_recipes_share_the_method(kind: str) -> None:
     """What is no setting of a run on mathematics is the same."""
     maths, other = (load_recipe(ROOT / f"examples/paper/{k}/recipe.yaml") for k in ("math", kind))
