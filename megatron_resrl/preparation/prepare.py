@@ -50,7 +50,7 @@ def prepare_data(
         near: Share of runs of three words (Jaccard index) from which on texts are near.
         against: Question files of evaluations, whose questions are removed from this set.
         pass_rates: Responses that an evaluation of the set by a model kept
-            (OUTPUT_DIR/evaluation/<dataset>.jsonl).
+            (OUTPUT_DIR/evaluation/<dataset>.jsonl or .parquet).
         keep_between: Smallest and largest pass rate of the questions that are kept, 0.1 and 0.9 by
             default; with `pass_rates`.
         held_out: Share of the questions that go to <dataset>_held_out.parquet.
