@@ -11,10 +11,11 @@ from megatron_resrl.checks.files import check_chat_template, check_tokenizer
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows, problem_of
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import DataConfig
-from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.prompts import encode_prompts, report_too_long
+from megatron_resrl.data.question_files import QuestionFile
 from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.errors import InputError, SettingError
+from megatron_resrl.evaluation.sets import SetSettings
 
 _FORMATTED = 400
 """Formatted and tokenized of all files together; at least one question of each."""
@@ -79,7 +80,7 @@ def _check_rows(files: Sequence[FirstRows], tokenizer: Any, data: DataConfig) ->
 
 
 def _note_questions(
-    files: Sequence[FirstRows], entries: tuple[FileEntry, ...], per_step: int
+    files: Sequence[FirstRows], data: DataConfig, per_step: int
 ) -> Iterator[Problem]:
     """Too few for a step of `per_step` prompts, or repeated."""
     records = [record for each in files for record in each.records]
@@ -88,7 +89,29 @@ def _note_questions(
         fix = f"use at most {len(records)}, or give more questions"
         yield Problem("rollout.prompts_per_step", per_step, problem, fix, "note")
     if problem := repetitions(records):
-        yield Problem("data.train_files", entries, problem, "leave repetitions out", "note")
+        if data.generator is None:
+            fix = "leave repetitions out"
+            yield Problem("data.train_files", data.train_files, problem, fix, "note")
+        else:
+            fix = "make fewer, or give options with more questions"
+            yield Problem("data.generator", data.generator, problem, fix, "note")
+
+
+def _check_held_out(
+    training: Sequence[QuestionFile], sets: Sequence[SetSettings]
+) -> Iterator[Problem]:
+    """Whether a generator of an evaluation makes questions that are trained on."""
+    made = [each.generator for each in training if each.generator is not None]
+    for each in sets:
+        own = each.file.generator
+        if own is None or not any(own.shares_questions(other) for other in made):
+            continue
+        said = {"generator": own.address, "size": own.size, "seed": own.seed}
+        problem = (
+            f"it asks questions of the training: question i depends on seed + i, and that trains "
+            f"from {made[0].seed} to {made[0].seed + made[0].size - 1}"
+        )
+        yield Problem(each.setting, said, problem, "give another seed, or leave it out")
 
 
 def _of_training_rows(facts: Facts) -> Iterator[Problem]:
@@ -106,10 +129,11 @@ def _of_evaluation_rows(facts: Facts) -> Iterator[Problem]:
 
 
 DATA_ROW_CHECKS: tuple[Check, ...] = (
+    lambda facts: _check_held_out(facts.training_files[0], facts.evaluation_sets[0]),
     _of_training_rows,
     lambda facts: _note_questions(
         facts.training_rows[0],
-        facts.recipe.data.train_files,
+        facts.recipe.data,
         facts.recipe.rollout.prompts_per_step,
     ),
 )

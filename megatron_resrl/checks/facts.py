@@ -17,7 +17,8 @@ from megatron_resrl.config.schema import ModelConfig, Recipe, RunSettings
 from megatron_resrl.config.schema_pretrain import PretrainRecipe
 from megatron_resrl.config.schema_sft import SftRecipe
 from megatron_resrl.data.conversations import ConversationFile, conversation_files
-from megatron_resrl.data.question_files import QuestionFile, resolve_files
+from megatron_resrl.data.generated import FILES, GENERATOR, training_questions
+from megatron_resrl.data.question_files import QuestionFile
 from megatron_resrl.errors import InputError, SettingError
 from megatron_resrl.evaluation.sets import SetSettings, resolve_sets
 from megatron_resrl.policy.families import Family, find_family
@@ -114,8 +115,8 @@ class Facts(RunFacts):
 
     @functools.cached_property
     def training_files(self) -> tuple[list[QuestionFile], list[Problem]]:
-        """The files of `data.train_files`, and what is wrong with its entries."""
-        return resolve_files("data.train_files", self.recipe.data.train_files, self.recipe.data)
+        """The files of `data.train_files` or the generator, and what is wrong with them."""
+        return training_questions(self.recipe.data, self.recipe.seed)
 
     @functools.cached_property
     def evaluation_sets(self) -> tuple[list[SetSettings], list[Problem]]:
@@ -128,7 +129,8 @@ class Facts(RunFacts):
     @functools.cached_property
     def training_rows(self) -> tuple[list[FirstRows], list[Problem]]:
         """The first rows of the training files, and what is wrong with these files."""
-        return read_first_rows("data.train_files", self.training_files[0], self.recipe.data)
+        setting = FILES if self.recipe.data.generator is None else GENERATOR
+        return read_first_rows(setting, self.training_files[0], self.recipe.data)
 
     @functools.cached_property
     def evaluation_rows(self) -> tuple[list[FirstRows], list[Problem]]:

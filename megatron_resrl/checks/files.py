@@ -8,7 +8,7 @@ from pathlib import Path
 from megatron_resrl.checks.facts import Check, Facts, RunFacts
 from megatron_resrl.config.model_place import find_model
 from megatron_resrl.config.problems import Problem
-from megatron_resrl.config.schema import EvaluationConfig, RewardConfig
+from megatron_resrl.config.schema import DataConfig, EvaluationConfig, RewardConfig
 from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.file_entries import KNOWN, kind_of
 from megatron_resrl.data.question_files import QuestionFile, pattern_problem
@@ -37,20 +37,23 @@ def check_files(setting: str, paths: Sequence[str], content: str) -> Iterator[Pr
             yield Problem(setting, file, "the file is empty", f"give a file with {content}")
 
 
-def _check_training_files(
-    entries: tuple[FileEntry, ...], files: Sequence[QuestionFile]
-) -> Iterator[Problem]:
-    if not entries:
-        fix = "give files with questions, or a folder of them"
-        yield Problem("data.train_files", entries, "there is nothing to train on", fix)
-    yield from check_files("data.train_files", [each.path for each in files], "questions")
+def _check_training_files(data: DataConfig, files: Sequence[QuestionFile]) -> Iterator[Problem]:
+    if not data.train_files and data.generator is None:
+        fix = "give files with questions, or a folder of them; or a data.generator"
+        yield Problem("data.train_files", data.train_files, "there is nothing to train on", fix)
+    paths = [each.path for each in files if each.generator is None]
+    yield from check_files("data.train_files", paths, "questions")
 
 
 def _check_evaluation_files(
     entries: tuple[FileEntry, ...], sets: Sequence[SetSettings]
 ) -> Iterator[Problem]:
     # What is read of suites has said which of their files are missing.
-    paths = [each.file.path for each in sets if each.setting == FILES_SETTING]
+    paths = [
+        each.file.path
+        for each in sets
+        if each.setting == FILES_SETTING and each.file.generator is None
+    ]
     yield from check_files(FILES_SETTING, paths, "questions")
     names = [each.name for each in sets]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -145,7 +148,7 @@ RUN_CHECKS: tuple[Check, ...] = (
 
 DATA_CHECKS: tuple[Check, ...] = (
     lambda facts: iter(facts.training_files[1]),
-    lambda facts: _check_training_files(facts.recipe.data.train_files, facts.training_files[0]),
+    lambda facts: _check_training_files(facts.recipe.data, facts.training_files[0]),
     lambda facts: _check_length_scaling(facts.recipe.reward),
 )
 """For training only."""

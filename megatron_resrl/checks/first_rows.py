@@ -16,6 +16,8 @@ from megatron_resrl.errors import InputError, SettingError
 
 FIRST_ROWS = 100
 """Read of a file that is larger than `_WHOLE_BYTES`, and looked at closely of any file."""
+FIRST_MADE = 20
+"""Made by a generator: of some tasks every question takes a second."""
 _WHOLE_BYTES = 4_000_000
 
 
@@ -49,12 +51,17 @@ def read_first_rows(
     if data.answer_pattern is not None and pattern_problem(data.answer_pattern):
         return found, problems  # `checks.files` says so, and of the files below.
     for file in dict.fromkeys(files):
-        path = Path(file.path)
-        if kind_of(path) is None or not path.is_file() or path.stat().st_size == 0:
-            continue
-        whole = path.stat().st_size <= _WHOLE_BYTES
+        if file.generator is not None:
+            if not file.generator.has_library:
+                continue
+            whole, most = file.generator.size <= FIRST_MADE, FIRST_MADE
+        else:
+            path = Path(file.path)
+            if kind_of(path) is None or not path.is_file() or path.stat().st_size == 0:
+                continue
+            whole, most = path.stat().st_size <= _WHOLE_BYTES, FIRST_ROWS
         try:
-            limit = None if whole else FIRST_ROWS
+            limit = None if whole else most
             records, _ = read_records(file, tools_key=data.tools_key, limit=limit)
             found.append(FirstRows(setting, file, records, whole))
         except InputError as error:

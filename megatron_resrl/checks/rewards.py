@@ -67,7 +67,7 @@ def _check_evaluation_answers(
 
 def _check_training_answers(reward: RewardConfig, files: Sequence[FirstRows]) -> Iterator[Problem]:
     for rows in files:
-        yield from _check_answers("data.train_files", rows, reward)
+        yield from _check_answers(rows.setting, rows, reward)
 
 
 def _loaded(reward: RewardConfig) -> tuple[_Checks, Problem | None]:

@@ -9,13 +9,18 @@ from typing import Any
 from megatron_resrl.comparison.arms import Arm, CommonSet
 from megatron_resrl.comparison.evaluations import Evaluation
 from megatron_resrl.config.schema import DataConfig
+from megatron_resrl.data.generated import training_questions
 from megatron_resrl.data.prompts import read_records
-from megatron_resrl.data.question_files import resolve_files, without_template
+from megatron_resrl.data.question_files import without_template
 from megatron_resrl.errors import InputError
 from megatron_resrl.evaluation.suites import SUITES
 from megatron_resrl.preparation.overlap import normalised
 
-_COLUMNS = ("prompt_key", "answer_key", "answer_pattern")
+_QUESTIONS = (
+    *("train_files", "prompt_key", "answer_key", "answer_pattern"),
+    *("generator", "generator_options", "generator_size", "generator_seed"),
+)
+"""Settings of `data` that say which questions a run is trained on."""
 
 
 def training_overlap(arms: Sequence[Arm], sets: Sequence[CommonSet]) -> list[dict[str, Any]]:
@@ -54,11 +59,10 @@ def _question(run: Evaluation, common: CommonSet, row: int) -> str:
 
 def _training_questions(recipe: Mapping[str, Any]) -> set[str]:
     data = recipe.get("data", {})
-    entries = data.get("train_files") or []
-    if not entries:
+    if not data.get("train_files") and not data.get("generator"):
         raise InputError("its recipe names no data.train_files")
-    defaults = DataConfig(**{key: data.get(key) for key in _COLUMNS})
-    files, problems = resolve_files("data.train_files", entries, defaults)
+    asked = DataConfig(**{key: data[key] for key in _QUESTIONS if data.get(key) is not None})
+    files, problems = training_questions(asked, recipe.get("seed", 0))
     if problems:
         raise InputError(str(problems[0]))
     questions = set()

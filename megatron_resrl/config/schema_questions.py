@@ -20,6 +20,15 @@ class DataConfig:
     such as data/*.parquet; one path or a list. An entry {path: FILE, prompt_key: COLUMN} has keys
     of its own: prompt_key, answer_key, answer_pattern, system_prompt, prompt_template, data_source,
     name."""
+    generator: str | None = None
+    """`reasoning_gym:TASK` makes the questions, in place of files; `reasoning_gym:composite` draws
+    from several tasks. The reward `reasoning_gym` verifies answers."""
+    generator_options: dict[str, Any] = field(default_factory=dict)
+    """Fields of the task's configuration, e.g. {min_terms: 2, max_terms: 3}."""
+    generator_size: Annotated[int, at_least(1)] = 1000
+    """Questions that are made."""
+    generator_seed: Annotated[int | None, at_least(0)] = None
+    """Question i depends on this + i; null: `seed`."""
     prompt_key: str | None = None
     """Column with the question (a string or chat messages), dotted for nested ones; default:
     prompt, then question, then problem."""
@@ -75,8 +84,8 @@ class RewardConfig:
 
     function: str = "math"
     """`math` (math-verify), `integer` (exact integer answer), `multiple_choice`, `code` (programs
-    with tests), `function_calling`, `countdown`, `format`, `length`, `remote`, `judge`, or
-    `path.py:name`."""
+    with tests), `function_calling`, `countdown`, `reasoning_gym` (verifiers of `data.generator`),
+    `format`, `length`, `remote`, `judge`, or `path.py:name`."""
     options: dict[str, Any] = field(default_factory=dict)
     """Further keyword arguments of the function."""
     functions: tuple[dict[str, Any], ...] = ()
@@ -118,7 +127,8 @@ class EvaluationConfig:
     """Files as in data.train_files; each file is a set with metrics of its own. An entry may also
     have a `reward` of its own (a function's name, {function: NAME, options: {...}}, or a list as
     in reward.functions), samples_per_prompt, temperature, top_p, pass_at, max_prompts, and a
-    max_response_length that is not above that of `rollout`."""
+    max_response_length that is not above that of `rollout`. An entry {generator:
+    reasoning_gym:TASK, options: {...}, size: 200, seed: 7} is made as by data.generator."""
     every: Annotated[int, at_least(0)] = 0
     """Steps between evaluations; 0: only before the first and after the last step."""
     samples_per_prompt: Annotated[int, at_least(1)] = 4

@@ -50,7 +50,7 @@ def resolve_entries(
     """
     files: list[F] = []
     problems: list[Problem] = []
-    fields = {each.name for each in dataclasses.fields(kind)} - {"own"}  # type: ignore[arg-type]
+    fields = {each.name for each in dataclasses.fields(kind)} - {"own", "generator"}  # type: ignore[arg-type]
     for entry in entries:
         if not isinstance(entry, (str, dict)):
             files.append(entry)

@@ -13,6 +13,7 @@ from megatron_resrl.config.schema import DataConfig
 from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.chat import ChatRenderer, without_double_beginning
 from megatron_resrl.data.file_entries import set_name
+from megatron_resrl.data.generated import rows_of
 from megatron_resrl.data.messages import read_messages, read_tools
 from megatron_resrl.data.question_files import (
     QUESTION,
@@ -29,7 +30,6 @@ from megatron_resrl.data.rows import (
     first_found,
     is_blank,
     kind_in_words,
-    read_rows,
     shortened,
 )
 from megatron_resrl.errors import InputError, SettingError
@@ -109,7 +109,7 @@ def read_records(
     check_text(file.system_prompt, "data.system_prompt")
     records: list[PromptRecord] = []
     empty: dict[str, list[str]] = {"prompt": [], "answer": []}
-    for index, (where, row) in enumerate(itertools.islice(read_rows(path), limit)):
+    for index, (where, row) in enumerate(itertools.islice(rows_of(file, limit), limit)):
         asked, prompt = _prompt(row, file.prompt_key, where)
         messages = read_messages(prompt, row, f"{where}, {asked}")
         if messages is None:
@@ -120,7 +120,8 @@ def read_records(
         if file.system_prompt is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": file.system_prompt}, *messages]
         key, answer = _answer(row, file.answer_key, where)
-        if is_blank(answer):
+        # Some tasks have questions with any right answer and so with none of their own.
+        if is_blank(answer) and file.generator is None:
             empty["answer"].append(f"{where}, {key}")
             continue
         check_text(answer, f"{where}, {key}")

@@ -11,6 +11,7 @@ from megatron_resrl.config.problems import Problem, RecipeError
 from megatron_resrl.config.schema import DataConfig
 from megatron_resrl.config.schema_questions import FileEntry
 from megatron_resrl.data.file_entries import resolve_entries
+from megatron_resrl.generators.generator import Generator
 
 QUESTION = "{question}"
 """In a prompt template: stands for the question."""
@@ -21,7 +22,7 @@ _OWN_KEYS = ("prompt_key", "answer_key", "answer_pattern", "system_prompt")
 
 @dataclass(frozen=True)
 class QuestionFile:
-    """One file of questions, and how to read it."""
+    """One file of questions, and how to read it; or a generator of questions."""
 
     path: str
     name: str
@@ -41,6 +42,8 @@ class QuestionFile:
     a chat the last message of the user is the question."""
     data_source: str | None = None
     """Given to reward functions; None: as the row or the file's name says."""
+    generator: Generator | None = None
+    """What makes the questions, called `path` then; None: they stand in a file."""
     own: dict[str, Any] = field(default_factory=dict, compare=False)
     """Further keys of the entry, which do not say how the file is read."""
 

@@ -18,6 +18,7 @@ from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.config.load import recipe_yaml
 from megatron_resrl.config.schema import DataConfig, Recipe, RewardConfig
 from megatron_resrl.data.prompts import read_prompts
+from megatron_resrl.data.question_files import QuestionFile
 from megatron_resrl.data.rows import read_rows
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.plot import EXTRA, has_matplotlib, plot_evaluation
@@ -59,12 +60,18 @@ def load_evaluation_sets(
     for settings in wanted:
         file, limit = settings.file, settings.max_prompts
         prompts, _ = read_prompts([file], data, tokenizer, limit, vocab_size=vocab_size)
-        rows = sum(1 for _ in itertools.islice(read_rows(Path(file.path)), limit))
+        rows = _number_of_rows(file, limit)
         kept = {prompt.record.index for prompt in prompts}
         dropped = tuple(row for row in range(rows) if row not in kept)
         logger.info("%s: %d questions, %d dropped", file.path, len(prompts), len(dropped))
         sets.append(EvaluationSet(settings, prompts, dropped))
     return sets
+
+
+def _number_of_rows(file: QuestionFile, limit: int | None) -> int:
+    if file.generator is not None:
+        return file.generator.count(limit)
+    return sum(1 for _ in itertools.islice(read_rows(Path(file.path)), limit))
 
 
 def evaluate_sets(

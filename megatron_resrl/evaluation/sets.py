@@ -15,6 +15,7 @@ from megatron_resrl.config.schema import (
     RolloutConfig,
 )
 from megatron_resrl.config.schema_questions import FileEntry
+from megatron_resrl.data.generated import held_out_questions
 from megatron_resrl.data.prompts import Prompt
 from megatron_resrl.data.question_files import QuestionFile, resolve_files
 from megatron_resrl.errors import SettingError
@@ -136,7 +137,7 @@ def resolve_sets(
     }
     sets: list[SetSettings] = []
     for setting, entry, environment in named:
-        files, wrong_entry = resolve_files(setting, [entry], data, own_keys=OWN_KEYS)
+        files, wrong_entry = _questions_of(setting, entry, data)
         problems += wrong_entry
         for file in files:
             wrong = list(_wrong_numbers(setting, file, max_response_length))
@@ -149,6 +150,15 @@ def resolve_sets(
                 own["pass_at"] = tuple(own["pass_at"])
                 sets.append(SetSettings(file=file, **own))
     return sets, problems
+
+
+def _questions_of(
+    setting: str, entry: FileEntry, data: DataConfig
+) -> tuple[list[QuestionFile], list[Problem]]:
+    if not isinstance(entry, dict) or "generator" not in entry or setting != FILES_SETTING:
+        return resolve_files(setting, [entry], data, own_keys=OWN_KEYS)
+    found, problems = held_out_questions(setting, entry, data, OWN_KEYS)
+    return [found] if found else [], problems
 
 
 def _own_reward(shared: RewardConfig, own: Any) -> RewardConfig:

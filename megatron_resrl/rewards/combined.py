@@ -47,8 +47,8 @@ class CombinedGrader:
 def _combined(several: Sequence[tuple[Part, Grade]]) -> Grade:
     return replace(
         several[0][1],
-        combined=sum(part.weight * grade.score for part, grade in several),
-        parts={part.label: grade.score for part, grade in several},
+        combined=sum(part.weight * grade.reward for part, grade in several),
+        parts={part.label: grade.reward for part, grade in several},
         timed_out=any(grade.timed_out for _, grade in several),
         killed=any(grade.killed for _, grade in several),
         unanswered=any(grade.unanswered for _, grade in several),

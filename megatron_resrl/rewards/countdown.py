@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from megatron_resrl.rewards.arithmetic import evaluated
-from megatron_resrl.rewards.final_answer import answer_in
+from megatron_resrl.rewards.final_answer import answer_in, tagged
 from megatron_resrl.rewards.ground_truths import shown
 
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _EXAMPLE = '{"numbers": [39, 53, 11], "target": 81}'
 
 
@@ -44,8 +42,8 @@ def countdown_reward(
     Source: https://github.com/Jiayi-Pan/TinyZero, verl/utils/reward_score/countdown.py
     """
     task = _read(ground_truth)
-    answers = _ANSWER.findall(response)
-    answer = answers[-1] if answers else answer_in(response, "boxed")
+    in_tags = tagged(response)
+    answer = answer_in(response, "boxed") if in_tags is None else in_tags
     sides = [evaluated(side) for side in answer.split("=")]
     if any(side is None or side[0] != task.target for side in sides):
         return 0.0

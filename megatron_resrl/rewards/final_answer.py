@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)(?![A-Za-z])\s*")
+_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL | re.IGNORECASE)
 _BARE_BOX = re.compile(r"\\[A-Za-z]+|-?\d[\d.,]*\d|-?\d|[A-Za-z]")
 """What a box without braces holds: the next command, number or letter."""
 
@@ -156,6 +157,12 @@ def answer_in(response: str, form: AnswerForm) -> str:
 def _answer_of(line: str) -> str:
     text = line.strip(" *\t\r")
     return boxed(text) or _formula_of(text) or text.removesuffix(".")
+
+
+def tagged(text: str) -> str | None:
+    """What stands in the last `<answer></answer>` of a text; None: there is none."""
+    answers = _TAGGED.findall(text)
+    return answers[-1] if answers else None
 
 
 def boxed(text: str) -> str | None:

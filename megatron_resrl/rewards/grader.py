@@ -18,6 +18,7 @@ from pebble import ProcessExpired, ProcessPool
 from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.phases import progress
+from megatron_resrl.rewards.credit import Credit
 from megatron_resrl.rewards.grader_process import (
     Failure,
     GradingTask,
@@ -59,7 +60,8 @@ class Grade:
     unanswered: bool = False
     """A server gave no score, or nonsense in its place; the score is 0 for that."""
     combined: float | None = None
-    """Of several functions: the weighted sum of their scores; None: there is one, with weight 1."""
+    """The reward where it is another than the score: of several functions the weighted sum of
+    theirs, of one a partial credit; None: it is the score."""
     parts: Mapping[str, float] = field(default_factory=dict)
     """Of several functions: the score by each of those that judge the row, by its label."""
 
@@ -288,6 +290,8 @@ class Grader:
         if isinstance(outcome, Failure):
             text = _describe(self._setting, outcome.problem, task)
             raise RewardError(f"{text}\n{outcome.traceback}".rstrip())
+        if isinstance(outcome, Credit):
+            return Grade(score=outcome.score, timed_out=False, combined=outcome.reward)
         return Grade(score=outcome, timed_out=False)
 
     def _result(self, task: GradingTask, future: Any) -> Any:

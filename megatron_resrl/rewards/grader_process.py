@@ -17,6 +17,7 @@ from typing import Any, SupportsFloat
 
 from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.platform.ending import end_with_parent
+from megatron_resrl.rewards.credit import Credit
 from megatron_resrl.rewards.registry import TOKENS, Reward, load_reward, user_folder
 
 SHOWN_CHARACTERS = 600
@@ -100,7 +101,7 @@ def do_nothing() -> None:
     """Starts the processes."""
 
 
-Outcome = float | Failure | OutOfMemory
+Outcome = float | Credit | Failure | OutOfMemory
 """Of one response."""
 
 
@@ -147,6 +148,8 @@ def grade(reward: Reward, task: GradingTask) -> Outcome:
         )
     finally:
         _bound_log()
+    if isinstance(returned, Credit):
+        return returned
     number = _finite(_score_in(returned))
     if number is None:
         kind = type(returned).__name__

@@ -25,6 +25,7 @@ _REGISTRY = Registry(
         "code": "megatron_resrl.rewards.code:code_reward",
         "function_calling": "megatron_resrl.rewards.function_calling:function_calling_reward",
         "countdown": "megatron_resrl.rewards.countdown:countdown_reward",
+        "reasoning_gym": "megatron_resrl.rewards.reasoning_gym:reasoning_gym_reward",
         "format": "megatron_resrl.rewards.response_format:format_reward",
         "length": "megatron_resrl.rewards.length:length_reward",
         "remote": "megatron_resrl.rewards.remote:RemoteReward",
@@ -149,6 +150,8 @@ def _built_in(
     if own_check is not None:
         try:
             own = own_check(**options)
+        except SettingError:
+            raise
         except ValueError as error:
             problem, _, fix = str(error).rpartition(": ")
             raise SettingError(setting, options, problem, fix) from None
@@ -157,7 +160,7 @@ def _built_in(
         return Reward(own, check)
     function = functools.partial(function, **options) if options else function
     if name not in RUNS_CODE:
-        return Reward(function, check, takes_tokens=tokens)
+        return Reward(function, check, getattr(module, "prepare", None), takes_tokens=tokens)
     function = functools.partial(cast(Callable[..., float], function), settings=code)
     return Reward(function, check, functools.partial(module.prepare, code))
 

@@ -11,7 +11,9 @@ import torch.distributed as dist
 
 from megatron_resrl.config.schema import DataConfig, ModelConfig, Recipe, RewardConfig
 from megatron_resrl.data.digest import digest
+from megatron_resrl.data.generated import require_training_questions
 from megatron_resrl.data.prompts import Prompt, read_prompts
+from megatron_resrl.data.question_files import QuestionFile
 from megatron_resrl.data.remarks import repetitions, too_few
 from megatron_resrl.data.tokenizer import load_tokenizer
 from megatron_resrl.evaluation.run import load_evaluation_sets
@@ -44,7 +46,11 @@ class Questions:
 
 
 def read_questions(
-    model: ModelConfig, data: DataConfig, sets: Sequence[SetSettings], prompts_per_step: int
+    model: ModelConfig,
+    data: DataConfig,
+    sets: Sequence[SetSettings],
+    prompts_per_step: int,
+    seed: int,
 ) -> Questions:
     """Reads and tokenizes all questions.
 
@@ -53,13 +59,16 @@ def read_questions(
         data: Training questions, and how questions become prompts.
         sets: Of the evaluation.
         prompts_per_step: `rollout.prompts_per_step`, for messages.
+        seed: Of the run; generated questions depend on it.
 
     Raises:
         InputError: A file cannot be read or used.
     """
     tokenizer = load_tokenizer(model)
     vocab_size = read_hf_config(model.path, model.tokenizer_path).vocab_size
-    prompts = _training_prompts(data, prompts_per_step, tokenizer, vocab_size)
+    prompts = _training_prompts(
+        data, require_training_questions(data, seed), prompts_per_step, tokenizer, vocab_size
+    )
     evaluation = load_evaluation_sets(sets, data, tokenizer, vocab_size)
     return Questions(tokenizer, prompts, evaluation)
 
@@ -102,9 +111,13 @@ def _content(prompts: list[Prompt]) -> str:
 
 @named_phase("data")
 def _training_prompts(
-    data: DataConfig, prompts_per_step: int, tokenizer: Any, vocab_size: int
+    data: DataConfig,
+    files: Sequence[QuestionFile],
+    prompts_per_step: int,
+    tokenizer: Any,
+    vocab_size: int,
 ) -> list[Prompt]:
-    prompts, dropped = read_prompts(data.train_files, data, tokenizer, vocab_size=vocab_size)
+    prompts, dropped = read_prompts(files, data, tokenizer, vocab_size=vocab_size)
     logger.info(
         "%d training prompts: one epoch is %.1f steps; %d dropped, longer than "
         "data.max_prompt_length=%d tokens",

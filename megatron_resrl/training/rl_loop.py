@@ -78,7 +78,7 @@ def _read(recipe: Recipe) -> tuple[Questions, Identity]:
         recipe.evaluation, recipe.data, recipe.reward, recipe.rollout.max_response_length
     )
     prompts_per_step = recipe.rollout.prompts_per_step
-    questions = read_questions(recipe.model, recipe.data, sets, prompts_per_step)
+    questions = read_questions(recipe.model, recipe.data, sets, prompts_per_step, recipe.seed)
     return questions, rl_identity(recipe, questions)
 
 

@@ -23,6 +23,7 @@ FLOORS = (
     ("weights",),
     ("policy",),
     ("sandbox",),
+    ("generators",),
     ("data", "rewards"),
     ("checkpoint", "conversion", "corpus", "preparation"),
     ("rollout",),

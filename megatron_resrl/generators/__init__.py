@@ -1,0 +1,1 @@
+"""Questions that programs make, with the verifiers of their answers."""
