@@ -63,6 +63,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Skips tests whose marker names something that is not there, or that `-m` must ask for."""
+    items.sort(key=_turn)
     asked = config.getoption("-m") or ""
     if setting := config.getoption("--setting"):
         items[:] = [item for item in items if setting in _claimed(item)]
@@ -79,6 +80,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for marker in ("slow", "faults"):
             if item.get_closest_marker(marker) and marker not in asked:
                 item.add_marker(pytest.mark.skip(reason=f"run with `pytest -m {marker}`"))
+
+
+_FIRST = ("te_on_cpu", "megatron_versions", "end_to_end", "distributed")
+"""Folders whose files take longest; with these at the end, one worker would wait for the other."""
+
+
+def _turn(item: pytest.Item) -> int:
+    folders = item.path.parts
+    return next((turn for turn, name in enumerate(_FIRST) if name in folders), len(_FIRST))
 
 
 def _claimed(item: pytest.Item) -> set[str]:

@@ -22,7 +22,7 @@ PRELOADED = ("megatron_resrl.rollout.engines.megatron", "megatron_resrl.training
 """Imported once per test process, which takes longer than most ranks compute."""
 
 
-def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float = 120) -> str:
+def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float = 600) -> str:
     """Runs `script` on `world_size` ranks of this machine.
 
     Each rank is a process of its own with the environment that torchrun gives it, forked from a
@@ -44,7 +44,7 @@ def run_ranks(script: Path | str, world_size: int, *args: object, timeout: float
 
 
 def run_ranks_with_log(
-    script: Path | str, world_size: int, *args: object, timeout: float = 120
+    script: Path | str, world_size: int, *args: object, timeout: float = 600
 ) -> tuple[str, str]:
     """Like `run_ranks`; returns standard output and standard error."""
     codes, out, err = ended_ranks(script, world_size, *args, timeout=timeout)
@@ -56,7 +56,7 @@ def ended_ranks(
     script: Path | str,
     world_size: int,
     *args: object,
-    timeout: float = 120,
+    timeout: float = 600,
     patient: bool = False,
     environment: Mapping[str, str] | None = None,
 ) -> tuple[list[int], str, str]:
@@ -104,7 +104,7 @@ def ended_ranks(
     return [process.exitcode for process in ranks], out, err
 
 
-def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 300) -> str:
+def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 900) -> str:
     """`run_ranks` by way of torchrun, as users start a run: much slower to start.
 
     Raises:

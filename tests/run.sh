@@ -33,4 +33,6 @@ tools/install.sh slurm || true
 "$venv/bin/codespell"
 "$venv/bin/mypy"
 # The distributed tests start their own ranks; more threads than cores would only slow them down.
-OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$venv/bin/python" -m pytest -n 2 --dist loadfile "$@"
+# Files keep the order of tests/conftest.py: the longest first, so that the workers end together.
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} exec "$venv/bin/python" -m pytest -n 2 --dist loadfile \
+    --no-loadscope-reorder "$@"

@@ -22,7 +22,7 @@ def test_agent_of_an_example_trains_on_several_turns(tmp_path: Path, agent: str)
     if importlib.util.find_spec(agent) is None:
         pytest.skip(f"needs {agent}: pip install 'megatron-resrl[{agent}]'")
     prepare = [sys.executable, EXAMPLES / "prepare.py", agent, "--directory", tmp_path]
-    subprocess.run(prepare, check=True, timeout=300, capture_output=True)
+    subprocess.run(prepare, check=True, timeout=600, capture_output=True)
     options = {"textworld": f"{{games: {tmp_path / 'games'}, quest_length: 1}}"}
     command = [sys.executable, "-m", "megatron_resrl", "train", EXAMPLES / agent / "recipe.yaml"]
     settings = {

@@ -216,7 +216,7 @@ def test_collection_resumes_a_killed_rollout_to_the_same_bits(recorded, copy, tm
 @pytest.mark.slow
 def test_collection_plays_only_unfinished_episodes_again(tmp_path):
     command = [sys.executable, GAMES / "prepare.py", "--directory", tmp_path]
-    subprocess.run(command, check=True, timeout=300, capture_output=True)
+    subprocess.run(command, check=True, timeout=600, capture_output=True)
     recipe = GAMES / "number_game.yaml"
 
     def train(name: str, fault: Fault | None = None) -> tuple[Ended, list[dict]]:

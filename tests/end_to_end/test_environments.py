@@ -22,7 +22,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
     subprocess.run(
         [sys.executable, EXAMPLES / "prepare.py", "--directory", directory],
         check=True,
-        timeout=300,
+        timeout=600,
         capture_output=True,
     )
     return directory
@@ -40,7 +40,7 @@ def train(prepared: Path, example: str, *arguments: str) -> subprocess.Completed
     }
     given = [str(word) for pair in files.items() for word in pair]
     return subprocess.run(
-        [*command, *given, *arguments], capture_output=True, text=True, timeout=300, check=False
+        [*command, *given, *arguments], capture_output=True, text=True, timeout=600, check=False
     )
 
 

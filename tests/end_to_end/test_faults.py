@@ -226,7 +226,7 @@ def undisturbed(task: Callable[[str], Path]) -> Callable[[str], Path]:
 def _train(recipe: Path, layout: str) -> str:
     """Trains without a fault and returns the log. Not by torchrun, which takes longer to start."""
     command = ("-m megatron_resrl", 2, "train", recipe, *LAYOUTS[layout])
-    return run_ranks_with_log(*command, timeout=300)[1]
+    return run_ranks_with_log(*command)[1]
 
 
 def _finish(recipe: Path, layout: str, after: int, expected: Path) -> str:

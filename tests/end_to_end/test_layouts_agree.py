@@ -61,7 +61,7 @@ def _run(
         resrl__refresh="minibatch",
         resrl__diagnose_every=1,
     )
-    start("-m megatron_resrl", ranks, "train", recipe, *arguments, timeout=300)
+    start("-m megatron_resrl", ranks, "train", recipe, *arguments, timeout=600)
     return read_metrics(directory / "run")
 
 

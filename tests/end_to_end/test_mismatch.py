@@ -12,7 +12,7 @@ from tiny_task import read_metrics, write_task
 
 def _train(recipe: Path) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", "megatron_resrl", "train", str(recipe)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.mark.setting("rollout.top_p", "correction.method")

@@ -84,7 +84,7 @@ def run_example(folder: Path, *settings: str) -> subprocess.CompletedProcess[str
         env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHON": sys.executable},
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=600,
         check=False,
     )
 

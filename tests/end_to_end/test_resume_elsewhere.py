@@ -31,7 +31,7 @@ def _train(directory: Path, layout: str, steps: int) -> list[dict]:
         checkpoint__save_every=2,
     )
     run_ranks(
-        "-m megatron_resrl", ranks, "train", recipe, f"--steps={steps}", *arguments, timeout=300
+        "-m megatron_resrl", ranks, "train", recipe, f"--steps={steps}", *arguments, timeout=600
     )
     return read_metrics(directory / "run")
 

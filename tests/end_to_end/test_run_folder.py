@@ -33,7 +33,6 @@ def train(recipe: Path, *settings: str, ranks: int = 1, **environment: str) -> t
     """Exit statuses and what was said."""
     codes, out, err = ended_ranks(
         *("-m megatron_resrl", ranks, "train", recipe, *settings),
-        timeout=300,
         patient=True,
         environment=environment,
     )
@@ -299,7 +298,7 @@ def test_run_folder_refuses_ranks_that_see_another_run(task, setting):
         (place / "model.safetensors").write_bytes(weights)
     value = str(place) if value == "other" else value
     script = Path(__file__).with_name("ranks_of_two_runs.py")
-    codes, _, said = ended_ranks(script, 2, task, f"--{setting}={value}", timeout=300, patient=True)
+    codes, _, said = ended_ranks(script, 2, task, f"--{setting}={value}", patient=True)
     assert codes == [2, 2], said
     assert named in said
     assert f"on rank 0 (host {socket.gethostname()}, local rank 0)" in said
@@ -310,7 +309,7 @@ def test_ranks_may_have_the_same_files_in_different_places(task, tmp_path):
     shutil.copytree(task.parent / "model", tmp_path / "model")
     script = Path(__file__).with_name("ranks_of_two_runs.py")
     codes, _, said = ended_ranks(
-        script, 2, task, f"--model.path={tmp_path / 'model'}", timeout=300, patient=True
+        script, 2, task, f"--model.path={tmp_path / 'model'}", patient=True
     )
     assert codes == [0, 0], said
     assert "all 2 steps are done" in said

@@ -30,7 +30,7 @@ def test_srun_makes_two_tasks_one_run(tmp_path) -> None:
         )
         for task in range(2)
     ]
-    said = [task.communicate(timeout=400)[0] for task in tasks]
+    said = [task.communicate(timeout=600)[0] for task in tasks]
     assert [task.returncode for task in tasks] == [0, 0], said
     lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [0, 1, 2]

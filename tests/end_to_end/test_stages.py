@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run(*command: str) -> str:
     done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, *command], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -66,7 +66,7 @@ def test_stages_are_evaluated_from_the_run_before(chain):
 
 def test_stages_refuse_the_recipe_of_another_stage(chain):
     command = [sys.executable, "-m", "megatron_resrl", "sft", str(chain / "recipe.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 2
     assert "rollout = {" in done.stderr
     assert "it is a section of train, not of sft" in done.stderr

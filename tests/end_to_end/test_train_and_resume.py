@@ -26,7 +26,7 @@ def _command(recipe: Path, *arguments: str) -> list[str]:
 
 def _train(recipe: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run(
-        _command(recipe, *arguments), capture_output=True, text=True, timeout=300, check=False
+        _command(recipe, *arguments), capture_output=True, text=True, timeout=600, check=False
     )
 
 

@@ -189,7 +189,7 @@ class Cluster(AbstractContextManager):
             [*self._inside, f"--wd={cwd}", *map(str, command)],
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=600,
             check=False,
             env=self._environment() | dict(environment or {}),
         )

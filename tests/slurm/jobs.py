@@ -149,7 +149,7 @@ class Trainings:
         name = "undisturbed" + "".join(f"_{key}_{value}" for key, value in changes.items())
         run = self.root / name
         if not run.exists():
-            run_ranks("-m megatron_resrl", 2, "train", self.recipe(name, **changes), timeout=300)
+            run_ranks("-m megatron_resrl", 2, "train", self.recipe(name, **changes))
         return run
 
     def assert_undisturbed(self, run: Path, **changes: Any) -> None:

@@ -55,7 +55,7 @@ def run_on_engine_layers(*arguments: object, timeout: float, folder: Path = FOLD
     return done.stdout
 
 
-def passes_on_engine_layers(*tests: str, timeout: float = 1200) -> int:
+def passes_on_engine_layers(*tests: str, timeout: float = 2400) -> int:
     """Runs tests of this repository (paths, ids, options of pytest); all must pass.
 
     Returns:

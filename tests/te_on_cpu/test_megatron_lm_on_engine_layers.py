@@ -26,7 +26,7 @@ def test_engine_layers_load_what_is_converted_for_megatron_lm(tmp_path: Path) ->
         megatron = tmp_path / f"{name}_megatron"
         convert_hf_to_megatron(str(tmp_path / name), str(megatron), format="megatron-lm")
         command += [tmp_path / f"{name}.pt", megatron]
-    run_on_engine_layers(*command, timeout=300)
+    run_on_engine_layers(*command, timeout=600)
     for name in MODELS:
         with torch.no_grad():
             want = tiny_families.read_model(tmp_path / name)(tiny.TOKENS).logits[0]

@@ -22,9 +22,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     models = tiny.write_models(tmp_path_factory.mktemp("models"))
     folder = tmp_path_factory.mktemp("runs")
     run_ranks(SCRIPT, 1, models, folder, "nothing", "local", 2, 2)
-    run_on_engine_layers(SCRIPT, models, folder, "local", "engine", 1, 1, timeout=300)
+    run_on_engine_layers(SCRIPT, models, folder, "local", "engine", 1, 1, timeout=600)
     run_ranks(SCRIPT, 1, models, folder, "engine", "back", 0, 1)
-    run_on_engine_layers(SCRIPT, models, folder, "nothing", "unmoved", 0, 1, timeout=300)
+    run_on_engine_layers(SCRIPT, models, folder, "nothing", "unmoved", 0, 1, timeout=600)
     run_ranks(SCRIPT, 1, models, folder, "unmoved", "first", 1, 0)
     return folder
 

@@ -17,7 +17,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What every rank found."""
     work = tmp_path_factory.mktemp("blocks")
     models = tiny.write_models(work / "models")
-    out = run_ranks(SCRIPT, 2, models, work, timeout=300)
+    out = run_ranks(SCRIPT, 2, models, work)
     line = next(line for line in out.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))
 

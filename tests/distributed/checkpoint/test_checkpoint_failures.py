@@ -29,7 +29,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def seen(models: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     """What each of two ranks saw."""
     work = tmp_path_factory.mktemp("failures")
-    out = run_ranks(HERE / "ranks_checkpoint_failures.py", 2, models, work, timeout=300)
+    out = run_ranks(HERE / "ranks_checkpoint_failures.py", 2, models, work)
     line = next(line for line in out.splitlines() if line.startswith("RESULT "))
     return json.loads(line.removeprefix("RESULT "))
 

@@ -31,10 +31,10 @@ def resharded(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]
     work = tmp_path_factory.mktemp("reshard")
     models = tiny.write_models(work / "models")
     for world in (1, 2):
-        run_ranks(SCRIPT, world, "write", models, work, timeout=300)
+        run_ranks(SCRIPT, world, "write", models, work)
     found: dict[str, list[dict]] = {}
     for world in (1, 2):
-        out = run_ranks(SCRIPT, world, "read", models, work, timeout=300)
+        out = run_ranks(SCRIPT, world, "read", models, work)
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         found |= json.loads(line.removeprefix("RESULT "))
     return found

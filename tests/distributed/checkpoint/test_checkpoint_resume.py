@@ -18,7 +18,7 @@ def resumed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     models = tiny.write_models(tmp_path_factory.mktemp("models"))
     found: dict[str, list[dict]] = {}
     for world in (1, 2):
-        out = run_ranks(SCRIPT, world, models, timeout=300)
+        out = run_ranks(SCRIPT, world, models)
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         found |= json.loads(line.removeprefix("RESULT "))
     return found

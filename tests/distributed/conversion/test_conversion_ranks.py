@@ -38,7 +38,6 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
         folder / "models",
         folder / "converted",
         folder / "written",
-        timeout=300,
     )
     line = next(line for line in output.splitlines() if line.startswith("RESULT "))
     (folder / "found.json").write_text(line.removeprefix("RESULT "))

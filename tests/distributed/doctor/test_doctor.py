@@ -53,7 +53,7 @@ def test_doctor_names_a_rank_that_is_absent_and_what_differs(tmp_path: Path):
         start(command, **shared, RANK="0", SLURMD_NODENAME="n1"),
         start(command, **shared | {"NCCL_PROTO": "LL"}, RANK="1", SLURMD_NODENAME="n2"),
     ]
-    (out, err), (silent, _) = (rank.communicate(timeout=300) for rank in ranks)
+    (out, err), (silent, _) = (rank.communicate(timeout=600) for rank in ranks)
     assert [rank.returncode for rank in ranks] == [1, 1], err
     assert silent == ""
     said = json.loads(out)
@@ -93,7 +93,7 @@ def test_doctor_names_every_fault_of_a_host(tmp_path: Path):
     """
     with contextlib.suppress(OSError), socket.create_server(("", 29500)):
         ended = start(["unshare", "-m", "sh", "-ec", script], CUDA_LAUNCH_BLOCKING="1")
-        out, err = ended.communicate(timeout=300)
+        out, err = ended.communicate(timeout=600)
     assert ended.returncode == 1, err
     for words in (
         "/dev/shm has 67.1 MB: NCCL and data loaders need more; make it larger",
@@ -113,7 +113,7 @@ def test_doctor_runs_where_torch_cannot_be_imported(tmp_path: Path):
     (tmp_path / "torch" / "__init__.py").write_text(error)
     command = [*DOCTOR, "--quick", "--json", "--output_dir", str(tmp_path)]
     ended = start(command, PYTHONPATH=f"{tmp_path}:{REPOSITORY}")
-    out, err = ended.communicate(timeout=300)
+    out, err = ended.communicate(timeout=600)
     assert ended.returncode == 1, err
     found = {each["rule"]: each["problem"] for each in json.loads(out)["findings"]}
     assert "cannot be imported (ImportError: libcudart.so.12" in found["software.import"]
@@ -186,7 +186,7 @@ def test_doctor_names_the_host_behind_slow_links():
                 )
                 command = [*inside, host, sys.executable, "-m", "megatron_resrl.doctor.measure"]
                 ranks.append(start([*command, request.to_json()], GLOO_SOCKET_IFNAME="card"))
-            ended = [rank.communicate(timeout=200) for rank in ranks]
+            ended = [rank.communicate(timeout=600) for rank in ranks]
         finally:
             store.communicate()
     measured: dict[int, Measured] = {}
@@ -209,7 +209,7 @@ def test_doctor_measure_of_a_rank_whose_peer_is_gone_says_where():
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     request = Request([0, 4], ["a", "b"], 0, "127.0.0.1", store.port, "links", True, 2.0)
     rank = start([sys.executable, "-m", "megatron_resrl.doctor.measure", request.to_json()])
-    out, err = rank.communicate(timeout=200)
+    out, err = rank.communicate(timeout=600)
     assert rank.returncode == 1
     objects = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
     facts = measured_of(objects, err[-200:])

@@ -42,7 +42,7 @@ def test_fake_engine_holds_the_bytes_of_real_ranks(layout, rank, models, real):
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=600,
     )
     assert done.returncode == 0, done.stderr
     fake = json.loads(done.stdout.splitlines()[-1])[layout]

@@ -33,7 +33,7 @@ SCRIPT = Path(__file__).with_name("ranks_memory.py")
 @pytest.fixture(scope="module")
 def real(models: list[Path]) -> list[dict[str, dict[str, int]]]:
     """Layout -> phase -> bytes, of both ranks."""
-    said = run_ranks(SCRIPT, 2, *models, "real", *LAYOUTS, timeout=600)
+    said = run_ranks(SCRIPT, 2, *models, "real", *LAYOUTS)
     return [json.loads(line) for line in said.splitlines() if line.startswith("{")]
 
 

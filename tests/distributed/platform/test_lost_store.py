@@ -19,7 +19,7 @@ def test_lost_store_ends_a_rank_and_is_named(how: str) -> None:
         port = probe.getsockname()[1]
     ranks = [_start(rank, port, how) for rank in (0, 1)]
     try:
-        output, errors = ranks[1].communicate(timeout=240)
+        output, errors = ranks[1].communicate(timeout=600)
     finally:
         for rank in ranks:
             rank.kill()

@@ -119,7 +119,7 @@ def measured(request: pytest.FixtureRequest, folder: Path) -> dict[str, dict[str
     """Differences by "layout family", of one part of the layouts of one world size."""
     ranks, kind = request.param
     script = Path(__file__).with_name("ranks_parity.py")
-    output = run_ranks(script, ranks, folder, kind, timeout=600)
+    output = run_ranks(script, ranks, folder, kind)
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"layout"')]
     assert {line["layout"] for line in lines} == LAYOUTS[request.param]
     if kind == "default" and ranks <= 2:

@@ -37,7 +37,7 @@ def found(folder: Path) -> Callable[[str, int], Differences]:
     @functools.cache
     def of(kind: str, ranks: int) -> Differences:
         script = Path(__file__).with_name("ranks_shared_prompts.py")
-        output = run_ranks(script, ranks, folder, kind, timeout=400)
+        output = run_ranks(script, ranks, folder, kind)
         known: Differences = {}
         for line in output.splitlines():
             one = json.loads(line)

@@ -25,7 +25,7 @@ STAGES = {
 @pytest.fixture(scope="module")
 def tapped(folder: Path) -> dict[str, dict[str, Any]]:
     script = Path(__file__).with_name("ranks_tap.py")
-    output = "".join(run_ranks(script, size, folder, timeout=200) for size in (1, 2))
+    output = "".join(run_ranks(script, size, folder) for size in (1, 2))
     lines = [json.loads(line) for line in output.splitlines() if line.startswith('{"layout"')]
     return {line["layout"]: line for line in lines}
 

@@ -37,7 +37,7 @@ def decoded(
     models = [paths[family] for family in LAYOUTS[part]]
     found: dict[str, dict] = {}
     for world in (1, 2, 4):
-        out = run_ranks(SCRIPT, world, part, *models, timeout=600)
+        out = run_ranks(SCRIPT, world, part, *models)
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         found |= json.loads(line.removeprefix("RESULT "))
     expected = {family: len(_layouts(found, family)) for family in LAYOUTS[part]}

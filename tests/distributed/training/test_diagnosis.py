@@ -39,7 +39,7 @@ def measured(models: Path) -> dict[tuple[str, str], dict[str, float]]:
     lines = [
         json.loads(line)
         for ranks in (1, 2)
-        for line in run_ranks(script, ranks, models, timeout=300).splitlines()
+        for line in run_ranks(script, ranks, models).splitlines()
         if line.startswith('{"layout"')
     ]
     return {(line["layout"], line["refresh"]): line["metrics"] for line in lines}

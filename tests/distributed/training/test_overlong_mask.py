@@ -34,7 +34,7 @@ def measured(models: Path, output: Path) -> dict[tuple[str, str], dict[str, floa
     found = {}
     for ranks in (1, 2):
         script = Path(__file__).with_name("ranks_overlong_mask.py")
-        for line in run_ranks(script, ranks, models, output, timeout=600).splitlines():
+        for line in run_ranks(script, ranks, models, output).splitlines():
             if line.startswith('{"layout"'):
                 case = json.loads(line)
                 found[case["layout"], case["algorithm"]] = case["metrics"]

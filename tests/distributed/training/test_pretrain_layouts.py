@@ -24,7 +24,7 @@ def _measure(directory: Path, steps: int) -> dict[str, dict[Case, dict[str, Any]
     found: dict[str, dict[Case, dict[str, Any]]] = {}
     for ranks in (1, 2):
         script = Path(__file__).with_name("ranks_pretrain.py")
-        printed = run_ranks(script, ranks, directory, prefix, steps, timeout=500)
+        printed = run_ranks(script, ranks, directory, prefix, steps)
         for line in printed.splitlines():
             if line.startswith('{"layout"'):
                 case = json.loads(line)

@@ -108,7 +108,7 @@ def product(folder: Path, request: pytest.FixtureRequest) -> Any:
     def measure(ranks: int, *pairs: str) -> None:
         script = Path(__file__).with_name("ranks_reference_step.py")
         output = folder / f"{ranks} {len(known)}.pt"
-        run_ranks(script, ranks, folder, output, *pairs, timeout=600)
+        run_ranks(script, ranks, folder, output, *pairs)
         known.update({(ranks, pair): made for pair, made in torch.load(output).items()})
 
     def of(ranks: int, pair: str) -> Any:

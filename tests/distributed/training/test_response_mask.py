@@ -38,7 +38,7 @@ def measured(models: Path, output: Path) -> dict[Key, dict[str, float]]:
     found: dict[Key, dict[str, float]] = {}
     for ranks in (1, 2):
         script = Path(__file__).with_name("ranks_response_mask.py")
-        printed = run_ranks(script, ranks, models, output, timeout=600)
+        printed = run_ranks(script, ranks, models, output)
         for line in printed.splitlines():
             if line.startswith('{"layout"'):
                 case = json.loads(line)

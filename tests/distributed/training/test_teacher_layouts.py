@@ -25,7 +25,7 @@ def test_teacher_gives_the_same_steps_in_every_layout(tmp_path):
     script, found = Path(__file__).with_name("ranks_teacher.py"), {}
     with answering(serving(tiny.read_model(teacher))) as url:
         for ranks in (1, 2):
-            out = run_ranks(script, ranks, policy, teacher, f"{url}/v1", timeout=300)
+            out = run_ranks(script, ranks, policy, teacher, f"{url}/v1")
             for line in out.splitlines():
                 if line.startswith('{"layout"'):
                     case = json.loads(line)

@@ -36,7 +36,7 @@ def weights(models: Path, part: str) -> dict[str, np.ndarray]:
     for ranks in (1, 2, 4):
         output = models / f"{ranks}.npz"
         script = Path(__file__).with_name("ranks_token_weights.py")
-        run_ranks(script, ranks, models, output, part, timeout=600)
+        run_ranks(script, ranks, models, output, part)
         found |= dict(np.load(output))
     return found
 

@@ -46,7 +46,7 @@ def test_hosts_with_own_clocks_and_folders_are_named(tmp_path: Path) -> None:
                 env=os.environ | place,
             )
         )
-    said = [rank.communicate(timeout=200) for rank in ranks]
+    said = [rank.communicate(timeout=600) for rank in ranks]
     assert [rank.returncode for rank in ranks] == [0, 0], said
     outputs = [output.splitlines() for output, _ in said]
     assert outputs[0][0].startswith("the clock of host host1 is 37 s ahead of the other hosts'")

@@ -27,7 +27,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
     """What both ranks found, by layout."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(SCRIPT, 2, model, folder, timeout=240)
+    run_ranks(SCRIPT, 2, model, folder)
     return {
         layout: [torch.load(folder / f"{layout}_{rank}.pt") for rank in range(2)]
         for layout in LAYOUTS

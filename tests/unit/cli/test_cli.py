@@ -31,7 +31,7 @@ def start(
         [sys.executable, "-m", "megatron_resrl", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env=dict(os.environ, OMP_NUM_THREADS="1", **(environment or {})),
         cwd=Path(__file__).resolve().parents[3],
     )

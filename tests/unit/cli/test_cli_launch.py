@@ -32,7 +32,7 @@ def start(*arguments: object, **variables: object) -> subprocess.CompletedProces
         [sys.executable, "-m", "megatron_resrl", *map(str, arguments)],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env=environment(**variables),
         cwd=REPOSITORY,
     )
@@ -65,7 +65,7 @@ def test_train_sets_and_logs_switches_of_a_deterministic_run(recipe: Path) -> No
         [sys.executable, "-c", script],
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=600,
         env=environment(),
         cwd=REPOSITORY,
     )
@@ -83,7 +83,7 @@ def test_cli_message_is_the_root_cause_that_torchrun_shows(recipe: Path) -> None
         command,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         env=environment(),
         cwd=REPOSITORY,
     )
@@ -110,7 +110,7 @@ def test_cli_prints_one_sentence_on_ctrl_c_while_loading(recipe: Path) -> None:
         )
         with pipe.open("w"):  # Returns when the other end is opened.
             process.send_signal(signal.SIGINT)
-            _, said = process.communicate(timeout=120)
+            _, said = process.communicate(timeout=600)
         assert process.returncode == 130
         assert words in said
         assert len(said.splitlines()) == 1

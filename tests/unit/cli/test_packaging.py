@@ -41,7 +41,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
             copy.write_bytes(file.read_bytes())
     program = "from setuptools import build_meta; print(build_meta.build_wheel('.'))"
     subprocess.run(
-        [sys.executable, "-c", program], cwd=source, check=True, capture_output=True, timeout=240
+        [sys.executable, "-c", program], cwd=source, check=True, capture_output=True, timeout=600
     )
     return zipfile.ZipFile(next(source.glob("*.whl")))
 
@@ -132,7 +132,7 @@ def test_installer_refuses_an_unknown_extra(project) -> None:
         ["bash", ROOT / "tools" / "install.sh", "dev,quickstrat"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
         env=os.environ | {"VENV": "/nowhere/venv", "PYTHON": sys.executable},
     )
     assert done.returncode == 1

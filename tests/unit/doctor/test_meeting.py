@@ -143,7 +143,7 @@ def test_hosts_that_see_another_disk_are_named(tmp_path: Path):
     )
     hosts = {0: "a", 1: "b"}
     facts = {"a": gather_between(first, hosts, str(tmp_path), visible_s=0.5)}
-    facts["b"] = BetweenFacts(**json.loads(second.communicate(timeout=100)[0]))
+    facts["b"] = BetweenFacts(**json.loads(second.communicate(timeout=600)[0]))
     (found,) = judge_between(facts, "/out")
     assert (found.rule, found.where) == ("hosts.folder_not_shared", "host b")
 

@@ -58,7 +58,7 @@ def run_script(folder: Path, script: str, **environment: str) -> tuple[int, list
         env=os.environ | slurm | environment | {"PATH": f"{tools}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=600,
     )
     assert not done.stderr, done.stderr
     return done.returncode, calls.read_text().splitlines()

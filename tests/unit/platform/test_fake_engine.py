@@ -32,7 +32,7 @@ def found() -> dict[str, str]:
     """Function of the script -> what it printed or raised."""
     names = (*FAULTS, *COUNTS)
     command = [sys.executable, "-W", "ignore", SCRIPT, FOLDER, *names]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=300)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600)
     return dict(zip(names, done.stdout.splitlines(), strict=True))
 
 

@@ -65,7 +65,7 @@ def test_find_backend_does_without_user_namespaces() -> None:
         env={**os.environ, "PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     chosen, problem = found.stdout.splitlines()
     assert chosen == "landlock"

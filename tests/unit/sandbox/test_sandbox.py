@@ -258,7 +258,7 @@ def test_sandbox_works_for_a_user_without_rights(code_for_all: Path, backend: Lo
         env={"PYTHONPATH": str(code_for_all), "PATH": os.environ["PATH"]},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
     )
     assert found.stdout.split() == ["65534", "65534", *["refused"] * 3], found.stderr
 

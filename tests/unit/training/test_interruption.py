@@ -85,7 +85,7 @@ with interruption.Interruption(pathlib.Path({str(tmp_path)!r}), None):
     print("never said", flush=True)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=600, check=False
     )
     assert done.stdout == "goes on\n"
     assert done.returncode == -signal.SIGTERM

@@ -70,7 +70,7 @@ class Served:
         ]
         arguments += [given.get("bucket", LARGE), given.get("precision", "fp32")]
         arguments.append(json.dumps(layout))
-        out = run_ranks(SCRIPT, world, *arguments, timeout=240)
+        out = run_ranks(SCRIPT, world, *arguments)
         line = next(line for line in out.splitlines() if line.startswith("RESULT "))
         return json.loads(line.removeprefix("RESULT "))
 

@@ -85,7 +85,7 @@ def understood(tmp_path_factory) -> dict[str, Any]:
     torch.save(sent(), folder / "sent")
     command = [sys.executable, str(SCRIPT), vllm_folder()]
     command += [str(folder / "sent"), str(folder / "understood")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr[-4000:]
     return torch.load(folder / "understood", weights_only=False)
 
