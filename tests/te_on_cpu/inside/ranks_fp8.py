@@ -1,6 +1,6 @@
 """FP8 in layouts of two ranks: log-probabilities, and which layers compute in FP8.
 
-Arguments: folder of the model, folder for results. Each rank saves one file per layout.
+Arguments: folder of the model, folder for the results, layout. Each rank saves one file.
 """
 
 from __future__ import annotations
@@ -86,17 +86,16 @@ def pass_over(policy: Policy, *, recompute: bool = False) -> dict:
 
 
 def main() -> None:
-    model, folder = sys.argv[1], Path(sys.argv[2])
-    for layout in LAYOUTS:
-        found = {
-            recipe: pass_over(build(model, layout, "fp8=hybrid", f"fp8_recipe={recipe}"))
-            for recipe in RECIPES
-        }
-        ends = ("num_layers_at_start_in_bf16=1", "num_layers_at_end_in_bf16=2")
-        policy = build(model, layout, "fp8=hybrid", *ends)
-        found["ends"] = pass_over(policy)
-        found["ends_recomputed"] = pass_over(policy, recompute=True)
-        torch.save(found, folder / f"{layout}_{dist.get_rank()}.pt")
+    model, folder, layout = sys.argv[1], Path(sys.argv[2]), sys.argv[3]
+    found = {
+        recipe: pass_over(build(model, layout, "fp8=hybrid", f"fp8_recipe={recipe}"))
+        for recipe in RECIPES
+    }
+    ends = ("num_layers_at_start_in_bf16=1", "num_layers_at_end_in_bf16=2")
+    policy = build(model, layout, "fp8=hybrid", *ends)
+    found["ends"] = pass_over(policy)
+    found["ends_recomputed"] = pass_over(policy, recompute=True)
+    torch.save(found, folder / f"{layout}_{dist.get_rank()}.pt")
     dist.destroy_process_group()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,7 @@ from tiny_scoring import SEQUENCES, write_llama
 from transformers import AutoModelForCausalLM
 
 SCRIPT = Path(__file__).with_name("ranks_fp8.py")
-LAYOUTS = ("tp", "cp", "pp", "vpp")
+LAYOUTS = ("tp", "pp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp", "vpp")))
 RECIPES = ("delayed", "tensorwise", "blockwise", "mxfp8")
 NEAR = 0.15
 """Largest distance of log-probabilities from fp32; 0.1 measured."""
@@ -24,14 +26,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
-    """What both ranks found, by layout."""
+def found(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], list[dict]]:
+    """found(layout) -> what each of the two ranks found."""
     folder = tmp_path_factory.mktemp("ranks")
-    run_ranks(SCRIPT, 2, model, folder)
-    return {
-        layout: [torch.load(folder / f"{layout}_{rank}.pt") for rank in range(2)]
-        for layout in LAYOUTS
-    }
+
+    @functools.cache
+    def of(layout: str) -> list[dict]:
+        run_ranks(SCRIPT, 2, model, folder, layout)
+        return [torch.load(folder / f"{layout}_{rank}.pt") for rank in range(2)]
+
+    return of
 
 
 @pytest.fixture(scope="module")
@@ -52,21 +56,21 @@ def exact(model: Path) -> dict[tuple[int, int], float]:
 @pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fp8_layouts_are_near_fp32(found, exact, layout: str, recipe: str) -> None:
-    ranks = [each[recipe] for each in found[layout]]
+    ranks = [each[recipe] for each in found(layout)]
     scored = {place: value for rank in ranks for place, value in rank["log_probs"].items()}
     assert scored.keys() == exact.keys()
     errors = torch.tensor([abs(scored[place] - exact[place]) for place in exact])
     assert errors.max() < NEAR
     assert errors.mean() > 0.003  # Rounding to FP8 is real.
     assert ranks[0]["grad_norm"] == pytest.approx(ranks[1]["grad_norm"])
-    assert ranks[0]["grad_norm"] == pytest.approx(found["pp"][0][recipe]["grad_norm"], rel=0.03)
+    assert ranks[0]["grad_norm"] == pytest.approx(found("pp")[0][recipe]["grad_norm"], rel=0.03)
 
 
 @pytest.mark.parametrize("case", ["tensorwise", "ends", "ends_recomputed"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_fp8_layers_at_the_ends_stay_in_bf16(found, layout: str, case: str) -> None:
     in_fp8 = {}
-    for rank in found[layout]:
+    for rank in found(layout):
         in_fp8 |= rank[case]["in_fp8"]
     at_ends = {1: False, 2: True, 3: False, 4: False}
     assert in_fp8 == (dict.fromkeys(at_ends, True) if case == "tensorwise" else at_ends)
