@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ranks import REPOSITORY
+from ranks import REPOSITORY, ended_ranks
 from safetensors.torch import load_file
 from tiny_task import read_metrics
 
@@ -68,13 +68,17 @@ def run_task(
         recipe: From `tiny_task.write_task`.
         fault: What goes wrong; None: nothing.
         settings: Command-line settings.
-        ranks: 1: without a launcher.
+        ranks: 1: without a launcher, forked from a process that has imported the libraries.
         timeout: Seconds after which all is killed and the test fails.
         stage: The command, whose recipe it is.
 
     Raises:
         AssertionError: Time ran out; the message holds the output.
     """
+    if ranks == 1:
+        arguments = _driver_arguments(fault, stage)
+        (code,), out, err = ended_ranks(DRIVER, 1, *arguments, recipe, *settings, timeout=timeout)
+        return Ended(code, out + err)
     process = start_task(recipe, fault, *settings, ranks=ranks, stage=stage)
     try:
         text, _ = process.communicate(timeout=timeout)
@@ -97,7 +101,7 @@ def start_task(
     if ranks > 1:
         launcher = [sys.executable, "-m", "torch.distributed.run", "--rdzv-backend", "c10d"]
         launcher += ["--rdzv-endpoint", "localhost:0", "--nproc-per-node", str(ranks)]
-    arguments = ("--stage", stage, *(fault.arguments() if fault else ()))
+    arguments = _driver_arguments(fault, stage)
     return subprocess.Popen(
         [*launcher, str(DRIVER), *arguments, str(recipe), *settings],
         stdout=subprocess.PIPE,
@@ -109,6 +113,10 @@ def start_task(
             os.environ, OMP_NUM_THREADS="1", PYTHONUNBUFFERED="1", PYTHONPATH=os.pathsep.join(path)
         ),
     )
+
+
+def _driver_arguments(fault: Fault | None, stage: str) -> list[str]:
+    return ["--stage", stage, *(fault.arguments() if fault else ())]
 
 
 def assert_same_run(run: Path, undisturbed: Path) -> None:
