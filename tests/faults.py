@@ -68,7 +68,7 @@ def run_task(
         recipe: From `tiny_task.write_task`.
         fault: What goes wrong; None: nothing.
         settings: Command-line settings.
-        ranks: 1: without a launcher, forked from a process that has imported the libraries.
+        ranks: 1: without torchrun, and forked, so that imports take no time.
         timeout: Seconds after which all is killed and the test fails.
         stage: The command, whose recipe it is.
 

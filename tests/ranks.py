@@ -104,6 +104,16 @@ def ended_ranks(
     return [process.exitcode for process in ranks], out, err
 
 
+def run_command(*arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+    """`python -m megatron_resrl ARGUMENTS` as one rank, without the time that imports take.
+
+    Raises:
+        AssertionError: The time ran out.
+    """
+    (code,), out, err = ended_ranks("-m megatron_resrl", 1, *arguments, timeout=timeout)
+    return subprocess.CompletedProcess(arguments, code, out, err)
+
+
 def run_torchrun(target: str, world_size: int, *args: object, timeout: float = 900) -> str:
     """`run_ranks` by way of torchrun, as users start a run: much slower to start.
 

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_command
 from tiny_task import read_metrics
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "tools"
@@ -30,7 +31,6 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def train(prepared: Path, example: str, *arguments: str) -> subprocess.CompletedProcess:
     """Runs an example's recipe with the files of `prepared`."""
-    command = [sys.executable, "-m", "megatron_resrl", "train", EXAMPLES / f"{example}.yaml"]
     files = {
         "--output_dir": prepared / example,
         "--model.path": prepared / "tiny",
@@ -38,10 +38,8 @@ def train(prepared: Path, example: str, *arguments: str) -> subprocess.Completed
         "--steps": STEPS,
         "--logging.progress_bar": "false",
     }
-    given = [str(word) for pair in files.items() for word in pair]
-    return subprocess.run(
-        [*command, *given, *arguments], capture_output=True, text=True, timeout=600, check=False
-    )
+    given = [word for pair in files.items() for word in pair]
+    return run_command("train", EXAMPLES / f"{example}.yaml", *given, *arguments)
 
 
 @pytest.mark.parametrize("example", ["calculator", "number_game"])

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from ranks import run_command
 from tiny_task import read_metrics, write_task
 
 
 def _train(recipe: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "megatron_resrl", "train", str(recipe)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return run_command("train", recipe)
 
 
 @pytest.mark.setting("rollout.top_p", "correction.method")

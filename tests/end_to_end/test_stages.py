@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import yaml
+from ranks import run_command, run_ranks
 from tiny_task import read_metrics, write_task
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run(*command: str) -> str:
-    done = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=600, check=False
-    )
+def run(*command: str) -> None:
+    done = run_command(*command)
     assert done.returncode == 0, done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +24,9 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("chain")
     recorded, correct = str(folder / "recorded"), str(folder / "correct.jsonl")
     recipe = write_task(folder, rollout__record=recorded, steps=1, evaluation__samples_per_prompt=1)
-    run("-m", "megatron_resrl", "train", str(recipe))
+    run("train", str(recipe))
     tool = str(ROOT / "tools" / "correct_samples.py")
-    run(tool, "--recording", recorded, "--output", correct, "--per_prompt", "3")
+    run_ranks(tool, 1, "--recording", recorded, "--output", correct, "--per_prompt", 3)
     settings = {
         "output_dir": str(folder / "tuned"),
         "epochs": 3,
@@ -43,8 +39,8 @@ def chain(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     tuning = folder / "tuning.yaml"
     tuning.write_text(yaml.safe_dump(settings))
-    run("-m", "megatron_resrl", "check", str(tuning), "--stage", "sft")
-    run("-m", "megatron_resrl", "sft", str(tuning))
+    run("check", str(tuning), "--stage", "sft")
+    run("sft", str(tuning))
     return folder
 
 
@@ -59,14 +55,13 @@ def test_stages_learn_the_correct_responses_of_a_recording(chain):
 def test_stages_are_evaluated_from_the_run_before(chain):
     output = str(chain / "evaluated")
     tuned = ("--model.path", str(chain / "tuned"), "--output_dir", output)
-    run("-m", "megatron_resrl", "eval", str(chain / "recipe.yaml"), *tuned)
+    run("eval", str(chain / "recipe.yaml"), *tuned)
     summary = json.loads((chain / "evaluated" / "evaluation.json").read_text())
     assert "heldout" in json.dumps(summary)
 
 
 def test_stages_refuse_the_recipe_of_another_stage(chain):
-    command = [sys.executable, "-m", "megatron_resrl", "sft", str(chain / "recipe.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    done = run_command("sft", chain / "recipe.yaml")
     assert done.returncode == 2
     assert "rollout = {" in done.stderr
     assert "it is a section of train, not of sft" in done.stderr

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from faults import Fault, assert_same_run, run_task
+from ranks import run_command
 from safetensors.torch import load_file
 from tiny_task import read_metrics, write_task
 
@@ -20,14 +21,8 @@ from megatron_resrl.config.schema import EvaluationConfig, Recipe, RewardConfig
 from megatron_resrl.evaluation.sets import evaluation_sets
 
 
-def _command(recipe: Path, *arguments: str) -> list[str]:
-    return [sys.executable, "-m", "megatron_resrl", "train", str(recipe), *arguments]
-
-
 def _train(recipe: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        _command(recipe, *arguments), capture_output=True, text=True, timeout=600, check=False
-    )
+    return run_command("train", recipe, *arguments)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +58,8 @@ def test_train_writes_metrics_samples_checkpoint_and_model(straight):
 def test_train_killed_resumes_to_the_same_bits(straight, tmp_path):
     recipe = write_task(tmp_path, checkpoint__async_save=False)
     run = tmp_path / "run"
-    process = subprocess.Popen(_command(recipe), stderr=subprocess.DEVNULL, start_new_session=True)
+    command = [sys.executable, "-m", "megatron_resrl", "train", recipe]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
     _wait_for_step(run, 3, process)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
