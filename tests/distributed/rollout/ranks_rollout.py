@@ -57,8 +57,8 @@ _MIXTRAL = {1: LAYOUTS[1], 2: {"TP2+SPxEP2": EXPERT_LAYOUTS[2]["TP2+SPxEP2"]}}
 PARTS = {
     # What decodes is the same for all dense families but Gemma, and for all mixtures of experts.
     "default": {
-        "llama": _TWO,
-        "qwen2": _TWO,
+        "llama": {1: LAYOUTS[1]},
+        "qwen2": {1: LAYOUTS[1]},
         "qwen3": LAYOUTS,
         "qwen3_moe": EXPERT_LAYOUTS,
         "mistral": {1: LAYOUTS[1]},
@@ -73,12 +73,19 @@ PARTS = {
 
 def main(part: str, models: list[str]) -> None:
     world = int(os.environ["WORLD_SIZE"])
-    found = {}
-    for path in map(Path, models):
-        for name, layout in PARTS[part][path.name].get(world, {}).items():
-            found[f"{path.name} {name}"] = decode(path, layout)
-        if world == 1:
-            found[f"{path.name} reference"] = greedy_reference(path)
+    paths = [Path(model) for model in models]
+    decoded = [
+        (name, path, layout)
+        for path in paths
+        for name, layout in PARTS[part][path.name].get(world, {}).items()
+    ]
+    # Layout by layout, because process groups take long.
+    found = {
+        f"{path.name} {name}": decode(path, layout)
+        for name, path, layout in sorted(decoded, key=lambda each: each[0])
+    }
+    if world == 1:
+        found |= {f"{path.name} reference": greedy_reference(path) for path in paths}
     if dist.get_rank() == 0:
         print("RESULT " + json.dumps(found))
 

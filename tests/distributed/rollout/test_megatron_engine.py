@@ -12,8 +12,8 @@ from tiny_families import write_families
 SCRIPT = Path(__file__).with_name("ranks_rollout.py")
 LAYOUTS = {
     "default": {
-        "llama": 3,
-        "qwen2": 3,
+        "llama": 1,
+        "qwen2": 1,
         "qwen3": 9,
         "qwen3_moe": 6,
         "mistral": 1,
