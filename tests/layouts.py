@@ -37,11 +37,9 @@ def free_wrappers() -> None:
         gc.collect()
 
 
-def begin_layout(parallel: ParallelConfig, seed: int) -> None:
-    """`platform.distributed.initialize`, after the layout before has been freed. Collective."""
+def end_layout() -> None:
+    """Frees the policies of this process, and their process groups. Collective."""
     from megatron.core import parallel_state
-
-    from megatron_resrl.platform.distributed import initialize
 
     free_wrappers()
     found = list(vars(parallel_state).values())
@@ -49,4 +47,12 @@ def begin_layout(parallel: ParallelConfig, seed: int) -> None:
     for group in {each for each in found if isinstance(each, dist.ProcessGroup)}:
         if group is not dist.group.WORLD:
             dist.destroy_process_group(group)
+    parallel_state.destroy_model_parallel()
+
+
+def begin_layout(parallel: ParallelConfig, seed: int) -> None:
+    """`platform.distributed.initialize`, after the layout before has been freed. Collective."""
+    from megatron_resrl.platform.distributed import initialize
+
+    end_layout()
     initialize(parallel, seed)

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from tiny_families import read_model
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.platform.distributed import device, initialize
+from megatron_resrl.platform.distributed import device
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.rollout.engine import GenerationRequest, SamplingParams
 from megatron_resrl.rollout.engines.megatron import MegatronEngine
@@ -49,7 +50,7 @@ def decode(path: Path, layout: dict) -> dict:
         precision=PrecisionConfig("fp32"),
         parallel=ParallelConfig(**layout),
     )
-    initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     policy = build_policy(recipe, trainable=False)
     engine = MegatronEngine(policy, max_running_samples=6)
     greedy = SamplingParams(NEW_TOKENS, STOP, n=2, temperature=0)

@@ -13,6 +13,7 @@ from pathlib import Path
 import tiny_checkpoint as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 
 from megatron_resrl.checkpoint import (
     TrainerState,
@@ -20,7 +21,6 @@ from megatron_resrl.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
 
@@ -38,7 +38,7 @@ def run(
     model: Path, layout: dict, folder: Path, source: str, name: str, before: int, after: int
 ) -> None:
     recipe = tiny.recipe(model, layout)
-    initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     policy = build_policy(recipe)
     step = 0
     if source != "nothing":

@@ -13,10 +13,11 @@ from typing import Any
 import tiny_checkpoint as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core import dist_checkpointing, parallel_state
 
 from megatron_resrl.checkpoint import TrainerState, load_checkpoint, policy_state, save_checkpoint
-from megatron_resrl.platform.distributed import gather_objects, initialize
+from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.torch_dist_files import read_index
@@ -87,7 +88,7 @@ def own_elements(path: Path) -> int:
 
 def build(models: Path, layout: dict) -> Policy:
     recipe = tiny.recipe(models / "qwen3", layout)
-    initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     return build_policy(recipe)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import tiny_checkpoint as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core import dist_checkpointing
 
 from megatron_resrl.checkpoint import (
@@ -24,7 +25,7 @@ from megatron_resrl.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from megatron_resrl.platform.distributed import gather_objects, initialize
+from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
@@ -75,7 +76,7 @@ TARGETS = {
 
 def build(models: Path, model: str, layout: str) -> Policy:
     recipe = tiny.recipe(models / model, LAYOUTS[layout])
-    initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     return build_policy(recipe)
 
 

@@ -18,6 +18,7 @@ import numpy as np
 import tiny_checkpoint as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 
 from megatron_resrl.checkpoint import (
     Retention,
@@ -26,7 +27,7 @@ from megatron_resrl.checkpoint import (
     load_checkpoint,
 )
 from megatron_resrl.checkpoint.checkpoint import begin_save
-from megatron_resrl.platform.distributed import broadcast_object, gather_objects, initialize
+from megatron_resrl.platform.distributed import broadcast_object, gather_objects
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
 
@@ -85,7 +86,7 @@ def differing(first: dict[str, Any], second: dict[str, Any]) -> list[str]:
 
 def resume(models: Path, output_dir: Path, model: str, dtype: str, layout: dict) -> dict[str, Any]:
     recipe = tiny.recipe(models / model, layout, dropout=0.2, dtype=dtype)
-    initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     policy = build_policy(recipe)
     for step in (1, 2):
         tiny.take_step(policy, step)
@@ -95,7 +96,7 @@ def resume(models: Path, output_dir: Path, model: str, dtype: str, layout: dict)
     expected = everything(policy)
     pending.finish()
 
-    initialize(recipe.parallel, 999)
+    begin_layout(recipe.parallel, 999)
     fresh = build_policy(recipe)
     untouched = everything(fresh)
     path = broadcast_object(latest_checkpoint(output_dir))

@@ -13,6 +13,7 @@ from pathlib import Path
 import tiny_conversion
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core import dist_checkpointing, parallel_state
 
 from megatron_resrl.checkpoint.checkpoint import TrainerState, save_checkpoint
@@ -42,7 +43,7 @@ def policy(path: Path, layout: dict[str, int], *, trainable: bool = False) -> Po
         parallel=ParallelConfig(**layout, timeout_minutes=1.0),
         precision=PrecisionConfig("fp32"),
     )
-    platform.initialize(recipe.parallel, seed=3)
+    begin_layout(recipe.parallel, seed=3)
     return build_policy(recipe, trainable=trainable)
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import tiny_conversion
 import torch.distributed as dist
+from layouts import begin_layout
 
 from megatron_resrl.config.schema import ModelConfig, ParallelConfig, PrecisionConfig, Recipe
-from megatron_resrl.platform import distributed as platform
 from megatron_resrl.rollout.worker import build_policy
 from megatron_resrl.weights.hugging_face import export_weights
 
@@ -36,7 +36,7 @@ def main() -> None:
             parallel=ParallelConfig(**layout, timeout_minutes=1.0),
             precision=PrecisionConfig("fp32"),
         )
-        platform.initialize(recipe.parallel, seed=3)
+        begin_layout(recipe.parallel, seed=3)
         policy = build_policy(recipe, trainable=False)
         weights = {n: t.clone() for n, t in export_weights(policy.modules, policy.hf_config)}
         found[name] = tiny_conversion.differing(weights, tiny_conversion.tensors(models / name))

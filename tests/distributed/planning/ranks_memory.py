@@ -25,6 +25,7 @@ from dry_runs import (
     pretraining_recipe,
     recipe_for,
 )
+from layouts import begin_layout
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten
@@ -37,7 +38,6 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.planning.answers import ANSWERS, BROADCAST, GATHERED, KINDS
 from megatron_resrl.planning.recorder import Recorder, RecordingTimers
 from megatron_resrl.planning.supervised_phases import fine_tuning_batch, pretraining_batch
-from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.platform.fake_device.install import fake_device
 from megatron_resrl.platform.fake_device.ledger import Ledger
 from megatron_resrl.platform.fake_device.memory import Memory
@@ -201,7 +201,7 @@ def main(dense: str, experts: str, kind: str, *names: str) -> None:
     with books(rank) as counted:
         for name in names:
             recipe = recipe_of(name, Path(experts if name in WITH_EXPERTS else dense))
-            initialize(recipe.parallel, 0)
+            begin_layout(recipe.parallel, 0)
             found[name] = measured(recipe, counted, load_weights=rank is None)
         # One write for the line: the ranks share their output.
         sys.stdout.write(f"{json.dumps(found)}\n")

@@ -14,6 +14,7 @@ from pathlib import Path
 import tiny_families as tiny
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from tokenizers.pre_tokenizers import WhitespaceSplit
 
 from megatron_resrl.config.schema import (
@@ -24,7 +25,7 @@ from megatron_resrl.config.schema import (
     Recipe,
 )
 from megatron_resrl.data.prompts import Prompt, PromptRecord
-from megatron_resrl.platform.distributed import initialize, shutdown
+from megatron_resrl.platform.distributed import shutdown
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.engine import GenerationRequest, Response, SamplingParams
@@ -94,7 +95,7 @@ def play(model: Path, environments: Path, layout: dict) -> dict:
         precision=PrecisionConfig("fp32"),
         parallel=ParallelConfig(**layout, timeout_minutes=1.0),
     )
-    initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     policy = build_policy(recipe, trainable=False)
     engine = MegatronEngine(policy, max_running_samples=6)
     tokenizer = tiny.tokenizer()

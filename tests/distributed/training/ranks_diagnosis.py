@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
-from layouts import LAYOUTS
+from layouts import LAYOUTS, begin_layout
 from one_step import take_step
 from tiny_rollouts import rollouts
 
@@ -53,7 +53,7 @@ def recipe(model: Path, layout: str, parallel: dict[str, Any], refresh: str) -> 
 
 def measure(models: Path, layout: str, parallel: dict[str, Any], refresh: str) -> dict[str, float]:
     settings = recipe(models / "qwen3", layout, parallel, refresh)
-    platform.initialize(settings.parallel, seed=0)
+    begin_layout(settings.parallel, seed=0)
     policy = build_policy(settings)
     samples, _ = rollouts()
     outcome = take_step(policy, settings, samples)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from one_step import training_batch, weigh, weighting_of
 from ranks_response_mask import measure, recipe
 from tiny_rollouts import rollouts
@@ -35,7 +36,7 @@ def masked_rollouts() -> list[Sample]:
 
 def weights_of(settings: Recipe) -> torch.Tensor:
     """Token weights [samples, T]."""
-    platform.initialize(settings.parallel, seed=0)
+    begin_layout(settings.parallel, seed=0)
     policy = build_policy(settings, trainable=False)
     samples = masked_rollouts()
     positive = torch.tensor([bool(each.score) and not each.excluded for each in samples])

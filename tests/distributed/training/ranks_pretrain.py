@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed as dist
+from layouts import begin_layout
 
 from megatron_resrl.config.schema import (
     ModelConfig,
@@ -53,7 +54,7 @@ BALANCED = {"moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "aux_lo
 def measure(
     model: Path, prefix: str, parallel: ParallelConfig, steps: int, *, document_mask: bool
 ) -> dict[str, Any]:
-    platform.initialize(parallel, seed=0)
+    begin_layout(parallel, seed=0)
     experts = BALANCED if "moe" in model.name else {}
     policy = Policy.build(
         ModelConfig(str(model), megatron=experts),

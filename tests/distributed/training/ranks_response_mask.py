@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from one_step import take_step, training_batch, weigh, weighting_of
 from tiny_rollouts import CAP, rollouts, with_engine_log_probs
 
@@ -106,7 +107,7 @@ def measure(
     settings: Recipe, samples: list[Sample]
 ) -> tuple[dict[str, float], dict[str, torch.Tensor]]:
     """Metrics of a step, and the weights after it."""
-    platform.initialize(settings.parallel, seed=0)
+    begin_layout(settings.parallel, seed=0)
     policy = build_policy(settings)
     outcome = take_step(policy, settings, samples)
     return outcome.metrics, dict(export_weights(policy.modules, policy.hf_config))
@@ -114,7 +115,7 @@ def measure(
 
 def weights_of(settings: Recipe) -> tuple[torch.Tensor, list[tuple[int, int]]]:
     """Token weights [samples, T], and positive and negative tokens of each group."""
-    platform.initialize(settings.parallel, seed=0)
+    begin_layout(settings.parallel, seed=0)
     policy = build_policy(settings, trainable=False)
     samples, positive = rollouts(masked=True)
     batch = training_batch(samples, positive)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from one_step import training_batch, weigh, weighting_of
 from tiny_rollouts import LONGEST, THINK_MARKERS, rollouts
 
@@ -150,7 +151,7 @@ def weights_of(policy: Policy, settings: Recipe) -> tuple[torch.Tensor, list[str
 
 def measure(name: str, layout: Layout, models: Path) -> Iterator[tuple[str, torch.Tensor]]:
     first = recipe(layout, models, "rows", layout.micro_batch_sizes[0])
-    platform.initialize(first.parallel, seed=0)
+    begin_layout(first.parallel, seed=0)
     policy = build_policy(first, trainable=False)
     for micro_batch_size in layout.micro_batch_sizes:
         for method in ("rows", "gram"):

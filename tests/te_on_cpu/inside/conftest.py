@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import layouts
 import pytest
 import torch.distributed as dist
 from tiny_scoring import write_llama
@@ -19,6 +20,12 @@ def one_rank() -> Iterator[None]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     yield
     dist.destroy_process_group()
+
+
+@pytest.fixture(autouse=True)
+def _policies_end_with_their_test(one_rank: None) -> Iterator[None]:
+    yield
+    layouts.end_layout()
 
 
 @pytest.fixture(scope="session")

@@ -11,13 +11,13 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from layouts import begin_layout
 from megatron.core.transformer.transformer_layer import TransformerLayer
 from tiny_scoring import SEQUENCES
 from transformer_engine.pytorch.module.layernorm_linear import LayerNormLinear
 from transformer_engine.pytorch.quantization import FP8GlobalStateManager
 
 from megatron_resrl.config.load import load_recipe
-from megatron_resrl.platform import distributed as platform
 from megatron_resrl.policy.batches import MicroBatch, TokenBatch
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
@@ -38,7 +38,7 @@ def build(model: str, layout: str, *precision: str) -> Policy:
     recipe = load_recipe(
         None, (*settings, *parallel, *(f"--precision.{each}" for each in precision))
     )
-    platform.initialize(recipe.parallel, 0)
+    begin_layout(recipe.parallel, 0)
     return build_policy(recipe)
 
 
