@@ -41,6 +41,8 @@ def end_layout() -> None:
     """Frees the policies of this process, and their process groups. Collective."""
     from megatron.core import parallel_state
 
+    if not parallel_state.model_parallel_is_initialized():
+        return
     free_wrappers()
     found = list(vars(parallel_state).values())
     found += [each for value in found if isinstance(value, list) for each in value]
