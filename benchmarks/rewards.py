@@ -2,11 +2,11 @@
 
     python benchmarks/rewards.py [--responses 400] [--repeats 5] [--output FILE]
 
-* Rewards: `integer`, `math`, and `code` with one test of printed output; two thirds of the
-  responses are right. Ours is `Grader`, with a time-out and a memory limit for each response; the
-  plain pool is `multiprocessing.Pool.map` over the same function, which one response that hangs
-  would stop. Both are warm. They grade the same responses in turn, so that a noisy machine hits
-  both.
+* Rewards: those that judge one response by themselves, `code` with one test of printed output; two
+  thirds of the responses are right. Ours is `Grader`, with a time-out and a memory limit for each
+  response; the plain pool is `multiprocessing.Pool.map` over the same function, which one response
+  that hangs would stop. Both are warm. They grade the same responses in turn, so that a noisy
+  machine hits both.
 * A sandbox: from handing over a program that prints one line to having read how it ended, in a warm
   sandbox; in a sandbox of its own; and as `python program.py`, without any.
 
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import multiprocessing
 import statistics
 import subprocess
@@ -39,7 +40,54 @@ from megatron_resrl.sandbox.backends import ISOLATIONS, find_backend
 from megatron_resrl.sandbox.sandbox import Sandbox
 
 WORKERS = (1, 2)
+STEPS = "First add what is known, then take away what is not. " * 20
 PROGRAM = "print(sum(int(each) for each in input().split()))"
+
+
+def _integer(right: int, said: int) -> tuple[str, Any]:
+    return f"So the answer is {said}", str(right)
+
+
+def _math(right: int, said: int) -> tuple[str, Any]:
+    return f"So the answer is $\\boxed{{\\frac{{{2 * said}}}{{2}}}}$.", str(right)
+
+
+def _multiple_choice(right: int, said: int) -> tuple[str, Any]:
+    letters = "ABCDEFGHIJ"
+    return f"So the answer is ({letters[said % 10]})", letters[right % 10]
+
+
+def _countdown(right: int, said: int) -> tuple[str, Any]:
+    return f"<answer>{said} * (7 - 5)</answer>", {"numbers": [said, 7, 5], "target": 2 * right}
+
+
+def _function_calling(right: int, said: int) -> tuple[str, Any]:
+    call = {"name": "add", "arguments": {"first": said, "second": [1, 2]}}
+    return f"<tool_call>{json.dumps(call)}</tool_call>", [
+        {"add": {"first": [right], "second": [[1, 2]]}}
+    ]
+
+
+def _format(right: int, said: int) -> tuple[str, Any]:
+    answer = f"<answer>{said}</answer>" if said == right else str(said)
+    return f"<think>{STEPS}</think>{answer}", ""
+
+
+def _code(right: int, said: int) -> tuple[str, Any]:
+    tests = {"inputs": [f"{said} 1\n"], "outputs": [f"{right + 1}\n"]}
+    return f"\n```python\n{PROGRAM}\n```", tests
+
+
+REWARDS: dict[str, Callable[[int, int], tuple[str, Any]]] = {
+    "integer": _integer,
+    "math": _math,
+    "multiple_choice": _multiple_choice,
+    "countdown": _countdown,
+    "function_calling": _function_calling,
+    "format": _format,
+    "code": _code,
+}
+"""Reward -> end of a response that says a number, and the ground truth for the right number."""
 
 
 def tasks_of(reward: str, number: int) -> list[GradingTask]:
@@ -48,15 +96,8 @@ def tasks_of(reward: str, number: int) -> list[GradingTask]:
 
 
 def _task(reward: str, right: int, said: int) -> GradingTask:
-    steps = "First add what is known, then take away what is not. " * 20
-    truth: Any = str(right)
-    if reward == "code":
-        response = f"{steps}\n```python\n{PROGRAM}\n```"
-        truth = {"inputs": [f"{said} 1\n"], "outputs": [f"{right + 1}\n"]}
-    elif reward == "math":
-        response = f"{steps} So the answer is $\\boxed{{\\frac{{{2 * said}}}{{2}}}}$."
-    else:
-        response = f"{steps} So the answer is {said}"
+    end, truth = REWARDS[reward](right, said)
+    response = end if reward == "format" else f"{STEPS} {end}"
     return GradingTask(response, truth, "", "", {}, f"prompt {right}")
 
 
@@ -141,7 +182,7 @@ def report(number: int, repeats: int) -> tuple[list[str], float]:
         "|---|---|---|---|---|",
     ]
     ratios = []
-    for reward in ("integer", "math", "code"):
+    for reward in REWARDS:
         for workers in WORKERS:
             ours, theirs = compare(reward, workers, number, repeats)
             ratios.append(ours / theirs)
