@@ -77,7 +77,7 @@ def test_unknown_algorithms_are_refused_with_the_nearest(refused):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("positive_wait: 0.1", "did you mean 'positive_weight'?"),
+        ("positive_wait: 0.1", "did you mean 'resrl.positive_weight'?"),
         ("positive_weight: -1", "positive_weight"),
         ("1: 2", "strings"),
     ],
