@@ -39,6 +39,7 @@ def test_launch_survives_a_node_without_power_in_a_step(trainings, cluster):
     trainings.assert_undisturbed(job.run)
 
 
+@pytest.mark.slow
 def test_launch_in_the_folder_of_a_job_names_that_job_and_fails(trainings, cluster):
     stop = Stop("phase:update", 1)
     recipe = trainings.recipe("one_folder")

@@ -33,7 +33,7 @@ def test_steps_decoding_and_conversion() -> None:
         *(f"{steps}[{case}]" for case in STEPS),
         "tests/distributed/rollout/test_episodes.py",
         "tests/distributed/rollout/test_idle_replica.py",
-        "tests/distributed/conversion",
+        "tests/distributed/conversion/test_conversion_ranks.py",
     )
     assert passed >= len(STEPS) + 6
 
@@ -50,9 +50,10 @@ def test_train_on_engine_layers_resumes_to_the_same_bits() -> None:
         ("tests/te_on_cpu/inside", "-m", "slow"),
         ("tests/distributed/rollout", "--ignore=tests/distributed/rollout/weight_sync"),
         ("tests/distributed/training", "tests/distributed/subspace"),
+        ("tests/distributed/conversion",),
         ("tests/end_to_end", "-m", "not vllm and not slow and not faults"),
     ],
-    ids=["layouts in FP8", "rollout", "training", "runs"],
+    ids=["layouts in FP8", "rollout", "training", "conversion", "runs"],
 )
 def test_engine_layers_pass_all_other_tests(tests: tuple[str, ...]) -> None:
     assert passes_on_engine_layers(*tests, timeout=3600) >= 14
