@@ -184,6 +184,7 @@ def test_dry_run_of_70b_on_512_ranks(root):
     assert sent(found["update"], "pipeline", "send") == (2, 2 * micro_batch // 8 * 8192 * 2)
 
 
+@pytest.mark.slow  # 150 s of one core.
 def test_dry_run_of_experts_on_8_ranks(root):
     found = of_experts(root)
     # 0.85 billion parameters that all ranks have (masters and moments shared by eight) and 0.91
