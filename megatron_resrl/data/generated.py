@@ -163,8 +163,7 @@ def _generated(
         value = dict(options) if about != setting else shown
         return None, Problem(about, value, error.problem, error.fix)
     except LibraryMissing as error:
-        problem, _, fix = str(error).partition("; ")
-        return file, Problem(setting, shown, problem, fix, "machine")
+        return file, Problem(setting, shown, error.problem, error.fix, "machine")
     return file, None
 
 

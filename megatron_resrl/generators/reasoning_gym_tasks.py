@@ -37,7 +37,16 @@ class TaskError(ValueError):
 
 
 class LibraryMissing(InputError):
-    """The library is not installed."""
+    """The library is not installed.
+
+    Args:
+        problem: What is wrong.
+        fix: What would be right.
+    """
+
+    def __init__(self, problem: str, fix: str) -> None:
+        self.problem, self.fix = problem, fix
+        super().__init__(f"{problem}; {fix}")
 
 
 def require_library() -> None:
@@ -119,8 +128,8 @@ def _library() -> Any:
         import reasoning_gym.factory
     except ImportError as error:
         raise LibraryMissing(
-            f"reasoning-gym cannot be imported ({error}); install it: "
-            "pip install 'megatron-resrl[reasoning-gym]'"
+            f"reasoning-gym cannot be imported ({error})",
+            "install it: pip install 'megatron-resrl[reasoning-gym]'",
         ) from error
     return reasoning_gym
 

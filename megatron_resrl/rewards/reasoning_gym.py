@@ -8,15 +8,9 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from megatron_resrl.config.ranges import POSITIVE_SHARE
-from megatron_resrl.errors import SettingError
 from megatron_resrl.generators.exact_json import from_json, restored
 from megatron_resrl.generators.generator import METADATA_KEY, OPTIONS_KEY
-from megatron_resrl.generators.reasoning_gym_tasks import (
-    LibraryMissing,
-    TaskError,
-    require_library,
-    score,
-)
+from megatron_resrl.generators.reasoning_gym_tasks import TaskError, require_library, score
 from megatron_resrl.rewards.credit import Credit
 from megatron_resrl.rewards.final_answer import answer_in, tagged
 from megatron_resrl.rewards.ground_truths import shown
@@ -75,13 +69,9 @@ def check_options(**options: Any) -> None:
     """Refuses the reward where the library is not installed.
 
     Raises:
-        SettingError: It is not.
+        LibraryMissing: It is not.
     """
-    try:
-        require_library()
-    except LibraryMissing as error:
-        problem, _, fix = str(error).partition("; ")
-        raise SettingError("reward.function", "reasoning_gym", problem, fix) from error
+    require_library()
 
 
 def prepare() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Protocol, cast
 
 from megatron_resrl.config.schema_questions import CodeConfig
 from megatron_resrl.errors import SettingError
+from megatron_resrl.generators.reasoning_gym_tasks import LibraryMissing
 from megatron_resrl.registry import Registry
 from megatron_resrl.rewards.options import require_known_options, require_right_values
 
@@ -127,7 +128,7 @@ def load_reward(
     function, module = registry.find(name)
     options = dict(options or {})
     if name in registry.built_in:
-        return _built_in(name, function, module, options, code, places.options)
+        return _built_in(name, function, module, options, code, places)
     if _is_compute_score(function):
         function = _from_compute_score(_with_options(name, function, options, places.options))
     else:
@@ -142,19 +143,19 @@ def _built_in(
     module: ModuleType,
     options: dict[str, Any],
     code: CodeConfig | None,
-    setting: str,
+    places: FunctionPlaces,
 ) -> Reward:
-    require_known_options(setting, name, function, options)
-    require_right_values(setting, name, function, options)
+    require_known_options(places.options, name, function, options)
+    require_right_values(places.options, name, function, options)
     own_check = function if name in ASKS_SERVERS else getattr(module, CHECK_OPTIONS, None)
     if own_check is not None:
         try:
             own = own_check(**options)
-        except SettingError:
-            raise
+        except LibraryMissing as error:
+            raise SettingError(places.name, name, error.problem, error.fix) from error
         except ValueError as error:
             problem, _, fix = str(error).rpartition(": ")
-            raise SettingError(setting, options, problem, fix) from None
+            raise SettingError(places.options, options, problem, fix) from None
     check, tokens = getattr(module, CHECK), _takes_tokens(function)
     if name in ASKS_SERVERS:
         return Reward(own, check)

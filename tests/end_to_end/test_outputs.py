@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from ranks import REPOSITORY, ended_ranks
+from ranks import REPOSITORY, run_command
 from tiny_task import read_metrics, write_task
 
 from megatron_resrl.observe.metric_names import find_metric
@@ -48,8 +48,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
     (directory / "train.jsonl").write_text(lines, encoding="utf-8")
     for settings in ((), ("--steps=3",)):
-        codes, out, err = ended_ranks("-m megatron_resrl", 1, "train", recipe, *settings)
-        assert codes == [0], out + err
+        done = run_command("train", recipe, *settings)
+        assert done.returncode == 0, done.stdout + done.stderr
     return directory / "run"
 
 

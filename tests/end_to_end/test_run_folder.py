@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from ranks import ended_ranks
+from ranks import ended_ranks, run_command
 from tiny_recipe import change_json
 from tiny_task import read_metrics, write_task
 
@@ -177,11 +177,9 @@ def test_run_folder_is_not_disturbed_by_an_evaluation(copy):
     run = copy.parent / "run"
     text = lock(run)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-    codes, _, err = ended_ranks(
-        *("-m megatron_resrl", 1, "eval", copy, f"--model.path={run / 'hf'}"),
-        f"--evaluation.files=[{copy.parent / 'heldout.jsonl'}]",
-    )
-    assert codes == [0], err
+    files = f"--evaluation.files=[{copy.parent / 'heldout.jsonl'}]"
+    done = run_command("eval", copy, f"--model.path={run / 'hf'}", files)
+    assert done.returncode == 0, done.stderr
     assert {path: path.read_bytes() for path in before} == before
     assert (run / LOCK).read_text() == text
 

@@ -17,7 +17,7 @@ import tiny_megatron_lm as tiny
 import tiny_task
 import torch
 from common_object import store_common_as_object
-from ranks import ended_ranks, run_ranks
+from ranks import run_command, run_ranks
 from servers_of import specs_of
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -200,7 +200,7 @@ def test_run_refuses_arguments_unlike_the_weights(
     change_arguments(saved, **changes)
     settings = {"path": str(saved), "tokenizer_path": str(work / "models" / "task")}
     recipe = tiny_task.write_task(tmp_path, steps=1, model=settings)
-    codes, _, err = ended_ranks("-m megatron_resrl", 1, "train", recipe)
-    assert codes == [2], err
-    assert re.search(match, err), err
-    assert "Traceback" not in err
+    done = run_command("train", recipe)
+    assert done.returncode == 2, done.stderr
+    assert re.search(match, done.stderr), done.stderr
+    assert "Traceback" not in done.stderr
