@@ -45,7 +45,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 
 from megatron_resrl.checkpoint import (
     CheckpointSaver,
@@ -56,6 +56,7 @@ from megatron_resrl.checkpoint import (
 )
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize
+from megatron_resrl.platform.garbage import start_up_left_alone
 from megatron_resrl.platform.memory_peaks import ResidentPeaks
 from megatron_resrl.policy.batches import TokenBatch, TokenSequence
 from megatron_resrl.policy.policy import Policy
@@ -321,7 +322,7 @@ def report(
         [
             "# Saving and loading a checkpoint",
             "",
-            f"`python benchmarks/checkpoint.py`, {where}. {model}, fp32, one rank: a checkpoint of "
+            f"`{command()}`, {where}. {model}, fp32, one rank: a checkpoint of "
             f"{size / 1e9:.2f} GB (weights, masters, moments). Medians of "
             f"{len(saving.written)}, taken in turn.",
             "",
@@ -384,7 +385,8 @@ def main() -> None:
             write_model(settings.model)
         policy = build(settings.model)
         take_step(policy, settings)  # warm-up: optimizer states, allocator
-        saving = measure_saving(policy, settings, work)
+        with start_up_left_alone():  # As in every run.
+            saving = measure_saving(policy, settings, work)
         loading = measure_loading(policy, settings, work)
         latest = checkpoint_to_resume(work / "background", verify_checksums=False)
         size = sum(file.stat().st_size for file in latest.rglob("*") if file.is_file())

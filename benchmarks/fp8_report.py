@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from machine import describe
+from machine import command, describe
 
 PLAIN = ("fp32", "bf16")
 RECIPES = ("tensorwise", "delayed", "blockwise", "mxfp8")
@@ -26,14 +26,12 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 def report(found: dict[str, Any]) -> str:
     """The page of results."""
     packages = ("torch", "megatron-core", "transformers")
-    parts = [part for part in PARTS if part in found]
-    asked = "" if len(parts) == len(PARTS) else f" --parts {' '.join(parts)}"
     where = describe(packages, torch.get_num_threads())
     lines = [
         "# FP8, emulated on a CPU",
         "",
         "**Emulated on a CPU, not measured on a GPU.** "
-        f"`python benchmarks/fp8_emulated.py{asked}`, {where}. "
+        f"`{command()}`, {where}. "
         "Transformer Engine 2.11's own Python with real rounding to e4m3 and e5m2, sums in fp32.",
     ]
     names = {

@@ -5,9 +5,26 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
+
+_OF_THE_MACHINE = ("--output", "--numbers", "--vllm-python", "--transfer-dir")
+"""Options with a path, which says nothing of what is measured."""
+
+
+def command() -> str:
+    """The command line of this benchmark, without paths of the machine."""
+    arguments, kept = iter(sys.argv[1:]), []
+    for argument in arguments:
+        name, given, _ = argument.partition("=")
+        if name not in _OF_THE_MACHINE:
+            kept.append(argument)
+        elif not given:
+            next(arguments, None)
+    return shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
 
 
 def describe(packages: Sequence[str], threads: int) -> str:

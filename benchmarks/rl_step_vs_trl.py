@@ -38,7 +38,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 from trl_trainers import GROUP_SIZE, PROMPTS, Case, Step, ours, theirs, write_task
 
 WARM_UP = 3
@@ -181,8 +181,7 @@ def main() -> None:
         [
             "# One RL step against TRL's GRPOTrainer",
             "",
-            f"`python benchmarks/rl_step_vs_trl.py --steps {options.steps} --long_steps "
-            f"{options.long_steps}`, {where}. Medians of steps in turn; {PROMPTS} prompts x "
+            f"`{command()}`, {where}. Medians of steps in turn; {PROMPTS} prompts x "
             f"{GROUP_SIZE} completions, Qwen3 with 0.6 M parameters, fp32.",
             "",
             *short,

@@ -28,7 +28,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 
 from megatron_resrl.config import schema
 from megatron_resrl.platform.distributed import initialize, shutdown
@@ -192,7 +192,7 @@ def report(options: argparse.Namespace, work: str) -> str:
     lines = [
         "# Rollout engines",
         "",
-        f"`python benchmarks/rollout_engines.py`, {machine}. {options.prompts} prompts of "
+        f"`{command()}`, {machine}. {options.prompts} prompts of "
         f"{PROMPT_LENGTH} random tokens x {options.samples} samples x {options.tokens} tokens of "
         f"{options.name}; medians of {options.rounds} rounds in which the engines take turns, and "
         "the least and the largest. transformers reads each prompt once for each of its samples.",

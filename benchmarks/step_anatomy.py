@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from anatomy_work import PHASES, measure_decoding, measure_step
-from machine import describe
+from machine import command, describe
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qwen3MoeConfig
 
 from megatron_resrl.config.schema import AlgorithmConfig
@@ -198,7 +198,7 @@ def main() -> None:
     lines = [
         "# Anatomy of an RL step",
         "",
-        f"`python benchmarks/step_anatomy.py --threads {options.threads}`, {where}. ResRL, fp32, "
+        f"`{command()}`, {where}. ResRL, fp32, "
         f"{options.prompts} prompts of {options.prompt_tokens} tokens x {options.group_size} "
         f"responses of {options.response_tokens // 2} to {options.response_tokens} tokens; medians "
         f"of {options.steps} steps. Micro-batches of {SEVERAL} padded responses, or of as many "

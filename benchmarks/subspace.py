@@ -51,7 +51,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 
 from megatron_resrl.subspace import basis_from_rows, layer_norm, residuals, token_weights
 
@@ -335,7 +335,7 @@ def report(cases: list[Case], repeats: int, where: str) -> str:
     lines = [
         "# Subspace and token weights against the released algorithm",
         "",
-        f"`python benchmarks/subspace.py`, {where}; made-up hidden states in {cases[0].dtype} on "
+        f"`{command()}`, {where}; made-up hidden states in {cases[0].dtype} on "
         f"{cases[0].device}; medians of {repeats} interleaved runs. Errors are against float64; "
         f"its Gram matrix and its SVD agree within {reference_error():.0e} (relative, small "
         "sizes). Between two runs: largest change of a weight.",

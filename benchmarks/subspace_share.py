@@ -38,7 +38,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 
 from megatron_resrl.algorithms import get_algorithm
 from megatron_resrl.config import schema
@@ -260,7 +260,7 @@ def report(
         [
             "# The subspace pass in a ResRL step",
             "",
-            f"`python benchmarks/subspace_share.py`, {where}, divided by the ranks. Medians of "
+            f"`{command()}`, {where}, divided by the ranks. Medians of "
             f"{settings.repeats} steps in turn; {settings.prompts} prompts of "
             f"{settings.prompt_tokens} tokens x {settings.group_size} responses of "
             f"{settings.response_tokens} tokens, {settings.layers} layers of SmolLM2-135M's size "

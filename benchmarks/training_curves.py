@@ -28,7 +28,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 
 ENGINES = ("megatron", "vllm")
 REWARD = """\
@@ -116,7 +116,7 @@ def report(
     lines = [
         "# Training with both engines",
         "",
-        f"`python benchmarks/training_curves.py`, {machine}. {options.steps} steps of ResRL, "
+        f"`{command()}`, {machine}. {options.steps} steps of ResRL, "
         f"seeds {', '.join(map(str, seeds))}, {options.name}. Mean reward of five steps: mean over "
         "seeds ± standard deviation. With so few seeds a difference that is larger than twice its "
         "standard error would be seen, and a smaller one would not: a table without one says that "

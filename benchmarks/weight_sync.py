@@ -41,7 +41,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import describe
+from machine import command, describe
 
 from megatron_resrl.config import schema
 from megatron_resrl.observe.timers import PhaseTimers
@@ -264,7 +264,7 @@ def report(
         [
             "# New weights for a vLLM server",
             "",
-            f"`python benchmarks/weight_sync.py`, {where}. One rank and one server on the same "
+            f"`{command()}`, {where}. One rank and one server on the same "
             f"cores, random Llama models, buckets of {settings.bucket_bytes / 2**20:.0f} MiB in "
             f"shared memory, one optimizer step at a learning rate of {LEARNING_RATE:g} before "
             f"every round of {settings.repeats}. Medians, clock / CPU seconds of trainer and "

@@ -31,6 +31,7 @@ from megatron_resrl.observe.timers import PhaseTimers
 from megatron_resrl.platform.clock import device_clock
 from megatron_resrl.platform.disk import report_full_disk
 from megatron_resrl.platform.distributed import process_groups, run_on_rank_zero
+from megatron_resrl.platform.garbage import start_up_left_alone
 from megatron_resrl.platform.hosts import require_alike_hosts
 from megatron_resrl.platform.job_clock import job_seconds
 from megatron_resrl.platform.meetings import meetings_recorded
@@ -196,7 +197,8 @@ class Session:
         saving = _saver(settings, policy, stage.on_saved)
         if self.status is not None:
             self.status.begin(settings.steps, steps_done)
-        with journal, saving as saver, meetings_recorded(self.timers.waiting):
+        meetings = meetings_recorded(self.timers.waiting)
+        with journal, saving as saver, meetings, start_up_left_alone():
             journal.write_recipe(recipe_yaml(settings))
             yield Run(context, stage, journal, saver, resumed)
         if settings.checkpoint.export_hf:
