@@ -104,13 +104,20 @@ def ended_ranks(
     return [process.exitcode for process in ranks], out, err
 
 
-def run_command(*arguments: object, timeout: float = 600) -> subprocess.CompletedProcess[str]:
+def run_command(
+    *arguments: object, timeout: float = 600, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """`python -m megatron_resrl ARGUMENTS` as one rank, without the time that imports take.
+
+    Args:
+        environment: Further variables.
 
     Raises:
         AssertionError: The time ran out.
     """
-    (code,), out, err = ended_ranks("-m megatron_resrl", 1, *arguments, timeout=timeout)
+    (code,), out, err = ended_ranks(
+        "-m megatron_resrl", 1, *arguments, timeout=timeout, environment=environment
+    )
     return subprocess.CompletedProcess(arguments, code, out, err)
 
 
@@ -151,6 +158,8 @@ def _rank(script: str, args: list[str], environment: dict[str, str], files: list
     torch.set_num_threads(1)
     os.chdir(REPOSITORY)
     sys.argv = [script, *args]
+    if folders := environment.get("PYTHONPATH"):
+        sys.path[:0] = folders.split(os.pathsep)
     if script.startswith("-m "):
         runpy.run_module(script.removeprefix("-m "), run_name="__main__", alter_sys=True)
     else:

@@ -62,6 +62,10 @@ def _call(name: str, argument: str, value: str) -> str:
     return f"<tool_call>{json.dumps(call, separators=(',', ':'))}</tool_call>"
 
 
+def _hint(generator: random.Random) -> str:
+    return generator.choice(("higher", "lower"))
+
+
 def _coins(name: str) -> int:
     return 2 + NAMES.index(name)
 
@@ -71,7 +75,20 @@ def _games(rules: str, column: str, **columns: Any) -> list[dict[str, Any]]:
     return [{"prompt": rules, "answer": "-", column: number} | columns for number in range(GAMES)]
 
 
+GUESSING = Agent(
+    _games("Guess a number from 0 to 7 . Say one in each turn .", "seed"),
+    tuple(map(str, range(8))),
+    _hint,
+)
 AGENTS = {
+    "alfworld": Agent(
+        _games("You do an errand in a household. Say one command, such as: look", "seed"),
+        (
+            *("look", "inventory", "go to countertop 1", "go to desk 1", "go to drawer 1"),
+            *("open drawer 1", "take mug 1 from countertop 1", "move mug 1 to desk 1"),
+        ),
+        _something,
+    ),
     "textworld": Agent(
         _games("You play a text adventure. Say one command, such as: look", "seed"),
         (
@@ -92,6 +109,16 @@ AGENTS = {
         ),
         _something,
     ),
+    "webshop": Agent(
+        _games("You buy what you are told. Say search[words] or click[text]", "seed"),
+        (
+            *("search[red shoes]", "search[blue cup]", "click[b001]", "click[b002]"),
+            *("click[back to search]", "click[next >]", "click[buy now]"),
+        ),
+        _something,
+    ),
+    "openenv": GUESSING,
+    "verifiers": GUESSING,
     "gymnasium": Agent(_games(LAKE, "seed"), ("0", "1", "2", "3"), lambda _: "1"),
     "python": Agent(
         [

@@ -22,7 +22,12 @@ from megatron_resrl.rewards.parts import (
     parts_of,
     require_judged,
 )
-from megatron_resrl.rewards.registry import RUNS_CODE, WITHOUT_ANSWERS, load_reward
+from megatron_resrl.rewards.registry import (
+    RUNS_CODE,
+    WITHOUT_ANSWERS,
+    columns_check,
+    load_reward,
+)
 from megatron_resrl.rollout.environments.registry import runs_code
 from megatron_resrl.sandbox.backends import ask_server, find_backend, wanted_backends
 
@@ -96,22 +101,29 @@ def _check_answers(setting: str, rows: FirstRows, reward: RewardConfig) -> Itera
         yield Problem(setting, rows.file.path, error.problem, error.fix)
     for part, check in checks:
         own = [record for record in records if part.judges(record.data_source)]
-        wrong = _wrong_answers(own, check) if check is not None else []
-        if wrong:
-            record, refusal = wrong[0]
-            count = f"{len(wrong)} of the first {len(own)} answers"
+        of_columns = columns_check(part.name)
+        for what, refused in (
+            ("answers", _refused(own, check, "ground_truth")),
+            ("rows", _refused(own, of_columns, "extra")),
+        ):
+            if not refused:
+                continue
+            record, refusal = refused[0]
+            count = f"{len(refused)} of the first {len(own)} {what}"
             function = f"function {part.name}" if reward.functions else "function"
-            problem = f"the reward {function} cannot use {count}, the first is that of {record}"
+            first = f"that of {record}" if what == "answers" else record
+            problem = f"the reward {function} cannot use {count}, the first is {first}"
             yield Problem(setting, rows.file.path, problem, str(refusal))
 
 
-def _wrong_answers(
-    records: Sequence[PromptRecord], check: Callable[[Any], None]
+def _refused(
+    records: Sequence[PromptRecord], check: Callable[[Any], None] | None, attribute: str
 ) -> list[tuple[PromptRecord, Exception]]:
-    wrong = []
-    for record in records:
+    """The records of which a check, if there is one, refuses an attribute, and why."""
+    wrong: list[tuple[PromptRecord, Exception]] = []
+    for record in records if check is not None else ():
         try:
-            check(record.ground_truth)
+            check(getattr(record, attribute))
         except Exception as error:  # A user's check may raise anything.
             wrong.append((record, error))
     return wrong

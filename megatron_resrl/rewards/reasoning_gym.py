@@ -65,6 +65,15 @@ def check_ground_truth(value: Any) -> None:
     """Accepts any ground truth: some tasks have questions without an answer of their own."""
 
 
+def check_columns(extra: Mapping[str, Any]) -> None:
+    """Refuses a row that is not of a task of reasoning-gym.
+
+    Raises:
+        ValueError: See `reasoning_gym_reward`.
+    """
+    _row(extra)
+
+
 def check_options(**options: Any) -> None:
     """Refuses the reward where the library is not installed.
 

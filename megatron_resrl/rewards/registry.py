@@ -53,6 +53,9 @@ WITHOUT_ANSWERS = ("format", "length")
 CHECK = "check_ground_truth"
 """Name of the function, in a reward's file, that refuses ground truths."""
 
+CHECK_COLUMNS = "check_columns"
+"""Name of the function, in a module of ours, that refuses rows without the columns it reads."""
+
 CHECK_OPTIONS = "check_options"
 """Name of the function, in a module of ours, that refuses options which do not go together."""
 
@@ -174,6 +177,13 @@ def get_reward(name: str) -> RewardFunction:
 def ground_truth_check(name: str) -> Callable[[Any], None]:
     """Finds what refuses ground truths, see `Reward.check`; without one, all are accepted."""
     return load_reward(name).check or (lambda value: None)
+
+
+def columns_check(name: str) -> Callable[[Mapping[str, Any]], None] | None:
+    """Finds what raises ValueError for the other columns of a row; None: all are accepted."""
+    if name not in _REGISTRY.built_in:
+        return None
+    return getattr(_REGISTRY.find(name)[1], CHECK_COLUMNS, None)
 
 
 def user_folder(name: str) -> Path | None:

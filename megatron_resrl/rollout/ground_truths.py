@@ -1,4 +1,4 @@
-"""Ground truths are read by the graders before any response exists."""
+"""What rewards read of the questions' rows is checked before any response exists."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rewards.grader import ResponseGrader, RewardError
 from megatron_resrl.rewards.parts import Part, require_judged
+from megatron_resrl.rewards.registry import columns_check
 
 
 def require_ground_truths(
@@ -19,7 +20,7 @@ def require_ground_truths(
     *,
     environment: str | None = None,
 ) -> None:
-    """Refuses questions whose answer a reward function cannot use. Collective.
+    """Refuses questions whose answer or columns a reward function cannot use. Collective.
 
     Args:
         prompts: The same on all ranks, which share them.
@@ -39,7 +40,25 @@ def require_ground_truths(
     require_judged([part for part, _ in graders], sources)
     for part, grader in graders:
         own = [record for record in records if part.judges(record.data_source)]
+        _require_columns(own, part)
         _require_usable(own, grader, part)
+
+
+def _require_columns(records: Sequence[PromptRecord], part: Part) -> None:
+    """The same on all ranks, each of which reads all rows."""
+    check = columns_check(part.name)
+    refused: list[tuple[PromptRecord, ValueError]] = []
+    for record in records if check is not None else ():
+        try:
+            check(record.extra)
+        except ValueError as error:
+            refused.append((record, error))
+    if refused:
+        first, why = refused[0]
+        raise InputError(
+            f"{part.places.name} = {part.name!r} cannot use {len(refused)} of {len(records)} rows; "
+            f"the first, {first}: {why}"
+        )
 
 
 def _require_usable(records: Sequence[PromptRecord], grader: ResponseGrader, part: Part) -> None:

@@ -5,51 +5,99 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 import sandboxes
-from ranks import run_command, run_ranks
+from openenv_servers import openenv_server
+from ranks import ended_ranks, run_command, run_ranks
+from tiny_alfworld import write_games
 from tiny_task import read_metrics
 
-EXAMPLES = Path(__file__).parents[2] / "examples" / "agents"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples" / "agents"
 STEPS = 2
 OPTIONS = {
+    "alfworld": "{{data: {}/games, step_limit: 12}}",
+    "webshop": "{{options: {{num_products: 502}}}}",
     "textworld": "{{games: {}/games, quest_length: 1}}",
     "scienceworld": "{{step_limit: 30}}",
     "search": "{{documents: {}/documents.jsonl, top_k: 1}}",
 }
 """Agent -> its options, with the folder of the test."""
-OPENED = ("textworld", "scienceworld", "gymnasium")
+OPENED = ("alfworld", "webshop", "textworld", "scienceworld", "gymnasium", "openenv")
 """Agents whose environment begins."""
+IN_PROCESSES = ("alfworld", "webshop", "textworld", "scienceworld", "gymnasium")
+SLOW = ("alfworld", "textworld", "scienceworld", "openenv", "verifiers")
+
+
+def what_it_needs(agent: str, folder: Path, at_end: ExitStack) -> tuple[str, dict[str, str]]:
+    """Options of the environment ("": the recipe's) and variables; skips without its package."""
+    options, variables = OPTIONS.get(agent, "").format(folder), {}
+    if agent == "python":
+        sandboxes.require_any()
+    elif agent == "webshop":
+        # No registry has its package.
+        (folder / "web_agent_site").mkdir()
+        (folder / "web_agent_site" / "__init__.py").touch()
+        shutil.copy(ROOT / "tests" / "small_webshop.py", folder / "web_agent_site" / "envs.py")
+        variables["PYTHONPATH"] = str(folder)
+    else:
+        package = {"search": "bm25s", "openenv": "websockets"}.get(agent, agent)
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"needs {package}: pip install 'megatron-resrl[{agent}]'")
+    if agent == "alfworld":
+        write_games(folder / "games", {"train": 3})
+    if agent == "openenv":
+        url = at_end.enter_context(openenv_server(episodes=64))
+        options = f"{{url: '{url}', observation_key: text, action_pattern: '([0-7])'}}"
+    if agent == "verifiers":
+        path = [str(EXAMPLES / agent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        variables["PYTHONPATH"] = os.pathsep.join(path)
+    return options, variables
+
+
+@pytest.fixture
+def at_end() -> Iterator[ExitStack]:
+    with ExitStack() as stack:
+        yield stack
 
 
 @pytest.mark.parametrize(
     "agent",
     [
-        *("python", "search", "gymnasium"),
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("textworld", "scienceworld")),
+        *("python", "search", "gymnasium", "webshop"),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW),
     ],
 )
-def test_agent_of_an_example_trains_on_several_turns(tmp_path: Path, agent: str) -> None:
-    if agent == "python":
-        sandboxes.require_any()
-    elif importlib.util.find_spec({"search": "bm25s"}.get(agent, agent)) is None:
-        pytest.skip(f"needs {agent}: pip install 'megatron-resrl[{agent}]'")
+def test_agent_of_an_example_trains_on_several_turns(
+    tmp_path: Path, agent: str, at_end: ExitStack
+) -> None:
+    options, variables = what_it_needs(agent, tmp_path, at_end)
     run_ranks(EXAMPLES / "prepare.py", 1, agent, "--directory", tmp_path)
+    if agent == "verifiers":
+        script = ROOT / "tools" / "verifiers_questions.py"
+        given = ("guess-number", "--output", tmp_path / "questions.jsonl")
+        codes, _, said = ended_ranks(script, 1, *given, environment=variables)
+        assert codes == [0], said
     settings = {
         "--output_dir": tmp_path / "run",
         "--model.path": tmp_path / "tiny",
         "--data.train_files": f"[{tmp_path / 'questions.jsonl'}]",
         "--steps": STEPS,
-        "--rollout.environment_processes": 2 if agent in OPENED else 0,
+        "--rollout.environment_processes": 2 if agent in IN_PROCESSES else 0,
         "--rollout.environment_failure": "stop",
         "--logging.progress_bar": "false",
     }
-    if agent in OPTIONS:
-        settings["--rollout.environment_options"] = OPTIONS[agent].format(tmp_path)
+    if options:
+        settings["--rollout.environment_options"] = options
     given = [word for pair in settings.items() for word in pair]
-    done = run_command("train", EXAMPLES / agent / "recipe.yaml", *given, timeout=900)
+    recipe = EXAMPLES / agent / "recipe.yaml"
+    done = run_command("train", recipe, *given, timeout=900, environment=variables)
     assert done.returncode == 0, done.stderr
     steps = [line for line in read_metrics(tmp_path / "run") if "episode/turns_mean" in line]
     assert len(steps) == STEPS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from task_library import needs_reasoning_gym
 
@@ -38,3 +39,13 @@ def test_held_out_questions_of_the_training_are_refused(
     assert "it asks questions of the training" in problem.problem
     assert "trains from 0 to 999" in problem.problem
     assert not check(*given, "--data.generator_size=990")
+
+
+@needs_reasoning_gym
+def test_rows_of_no_task_are_refused(check: Callable[..., list[Problem]], tmp_path: Path) -> None:
+    file = tmp_path / "plain.jsonl"
+    file.write_text('{"prompt": "3", "answer": "3"}\n' * 2)
+    (problem,) = check(f"--data.train_files=[{file}]", REWARD)
+    assert (problem.setting, problem.value) == ("data.train_files", str(file))
+    assert f"cannot use 2 of the first 2 rows, the first is {file}, line 1" in problem.problem
+    assert "take questions of data.generator" in problem.fix

@@ -117,3 +117,17 @@ def test_ground_truths_that_cannot_be_used_end_the_run_early(tmp_path: Path) -> 
             f"{tmp_path / 'bad.jsonl'}, line 2: the ground truth is True: give a number or text"
         )
         require_ground_truths(bad, [(Part("math"), grader)], environment="calculator")
+
+
+def test_rows_without_a_reward_s_columns_end_the_run_early(tmp_path: Path) -> None:
+    prompts = prompts_of(tmp_path / "plain.jsonl", ["4", "5"])
+    with (
+        Grader("math", workers=1, timeout_s=30.0) as grader,
+        pytest.raises(InputError) as error,
+    ):
+        # The rows are refused before any grader is asked.
+        require_ground_truths(prompts, [(Part("reasoning_gym"), grader)])
+    assert str(error.value).startswith(
+        "reward.function = 'reasoning_gym' cannot use 2 of 2 rows; the first, "
+        f"{tmp_path / 'plain.jsonl'}, line 1: the column metadata is None"
+    )

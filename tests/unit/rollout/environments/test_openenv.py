@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-import socket
-import subprocess
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 
-import httpx
 import pytest
+from openenv_servers import openenv_server
 
 pytest.importorskip("websockets", reason="needs websockets: megatron-resrl[openenv]")
 
@@ -179,30 +175,8 @@ def test_open_env_refuses_options(options: dict, said: str) -> None:
 
 @pytest.fixture
 def real_server() -> Iterator[str]:
-    """A server made with OpenEnv's package, which has an environment of its own."""
-    root = Path(__file__).resolve().parents[4]
-    python = root / ".venv-openenv" / "bin" / "python"
-    if not python.exists():
-        pytest.skip("python -m venv .venv-openenv && .venv-openenv/bin/pip install openenv-core")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    process = subprocess.Popen([python, root / "tests" / "openenv_server.py", str(port)])
-    try:
-        url = f"http://127.0.0.1:{port}"
-        end = time.monotonic() + 120
-        while True:
-            try:
-                httpx.get(f"{url}/health").raise_for_status()
-                break
-            except httpx.TransportError:
-                assert process.poll() is None
-                assert time.monotonic() < end
-                time.sleep(0.2)
+    with openenv_server(episodes=2) as url:
         yield url
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @pytest.mark.slow
