@@ -104,7 +104,8 @@ def test_agent_of_an_example_trains_on_several_turns(
     for line in steps:
         assert line["episode/turns_mean"] > 1
         assert line["episode/failed"] == 0
-        assert 0 <= line["reward/mean"] <= 1
+        # The OpenEnv server takes an eighth for each of four wrong guesses.
+        assert (-0.5 if agent == "openenv" else 0) <= line["reward/mean"] <= 1
     # Where all episodes of every group score alike, a step has no loss.
     for line in (line for line in steps if "loss" in line):
         assert math.isfinite(line["loss"])
