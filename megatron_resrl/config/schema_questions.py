@@ -147,9 +147,9 @@ class EvaluationConfig:
     """Kind of these files."""
     suites: tuple[FileEntry, ...] = ()
     """Public benchmarks, each a set: aime24, aime25, amc23, math500, minerva, olympiad, gsm8k,
-    humaneval_plus, mbpp_plus, livecodebench, codeforces, bfcl, alfworld, webshop, countdown. An
-    entry {suite: NAME, path: FILE} may have every key of an entry of `files`, which wins over the
-    suite's; the suite wins over the settings of this section."""
+    humaneval_plus, mbpp_plus, livecodebench, codeforces, bfcl, bfcl_multi_turn, alfworld, webshop,
+    countdown. An entry {suite: NAME, path: FILE} may have every key of an entry of `files`, which
+    wins over the suite's; the suite wins over the settings of this section."""
     suites_dir: str = "suites"
     """Folder with <suite>.parquet or <suite>.jsonl, as tools/prepare_data.py writes them."""
 

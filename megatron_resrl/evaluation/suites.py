@@ -138,6 +138,16 @@ SUITES: dict[str, Suite] = {
         temperature=0.0,  # The leaderboard's is 0.001.
         top_p=1.0,
     ),
+    "bfcl_multi_turn": Suite(
+        "Berkeley Function-Calling Leaderboard, several turns",
+        "math",
+        (PREPARED, SHARED_BY_TRAINERS),
+        samples_per_prompt=1,
+        pass_at=(1,),
+        temperature=0.0,
+        top_p=1.0,
+        environment="bfcl",
+    ),
     "alfworld": _agent("ALFWorld, tasks of a household in text", "alfworld"),
     "webshop": _agent("WebShop, purchases in a text shop", "webshop"),
     "countdown": Suite(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from openenv_servers import openenv_server
 from ranks import ended_ranks, run_command, run_ranks
 from tiny_alfworld import write_games
 from tiny_task import read_metrics
+
+from megatron_resrl.rollout.environments.bfcl_conversation import questions
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "agents"
@@ -117,3 +120,31 @@ def test_agent_of_an_example_trains_on_several_turns(
             # The opening of the game is part of the prompt, behind the rules.
             (said,) = {sample["prompt"].partition(rule)[2] for rule in rules} - {""}
             assert said.split()[0] != "<|im_end|>"
+
+
+@pytest.mark.slow
+def test_bfcl_conversations_are_evaluated(tmp_path: Path) -> None:
+    pytest.importorskip("bfcl_eval", reason="pip install --no-deps bfcl-eval==2026.3.23")
+    run_ranks(EXAMPLES / "prepare.py", 1, "openenv", "--directory", tmp_path)
+    rows = list(itertools.islice(questions("multi_turn_base"), 3))
+    for row in rows:
+        # The tiny model has no room for hundreds of functions.
+        row["prompt"] = row["prompt"][1:]
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "bfcl_multi_turn.jsonl").write_text(lines)
+    settings = {
+        "--output_dir": tmp_path / "run",
+        "--model.path": tmp_path / "tiny",
+        "--evaluation.suites": "[bfcl_multi_turn]",
+        "--evaluation.suites_dir": tmp_path,
+        "--rollout.environment": "bfcl",
+        "--rollout.environment_options": "{score: share}",
+        "--data.max_prompt_length": 128,
+    }
+    given = [word for pair in settings.items() for word in pair]
+    done = run_command("eval", EXAMPLES / "openenv" / "recipe.yaml", *given)
+    assert done.returncode == 0, done.stderr
+    (file,) = (tmp_path / "run" / "evaluation").rglob("*.jsonl")
+    asked = [json.loads(line) for line in file.open()]
+    # It says a number, which is no call: the first request is not done.
+    assert [[each["score"] for each in row["responses"]] for row in asked] == [[0.0]] * 3

@@ -18,6 +18,7 @@ _REGISTRY = Registry(
     kind="environment",
     built_in={
         "alfworld": "megatron_resrl.rollout.environments.alfworld_game:ALFWorldGame",
+        "bfcl": "megatron_resrl.rollout.environments.bfcl_conversation:BFCLConversation",
         "calculator": "megatron_resrl.rollout.environments.calculator:Calculator",
         "gymnasium": "megatron_resrl.rollout.environments.gymnasium_game:GymnasiumGame",
         "number_game": "megatron_resrl.rollout.environments.number_game:NumberGame",

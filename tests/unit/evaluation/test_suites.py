@@ -39,6 +39,7 @@ PUBLIC = {
     "livecodebench": {"prompt": MESSAGE, "reward_model": {"ground_truth": TESTS}},
     "codeforces": {"prompt": "Write double.", "answer": TESTS},
     "bfcl": {"prompt": MESSAGE, "answer": CALLS},
+    "bfcl_multi_turn": {"prompt": MESSAGE, "answer": "-"},
     "alfworld": {"prompt": "Your task is to put a cup on a shelf.", "answer": "game"},
     "webshop": {"prompt": "Buy a red cup.", "answer": "7"},
     "countdown": {
