@@ -121,7 +121,9 @@ def _refused(
 ) -> list[tuple[PromptRecord, Exception]]:
     """The records of which a check, if there is one, refuses an attribute, and why."""
     wrong: list[tuple[PromptRecord, Exception]] = []
-    for record in records if check is not None else ():
+    if check is None:
+        return wrong
+    for record in records:
         try:
             check(getattr(record, attribute))
         except Exception as error:  # A user's check may raise anything.
