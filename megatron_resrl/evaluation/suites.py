@@ -117,6 +117,20 @@ def _agent(title: str, environment: str) -> Suite:
     )
 
 
+def _bfcl(part: str, reward: str, environment: str | None = None) -> Suite:
+    """Greedy; the leaderboard's temperature is 0.001."""
+    return Suite(
+        f"Berkeley Function-Calling Leaderboard, {part}",
+        reward,
+        (PREPARED, SHARED_BY_TRAINERS),
+        samples_per_prompt=1,
+        pass_at=(1,),
+        temperature=0.0,
+        top_p=1.0,
+        environment=environment,
+    )
+
+
 SUITES: dict[str, Suite] = {
     "aime24": _math("AIME 2024, 30 questions"),
     "aime25": _math("AIME 2025, 30 questions"),
@@ -129,25 +143,8 @@ SUITES: dict[str, Suite] = {
     "mbpp_plus": _code("MBPP+, small functions", WRITE_PROGRAM),
     "livecodebench": _code("LiveCodeBench, contests", WRITE_PROGRAM),
     "codeforces": _code("Codeforces, contests", WRITE_PROGRAM),
-    "bfcl": Suite(
-        "Berkeley Function-Calling Leaderboard, one turn",
-        "function_calling",
-        (PREPARED, SHARED_BY_TRAINERS),
-        samples_per_prompt=1,
-        pass_at=(1,),
-        temperature=0.0,  # The leaderboard's is 0.001.
-        top_p=1.0,
-    ),
-    "bfcl_multi_turn": Suite(
-        "Berkeley Function-Calling Leaderboard, several turns",
-        "math",
-        (PREPARED, SHARED_BY_TRAINERS),
-        samples_per_prompt=1,
-        pass_at=(1,),
-        temperature=0.0,
-        top_p=1.0,
-        environment="bfcl",
-    ),
+    "bfcl": _bfcl("one turn", "function_calling"),
+    "bfcl_multi_turn": _bfcl("several turns", "math", environment="bfcl"),
     "alfworld": _agent("ALFWorld, tasks of a household in text", "alfworld"),
     "webshop": _agent("WebShop, purchases in a text shop", "webshop"),
     "countdown": Suite(
