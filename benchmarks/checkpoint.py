@@ -322,9 +322,8 @@ def report(
         [
             "# Saving and loading a checkpoint",
             "",
-            f"`{command()}`, {where}. {model}, fp32, one rank: a checkpoint of "
-            f"{size / 1e9:.2f} GB (weights, masters, moments). Medians of "
-            f"{len(saving.written)}, taken in turn.",
+            f"`{command()}`, {where}. {model}, fp32, one rank: a checkpoint of {size / 1e9:.2f} GB "
+            f"(weights, masters, moments). Medians of {len(saving.written)}, taken in turn.",
             "",
             "| | s | GB/s | CPU s | extra memory / state |",
             "|---|---|---|---|---|",

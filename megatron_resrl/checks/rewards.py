@@ -12,7 +12,6 @@ from megatron_resrl.checks.facts import Check, Facts
 from megatron_resrl.checks.first_rows import FIRST_ROWS, FirstRows
 from megatron_resrl.config.problems import Problem
 from megatron_resrl.config.schema import Recipe, RewardConfig
-from megatron_resrl.data.records import PromptRecord
 from megatron_resrl.errors import SettingError
 from megatron_resrl.evaluation.sets import SetSettings
 from megatron_resrl.rewards.parts import (
@@ -29,6 +28,7 @@ from megatron_resrl.rewards.registry import (
     load_reward,
 )
 from megatron_resrl.rollout.environments.registry import runs_code
+from megatron_resrl.rollout.ground_truths import refused_rows
 from megatron_resrl.sandbox.backends import ask_server, find_backend, wanted_backends
 
 WORKERS_PER_CORE = 4
@@ -103,8 +103,8 @@ def _check_answers(setting: str, rows: FirstRows, reward: RewardConfig) -> Itera
         own = [record for record in records if part.judges(record.data_source)]
         of_columns = columns_check(part.name)
         for what, refused in (
-            ("answers", _refused(own, check, "ground_truth")),
-            ("rows", _refused(own, of_columns, "extra")),
+            ("answers", refused_rows(own, check, "ground_truth")),
+            ("rows", refused_rows(own, of_columns, "extra")),
         ):
             if not refused:
                 continue
@@ -114,21 +114,6 @@ def _check_answers(setting: str, rows: FirstRows, reward: RewardConfig) -> Itera
             first = f"that of {record}" if what == "answers" else record
             problem = f"the reward {function} cannot use {count}, the first is {first}"
             yield Problem(setting, rows.file.path, problem, str(refusal))
-
-
-def _refused(
-    records: Sequence[PromptRecord], check: Callable[[Any], None] | None, attribute: str
-) -> list[tuple[PromptRecord, Exception]]:
-    """The records of which a check, if there is one, refuses an attribute, and why."""
-    wrong: list[tuple[PromptRecord, Exception]] = []
-    if check is None:
-        return wrong
-    for record in records:
-        try:
-            check(getattr(record, attribute))
-        except Exception as error:  # A user's check may raise anything.
-            wrong.append((record, error))
-    return wrong
 
 
 def _check_workers(workers: int) -> Iterator[Problem]:

@@ -103,32 +103,30 @@ def _code(title: str, template: str) -> Suite:
     return Suite(title, "code", (PREPARED, SHARED_BY_TRAINERS), template)
 
 
-def _agent(title: str, environment: str) -> Suite:
-    """Sampled as verl-agent (GiGPO, arXiv 2505.10978) validates."""
+def _one_sample(
+    title: str, reward: str, temperature: float, environment: str | None = None
+) -> Suite:
     return Suite(
         title,
-        "math",
-        (PREPARED, SHARED_BY_TRAINERS),
-        samples_per_prompt=1,
-        pass_at=(1,),
-        temperature=0.4,
-        top_p=1.0,
-        environment=environment,
-    )
-
-
-def _bfcl(part: str, reward: str, environment: str | None = None) -> Suite:
-    """Greedy; the leaderboard's temperature is 0.001."""
-    return Suite(
-        f"Berkeley Function-Calling Leaderboard, {part}",
         reward,
         (PREPARED, SHARED_BY_TRAINERS),
         samples_per_prompt=1,
         pass_at=(1,),
-        temperature=0.0,
+        temperature=temperature,
         top_p=1.0,
         environment=environment,
     )
+
+
+def _agent(title: str, environment: str) -> Suite:
+    """Sampled as verl-agent (GiGPO, arXiv 2505.10978) validates."""
+    return _one_sample(title, "math", 0.4, environment)
+
+
+def _bfcl(part: str, reward: str, environment: str | None = None) -> Suite:
+    """Greedy; the leaderboard's temperature is 0.001."""
+    title = f"Berkeley Function-Calling Leaderboard, {part}"
+    return _one_sample(title, reward, 0.0, environment)
 
 
 SUITES: dict[str, Suite] = {

@@ -23,8 +23,8 @@ _OF_PART = ("name", "weight", "config")
 _EXAMPLE = "datasets: [{name: leg_counting, weight: 2}, {name: chain_sum, config: {max_terms: 4}}]"
 
 
-class TaskError(ValueError):
-    """A task that there is not, or options that it does not take.
+class _Explained(Exception):
+    """An error in two parts.
 
     Args:
         problem: What is wrong.
@@ -36,17 +36,12 @@ class TaskError(ValueError):
         super().__init__(f"{problem}; {fix}")
 
 
-class LibraryMissing(InputError):
-    """The library is not installed.
+class TaskError(_Explained, ValueError):
+    """A task that there is not, or options that it does not take."""
 
-    Args:
-        problem: What is wrong.
-        fix: What would be right.
-    """
 
-    def __init__(self, problem: str, fix: str) -> None:
-        self.problem, self.fix = problem, fix
-        super().__init__(f"{problem}; {fix}")
+class LibraryMissing(_Explained, InputError):
+    """The library is not installed."""
 
 
 def require_library() -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch.distributed as dist
 
@@ -44,18 +45,24 @@ def require_ground_truths(
         _require_usable(own, grader, part)
 
 
-def _require_columns(records: Sequence[PromptRecord], part: Part) -> None:
-    """The same on all ranks, each of which reads all rows."""
-    check = columns_check(part.name)
+def refused_rows(
+    records: Sequence[PromptRecord], check: Callable[[Any], None] | None, attribute: str
+) -> list[tuple[PromptRecord, Exception]]:
+    """The records of which a check, if there is one, refuses an attribute, and why."""
+    wrong: list[tuple[PromptRecord, Exception]] = []
     if check is None:
-        return
-    refused: list[tuple[PromptRecord, ValueError]] = []
+        return wrong
     for record in records:
         try:
-            check(record.extra)
-        except ValueError as error:
-            refused.append((record, error))
-    if refused:
+            check(getattr(record, attribute))
+        except Exception as error:  # A user's check may raise anything.
+            wrong.append((record, error))
+    return wrong
+
+
+def _require_columns(records: Sequence[PromptRecord], part: Part) -> None:
+    """The same on all ranks, each of which reads all rows."""
+    if refused := refused_rows(records, columns_check(part.name), "extra"):
         first, why = refused[0]
         raise InputError(
             f"{part.places.name} = {part.name!r} cannot use {len(refused)} of {len(records)} rows; "
