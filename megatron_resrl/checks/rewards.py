@@ -28,7 +28,7 @@ from megatron_resrl.rewards.registry import (
     load_reward,
 )
 from megatron_resrl.rollout.environments.registry import runs_code
-from megatron_resrl.rollout.ground_truths import refused_rows
+from megatron_resrl.rollout.refused_rows import refused_rows
 from megatron_resrl.sandbox.backends import ask_server, find_backend, wanted_backends
 
 WORKERS_PER_CORE = 4

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch.distributed as dist
 
@@ -13,6 +12,7 @@ from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.rewards.grader import ResponseGrader, RewardError
 from megatron_resrl.rewards.parts import Part, require_judged
 from megatron_resrl.rewards.registry import columns_check
+from megatron_resrl.rollout.refused_rows import refused_rows
 
 
 def require_ground_truths(
@@ -43,21 +43,6 @@ def require_ground_truths(
         own = [record for record in records if part.judges(record.data_source)]
         _require_columns(own, part)
         _require_usable(own, grader, part)
-
-
-def refused_rows(
-    records: Sequence[PromptRecord], check: Callable[[Any], None] | None, attribute: str
-) -> list[tuple[PromptRecord, Exception]]:
-    """The records of which a check, if there is one, refuses an attribute, and why."""
-    wrong: list[tuple[PromptRecord, Exception]] = []
-    if check is None:
-        return wrong
-    for record in records:
-        try:
-            check(getattr(record, attribute))
-        except Exception as error:  # A user's check may raise anything.
-            wrong.append((record, error))
-    return wrong
 
 
 def _require_columns(records: Sequence[PromptRecord], part: Part) -> None:
