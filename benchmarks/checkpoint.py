@@ -10,12 +10,13 @@ SmolLM2-135M's size. A step is an update on `--sequences` sequences of `--tokens
   while files are written lose by it, against steps without a save, taken in turn.
 * CPU seconds are of all threads and helper processes; beside training, those that a save adds to
   its steps.
-* Memory is the peak of the resident set above what it was before; in the background above the
-  peak of a step without a save.
+* Memory is the peak of the resident set above what it was before, in the background above that of a
+  step without a save; the most of all repeats, since a save uses the memory of the one before.
 * Peers, of the same state in the same run and in turn with it: `torch.save` of all tensors into
   one file, synced to disk, and megatron-core's own `dist_checkpointing.save`, which starts helper
   processes: of the state that loads in any layout (`fully_reshardable`), and of the one that loads
-  with any number of replicas of the same layout (`dp_reshardable`).
+  with any number of replicas of the same layout (`dp_reshardable`). Beside steps, a thread that
+  writes as many bytes of zeros as a save and does nothing else: what the machine takes for that.
 * Resuming: from the start of a process (`python`, imports, model, verification of checksums,
   loading) to the end of its first step, in a process of its own.
 """
@@ -27,25 +28,25 @@ import datetime
 import json
 import os
 import resource
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import psutil
 import torch
-from megatron.core import dist_checkpointing, parallel_state
 from transformers import LlamaConfig, LlamaForCausalLM
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from machine import command, describe
+from checkpoint_peers import peers_of, write_bytes
+from checkpoint_report import Cost, Saving, median, report
+from machine import describe
 
 from megatron_resrl.checkpoint import (
     CheckpointSaver,
@@ -90,16 +91,6 @@ def build(model: Path) -> Policy:
     return build_policy(recipe)
 
 
-class Cost(NamedTuple):
-    """What something takes."""
-
-    seconds: float
-    cpu: float
-    """CPU seconds of all threads, and of child processes that have ended."""
-    memory: float
-    """Bytes at the peak of the resident set above those before."""
-
-
 class Meter:
     """Measures one action at a time."""
 
@@ -119,11 +110,6 @@ class Meter:
 def _cpu_seconds() -> float:
     used = [resource.getrusage(w) for w in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(each.ru_utime + each.ru_stime for each in used)
-
-
-def median(costs: list[Cost]) -> Cost:
-    """Each number's median."""
-    return Cost(*map(statistics.median, zip(*costs, strict=True)))
 
 
 def take_step(policy: Policy, settings: argparse.Namespace) -> None:
@@ -149,24 +135,6 @@ def saver_of(policy: Policy, folder: Path, *, background: bool) -> CheckpointSav
         timeout=datetime.timedelta(minutes=30),
         on_saved=lambda step: None,
     )
-
-
-@dataclass
-class Saving:
-    """The repeats of each way to save."""
-
-    costs: dict[str, list[Cost]] = field(default_factory=dict)
-    """By name; `step` is a step without a save, `background` what a save beside steps takes from
-    them, `held up` the part of it before the steps go on."""
-    steps: list[int] = field(default_factory=list)
-    """Taken while files were written in the background."""
-    written: list[float] = field(default_factory=list)
-    """Seconds from then on until the checkpoint was published."""
-
-    def note(self, name: str, cost: Cost) -> Cost:
-        """Keeps a repeat."""
-        self.costs.setdefault(name, []).append(cost)
-        return cost
 
 
 def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> Saving:
@@ -212,37 +180,40 @@ def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> 
         found.written.append(times["write"])
         for name, action in peers.items():
             found.note(name, meter.cost(action))
+        size = folder_size(checkpoint_to_resume(work / "background", verify_checksums=False))
+        found.note(
+            "bytes",
+            lost_beside(
+                meter,
+                lambda size=size: write_bytes(work / "b", size),
+                lambda: take_step(policy, settings),
+                usual,
+            ),
+        )
     return found
 
 
-def peers_of(policy: Policy, work: Path) -> dict[str, Callable[[], None]]:
-    """How others save the same state."""
-    optimizer = policy.optimizer.chained_optimizers[0]
+def lost_beside(
+    meter: Meter, action: Callable[[], None], step: Callable[[], None], usual: Cost
+) -> Cost:
+    """What steps lose while a thread does something."""
+    steps, thread = 0, threading.Thread(target=action)
 
-    def plain() -> None:
-        tensors = [dict(policy.modules[0].named_parameters()), optimizer.get_parameters()]
-        tensors.append(optimizer.optimizer.state_dict())
-        with (work / "plain.pt").open("wb") as file:
-            torch.save(tensors, file)
-            os.fsync(file.fileno())
+    def take_steps() -> None:
+        nonlocal steps
+        thread.start()
+        while thread.is_alive():
+            step()
+            steps += 1
 
-    def megatron(kind: str) -> None:
-        shutil.rmtree(work / "megatron", ignore_errors=True)
-        (work / "megatron").mkdir()
-        metadata = {
-            "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
-            "distrib_optim_sharding_type": kind,
-            "chained_optim_avoid_prefix": True,
-        }
-        state = {"model": policy.modules[0].sharded_state_dict(metadata=metadata)}
-        state["optimizer"] = policy.optimizer.sharded_state_dict(state, metadata=metadata)
-        dist_checkpointing.save(state, str(work / "megatron"))
+    beside = meter.cost(take_steps)
+    lost = beside.seconds - steps * usual.seconds
+    return Cost(lost, beside.cpu - steps * usual.cpu, beside.memory)
 
-    return {
-        "torch.save": plain,
-        "fully_reshardable": lambda: megatron("fully_reshardable"),
-        "dp_reshardable": lambda: megatron("dp_reshardable"),
-    }
+
+def folder_size(folder: Path) -> int:
+    """Bytes of all files."""
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def measure_loading(policy: Policy, settings: argparse.Namespace, work: Path) -> dict[str, float]:
@@ -295,71 +266,6 @@ def _median_seconds(action: Callable[[], None], repeats: int) -> float:
     return statistics.median(seconds)
 
 
-def report(
-    saving: Saving,
-    loading: dict[str, float],
-    resuming: dict[str, float],
-    size: int,
-    where: str,
-    model: str,
-) -> str:
-    """The page of results."""
-    costs = {name: median(found) for name, found in saving.costs.items()}
-    waiting, background, held, step = (
-        costs[name] for name in ("waiting", "background", "held up", "step")
-    )
-
-    def row(what: str, cost: Cost) -> str:
-        return (
-            f"| {what} | {cost.seconds:.2f} | {size / cost.seconds / 1e9:.2f} | {cost.cpu:.2f} | "
-            f"{cost.memory / size:.2f} |"
-        )
-
-    def read_row(what: str, seconds: float) -> str:
-        return f"| {what} | {seconds:.2f} | {size / seconds / 1e9:.2f} | | |"
-
-    return "\n".join(
-        [
-            "# Saving and loading a checkpoint",
-            "",
-            f"`{command()}`, {where}. {model}, fp32, one rank: a checkpoint of {size / 1e9:.2f} GB "
-            f"(weights, masters, moments). Medians of {len(saving.written)}, taken in turn.",
-            "",
-            "| | s | GB/s | CPU s | extra memory / state |",
-            "|---|---|---|---|---|",
-            row("save, training waits (checksums and fsync included)", waiting),
-            row("peer: torch.save into one file, fsync", costs["torch.save"]),
-            row("peer: megatron-core's save, `fully_reshardable`", costs["fully_reshardable"]),
-            row("peer: megatron-core's save, `dp_reshardable`", costs["dp_reshardable"]),
-            read_row("compare with the checksums", loading["verify"]),
-            read_row("load", loading["load"]),
-            "",
-            "| save in the background | |",
-            "|---|---|",
-            f"| stolen from training, s | {background.seconds:.2f} |",
-            f"| ... held up for copies, s | {held.seconds:.2f} |",
-            f"| ... lost by {statistics.median(saving.steps):.0f} steps of {step.seconds:.2f} s "
-            "meanwhile, s | "
-            f"{background.seconds - held.seconds:.2f} |",
-            f"| CPU seconds beside those of the steps | {background.cpu:.2f} |",
-            f"| until it is published, s | {statistics.median(saving.written):.2f} |",
-            f"| extra memory / state | {background.memory / size:.2f} |",
-            "",
-            "| resuming, from the start of the process | s |",
-            "|---|---|",
-            *(f"| {name} | {seconds:.2f} |" for name, seconds in resuming.items()),
-            "",
-            f"stolen_s={background.seconds:.2f} "
-            f"extra_memory={background.memory / size:.2f} "
-            f"save_over_torch_save={waiting.seconds / costs['torch.save'].seconds:.2f} "
-            "save_over_megatron_core="
-            f"{waiting.seconds / costs['fully_reshardable'].seconds:.2f} "
-            "save_over_megatron_core_dp_reshardable="
-            f"{waiting.seconds / costs['dp_reshardable'].seconds:.2f}",
-        ]
-    )
-
-
 def main() -> None:
     """Measures, and prints the page of results."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -388,9 +294,10 @@ def main() -> None:
             saving = measure_saving(policy, settings, work)
         loading = measure_loading(policy, settings, work)
         latest = checkpoint_to_resume(work / "background", verify_checksums=False)
-        size = sum(file.stat().st_size for file in latest.rglob("*") if file.is_file())
+        written = folder_size(latest)
+        size = 16 * sum(p.numel() for module in policy.modules for p in module.parameters())
         resuming = measure_resume(settings, work)
-    text = report(saving, loading, resuming, size, where, name)
+    text = report(saving, loading, resuming, size, written, where, name)
     print(text)
     if settings.output:
         settings.output.write_text(text + "\n")

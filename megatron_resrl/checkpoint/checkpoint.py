@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_resrl.checkpoint import folders, policy_state
 from megatron_resrl.checkpoint.code_version import code_version
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.checkpoint.host_copies import HostMemory
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.errors import InputError
 from megatron_resrl.platform.distributed import gather_objects, run_on_rank_zero
@@ -105,7 +106,7 @@ def begin_save(
     *,
     retention: Retention,
     group: dist.ProcessGroup | None = None,
-    copy: bool = False,
+    copies: HostMemory | None = None,
 ) -> PendingSave:
     """Fixes the contents of a checkpoint. Collective.
 
@@ -115,7 +116,8 @@ def begin_save(
         state: Of the trainer, the same on all ranks.
         retention: Which older checkpoints stay.
         group: Process group of all ranks, for writing; a thread needs a group of its own.
-        copy: Copy the tensors first, because the policy changes while files are written.
+        copies: Where tensors are copied first, because the policy changes while files are written;
+            None: it does not.
 
     Raises:
         CheckpointError: There is no room for it, or its first file cannot be written.
@@ -141,7 +143,7 @@ def begin_save(
             lambda: folders.begin(Path(output_dir), state.step), file_error=CheckpointError
         )
         try:
-            write_shards = policy_state.capture(policy, folder, group=group, copy=copy)
+            write_shards = policy_state.capture(policy, folder, group=group, copies=copies)
         except CheckpointError:
             if dist.get_rank() == 0:
                 folders.abandon(folder)

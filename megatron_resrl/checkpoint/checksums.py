@@ -17,6 +17,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystem
 
+from megatron_resrl.checkpoint.direct_files import writing
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.weights.torch_dist_files import ShardWriter
 
@@ -48,14 +49,14 @@ class _ChecksumFiles(FileSystem):
 
     @contextlib.contextmanager
     def create_stream(self, path: str | os.PathLike, mode: str) -> Iterator[io.IOBase]:
-        with super().create_stream(path, mode) as raw:
-            if "w" not in mode:
+        if "w" not in mode:
+            with super().create_stream(path, mode) as raw:
                 yield raw
-                return
-            with ThreadPoolExecutor(1, "checkpoint checksums") as beside:
-                stream = _HashedStream(raw, beside)
-                yield stream
-            self.digests[Path(path).name] = stream.hash.hexdigest()
+            return
+        with writing(Path(path)) as raw, ThreadPoolExecutor(1, "checkpoint checksums") as beside:
+            stream = _HashedStream(raw, beside)
+            yield stream
+        self.digests[Path(path).name] = stream.hash.hexdigest()
 
     def rename(self, path: str | os.PathLike, new_path: str | os.PathLike) -> None:
         super().rename(path, new_path)

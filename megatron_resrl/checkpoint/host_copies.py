@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -31,7 +32,29 @@ class _Span:
         return -(-(self.stop - self.start) // _ALIGNMENT) * _ALIGNMENT
 
 
-def host_copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+class HostMemory:
+    """Host memory that is used again: the system takes longer to hand it out than it is filled."""
+
+    def __init__(self) -> None:
+        self._slabs: list[mmap.mmap] = []
+
+    def slabs(self, sizes: Sequence[int]) -> list[torch.Tensor]:
+        """Memory of these sizes in bytes; what the last call returned is overwritten."""
+        if [len(slab) for slab in self._slabs] != list(sizes):
+            private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+            self._slabs = [mmap.mmap(-1, size, flags=private) for size in sizes]
+        return [torch.frombuffer(slab, dtype=torch.uint8) for slab in self._slabs]
+
+    def release(self) -> None:
+        """Lets the system take the memory where it needs some, before the next call of `slabs`."""
+        if hasattr(mmap, "MADV_FREE"):
+            for slab in self._slabs:
+                slab.madvise(mmap.MADV_FREE)
+
+
+def host_copies(
+    tensors: Sequence[torch.Tensor], memory: HostMemory | None = None
+) -> list[torch.Tensor]:
     """Copies tensors to host memory, in the order of their devices' work.
 
     From a GPU the copies go to pinned memory, which torch keeps for the next call, and are there
@@ -40,16 +63,25 @@ def host_copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
     Args:
         tensors: On the host or on a device.
+        memory: Where copies of tensors on the host go; None: new memory.
 
     Returns:
         A copy of each, contiguous, in a storage of its own size.
     """
     tensors = [tensor.detach().contiguous() for tensor in tensors]
     pinned = any(tensor.is_cuda for tensor in tensors)
-    copies = [torch.empty(0)] * len(tensors)
-    for slab_spans in _slabs(_spans(tensors)):
-        size = sum(span.aligned_size for span in slab_spans)
-        slab = torch.empty(size, dtype=torch.uint8, pin_memory=pinned)
+    copies = {
+        number: torch.empty(tensor.shape, dtype=tensor.dtype)
+        for number, tensor in enumerate(tensors)
+        if not tensor.nbytes
+    }
+    dealt = _slabs(_spans(tensors))
+    sizes = [sum(span.aligned_size for span in slab_spans) for slab_spans in dealt]
+    if pinned:
+        slabs = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
+    else:
+        slabs = (memory or HostMemory()).slabs(sizes)
+    for slab, slab_spans in zip(slabs, dealt, strict=True):
         content, begin = slab.numpy(), 0
         for span in slab_spans:
             length = span.stop - span.start
@@ -58,7 +90,7 @@ def host_copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
                 tensor = tensors[number]
                 copies[number] = _tensor_at(content, begin + tensor.data_ptr() - span.start, tensor)
             begin += span.aligned_size
-    return copies
+    return [copies[number] for number in range(len(tensors))]
 
 
 def in_own_storage(tensor: torch.Tensor) -> torch.Tensor:
@@ -77,12 +109,16 @@ def in_own_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _spans(tensors: Sequence[torch.Tensor]) -> list[_Span]:
-    """The memory of all tensors, without overlaps. Addresses of host and devices are distinct."""
+    """The memory of tensors that hold something, without overlaps.
+
+    Addresses of host and devices are distinct.
+    """
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
     places = [tensor.data_ptr() for tensor in tensors]
     spans: list[_Span] = []
     last = None
-    for number in sorted(range(len(tensors)), key=lambda n: (storages[n], places[n])):
+    holding = [number for number, tensor in enumerate(tensors) if tensor.nbytes]
+    for number in sorted(holding, key=lambda n: (storages[n], places[n])):
         start, stop = places[number], places[number] + tensors[number].nbytes
         if storages[number] != last or start >= spans[-1].stop:
             spans.append(_Span(start, stop))
@@ -95,9 +131,9 @@ def _spans(tensors: Sequence[torch.Tensor]) -> list[_Span]:
 def _slabs(spans: Sequence[_Span]) -> list[list[_Span]]:
     """Deals spans to slabs, each filled before the next begins; small ones come last."""
     slabs: list[list[_Span]] = []
-    filled = _SLAB_BYTES
+    filled = 0
     for span in sorted(spans, key=lambda span: -span.aligned_size):
-        if filled + span.aligned_size > _SLAB_BYTES:
+        if not slabs or filled + span.aligned_size > _SLAB_BYTES:
             slabs.append([])
             filled = 0
         slabs[-1].append(span)

@@ -20,6 +20,7 @@ from megatron.core.dist_checkpointing.strategies.torch import TorchDistLoadShard
 
 from megatron_resrl.checkpoint import random_state
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.checkpoint.host_copies import HostMemory
 from megatron_resrl.checkpoint.optimizer_state import OptimizerState, live_optimizer_tensors
 from megatron_resrl.checkpoint.writer import InProcessSaveStrategy, storage_of
 from megatron_resrl.platform.dtypes import dtype_name
@@ -93,7 +94,11 @@ def layout(policy: Policy) -> dict[str, Any]:
 
 
 def capture(
-    policy: Policy, folder: Path, *, group: dist.ProcessGroup | None = None, copy: bool = False
+    policy: Policy,
+    folder: Path,
+    *,
+    group: dist.ProcessGroup | None = None,
+    copies: HostMemory | None = None,
 ) -> Callable[[], dict[str, str]]:
     """Fixes weights, optimizer, schedule and random states of all ranks. Collective.
 
@@ -104,8 +109,8 @@ def capture(
         policy: With an optimizer.
         folder: Exists on all hosts; rank 0 already writes megatron-core's common.pt into it.
         group: Process group over which the ranks agree while they write.
-        copy: Training goes on while the rest is written, perhaps in a thread: what it changes is
-            copied to host memory first. Else the policy must not change until all is written.
+        copies: Training goes on while the rest is written, perhaps in a thread: what it changes is
+            copied to this memory first. None: the policy must not change until all is written.
 
     Returns:
         Writes this rank's shards and returns the SHA-256 of its files by name. Collective over
@@ -117,8 +122,9 @@ def capture(
     state = sharded_state(policy)
     state["scheduler"] = policy.scheduler.state_dict()
     state["random"] = _random_shard(random_state.capture())
-    live = _live_storages(policy) if copy else None
-    strategy = FullyParallelSaveStrategyWrapper(InProcessSaveStrategy(group, live), _replicas())
+    live = None if copies is None else _live_storages(policy)
+    own = InProcessSaveStrategy(group, live, copies)
+    strategy = FullyParallelSaveStrategyWrapper(own, _replicas())
     failure = f"checkpoint {folder} could not be written"
     with named_failures(failure, CheckpointError), without_deprecations():
         request = dist_checkpointing.save(

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from megatron_resrl.checkpoint.checkpoint import PendingSave, TrainerState, begin_save
 from megatron_resrl.checkpoint.folders import CheckpointError
+from megatron_resrl.checkpoint.host_copies import HostMemory
 from megatron_resrl.checkpoint.retention import Retention
 from megatron_resrl.platform.distributed import any_rank, device
 from megatron_resrl.platform.phases import named_phase
@@ -80,6 +81,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         self.retention = retention
         self.background = background
         self.group = dist.new_group(backend="gloo", timeout=timeout) if background else None
+        self._copies = HostMemory()
         self._on_saved = on_saved
         self._written: Path | None = None
         self._running: _Running | None = None
@@ -101,7 +103,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
             state,
             retention=self.retention,
             group=self.group,
-            copy=self.background,
+            copies=self._copies if self.background else None,
         )
         if self.background:
             self._running = self._in_thread(pending, state.step)
@@ -162,6 +164,7 @@ class CheckpointSaver(contextlib.AbstractContextManager):
         """Writes, and returns the seconds it took."""
         began = time.perf_counter()
         path = pending.finish()
+        self._copies.release()
         seconds = time.perf_counter() - began
         logger.info("%s written in %.2f s", path, seconds)
         self._written = path

@@ -84,8 +84,8 @@ class Job(abc.ABC):
     @property
     def disk(self) -> Disk:
         """The files of the run."""
-        recipe = self.recipe
-        return disk_of(self.model.parameters.total, recipe.parallel, recipe.precision)
+        recipe, parameters = self.recipe, self.model.parameters.total
+        return disk_of(parameters, recipe.parallel, recipe.precision, self.cluster.world_size)
 
     def pipeline(self, phase: str) -> Pipeline:
         """How the micro-batches of a phase go through the stages."""

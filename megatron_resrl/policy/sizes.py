@@ -131,24 +131,29 @@ def sizes_of(
         weights=int(item * (shared + experts)),
         gradients=int(4 * (shared + experts)),
         optimizer=int((masters + 8) * (shared / replicas + experts / expert_replicas)),
-        **vars(disk_of(count.total, parallel, precision)),
+        **vars(disk_of(count.total, parallel, precision, world_size)),
     )
 
 
-def disk_of(parameters: int, parallel: ParallelConfig, precision: PrecisionConfig) -> Disk:
-    """The files of a run whose model has so many parameters."""
+def disk_of(
+    parameters: int, parallel: ParallelConfig, precision: PrecisionConfig, world_size: int
+) -> Disk:
+    """The files of a run of so many ranks whose model has so many parameters."""
     item = _ITEM_BYTES[precision.params_dtype]
-    # The distributed optimizer saves masters of fp32 weights, too.
-    masters = 4 if parallel.use_distributed_optimizer or item != 4 else 0
+    replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
+    # Replicas share the masters of fp32 weights out otherwise than the weights; one writes both
+    # once.
+    apart = parallel.use_distributed_optimizer and world_size > replica
+    masters = 4 if apart or item != 4 else 0
     return Disk(checkpoint=parameters * (item + 8 + masters), export=parameters * item)
 
 
 def checkpoint_bytes(
-    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig
+    model: ModelConfig, parallel: ParallelConfig, precision: PrecisionConfig, world_size: int
 ) -> int:
     """Bytes of a checkpoint of a run; 0 where config.json does not say."""
     try:
         hf_config = read_config(model.path, model.tokenizer_path)
-        return sizes_of(parallel, precision, 1, hf_config).checkpoint
+        return sizes_of(parallel, precision, world_size, hf_config).checkpoint
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return 0

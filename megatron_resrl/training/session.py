@@ -73,7 +73,8 @@ def open_session(settings: RunSettings) -> Iterator[Session]:
         DiskFull: A file of the block could not be written.
     """
     output_dir = Path(settings.output_dir)
-    size = checkpoint_bytes(settings.model, settings.parallel, settings.precision)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    size = checkpoint_bytes(settings.model, settings.parallel, settings.precision, ranks)
     with (
         report_full_disk(output_dir, size),
         Interruption(output_dir, settings.checkpoint.preemption_exit_code) as interruption,

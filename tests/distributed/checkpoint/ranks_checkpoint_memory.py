@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from megatron_resrl.checkpoint import Retention, TrainerState, load_checkpoint
 from megatron_resrl.checkpoint.checkpoint import begin_save
+from megatron_resrl.checkpoint.host_copies import HostMemory
 from megatron_resrl.platform.distributed import initialize
 from megatron_resrl.platform.memory_peaks import ResidentPeaks
 from megatron_resrl.rollout.worker import build_policy
@@ -49,16 +50,18 @@ def main(work: Path) -> None:
         action()
         return peaks.take() - before
 
-    def save(step: int, *, copy: bool) -> Path:
+    def save(step: int, copies: HostMemory | None = None) -> Path:
         state = TrainerState(step, {})
-        return begin_save(work, policy, state, retention=Retention(1), copy=copy).finish()
+        return begin_save(work, policy, state, retention=Retention(1), copies=copies).finish()
 
-    save(1, copy=False)  # Imports, the first use of files and threads.
+    memory = HostMemory()
+    save(1)  # Imports, the first use of files and threads.
     found = {
         "state": 16 * sum(p.numel() for m in policy.modules for p in m.parameters()),
-        "waiting": extra(lambda: save(2, copy=False)),
-        "background": extra(lambda: save(3, copy=True)),
-        "load": extra(lambda: load_checkpoint(work / "checkpoints" / "step_000003", policy)),
+        "waiting": extra(lambda: save(2)),
+        "background": extra(lambda: save(3, memory)),
+        "background again": extra(lambda: save(4, memory)),
+        "load": extra(lambda: load_checkpoint(work / "checkpoints" / "step_000004", policy)),
     }
     print("RESULT " + json.dumps(found))
 

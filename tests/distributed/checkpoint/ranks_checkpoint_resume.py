@@ -27,6 +27,7 @@ from megatron_resrl.checkpoint import (
     load_checkpoint,
 )
 from megatron_resrl.checkpoint.checkpoint import begin_save
+from megatron_resrl.checkpoint.host_copies import HostMemory
 from megatron_resrl.platform.distributed import broadcast_object, gather_objects
 from megatron_resrl.policy.policy import Policy
 from megatron_resrl.rollout.worker import build_policy
@@ -91,7 +92,7 @@ def resume(models: Path, output_dir: Path, model: str, dtype: str, layout: dict)
     for step in (1, 2):
         tiny.take_step(policy, step)
     state = TrainerState(step=2, sampler={"epoch": 1, "position": 6}, extra={"note": [1.5, None]})
-    pending = begin_save(output_dir, policy, state, retention=Retention(1), copy=True)
+    pending = begin_save(output_dir, policy, state, retention=Retention(1), copies=HostMemory())
     straight = tiny.take_step(policy, 3)
     expected = everything(policy)
     pending.finish()

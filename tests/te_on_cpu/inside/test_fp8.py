@@ -158,7 +158,7 @@ def test_fp8_run_goes_on(build, tmp_path, saved, resumed) -> None:
         GenerationRequest([[3, 4, 5]], SamplingParams(2, (), n=1), seed=(0,))
     )
     state = TrainerState(step=1, sampler={})
-    begin_save(tmp_path, policy, state, retention=Retention(1), copy=False).finish()
+    begin_save(tmp_path, policy, state, retention=Retention(1)).finish()
     fresh = build(*resumed)
     load_checkpoint(latest_checkpoint(tmp_path), fresh)
     if saved == resumed:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from megatron_resrl.checkpoint import host_copies as module
-from megatron_resrl.checkpoint.host_copies import host_copies, in_own_storage
+from megatron_resrl.checkpoint.host_copies import HostMemory, host_copies, in_own_storage
 
 SLAB = 4096
 
@@ -16,14 +16,13 @@ def allocated(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Bytes of each slab that is taken."""
     monkeypatch.setattr(module, "_SLAB_BYTES", SLAB)
     sizes: list[int] = []
-    real = torch.empty
+    real = HostMemory.slabs
 
-    def empty(*size: int, **options: object) -> torch.Tensor:
-        if options.get("dtype") is torch.uint8 and size != (0,):
-            sizes.extend(size)
-        return real(*size, **options)
+    def slabs(self: HostMemory, wanted: list[int]) -> list[torch.Tensor]:
+        sizes.extend(wanted)
+        return real(self, wanted)
 
-    monkeypatch.setattr(torch, "empty", empty)
+    monkeypatch.setattr(HostMemory, "slabs", slabs)
     return sizes
 
 
@@ -63,6 +62,25 @@ def test_host_copies_fill_slabs_before_they_take_another(allocated: list[int]) -
     tensors = [torch.randn(SLAB // 32) for _ in range(20)]  # An eighth of a slab each.
     host_copies(tensors)
     assert allocated == [SLAB, SLAB, SLAB // 2]
+
+
+def test_host_copies_of_nothing_are_empty() -> None:
+    (copy,) = host_copies([torch.empty(0, 3)])
+    assert copy.shape == (0, 3)
+
+
+def test_host_copies_use_released_memory_again() -> None:
+    memory = HostMemory()
+    first = torch.randn(10_000)
+    (copy,) = host_copies([first], memory)
+    place = copy.data_ptr()
+    del copy
+    memory.release()
+    (second,) = host_copies([first + 1], memory)
+    assert second.data_ptr() == place
+    assert torch.equal(second, first + 1)
+    grown = host_copies([first, second.clone()], memory)
+    assert [torch.equal(a, b) for a, b in zip(grown, [first, first + 1], strict=True)] == [True] * 2
 
 
 def test_in_own_storage_is_the_same_memory() -> None:
