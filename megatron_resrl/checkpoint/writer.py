@@ -61,12 +61,11 @@ class _OnceWriter(ChecksumWriter):
 
 def _content(item: WriteItem, planner: SavePlanner) -> Any:
     """Equal for items whose bytes are the same memory, read in the same way."""
-    if item.type == WriteItemType.BYTE_IO:
-        return item.index
-    tensor = planner.resolve_data(item)
-    if not tensor.numel():
-        return item.index
-    return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    if item.type != WriteItemType.BYTE_IO:
+        tensor = planner.resolve_data(item)
+        if isinstance(tensor, torch.Tensor) and tensor.numel():
+            return tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride()
+    return item.index
 
 
 class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
@@ -137,7 +136,7 @@ class InProcessSaveStrategy(TorchDistSaveShardedStrategy):
             copied.synchronize()
         writer = _OnceWriter(checkpoint_dir)
         # The checksums of whole files cover what torch's of each tensor would, which nobody reads.
-        with serialization.patch("save.compute_crc32", False):
+        with serialization.patch("save.compute_crc32", False):  # type: ignore[attr-defined]
             torch_checkpoint.save(
                 state,
                 storage_writer=writer,

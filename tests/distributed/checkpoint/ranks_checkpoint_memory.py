@@ -63,6 +63,8 @@ def main(work: Path) -> None:
         "background again": extra(lambda: save(4, memory)),
         "load": extra(lambda: load_checkpoint(work / "checkpoints" / "step_000004", policy)),
     }
+    files = (work / "checkpoints" / "step_000004").rglob("*")
+    found["files"] = sum(file.stat().st_size for file in files if file.is_file())
     print("RESULT " + json.dumps(found))
 
 

@@ -36,6 +36,11 @@ def test_next_save_in_the_background_copies_to_the_same_memory(found):
     assert found["background again"] < SLACK
 
 
+def test_save_writes_each_byte_once(found):
+    # And a header for each tensor, and the index.
+    assert COPIED * found["state"] < found["files"] < (COPIED + 0.01) * found["state"]
+
+
 def test_load_reads_into_place(found):
     # Layers of Transformer Engine read their weights into copies, a quarter of the state, and the
     # first load takes more (0.64 measured); less than a second state in all.
