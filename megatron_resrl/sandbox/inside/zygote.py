@@ -1,9 +1,10 @@
 """The first process of a sandbox: forks one process for each program, and never sees what they get.
 
+runner    forked before there is a program, so that none waits for it; gets mounts, processes and
+          System V objects of its own, and forks the
+guard     process 1 there: takes the next request, gives up its rights, starts the program, ends it
+          in time, and says how it ended; what the program has left ends with the guard
 request   of the caller, over a socket: a role, bounds, and descriptors
-runner    forked; gets mounts, processes and System V objects of its own, and forks the
-guard     process 1 there: gives up its rights, starts the program, ends it in time, and says how it
-          ended; what the program has left ends with the guard
 program   gives up the rest, and runs
 
     python -m megatron_resrl.sandbox.inside.zygote SOCKET '{"isolation": "namespaces", ...}'
@@ -35,6 +36,8 @@ ROLES: dict[str, Callable[[], int]] = {
 }
 DESCRIPTORS = 8
 """Most that a request has."""
+_LONGEST_REQUEST = 4096
+"""Bytes."""
 _FREE = 32
 """From this number on descriptors wait for their place."""
 _PR_SET_PDEATHSIG = 1
@@ -85,27 +88,48 @@ def main(connection: socket.socket, setup: Setup) -> None:
     gc.freeze()
     connection.sendall(b"ready")
     while True:
-        message, descriptors, _, _ = socket.recv_fds(connection, 4096, DESCRIPTORS)
-        if not message:
-            return
+        taken, takes = os.pipe()
         if os.fork() == 0:
-            connection.close()
-            _run(json.loads(message), descriptors, setup)
-        for each in descriptors:
-            os.close(each)
+            os.close(taken)
+            _run(connection, takes, setup)
+        os.close(takes)
+        if not os.read(taken, 1) and not _drop_request(connection):
+            return
+        os.close(taken)
 
 
-def _run(request: dict[str, object], descriptors: list[int], setup: Setup) -> None:
-    """The runner: makes the guard, and is it where there are no namespaces."""
+def _drop_request(connection: socket.socket) -> bool:
+    """Answers a request for which there is no guard by its end; False: the caller is gone."""
+    message, descriptors, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, DESCRIPTORS)
+    for each in descriptors:
+        os.close(each)
+    return bool(message)
+
+
+def _run(connection: socket.socket, takes: int, setup: Setup) -> None:
+    """The runner: makes the guard, and is it where there are no namespaces.
+
+    Args:
+        connection: To the caller, whose next request it takes.
+        takes: Pipe to say so.
+        setup: Of the sandbox.
+    """
     with contextlib.suppress(BaseException):  # Who waits for the program hears that it is lost.
         if setup.isolation == "namespaces":
             confinement.fresh_namespaces()
             if os.fork():
                 os._exit(0)
             confinement.fresh_tmp()
-        bounds = Bounds(float(str(request["seconds"])), int(str(request["memory"])))
+        message, descriptors, _, _ = socket.recv_fds(connection, _LONGEST_REQUEST, DESCRIPTORS)
+        if not message:
+            os._exit(0)
+        os.write(takes, b".")
+        os.close(takes)
+        connection.close()
+        request = json.loads(message)
+        bounds = Bounds(float(request["seconds"]), int(request["memory"]))
         status, *given = descriptors
-        _guard(str(request["role"]), status, given, bounds, setup)
+        _guard(request["role"], status, given, bounds, setup)
     os._exit(1)
 
 
