@@ -25,6 +25,9 @@ class RmsNorm(torch.nn.RMSNorm):
     marked, `finalize_model_grads` sums its gradient over the tensor-parallel ranks.
 
     With `layernorm_zero_centered_gamma` it multiplies by 1 + weight, and rounds once, at the end.
+
+    Attributes:
+        plain: It multiplies by the weight itself.
     """
 
     def __init__(
@@ -32,11 +35,11 @@ class RmsNorm(torch.nn.RMSNorm):
     ) -> None:
         super().__init__(hidden_size, eps=eps)
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # A mark.
-        self._zero_centered = config.layernorm_zero_centered_gamma
+        self.plain = not config.layernorm_zero_centered_gamma
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalises the last dimension of [..., hidden_size]."""
-        if not self._zero_centered:
+        if self.plain:
             return super().forward(x)
         weight = 1 + self.weight.float()
         return F.rms_norm(x.float(), self.normalized_shape, weight, self.eps).type_as(x)

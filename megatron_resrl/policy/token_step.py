@@ -28,6 +28,7 @@ from torch import Tensor
 
 from megatron_resrl.policy.attention import RotatedCacheAttention, SdpaCoreAttention
 from megatron_resrl.policy.gpt import PolicyModel
+from megatron_resrl.policy.layer_spec import RmsNorm
 from megatron_resrl.policy.rotary import rotate_token
 
 KeyValueMemory = dict[int, tuple[Tensor, Tensor]]
@@ -105,6 +106,7 @@ class _LayerStep:
         self._groups = attention.num_query_groups_per_partition
         self._heads = attention.num_attention_heads_per_partition // self._groups
         self._size = attention.hidden_size_per_attention_head
+        self._norm_weight = self._weight_of_both_norms()
         self._scale = attention.core_attention.softmax_scale
         self._tokens_before = attention.core_attention.tokens_before
         self._windowed = is_layer_window_attention(
@@ -150,13 +152,28 @@ class _LayerStep:
         mixed = mixed.view(len(states), self._groups, heads + 2, self._size)
         value = mixed[:, :, heads + 1]
         query_norm, key_norm = self._norms
-        if query_norm is None and key_norm is None:
-            rotated = rotate_token(mixed[:, :, : heads + 1], cos, sin)
+        both = mixed[:, :, : heads + 1]
+        if self._norm_weight is not None:
+            both = F.rms_norm(both, (self._size,), eps=query_norm.eps).mul_(self._norm_weight)
+        if self._norm_weight is not None or (query_norm is None and key_norm is None):
+            rotated = rotate_token(both, cos, sin)
             return rotated[:, :, :heads], rotated[:, :, heads], value
         query, key = mixed[:, :, :heads], mixed[:, :, heads]
         query = query if query_norm is None else query_norm(query)
         key = key if key_norm is None else key_norm(key)
         return rotate_token(query, cos, sin), rotate_token(key, cos, sin), value
+
+    def _weight_of_both_norms(self) -> Tensor | None:
+        """[n + 1, d] weights by which one norm of queries and key is those of the two modules.
+
+        None: there are no such two, or they round only after the weights.
+        """
+        if not all(isinstance(each, RmsNorm) and each.plain for each in self._norms):
+            return None
+        query, key = (each.weight.detach() for each in self._norms)
+        if query.dtype != torch.float32:
+            return None
+        return torch.cat([query.expand(self._heads, -1), key[None]])
 
     def _mlp(self, states: Tensor) -> Tensor:
         """[B, H] -> [B, H]."""
