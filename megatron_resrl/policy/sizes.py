@@ -141,8 +141,8 @@ def disk_of(
     """The files of a run of so many ranks whose model has so many parameters."""
     item = _ITEM_BYTES[precision.params_dtype]
     replica = parallel.tensor_model_parallel_size * parallel.pipeline_model_parallel_size
-    # Replicas share the masters of fp32 weights out otherwise than the weights; one writes both
-    # once.
+    # One replica writes fp32 weights, which are their own masters, once. Several share out masters
+    # differently from weights, and write both.
     apart = parallel.use_distributed_optimizer and world_size > replica
     masters = 4 if apart or item != 4 else 0
     return Disk(checkpoint=parameters * (item + 8 + masters), export=parameters * item)
