@@ -153,18 +153,14 @@ def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> 
         found.note("waiting", meter.cost(lambda state=state: waiting.save(state)))
         step()
         held = found.note("held up", meter.cost(lambda state=state: background.save(state)))
-        steps = 0
         times: dict[str, float] = {}
 
-        def take_steps() -> None:
-            nonlocal steps, times
-            while "write" not in times:
-                take_step(policy, settings)
-                steps += 1
-                background.poll()
-                times |= background.times()
+        def is_written(times: dict[str, float] = times) -> bool:
+            background.poll()
+            times |= background.times()
+            return "write" in times
 
-        beside = meter.cost(take_steps)
+        beside, steps = steps_until(is_written, meter, policy, settings)
         step()
         usual = median(found.costs["step"])
         found.note(
@@ -181,34 +177,29 @@ def measure_saving(policy: Policy, settings: argparse.Namespace, work: Path) -> 
         for name, action in peers.items():
             found.note(name, meter.cost(action))
         size = folder_size(checkpoint_to_resume(work / "background", verify_checksums=False))
-        found.note(
-            "bytes",
-            lost_beside(
-                meter,
-                lambda size=size: write_bytes(work / "b", size),
-                lambda: take_step(policy, settings),
-                usual,
-            ),
+        writer = threading.Thread(target=write_bytes, args=(work / "bytes", size))
+        writer.start()
+        beside, steps = steps_until(
+            lambda writer=writer: not writer.is_alive(), meter, policy, settings
         )
+        lost = beside.seconds - steps * usual.seconds
+        found.note("bytes", Cost(lost, beside.cpu - steps * usual.cpu, beside.memory))
     return found
 
 
-def lost_beside(
-    meter: Meter, action: Callable[[], None], step: Callable[[], None], usual: Cost
-) -> Cost:
-    """What steps lose while a thread does something."""
-    steps, thread = 0, threading.Thread(target=action)
+def steps_until(
+    done: Callable[[], bool], meter: Meter, policy: Policy, settings: argparse.Namespace
+) -> tuple[Cost, int]:
+    """Takes steps while something goes on beside them: their cost and their number."""
+    steps = 0
 
     def take_steps() -> None:
         nonlocal steps
-        thread.start()
-        while thread.is_alive():
-            step()
+        while not done():
+            take_step(policy, settings)
             steps += 1
 
-    beside = meter.cost(take_steps)
-    lost = beside.seconds - steps * usual.seconds
-    return Cost(lost, beside.cpu - steps * usual.cpu, beside.memory)
+    return meter.cost(take_steps), steps
 
 
 def folder_size(folder: Path) -> int:

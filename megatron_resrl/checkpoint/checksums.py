@@ -17,7 +17,7 @@ from pathlib import Path
 import torch.distributed as dist
 from torch.distributed.checkpoint.filesystem import FileSystem
 
-from megatron_resrl.checkpoint.direct_files import writing
+from megatron_resrl.checkpoint.direct_files import DirectFile
 from megatron_resrl.platform.distributed import gather_objects
 from megatron_resrl.weights.torch_dist_files import ShardWriter
 
@@ -53,7 +53,10 @@ class _ChecksumFiles(FileSystem):
             with super().create_stream(path, mode) as raw:
                 yield raw
             return
-        with writing(Path(path)) as raw, ThreadPoolExecutor(1, "checkpoint checksums") as beside:
+        with (
+            DirectFile(Path(path)) as raw,
+            ThreadPoolExecutor(1, "checkpoint checksums") as beside,
+        ):
             stream = _HashedStream(raw, beside)
             yield stream
         self.digests[Path(path).name] = stream.hash.hexdigest()

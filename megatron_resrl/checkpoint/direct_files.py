@@ -7,13 +7,11 @@ the disk fetches it from where it is.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import io
 import mmap
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 _BUFFER_BYTES = 1 << 23
@@ -118,10 +116,3 @@ class DirectFile(io.RawIOBase):
     def _write_usually(self) -> None:
         flags = fcntl.fcntl(self._descriptor, fcntl.F_GETFL)
         fcntl.fcntl(self._descriptor, fcntl.F_SETFL, flags & ~_DIRECT)
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[DirectFile]:
-    """Opens a `DirectFile`, and closes it in the end."""
-    with contextlib.closing(DirectFile(path)) as file:
-        yield file

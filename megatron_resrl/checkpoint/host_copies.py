@@ -70,13 +70,10 @@ def host_copies(
     """
     tensors = [tensor.detach().contiguous() for tensor in tensors]
     pinned = any(tensor.is_cuda for tensor in tensors)
-    copies = {
-        number: torch.empty(tensor.shape, dtype=tensor.dtype)
-        for number, tensor in enumerate(tensors)
-        if not tensor.nbytes
-    }
+    copies = [torch.empty(0)] * len(tensors)
     dealt = _slabs(_spans(tensors))
-    sizes = [sum(span.aligned_size for span in slab_spans) for slab_spans in dealt]
+    # All tensors may be empty, and there is no memory of no bytes.
+    sizes = [max(1, sum(span.aligned_size for span in slab_spans)) for slab_spans in dealt]
     if pinned:
         slabs = [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
     else:
@@ -90,7 +87,7 @@ def host_copies(
                 tensor = tensors[number]
                 copies[number] = _tensor_at(content, begin + tensor.data_ptr() - span.start, tensor)
             begin += span.aligned_size
-    return [copies[number] for number in range(len(tensors))]
+    return copies
 
 
 def in_own_storage(tensor: torch.Tensor) -> torch.Tensor:
@@ -109,16 +106,12 @@ def in_own_storage(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _spans(tensors: Sequence[torch.Tensor]) -> list[_Span]:
-    """The memory of tensors that hold something, without overlaps.
-
-    Addresses of host and devices are distinct.
-    """
+    """The memory of all tensors, without overlaps. Addresses of host and devices are distinct."""
     storages = [tensor.untyped_storage().data_ptr() for tensor in tensors]
     places = [tensor.data_ptr() for tensor in tensors]
     spans: list[_Span] = []
     last = None
-    holding = [number for number, tensor in enumerate(tensors) if tensor.nbytes]
-    for number in sorted(holding, key=lambda n: (storages[n], places[n])):
+    for number in sorted(range(len(tensors)), key=lambda n: (storages[n], places[n])):
         start, stop = places[number], places[number] + tensors[number].nbytes
         if storages[number] != last or start >= spans[-1].stop:
             spans.append(_Span(start, stop))

@@ -155,13 +155,13 @@ class _LayerStep:
         both = mixed[:, :, : heads + 1]
         if self._norm_weight is not None:
             both = F.rms_norm(both, (self._size,), eps=query_norm.eps).mul_(self._norm_weight)
-        if self._norm_weight is not None or (query_norm is None and key_norm is None):
-            rotated = rotate_token(both, cos, sin)
-            return rotated[:, :, :heads], rotated[:, :, heads], value
-        query, key = mixed[:, :, :heads], mixed[:, :, heads]
-        query = query if query_norm is None else query_norm(query)
-        key = key if key_norm is None else key_norm(key)
-        return rotate_token(query, cos, sin), rotate_token(key, cos, sin), value
+        elif query_norm is not None or key_norm is not None:
+            query, key = both[:, :, :heads], both[:, :, heads]
+            query = query if query_norm is None else query_norm(query)
+            key = key if key_norm is None else key_norm(key)
+            return rotate_token(query, cos, sin), rotate_token(key, cos, sin), value
+        rotated = rotate_token(both, cos, sin)
+        return rotated[:, :, :heads], rotated[:, :, heads], value
 
     def _weight_of_both_norms(self) -> Tensor | None:
         """[n + 1, d] weights by which one norm of queries and key is those of the two modules.

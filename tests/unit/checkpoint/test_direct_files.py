@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from megatron_resrl.checkpoint import direct_files
-from megatron_resrl.checkpoint.direct_files import DirectFile, writing
+from megatron_resrl.checkpoint.direct_files import DirectFile
 
 BUFFER = 8192
 MEMORY = Path("/dev/shm")  # A file system without a disk, on Linux.
@@ -54,7 +54,7 @@ def test_direct_file_replaces_a_longer_one(tmp_path: Path) -> None:
 
 def test_direct_file_takes_other_buffers(tmp_path: Path) -> None:
     floats = memoryview(bytearray(BUFFER * 2)).cast("f")
-    with writing(tmp_path / "file") as file:
+    with DirectFile(tmp_path / "file") as file:
         assert file.write(floats) == BUFFER * 2
         assert file.write(bytearray(b"end")) == 3
     assert (tmp_path / "file").read_bytes() == bytes(BUFFER * 2) + b"end"
@@ -62,7 +62,7 @@ def test_direct_file_takes_other_buffers(tmp_path: Path) -> None:
 
 def test_direct_file_is_whole_once_its_descriptor_is_asked_for(tmp_path: Path) -> None:
     content = bytes(range(256)) * 100
-    with writing(tmp_path / "file") as file:
+    with DirectFile(tmp_path / "file") as file:
         file.write(content)
         os.fsync(file.fileno())
         assert (tmp_path / "file").read_bytes() == content
@@ -118,7 +118,7 @@ def test_direct_file_raises_what_the_system_says(
 def _write_and_compare(path: Path, sizes: list[int]) -> None:
     generator = random.Random(0)
     parts = [generator.randbytes(size) for size in sizes]
-    with writing(path) as file:
+    with DirectFile(path) as file:
         done = 0
         for part in parts:
             assert file.write(part) == len(part)
